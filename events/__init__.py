@@ -1,0 +1,1 @@
+"""The protocol: what is said in the log, and what it means. Imports nothing else of Rift."""

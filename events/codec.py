@@ -1,0 +1,88 @@
+"""Records to bytes and back: JSON, one encoder.
+
+JSON, because a person, DuckDB and any tool in ten years can read it. A record that this reader
+cannot read whole is read event by event: what it cannot read fails one request, not its neighbours.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from events.schema import RECORD_VERSION, AnyEvent, Record
+
+_encoder = msgspec.json.Encoder()
+_record = msgspec.json.Decoder(Record)
+_event = msgspec.json.Decoder(AnyEvent)
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """An event this reader does not understand. It stands for the request it names, if it names one."""
+
+    type: str
+    request: str | None
+    attempt: str | None
+    problem: str
+
+
+class RecordUnreadable(ValueError):
+    """Not a record at all: its reader has to stop, visibly."""
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    version: int
+    writer: str
+    events: list[msgspec.Raw]
+
+
+class _Named(msgspec.Struct, frozen=True):
+    type: str
+    request: str | None = None
+    attempt: str | None = None
+
+
+_envelope = msgspec.json.Decoder(_Envelope)
+_named = msgspec.json.Decoder(_Named)
+
+
+def encode(writer: str, events: Iterable[AnyEvent]) -> bytes:
+    return _encoder.encode(Record(writer=writer, events=tuple(events)))
+
+
+def encode_event(event: AnyEvent) -> bytes:
+    return _encoder.encode(event)
+
+
+def join(writer: str, encoded: Sequence[bytes]) -> bytes:
+    """Return the record of events that were encoded one by one; equal to `encode` of the same events."""
+    head = b'{"version":%d,"writer":%s,"events":[' % (RECORD_VERSION, _encoder.encode(writer))
+    return head + b",".join(encoded) + b"]}"
+
+
+def decode(data: bytes) -> tuple[str, Sequence[AnyEvent | Unreadable]]:
+    """Return the writer and its events in order. Raises RecordUnreadable."""
+    try:
+        record = _record.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_each(data)
+    if record.version != RECORD_VERSION:
+        raise RecordUnreadable(f"record version {record.version}; this reader knows {RECORD_VERSION}")
+    return record.writer, record.events
+
+
+def _decode_each(data: bytes) -> tuple[str, Sequence[AnyEvent | Unreadable]]:
+    try:
+        envelope = _envelope.decode(data)
+        if envelope.version != RECORD_VERSION:
+            raise RecordUnreadable(f"record version {envelope.version}; this reader knows {RECORD_VERSION}")
+        return envelope.writer, [_decode_one(raw) for raw in envelope.events]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordUnreadable(f"no record: {error}") from error
+
+
+def _decode_one(raw: msgspec.Raw) -> Any:
+    try:
+        return _event.decode(raw)
+    except (msgspec.ValidationError, UnicodeDecodeError) as error:
+        named = _named.decode(raw)
+        return Unreadable(named.type, named.request, named.attempt, str(error))

@@ -1,0 +1,73 @@
+"""Ids. A request's id says where its events stand, and is signed so that nobody can make one up.
+
+    req_<shard>_<lane>_<model>_<floor>_<random>_<mac>
+
+`floor` is a sequence below the request's first event: where a reader of its history begins. The MAC
+covers all of it and the account: a foreign or forged id is told from a real one before any read,
+and answers like an unknown one.
+
+Randomness comes in as an argument, so that a simulation can repeat itself.
+"""
+
+import base64
+import hashlib
+import hmac
+import re
+
+import msgspec
+
+from events.subjects import Address
+
+MAC_BYTES = 8
+RANDOM_BYTES = 10
+SECRET_BYTES = 32
+
+_REQUEST_ID = re.compile(
+    r"req_(\d{1,4})_([a-z0-9]{8,32})_([a-z0-9-]{1,63})_(\d{1,19})_([a-z2-7]{16})_([a-z2-7]{13})"
+)
+
+
+class RequestId(msgspec.Struct, frozen=True):
+    text: str
+    at: Address
+    floor: int
+
+
+def new_request_id(*, secret: bytes, account: str, at: Address, floor: int, entropy: bytes) -> str:
+    assert len(entropy) == RANDOM_BYTES, f"a request id takes {RANDOM_BYTES} random bytes"
+    body = f"req_{at.shard}_{at.lane}_{at.model}_{floor}_{_base32(entropy)}"
+    return f"{body}_{_mac(secret, body, account)}"
+
+
+def verified(text: str, *, secret: bytes, account: str) -> RequestId | None:
+    """Return the parsed id if this installation issued it to this account, else None."""
+    parsed = parse_request_id(text)
+    if parsed is None:
+        return None
+    body, _, mac = text.rpartition("_")
+    return parsed if hmac.compare_digest(mac, _mac(secret, body, account)) else None
+
+
+def parse_request_id(text: str) -> RequestId | None:
+    """Return the parsed id, its MAC unchecked: for readers of the log, which trust its writers."""
+    match = _REQUEST_ID.fullmatch(text)
+    if match is None:
+        return None
+    return RequestId(text, Address(int(match[1]), match[2], match[3]), int(match[4]))
+
+
+def new_attempt_id(entropy: bytes) -> str:
+    return f"att_{_base32(entropy)}"
+
+
+def new_lane_id(entropy: bytes) -> str:
+    return _base32(entropy)
+
+
+def _mac(secret: bytes, body: str, account: str) -> str:
+    digest = hmac.new(secret, f"{body}\0{account}".encode(), hashlib.sha256).digest()
+    return _base32(digest[:MAC_BYTES])
+
+
+def _base32(data: bytes) -> str:
+    return base64.b32encode(data).decode().rstrip("=").lower()

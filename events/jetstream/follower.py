@@ -1,0 +1,122 @@
+"""A live reader: an ephemeral push consumer that is replaced whenever continuity is in doubt."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import anyio
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from events.jetstream import wire
+from events.log import LogError, Stored
+
+log = logging.getLogger(__name__)
+
+# A reader hears at least a heartbeat a second; three missed ones mean that it must reopen.
+HEARTBEAT_S = 1.0
+SILENCE_S = 3.5
+
+# How long the broker keeps a reader that it does not hear of: longer than any reconnect in order.
+INACTIVE_S = 30
+
+# A reader that cannot reopen tries again this often.
+RETRY_S = 0.5
+
+Api = Callable[[str, Any], Awaitable[dict[str, Any]]]
+
+
+class Follower:
+    """Hands out every stored message of its subjects, in order, none twice."""
+
+    def __init__(self, client: Client, api: Api, stream: str, subjects: Sequence[str], after: int) -> None:
+        self.position = after
+        self._client, self._api = client, api
+        self._stream, self._subjects = stream, subjects
+        self._subscription: Any = None
+        self._consumer = ""
+        self._next = 1
+        self._batch: list[Stored] = []
+        self._flow: list[str] = []
+        self._broken: str | None = None
+        self._wake = anyio.Event()
+
+    async def open(self) -> None:
+        self._consumer = self._client.new_inbox().rpartition(".")[2]
+        self._next, self._broken = 1, None
+        inbox = self._client.new_inbox()
+        self._subscription = await self._client.subscribe(inbox, cb=self._on_message)
+        request = wire.reader(
+            self._stream,
+            self._consumer,
+            self._subjects,
+            after=self.position,
+            inactive_s=INACTIVE_S,
+            deliver_subject=inbox,
+            flow_control=True,
+            idle_heartbeat=int(HEARTBEAT_S * wire.NANOSECONDS),
+        )
+        await self._api(f"CONSUMER.CREATE.{self._stream}.{self._consumer}", request)
+
+    async def close(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None and not self._client.is_closed:
+            await subscription.unsubscribe()
+            await self._client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}")
+
+    def interrupt(self) -> None:
+        """The connection was lost: what the broker sent meanwhile is lost with it."""
+        self._break("connection lost")
+        self._wake.set()
+
+    def _break(self, why: str) -> None:
+        self._broken = self._broken or why
+
+    async def _on_message(self, message: Msg) -> None:
+        headers = message.headers or {}
+        if wire.status(message) is None:
+            _, stored, consumer_sequence = wire.delivered(message)
+            if consumer_sequence != self._next:
+                self._break(f"gap before {consumer_sequence}, {self._next} was due")
+            elif self._broken is None:
+                self._next += 1
+                self._batch.append(stored)
+        elif message.reply:
+            self._flow.append(message.reply)
+        elif (last := headers.get("Nats-Last-Consumer")) and int(last) != self._next - 1:
+            self._break(f"gap: the consumer is at {last}, {self._next - 1} came")
+        if stalled := headers.get("Nats-Consumer-Stalled"):
+            self._flow.append(stalled)
+        self._wake.set()
+
+    def __aiter__(self) -> "Follower":
+        return self
+
+    async def __anext__(self) -> Sequence[Stored]:
+        while True:
+            while self._flow:
+                await self._client.publish(self._flow.pop(0))
+            if self._batch:
+                batch, self._batch = self._batch, []
+                self.position = batch[-1].sequence
+                return batch
+            if self._broken is not None:
+                await self._reopen(self._broken)
+            with anyio.move_on_after(SILENCE_S) as silence:
+                await self._wake.wait()
+            self._wake = anyio.Event()
+            if silence.cancelled_caught:
+                self._break("silence")
+
+    async def _reopen(self, why: str) -> None:
+        """Replace the consumer, for as long as it takes: the position says what is still owed."""
+        log.warning("%s %s: %s; reading on after %d", self._stream, self._subjects, why, self.position)
+        while True:
+            try:
+                await self.close()
+                await self.open()
+                return
+            except (LogError, nats.errors.Error) as error:
+                log.warning("%s: %s", self._stream, error)
+                await anyio.sleep(RETRY_S)

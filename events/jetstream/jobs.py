@@ -1,0 +1,106 @@
+"""A worker's deliveries: a durable consumer's messages, pulled as slots are free."""
+
+import json
+
+import anyio
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from events.jetstream import wire
+from events.log import Job
+
+# A frozen client's outstanding pull swallows the next job until ack_wait: so pulls are short.
+PULL_EXPIRES_S = 2.0
+
+# A pull whose end was lost with a connection is forgotten so long after it should have ended.
+PULL_GRACE_S = 0.5
+
+# Long enough for a slow fsync, short enough that a frozen worker's job is taken over soon.
+ACK_WAIT_S = 5.0
+
+
+def consumer(name: str, subject: str) -> dict[str, object]:
+    return {
+        "durable_name": name,
+        "name": name,
+        "ack_policy": "explicit",
+        "ack_wait": int(ACK_WAIT_S * wire.NANOSECONDS),
+        "max_deliver": -1,
+        "max_ack_pending": -1,
+        "max_waiting": 4096,
+        "deliver_policy": "all",
+        "replay_policy": "instant",
+        "filter_subject": subject,
+    }
+
+
+class Jobs:
+    """Hands out deliveries, never more than were wanted."""
+
+    def __init__(self, client: Client, stream: str, consumer: str) -> None:
+        self.epoch = 0
+        self._client = client
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._inbox = client.new_inbox()
+        self._pulls: dict[str, tuple[int, float]] = {}
+        self._count = 0
+        self._wanted = 0
+        self._received: list[Job] = []
+        self._wake = anyio.Event()
+
+    async def open(self) -> None:
+        self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._on_message)
+
+    async def close(self) -> None:
+        if self._client.is_closed:
+            return
+        await self._subscription.unsubscribe()
+        for job in self._received:
+            await self._client.publish(job.ack, b"-NAK")
+
+    def want(self, slots: int) -> None:
+        self._wanted = slots
+        self._wake.set()
+
+    def interrupt(self) -> None:
+        """The connection was lost, and every outstanding pull with it."""
+        self.epoch += 1
+        self._pulls.clear()
+        self._wake.set()
+
+    async def _on_message(self, message: Msg) -> None:
+        pull = message.subject
+        status = wire.status(message)
+        if status is None:
+            deliveries, stored, _ = wire.delivered(message)
+            self._received.append(Job(stored, message.reply, deliveries, self.epoch))
+            left, until = self._pulls.pop(pull, (1, 0.0))
+            if left > 1:
+                self._pulls[pull] = (left - 1, until)
+        elif status != "100":
+            self._pulls.pop(pull, None)
+        self._wake.set()
+
+    def __aiter__(self) -> "Jobs":
+        return self
+
+    async def __anext__(self) -> Job:
+        while not self._received:
+            await self._pull()
+            with anyio.move_on_after(PULL_EXPIRES_S):
+                await self._wake.wait()
+            self._wake = anyio.Event()
+        self._wanted -= 1
+        return self._received.pop(0)
+
+    async def _pull(self) -> None:
+        now = anyio.current_time()
+        self._pulls = {pull: state for pull, state in self._pulls.items() if state[1] > now}
+        batch = self._wanted - sum(left for left, _ in self._pulls.values())
+        if batch <= 0 or not self._client.is_connected:
+            return
+        self._count += 1
+        reply = f"{self._inbox}.{self._count}"
+        self._pulls[reply] = (batch, now + PULL_EXPIRES_S + PULL_GRACE_S)
+        ask = {"batch": batch, "expires": int(PULL_EXPIRES_S * wire.NANOSECONDS)}
+        await self._client.publish(self._next, json.dumps(ask).encode(), reply=reply)

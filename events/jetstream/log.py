@@ -1,0 +1,259 @@
+"""One connection to JetStream: streams, appends, readers, deliveries, questions."""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from events import subjects as names
+from events.jetstream import jobs as deliveries
+from events.jetstream.follower import Follower
+from events.jetstream.jobs import Jobs
+from events.jetstream.scan import scan
+from events.jetstream.wire import ApiError
+from events.log import Conflict, LogError, LogFull, OutcomeUnknown, Stored
+
+log = logging.getLogger(__name__)
+
+Reader = TypeVar("Reader", Follower, Jobs)
+
+SERVER_VERSION_MIN = (2, 15)
+
+# A publish is answered in under a millisecond; two seconds is a broker that restarts or is cut off.
+APPEND_TIMEOUT_S = 2.0
+API_TIMEOUT_S = 5.0
+
+# A broker that starts beside us answers in well under a second; who needs longer waits outside.
+CONNECT_S = 5
+RECONNECT_S = 0.1
+
+# What closing a reader may take before the process goes on without it.
+CLOSE_S = 1.0
+
+# The fleet and the book say little: each gets this part of a shard's room.
+SMALL = 16
+
+ERR_WRONG_LAST_SEQUENCE = (10071, 10164)
+ERR_FULL = (10023, 10047, 10077)
+ERR_STREAM_NOT_FOUND = 10059
+ERR_NO_MESSAGE = 10037
+
+
+class BrokerWrong(LogError):
+    """The broker is not set up as the protocol needs; the message names the difference."""
+
+
+def stream_config(name: str, subject: str, *, replicas: int, max_bytes: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "subjects": [subject],
+        "retention": "limits",
+        "discard": "new",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_bytes": max_bytes,
+        "max_age": 0,
+        "max_msgs": -1,
+        "allow_direct": False,
+        "allow_rollup_hdrs": False,
+        "deny_delete": True,
+        "deny_purge": False,
+        "sealed": False,
+        "no_ack": False,
+    }
+
+
+async def connect(url: str, *, token: str | None, name: str) -> "JetStream":
+    """Return the log at `url`, which reconnects for as long as it is open. Raises LogError."""
+    opened = JetStream()
+    with anyio.move_on_after(CONNECT_S) as scope:
+        opened.connecting = scope
+        try:
+            await opened.client.connect(
+                url,
+                name=name,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # a float is what it is used as
+                connect_timeout=CONNECT_S,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                allow_reconnect=True,
+                disconnected_cb=opened.on_disconnected,
+                error_cb=opened.on_error,
+                token=token,
+            )
+        except (OSError, nats.errors.Error) as error:
+            opened.problem = opened.problem or error
+    opened.connecting = None
+    if not opened.is_connected:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_S):
+            await opened.close()
+        raise LogError(f"no NATS server answers at {url}: {opened.problem or 'no answer'}")
+    return opened
+
+
+class JetStream:
+    """`epoch` counts how often the connection was lost."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self.epoch = 0
+        self.connecting: anyio.CancelScope | None = None
+        self.problem: Exception | None = None
+        self._readers: set[Follower | Jobs] = set()
+
+    @property
+    def is_connected(self) -> bool:
+        return self.client.is_connected
+
+    async def close(self) -> None:
+        await self.client.close()
+
+    async def on_disconnected(self) -> None:
+        self.epoch += 1
+        for reader in self._readers:
+            reader.interrupt()
+
+    async def on_error(self, error: Exception) -> None:
+        self.problem = error
+        if self.connecting is not None:
+            self.connecting.cancel()
+        else:
+            log.warning("connection to the log: %s", error or type(error).__name__)
+
+    async def _api(self, path: str, body: Any = None) -> dict[str, Any]:
+        data = b"" if body is None else json.dumps(body).encode()
+        try:
+            reply = await self.client.request(f"$JS.API.{path}", data, timeout=API_TIMEOUT_S)
+        except (nats.errors.Error, OSError) as error:
+            raise OutcomeUnknown(f"no answer to {path}: {error or type(error).__name__}") from error
+        answer: dict[str, Any] = json.loads(reply.data)
+        if "error" in answer:
+            raise ApiError(path, answer["error"])
+        return answer
+
+    # --- streams -------------------------------------------------------------------------------
+
+    async def ensure_streams(self, *, shards: int, replicas: int, max_bytes: int) -> None:
+        """Create what is missing and compare what is there. Raises BrokerWrong naming a difference."""
+        version = self.client.connected_server_version
+        if (version.major, version.minor) < SERVER_VERSION_MIN:
+            raise BrokerWrong(f"nats-server {version} is too old; Rift needs 2.15 or newer")
+        wanted = [(names.shard_stream(shard), f"rift.{shard}.>", max_bytes) for shard in range(shards)]
+        wanted += [(names.FLEET, "rift.fleet.>", max_bytes // SMALL), (names.BOOK, "rift.book.>", max_bytes // SMALL)]
+        for name, subject, size in wanted:
+            config = stream_config(name, subject, replicas=replicas, max_bytes=size)
+            await self._ensure_stream(name, config)
+
+    async def _ensure_stream(self, name: str, config: dict[str, Any]) -> None:
+        try:
+            found = (await self._api(f"STREAM.INFO.{name}"))["config"]
+        except ApiError as error:
+            if error.err_code != ERR_STREAM_NOT_FOUND:
+                raise
+            try:
+                found = (await self._api(f"STREAM.CREATE.{name}", config))["config"]
+            except ApiError as refused:
+                raise BrokerWrong(f"stream {name} of {config['max_bytes']} bytes: {refused}") from refused
+        wanted = config | {"persist_mode": "default", "max_bytes": found["max_bytes"]}
+        for field, value in wanted.items():
+            if (is_now := found.get(field, type(value)() if value != "default" else value)) != value:
+                raise BrokerWrong(f"stream {name}: {field} is {is_now!r}, Rift needs {value!r}")
+
+    async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
+        headers = {"Nats-Expected-Stream": stream}
+        if expect_last is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
+        try:
+            reply = await self.client.request(subject, data, timeout=APPEND_TIMEOUT_S, headers=headers)
+        except nats.errors.MaxPayloadError as error:
+            raise LogError(f"a record of {len(data)} bytes is larger than the broker takes") from error
+        except (nats.errors.Error, OSError) as error:
+            raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
+        answer = json.loads(reply.data)
+        if "error" in answer:
+            code = answer["error"].get("err_code")
+            kind = Conflict if code in ERR_WRONG_LAST_SEQUENCE else LogFull if code in ERR_FULL else LogError
+            raise kind(f"append to {stream}: {answer['error'].get('description')}")
+        return int(answer["seq"])
+
+    async def last_sequence(self, stream: str, subject: str | None = None) -> int:
+        if subject is None:
+            return int((await self._api(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+        try:
+            answer = await self._api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        except ApiError as error:
+            if error.err_code == ERR_NO_MESSAGE:
+                return 0
+            raise
+        return int(answer["message"]["seq"])
+
+    # --- readers and deliveries ------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def follow(self, stream: str, subjects: Sequence[str], *, after: int) -> AsyncIterator[Follower]:
+        async with self._open(Follower(self.client, self._api, stream, subjects, after)) as follower:
+            yield follower
+
+    def scan(
+        self, stream: str, subjects: Sequence[str], *, first: int, target: int
+    ) -> AsyncIterator[Sequence[Stored]]:
+        return scan(self.client, self._api, stream, subjects, first=first, target=target)
+
+    @asynccontextmanager
+    async def jobs(self, shard: int, model: str) -> AsyncIterator[Jobs]:
+        stream, consumer = names.shard_stream(shard), f"worker-{model}"
+        subject = names.queue(shard, model)
+        config = deliveries.consumer(consumer, subject)
+        await self._api(
+            f"CONSUMER.CREATE.{stream}.{consumer}.{subject}", {"stream_name": stream, "config": config}
+        )
+        async with self._open(Jobs(self.client, stream, consumer)) as jobs:
+            yield jobs
+
+    @asynccontextmanager
+    async def _open(self, reader: Reader) -> AsyncIterator[Reader]:
+        await reader.open()
+        self._readers.add(reader)
+        try:
+            yield reader
+        finally:
+            self._readers.discard(reader)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_S):
+                await reader.close()
+
+    async def ack(self, ack: str) -> None:
+        await self.client.publish(ack, b"+ACK")
+
+    async def in_progress(self, ack: str) -> None:
+        await self.client.publish(ack, b"+WPI")
+
+    async def give_back(self, ack: str) -> None:
+        await self.client.publish(ack, b"-NAK")
+
+    # --- questions: in no stream -------------------------------------------------------------------
+
+    async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
+        try:
+            return bytes((await self.client.request(subject, data, timeout=timeout_s)).data)
+        except (nats.errors.Error, OSError) as error:
+            raise LogError(f"nobody answers {subject}: {error or type(error).__name__}") from error
+
+    @asynccontextmanager
+    async def answer(self, subject: str, handler: Callable[[bytes], Awaitable[bytes]]) -> AsyncIterator[None]:
+        async def on_message(message: Msg) -> None:
+            await self.client.publish(message.reply, await handler(message.data))
+
+        subscription = await self.client.subscribe(subject, queue="answers", cb=on_message)
+        try:
+            yield
+        finally:
+            if self.client.is_connected:
+                await subscription.unsubscribe()

@@ -1,0 +1,133 @@
+"""The log as the rest of Rift sees it; `jetstream.py` is the real one, `memory.py` its twin.
+
+A *position* is a stream's sequence and an index in the record. Sequences of one stream only grow;
+an append that returned is durable; readers see every stored message of their subjects, in order.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import anyio
+import msgspec
+
+
+class LogError(Exception):
+    """The log could not do what was asked."""
+
+
+class OutcomeUnknown(LogError):
+    """The append may or may not be stored, now or later. Repeating the identical record is safe."""
+
+
+class LogFull(LogError):
+    """The log refused the append and stored nothing."""
+
+
+class Conflict(LogError):
+    """The subject's last sequence is not the expected one; nothing was stored."""
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """One message as the log holds it. `stored_at_ns` is the broker's clock, Unix nanoseconds."""
+
+    subject: str
+    sequence: int
+    stored_at_ns: int
+    data: bytes
+
+
+class Job(msgspec.Struct, frozen=True, gc=False):
+    """One delivery of a `RequestAccepted` to a worker. `ack` is the subject that answers it.
+
+    `deliveries` is a hint: after a broker's crash it starts again at 1. `epoch` is the number of
+    times the connection had been lost when the job came.
+    """
+
+    stored: Stored
+    ack: str
+    deliveries: int
+    epoch: int
+
+
+class Follower(Protocol):
+    """A live, ordered, gapless view of some subjects of one stream."""
+
+    @property
+    def position(self) -> int:
+        """The sequence up to which everything was handed out."""
+
+    def __aiter__(self) -> AsyncIterator[Sequence[Stored]]:
+        """Yield what came since, in order, in batches of at least one."""
+
+
+class Jobs(Protocol):
+    """A worker's share of one model's queue on one shard."""
+
+    def __aiter__(self) -> AsyncIterator[Job]: ...
+
+    def want(self, slots: int) -> None:
+        """Ask for at most so many jobs beyond those that were handed out."""
+
+
+class Log(Protocol):
+    """One connection. `epoch` counts how often it was lost."""
+
+    epoch: int
+
+    @property
+    def is_connected(self) -> bool: ...
+
+    async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
+        """Store durably and return the sequence. `expect_last` is the last sequence the subject must
+        have (0: none). Raises OutcomeUnknown, LogFull, Conflict."""
+
+    async def last_sequence(self, stream: str, subject: str | None = None) -> int:
+        """Return the stream's (or a subject's) last sequence as the stream's leader states it; 0: none."""
+
+    def follow(
+        self, stream: str, subjects: Sequence[str], *, after: int
+    ) -> AbstractAsyncContextManager[Follower]:
+        """Follow from the first message behind `after`. On entry the reader is confirmed."""
+
+    def scan(
+        self, stream: str, subjects: Sequence[str], *, first: int, target: int
+    ) -> AsyncIterator[Sequence[Stored]]:
+        """Yield what the subjects hold from sequence `first` to `target`, and end only once `target`
+        (a sequence of these subjects) was read."""
+
+    def jobs(self, shard: int, model: str) -> AbstractAsyncContextManager[Jobs]: ...
+
+    async def ack(self, ack: str) -> None: ...
+
+    async def in_progress(self, ack: str) -> None: ...
+
+    async def give_back(self, ack: str) -> None: ...
+
+    async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
+        """Ask whoever answers on `subject`, in no stream. Raises LogError where nobody does in time."""
+
+    def answer(
+        self, subject: str, handler: Callable[[bytes], Awaitable[bytes]]
+    ) -> AbstractAsyncContextManager[None]:
+        """Answer questions on `subject`, one at a time, while the context is open."""
+
+
+# Between two tries of the same record; the append's own timeout is most of the wait.
+REPEAT_S = 0.1
+
+
+async def append_until_known(log: Log, stream: str, subject: str, data: bytes, *, within_s: float) -> int:
+    """Repeat the identical record until its outcome is known, and return the sequence of the last.
+
+    The record may be stored more than once: the fold ignores repeats. Raises OutcomeUnknown after
+    `within_s`, LogFull at once.
+    """
+    deadline = anyio.current_time() + within_s
+    while True:
+        try:
+            return await log.append(stream, subject, data)
+        except OutcomeUnknown:
+            if anyio.current_time() > deadline:
+                raise
+        await anyio.sleep(REPEAT_S)

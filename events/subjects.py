@@ -1,0 +1,80 @@
+"""Where events stand: streams and subjects. No request id and no client text is ever a subject, so
+the broker's memory does not grow with traffic.
+
+    RIFT_<shard>  rift.<shard>.request|work|cancel.<lane>.<model>, rift.<shard>.lane.<lane>
+    RIFT_FLEET    rift.fleet.<model>
+    RIFT_BOOK     rift.book.<kind>.<id>
+
+`<model>` is the model's slug, `<lane>` the random id of one gateway process.
+"""
+
+import re
+
+import msgspec
+
+FLEET = "RIFT_FLEET"
+BOOK = "RIFT_BOOK"
+KEYS = "RIFT_KEYS"
+
+_REQUEST_SUBJECT = re.compile(r"rift\.(\d{1,4})\.(request|work|cancel)\.([a-z0-9]+)\.([a-z0-9-]+)")
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where the events of a request stand."""
+
+    shard: int
+    lane: str
+    model: str
+
+
+def shard_stream(shard: int) -> str:
+    return f"RIFT_{shard}"
+
+
+def request(at: Address) -> str:
+    return f"rift.{at.shard}.request.{at.lane}.{at.model}"
+
+
+def work(at: Address) -> str:
+    return f"rift.{at.shard}.work.{at.lane}.{at.model}"
+
+
+def cancel(at: Address) -> str:
+    return f"rift.{at.shard}.cancel.{at.lane}.{at.model}"
+
+
+def lane(shard: int, lane_id: str) -> str:
+    return f"rift.{shard}.lane.{lane_id}"
+
+
+def history(at: Address) -> tuple[str, str, str]:
+    """Everything that can hold events of a request at this address."""
+    return request(at), work(at), cancel(at)
+
+
+def answers(shard: int, lane_id: str) -> tuple[str, str]:
+    """What a gateway follows for its lane."""
+    return f"rift.{shard}.work.{lane_id}.>", f"rift.{shard}.cancel.{lane_id}.>"
+
+
+def of_model(shard: int, model: str) -> tuple[str, str]:
+    """What a worker follows for its model."""
+    return f"rift.{shard}.work.*.{model}", f"rift.{shard}.cancel.*.{model}"
+
+
+def queue(shard: int, model: str) -> str:
+    return f"rift.{shard}.request.*.{model}"
+
+
+def fleet(model: str) -> str:
+    return f"rift.fleet.{model}"
+
+
+def book(kind: str, entry: str) -> str:
+    return f"rift.book.{kind}.{entry}"
+
+
+def parse(subject: str) -> Address | None:
+    """Return the address of a request's event, or None for any other subject."""
+    match = _REQUEST_SUBJECT.fullmatch(subject)
+    return Address(int(match[1]), match[3], match[4]) if match else None

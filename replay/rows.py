@@ -1,0 +1,196 @@
+"""The rows the fold makes: one struct per fact table of `sql/tables.sql`, its fields the columns.
+
+What lives here: shapes. A row says ids, numbers, times and positions; never content.
+"""
+
+from typing import ClassVar
+
+import msgspec
+
+from events import schema
+
+REPLICA_EVENTS: dict[type, str] = {
+    schema.ReplicaStarting: "starting",
+    schema.ReplicaReady: "ready",
+    schema.ReplicaReported: "reported",
+    schema.ReplicaDraining: "draining",
+    schema.ReplicaStopped: "stopped",
+    schema.ReplicaLost: "lost",
+}
+
+
+class Row(msgspec.Struct):
+    table: ClassVar[str]
+
+
+class RequestRow(Row):
+    """One request. Open ones change until they end."""
+
+    table = "ended_requests"
+
+    request_id: str
+    account: str
+    key: str
+    model: str
+    kind: str
+    plan: str
+    price_version: int
+    stream: bool
+    group_id: str | None
+    choice: int
+    accepted_at_ns: int
+    accepted_sequence: int
+    accepted_position: str
+    state: str = "queued"
+    finish_reason: str | None = None
+    ended_by: str | None = None
+    cancel_reason: str | None = None
+    error_code: str | None = None
+    simulated: bool = False
+    finish_differs: bool = False
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    attempts: int = 0
+    deaths: int = 0
+    events: int = 0
+    charge_nanousd: int = 0
+    started_at_ns: int | None = None
+    first_token_at_ns: int | None = None
+    last_token_at_ns: int | None = None
+    finished_at_ns: int | None = None
+    finished_position: str | None = None
+
+
+class AttemptRow(Row):
+    """One counted attempt. `last_event_at_ns` is the last event of its own that counted."""
+
+    table = "ended_attempts"
+
+    attempt_id: str
+    request_id: str
+    model: str
+    number: int
+    worker: str
+    engine: str
+    model_digest: str
+    simulated: bool
+    resume_index: int
+    started_at_ns: int
+    last_event_at_ns: int
+    started_position: str
+    outcome: str = "running"
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    first_token_at_ns: int | None = None
+    ended_at_ns: int | None = None
+
+
+class ReplicaRow(Row, kw_only=True):
+    """One event of one replica; what its kind of event does not say is null."""
+
+    table = "replica_events"
+
+    replica: str
+    model: str
+    event: str
+    engine: str | None = None
+    hardware: str | None = None
+    gpus: int | None = None
+    slots: int | None = None
+    start_ns: int | None = None
+    context_tokens: int | None = None
+    running: int | None = None
+    waiting: int | None = None
+    kv_used_tokens: int | None = None
+    why: str | None = None
+    position: str
+    at_ns: int
+
+
+class DecisionRow(Row):
+    """One scaling decision; `positions` and `inputs` are JSON objects of integers."""
+
+    table = "scale_decisions"
+
+    model: str
+    from_replicas: int
+    to_replicas: int
+    reason: str
+    policy: str
+    positions: str
+    inputs: str
+    epoch: int
+    decided_at_ns: int
+    position: str
+    at_ns: int
+
+
+class BookRow(Row):
+    """One event of the book that counts: the first with its id."""
+
+    table = "book_entries"
+
+    id: str
+    event: str
+    position: str
+    at_ns: int
+
+
+class AccountRow(Row):
+    table = "opened_accounts"
+
+    account: str
+    position: str
+    at_ns: int
+
+
+class KeyRow(Row):
+    """One issued key, without its hash."""
+
+    table = "issued_keys"
+
+    key: str
+    account: str
+    scopes: list[str]
+    models: list[str] | None
+    expires_at_ns: int | None
+    position: str
+    at_ns: int
+
+
+class RevocationRow(Row):
+    table = "revoked_keys"
+
+    key: str
+    account: str
+    position: str
+    at_ns: int
+
+
+class PriceRow(Row):
+    """One model's price in one version of the price list, nano-USD a token."""
+
+    table = "published_prices"
+
+    version: int
+    model: str
+    prompt_nanousd: int
+    output_nanousd: int
+    cached_prompt_nanousd: int | None
+    second_nanousd: int | None
+    position: str
+    at_ns: int
+
+
+FACTS: tuple[type[Row], ...] = (
+    RequestRow,
+    AttemptRow,
+    ReplicaRow,
+    DecisionRow,
+    BookRow,
+    AccountRow,
+    KeyRow,
+    RevocationRow,
+    PriceRow,
+)

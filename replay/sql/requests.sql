@@ -1,0 +1,39 @@
+-- One row per accepted request.
+create view requests as
+with everything as (
+    from facts.ended_requests
+    union all
+    select * exclude (life) from facts.open_requests
+)
+select
+    request_id,
+    account,
+    key,
+    model,
+    kind,
+    state,
+    finish_reason,
+    ended_by,
+    cancel_reason,
+    error_code,
+    prompt_tokens,
+    output_tokens,
+    cached_tokens,
+    attempts,
+    deaths,
+    events,
+    charge_nanousd,
+    price_version,
+    plan,
+    stream,
+    simulated,
+    group_id,
+    choice,
+    accepted_at_ns,
+    started_at_ns,
+    first_token_at_ns,
+    last_token_at_ns,
+    finished_at_ns,
+    accepted_position,
+    finished_position
+from everything;

@@ -1,0 +1,157 @@
+-- The facts: append-only but for the open_ tables and `applied`. No keys and no indexes: the fold
+-- sees to it that a fact is entered once, and the checks beside the relations hold it.
+create schema facts;
+
+-- One row: what made this file. Another version refuses it.
+create table facts.made_by (version varchar not null);
+
+-- One row per stream: up to where it is folded, and the record that stopped it, if one did.
+create table facts.applied (
+    stream varchar not null,
+    sequence bigint not null,
+    stored_at_ns bigint not null,
+    stopped_sequence bigint,
+    stopped_why varchar
+);
+
+-- One row per ended request.
+create table facts.ended_requests (
+    request_id varchar not null,
+    account varchar not null,
+    key varchar not null,
+    model varchar not null,
+    kind varchar not null,
+    plan varchar not null,
+    price_version bigint not null,
+    stream boolean not null,
+    group_id varchar,
+    choice bigint not null,
+    accepted_at_ns bigint not null,
+    accepted_sequence bigint not null,
+    accepted_position varchar not null,
+    state varchar not null,
+    finish_reason varchar,
+    ended_by varchar,
+    cancel_reason varchar,
+    error_code varchar,
+    simulated boolean not null,
+    finish_differs boolean not null,
+    prompt_tokens bigint not null,
+    cached_tokens bigint not null,
+    output_tokens bigint not null,
+    attempts bigint not null,
+    deaths bigint not null,
+    events bigint not null,
+    charge_nanousd hugeint not null,
+    started_at_ns bigint,
+    first_token_at_ns bigint,
+    last_token_at_ns bigint,
+    finished_at_ns bigint,
+    finished_position varchar
+);
+
+-- One row per request under way; `life` is its place in the lifecycle, as JSON, to go on from.
+create table facts.open_requests as
+select *, '' as life from facts.ended_requests limit 0;
+
+-- One row per counted attempt that is over.
+create table facts.ended_attempts (
+    attempt_id varchar not null,
+    request_id varchar not null,
+    model varchar not null,
+    number bigint not null,
+    worker varchar not null,
+    engine varchar not null,
+    model_digest varchar not null,
+    simulated boolean not null,
+    resume_index bigint not null,
+    started_at_ns bigint not null,
+    last_event_at_ns bigint not null,
+    started_position varchar not null,
+    outcome varchar not null,
+    cached_tokens bigint not null,
+    output_tokens bigint not null,
+    first_token_at_ns bigint,
+    ended_at_ns bigint
+);
+
+-- One row per live attempt of a request under way.
+create table facts.open_attempts as
+select * from facts.ended_attempts limit 0;
+
+-- One row per event of a replica.
+create table facts.replica_events (
+    replica varchar not null,
+    model varchar not null,
+    event varchar not null,
+    engine varchar,
+    hardware varchar,
+    gpus bigint,
+    slots bigint,
+    start_ns bigint,
+    context_tokens bigint,
+    running bigint,
+    waiting bigint,
+    kv_used_tokens bigint,
+    why varchar,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+-- One row per scaling decision.
+create table facts.scale_decisions (
+    model varchar not null,
+    from_replicas bigint not null,
+    to_replicas bigint not null,
+    reason varchar not null,
+    policy varchar not null,
+    positions varchar not null,
+    inputs varchar not null,
+    epoch bigint not null,
+    decided_at_ns bigint not null,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+-- One row per event of the book that counts: the first with its id.
+create table facts.book_entries (
+    id varchar not null,
+    event varchar not null,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+create table facts.opened_accounts (
+    account varchar not null,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+create table facts.issued_keys (
+    key varchar not null,
+    account varchar not null,
+    scopes varchar[] not null,
+    models varchar[],
+    expires_at_ns bigint,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+create table facts.revoked_keys (
+    key varchar not null,
+    account varchar not null,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+-- One row per model and version of the price list; nano-USD a token (or a second).
+create table facts.published_prices (
+    version bigint not null,
+    model varchar not null,
+    prompt_nanousd bigint not null,
+    output_nanousd bigint not null,
+    cached_prompt_nanousd bigint,
+    second_nanousd bigint,
+    position varchar not null,
+    at_ns bigint not null
+);

@@ -1,0 +1,314 @@
+"""The DuckDB file: facts of the fold, the position they reach, and answers to SQL. The one door to DuckDB.
+
+One process has the file open, and one thread at a time applies to it. Facts and position commit in
+one transaction, so that a process may die anywhere: the next one goes on where the file stands. The
+file holds nothing that the log does not say: deleting it costs the time to fold the log again.
+"""
+
+import hashlib
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+import duckdb
+import msgspec
+from msgspec.structs import astuple
+
+from events.lifecycle import Life
+from events.log import Stored
+from replay import fold
+from replay.answer import Answer, QueryRefused, plain
+from replay.fold import Changes, Fold, Position, Stop
+from replay.rows import AttemptRow, PriceRow, RequestRow, Row
+
+# In the order in which they are made: each may read those before it.
+RELATIONS = ("requests", "attempts", "replicas", "usage", "latency", "prices", "accounts", "keys", "lag")
+
+# What the rows mean. Raise it when the fold changes and the tables do not: older files are then refused.
+FOLD_VERSION = 1
+
+# An answer is read by a person or a script: more rows want a LIMIT or an aggregate.
+ROWS_MAX = 100_000
+# A question must not hold a core for longer than its asker waits (15 s, `control/questions.py`).
+TIME_MAX_S = 10.0
+
+# DuckDB's own default is 80 % of the machine, which an engine wants for itself. Two gigabytes fold
+# and aggregate ten million requests; what does not fit is spilled beside the file.
+MEMORY_MAX = "2GB"
+SPILL_MAX = "8GB"
+# A pivot over more columns takes memory that no limit counts.
+PIVOT_MAX = 1_000
+
+CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": False,
+    "python_enable_replacements": False,
+    "autoload_known_extensions": False,
+    "autoinstall_known_extensions": False,
+    "allow_community_extensions": False,
+    "memory_limit": MEMORY_MAX,
+    "max_temp_directory_size": SPILL_MAX,
+    "pivot_limit": PIVOT_MAX,
+    "lock_configuration": True,
+}
+
+ALLOWED = f"allowed is one SELECT over {', '.join(RELATIONS)}"
+
+
+ZONED = "times with a zone are not answered (the log's are integers, nanoseconds); write them as ::varchar"
+
+
+class WarehouseError(Exception):
+    """The file cannot be used; the message names it and what to do."""
+
+
+class WarehouseBusy(WarehouseError):
+    """Another process has the file open."""
+
+
+class ProjectionStopped(Exception):
+    """A record cannot be folded. Everything before it is, and nothing behind it will be."""
+
+    def __init__(self, stream: str, stop: Stop) -> None:
+        super().__init__(f"the projection stopped at {stream}:{stop.sequence}: {stop.why}")
+        self.stream, self.stop = stream, stop
+
+
+def sql(name: str) -> str:
+    """Return the text of one file of `replay/sql/`."""
+    return (files("replay") / "sql" / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def schema_version() -> str:
+    """What has to be equal for a file to be gone on with: every relation, and what the fold means."""
+    text = "\n".join(sql(name) for name in ("tables", *RELATIONS))
+    return f"{FOLD_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+class Warehouse:
+    """Open it with `Warehouse.open`. `apply` is for one thread at a time, `query` for any."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+        self._writer = connection.cursor()
+        self._opening = threading.Lock()
+        self._fold = self._restored()
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open or create the file; its folder must exist. Raises WarehouseError, WarehouseBusy."""
+        try:
+            connection = duckdb.connect(str(path), config=CONFIG)
+        except duckdb.Error as error:
+            if "Conflicting lock" in str(error):
+                raise WarehouseBusy(f"{path} is open in another process") from error
+            raise WarehouseError(f"{path} cannot be opened: {error}") from error
+        try:
+            _make_or_refuse(connection, path)
+            return cls(connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    def close(self) -> None:
+        self._writer.close()
+        self._connection.close()
+
+    # --- applying --------------------------------------------------------------------------------
+
+    def positions(self) -> dict[str, int]:
+        """Return the sequence up to which each stream was applied; a stream not named, none."""
+        return {stream: position.sequence for stream, position in self._fold.positions.items()}
+
+    def apply(self, stream: str, messages: Sequence[Stored]) -> None:
+        """Fold messages of one stream, in its order; those applied before are passed over.
+
+        Raises ProjectionStopped at a record that cannot be folded, with everything before it
+        committed, and BookBehind with nothing done.
+        """
+        batch = fold.read(stream, messages)
+        ended = self._ended(self._fold.new_requests(batch))
+        with self._transaction():
+            changes = self._fold.apply(batch, ended=ended)
+            self._write(stream, changes)
+        if changes.stop is not None:
+            raise ProjectionStopped(stream, changes.stop)
+
+    def stop(self, stream: str, stop: Stop) -> NoReturn:
+        """Write down why a stream cannot go on, and raise ProjectionStopped."""
+        with self._transaction():
+            self._write(stream, Changes(self._fold.position(stream), [], set(), stop))
+        raise ProjectionStopped(stream, stop)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of the block or nothing, in the file and in the fold."""
+        self._writer.begin()
+        try:
+            yield
+            self._writer.commit()
+        except BaseException:
+            self._writer.rollback()
+            self._fold = self._restored()
+            raise
+
+    def _ended(self, floors: dict[str, int]) -> frozenset[str]:
+        """Return which of these requests ended before. Only rows behind the lowest floor are looked at."""
+        if not floors:
+            return frozenset()
+        found = self._writer.execute(
+            "select request_id from facts.ended_requests"
+            " where accepted_sequence > ? and request_id in (select unnest(?))",
+            [min(floors.values()), list(floors)],
+        )
+        return frozenset(request for (request,) in found.fetchall())
+
+    def _write(self, stream: str, changes: Changes) -> None:
+        by_table: dict[str, list[Row]] = defaultdict(list)
+        for row in changes.rows:
+            by_table[row.table].append(row)
+        for table, rows in by_table.items():
+            self._append(table, rows)
+        if changes.touched:
+            self._replace_open(changes.touched)
+        position, stop = changes.position, changes.stop
+        stopped = (stop.sequence, stop.why) if stop is not None else (None, None)
+        self._writer.execute("delete from facts.applied where stream = ?", [stream])
+        self._writer.execute(
+            "insert into facts.applied values (?, ?, ?, ?, ?)",
+            [stream, position.sequence, position.stored_at_ns, *stopped],
+        )
+
+    def _replace_open(self, touched: set[str]) -> None:
+        for table in ("open_requests", "open_attempts"):
+            self._writer.execute(
+                f"delete from facts.{table} where request_id in (select unnest(?))", [sorted(touched)]
+            )
+        still = [(request, self._fold.open[request]) for request in sorted(touched & self._fold.open.keys())]
+        lives = [_encode_life(self._fold.lives[request]) for request, _ in still]
+        self._append("open_requests", [under_way.row for _, under_way in still], lives)
+        self._append("open_attempts", [u.attempt for _, u in still if u.attempt is not None])
+
+    def _append(self, table: str, rows: Sequence[Row], lives: Sequence[str] | None = None) -> None:
+        if not rows:
+            return
+        columns = list(rows[0].__struct_fields__)
+        tuples: Iterable[tuple[Any, ...]] = map(astuple, rows)
+        if lives is not None:
+            columns.append("life")
+            tuples = ((*row, life) for row, life in zip(tuples, lives, strict=True))
+        appender = self._writer.appender(f"facts.{table}", columns=columns)
+        appender.append_rows(tuples)
+        appender.flush()
+
+    def _restored(self) -> Fold:
+        """The fold as the file holds it."""
+        restored = Fold()
+        applied = self._writer.execute("select stream, sequence, stored_at_ns from facts.applied").fetchall()
+        restored.positions = {stream: Position(sequence, at_ns) for stream, sequence, at_ns in applied}
+        ids = self._writer.execute("select id from facts.book_entries").fetchall()
+        restored.restore_book((entry for (entry,) in ids), map(_row(PriceRow), self._rows(PriceRow)))
+        attempts = {row[1]: row for row in self._rows(AttemptRow, "open_attempts")}
+        for *row, life in self._rows(RequestRow, "open_requests", "life"):
+            attempt = attempts.get(row[0])
+            restored.restore_request(
+                RequestRow(*row), _decode_life(life), AttemptRow(*attempt) if attempt is not None else None
+            )
+        return restored
+
+    def _rows(self, kind: type[Row], table: str | None = None, *more: str) -> list[tuple[Any, ...]]:
+        columns = ", ".join((*kind.__struct_fields__, *more))
+        return self._writer.execute(
+            f"select {columns} from facts.{table or kind.table} order by rowid"
+        ).fetchall()
+
+    # --- answering -------------------------------------------------------------------------------
+
+    def query(self, text: str, *, rows_max: int = ROWS_MAX, time_max_s: float = TIME_MAX_S) -> Answer:
+        """Answer one SELECT, as of now, on a connection of its own. Raises QueryRefused."""
+        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise QueryRefused("the question is not Unicode text")
+        with self._opening:
+            cursor = self._connection.cursor()
+        timer = threading.Timer(time_max_s, cursor.interrupt)
+        timer.daemon = True
+        timer.start()
+        try:
+            return _answer(cursor, text, rows_max)
+        except duckdb.InterruptException as error:
+            raise QueryRefused(f"not answered within {time_max_s:g} s; ask for less") from error
+        except duckdb.OutOfMemoryException as error:
+            raise QueryRefused(f"the answer takes more than {MEMORY_MAX} of memory; ask for less") from error
+        except (duckdb.PermissionException, duckdb.TransactionException) as error:
+            raise QueryRefused(f"{_first_line(error)}; {ALLOWED}") from error
+        except OverflowError as error:
+            raise QueryRefused("the answer holds a value out of range; write it as ::varchar") from error
+        except duckdb.Error as error:
+            problem = ZONED if "pytz" in str(error) else str(error)
+            raise QueryRefused(problem) from error
+        finally:
+            timer.cancel()
+            timer.join()
+            # A result that is not read to its end goes on being made until it is interrupted.
+            cursor.interrupt()
+            cursor.close()
+
+
+def _make_or_refuse(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    wanted = schema_version()
+    tables = connection.execute("select schema_name || '.' || table_name from duckdb_tables()").fetchall()
+    if not tables:
+        connection.begin()
+        for name in ("tables", *RELATIONS):
+            connection.execute(sql(name))
+        connection.execute("insert into facts.made_by values (?)", [wanted])
+        connection.commit()
+        return
+    found = None
+    if ("facts.made_by",) in tables:
+        found = connection.execute("select version from facts.made_by").fetchone()
+    if found != (wanted,):
+        made_by = f"schema {found[0]}" if found is not None else "something else"
+        raise WarehouseError(
+            f"{path} was made by {made_by}, and this is schema {wanted}: delete the file. "
+            "It is only a fold, and is built again from the log."
+        )
+
+
+def _answer(cursor: duckdb.DuckDBPyConnection, text: str, rows_max: int) -> Answer:
+    statements = cursor.extract_statements(text)
+    kinds = [statement.type.name for statement in statements]
+    if kinds != ["SELECT"]:
+        raise QueryRefused(f"{' and '.join(kinds) or 'nothing'} is not answered; {ALLOWED}")
+    cursor.execute("begin transaction read only")
+    cursor.execute(statements[0])
+    columns = cursor.description or []
+    if any("WITH TIME ZONE" in str(kind) for _, kind, *_ in columns):
+        raise QueryRefused(ZONED)
+    rows = cursor.fetchmany(rows_max + 1)
+    if len(rows) > rows_max:
+        raise QueryRefused(f"the answer has more than {rows_max} rows; use LIMIT")
+    return Answer([name for name, *_ in columns], [[plain(value) for value in row] for row in rows])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+_lives = msgspec.json.Encoder(order="deterministic")
+_life = msgspec.json.Decoder(Life)
+
+
+def _encode_life(life: Life) -> str:
+    return _lives.encode(life).decode()
+
+
+def _decode_life(text: str) -> Life:
+    return _life.decode(text)
+
+
+def _row(kind: type[PriceRow]) -> Any:
+    return lambda row: kind(*row)

@@ -1,0 +1,81 @@
+"""The models an installation knows: shipped in `catalogue.toml`, added to by its `rift.toml`.
+
+What lives here: names, limits, list prices and how each model is served on which hardware. What
+must not: whether a replica runs now (the log says that) and the price in force (the book does).
+"""
+
+import re
+from importlib.resources import files
+from typing import Annotated, Any
+
+import msgspec
+
+NANOUSD_DIGITS = 3
+# Up to a million USD per million tokens: a typing mistake of six digits is still refused.
+PRICE = re.compile(r"(?P<whole>[0-9]{1,6})(?:\.(?P<part>[0-9]{1,3})0*)?")
+
+ModelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._:-]{0,62}$")]
+Argument = bool | int | float | str
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one hardware serves a model: vLLM's engine arguments and environment."""
+
+    gpus: int = 0
+    args: dict[str, Argument] = {}
+    env: dict[str, str] = {}
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`source` is a local path, a model hub's id, or `builtin:` and a name known to `prepare`."""
+
+    source: str
+    context_tokens: Annotated[int, msgspec.Meta(ge=16)]
+    prompt_usd: str
+    output_usd: str
+    title: str = ""
+    profiles: dict[str, Profile] = {}
+
+
+Catalogue = dict[ModelName, Model]
+
+
+class CatalogueWrong(ValueError):
+    """A model's entry cannot be used; the message names the model and what to write instead."""
+
+
+def shipped() -> Catalogue:
+    return load(msgspec.toml.decode((files("rift") / "catalogue.toml").read_bytes())["models"])
+
+
+def load(entries: Any) -> Catalogue:
+    """Return the catalogue of decoded TOML. Raises CatalogueWrong."""
+    try:
+        catalogue = msgspec.convert(entries, Catalogue)
+    except msgspec.ValidationError as error:
+        raise CatalogueWrong(f"models: {error}") from error
+    slugs: dict[str, str] = {}
+    for name, model in catalogue.items():
+        if (other := slugs.setdefault(slug(name), name)) != name:
+            raise CatalogueWrong(f"models {other!r} and {name!r} would share one subject; rename one of them")
+        for field in ("prompt_usd", "output_usd"):
+            nanousd_per_token(getattr(model, field), where=f"models.{name}.{field}")
+    return catalogue
+
+
+def slug(name: str) -> str:
+    """The model's name as one token of a subject."""
+    return re.sub(r"[^a-z0-9]", "-", name)
+
+
+def nanousd_per_token(usd_per_million: str, *, where: str) -> int:
+    """Return nano-USD a token for USD per million tokens, exactly. Raises CatalogueWrong.
+
+    One nano-USD a token is 0.001 USD per million, so the digits are the answer: no arithmetic that rounds.
+    """
+    if not (digits := PRICE.fullmatch(usd_per_million)):
+        raise CatalogueWrong(
+            f"{where}: {usd_per_million!r} is no price; write USD per million tokens as a string, "
+            'in steps of 0.001, like "0.15"'
+        )
+    return int(digits["whole"] + (digits["part"] or "").ljust(NANOUSD_DIGITS, "0"))

@@ -1,0 +1,10 @@
+"""The command line. Exit status 0: done; 1: failed, and said why; 2: wrong usage.
+
+options.py   what each command takes
+roles.py     the processes: up, gateway, worker, control
+ops.py       questions and entries: sql, keys
+"""
+
+from rift.cli.options import main
+
+__all__ = ["main"]

@@ -1,0 +1,44 @@
+"""How a command finds its installation and its log."""
+
+import os
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from events.jetstream import JetStream, connect
+from rift import settings
+from rift.installation import Installation
+from rift.settings import Settings
+
+OVERRIDES = ("host", "port", "model", "engine", "workers")
+
+
+def installation(options: Namespace) -> Installation:
+    return Installation(options.data)
+
+
+def configuration(options: Namespace) -> Path | None:
+    """Return the settings file: the one named, or `DIR/rift.toml` if there is one."""
+    default = Path(options.data) / "rift.toml"
+    named: Path | None = options.config
+    return named or (default if default.exists() else None)
+
+
+def load_settings(options: Namespace) -> Settings:
+    """Raises SettingsWrong."""
+    given = {name: getattr(options, name, None) for name in OVERRIDES}
+    return settings.load(
+        configuration(options), {name: value for name, value in given.items() if value is not None}
+    )
+
+
+@asynccontextmanager
+async def connected(options: Namespace, name: str) -> AsyncIterator[JetStream]:
+    """Raises LogError, InstallationWrong."""
+    address = installation(options).log_address(options.nats, os.environ)
+    log = await connect(address.url, token=address.token, name=name)
+    try:
+        yield log
+    finally:
+        await log.close()

@@ -1,0 +1,136 @@
+"""The processes: `rift up`, and each of its parts alone."""
+
+import os
+import secrets
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import anyio
+
+from events.schema import ReplicaStarting
+from rift import catalogue
+from rift import up as installation_up
+from rift.catalogue import Profile
+from rift.cli.connection import configuration, connected, installation, load_settings
+from rift.control import main as control_process
+from rift.engines import Engine, EngineFailed
+from rift.gateway import main as gateway_process
+from rift.processes import Guard
+from rift.settings import Settings
+from rift.worker import main as worker_process
+
+SHARDS = 1
+
+
+def up(options: Namespace) -> None:
+    settings = load_settings(options)
+    found = installation(options)
+    found.make()
+    found.lock()
+    whole = installation_up.Up(
+        found, settings, installation_up.role_options(settings, configuration(options)), say=_say
+    )
+    _run(whole.run)
+
+
+def gateway(options: Namespace) -> None:
+    settings = load_settings(options)
+    secret = installation(options).secret()
+
+    async def serve(stop: anyio.Event) -> None:
+        async with connected(options, "gateway") as log:
+            await gateway_process.run(
+                log,
+                host=settings.host,
+                port=settings.port,
+                models=settings.catalogue(),
+                default_model=settings.model,
+                secret=secret,
+                stop=stop,
+            )
+
+    _run(partial(_until_told, serve))
+
+
+def worker(options: Namespace) -> None:
+    settings = load_settings(options)
+    replica = options.replica or f"{catalogue.slug(settings.model)}-{secrets.token_hex(4)}"
+    profile = settings.catalogue()[settings.model].profiles.get(settings.hardware, Profile())
+    starting = ReplicaStarting(
+        replica=replica,
+        model=settings.model,
+        engine=settings.engine,
+        hardware=settings.hardware,
+        gpus=profile.gpus,
+    )
+    _lead_group()
+
+    async def serve(stop: anyio.Event) -> None:
+        async with connected(options, replica) as log:
+            await worker_process.serve(
+                log, partial(_start_engine, settings, profile), starting, shards=SHARDS, drain=stop
+            )
+
+    _run(partial(_until_told, serve))
+
+
+def control(options: Namespace) -> None:
+    found = installation(options)
+
+    async def serve(stop: anyio.Event) -> None:
+        async with connected(options, "control") as log, anyio.create_task_group() as tasks:
+            tasks.start_soon(control_process.run, log, found.database)
+            await stop.wait()
+            tasks.cancel_scope.cancel()
+
+    _run(partial(_until_told, serve))
+
+
+async def _start_engine(settings: Settings, profile: Profile) -> Engine:
+    """Import only the engine that is asked for: the real one takes 30 s to import."""
+    model = settings.catalogue()[settings.model]
+    if settings.engine == "sim":
+        from rift.engines.sim import SimEngine
+
+        return SimEngine(model, profile)
+    from rift.engines.prepare import path_of
+
+    try:
+        from rift.engines.vllm import VllmEngine
+    except ImportError as error:
+        raise EngineFailed(f"vLLM is not installed here ({error}); ./ops/run installs it") from error
+    return await VllmEngine.start(path_of(model.source), model, profile)
+
+
+async def _until_told(serve: Callable[[anyio.Event], Awaitable[None]]) -> None:
+    """Serve, and set the event it is given once SIGTERM or SIGINT comes."""
+    stop = anyio.Event()
+
+    async def listen() -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            async for _ in received:
+                stop.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listen)
+        await serve(stop)
+        tasks.cancel_scope.cancel()
+
+
+def _lead_group() -> None:
+    """Lead a process group, and have it ended with us: engines start processes that outlive a kill."""
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    Guard().add(os.getpgrp())
+
+
+def _run(main: Callable[[], Awaitable[Any]]) -> None:
+    anyio.run(main, backend_options={"use_uvloop": True})
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stdout, flush=True)

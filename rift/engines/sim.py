@@ -1,0 +1,164 @@
+"""The simulated engine: deterministic words at a steady pace, for load, failure and scaling tests.
+
+It needs no weights and no engine package. Every answer says that it is simulated. What must not
+live here: faults (tests make those) and any likeness to a model's judgement.
+"""
+
+import codecs
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from hashlib import blake2b
+
+import anyio
+
+from events.schema import Message, Parameters
+from rift.catalogue import Model, Profile
+from rift.engines import Invalid, Step
+
+PROMPT_BYTES_PER_TOKEN = 4
+TOKENS_PER_S = 50.0
+SLOTS = 64
+
+# Ids below 256 are raw bytes, ids from 256 on are these words, each with its leading space.
+WORD_LIST = """
+    a about after again all also an and animal answer any are around as ask at away back be because
+    been before began begin being below between big book both boy but by call came can car carry
+    change children city close cold come could country cut day did different do does done door down
+    draw each early earth eat end enough even every eye face fall family far father feet few find
+    fire first fish five food for form found four from full gave get girl give go good got great
+    green ground group grow had half hand hard has have he head hear help her here high him his
+    home horse hot hour house how idea if in into is it its just keep kind king know land large
+    last late learn leave left letter life light like line list little live long look made make
+    man many may me mean men might mile more morning most mother mountain move much music must my
+    name near need never new next night no north not notice now number of off often old on once
+    one only open or order other our out over own page paper part people picture place plain plan
+    plant play point port press problem question quick rain ran reach read ready real red rest
+    right river road rock room round rule run said same saw say school sea second see seem self
+    sentence serve set she ship short should show side simple since six sleep slow small snow so
+    some song soon sound south spell stand star start state stay step stop story street strong
+    study such sun sure table take talk teach tell ten than that the their them then there these
+    they thing think this those though thought thousand three through time to together told too
+    took top toward town travel tree true try turn two under unit until up upon us use very voice
+    vowel wait walk want war warm was watch water way we week weight well went were west what wheel
+    when where which while white who why will wind with wonder wood word work world would write
+    year yes yet you young your
+"""
+WORDS = tuple(WORD_LIST.split())
+WORD_IDS_FROM = 256
+SENTENCE_TOKENS = 16
+# Some sentences end in one of these, byte by byte, so that readers meet unfinished characters.
+ENDINGS = tuple(text.encode() for text in ("🌊", "🙂", "。水", "×é"))
+
+
+class SimDecoder:
+    """Text of simulated ids. Bytes that form no character become U+FFFD, as in a real tokenizer."""
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token_id: int) -> str:
+        if token_id < WORD_IDS_FROM:
+            return self._utf8.decode(bytes((token_id,)))
+        return self._utf8.decode(f" {WORDS[token_id - WORD_IDS_FROM]}".encode())
+
+    def flush(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class SimEngine:
+    """Implements `rift.engines.Engine` at `tokens_per_s` for each stream, however many run.
+
+    Output token k is a function of the prompt's ids, the seed and k alone, so a continuation from
+    logged ids goes on exactly as the first attempt would have. `sleep` and `now` (seconds) are the
+    only time it knows.
+    """
+
+    name = "sim"
+    simulated = True
+    model_digest = "simulated"
+
+    def __init__(
+        self,
+        model: Model,
+        profile: Profile | None = None,
+        *,
+        tokens_per_s: float = TOKENS_PER_S,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+        now: Callable[[], float] = anyio.current_time,
+    ) -> None:
+        assert 0 < tokens_per_s < float("inf"), "a stream has to move, and to be paced"
+        self.slots = int(profile.args.get("max_num_seqs", SLOTS)) if profile else SLOTS
+        self.context_tokens = model.context_tokens
+        self._tokens_per_s = tokens_per_s
+        self._sleep, self._now = sleep, now
+
+    def encode(self, prompt: str | tuple[Message, ...], *, raw: bool) -> list[int]:
+        """One id for every 4 bytes, at least one. There is no chat template, so `raw` changes nothing."""
+        del raw
+        text = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            param = "prompt" if isinstance(prompt, str) else "messages"
+            raise Invalid(f"{param} is not text: {error.reason}", code="invalid_text", param=param) from error
+        size = PROMPT_BYTES_PER_TOKEN
+        return [int.from_bytes(data[at : at + size], "big") for at in range(0, len(data), size)] or [0]
+
+    def decoder(self) -> SimDecoder:
+        return SimDecoder()
+
+    async def generate(
+        self,
+        attempt: str,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        parameters: Parameters,
+        *,
+        max_tokens: int,
+        salt: str,
+    ) -> AsyncGenerator[Step, None]:
+        """Run to `max_tokens`, or to the end of the context. A late step carries all that is due, so
+        the pace does not drift."""
+        del attempt, salt
+        assert max_tokens >= 1, "max_tokens bounds what is new: at least one token"
+        room = self.context_tokens - len(prompt_ids) - len(output_ids)
+        if room < 1:
+            raise Invalid(
+                f"the prompt has {len(prompt_ids)} tokens; this model's context is {self.context_tokens}",
+                code="context_length_exceeded",
+                param="prompt",
+            )
+        key = _key(prompt_ids, parameters.seed)
+        first, wanted = len(output_ids), min(max_tokens, room)
+        started = self._now()
+        done = 0
+        while done < wanted:
+            await self._sleep(max(0.0, started + (done + 1) / self._tokens_per_s - self._now()))
+            elapsed = self._now() - started
+            # A timer may fire a hair early: the token that was waited for is due in any case.
+            due = min(wanted, max(done + 1, int(elapsed * self._tokens_per_s)))
+            ids = tuple(_token(key, index) for index in range(first + done, first + due))
+            done = due
+            yield Step(token_ids=ids, finish="length" if done == wanted else None)
+
+    async def close(self) -> None:
+        return None
+
+
+def _key(prompt_ids: Sequence[int], seed: int | None) -> bytes:
+    digest = blake2b(repr(seed).encode(), digest_size=32)
+    digest.update(",".join(map(str, prompt_ids)).encode())
+    return digest.digest()
+
+
+def _token(key: bytes, index: int) -> int:
+    sentence, place = divmod(index, SENTENCE_TOKENS)
+    chance = _draw(key, sentence, SENTENCE_TOKENS)
+    if chance % 4 == 0:
+        ending = ENDINGS[chance // 4 % len(ENDINGS)]
+        if (at := place - (SENTENCE_TOKENS - len(ending))) >= 0:
+            return ending[at]
+    return WORD_IDS_FROM + _draw(key, sentence, place) % len(WORDS)
+
+
+def _draw(key: bytes, sentence: int, place: int) -> int:
+    return int.from_bytes(blake2b(f"{sentence}.{place}".encode(), key=key, digest_size=8).digest(), "big")

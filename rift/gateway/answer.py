@@ -1,0 +1,134 @@
+"""One request as its client sees it: counted events in, the API's object out.
+
+Pure. The same events give the same object, live or read back from the log a week later.
+"""
+
+from typing import Any
+
+from events.charge import charge_nanousd
+from events.lifecycle import NEW, Life
+from events.schema import (
+    AttemptStarted,
+    Price,
+    Problem,
+    RequestAccepted,
+    RequestFinished,
+    TokensGenerated,
+)
+
+NANOUSD_PER_USD = 1_000_000_000
+
+# What a client is told of an end that is not its own doing: status and words.
+FAILURES: dict[str, tuple[int, str]] = {
+    "invalid": (400, "the request cannot be served as it is"),
+    "expired": (504, "the request was not answered before its deadline"),
+    "failed": (500, "the request failed; nothing is charged"),
+    "poison": (500, "the request stopped its engine three times and is not tried again; nothing is charged"),
+    "revoked": (401, "the key was revoked while the request ran"),
+}
+
+
+class Answer:
+    """What counted so far of one request, in log order."""
+
+    def __init__(self, accepted: RequestAccepted, price: Price, *, keep_text: bool) -> None:
+        self.accepted, self.price, self._keep_text = accepted, price, keep_text
+        self.life: Life = NEW
+        self.text: list[str] = []
+        self.simulated = False
+        self.cached_tokens = 0
+        self.accepted_at_ns: int | None = None
+        self.started_at_ns: int | None = None
+        self.first_token_at_ns: int | None = None
+        self.finished_at_ns: int | None = None
+
+    def add(self, event: Any, life: Life, stored_at_ns: int) -> None:
+        """Take an event that counted and the life after it."""
+        self.life = life
+        match event:
+            case TokensGenerated():
+                if self._keep_text:
+                    self.text.append(event.text)
+                self.cached_tokens += event.cached_tokens
+                if self.first_token_at_ns is None:
+                    self.first_token_at_ns = stored_at_ns
+            case RequestAccepted():
+                self.accepted_at_ns = stored_at_ns
+            case AttemptStarted():
+                self.accepted_at_ns = event.accepted_at_ns
+                self.simulated = event.simulated
+                if self.started_at_ns is None:
+                    self.started_at_ns = stored_at_ns
+            case RequestFinished():
+                self.finished_at_ns = stored_at_ns
+        if life.phase == "ended":
+            self.finished_at_ns = stored_at_ns
+
+    @property
+    def id(self) -> str:
+        return self.accepted.request
+
+    @property
+    def created(self) -> int:
+        """Unix seconds of the acceptance, as the broker stored it."""
+        return (self.accepted_at_ns or self.finished_at_ns or 0) // 1_000_000_000
+
+    @property
+    def status(self) -> str:
+        if self.life.phase != "ended":
+            return "running" if self.life.attempt else "queued"
+        if self.life.reason in FAILURES and self.life.reason != "revoked":
+            return str(self.life.reason)
+        return "cancelled" if self.life.reason in ("cancelled", "revoked") else "finished"
+
+    def failure(self) -> tuple[int, Problem] | None:
+        """Return the HTTP status and the problem of an end in failure, else None."""
+        if self.life.phase != "ended" or self.life.reason not in FAILURES:
+            return None
+        status, words = FAILURES[self.life.reason]
+        return status, self.life.error or Problem(code=self.life.reason, message=words)
+
+    def inference(self, *, output: bool) -> dict[str, Any]:
+        """The native object; with `output` the whole text so far."""
+        shown: dict[str, Any] = {
+            "id": self.id,
+            "object": "inference",
+            "model": self.accepted.model,
+            "created": self.created,
+        }
+        if output:
+            shown["output"] = "".join(self.text)
+        shown |= {
+            "finish_reason": self.life.reason,
+            "usage": self.usage("output_tokens"),
+            "charge": self.charge(),
+            "timing": self.timing(),
+        }
+        if self.simulated:
+            shown["simulated"] = True
+        return shown
+
+    def usage(self, output_name: str) -> dict[str, int]:
+        prompt, output = self.life.prompt_tokens, self.life.next_index
+        return {"prompt_tokens": prompt, output_name: output, "total_tokens": prompt + output}
+
+    def charge(self) -> dict[str, Any] | None:
+        """The charge so far: what it would be if it were known to end well is not guessed."""
+        if self.accepted.plan != "per_token":
+            return None
+        nanousd = charge_nanousd(self.life, self.price)
+        usd = f"{nanousd // NANOUSD_PER_USD}.{nanousd % NANOUSD_PER_USD:09d}"
+        return {"nanousd": nanousd, "usd": usd}
+
+    def timing(self) -> dict[str, float | None]:
+        """Milliseconds since the acceptance, all by the broker's clock."""
+        return {
+            "queue_ms": self._since_accepted_ms(self.started_at_ns),
+            "ttft_ms": self._since_accepted_ms(self.first_token_at_ns),
+            "total_ms": self._since_accepted_ms(self.finished_at_ns),
+        }
+
+    def _since_accepted_ms(self, at_ns: int | None) -> float | None:
+        if at_ns is None or self.accepted_at_ns is None:
+            return None
+        return max(0, at_ns - self.accepted_at_ns) // 1000 / 1000

@@ -1,0 +1,63 @@
+"""Frames of the native stream: `id`, `event` and `data` on every one.
+
+An id is the number of the request's events that counted so far, so it names a point in the log, says
+nothing of anybody else's traffic, and is the same from every gateway, live or later.
+"""
+
+from typing import Any
+
+import msgspec
+
+from events.schema import AttemptStarted, TokensGenerated
+from rift.gateway.answer import Answer
+from rift.gateway.http import error_type
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class NativeStream:
+    keep_alive = KEEP_ALIVE
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._id = _encode(answer.id)
+
+    def waiting(self, status: str) -> bytes:
+        """Tell that the request waits: `queued`, or `starting` while the model has no ready replica."""
+        return self._frame(b"status", _encode({"id": self._answer.id, "status": status}))
+
+    def event(self, event: Any) -> bytes:
+        """Return the frame of an event that the answer has just taken."""
+        answer = self._answer
+        if isinstance(event, TokensGenerated):
+            data = b'{"id":%b,"index":%d,"delta":%b}' % (self._id, event.index, _encode(event.text))
+            return self._frame(b"token", data)
+        if failure := answer.failure():
+            status, problem = failure
+            return self._frame(b"error", _encode({"id": answer.id, **error_body(status, problem)}))
+        if answer.life.phase == "ended":
+            return self._frame(b"done", _encode(answer.inference(output=False)))
+        if isinstance(event, AttemptStarted):
+            data = _encode({"id": answer.id, "status": "running", "attempt": answer.life.attempts})
+            return self._frame(b"status", data)
+        return b""
+
+    def broken_off(self, problem: Any) -> bytes:
+        """The stream ends here, the request does not."""
+        return self._frame(b"error", _encode({"id": self._answer.id, **error_body(503, problem)}))
+
+    def _frame(self, kind: bytes, data: bytes) -> bytes:
+        return b"id: %d\nevent: %b\ndata: %b\n\n" % (self._answer.life.counted, kind, data)
+
+
+def error_body(status: int, problem: Any) -> dict[str, Any]:
+    return {
+        "error": {
+            "message": problem.message,
+            "type": error_type(status),
+            "param": problem.param,
+            "code": problem.code,
+        }
+    }

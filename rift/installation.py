@@ -1,0 +1,93 @@
+"""The data folder of one installation, and how its commands find the log.
+
+version     what made this folder; another version is refused by name
+lock        held by the `rift up` that runs here
+secret      signs request ids
+dev.key     the first account's first key
+rift.toml   settings
+rift.duckdb the projections, which may be deleted at any time
+nats/       the embedded broker: configuration, token, url, store
+logs/       one file a process
+"""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from events.ids import SECRET_BYTES
+from rift import broker
+from rift.broker import Address
+
+VERSION = "1"
+
+
+class InstallationWrong(RuntimeError):
+    """The data folder cannot be used; the message says why and what to do."""
+
+
+class Installation:
+    """A data folder. It may exist already and hold other files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.nats = self.folder / "nats"
+        self.logs = self.folder / "logs"
+        self.database = self.folder / "rift.duckdb"
+        self.first_key = self.folder / "dev.key"
+        self._lock: int | None = None
+
+    def make(self) -> None:
+        """Create what is missing. Raises InstallationWrong for a folder of another version."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+            version = self.folder / "version"
+            if not version.exists():
+                version.write_text(VERSION + "\n")
+        except OSError as error:
+            raise InstallationWrong(
+                f"the data folder {self.folder} cannot be used: {error.strerror}"
+            ) from error
+        if (found := version.read_text().strip()) != VERSION:
+            raise InstallationWrong(
+                f"{self.folder} was made by version {found!r} of Rift's data folder, and this is version "
+                f"{VERSION!r}; use another folder with --data, or the Rift that made it"
+            )
+        secret = self.folder / "secret"
+        if not secret.exists():
+            broker.write_secret(secret, secrets.token_hex(SECRET_BYTES))
+
+    def lock(self) -> None:
+        """Hold the folder until this process ends. Raises InstallationWrong if another one does."""
+        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InstallationWrong(
+                f"another `rift up` runs in {self.folder}; stop it, or use another folder with --data"
+            ) from error
+
+    def secret(self) -> bytes:
+        """Return the secret that signs request ids. Raises InstallationWrong where there is none."""
+        try:
+            return bytes.fromhex((self.folder / "secret").read_text().strip())
+        except (OSError, ValueError) as error:
+            raise InstallationWrong(f"{self.folder}/secret cannot be read: {error}") from error
+
+    def log_address(self, url: str | None, environment: Mapping[str, str]) -> Address:
+        """Return where the log answers: `url`, RIFT_NATS_URL or the embedded broker, in this order."""
+        if url := url or environment.get("RIFT_NATS_URL"):
+            parts = urlsplit(url)
+            if not parts.hostname:
+                raise InstallationWrong(f"{url!r} is no NATS URL; write nats://[TOKEN@]HOST:PORT")
+            host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
+            return Address(f"{parts.scheme or 'nats'}://{host}", parts.username)
+        if found := broker.address(self.nats):
+            return found
+        raise InstallationWrong(
+            f"there is no installation in {self.folder}; start one with ./ops/run, name its folder with "
+            "--data or RIFT_DATA, or name a broker with --nats or RIFT_NATS_URL"
+        )

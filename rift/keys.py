@@ -1,0 +1,40 @@
+"""API keys: `rift_<id>_<secret><checksum>`. The id may be shown; the secret is shown once.
+
+The checksum (CRC-32) tells a typing error from an unknown key without asking anybody. Only the
+SHA-256 of the whole key is stored.
+"""
+
+import base64
+import zlib
+
+import msgspec
+
+ID_BYTES = 5
+SECRET_BYTES = 32
+CHECKSUM_CHARACTERS = 7
+
+
+class Key(msgspec.Struct, frozen=True):
+    id: str
+    text: str
+
+
+def new_key(entropy: bytes) -> Key:
+    """Return a key made of ID_BYTES + SECRET_BYTES random bytes."""
+    assert len(entropy) == ID_BYTES + SECRET_BYTES, f"a key takes {ID_BYTES + SECRET_BYTES} random bytes"
+    head = f"rift_{_base32(entropy[:ID_BYTES])}_{_base32(entropy[ID_BYTES:])}"
+    return Key(head.split("_")[1], head + _checksum(head))
+
+
+def is_well_formed(text: str) -> bool:
+    """Say whether the checksum fits: if not, the key was mistyped or cut."""
+    head, checksum = text[:-CHECKSUM_CHARACTERS], text[-CHECKSUM_CHARACTERS:]
+    return text.startswith("rift_") and text.count("_") == 2 and _checksum(head) == checksum
+
+
+def _checksum(head: str) -> str:
+    return _base32(zlib.crc32(head.encode()).to_bytes(4, "big"))
+
+
+def _base32(data: bytes) -> str:
+    return base64.b32encode(data).decode().rstrip("=").lower()

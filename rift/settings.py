@@ -1,0 +1,55 @@
+"""Settings: one frozen struct, read once from `rift.toml` and the command line.
+
+A wrong setting stops the start and names its key, its value and what is wanted.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from rift import catalogue
+from rift.catalogue import Catalogue, CatalogueWrong, Model
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class SettingsWrong(ValueError):
+    """A setting cannot be used; the message names it."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an installation is told. `models` adds to the shipped catalogue, or replaces entries."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    model: str = "smollm2:135m"
+    workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
+    engine: Literal["vllm", "sim"] = "vllm"
+    hardware: str = "cpu"
+    log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 24)] = 4 << 30
+    models: dict[str, Model] = {}
+
+    def catalogue(self) -> Catalogue:
+        """Every model that this installation knows, the default first."""
+        known = {**catalogue.shipped(), **self.models}
+        return {self.model: known[self.model], **known}
+
+
+def load(file: Path | None, overrides: dict[str, Any]) -> Settings:
+    """Return the settings of a file (or none) with what the command line overrides. Raises SettingsWrong."""
+    found: dict[str, Any] = {}
+    if file is not None:
+        try:
+            found = msgspec.toml.decode(file.read_bytes())
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise SettingsWrong(f"{file}: {error}") from error
+    try:
+        settings = msgspec.convert({**found, **overrides}, Settings)
+        catalogue.load({**found.get("models", {})})
+    except (msgspec.ValidationError, CatalogueWrong) as error:
+        raise SettingsWrong(f"{file or 'settings'}: {error}") from error
+    known = {**catalogue.shipped(), **settings.models}
+    if settings.model not in known:
+        raise SettingsWrong(f"model {settings.model!r} is not in the catalogue; known: {', '.join(known)}")
+    return settings

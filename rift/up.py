@@ -1,0 +1,257 @@
+"""`rift up`: the whole installation on this machine, in the foreground.
+
+    broker → book and fleet → control → gateway → workers → ready
+
+and, on Ctrl-C, back: gateway, workers, control, broker.
+"""
+
+import json
+import secrets
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import anyio
+from anyio.abc import TaskGroup
+
+from events import book as books
+from events import codec, fleet, subjects
+from events.jetstream import JetStream, connect
+from events.log import Log, LogError, append_until_known
+from events.schema import AnyEvent, ReplicaLost, ScaleDecided
+from rift import __version__, accounts, broker, catalogue
+from rift.installation import Installation, InstallationWrong
+from rift.processes import Child, Guard
+from rift.settings import Settings
+
+FIRST_ACCOUNT = "dev"
+WRITER = "up"
+PROMPT = "Explain quantum computing to a 12-year-old."
+
+# A broker with a large store reads its index first; an empty one answers in 0.1 s.
+BROKER_START_S = 60.0
+FLEET_APPEND_S = 30.0
+SHARDS = 1
+
+# In order, and together below the 10 s that are promised: streams' last frames, attempts' releases and
+# the engine's end, the last transaction, the last write.
+STOP_S = {"gateway": 2.5, "worker": 5.0, "control": 1.0, "nats": 1.0}
+
+
+class Up:
+    def __init__(
+        self,
+        installation: Installation,
+        settings: Settings,
+        options: Sequence[str],
+        *,
+        say: Callable[[str], None],
+    ) -> None:
+        self._installation, self._settings, self._say = installation, settings, say
+        self._options = ["--data", str(installation.folder), *options]
+        self._guard = Guard()
+        self._children: list[Child] = []
+        self._log: JetStream
+
+    async def run(self) -> None:
+        """Return after SIGINT, SIGTERM or SIGHUP, with everything stopped. Raises what stops a start."""
+        port = self._port()
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        with anyio.open_signal_receiver(*signals) as received:
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._start, tasks, port)
+                    async for _ in received:
+                        tasks.cancel_scope.cancel()
+                        break
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._stop()
+
+    async def _start(self, tasks: TaskGroup, port: int) -> None:
+        settings = self._settings
+        names = [f"worker-{number}" for number in range(settings.workers)]
+        parts = ", ".join(["nats-server", "control", "gateway", *names])
+        self._say(f"rift {__version__} in {self._installation.folder}: starting {parts}")
+        broker.configure(self._installation.nats)
+        self._child(tasks, "nats", lambda: broker.command(self._installation.nats))
+        self._log = await self._connected()
+        await self._log.ensure_streams(shards=SHARDS, replicas=1, max_bytes=settings.log_bytes_max)
+        key = await self._write_book()
+        await self._write_fleet()
+        self._child(tasks, "control", partial(self._role, "control"))
+        where = ["--host", settings.host, "--port", str(port)]
+        self._child(tasks, "gateway", partial(self._role, "gateway", *where))
+        for name in names:
+            self._worker(tasks, name)
+        await self._ready(settings.host, port)
+        self._greet(port, key)
+
+    async def _stop(self) -> None:
+        for kind, within_s in STOP_S.items():
+            async with anyio.create_task_group() as tasks:
+                for child in reversed(self._children):
+                    if child.name.startswith(kind):
+                        tasks.start_soon(child.stop, within_s)
+            if kind == "control" and hasattr(self, "_log"):
+                await self._log.close()
+        self._guard.dismiss()
+
+    # --- children --------------------------------------------------------------------------------------
+
+    def _child(
+        self, tasks: TaskGroup, name: str, command: Callable[[], Sequence[str]], **more: object
+    ) -> None:
+        child = Child(
+            name,
+            command,
+            logs=self._installation.logs,
+            guard=self._guard,
+            say=self._say,
+            **more,  # type: ignore[arg-type]
+        )
+        child.start()
+        self._children.append(child)
+        tasks.start_soon(child.supervise)
+
+    def _worker(self, tasks: TaskGroup, name: str) -> None:
+        """A worker is another replica at each start; the fleet is told of one that ended without a word."""
+        model, replica = self._settings.model, ""
+
+        def command() -> list[str]:
+            nonlocal replica
+            replica = f"{catalogue.slug(model)}-{secrets.token_hex(4)}"
+            return self._role("worker", "--replica", replica)
+
+        async def ended(status: int) -> None:
+            await self._say_fleet(
+                model, ReplicaLost(replica=replica, model=model, why=f"exit status {status}")
+            )
+
+        self._child(tasks, name, command, ended=ended)
+
+    def _role(self, role: str, *more: str) -> list[str]:
+        return [sys.executable, "-m", "rift", role, *self._options, *more]
+
+    # --- the log ---------------------------------------------------------------------------------------
+
+    async def _connected(self) -> JetStream:
+        address = broker.address(self._installation.nats)
+        assert address is not None, "the broker was configured above"
+        with anyio.move_on_after(BROKER_START_S):
+            while True:
+                try:
+                    return await connect(address.url, token=address.token, name=WRITER)
+                except LogError:
+                    await anyio.sleep(0.05)
+        raise InstallationWrong(f"nats-server does not answer; see {self._installation.logs / 'nats.log'}")
+
+    async def _write_book(self) -> str:
+        """Open the first account and publish the catalogue's prices, if that is not done; return the key."""
+        book = await books.read(self._log)
+        await accounts.open_account(self._log, book, FIRST_ACCOUNT)
+        await accounts.publish_prices(self._log, book, self._settings.catalogue())
+        file = self._installation.first_key
+        if file.exists() and book.authenticate(file.read_text().strip()):
+            return file.read_text().strip()
+        key = await accounts.issue_key(self._log, FIRST_ACCOUNT)
+        broker.write_secret(file, key.text)
+        return key.text
+
+    async def _write_fleet(self) -> None:
+        """Nothing runs yet: what the fleet's stream still calls alive was lost with the last start."""
+        found = await fleet.read(self._log)
+        for model, replicas in found.replicas.items():
+            for replica in replicas:
+                await self._say_fleet(
+                    model, ReplicaLost(replica=replica, model=model, why="found dead at the start")
+                )
+        wanted = {**dict.fromkeys(found.wanted, 0), self._settings.model: self._settings.workers}
+        for model, replicas_wanted in wanted.items():
+            before = found.wanted.get(model, 0)
+            if before != replicas_wanted:
+                await self._say_fleet(model, self._decided(model, before, replicas_wanted))
+
+    def _decided(self, model: str, before: int, now: int) -> ScaleDecided:
+        return ScaleDecided(
+            model=model,
+            from_replicas=before,
+            to_replicas=now,
+            reason=f"rift up --model {self._settings.model} --workers {self._settings.workers}",
+            policy="static",
+            positions={},
+            decided_at_ns=0,
+            inputs={},
+        )
+
+    async def _say_fleet(self, model: str, event: AnyEvent) -> None:
+        subject = subjects.fleet(catalogue.slug(model))
+        data = codec.encode(WRITER, [event])
+        await append_until_known(self._log, subjects.FLEET, subject, data, within_s=FLEET_APPEND_S)
+
+    # --- ready -----------------------------------------------------------------------------------------
+
+    def _port(self) -> int:
+        """Return the port to listen on. Raises InstallationWrong if it is taken."""
+        settings = self._settings
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, settings.port))
+            except OSError as error:
+                raise InstallationWrong(
+                    f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}); "
+                    "choose another --port"
+                ) from error
+            port: int = probe.getsockname()[1]
+            return port
+
+    async def _ready(self, host: str, port: int) -> None:
+        """Return once the gateway answers and, where there are workers, the default model is ready."""
+        while not await _gateway_answers(host, port):  # noqa: ASYNC110  # another process
+            await anyio.sleep(0.05)
+        if self._settings.workers:
+            await _model_ready(self._log, self._settings.model)
+
+    def _greet(self, port: int, key: str) -> None:
+        host = self._settings.host
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        body = {
+            "model": self._settings.model,
+            "prompt": PROMPT,
+            "parameters": {"temperature": 0.2},
+            "stream": True,
+        }
+        curl = (
+            f"curl -N {url}/v1/inference \\\n  -H 'Authorization: Bearer {key}' \\\n"
+            f"  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(json.dumps(body))}"
+        )
+        self._say(f"rift is ready: {url}\nAPI key: {key}\n{curl}")
+
+
+async def _gateway_answers(host: str, port: int) -> bool:
+    try:
+        async with await anyio.connect_tcp(host, port) as stream:
+            await stream.send(b"GET /readyz HTTP/1.1\r\nHost: rift\r\nConnection: close\r\n\r\n")
+            return (await stream.receive()).startswith(b"HTTP/1.1 200")
+    except (OSError, anyio.EndOfStream):
+        return False
+
+
+async def _model_ready(log: Log, model: str) -> None:
+    found = await fleet.read(log)
+    async with log.follow(subjects.FLEET, ["rift.fleet.>"], after=found.position) as reader:
+        while not found.is_ready(model):
+            for stored in await anext(aiter(reader)):
+                found.fold(stored)
+
+
+def role_options(settings: Settings, config: Path | None) -> list[str]:
+    """What each role is told beside the data folder."""
+    options = ["--model", settings.model, "--engine", settings.engine]
+    return [*options, "--config", str(config)] if config else options

@@ -1,0 +1,206 @@
+"""One attempt: prompt to engine, ids to text, events to the lane's writer.
+
+It knows nothing of other attempts, deliveries or readers: whether it counts is the worker's matter,
+and the log's.
+"""
+
+from collections.abc import Sequence
+from contextlib import aclosing
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from events.schema import (
+    AttemptStarted,
+    FinishReason,
+    Problem,
+    RequestAccepted,
+    RequestFinished,
+    Stamps,
+    TokensGenerated,
+)
+from rift.engines import Engine, EngineFailed, Invalid, Step
+from rift.worker.text import Text
+from rift.worker.writer import Writer
+
+OUTPUT_TOKENS_DEFAULT = 1024
+
+# Encoding this much text takes about a millisecond: more goes to a thread.
+ENCODE_INLINE_CHARACTERS = 4096
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """The prompt's ids and how many output tokens the whole answer may have."""
+
+    ids: Sequence[int]
+    max_tokens: int
+
+
+class NotContinuable(Exception):
+    """The logged tokens cannot be continued honestly; the request fails, unbilled."""
+
+
+async def prepare(engine: Engine, accepted: RequestAccepted) -> Prompt:
+    """Encode and count. Raises Invalid: the sender asked for what does not fit."""
+    prompt, raw = accepted.input, accepted.parameters.raw or accepted.kind == "completion"
+    size = len(prompt) if isinstance(prompt, str) else sum(len(message.content) for message in prompt)
+    if size > ENCODE_INLINE_CHARACTERS:
+        ids = await anyio.to_thread.run_sync(lambda: engine.encode(prompt, raw=raw))
+    else:
+        ids = engine.encode(prompt, raw=raw)
+    param = "prompt" if isinstance(prompt, str) else "messages"
+    limit = min(accepted.prompt_tokens_max, engine.context_tokens - 1)
+    if len(ids) > limit:
+        raise Invalid(
+            f"the prompt has {len(ids)} tokens; the limit is {limit}", code="prompt_too_long", param=param
+        )
+    room = engine.context_tokens - len(ids)
+    wanted = accepted.parameters.max_tokens
+    if wanted is not None and wanted > room:
+        raise Invalid(
+            f"max_tokens is {wanted}, but {len(ids)} prompt tokens leave room for {room} in the model's "
+            f"context of {engine.context_tokens}",
+            code="max_tokens_too_large",
+            param="parameters.max_tokens" if accepted.kind == "inference" else "max_tokens",
+        )
+    return Prompt(ids, wanted or min(OUTPUT_TOKENS_DEFAULT, room))
+
+
+class Attempt:
+    """Generates the rest of one answer. `progressed_at` is when it last moved, by the loop's clock."""
+
+    def __init__(
+        self,
+        accepted: RequestAccepted,
+        started: AttemptStarted,
+        prompt: Prompt,
+        *,
+        engine: Engine,
+        writer: Writer,
+    ) -> None:
+        self.request, self.id = started.request, started.attempt
+        self.scope = anyio.CancelScope()
+        self.finished = False
+        self._stopped_for: FinishReason | None = None
+        self._silent = False
+        self.progressed_at = self._began_at = anyio.current_time()
+        self._accepted, self._prompt = accepted, prompt
+        self._engine, self._writer = engine, writer
+        self._started = started
+        self._index = started.resume_index
+        self._logged_ids: Sequence[int] = ()
+        self._unsent = ""
+        self._stamps = Stamps()
+        self._text = Text(engine.decoder(), accepted.parameters.stop)
+
+    def resume(self, ids: Sequence[int], text: str) -> None:
+        """Bring the decoder to where the log ends; what it says there must be what was logged.
+
+        Raises NotContinuable.
+        """
+        if not ids:
+            return
+        self._logged_ids = ids
+        parameters = self._accepted.parameters
+        if parameters.presence_penalty or parameters.frequency_penalty:
+            raise NotContinuable("penalties over output tokens cannot be continued")
+        _, again = self._text.feed(ids)
+        if not again.startswith(text):
+            raise NotContinuable("the logged ids decode to another text here")
+        self._unsent = again[len(text) :]
+
+    async def run(self, deadline_s: float) -> None:
+        """Generate to the end, to the deadline or until `stop`; the last event put is the end.
+
+        Raises EngineFailed. Cancelled from outside, it puts nothing more.
+        """
+        with anyio.move_on_after(deadline_s) as deadline, self.scope:
+            await self._generate()
+        if deadline.cancelled_caught:
+            self.finish("expired")
+        elif self.scope.cancelled_caught and self._stopped_for is not None:
+            self.finish(self._stopped_for)
+
+    def stop(self, reason: FinishReason | None) -> None:
+        """End the attempt with a reason, or silently: the log has gone on without it."""
+        self._stopped_for = reason
+        self._silent = reason is None
+        self.scope.cancel()
+
+    def finish(self, reason: FinishReason, error: Problem | None = None) -> None:
+        """Put the end, unless there is one."""
+        if not self.finished:
+            self._put([self._end(reason, error)])
+
+    def refuse(self, error: Problem) -> None:
+        """Put the start and the end of an attempt that the engine never sees."""
+        self.finished = True
+        self._writer.put(self._started, self._end("invalid", error))
+
+    async def _generate(self) -> None:
+        room = self._prompt.max_tokens - len(self._logged_ids)
+        if self._text.stopped or room <= 0:
+            self.finish("stop" if self._text.stopped else "length")
+            return
+        self._stamps = Stamps(engine_ns=self._elapsed_ns())
+        steps = self._engine.generate(
+            self.id,
+            self._prompt.ids,
+            self._logged_ids,
+            self._accepted.parameters,
+            max_tokens=room,
+            salt=self._accepted.account,
+        )
+        async with aclosing(steps):
+            async for step in steps:
+                self._emit(step)
+                if self.finished or self._silent:
+                    return
+        raise EngineFailed(f"{self.id} ended in the engine without a reason")
+
+    def _emit(self, step: Step) -> None:
+        self.progressed_at = anyio.current_time()
+        if self._stamps.first_token_ns is None:
+            self._stamps = msgspec.structs.replace(self._stamps, first_token_ns=self._elapsed_ns())
+        used, text = self._text.feed(step.token_ids)
+        if step.finish and not self._text.stopped:
+            text += self._text.flush()
+        if self._unsent:
+            text, self._unsent = self._unsent + text, ""
+        tokens = TokensGenerated(
+            attempt=self.id,
+            index=self._index,
+            token_ids=step.token_ids[:used],
+            text=text,
+            cached_tokens=step.cached_tokens,
+        )
+        self._index += used
+        reason = "stop" if self._text.stopped else step.finish
+        # The last tokens and the end are one entry: a successor never finds one without the other.
+        self._put([tokens, self._end(reason)] if reason else [tokens])
+
+    def _put(self, events: Sequence[TokensGenerated | RequestFinished]) -> None:
+        assert not self.finished, "nothing follows the end"
+        if self._silent:
+            return
+        self.finished = isinstance(events[-1], RequestFinished)
+        self._writer.put(*events)
+
+    def _end(self, reason: FinishReason, error: Problem | None = None) -> RequestFinished:
+        accepted = self._accepted
+        return RequestFinished(
+            request=self.request,
+            attempt=self.id,
+            reason=reason,
+            output_tokens=self._index,
+            error=error,
+            account=accepted.account,
+            model=accepted.model,
+            price_version=accepted.price_version,
+            prompt_tokens=len(self._prompt.ids),
+            stamps=msgspec.structs.replace(self._stamps, finished_ns=self._elapsed_ns()),
+        )
+
+    def _elapsed_ns(self) -> int:
+        return int((anyio.current_time() - self._began_at) * 1e9)

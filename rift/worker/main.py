@@ -1,0 +1,74 @@
+"""The worker process: an engine, its replica's life in the fleet's stream, and a share of each shard."""
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import anyio
+
+from events import codec, subjects
+from events.log import Log, append_until_known
+from events.schema import AnyEvent, ReplicaReady, ReplicaStarting, ReplicaStopped
+from rift import catalogue
+from rift.engines import Engine
+from rift.worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+# Saying that a replica came or went is worth this much waiting, not more.
+FLEET_APPEND_S = 5.0
+
+
+async def serve(
+    log: Log,
+    start_engine: Callable[[], Awaitable[Engine]],
+    starting: ReplicaStarting,
+    *,
+    shards: int,
+    drain: anyio.Event,
+) -> None:
+    """Start the engine and serve until `drain` is set. Raises EngineFailed, LogError."""
+
+    async def say(event: AnyEvent) -> None:
+        data = codec.encode(starting.replica, [event])
+        subject = subjects.fleet(catalogue.slug(starting.model))
+        await append_until_known(log, subjects.FLEET, subject, data, within_s=FLEET_APPEND_S)
+
+    await say(starting)
+    began_at = anyio.current_time()
+    engine = await start_engine()
+    why = "failed"
+    try:
+        opened = anyio.Event()
+
+        async def announce() -> None:
+            await opened.wait()
+            await say(
+                ReplicaReady(
+                    replica=starting.replica,
+                    model=starting.model,
+                    slots=engine.slots,
+                    context_tokens=engine.context_tokens,
+                    start_ns=int((anyio.current_time() - began_at) * 1e9),
+                )
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(announce)
+            for shard in range(shards):
+                worker = Worker(
+                    log,
+                    engine,
+                    name=starting.replica,
+                    model=catalogue.slug(starting.model),
+                    shard=shard,
+                    slots=max(1, engine.slots // shards),
+                    entropy=secrets.token_bytes,
+                )
+                tasks.start_soon(partial(worker.run, opened=opened.set, drain=drain))
+        why = "drained"
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(FLEET_APPEND_S):
+            await say(ReplicaStopped(replica=starting.replica, model=starting.model, why=why))
+        await engine.close()

@@ -1,0 +1,368 @@
+"""A worker's share of one shard: takes jobs, keeps them while it works, and lets go of them.
+
+The life of a job here:
+
+    1. A delivery comes for a free slot. If the worker's reader, which has seen everything of its model
+       since it opened, knows of nobody who touched the request, it is fresh; else its history is read.
+    2. `AttemptStarted` is appended and durable before the engine sees the prompt.
+    3. The attempt generates; the lane's writer appends what it says.
+    4. The reader folds the request's events, ours among them, in log order. It alone decides: who is
+       superseded goes silent, who is asked to cancel ends, and a job is acknowledged only once the
+       reader has seen its request ended.
+
+So the worker may be wrong about everything until the reader has passed it, and harm nobody.
+"""
+
+import logging
+from collections.abc import Callable
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from events import codec, ids, subjects
+from events.ids import RequestId, parse_request_id
+from events.lifecycle import NEW, Life, advance, cancelled_as
+from events.lives import Lives
+from events.log import Follower, Job, Jobs, Log, LogError
+from events.schema import (
+    AttemptReleased,
+    AttemptStarted,
+    CancelRequested,
+    Problem,
+    RequestAccepted,
+    RequestFinished,
+)
+from rift.engines import Engine, EngineFailed, Invalid
+from rift.worker import history
+from rift.worker.attempt import Attempt, NotContinuable, Prompt, prepare
+from rift.worker.writer import LaneWriter
+
+log = logging.getLogger(__name__)
+
+# Three in-progress answers fit into the broker's ack_wait of 5 s.
+KEEP_S = 1.5
+
+# An engine that says nothing for so long is dead. A prompt is silent work: the slowest machine that
+# was measured reads 200 tokens a second, and this allows a quarter of that.
+HANG_S = 30.0
+HANG_PER_PROMPT_TOKEN_S = 0.02
+
+# What the reader remembers of requests that others touched. A job older than this is read back anyway.
+TOUCHED_S = 600.0
+
+# What draining may take: the broker's answer to one last record, and the supervisor's patience is 10 s.
+DRAIN_S = 4.0
+
+NANOSECONDS = 1_000_000_000
+
+
+class Held(msgspec.Struct):
+    """A job in our hands: its request, where to answer the delivery, and the attempt at it."""
+
+    accepted: RequestAccepted
+    at: subjects.Address
+    acks: list[str]
+    attempt: Attempt | None = None
+    prompt_tokens: int = 0
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A job that can be attempted: the request's life so far, and what counted of its answer."""
+
+    life: Life
+    fresh: bool
+    token_ids: list[int] = []
+    text: str = ""
+
+
+class Worker:
+    def __init__(
+        self,
+        log: Log,
+        engine: Engine,
+        *,
+        name: str,
+        model: str,
+        shard: int,
+        slots: int,
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        self._log, self._engine, self._name = log, engine, name
+        self._model, self._shard, self._slots = model, shard, slots
+        self._entropy = entropy
+        self._lives = Lives()
+        self._held: dict[str, Held] = {}
+        self._touched: dict[str, int] = {}
+        self._buffers: dict[str, list[tuple[int, object, subjects.Address]]] = {}
+        self._writers: dict[str, LaneWriter] = {}
+        self._running = 0
+        self._opened_at = 0
+        self._read_to = anyio.Event()
+        self._now_ns = 0
+        self._moved_at = 0.0
+        self._tasks: TaskGroup
+        self._jobs: Jobs
+        self._reader: Follower
+
+    async def run(self, *, opened: Callable[[], None], drain: anyio.Event) -> None:
+        """Serve until `drain` is set, then let go of everything. Raises EngineFailed, LogError."""
+        stream = subjects.shard_stream(self._shard)
+        self._opened_at = await self._log.last_sequence(stream)
+        topics = subjects.of_model(self._shard, self._model)
+        async with (
+            self._log.follow(stream, topics, after=self._opened_at) as self._reader,
+            self._log.jobs(self._shard, self._model) as self._jobs,
+            anyio.create_task_group() as self._tasks,
+        ):
+            fetching = anyio.CancelScope()
+            self._tasks.start_soon(self._read)
+            self._tasks.start_soon(self._keep)
+            self._tasks.start_soon(self._fetch, fetching)
+            opened()
+            await drain.wait()
+            fetching.cancel()
+            with anyio.move_on_after(DRAIN_S):
+                await self._let_go()
+            self._tasks.cancel_scope.cancel()
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    # --- taking ------------------------------------------------------------------------------------
+
+    async def _fetch(self, scope: anyio.CancelScope) -> None:
+        with scope:
+            self._jobs.want(self._slots)
+            async for job in self._jobs:
+                self._running += 1
+                self._tasks.start_soon(self._serve, job)
+
+    async def _serve(self, job: Job) -> None:
+        try:
+            await self._work(job)
+        except LogError as error:
+            # The delivery comes again; by then the log may answer.
+            log.warning("delivery %d: %s", job.stored.sequence, error)
+            self._drop_job(job)
+        finally:
+            self._running -= 1
+            self._jobs.want(self._slots - self._running)
+
+    async def _work(self, job: Job) -> None:
+        accepted, request = self._open(job)
+        if accepted is None or request is None:
+            return
+        if (held := self._held.get(request.text)) is not None:
+            held.acks.append(job.ack)
+            return
+        held = self._held[request.text] = Held(accepted, request.at, [job.ack])
+        taken = await self._take(job, accepted, request)
+        if taken is None or request.text not in self._held:
+            return
+        await self._attempt(job, held, taken)
+
+    def _open(self, job: Job) -> tuple[RequestAccepted | None, RequestId | None]:
+        """Return the delivery's request. One that cannot be read is left for a newer worker."""
+        try:
+            _, (accepted,) = codec.decode(job.stored.data)
+        except ValueError as error:
+            log.error("delivery %d cannot be read: %s", job.stored.sequence, error)
+            return None, None
+        if not isinstance(accepted, RequestAccepted):
+            log.error("delivery %d cannot be read: %s", job.stored.sequence, accepted)
+            return None, None
+        request = parse_request_id(accepted.request)
+        if request is None or subjects.parse(job.stored.subject) != request.at:
+            log.error("delivery %d is not at its request's address", job.stored.sequence)
+            return None, None
+        return accepted, request
+
+    async def _take(self, job: Job, accepted: RequestAccepted, request: RequestId) -> Taken | None:
+        """Learn where the request stands and follow it; None if it has ended, or still moves."""
+        age_s = (self._now_ns - job.stored.stored_at_ns) / NANOSECONDS
+        if job.stored.sequence > self._opened_at and request.text not in self._touched and age_s < TOUCHED_S:
+            life = advance(NEW, accepted)
+            self._lives.follow(request.text, life)
+            return Taken(life, fresh=True)
+        self._buffers[request.text] = []
+        try:
+            past = await history.read(self._log, request)
+        finally:
+            buffered = self._buffers.pop(request.text)
+        if past.life.phase == "ended":
+            await self._let_end(request.text)
+            return None
+        self._lives.follow(request.text, past.life)
+        for sequence, event, at in buffered:
+            if sequence > past.position:
+                self._lives.fold(event, at)
+        if self._lives[request.text].next_index != past.life.next_index:
+            self._drop(request.text)
+            return None
+        return Taken(self._lives[request.text], fresh=False, token_ids=past.token_ids, text=past.text)
+
+    async def _attempt(self, job: Job, held: Held, taken: Taken) -> None:
+        accepted = held.accepted
+        problem: Problem | None = None
+        try:
+            prompt = await prepare(self._engine, accepted)
+        except Invalid as error:
+            prompt = Prompt((), 0)
+            problem = Problem(code=error.code, message=error.message, param=error.param)
+        if self._held.get(accepted.request) is not held:
+            return
+        started = AttemptStarted(
+            request=accepted.request,
+            attempt=ids.new_attempt_id(self._entropy(ids.RANDOM_BYTES)),
+            after=taken.life.attempt,
+            resume_index=taken.life.next_index,
+            worker=self._name,
+            prompt_tokens=len(prompt.ids),
+            accepted_at_ns=job.stored.stored_at_ns,
+            engine=self._engine.name,
+            simulated=self._engine.simulated,
+            model_digest=self._engine.model_digest,
+            delivery=job.ack,
+        )
+        writer = self._writer(held.at)
+        attempt = held.attempt = Attempt(accepted, started, prompt, engine=self._engine, writer=writer)
+        held.prompt_tokens = len(prompt.ids)
+        if problem is not None:
+            attempt.refuse(problem)
+            return
+        position = await writer.put_durably(started)
+        if not taken.fresh and not await self._counts(held, position):
+            return
+        waited_s = max(0.0, (self._now_ns - job.stored.stored_at_ns) / NANOSECONDS)
+        try:
+            attempt.resume(taken.token_ids, taken.text)
+            await attempt.run(accepted.deadline_ms / 1000 - waited_s)
+        except NotContinuable as error:
+            attempt.finish("failed", Problem(code="not_continuable", message=str(error)))
+        except Invalid as error:
+            attempt.finish("invalid", Problem(code=error.code, message=error.message, param=error.param))
+        self._moved_at = anyio.current_time()
+
+    async def _counts(self, held: Held, position: int) -> bool:
+        """Wait until the reader has passed our start; say whether it counts."""
+        while self._reader.position < position:
+            await self._read_to.wait()
+        return self._held.get(held.accepted.request) is held
+
+    def _writer(self, at: subjects.Address) -> LaneWriter:
+        if (writer := self._writers.get(at.lane)) is None:
+            stream = subjects.shard_stream(self._shard)
+            writer = self._writers[at.lane] = LaneWriter(self._log, stream, subjects.work(at), self._name)
+            self._tasks.start_soon(writer.run)
+        return writer
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        async for batch in self._reader:
+            for stored in batch:
+                self._now_ns = max(self._now_ns, stored.stored_at_ns)
+                at = subjects.parse(stored.subject)
+                assert at is not None, "the reader's subjects are those of requests"
+                _, events = codec.decode(stored.data)
+                for buffer in self._buffers.values():
+                    buffer += [(stored.sequence, event, at) for event in events]
+                for event in events:
+                    await self._see(event, at)
+            read_to, self._read_to = self._read_to, anyio.Event()
+            read_to.set()
+
+    async def _see(self, event: object, at: subjects.Address) -> None:
+        request = self._lives.request_of(event)
+        if request is None:
+            return
+        if request not in self._lives:
+            if isinstance(event, AttemptStarted | CancelRequested | RequestFinished):
+                self._touched[request] = self._now_ns
+            return
+        counted = self._lives.fold(event, at)
+        if counted is not None:
+            await self._obey(request, event, counted[1])
+        elif self._is_against_us(request, event):
+            self._drop(request)
+
+    async def _obey(self, request: str, event: object, life: Life) -> None:
+        attempt = self._held[request].attempt
+        if life.phase == "ended":
+            await self._let_end(request)
+        elif isinstance(event, AttemptStarted) and (attempt is None or event.attempt != attempt.id):
+            self._drop(request)
+        elif life.wanted is not None and attempt is not None and life.attempt == attempt.id:
+            attempt.stop(cancelled_as(life.wanted))
+
+    def _is_against_us(self, request: str, event: object) -> bool:
+        """An event that did not count, and that says that our attempt will not."""
+        attempt = self._held[request].attempt
+        ours = attempt is not None and getattr(event, "attempt", None) == attempt.id
+        return ours and isinstance(event, AttemptStarted | CancelRequested | RequestFinished)
+
+    async def _let_end(self, request: str) -> None:
+        """The reader has seen the request ended: nobody needs its job any more."""
+        held = self._drop(request)
+        for ack in held.acks:
+            await self._log.ack(ack)
+
+    def _drop_job(self, job: Job) -> None:
+        for request, held in list(self._held.items()):
+            if job.ack in held.acks:
+                self._drop(request)
+
+    def _drop(self, request: str) -> Held:
+        """Go silent: no acknowledgement, no return. What is not ended will be delivered again."""
+        held = self._held.pop(request)
+        if held.attempt is not None:
+            held.attempt.stop(None)
+        self._lives.forget(request)
+        self._touched[request] = self._now_ns
+        return held
+
+    # --- keeping -----------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Hold our jobs while the engine moves. Raises EngineFailed once it does not."""
+        self._moved_at = anyio.current_time()
+        while True:
+            await anyio.sleep(KEEP_S)
+            self._forget_touched()
+            now = anyio.current_time()
+            attempts = [held.attempt for held in self._held.values() if held.attempt is not None]
+            working = [attempt for attempt in attempts if not attempt.finished]
+            silent_tokens = sum(held.prompt_tokens for held in self._held.values())
+            moved_at = max([self._moved_at, *(attempt.progressed_at for attempt in attempts)])
+            if working and now - moved_at > HANG_S + HANG_PER_PROMPT_TOKEN_S * silent_tokens:
+                raise EngineFailed(f"the engine said nothing for {now - moved_at:.0f} s")
+            for held in list(self._held.values()):
+                for ack in held.acks:
+                    await self._log.in_progress(ack)
+
+    def _forget_touched(self) -> None:
+        """Entries are in the order of their time; what is too old to matter goes."""
+        oldest_ns = self._now_ns - int(TOUCHED_S * NANOSECONDS)
+        while self._touched and (request := next(iter(self._touched))):
+            if self._touched[request] >= oldest_ns:
+                return
+            del self._touched[request]
+
+    async def _let_go(self) -> None:
+        """Release every attempt, so that another worker continues it at once."""
+        released = []
+        for held in self._held.values():
+            attempt = held.attempt
+            if attempt is None or not attempt.finished:
+                released += held.acks
+            if attempt is not None and not attempt.finished:
+                attempt.stop(None)
+                self._writer(held.at).put(AttemptReleased(attempt=attempt.id, why="draining"))
+        for writer in self._writers.values():
+            await writer.flushed()
+        for ack in released:
+            await self._log.give_back(ack)
+        while any(held.attempt and held.attempt.finished for held in self._held.values()):
+            await self._read_to.wait()

@@ -1,0 +1,61 @@
+"""A real nats-server for each test module that asks for one, on a free port, in a folder of its own."""
+
+import importlib.util
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from rift import broker
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    return "asyncio", {"use_uvloop": False}
+
+
+class Server:
+    """A nats-server that a test may kill and start again on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.address = broker.configure(folder)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        log = (self.folder / "log").open("ab")
+        with closing(log):
+            self.process = subprocess.Popen(broker.command(self.folder), stdout=log, stderr=log)
+        port = int(self.address.url.rpartition(":")[2])
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with closing(socket.socket()) as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.02)
+        raise AssertionError((self.folder / "log").read_text())
+
+    def kill(self) -> None:
+        assert self.process is not None, "the server was never started"
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("nats"))
+    running.start()
+    yield running
+    running.kill()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        skip = pytest.mark.skip(reason="the CPU engine is not installed (see ops/README.md)")
+        for item in items:
+            if item.get_closest_marker("engine"):
+                item.add_marker(skip)

@@ -1,0 +1,75 @@
+"""The locks pin everything, once, to one version, and are what pyproject.toml asks for."""
+
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("base", "engine-cpu", "test")
+PIN = re.compile(r"([a-z0-9]+(?:-[a-z0-9]+)*)==([0-9][0-9a-z.+]*)")
+
+# What a lock leaves out although its packages declare it, each for the reason in the lock's own head.
+LEFT_OUT = {"torchaudio", "torchcodec", "torchvision", "triton", "llm", "llama-cpp-python"}
+
+
+def lock(name: str) -> list[tuple[str, str]]:
+    lines = (ROOT / "ops" / "lock" / f"{name}.txt").read_text().splitlines()
+    pins = [PIN.fullmatch(line) for line in lines if not line.startswith("#")]
+    assert all(pins), f"{name}: a line is no exact pin like name==1.2"
+    return [(pin[1], pin[2]) for pin in pins if pin]
+
+
+def requirements(name: str) -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    texts = project["dependencies"] if name == "base" else project["optional-dependencies"][name]
+    return [Requirement(text) for text in texts]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lock_pins_each_package_once_in_order(name: str) -> None:
+    packages = [package for package, _ in lock(name)]
+    ordered = sorted(packages, key=lambda package: (package != "torch", package))
+    assert packages == ordered
+    assert len(packages) == len(set(packages))
+
+
+def test_one_version_of_each_package_over_all_locks() -> None:
+    pins = {pin for name in NAMES for pin in lock(name)}
+    assert len(pins) == len({package for package, _ in pins})
+    base = {package for package, _ in lock("base")}
+    assert not base & {package for name in NAMES[1:] for package, _ in lock(name)}
+
+
+@pytest.mark.parametrize("name", ["base", "test"])
+def test_the_project_gets_what_it_asks_for(name: str) -> None:
+    pins = dict(lock("base")) | dict(lock(name))
+    asked = requirements(name)
+    assert asked
+    for requirement in asked:
+        assert requirement.specifier.contains(Version(pins[requirement.name.lower()])), requirement
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lock_is_complete(name: str) -> None:
+    """What is installed declares nothing that the lock lacks, other than what is left out on purpose."""
+    pins = dict(lock("base")) | dict(lock(name))
+    lacking = set()
+    for package in pins:
+        try:
+            declared = importlib.metadata.requires(package) or []
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"{name} is not installed here")
+        for requirement in map(Requirement, declared):
+            wanted = requirement.name.lower().replace("_", "-").replace(".", "-")
+            if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+                continue
+            if wanted not in LEFT_OUT and (
+                wanted not in pins or not requirement.specifier.contains(pins[wanted], prereleases=True)
+            ):
+                lacking.add(f"{package} wants {requirement}")
+    assert not lacking

@@ -1,0 +1,312 @@
+"""A scribe who writes histories by hand, a log that holds them in lists, and a naive second fold."""
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from events import codec, ids, subjects
+from events.log import LogError, Stored
+from events.schema import (
+    AccountOpened,
+    AttemptReleased,
+    AttemptStarted,
+    CancelRequested,
+    Message,
+    Parameters,
+    Price,
+    PricePublished,
+    Problem,
+    RequestAccepted,
+    RequestFinished,
+    TokensGenerated,
+)
+from events.subjects import BOOK, Address
+from replay.warehouse import Warehouse
+
+CANARY = "canary-in-the-prompt-7f3a"
+AT = Address(0, "laneaaaa", "tiny-1")
+START_NS = 1_700_000_000_000_000_000
+
+
+class Scribe:
+    """Writes records to streams held in lists; each `tell` is one record."""
+
+    def __init__(self) -> None:
+        self.streams: dict[str, list[Stored]] = {}
+        self.now_ns = START_NS
+        self._ids = 0
+
+    def put(self, stream: str, subject: str, data: bytes, *, step_ns: int = 1_000_000) -> int:
+        self.now_ns += step_ns
+        messages = self.streams.setdefault(stream, [])
+        messages.append(Stored(subject, len(messages) + 1, self.now_ns, data))
+        return len(messages)
+
+    def tell(self, *events: Any, at: Address = AT, kind: str = "work", step_ns: int = 1_000_000) -> int:
+        subject = {"request": subjects.request, "work": subjects.work, "cancel": subjects.cancel}[kind](at)
+        return self.put(
+            subjects.shard_stream(at.shard), subject, codec.encode("test", events), step_ns=step_ns
+        )
+
+    def book(self, *events: Any) -> int:
+        return self.put(BOOK, subjects.book("test", "x"), codec.encode("test", events))
+
+    def fleet(self, *events: Any) -> int:
+        return self.put(subjects.FLEET, subjects.fleet(AT.model), codec.encode("test", events))
+
+    def unique(self, prefix: str = "b") -> str:
+        self._ids += 1
+        return f"{prefix}-{self._ids}"
+
+    def prices(self, version: int = 1, *, model: str = "tiny:1", prompt: int = 10, output: int = 20) -> int:
+        price = Price(model=model, prompt_nanousd=prompt, output_nanousd=output)
+        return self.book(PricePublished(id=self.unique(), version=version, prices=(price,)))
+
+    def request_id(self, *, at: Address = AT, account: str = "dev") -> str:
+        self._ids += 1
+        floor = len(self.streams.get(subjects.shard_stream(at.shard), ()))
+        entropy = self._ids.to_bytes(ids.RANDOM_BYTES, "big")
+        return ids.new_request_id(secret=b"s" * 32, account=account, at=at, floor=floor, entropy=entropy)
+
+    def accepted(self, request: str, **fields: Any) -> RequestAccepted:
+        told: dict[str, Any] = {
+            "account": "dev",
+            "key": "k1",
+            "model": "tiny:1",
+            "kind": "inference",
+            "input": (Message(role="user", content=CANARY),),
+            "parameters": Parameters(stop=(CANARY,)),
+            "stream": True,
+            "prompt_tokens_max": 100,
+            "deadline_ms": 60_000,
+            "price_version": 1,
+            "book": len(self.streams.get(BOOK, ())),
+        }
+        return RequestAccepted(request=request, **(told | fields))
+
+    def accept(self, **fields: Any) -> str:
+        request = self.request_id()
+        self.tell(self.accepted(request, **fields), kind="request")
+        return request
+
+    def finished_request(self, *, tokens: int = 3, **fields: Any) -> str:
+        """One request's whole ordinary life."""
+        request = self.accept(**fields)
+        attempt = self.unique("att")
+        self.tell(started(request, attempt))
+        for index in range(tokens):
+            self.tell(tokens_of(attempt, index))
+        self.tell(RequestFinished(request=request, attempt=attempt, reason="stop", output_tokens=tokens))
+        return request
+
+
+def started(request: str, attempt: str, **fields: Any) -> AttemptStarted:
+    told: dict[str, Any] = {
+        "after": None,
+        "resume_index": 0,
+        "worker": "w1",
+        "prompt_tokens": 7,
+        "accepted_at_ns": START_NS,
+        "engine": "sim",
+        "model_digest": "d",
+        "delivery": "x",
+        "simulated": True,
+    }
+    return AttemptStarted(request=request, attempt=attempt, **(told | fields))
+
+
+def tokens_of(attempt: str, index: int, count: int = 1, **fields: Any) -> TokensGenerated:
+    return TokensGenerated(attempt=attempt, index=index, token_ids=tuple(range(count)), text=CANARY, **fields)
+
+
+REASONS = ("stop", "length", "tool_calls", "cancelled", "revoked", "expired", "invalid", "failed", "poison")
+
+
+class Chaos:
+    """A random history of a few requests: mostly what a sound system writes, often what it must not."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.dice = dice
+        self.scribe = Scribe()
+        # By request: the attempts it was given, and how many tokens each was given, whatever counts.
+        self.attempts: dict[str, list[str]] = {}
+        self.tokens: dict[str, int] = {}
+        self.acceptances: dict[str, RequestAccepted] = {}
+        self.versions = 0
+
+    def write(self, steps: int) -> dict[str, list[Stored]]:
+        self.publish()
+        for _ in range(steps):
+            events = self.some_events()
+            if events:
+                step_ns = self.dice.choice((1, 1_000, 5_000_000, -3_000_000))
+                self.scribe.tell(
+                    *events, kind=self.dice.choice(("request", "work", "cancel")), step_ns=step_ns
+                )
+        return self.scribe.streams
+
+    def publish(self) -> None:
+        self.versions += 1
+        prompt, output = self.dice.choice((0, 1, 150, 10**12)), self.dice.choice((0, 1, 400, 10**12))
+        self.scribe.prices(self.versions, prompt=prompt, output=output)
+        # The same version again, by another id, means nothing.
+        self.scribe.prices(self.versions, prompt=9, output=9)
+        self.scribe.book(AccountOpened(id="same", account="dev"))
+
+    def some_events(self) -> list[Any]:
+        if self.dice.random() < 0.05:
+            self.publish()
+        events = (self.event() for _ in range(self.dice.choice((1, 1, 1, 2, 5))))
+        return [event for event in events if event is not None]
+
+    def event(self) -> Any:
+        requests = list(self.attempts)
+        if not requests or (len(requests) < 6 and self.dice.random() < 0.12):
+            return self.acceptance()
+        request = self.dice.choice(requests[-3:] if self.dice.random() < 0.9 else requests)
+        if self.dice.random() < 0.06:
+            return self.acceptances[request]
+        attempts = self.attempts[request]
+        if not attempts or self.dice.random() < 0.12:
+            return self.start(request)
+        attempt = attempts[-1] if self.dice.random() < 0.85 else self.dice.choice(attempts)
+        roll = self.dice.random()
+        if roll < 0.55:
+            return self.more_tokens(request, attempt)
+        if roll < 0.67:
+            why = self.dice.choice(("draining", "host", "lost", "stalled"))
+            return AttemptReleased(attempt=attempt, why=why)
+        if roll < 0.77:
+            why = self.dice.choice(("client", "disconnect", "revoked", "unanswered"))
+            return CancelRequested(request=request, why=why, attempt=self.dice.choice((None, None, attempt)))
+        return self.finish(request, attempt)
+
+    def acceptance(self) -> RequestAccepted:
+        request = self.scribe.request_id(at=AT if self.dice.random() < 0.95 else Address(0, "laneother", "b"))
+        self.attempts[request] = []
+        accepted = self.acceptances[request] = self.scribe.accepted(
+            request,
+            account=self.dice.choice(("dev", "acme")),
+            price_version=self.dice.randint(1, self.versions),
+            plan=self.dice.choice(("per_token", "per_token", "per_token", "per_second")),
+        )
+        return accepted
+
+    def start(self, request: str) -> AttemptStarted:
+        attempts = self.attempts[request]
+        again = bool(attempts) and self.dice.random() < 0.1
+        attempt = self.dice.choice(attempts) if again else self.scribe.unique("att")
+        after = attempts[-1] if attempts and self.dice.random() < 0.9 else None
+        resume = self.tokens.get(request, 0) if self.dice.random() < 0.9 else self.dice.randint(0, 5)
+        if not again:
+            attempts.append(attempt)
+        return started(
+            request,
+            attempt,
+            after=after,
+            resume_index=resume,
+            prompt_tokens=self.dice.randint(0, 9),
+            simulated=self.dice.random() < 0.5,
+        )
+
+    def more_tokens(self, request: str, attempt: str) -> TokensGenerated:
+        index = self.tokens.get(request, 0) if self.dice.random() < 0.9 else self.dice.randint(0, 5)
+        count = self.dice.randint(1, 3)
+        if index == self.tokens.get(request, 0):
+            self.tokens[request] = index + count
+        return tokens_of(attempt, index, count, cached_tokens=self.dice.choice((0, 0, 4)))
+
+    def finish(self, request: str, attempt: str) -> RequestFinished:
+        reason = self.dice.choice(REASONS)
+        problem = Problem(code="code", message=CANARY) if reason in ("invalid", "failed", "poison") else None
+        return RequestFinished(
+            request=request,
+            attempt=attempt if self.dice.random() < 0.8 else None,
+            reason=reason,
+            output_tokens=self.tokens.get(request, 0)
+            if self.dice.random() < 0.9
+            else self.dice.randint(0, 5),
+            error=problem,
+        )
+
+
+class ListLog:
+    """The parts of `events.log.Log` that the control process uses, over lists."""
+
+    def __init__(self, streams: dict[str, list[Stored]]) -> None:
+        self.streams = streams
+        self.grown = anyio.Event()
+        self.handlers: dict[str, Callable[[bytes], Awaitable[bytes]]] = {}
+
+    def grow(self) -> None:
+        """Say that the lists have grown."""
+        self.grown.set()
+        self.grown = anyio.Event()
+
+    async def last_sequence(self, stream: str, subject: str | None = None) -> int:
+        assert subject is None, "not needed here"
+        messages = self.streams.get(stream, [])
+        return messages[-1].sequence if messages else 0
+
+    @asynccontextmanager
+    async def follow(
+        self, stream: str, subjects: Sequence[str], *, after: int
+    ) -> AsyncIterator[AsyncIterator[Sequence[Stored]]]:
+        assert len(subjects) == 1
+        yield self._follow(stream, after)
+
+    async def _follow(self, stream: str, after: int) -> AsyncIterator[Sequence[Stored]]:
+        while True:
+            grown = self.grown
+            messages = [m for m in self.streams.get(stream, []) if m.sequence > after]
+            if messages:
+                after = messages[-1].sequence
+                yield messages
+            else:
+                await grown.wait()
+
+    @asynccontextmanager
+    async def answer(self, subject: str, handler: Callable[[bytes], Awaitable[bytes]]) -> AsyncIterator[None]:
+        self.handlers[subject] = handler
+        try:
+            yield
+        finally:
+            del self.handlers[subject]
+
+    async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
+        if subject not in self.handlers:
+            raise LogError(f"nobody answers {subject}")
+        with anyio.fail_after(timeout_s):
+            return await self.handlers[subject](data)
+
+
+@pytest.fixture
+def scribe() -> Scribe:
+    return Scribe()
+
+
+@pytest.fixture
+def canary() -> str:
+    return CANARY
+
+
+@pytest.fixture(scope="session")
+def chaos() -> type[Chaos]:
+    return Chaos
+
+
+@pytest.fixture(scope="session")
+def list_log() -> type[ListLog]:
+    return ListLog
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
+    opened = Warehouse.open(tmp_path / "rift.duckdb")
+    yield opened
+    opened.close()

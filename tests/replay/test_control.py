@@ -1,0 +1,204 @@
+"""The control process over a log held in lists: what it shows, how soon, and how it stops."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from events import subjects
+from events.log import LogError, Stored
+from replay.answer import QueryRefused
+from replay.warehouse import Warehouse
+from rift.control import main, questions
+from rift.control.projector import AHEAD_MAX, LogBehind, project
+from rift.control.questions import SQL_SUBJECT, ask_sql
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def controlling(log: Any, database: Path) -> AsyncIterator[None]:
+    async with anyio.create_task_group() as group:
+        group.start_soon(main.run, log, database)
+        with anyio.fail_after(5):
+            while SQL_SUBJECT not in log.handlers:  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+        yield
+        group.cancel_scope.cancel()
+
+
+async def until(log: Any, sql: str, is_wanted: Callable[[list[list[Any]]], bool]) -> list[list[Any]]:
+    with anyio.fail_after(10):
+        while not is_wanted(rows := (await ask_sql(log, sql)).rows):  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+    return rows
+
+
+async def test_an_accepted_request_is_in_sql_within_a_second(
+    scribe: Any, list_log: Any, tmp_path: Path
+) -> None:
+    scribe.prices()
+    log = list_log(scribe.streams)
+    async with controlling(log, tmp_path / "db"):
+        for count in (1, 2, 3):
+            scribe.accept()
+            log.grow()
+            began = time.monotonic()
+            await until(log, "select count(*) from requests", lambda rows, n=count: rows == [[n]])
+            assert time.monotonic() - began < 1
+
+
+async def test_everything_is_applied_and_gone_on_with_after_a_restart(
+    scribe: Any, list_log: Any, tmp_path: Path
+) -> None:
+    scribe.prices()
+    log = list_log(scribe.streams)
+    for count in (40, 80):
+        for _ in range(40):
+            scribe.finished_request()
+        scribe.prices(count)
+        scribe.accept(price_version=count)
+        async with controlling(log, tmp_path / "db"):
+            done = "select count(*) from requests where state = 'finished'"
+            await until(log, done, lambda rows, n=count: rows == [[n]])
+            log.grow()
+
+
+async def test_a_shard_waits_for_the_book(scribe: Any, list_log: Any, tmp_path: Path) -> None:
+    """The shard's first batch names a book position that the book's reader hands out later."""
+    scribe.prices()
+    scribe.accept()
+    book = scribe.streams[subjects.BOOK]
+    log = list_log(scribe.streams | {subjects.BOOK: []})
+
+    async def last_sequence(stream: str, subject: str | None = None) -> int:
+        assert subject is None
+        return len(scribe.streams.get(stream, ()))
+
+    log.last_sequence = last_sequence
+    async with controlling(log, tmp_path / "db"):
+        await anyio.sleep(0.2)
+        assert (await ask_sql(log, "from requests")).rows == []
+        log.streams[subjects.BOOK] = book
+        log.grow()
+        await until(log, "from requests", lambda rows: len(rows) == 1)
+
+
+async def test_a_request_of_a_book_that_never_was_stops_visibly(
+    scribe: Any, list_log: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scribe.prices()
+    scribe.accept(book=9)
+    log = list_log(scribe.streams)
+    async with controlling(log, tmp_path / "db"):
+        stopped = "select stopped_sequence, stopped_why from lag where stopped_why is not null"
+        [[sequence, why]] = await until(log, stopped, bool)
+        assert sequence == 1
+        assert "RIFT_BOOK:9" in why
+        assert "the book ends at 1" in why
+        with anyio.fail_after(5):
+            while "the projection stopped at RIFT_0:1" not in capsys.readouterr().err:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert (await ask_sql(log, "select 1")).rows == [[1]], "questions go on being answered"
+
+
+async def test_an_unreadable_record_stops_project(scribe: Any, list_log: Any, warehouse: Warehouse) -> None:
+    scribe.prices()
+    scribe.put("RIFT_0", "rift.0.lane.x", b"{")
+    with pytest.raises(BaseExceptionGroup) as raised:
+        await project(list_log(scribe.streams), warehouse, [0])
+    assert "the projection stopped at RIFT_0:1: no record" in str(list(main._messages(raised.value)))
+
+
+async def test_another_log_is_refused(scribe: Any, list_log: Any, warehouse: Warehouse) -> None:
+    scribe.prices()
+    scribe.finished_request()
+    for stream in (subjects.BOOK, "RIFT_0"):
+        warehouse.apply(stream, scribe.streams[stream])
+    shorter = scribe.streams | {"RIFT_0": scribe.streams["RIFT_0"][:2]}
+    with pytest.raises(LogBehind, match="RIFT_0 ends at 2, and the database has applied it up to 6"):
+        await project(list_log(shorter), warehouse, [0])
+
+
+async def test_what_is_read_ahead_is_bounded(
+    scribe: Any, list_log: Any, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scribe.prices()
+    read = 0
+
+    async def endless(stream: str, after: int) -> AsyncIterator[list[Stored]]:
+        nonlocal read
+        while stream == "RIFT_0":
+            messages = [Stored("rift.0.lane.x", after + n + 1, 1, b"") for n in range(1_000)]
+            after, read = after + 1_000, read + 1_000
+            yield messages
+        await anyio.sleep_forever()
+
+    log = list_log(scribe.streams)
+    log._follow = endless
+    log.streams["RIFT_0"] = []
+    monkeypatch.setattr(warehouse, "apply", lambda stream, _: time.sleep(0.3) if stream == "RIFT_0" else None)
+    with anyio.move_on_after(0.2):
+        await project(log, warehouse, [0])
+    assert AHEAD_MAX <= read <= 2 * AHEAD_MAX
+
+
+async def test_the_loop_stays_free_while_a_batch_is_applied(
+    scribe: Any, list_log: Any, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scribe.prices()
+    monkeypatch.setattr(warehouse, "apply", lambda *_: time.sleep(0.4))
+    slowest = 0.0
+    with anyio.move_on_after(1.0):
+        async with anyio.create_task_group() as group:
+            group.start_soon(project, list_log(scribe.streams), warehouse, [0])
+            while True:
+                began = time.monotonic()
+                await anyio.sleep(0.01)
+                slowest = max(slowest, time.monotonic() - began)
+    assert slowest < 0.2
+
+
+# --- questions -----------------------------------------------------------------------------------
+
+
+async def test_answers_and_errors_are_json(scribe: Any, list_log: Any, tmp_path: Path) -> None:
+    log = list_log(scribe.streams)
+    async with controlling(log, tmp_path / "db"):
+
+        async def asked(data: bytes) -> Any:
+            return json.loads(await log.ask(SQL_SUBJECT, data, timeout_s=5))
+
+        assert await asked(b'{"sql": "select 1 as one, null as none"}') == {
+            "columns": ["one", "none"],
+            "rows": [[1, None]],
+        }
+        assert "allowed is one SELECT over requests" in (await asked(b'{"sql": "drop view lag"}'))["error"]
+        for bad in (b"", b"[]", b'{"sql": 1}', b'{"sql": "select 1", "x": 1}', b"\xff", b"[" * 100_000):
+            assert 'a question is {"sql": "select …"}' in (await asked(bad))["error"]
+
+
+async def test_ask_sql_answers_or_raises(scribe: Any, list_log: Any, tmp_path: Path) -> None:
+    log = list_log(scribe.streams)
+    with pytest.raises(LogError, match="nobody answers"):
+        await ask_sql(log, "select 1")
+    async with controlling(log, tmp_path / "db"):
+        answer = await ask_sql(log, "select 9223372036854775807::hugeint * 4 as nanousd")
+        assert (answer.columns, answer.rows) == (["nanousd"], [[9223372036854775807 * 4]])
+        with pytest.raises(QueryRefused, match="INSERT is not answered"):
+            await ask_sql(log, "insert into requests values (1)")
+
+
+async def test_a_reply_too_large_for_the_broker_is_refused(
+    scribe: Any, list_log: Any, tmp_path: Path
+) -> None:
+    log = list_log(scribe.streams)
+    async with controlling(log, tmp_path / "db"):
+        with pytest.raises(QueryRefused, match="more than 8000000; use LIMIT"):
+            await ask_sql(log, "select repeat('x', 1000) from range(9000)")
+        assert questions.REPLY_BYTES_MAX < 8 * 1024 * 1024

@@ -1,0 +1,166 @@
+"""The simulated engine says the same for the same prompt and seed, at its pace, wherever it starts."""
+
+from collections.abc import Sequence
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events.schema import Message, Parameters
+from rift.catalogue import Model, Profile
+from rift.engines import Engine, Invalid, Step
+from rift.engines.sim import ENDINGS, SENTENCE_TOKENS, WORD_IDS_FROM, SimEngine
+
+MODEL = Model(source="sim", context_tokens=4096, prompt_usd="0.01", output_usd="0.02")
+
+
+class Clock:
+    """Time that passes only while someone sleeps, and `late_s` more than they asked for."""
+
+    def __init__(self, late_s: float = 0.0) -> None:
+        self.now_s, self.late_s = 100.0, late_s
+
+    async def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.now_s += seconds + self.late_s
+
+    def now(self) -> float:
+        return self.now_s
+
+
+def engine_on(clock: Clock, **options: float) -> SimEngine:
+    return SimEngine(MODEL, sleep=clock.sleep, now=clock.now, **options)
+
+
+def run(
+    engine: SimEngine,
+    prompt: Sequence[int],
+    output: Sequence[int] = (),
+    *,
+    seed: int | None = None,
+    max_tokens: int = 40,
+) -> list[Step]:
+    async def collect() -> list[Step]:
+        parameters = Parameters(seed=seed)
+        stream = engine.generate("a", prompt, output, parameters, max_tokens=max_tokens, salt="s")
+        return [step async for step in stream]
+
+    return anyio.run(collect)
+
+
+def ids_of(steps: list[Step]) -> list[int]:
+    return [token_id for step in steps for token_id in step.token_ids]
+
+
+def text_of(engine: SimEngine, ids: Sequence[int]) -> str:
+    decoder = engine.decoder()
+    return "".join(map(decoder.feed, ids)) + decoder.flush()
+
+
+def test_it_is_an_engine_and_says_that_it_is_simulated() -> None:
+    engine: Engine = SimEngine(MODEL, Profile(args={"max_num_seqs": 7}))
+    assert (engine.name, engine.simulated, engine.model_digest) == ("sim", True, "simulated")
+    assert (engine.slots, engine.context_tokens) == (7, 4096)
+    assert SimEngine(MODEL).slots == 64
+
+
+def test_it_runs_to_max_tokens_and_only_the_last_step_has_a_finish() -> None:
+    steps = run(engine_on(Clock()), [1, 2], max_tokens=40)
+    assert len(ids_of(steps)) == 40
+    assert [step.finish for step in steps] == [None] * (len(steps) - 1) + ["length"]
+
+
+def test_the_end_of_the_context_bounds_it() -> None:
+    steps = run(engine_on(Clock()), [1] * 4000, [300] * 90, max_tokens=40)
+    assert len(ids_of(steps)) == 6
+    assert steps[-1].finish == "length"
+    with pytest.raises(Invalid) as refused:
+        run(engine_on(Clock()), [1] * 4000, [300] * 96)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.none() | st.integers(), st.integers(0, 40))
+def test_a_continuation_goes_on_as_the_first_attempt_would_have(
+    prompt: list[int], seed: int | None, cut: int
+) -> None:
+    whole = ids_of(run(engine_on(Clock()), prompt, seed=seed, max_tokens=41))
+    rest = run(engine_on(Clock(late_s=0.1)), prompt, whole[:cut], seed=seed, max_tokens=41 - cut)
+    assert whole[:cut] + ids_of(rest) == whole
+
+
+def test_prompt_and_seed_change_the_answer() -> None:
+    engine = engine_on(Clock())
+    answers = [
+        run(engine, [1]),
+        run(engine, [2]),
+        run(engine, [1], seed=0),
+        run(engine, [1], seed=1),
+        run(engine, [1, 1]),
+    ]
+    assert len({tuple(ids_of(answer)) for answer in answers}) == len(answers)
+
+
+def test_the_pace_does_not_drift() -> None:
+    """Each sleep is 3 ms late; 500 tokens at 50 a second are still there after 10 s and no more."""
+    clock = Clock(late_s=0.003)
+    run(engine_on(clock), [1], max_tokens=500)
+    assert clock.now_s - 100.0 == pytest.approx(10.0, abs=0.004)
+
+
+def test_a_late_step_carries_all_that_is_due() -> None:
+    clock = Clock(late_s=0.1)
+    steps = run(engine_on(clock, tokens_per_s=100.0), [1], max_tokens=100)
+    assert {len(step.token_ids) for step in steps[:-1]} <= {10, 11, 12}
+    assert clock.now_s - 100.0 == pytest.approx(1.0, abs=0.11)
+
+
+def test_closing_the_iterator_ends_it_at_once() -> None:
+    async def main() -> None:
+        clock = Clock()
+        stream = engine_on(clock).generate("a", [1], [], Parameters(), max_tokens=10, salt="s")
+        await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        assert clock.now_s < 100.1
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [("", 1), ("a", 1), ("abcd", 1), ("abcde", 2), ("🌊", 1), ("a🌊", 2), ("x" * 8192, 2048)],
+)
+def test_a_prompt_has_one_token_for_every_four_bytes(prompt: str, tokens: int) -> None:
+    assert len(SimEngine(MODEL).encode(prompt, raw=False)) == tokens
+
+
+def test_messages_are_encoded_by_their_content() -> None:
+    engine = SimEngine(MODEL)
+    messages = (Message(role="system", content="ab"), Message(role="user", content="cd"))
+    assert engine.encode(messages, raw=False) == engine.encode("ab\ncd", raw=True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"), [("\ud800", "prompt"), ((Message(role="user", content="\ud800"),), "messages")]
+)
+def test_what_is_no_text_is_invalid(prompt: str | tuple[Message, ...], param: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        SimEngine(MODEL).encode(prompt, raw=False)
+    assert refused.value.param == param
+
+
+def test_the_text_is_words_and_some_characters_that_take_several_tokens() -> None:
+    engine = engine_on(Clock())
+    ids = ids_of(run(engine, [1], max_tokens=3200))
+    assert {token_id < WORD_IDS_FROM for token_id in ids} == {True, False}
+    text = text_of(engine, ids)
+    assert "\ufffd" not in text
+    assert all(ending.decode() in text for ending in ENDINGS)
+    assert all(len(ending) < SENTENCE_TOKENS for ending in ENDINGS)
+
+
+def test_an_unfinished_character_ends_as_a_replacement() -> None:
+    assert text_of(SimEngine(MODEL), [256, *"🌊".encode()[:3], 256]) == " a\ufffd a"
+    assert text_of(SimEngine(MODEL), [256, *"🌊".encode()[:3]]) == " a\ufffd"

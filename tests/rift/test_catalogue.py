@@ -1,0 +1,137 @@
+"""The catalogue: what ships is valid, prices are exact integers, and vLLM knows every argument."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rift import catalogue
+from rift.catalogue import CatalogueWrong
+
+PROFILES = [
+    pytest.param(model, profile, id=f"{name}-{hardware}")
+    for name, model in catalogue.shipped().items()
+    for hardware, profile in model.profiles.items()
+]
+
+
+def entry(**fields: Any) -> dict[str, Any]:
+    return {"source": "./model", "context_tokens": 4096, "prompt_usd": "0.10", "output_usd": "0.35"} | fields
+
+
+def test_what_ships_is_valid_and_priced_as_published() -> None:
+    prices = {
+        name: tuple(
+            catalogue.nanousd_per_token(price, where=name) for price in (model.prompt_usd, model.output_usd)
+        )
+        for name, model in catalogue.shipped().items()
+    }
+    assert prices == {
+        "smollm2:135m": (10, 20),
+        "llama4:maverick": (100, 350),
+        "deepseek-v3": (150, 400),
+        "deepseek-r1": (150, 400),
+    }
+
+
+def test_every_model_that_ships_has_a_way_to_be_served() -> None:
+    assert PROFILES
+    assert all(model.profiles and model.title for model in catalogue.shipped().values())
+
+
+@given(st.integers(0, 10**9 - 1), st.integers(0, 4))
+def test_a_price_in_whole_nanousd_a_token_is_exact(nanousd: int, zeros: int) -> None:
+    usd = f"{nanousd // 1000}.{nanousd % 1000:03}" + "0" * zeros
+    assert catalogue.nanousd_per_token(usd, where="here") == nanousd
+
+
+@given(st.decimals(min_value=0, max_value=999_999, places=6))
+@example(Decimal("0.0005"))
+def test_any_other_price_is_refused_and_never_rounded(usd: Decimal) -> None:
+    try:
+        nanousd = catalogue.nanousd_per_token(f"{usd:f}", where="here")
+    except CatalogueWrong:
+        assert usd % Decimal("0.001")
+    else:
+        assert Decimal(nanousd) == usd * 1000
+
+
+@pytest.mark.parametrize(
+    "usd", ["", "free", "-0.10", "0,10", "0.0001", "NaN", "Infinity", "1e-9", "1e3", " 1", "1000000", "٣"]
+)
+def test_what_is_no_price_is_refused_with_its_place(usd: str) -> None:
+    with pytest.raises(CatalogueWrong, match=r"models\.mine\.prompt_usd"):
+        catalogue.load({"mine": entry(prompt_usd=usd)})
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"UPPER": entry()}, "matching regex"),
+        ({"a b": entry()}, "matching regex"),
+        ({"": entry()}, "matching regex"),
+        ({"mine": entry(context_tokens=8)}, "context_tokens"),
+        ({"mine": entry(prompt_usd=0.1)}, "prompt_usd"),
+        ({"mine": entry(profile={})}, "profile"),
+        ({"mine": entry(profiles={"cpu": {"arguments": {}}})}, "arguments"),
+        ({"mine": {"source": "./model"}}, "required"),
+        ({"a.b": entry(), "a-b": entry()}, "share one subject"),
+    ],
+)
+def test_a_wrong_entry_is_refused(entries: dict[str, Any], words: str) -> None:
+    with pytest.raises(CatalogueWrong, match=words):
+        catalogue.load(entries)
+
+
+@pytest.mark.parametrize(("name", "slug"), [("smollm2:135m", "smollm2-135m"), ("a.b_c", "a-b-c"), ("x", "x")])
+def test_a_slug_is_one_token_of_a_subject(name: str, slug: str) -> None:
+    assert catalogue.slug(name) == slug
+
+
+def flags(args: dict[str, catalogue.Argument]) -> list[str]:
+    words = []
+    for name, value in args.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
+
+
+@pytest.mark.engine
+@pytest.mark.filterwarnings("ignore")  # torch and vLLM, of one another, when they are imported
+@pytest.mark.parametrize(("model", "profile"), PROFILES)
+def test_vllm_takes_every_argument_of_a_profile(
+    model: catalogue.Model, profile: catalogue.Profile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its own command line's parser, which converts and knows choices, and as the engine gets them."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    wanted = {"max_model_len": model.context_tokens, "disable_log_stats": True, **profile.args}
+    words = flags(dict(profile.args) | {"model": model.source, "max_model_len": model.context_tokens})
+    try:
+        parsed = AsyncEngineArgs.from_cli_args(parser.parse_args([*words, "--disable-log-stats"]))
+    except SystemExit:
+        pytest.fail(capsys.readouterr().err[-300:])
+    direct = AsyncEngineArgs(model=model.source, **wanted)
+    assert {name: getattr(direct, name) for name in wanted} == {
+        name: getattr(parsed, name) for name in wanted
+    }
+
+
+@pytest.mark.engine
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("model", "profile"), PROFILES)
+def test_vllm_knows_every_environment_variable_of_a_profile(
+    model: catalogue.Model, profile: catalogue.Profile
+) -> None:
+    import vllm.envs
+
+    del model
+    others = {"TORCH_COMPILE_DISABLE"}
+    assert {name for name in profile.env if name not in vllm.envs.environment_variables} <= others

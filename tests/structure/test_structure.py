@@ -1,0 +1,328 @@
+"""Rift's style as a test over its syntax trees. Each rule shows below that it can fail.
+
+A rule takes a module and yields what is wrong, with the line and what to write instead. If a rule makes
+some code worse, name that code in the rule's table here, with the reason.
+"""
+
+import ast
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("events", "replay", "rift")
+
+# The one direction: what each package may import of ours.
+MAY_IMPORT = {"events": {"events"}, "replay": {"events", "replay"}, "rift": set(OURS)}
+# These answer clients and run models; what follows from the log must not slow or break them.
+WITHOUT_REPLAY = ("rift.gateway", "rift.worker", "rift.engines")
+# The doors: where a third party may be imported. One that is not named here may be imported nowhere.
+ENGINE = ("rift/engines/vllm.py", "rift/engines/prepare.py")
+DOORS: dict[str, tuple[str, ...]] = {
+    "anyio": ("events/", "replay/", "rift/"),
+    "duckdb": ("replay/warehouse.py",),
+    "hypercorn": ("rift/gateway/server.py",),
+    "jinja2": ("rift/engines/vllm.py",),
+    "msgspec": ("events/", "replay/", "rift/"),
+    "nats": ("events/jetstream/",),
+    "nats_server": ("rift/broker.py",),
+    "psutil": ("rift/engines/vllm.py",),
+    "tokenizers": ("rift/engines/vllm.py",),
+    "torch": ENGINE,
+    "transformers": ENGINE,
+    "uvloop": ("rift/",),
+    "vllm": ENGINE,
+}
+# Banned names: what to use instead, and the few places where they are right.
+BANNED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "time.time": ("a clock that is passed in", ("rift/clock.py",)),
+    "time.time_ns": ("a clock that is passed in", ("rift/clock.py",)),
+    "datetime.now": ("a clock that is passed in", ("rift/clock.py",)),
+    "datetime.utcnow": ("a clock that is passed in", ("rift/clock.py",)),
+    "datetime.today": ("a clock that is passed in", ("rift/clock.py",)),
+    "random.*": ("randomness that is passed in, or secrets", ()),
+    "uuid.*": ("the ids of events/ids.py", ()),
+    "print": ("logging, or a returned value", ("rift/cli/", "rift/engines/prepare.py")),
+    "asyncio.create_task": ("an anyio task group", ()),
+    "asyncio.ensure_future": ("an anyio task group", ()),
+    "asyncio.gather": ("an anyio task group", ()),
+    "asyncio.wait_for": ("anyio.fail_after or move_on_after", ()),
+}
+FILE_LINES_MAX, FUNCTION_LINES_MAX = 400, 70
+# A ratchet: path, or path:function, and its length today. Entries only shrink and go.
+LONGER: dict[str, int] = {}
+MONEY = ("events/charge.py",)
+
+
+class Module(NamedTuple):
+    path: str
+    tree: ast.Module
+    lines: int
+
+    @property
+    def name(self) -> str:
+        return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def parse(path: str, source: str) -> Module:
+    return Module(path, ast.parse(source), source.count("\n"))
+
+
+def modules() -> dict[str, Module]:
+    paths = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
+    parsed = [parse(path.relative_to(ROOT).as_posix(), path.read_text()) for path in paths]
+    return {module.name: module for module in parsed}
+
+
+def imports(module: Module) -> Iterator[tuple[int, str]]:
+    """Every dotted name that the module imports, lazily or not, but for type checkers only."""
+    waiting: list[ast.AST] = [module.tree]
+    while waiting:
+        match waiting.pop():
+            case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING"), orelse=rest):
+                waiting += rest
+            case ast.Import(names=names, lineno=line):
+                yield from ((line, alias.name) for alias in names)
+            case ast.ImportFrom(module=source, names=names, lineno=line, level=level):
+                yield from ((line, "." * level + f"{source or ''}.{alias.name}") for alias in names)
+            case node:
+                waiting += ast.iter_child_nodes(node)
+
+
+def directions(module: Module) -> Iterator[str]:
+    package = module.path.partition("/")[0]
+    for line, name in imports(module):
+        top = name.partition(".")[0]
+        if name.startswith("."):
+            yield f"{line}: write the import of {name} with its full name"
+        elif top in OURS and top not in MAY_IMPORT[package]:
+            yield f"{line}: {package} must not import {top}; imports go events <- replay <- rift"
+
+
+def doors(module: Module) -> Iterator[str]:
+    for line, name in imports(module):
+        top = name.partition(".")[0]
+        if top and top not in OURS and top not in sys.stdlib_module_names:
+            allowed = DOORS.get(top, ())
+            if not module.path.startswith(allowed):
+                where = " and ".join(allowed) or "nothing: give it a door"
+                yield f"{line}: {top} is imported only in {where}"
+
+
+def banned(module: Module) -> Iterator[str]:
+    named = [(line, name) for line, name in imports(module) if name.count(".") == 1]
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+            named.append((node.lineno, f"{ast.unparse(node.value).rpartition('.')[2]}.{node.attr}"))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            named.append((node.lineno, node.func.id))
+    for line, name in sorted(set(named)):
+        entry = BANNED.get(name) or BANNED.get(f"{name.partition('.')[0]}.*")
+        if entry and not (entry[1] and module.path.startswith(entry[1])):
+            yield f"{line}: {name}: use {entry[0]}"
+
+
+def swallowed(module: Module) -> Iterator[str]:
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.ExceptHandler(
+                type=None | ast.Name("Exception" | "BaseException"), body=[ast.Pass() | ast.Continue()]
+            ):
+                yield f"{node.lineno}: name the exception that may be ignored, and say why"
+
+
+def lengths(module: Module) -> Iterator[str]:
+    measured = [(module.path, module.lines, FILE_LINES_MAX)]
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            long = (node.end_lineno or node.lineno) - node.lineno + 1
+            measured.append((f"{module.path}:{node.name}", long, FUNCTION_LINES_MAX))
+    for what, lines, most in measured:
+        if lines > max(most, LONGER.get(what, 0)):
+            yield f"{what} has {lines} lines, at most {most}: split it where the thought changes"
+
+
+def exact_money(module: Module) -> Iterator[str]:
+    for node in ast.walk(module.tree) if module.path in MONEY else ():
+        match node:
+            case ast.BinOp(op=ast.Div()) | ast.AugAssign(op=ast.Div()):
+                yield f"{node.lineno}: money is an integer: // and a stated rule instead of /"
+            case ast.Name("float" | "round") | ast.Constant(value=float()):
+                yield f"{node.lineno}: money is an integer: no float, no round"
+
+
+def contents_only(module: Module) -> Iterator[str]:
+    for node in module.tree.body if module.path.endswith("__init__.py") else ():
+        match node:
+            case ast.Expr(value=ast.Constant()) | ast.Import() | ast.ImportFrom() | ast.ClassDef():
+                pass
+            case ast.Assign(value=value) | ast.AnnAssign(value=value) if not isinstance(value, ast.Call):
+                pass
+            case _:
+                yield f"{node.lineno}: an __init__.py is a table of contents: move this to a module"
+
+
+Rule = Callable[[Module], Iterator[str]]
+RULES: tuple[Rule, ...] = (directions, doors, banned, swallowed, lengths, exact_money, contents_only)
+
+
+def graph(known: Mapping[str, Module]) -> dict[str, set[str]]:
+    """Which of our modules each of our modules imports; a package counts only if a name of it is meant."""
+    edges: dict[str, set[str]] = {}
+    for name, module in known.items():
+        meant = [target for _, target in imports(module)]
+        found = {t if t in known else t.rpartition(".")[0] for t in meant if t.partition(".")[0] in OURS}
+        edges[name] = {target for target in found if target in known and target != name}
+    return edges
+
+
+def reached(edges: Mapping[str, set[str]], start: str) -> set[str]:
+    """Everything that importing `start` imports in the end; itself only in a cycle."""
+    seen: set[str] = set()
+    waiting = list(edges[start])
+    while waiting:
+        if (name := waiting.pop()) not in seen:
+            seen.add(name)
+            waiting += edges[name]
+    return seen
+
+
+def money_sql_problems(sql: str) -> list[str]:
+    code = re.sub(r"--[^\n]*|'[^']*'", " ", sql)
+    if "usd" not in code:
+        return []
+    return re.findall(
+        r"(?<!/)/(?!/)|\bround\s*\(|::\s*(?:double|float|real)\b|\bas\s+(?:double|float|real)\b", code
+    )
+
+
+# Put together here, so that this file does not hold what it looks for.
+INDEX = re.compile(
+    "|".join([r"py" r"pi\.(org|python)", r"python" r"hosted", r"--(extra-)?index" r"-url", r"INDEX" r"_URL"])
+)
+
+
+def index_problems(path: str, text: str) -> list[str]:
+    allowed = path.startswith("ops/")
+    return [] if allowed else [match.group() for match in INDEX.finditer(text)]
+
+
+# What holds.
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule(rule: Rule) -> None:
+    found = [f"{module.path}:{problem}" for module in modules().values() for problem in rule(module)]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_no_import_cycles() -> None:
+    edges = graph(modules())
+    assert [name for name in edges if name in reached(edges, name)] == []
+
+
+def test_gateway_worker_and_engines_get_along_without_replay() -> None:
+    edges = graph(modules())
+    starts = [name for name in edges if name.startswith(WITHOUT_REPLAY)]
+    found = {name: sorted(r for r in reached(edges, name) if r.startswith("replay")) for name in starts}
+    assert not {name: targets for name, targets in found.items() if targets}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_imported_package_is_ours(name: str) -> None:
+    file = importlib.import_module(name).__file__
+    assert file, f"{name} has no __init__.py"
+    assert Path(file).resolve() == ROOT / name / "__init__.py", "another package of that name is in the way"
+
+
+def test_money_in_sql_is_exact() -> None:
+    files = sorted((ROOT / "replay").rglob("*.sql"))
+    assert not {file.name: found for file in files if (found := money_sql_problems(file.read_text()))}
+
+
+def test_index_addresses_are_only_in_ops() -> None:
+    names = (".md", ".py", ".toml", ".txt", ".sql", ".yml", ".yaml", "")
+    folders = [ROOT / name for name in (*OURS, "tests", ".ci")]
+    files = [path for folder in folders for path in folder.rglob("*")] + list(ROOT.glob("*"))
+    found = {}
+    for path in files:
+        if path.is_file() and path.suffix in names and "__pycache__" not in path.parts:
+            relative = path.relative_to(ROOT).as_posix()
+            found[relative] = index_problems(relative, path.read_text())
+    assert not {path: problems for path, problems in found.items() if problems}
+
+
+def test_ratchet_only_shrinks() -> None:
+    known = modules().values()
+    functions = {
+        f"{module.path}:{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for module in known
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    today = {module.path: module.lines for module in known} | functions
+    assert {what: today.get(what) for what in LONGER} == LONGER, "shorter now: lower or drop the entry"
+
+
+# That each rule can fail.
+
+WRONG = [
+    (directions, "events/x.py", "def f():\n    from rift.cli import main", "events must not import rift"),
+    (directions, "replay/x.py", "import rift", "replay must not import rift"),
+    (directions, "rift/x.py", "from . import y", "full name"),
+    (doors, "rift/x.py", "import duckdb", "only in replay/warehouse.py"),
+    (doors, "rift/x.py", "from nats.aio import client", "only in events/jetstream/"),
+    (doors, "rift/x.py", "import requests", "give it a door"),
+    (banned, "rift/x.py", "import time\nf(clock=time.time)", "2: time.time: use a clock"),
+    (banned, "rift/x.py", "from time import time", "1: time.time: use a clock"),
+    (banned, "rift/x.py", "datetime.datetime.now()", "datetime.now: use a clock"),
+    (banned, "events/x.py", "random.choice([1])", "random.choice: use randomness that is passed in"),
+    (banned, "rift/x.py", "print(1)", "print: use logging"),
+    (banned, "rift/x.py", "asyncio.gather()", "asyncio.gather: use an anyio task group"),
+    (swallowed, "rift/x.py", "try:\n    f()\nexcept Exception:\n    pass", "name the exception"),
+    (swallowed, "rift/x.py", "try:\n    f()\nexcept:\n    pass", "name the exception"),
+    (lengths, "rift/x.py", "\n" * 401, "rift/x.py has 401 lines, at most 400"),
+    (lengths, "rift/x.py", "def f():\n" + "    x\n" * 70, "rift/x.py:f has 71 lines, at most 70"),
+    (exact_money, "events/charge.py", "a = b / 2", "// and a stated rule"),
+    (exact_money, "events/charge.py", "a = round(float(b) * 0.5)", "no float, no round"),
+    (contents_only, "rift/x/__init__.py", "configure()", "table of contents"),
+    (contents_only, "rift/x/__init__.py", "def main(): ...", "table of contents"),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "source", "expected"), WRONG)
+def test_rule_can_fail(rule: Rule, path: str, source: str, expected: str) -> None:
+    assert expected in "\n".join(rule(parse(path, source)))
+
+
+def test_doors_open() -> None:
+    assert not list(doors(parse("replay/warehouse.py", "import duckdb")))
+    assert not list(banned(parse("rift/cli/x.py", "print(1)")))
+
+
+def test_cycles_and_ways_are_found() -> None:
+    sources = {
+        "rift/gateway/a.py": "from rift import b",
+        "rift/b.py": "from rift.c import x",
+        "rift/c.py": "import rift.b",
+    }
+    edges = graph({module.name: module for module in (parse(*item) for item in sources.items())})
+    assert [name for name in edges if name in reached(edges, name)] == ["rift.b", "rift.c"]
+    assert reached(edges, "rift.gateway.a") == {"rift.b", "rift.c"}
+
+
+def test_text_rules_can_fail() -> None:
+    assert money_sql_problems("select round(charge_nanousd / 2)::double -- a / b") == [
+        "round(",
+        "/",
+        "::double",
+    ]
+    assert not money_sql_problems("select charge_nanousd // 2 -- a / b")
+    address = "https://py" + "pi.org/simple"
+    assert index_problems("README.md", address)
+    assert not index_problems("ops/setup", address)
