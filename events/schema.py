@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import msgspec
 
-RULES_VERSION = 1
 RECORD_VERSION = 1
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -87,7 +86,8 @@ class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
     group: str | None = None
     choice: Natural = 0
     idempotency_hash: str | None = None
-    rules: int = RULES_VERSION
+    # What an event without the field means, for ever: who accepts under newer rules writes it.
+    rules: int = 1
     traceparent: str | None = None
 
 

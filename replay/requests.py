@@ -125,7 +125,7 @@ def _closed(under_way: Open, outcome: str, moment: Moment) -> AttemptRow:
     assert attempt is not None, "only a live attempt can be closed"
     attempt.outcome = outcome
     attempt.ended_at_ns = moment.at_ns
-    if True:
+    if outcome in OWN_ENDS:
         attempt.last_event_at_ns = moment.at_ns
     return attempt
 

@@ -94,7 +94,9 @@ class Warehouse:
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
         self._writer = connection.cursor()
-        self._opening = threading.Lock()
+        self._asking: set[duckdb.DuckDBPyConnection] = set()
+        self._asked = threading.Condition()
+        self._is_closed = False
         self._fold = self._restored()
 
     @classmethod
@@ -114,6 +116,12 @@ class Warehouse:
             raise
 
     def close(self) -> None:
+        """Close the file; what is being asked ends first, refused."""
+        with self._asked:
+            self._is_closed = True
+            for cursor in self._asking:
+                cursor.interrupt()
+            self._asked.wait_for(lambda: not self._asking)
         self._writer.close()
         self._connection.close()
 
@@ -231,15 +239,19 @@ class Warehouse:
         """Answer one SELECT, as of now, on a connection of its own. Raises QueryRefused."""
         if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise QueryRefused("the question is not Unicode text")
-        with self._opening:
+        with self._asked:
+            if self._is_closed:
+                raise QueryRefused("the database is closed")
             cursor = self._connection.cursor()
+            self._asking.add(cursor)
         timer = threading.Timer(time_max_s, cursor.interrupt)
         timer.daemon = True
         timer.start()
         try:
             return _answer(cursor, text, rows_max)
         except duckdb.InterruptException as error:
-            raise QueryRefused(f"not answered within {time_max_s:g} s; ask for less") from error
+            why = "the database was closed" if self._is_closed else f"not answered within {time_max_s:g} s"
+            raise QueryRefused(f"{why}; ask again, or for less") from error
         except duckdb.OutOfMemoryException as error:
             raise QueryRefused(f"the answer takes more than {MEMORY_MAX} of memory; ask for less") from error
         except (duckdb.PermissionException, duckdb.TransactionException) as error:
@@ -252,9 +264,12 @@ class Warehouse:
         finally:
             timer.cancel()
             timer.join()
-            # A result that is not read to its end goes on being made until it is interrupted.
-            cursor.interrupt()
-            cursor.close()
+            with self._asked:
+                # A result that was not read to its end may go on being made until it is interrupted.
+                cursor.interrupt()
+                cursor.close()
+                self._asking.remove(cursor)
+                self._asked.notify_all()
 
 
 def _make_or_refuse(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -6,7 +6,6 @@ whatever cause and then ends the groups that we named to it.
 """
 
 import contextlib
-import logging
 import os
 import signal
 import subprocess
@@ -16,11 +15,9 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-log = logging.getLogger(__name__)
-
 GUARD = """
 while read -r group; do groups="$groups -$group"; done
-[ -z "$groups" ] || kill -KILL -- $groups
+[ -z "$groups" ] || kill -9 $groups
 """
 
 # A child that lives this long was well: the next start is at once again.

@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 from events.jetstream import wire
 from events.log import LogError, Stored
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # A reader hears at least a heartbeat a second; three missed ones mean that it must reopen.
 HEARTBEAT_S = 1.0
@@ -111,12 +111,12 @@ class Follower:
 
     async def _reopen(self, why: str) -> None:
         """Replace the consumer, for as long as it takes: the position says what is still owed."""
-        log.warning("%s %s: %s; reading on after %d", self._stream, self._subjects, why, self.position)
+        logger.warning("%s %s: %s; reading on after %d", self._stream, self._subjects, why, self.position)
         while True:
             try:
                 await self.close()
                 await self.open()
                 return
             except (LogError, nats.errors.Error) as error:
-                log.warning("%s: %s", self._stream, error)
+                logger.warning("%s: %s", self._stream, error)
                 await anyio.sleep(RETRY_S)

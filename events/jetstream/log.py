@@ -20,7 +20,7 @@ from events.jetstream.scan import scan
 from events.jetstream.wire import ApiError
 from events.log import Conflict, LogError, LogFull, OutcomeUnknown, Stored
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Reader = TypeVar("Reader", Follower, Jobs)
 
@@ -126,7 +126,7 @@ class JetStream:
         if self.connecting is not None:
             self.connecting.cancel()
         else:
-            log.warning("connection to the log: %s", error or type(error).__name__)
+            logger.warning("connection to the log: %s", error or type(error).__name__)
 
     async def _api(self, path: str, body: Any = None) -> dict[str, Any]:
         data = b"" if body is None else json.dumps(body).encode()
@@ -147,7 +147,10 @@ class JetStream:
         if (version.major, version.minor) < SERVER_VERSION_MIN:
             raise BrokerWrong(f"nats-server {version} is too old; Rift needs 2.15 or newer")
         wanted = [(names.shard_stream(shard), f"rift.{shard}.>", max_bytes) for shard in range(shards)]
-        wanted += [(names.FLEET, "rift.fleet.>", max_bytes // SMALL), (names.BOOK, "rift.book.>", max_bytes // SMALL)]
+        wanted += [
+            (names.FLEET, "rift.fleet.>", max_bytes // SMALL),
+            (names.BOOK, "rift.book.>", max_bytes // SMALL),
+        ]
         for name, subject, size in wanted:
             config = stream_config(name, subject, replicas=replicas, max_bytes=size)
             await self._ensure_stream(name, config)

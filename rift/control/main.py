@@ -1,6 +1,6 @@
 """The control process: everything that follows the log for the whole installation."""
 
-import sys
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,11 +12,13 @@ from replay.warehouse import ProjectionStopped, Warehouse
 from rift.control.projector import project
 from rift.control.questions import SQL_SUBJECT, answer_sql
 
+logger = logging.getLogger(__name__)
+
 
 async def run(log: Log, database: Path, *, shards: Iterable[int] = (0,)) -> None:
     """Project and answer questions until cancelled. Raises WarehouseError, LogError, LogBehind.
 
-    A projection that stopped is said on standard error and in relation `lag`, and questions go on
+    A projection that stopped is logged and in relation `lag`, and questions go on
     being answered: starting again would only stop at the same record.
     """
     warehouse = await to_thread.run_sync(Warehouse.open, database)
@@ -26,10 +28,11 @@ async def run(log: Log, database: Path, *, shards: Iterable[int] = (0,)) -> None
                 await project(log, warehouse, shards)
             except* ProjectionStopped as stopped:
                 for line in _messages(stopped):
-                    print(f"rift control: {line}", file=sys.stderr, flush=True)
+                    logger.error("%s", line)
             await anyio.sleep_forever()
     finally:
-        warehouse.close()
+        with anyio.CancelScope(shield=True):
+            await to_thread.run_sync(warehouse.close)
 
 
 def _messages(group: BaseExceptionGroup[ProjectionStopped]) -> Iterable[str]:

@@ -14,7 +14,6 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import anyio
 import anyio.to_thread
 
 from events.schema import Message, Parameters
@@ -124,11 +123,9 @@ class VllmEngine:
         except VLLMClientError as error:
             raise _invalid(error) from error
         outputs = self._llm.generate(prompt, sampling, attempt)
-        ended = False
         cached_tokens: int | None = None
         try:
             async for output in outputs:
-                ended = output.finished
                 completion = output.outputs[0]
                 if not completion.token_ids:
                     continue
@@ -143,11 +140,8 @@ class VllmEngine:
         except VLLMServerError as error:
             raise EngineFailed(str(error.__cause__ or error)) from error
         finally:
-            # vLLM's own abort is lost if the cancellation that it answers to strikes it again.
-            with anyio.CancelScope(shield=True):
-                await outputs.aclose()
-                if not ended:
-                    await self._llm.abort(attempt)
+            # vLLM aborts the request when its iterator is closed or cancelled before the end.
+            await outputs.aclose()
 
     async def close(self) -> None:
         if self._llm is not None:
@@ -265,14 +259,10 @@ class VllmDecoder:
             if not str(error).startswith("Invalid prefix"):
                 raise
             # Bytes that were a character turn out to be none: go on behind them, as vLLM does.
-            self._restart()
-            text = self._stream.step(self._backend, token_id)
+            return self._restart() + self.feed(token_id)
         self._unfinished.append(token_id)
         if text is None:
-            if len(self._unfinished) < UNFINISHED_IDS_MAX:
-                return ""
-            text = self.flush()
-            self._restart()
+            return self._restart() if len(self._unfinished) >= UNFINISHED_IDS_MAX else ""
         self._unfinished.clear()
         return text
 
@@ -280,10 +270,13 @@ class VllmDecoder:
         text: str = self._backend.decode(self._unfinished)
         return text
 
-    def _restart(self) -> None:
+    def _restart(self) -> str:
         from tokenizers.decoders import DecodeStream
 
+        text = self.flush()
+        self._unfinished.clear()
         self._stream = DecodeStream(skip_special_tokens=True)
+        return text
 
 
 def _import(model_path: str, profile: Profile) -> None:

@@ -29,7 +29,7 @@ from rift.gateway.native import NativeStream
 from rift.gateway.parse import Wanted
 from rift.gateway.relay import Format, Relay, Stream
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Until then a worker's refusal can still be a status code of its own.
 STATUS_LINE_S = 1.0
@@ -297,7 +297,7 @@ class Gateway:
                 self._log, subjects.shard_stream(at.shard), subjects.cancel(at), data, within_s=CANCEL_S
             )
         except LogError as error:
-            log.error("%s: the cancel (%s) could not be stored: %s", accepted.request, why, error)
+            logger.error("%s: the cancel (%s) could not be stored: %s", accepted.request, why, error)
 
     async def _retrieve(self, request: Request, match: re.Match[str]) -> None:
         issued = self._authenticate(request)

@@ -1,6 +1,5 @@
 """The gateway process: one lane, the book and the fleet followed, and the server in front."""
 
-import logging
 import secrets
 from typing import Any
 
@@ -14,8 +13,6 @@ from rift.catalogue import Catalogue
 from rift.gateway.app import STOPPING, Gateway
 from rift.gateway.relay import Relay
 from rift.gateway.server import serve
-
-log = logging.getLogger(__name__)
 
 # The broker is there when a gateway starts; opening the lane waits out a restart.
 OPEN_S = 30.0

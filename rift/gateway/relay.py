@@ -17,7 +17,7 @@ from events.log import Follower, Log
 from events.schema import Problem, RequestAccepted
 from rift.gateway.answer import Answer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # What all clients together may be behind. A whole answer is about 100 kB as frames, so this is some
 # thousands of clients that do not read at all.
@@ -156,7 +156,7 @@ class Relay:
 
     def _fail(self, event: codec.Unreadable) -> None:
         """A newer writer's event: this gateway cannot go on with that request, and says so."""
-        log.error("unreadable event %s: %s", event.type, event.problem)
+        logger.error("unreadable event %s: %s", event.type, event.problem)
         if (stream := self._streams.get(self._lives.request_of(event) or "")) is not None:
             stream.break_off(
                 Problem(code="unreadable", message="this gateway is older than the answer's writer")

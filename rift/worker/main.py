@@ -1,6 +1,5 @@
 """The worker process: an engine, its replica's life in the fleet's stream, and a share of each shard."""
 
-import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -13,8 +12,6 @@ from events.schema import AnyEvent, ReplicaReady, ReplicaStarting, ReplicaStoppe
 from rift import catalogue
 from rift.engines import Engine
 from rift.worker.worker import Worker
-
-log = logging.getLogger(__name__)
 
 # Saying that a replica came or went is worth this much waiting, not more.
 FLEET_APPEND_S = 5.0

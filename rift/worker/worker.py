@@ -38,7 +38,7 @@ from rift.worker import history
 from rift.worker.attempt import Attempt, NotContinuable, Prompt, prepare
 from rift.worker.writer import LaneWriter
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Three in-progress answers fit into the broker's ack_wait of 5 s.
 KEEP_S = 1.5
@@ -144,7 +144,7 @@ class Worker:
             await self._work(job)
         except LogError as error:
             # The delivery comes again; by then the log may answer.
-            log.warning("delivery %d: %s", job.stored.sequence, error)
+            logger.warning("delivery %d: %s", job.stored.sequence, error)
             self._drop_job(job)
         finally:
             self._running -= 1
@@ -168,14 +168,14 @@ class Worker:
         try:
             _, (accepted,) = codec.decode(job.stored.data)
         except ValueError as error:
-            log.error("delivery %d cannot be read: %s", job.stored.sequence, error)
+            logger.error("delivery %d cannot be read: %s", job.stored.sequence, error)
             return None, None
         if not isinstance(accepted, RequestAccepted):
-            log.error("delivery %d cannot be read: %s", job.stored.sequence, accepted)
+            logger.error("delivery %d cannot be read: %s", job.stored.sequence, accepted)
             return None, None
         request = parse_request_id(accepted.request)
         if request is None or subjects.parse(job.stored.subject) != request.at:
-            log.error("delivery %d is not at its request's address", job.stored.sequence)
+            logger.error("delivery %d is not at its request's address", job.stored.sequence)
             return None, None
         return accepted, request
 

@@ -65,7 +65,9 @@ async def test_scan_ends_at_its_target(log) -> None:
     sequences = [await log.append(STREAM, subjects.work(at), b"%d" % n) for n in range(1200)]
     got = [
         s.sequence
-        async for batch in log.scan(STREAM, subjects.history(at), first=sequences[100], target=sequences[1100])
+        async for batch in log.scan(
+            STREAM, subjects.history(at), first=sequences[100], target=sequences[1100]
+        )
         for s in batch
     ]
     assert got == sequences[100:1101]

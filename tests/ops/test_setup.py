@@ -1,4 +1,4 @@
-"""The machine's check shows everything that is missing, each with its remedy, and a wrong option costs no wait."""
+"""The machine's check shows all that is missing, each with its remedy; a wrong option costs no wait."""
 
 import os
 import subprocess

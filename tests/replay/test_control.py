@@ -90,7 +90,7 @@ async def test_a_shard_waits_for_the_book(scribe: Any, list_log: Any, tmp_path: 
 
 
 async def test_a_request_of_a_book_that_never_was_stops_visibly(
-    scribe: Any, list_log: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scribe: Any, list_log: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scribe.prices()
     scribe.accept(book=9)
@@ -102,7 +102,7 @@ async def test_a_request_of_a_book_that_never_was_stops_visibly(
         assert "RIFT_BOOK:9" in why
         assert "the book ends at 1" in why
         with anyio.fail_after(5):
-            while "the projection stopped at RIFT_0:1" not in capsys.readouterr().err:  # noqa: ASYNC110
+            while "the projection stopped at RIFT_0:1" not in caplog.text:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         assert (await ask_sql(log, "select 1")).rows == [[1]], "questions go on being answered"
 

@@ -324,3 +324,22 @@ def test_a_terminal_event_that_repeats_other_facts_is_found_by_the_check(
     assert warehouse.query(sql("requests.check")).rows == [
         ["terminal event repeats other billing facts", request]
     ]
+
+
+def test_what_was_applied_is_passed_over(scribe: Any, warehouse: Warehouse) -> None:
+    scribe.fleet(schema.ReplicaDraining(replica="r", model="tiny:1"))
+    scribe.fleet(schema.ReplicaStopped(replica="r", model="tiny:1"))
+    for batch in (scribe.streams[subjects.FLEET][:1], scribe.streams[subjects.FLEET]):
+        warehouse.apply(subjects.FLEET, batch)
+    warehouse.apply(subjects.FLEET, scribe.streams[subjects.FLEET][:1])
+    assert len(rows(warehouse, "facts.replica_events")) == 2
+    assert warehouse.positions() == {subjects.FLEET: 2}
+
+
+def test_a_version_is_published_once(scribe: Any, warehouse: Warehouse) -> None:
+    scribe.prices(prompt=1)
+    scribe.prices(prompt=2)
+    scribe.prices(model="other")
+    apply_all(warehouse, scribe.streams)
+    assert [(row["model"], row["prompt_nanousd"]) for row in rows(warehouse, "prices")] == [("tiny:1", 1)]
+    assert len(rows(warehouse, "facts.book_entries")) == 3

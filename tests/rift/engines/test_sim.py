@@ -120,7 +120,7 @@ def test_closing_the_iterator_ends_it_at_once() -> None:
         clock = Clock()
         stream = engine_on(clock).generate("a", [1], [], Parameters(), max_tokens=10, salt="s")
         await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
         assert clock.now_s < 100.1

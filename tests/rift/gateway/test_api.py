@@ -1,0 +1,295 @@
+"""The HTTP API of a running installation, byte for byte where clients depend on it."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service import Service, frames
+
+MODEL = "smollm2:135m"
+
+
+def body(**more: Any) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": "Say something.", "parameters": {"max_tokens": 8}, **more}
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[httpx.Client]:
+    with service.client() as opened:
+        yield opened
+
+
+def problem(response: httpx.Response) -> dict[str, Any]:
+    found = response.json()
+    assert set(found) == {"error"}
+    assert set(found["error"]) == {"message", "type", "param", "code"}
+    return found["error"]
+
+
+# --- the native route ---------------------------------------------------------------------------------
+
+
+def test_an_answer_is_one_object(client: httpx.Client) -> None:
+    response = client.post("/v1/inference", json=body())
+    assert response.status_code == 200
+    answer = response.json()
+    assert set(answer) == {
+        "id", "object", "model", "created", "output", "finish_reason", "usage", "charge", "timing", "simulated",
+    }  # fmt: skip
+    assert answer["object"] == "inference"
+    assert answer["model"] == MODEL
+    assert abs(answer["created"] - time.time()) < 60
+    assert answer["finish_reason"] == "length"
+    assert answer["usage"] == {"prompt_tokens": 4, "output_tokens": 8, "total_tokens": 12}
+    assert answer["charge"]["nanousd"] == 4 * 10 + 8 * 20
+    assert Decimal(answer["charge"]["usd"]) * 10**9 == answer["charge"]["nanousd"]
+    assert 0 <= answer["timing"]["queue_ms"] <= answer["timing"]["ttft_ms"] <= answer["timing"]["total_ms"]
+    assert answer["simulated"] is True
+    assert len(answer["output"]) > 8
+
+
+def test_a_stream_is_the_same_answer_token_by_token(client: httpx.Client) -> None:
+    whole = client.post("/v1/inference", json=body()).json()
+    with client.stream("POST", "/v1/inference", json=body(stream=True)) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/event-stream"
+        events = list(frames(response))
+    assert all(set(event) == {"id", "event", "data"} for event in events)
+    ids = [int(event["id"]) for event in events]
+    assert ids == sorted(set(ids))
+    assert [event["event"] for event in events] == ["status", *["token"] * (len(events) - 2), "done"]
+    tokens = [event["data"] for event in events if event["event"] == "token"]
+    assert all(set(token) == {"id", "index", "delta"} for token in tokens)
+    assert tokens[0]["index"] == 0
+    assert "".join(token["delta"] for token in tokens) == whole["output"]
+    done = events[-1]["data"]
+    assert set(done) == set(whole) - {"output"}
+    assert done["usage"] == whole["usage"]
+    assert len({event["data"]["id"] for event in events}) == 1
+
+
+def test_a_request_can_be_read_again_and_only_by_its_account(client: httpx.Client, service: Service) -> None:
+    answer = client.post("/v1/inference", json=body()).json()
+    again = client.get(f"/v1/inference/{answer['id']}")
+    assert again.status_code == 200
+    assert again.json() == answer | {"status": "finished"}
+    forged = answer["id"][:-1] + ("a" if answer["id"][-1] != "a" else "b")
+    key = service.rift("keys", "create", "--account", "stranger").stdout.strip()
+    with service.client(key) as stranger:
+        answers = [
+            client.get(f"/v1/inference/{forged}"),
+            client.get("/v1/inference/req_1"),
+            stranger.get(f"/v1/inference/{answer['id']}"),
+        ]
+    assert {response.status_code for response in answers} == {404}
+    assert {problem(response)["code"] for response in answers} == {"request_not_found"}
+
+
+def test_a_stop_string_ends_the_answer_before_it(client: httpx.Client) -> None:
+    whole = client.post("/v1/inference", json=body()).json()["output"]
+    stop = whole.split()[3]
+    parameters = {"max_tokens": 8, "stop": [stop]}
+    answer = client.post("/v1/inference", json=body(parameters=parameters)).json()
+    assert answer["finish_reason"] == "stop"
+    assert answer["output"] == whole[: whole.index(stop)]
+    assert answer["usage"]["output_tokens"] == 4
+
+
+def test_who_hangs_up_is_charged_for_what_was_generated_and_no_more(
+    client: httpx.Client, service: Service
+) -> None:
+    with client.stream(
+        "POST", "/v1/inference", json=body(parameters={"max_tokens": 400}, stream=True)
+    ) as response:
+        for count, event in enumerate(frames(response)):
+            request = event["data"]["id"]
+            if count == 5:
+                break
+    row = until(service, f"select * from requests where request_id = '{request}' and state = 'cancelled'")
+    assert 5 <= row["output_tokens"] < 100
+    assert row["charge_nanousd"] == row["prompt_tokens"] * 10 + row["output_tokens"] * 20
+
+
+# --- refusals --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "param"),
+    [
+        ({"model": MODEL}, 400, "prompt"),
+        (body(prompt=""), 400, "prompt"),
+        (body(prompt=7), 400, "prompt"),
+        (body(parameters={"temperature": 9}), 400, "parameters.temperature"),
+        (body(parameters={"temperature": "hot"}), 400, "parameters.temperature"),
+        (body(parameters={"max_tokens": 0}), 400, "parameters.max_tokens"),
+        (body(parameters={"max_tokens": 10_000}), 400, "parameters.max_tokens"),
+        (body(parameters={"max_tokens": 8190}), 400, "parameters.max_tokens"),
+        (body(parameters={"nonsense": 1}), 400, "parameters.nonsense"),
+        (body(nonsense=1), 400, "nonsense"),
+        (body(prompt="x" * 4 * 8192), 400, "prompt"),
+        (body(model="gpt-9"), 404, "model"),
+        (body(model="deepseek-r1"), 503, "model"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_input_names_its_field(
+    client: httpx.Client, sent: dict[str, Any], status: int, param: str, stream: bool
+) -> None:
+    response = client.post("/v1/inference", json=sent | {"stream": stream})
+    assert response.status_code == status
+    assert problem(response)["param"] == param
+
+
+def test_a_prompt_too_long_names_limit_and_count_and_costs_nothing(
+    client: httpx.Client, service: Service
+) -> None:
+    response = client.post("/v1/inference", json=body(prompt="x" * 4 * 9000))
+    assert problem(response)["code"] == "prompt_too_long"
+    assert "9000" in problem(response)["message"]
+    assert "8191" in problem(response)["message"]
+    row = until(
+        service, "select * from requests where state = 'invalid' order by accepted_at_ns desc limit 1"
+    )
+    assert row["charge_nanousd"] == 0
+
+
+def test_an_unknown_model_names_the_known_ones(client: httpx.Client) -> None:
+    message = problem(client.post("/v1/inference", json=body(model="gpt-9")))["message"]
+    assert all(name in message for name in ("smollm2:135m", "llama4:maverick", "deepseek-v3", "deepseek-r1"))
+
+
+def test_a_model_that_nothing_serves_is_unavailable(client: httpx.Client) -> None:
+    response = client.post("/v1/inference", json=body(model="deepseek-v3"))
+    assert problem(response)["code"] == "model_unavailable"
+    assert int(response.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer", "Bearer x", "Basic abc", "Bearer rift_abc_def"])
+def test_no_key_or_a_wrong_one_is_401(service: Service, authorization: str | None) -> None:
+    headers = {"Authorization": authorization} if authorization else {}
+    for call in (("POST", "/v1/inference"), ("GET", "/v1/models"), ("GET", "/v1/inference/x")):
+        response = httpx.request(call[0], service.url + call[1], headers=headers)
+        assert response.status_code == 401
+        assert problem(response)["type"] == "authentication_error"
+
+
+def test_other_refusals(client: httpx.Client) -> None:
+    assert client.get("/v1/inference").status_code == 405
+    assert client.get("/v1/inference").headers["allow"] == "POST"
+    assert (
+        client.post("/v1/inference", content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
+    )
+    assert client.get("/nowhere").status_code == 404
+    for broken in (b"", b"{", b'{"model":"\xff"}', b"[" * 100_000, b"[1]"):
+        response = client.post("/v1/inference", content=broken, headers={"content-type": "application/json"})
+        assert response.status_code == 400, broken[:20]
+        problem(response)
+
+
+def test_a_body_over_the_limit_is_413_and_the_next_request_is_served(client: httpx.Client) -> None:
+    response = client.post("/v1/inference", json=body(prompt="x" * 9_000_000))
+    assert response.status_code == 413
+    assert "8388608" in problem(response)["message"]
+    assert client.post("/v1/inference", json=body()).status_code == 200
+
+
+# --- OpenAI's routes -----------------------------------------------------------------------------------------
+
+
+def test_a_completion_in_openais_shape(client: httpx.Client) -> None:
+    answer = client.post("/v1/completions", json={"model": MODEL, "prompt": "Hello", "max_tokens": 3}).json()
+    assert answer["object"] == "text_completion"
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "length"
+    assert choice["text"]
+    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+def test_a_chat_stream_in_openais_shape(client: httpx.Client, include_usage: bool) -> None:
+    sent = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 3,
+        "stream": True,
+        "stream_options": {"include_usage": include_usage},
+        "some_new_field": 1,
+    }
+    whole = client.post("/v1/chat/completions", json=sent | {"stream": False}).json()
+    with client.stream("POST", "/v1/chat/completions", json=sent) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line[6:]) for line in lines[:-1]]
+    usage = [chunk["usage"] for chunk in chunks if chunk.get("usage")]
+    assert usage == ([whole["usage"]] if include_usage else [])
+    deltas = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
+    assert deltas[0]["delta"]["role"] == "assistant"
+    assert all("role" not in delta["delta"] for delta in deltas[1:])
+    text = "".join(delta["delta"].get("content", "") for delta in deltas)
+    assert text == whole["choices"][0]["message"]["content"]
+    assert [delta["finish_reason"] for delta in deltas if delta["finish_reason"]] == ["length"]
+
+
+@pytest.mark.parametrize("field", [{"n": 2}, {"tools": [{}]}, {"logprobs": True}])
+def test_what_would_change_the_answer_and_is_not_served_is_refused(client: httpx.Client, field: Any) -> None:
+    sent = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], **field}
+    response = client.post("/v1/chat/completions", json=sent)
+    assert response.status_code == 400
+    assert problem(response)["param"] == next(iter(field))
+
+
+# --- models, health, the bill -------------------------------------------------------------------------------
+
+
+def test_models_are_what_is_served_and_on_demand_the_catalogue(client: httpx.Client) -> None:
+    served = client.get("/v1/models").json()
+    assert [model["id"] for model in served["data"]] == [MODEL]
+    known = [model["id"] for model in client.get("/v1/models?all=true").json()["data"]]
+    assert known[0] == MODEL
+    assert {"llama4:maverick", "deepseek-v3", "deepseek-r1", "wide:sim"} < set(known)
+    one = client.get("/v1/models/deepseek-r1").json()
+    assert (one["context_tokens"], one["price_nanousd"]) == (
+        163_840,
+        {"prompt_token": 150, "output_token": 400},
+    )
+
+
+def test_health(service: Service) -> None:
+    for path in ("/health", "/livez", "/readyz", "/version"):
+        assert httpx.get(service.url + path).status_code == 200
+
+
+def test_the_request_is_in_sql_within_a_second_with_its_charge(
+    client: httpx.Client, service: Service
+) -> None:
+    answer = client.post("/v1/inference", json=body()).json()
+    ended = time.monotonic()
+    row = until(service, f"select * from requests where request_id = '{answer['id']}' and state = 'finished'")
+    assert time.monotonic() - ended < 5, "a second, and the start of one python process or two"
+    assert row["account"] == "dev"
+    assert row["model"] == MODEL
+    assert (row["prompt_tokens"], row["output_tokens"]) == (4, 8)
+    assert row["charge_nanousd"] == answer["charge"]["nanousd"] == 4 * 10 + 8 * 20
+
+
+def test_the_curl_line_on_the_screen_works_when_pasted(service: Service) -> None:
+    line = "".join(service.screen).partition("curl -N")
+    done = subprocess.run(["bash", "-c", line[1] + line[2]], capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("event: token") > 100
+    assert done.stdout.count("event: done") == 1
+
+
+def until(service: Service, select: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if rows := service.sql(select):
+            return rows[0]
+        time.sleep(0.1)
+    raise AssertionError(service.sql("select * from requests order by accepted_at_ns desc limit 3"))

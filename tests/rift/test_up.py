@@ -1,0 +1,210 @@
+"""`rift up` and its neighbours: start, stop, kill, second start, failures, exit statuses."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service import Service, frames
+
+BODY = {"model": "smollm2:135m", "prompt": "Hello", "parameters": {"max_tokens": 5}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "my data"
+
+
+@pytest.fixture
+def service(folder: Path) -> Iterator[Service]:
+    running = Service(folder, "--engine", "sim").start()
+    yield running
+    if running.process.poll() is None:
+        running.stop(signal.SIGKILL)
+    gone(running)
+
+
+def gone(service: Service) -> None:
+    """The guard needs a moment after a kill."""
+    deadline = time.monotonic() + 5
+    while service.processes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert service.processes() == []
+
+
+def answer(service: Service) -> dict[str, object]:
+    with service.client() as client:
+        response = client.post("/v1/inference", json=BODY)
+    assert response.status_code == 200, response.text
+    found: dict[str, object] = response.json()
+    return found
+
+
+def test_the_screen_says_what_starts_then_ready_key_and_curl(service: Service) -> None:
+    text = "".join(service.screen)
+    lines = text.splitlines()
+    assert lines[0].endswith("starting nats-server, control, gateway, worker-0")
+    assert lines[1] == f"rift is ready: {service.url}"
+    assert lines[2] == f"API key: {service.key}"
+    assert lines[3].startswith(f"curl -N {service.url}/v1/inference")
+    file = service.folder / "dev.key"
+    assert file.read_text() == service.key + "\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert {log.name for log in (service.folder / "logs").iterdir()} == {
+        "nats.log", "control.log", "gateway.log", "worker-0.log",
+    }  # fmt: skip
+
+
+def test_ctrl_c_stops_everything_and_a_second_start_goes_on(service: Service, folder: Path) -> None:
+    first = answer(service)
+    assert service.stop() < 10
+    assert service.process.returncode == 0
+    assert service.processes() == []
+    (row,) = service.sql("select request_id, state from requests")
+    assert row == {"request_id": first["id"], "state": "finished"}
+    again = Service(folder, "--engine", "sim").start()
+    try:
+        assert again.key == service.key
+        answer(again)
+        assert len(again.sql("select 1 from requests")) == 2
+        with again.client() as client:
+            assert client.get(f"/v1/inference/{first['id']}").json()["output"] == first["output"]
+    finally:
+        again.stop()
+
+
+def test_kill_9_leaves_nothing_behind(service: Service) -> None:
+    assert len(service.processes()) >= 5
+    service.stop(signal.SIGKILL)
+    gone(service)
+    assert answer_after_restart(service)["finish_reason"] == "length"
+
+
+def answer_after_restart(service: Service) -> dict[str, object]:
+    again = Service(service.folder, "--engine", "sim").start()
+    try:
+        return answer(again)
+    finally:
+        again.stop()
+
+
+@pytest.mark.parametrize("name", ["worker", "gateway", "control", "nats-server"])
+def test_a_child_that_dies_is_started_again(service: Service, name: str) -> None:
+    (victim,) = [pid for pid in service.processes() if name in role(pid)]
+    os.kill(victim, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            answer(service)
+            break
+        except Exception:  # noqa: BLE001  # whatever a client may see meanwhile
+            time.sleep(0.2)
+    assert answer(service)["finish_reason"] == "length"
+    assert victim not in service.processes()
+
+
+def role(pid: int) -> str:
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return words[0] if "nats-server" in words[0] else words[3] if len(words) > 3 else ""
+
+
+def test_an_answer_goes_on_when_its_worker_dies(folder: Path) -> None:
+    service = Service(folder, "--engine", "sim", "--workers", "2").start()
+    try:
+        body = BODY | {"parameters": {"max_tokens": 100}, "stream": True}
+        with service.client() as client:
+            whole = client.post("/v1/inference", json=body | {"stream": False}).json()["output"]
+            with client.stream("POST", "/v1/inference", json=body) as response:
+                events = []
+                for event in frames(response):
+                    events.append(event)
+                    if len(events) == 10:
+                        request = event["data"]["id"]
+                        (row,) = service.sql(f"select worker from attempts where request_id = '{request}'")
+                        (pid,) = [pid for pid in service.processes() if row["worker"] in command(pid)]
+                        os.kill(pid, signal.SIGKILL)
+        tokens = [event["data"] for event in events if event["event"] == "token"]
+        assert "".join(token["delta"] for token in tokens) == whole
+        assert [event["data"]["attempt"] for event in events if event["event"] == "status"] == [1, 2]
+        assert events[-1]["data"]["usage"]["output_tokens"] == 100
+    finally:
+        service.stop()
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_a_second_up_in_the_same_folder_is_refused(service: Service) -> None:
+    done = service.rift("up", "--port", "0")
+    assert done.returncode == 1
+    assert "another `rift up` runs in" in done.stderr
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        done = Service(tmp_path).rift("up", "--engine", "sim", "--port", str(port))
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port} cannot be listened on" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ('workers = "x"', "$.workers"),
+        ("unknown = 1", "unknown"),
+        ('model = "nothing"', "'nothing' is not in the catalogue"),
+        (
+            '[models.a]\nsource = "x"\ncontext_tokens = 100\nprompt_usd = "0.0001"\noutput_usd = "1"',
+            "models.a.prompt_usd",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, toml: str, words: str) -> None:
+    (tmp_path / "rift.toml").write_text(toml)
+    done = Service(tmp_path).rift("up", "--engine", "sim", "--port", "0")
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "version").write_text("99\n")
+    done = Service(tmp_path).rift("up", "--engine", "sim", "--port", "0")
+    assert done.returncode == 1
+    assert "'99'" in done.stderr
+
+
+def test_exit_statuses_and_json(service: Service, tmp_path: Path) -> None:
+    assert service.rift("nonsense").returncode == 2
+    assert service.rift("sql").returncode == 2
+    assert service.rift("keys", "create", "--account", "NOT OK").returncode == 2
+    refused = service.rift("sql", "delete from requests")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("rift: ")
+    made = service.rift("keys", "create", "--account", "shop", "--json")
+    assert made.returncode == 0
+    assert json.loads(made.stdout).keys() == {"account", "id", "key"}
+    with service.client(json.loads(made.stdout)["key"]) as client:
+        assert client.post("/v1/inference", json=BODY).status_code == 200
+    nowhere = Service(tmp_path / "empty").rift("sql", "select 1")
+    assert nowhere.returncode == 1
+    assert "there is no installation in" in nowhere.stderr
+
+
+def test_no_secret_is_stored_where_it_need_not_be(service: Service) -> None:
+    """The key's text stands in `dev.key` alone: not in the log's store, a log file or the database."""
+    answer(service)
+    service.stop()
+    key = service.key.encode()
+    found = [file.name for file in service.folder.rglob("*") if file.is_file() and key in file.read_bytes()]
+    assert found == ["dev.key"]

@@ -1,0 +1,453 @@
+"""The protocol alone, at random: writers with stale knowledge over one total order, and its readers.
+
+No gateway, worker or broker of Rift takes part; what those do wrong is a case of what happens here.
+Writers only append. What they know may be old, what they append may land twice, late or never, and any
+of them may fall silent or come back. One schedule is one request, from one seed. The checks beside the
+log (`Oracle`) do not use the table of `events/lifecycle.py`: they say what must hold whatever the table is.
+
+    python -m tests.simulation.protocol_model SEED     prints a schedule's log, and what is wrong with it
+"""
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from events.charge import charge_nanousd, is_chargeable
+from events.ids import new_request_id
+from events.lifecycle import GRACEFUL, NEW, Life, advance
+from events.schema import (
+    AttemptReleased,
+    AttemptStarted,
+    CancelRequested,
+    Parameters,
+    Price,
+    RequestAccepted,
+    RequestFinished,
+    TokensGenerated,
+)
+from events.subjects import Address
+
+Advance = Callable[[Life, Any], Life]
+Record = tuple[Any, ...]
+
+AT = Address(0, "lane5678", "model-a")
+REQUEST = new_request_id(secret=b"s" * 32, account="a", at=AT, floor=0, entropy=b"0123456789")
+ACCEPTED = RequestAccepted(
+    request=REQUEST,
+    account="a",
+    key="k",
+    model="model-a",
+    kind="inference",
+    input="p",
+    parameters=Parameters(),
+    stream=True,
+    prompt_tokens_max=8,
+    deadline_ms=1000,
+    price_version=1,
+)
+PRICE = Price(model="model-a", prompt_nanousd=0, output_nanousd=1)
+
+# Long enough for three attempts to overlap, short enough for thousands of schedules in a few seconds.
+STEPS = 60
+ATTEMPTS_MAX = 5
+TOKENS_MAX = 8
+
+
+# What becomes of an append. Its writer repeats what was not answered; "answered only" is a broker that
+# lies, so that what follows stands behind a gap.
+OUTCOMES = {"stored": 79, "unanswered": 6, "late": 6, "lost": 6, "answered only": 3}
+
+
+class Violation(AssertionError):
+    """The protocol broke a promise."""
+
+
+def hold(promise: bool, words: str) -> None:
+    if not promise:
+        raise Violation(words)
+
+
+class Attempt:
+    """One worker's try, as that worker sees it. `careful` reads its own start before it generates."""
+
+    def __init__(self, name: str, *, knows: int, life: Life, text: Sequence[int], careful: bool) -> None:
+        self.name, self.knows, self.careful = name, knows, careful
+        self.text = list(text[: life.next_index])
+        self.queue: list[Any] = [
+            AttemptStarted(
+                request=REQUEST,
+                attempt=name,
+                after=life.attempt,
+                resume_index=life.next_index,
+                worker="w",
+                prompt_tokens=1,
+                accepted_at_ns=1,
+                engine="sim",
+                model_digest="d",
+                delivery="",
+            )
+        ]
+        self.sent: Record = ()
+        self.read_to = knows
+        self.is_started = False
+        self.is_confirmed = not careful
+        self.is_done = False
+
+    def generate(self, tokens: Sequence[int], *, end: bool) -> None:
+        self.queue.append(
+            TokensGenerated(attempt=self.name, index=len(self.text), token_ids=tuple(tokens), text="")
+        )
+        self.text += tokens
+        if end:
+            self.finish("length")
+
+    def finish(self, reason: Any) -> None:
+        self.queue.append(
+            RequestFinished(request=REQUEST, attempt=self.name, reason=reason, output_tokens=len(self.text))
+        )
+        self.is_done = True
+
+
+class Oracle:
+    """Judges each event that the fold under test counts. `text` is what a client can have been shown."""
+
+    def __init__(self, attempts: dict[str, Attempt]) -> None:
+        self._attempts = attempts
+        self.chain: list[str] = []
+        self.text: list[int] = []
+        self.is_accepted = self.is_ended = self.is_released = False
+        self._is_wished = self._is_cancelled = False
+        self._knowledge_needed = 0
+        self._deaths = 0
+        self._graceful = True
+
+    def judge(self, event: Any, before: Life, after: Life, position: int) -> None:
+        if isinstance(event, CancelRequested) and event.attempt is None and self.is_accepted:
+            self._is_wished = True
+        counted = after.counted - before.counted
+        hold(counted in (0, 1), "an event counts once or not at all: its number is the stream's id")
+        if not counted:
+            hold(_material(before) == _material(after), f"{event} changed the life and did not count")
+            return
+        hold(not self.is_ended, f"{event} counted after the end")
+        hold(self.is_accepted != isinstance(event, RequestAccepted), f"{event}: one acceptance, and first")
+        self._count(event, position)
+        if after.phase == "ended":
+            self._end(event, after)
+        idle = self.is_released or not self.chain
+        hold(self.is_ended or not (self._is_cancelled and idle), "cancelled, idle, and not ended")
+        hold(after.next_index == len(self.text), "usage is not the number of tokens that were shown")
+        hold(after.deaths == self._deaths, f"{after.deaths} deaths counted of {self._deaths}")
+
+    def _count(self, event: Any, position: int) -> None:
+        match event:
+            case RequestAccepted():
+                self.is_accepted = True
+            case AttemptStarted():
+                hold(event.attempt not in self.chain, f"{event.attempt} started twice")
+                knows = self._attempts[event.attempt].knows
+                hold(knows >= self._knowledge_needed, f"{event.attempt} did not know what had counted")
+                self._deaths += bool(self.chain) and not self._graceful
+                self.chain.append(event.attempt)
+                self.is_released = self._graceful = False
+                self._knowledge_needed = position + 1
+            case TokensGenerated():
+                self._is_current(event)
+                hold(event.index == len(self.text), f"{event.index} shown where {len(self.text)} was due")
+                self.text += event.token_ids
+                self._knowledge_needed = position + 1
+            case AttemptReleased():
+                self._is_current(event)
+                self.is_released, self._graceful = True, event.why in GRACEFUL
+            case CancelRequested():
+                hold(event.attempt is None, "a word to one attempt's worker counted for the request")
+                self._is_cancelled = True
+            case RequestFinished(attempt=str()):
+                self._is_current(event)
+
+    def _is_current(self, event: Any) -> None:
+        hold(self.chain[-1:] == [event.attempt], f"{event} is not of the attempt that started last")
+        hold(not self.is_released, f"{event} counted after the attempt was released")
+
+    def _end(self, event: Any, after: Life) -> None:
+        self.is_ended = True
+        if isinstance(event, RequestFinished) and event.attempt is not None:
+            writer = self._attempts[event.attempt]
+            hold(writer.text == self.text, "the end was written by one who had another text")
+        elif not isinstance(event, RequestFinished):
+            hold(self._is_wished, "cancelled, and nobody had asked for it")
+        billed = charge_nanousd(after, PRICE)
+        hold(billed == (len(self.text) if is_chargeable(after) else 0), "the bill is not the text")
+
+
+def _material(life: Life) -> tuple[object, ...]:
+    return life.phase, life.attempt, life.live, life.next_index, life.attempts, life.wanted, life.released
+
+
+class Client:
+    """A reader that shows what counts; it may break off and read on, or begin again elsewhere."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._life, self._position = NEW, 0
+        self.shown: list[int] = []
+        self._last_id = 0
+
+    def read(self, log: Sequence[Any], to: int) -> None:
+        for event in log[self._position : to]:
+            before, self._life = self._life, self._advance(self._life, event)
+            if self._life.counted > max(self._last_id, before.counted):
+                self._last_id = self._life.counted
+                if isinstance(event, TokensGenerated):
+                    self.shown += event.token_ids
+        self._position = max(self._position, to)
+
+    def resume(self) -> None:
+        """Go to another reader, which knows nothing, with the last id that was shown."""
+        self._life, self._position = NEW, 0
+
+
+class Schedule:
+    def __init__(self, seed: int, advance: Advance = advance) -> None:
+        self.chance = random.Random(seed)
+        self._advance = advance
+        self.log: list[Any] = []
+        self.lives: list[Life] = [NEW]
+        self.attempts: dict[str, Attempt] = {}
+        self.oracle = Oracle(self.attempts)
+        self._afloat: list[Record] = []
+        self._landed: list[Record] = []
+        self._clients = [Client(advance) for _ in range(2)]
+        self._tokens = 0
+
+    @property
+    def life(self) -> Life:
+        return self.lives[-1]
+
+    def run(self) -> None:
+        """Raises Violation."""
+        steps, weights = zip(*STEP_WEIGHTS.items(), strict=True)
+        self.accept()
+        for step in self.chance.choices(steps, weights, k=STEPS):
+            step(self)
+        self.settle()
+        self.check_readers()
+
+    def land(self, record: Record) -> None:
+        self._landed.append(record)
+        for event in record:
+            before, after = self.life, self._advance(self.life, event)
+            self.log.append(event)
+            self.lives.append(after)
+            self.oracle.judge(event, before, after, len(self.log) - 1)
+
+    # --- steps -------------------------------------------------------------------------------------
+
+    def accept(self) -> None:
+        """A gateway that accepts, repeats what it got no answer for, or is told to offer it again."""
+        if self.chance.random() < 0.3:
+            self._afloat.append((ACCEPTED,))
+        else:
+            self.land((ACCEPTED,))
+
+    def take(self) -> None:
+        """A delivery reaches a worker that has read the log up to now, or up to some time ago."""
+        if not self.oracle.is_accepted or len(self.attempts) == ATTEMPTS_MAX:
+            return
+        first = self.log.index(ACCEPTED) + 1
+        latest = len(self.log)
+        knows = latest if self.chance.random() < 0.5 else self.chance.randint(first, latest)
+        self._take(knows, careful=self.chance.random() < 0.6)
+
+    def _take(self, knows: int, *, careful: bool) -> Attempt | None:
+        life = self.lives[knows]
+        if life.phase == "ended":
+            return None
+        name = f"att{len(self.attempts)}"
+        attempt = Attempt(name, knows=knows, life=life, text=self.oracle.text, careful=careful)
+        self.attempts[name] = attempt
+        return attempt
+
+    def write(self) -> None:
+        """One append of an attempt's writer: a record at a time, repeated until its answer comes."""
+        waiting = [attempt for attempt in self.attempts.values() if attempt.sent or attempt.queue]
+        if waiting:
+            outcome = self.chance.choices(list(OUTCOMES), list(OUTCOMES.values()))[0]
+            self._write(self.chance.choice(waiting), outcome)
+
+    def _write(self, attempt: Attempt, outcome: str = "stored") -> None:
+        if not attempt.sent:
+            many = self.chance.randint(1, len(attempt.queue))
+            attempt.sent, attempt.queue = tuple(attempt.queue[:many]), attempt.queue[many:]
+        if outcome == "late":
+            self._afloat.append(attempt.sent)
+        elif outcome in ("stored", "unanswered"):
+            self.land(attempt.sent)
+        if outcome in ("stored", "answered only"):
+            attempt.is_started = True
+            attempt.sent = ()
+
+    def generate(self) -> None:
+        """An engine's step, by an attempt that believes to be the current one."""
+        able = [a for a in self.attempts.values() if a.is_started and a.is_confirmed and not a.is_done]
+        if able:
+            attempt = self.chance.choice(able)
+            self._generate(attempt, end=self.chance.random() < 0.15)
+
+    def _generate(self, attempt: Attempt, *, end: bool) -> None:
+        count = self.chance.randint(1, 3)
+        # No two tokens are the same, so that nobody's text is taken for another's.
+        tokens = range(self._tokens, self._tokens + count)
+        self._tokens += count
+        attempt.generate(tokens, end=end or len(attempt.text) + count >= TOKENS_MAX)
+
+    def read(self) -> None:
+        """A worker's reader goes on a little, and the worker obeys what it says."""
+        if self.attempts:
+            attempt = self.chance.choice(list(self.attempts.values()))
+            self._read(attempt, self.chance.randint(attempt.read_to, len(self.log)))
+
+    def _read(self, attempt: Attempt, to: int) -> None:
+        for position in range(attempt.read_to, to):
+            event, life = self.log[position], self.lives[position + 1]
+            own = getattr(event, "attempt", None) == attempt.name
+            if own and isinstance(event, AttemptStarted):
+                attempt.is_confirmed = True
+                attempt.is_done = attempt.is_done or life.attempt != attempt.name
+            told = own and isinstance(event, CancelRequested)
+            superseded = attempt.is_confirmed and life.attempt != attempt.name
+            if told or superseded or life.phase == "ended":
+                attempt.is_done = True
+            elif life.wanted and life.attempt == attempt.name and not attempt.is_done:
+                attempt.finish("cancelled")
+        attempt.read_to = to
+
+    def release(self) -> None:
+        """A worker drains, or somebody says of a worker, rightly or not, that it is lost."""
+        if not self.attempts:
+            return
+        attempt = self.chance.choice(list(self.attempts.values()))
+        if self.chance.random() < 0.5 and not attempt.is_done:
+            attempt.queue.append(AttemptReleased(attempt=attempt.name, why="draining"))
+            attempt.is_done = True
+        else:
+            self.land((AttemptReleased(attempt=attempt.name, why="lost"),))
+
+    def crash(self) -> None:
+        """A worker ends. What it sent last may still land."""
+        if self.attempts:
+            attempt = self.chance.choice(list(self.attempts.values()))
+            if attempt.sent and self.chance.random() < 0.5:
+                self._afloat.append(attempt.sent)
+            attempt.sent, attempt.queue, attempt.is_done = (), [], True
+
+    def cancel(self) -> None:
+        self.land((CancelRequested(request=REQUEST, why=self.chance.choice(["client", "disconnect"])),))
+
+    def tell(self) -> None:
+        """Somebody tells an attempt's worker to stop, rightly or not."""
+        if self.attempts:
+            name = self.chance.choice(list(self.attempts))
+            self.land((CancelRequested(request=REQUEST, why="superseded", attempt=name),))
+
+    def expire(self) -> None:
+        """Control ends the request. What it says of the tokens is not what counts."""
+        reason = self.chance.choice(["expired", "failed", "poison"])
+        self.land((RequestFinished(request=REQUEST, attempt=None, reason=reason, output_tokens=99),))
+
+    def land_late(self) -> None:
+        if self._afloat:
+            self.land(self._afloat.pop(self.chance.randrange(len(self._afloat))))
+
+    def land_again(self) -> None:
+        if self._landed:
+            self.land(self.chance.choice(self._landed))
+
+    def client(self) -> None:
+        client = self.chance.choice(self._clients)
+        if self.chance.random() < 0.3:
+            client.resume()
+        client.read(self.log, self.chance.randint(0, len(self.log)))
+
+    # --- the end -----------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """The janitor's rule, then everything that was still under way: one end, and nothing after it."""
+        if not self.oracle.is_accepted:
+            self.land((ACCEPTED,))
+        if self.life.phase != "ended" and self.life.wanted:
+            self.land((RequestFinished(request=REQUEST, attempt=None, reason="cancelled", output_tokens=0),))
+        elif self.life.phase != "ended":
+            self.land((ACCEPTED,))
+            self._finish_in_order()
+        hold(self.life.phase == "ended", "a healthy worker alone could not end the request")
+        while any(attempt.sent or attempt.queue for attempt in self.attempts.values()):
+            self.write()
+        for record in self.chance.sample([*self._landed, *self._afloat], len(self._landed + self._afloat)):
+            self.land(record)
+        hold(self.oracle.is_ended, "the fold ended the request, and no event did")
+
+    def _finish_in_order(self) -> None:
+        attempt = self._take(len(self.log), careful=True)
+        assert attempt is not None, "an open request can be taken"
+        self._write(attempt)
+        self._read(attempt, len(self.log))
+        while not attempt.is_done:
+            self._generate(attempt, end=len(attempt.text) > TOKENS_MAX)
+        while attempt.queue:
+            self._write(attempt)
+
+    def check_readers(self) -> None:
+        """Whoever read, wherever it stopped and began again, has seen the same."""
+        for client in self._clients:
+            so_far = len(client.shown)
+            hold(client.shown == self.oracle.text[:so_far], "a client was shown what is not in the text")
+            client.read(self.log, len(self.log))
+            hold(client.shown == self.oracle.text, "a client was not shown the whole text")
+        again = NEW
+        for event in self.log:
+            again = self._advance(again, event)
+        hold(again == self.life, "a second reader has another life")
+
+
+STEP_WEIGHTS: dict[Callable[[Schedule], None], float] = {
+    Schedule.accept: 4,
+    Schedule.take: 7,
+    Schedule.write: 22,
+    Schedule.generate: 16,
+    Schedule.read: 14,
+    Schedule.release: 2,
+    Schedule.crash: 2,
+    Schedule.cancel: 0.5,
+    Schedule.tell: 2,
+    Schedule.expire: 0.5,
+    Schedule.land_late: 3,
+    Schedule.land_again: 3,
+    Schedule.client: 3,
+}
+
+
+def run(seed: int, advance: Advance = advance) -> Schedule:
+    """Run one schedule and return it. Raises Violation with the command that repeats it."""
+    schedule = Schedule(seed, advance)
+    try:
+        schedule.run()
+    except Violation as violation:
+        command = f"python -m tests.simulation.protocol_model {seed}"
+        raise Violation(f"{violation}\nrepeat it with: {command}") from violation
+    return schedule
+
+
+def main(seed: int) -> None:
+    schedule = Schedule(seed)
+    try:
+        schedule.run()
+    finally:
+        for position, (event, life) in enumerate(zip(schedule.log, schedule.lives[1:], strict=False)):
+            mark = "*" if life.counted > schedule.lives[position].counted else " "
+            print(f"{position:4} {mark} {event}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
