@@ -78,6 +78,11 @@ def advance(life: Life, event: Any) -> Life:
     return rule(life, event)
 
 
+def deaths(life: Life) -> int:
+    """Count the attempts that ended without a word, the last one too if a new one started now."""
+    return life.deaths + (life.attempt is not None and life.released not in GRACEFUL)
+
+
 def cancelled_as(why: CancelReason) -> FinishReason:
     """The reason a request ends with, once a cancel for `why` has taken effect."""
     return "revoked" if why == "revoked" else "cancelled"
@@ -95,14 +100,13 @@ def _started(life: Life, event: AttemptStarted) -> Life:
     seen = life.seen | {event.attempt}
     if event.after != life.attempt or event.resume_index != life.next_index:
         return replace(life, seen=seen)
-    died = life.attempt is not None and life.released not in GRACEFUL
     return replace(
         life,
         attempt=event.attempt,
         live=True,
         prompt_tokens=life.prompt_tokens if life.attempts else event.prompt_tokens,
         attempts=life.attempts + 1,
-        deaths=life.deaths + died,
+        deaths=deaths(life),
         released=None,
         seen=seen,
         counted=life.counted + 1,

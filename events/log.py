@@ -1,4 +1,4 @@
-"""The log as the rest of Rift sees it; `jetstream.py` is the real one, `memory.py` its twin.
+"""The log as the rest of Rift sees it; `jetstream/` is the real one, `memory/` its twin.
 
 A *position* is a stream's sequence and an index in the record. Sequences of one stream only grow;
 an append that returned is durable; readers see every stored message of their subjects, in order.
@@ -73,7 +73,8 @@ class Jobs(Protocol):
 class Log(Protocol):
     """One connection. `epoch` counts how often it was lost."""
 
-    epoch: int
+    @property
+    def epoch(self) -> int: ...
 
     @property
     def is_connected(self) -> bool: ...

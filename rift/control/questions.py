@@ -36,7 +36,7 @@ def answer_sql(warehouse: Warehouse) -> Callable[[bytes], Awaitable[bytes]]:
     async def handler(data: bytes) -> bytes:
         try:
             question = msgspec.json.decode(data, type=SqlQuestion)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return _error(f'a question is {{"sql": "select …"}}: {error}')
         return await to_thread.run_sync(_answer, warehouse, question.sql)
 

@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from events.history import Past
 from events.schema import (
     AttemptStarted,
     FinishReason,
@@ -94,21 +95,23 @@ class Attempt:
         self._stamps = Stamps()
         self._text = Text(engine.decoder(), accepted.parameters.stop)
 
-    def resume(self, ids: Sequence[int], text: str) -> None:
+    def resume(self, past: Past) -> None:
         """Bring the decoder to where the log ends; what it says there must be what was logged.
 
         Raises NotContinuable.
         """
-        if not ids:
+        tokens = [counted.event for counted in past.counted if isinstance(counted.event, TokensGenerated)]
+        if not tokens:
             return
-        self._logged_ids = ids
         parameters = self._accepted.parameters
         if parameters.presence_penalty or parameters.frequency_penalty:
             raise NotContinuable("penalties over output tokens cannot be continued")
-        _, again = self._text.feed(ids)
-        if not again.startswith(text):
+        self._logged_ids = [token_id for event in tokens for token_id in event.token_ids]
+        logged = "".join(event.text for event in tokens)
+        _, again = self._text.feed(self._logged_ids)
+        if not again.startswith(logged):
             raise NotContinuable("the logged ids decode to another text here")
-        self._unsent = again[len(text) :]
+        self._unsent = again[len(logged) :]
 
     async def run(self, deadline_s: float) -> None:
         """Generate to the end, to the deadline or until `stop`; the last event put is the end.
@@ -133,10 +136,10 @@ class Attempt:
         if not self.finished:
             self._put([self._end(reason, error)])
 
-    def refuse(self, error: Problem) -> None:
+    def refuse(self, reason: FinishReason, error: Problem) -> None:
         """Put the start and the end of an attempt that the engine never sees."""
         self.finished = True
-        self._writer.put(self._started, self._end("invalid", error))
+        self._writer.put(self._started, self._end(reason, error))
 
     async def _generate(self) -> None:
         room = self._prompt.max_tokens - len(self._logged_ids)

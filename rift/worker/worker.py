@@ -15,6 +15,7 @@ So the worker may be wrong about everything until the reader has passed it, and 
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 import msgspec
@@ -22,7 +23,8 @@ from anyio.abc import TaskGroup
 
 from events import codec, ids, subjects
 from events.ids import RequestId, parse_request_id
-from events.lifecycle import NEW, Life, advance, cancelled_as
+from events.history import Histories, Past
+from events.lifecycle import NEW, Life, advance, cancelled_as, deaths
 from events.lives import Lives
 from events.log import Follower, Job, Jobs, Log, LogError
 from events.schema import (
@@ -34,8 +36,8 @@ from events.schema import (
     RequestFinished,
 )
 from rift.engines import Engine, EngineFailed, Invalid
-from rift.worker import history
 from rift.worker.attempt import Attempt, NotContinuable, Prompt, prepare
+from rift.worker.solo import Solo
 from rift.worker.writer import LaneWriter
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,13 @@ TOUCHED_S = 600.0
 # What draining may take: the broker's answer to one last record, and the supervisor's patience is 10 s.
 DRAIN_S = 4.0
 
+# So many attempts that ended without a word are the request's own doing. From the second on, or when the
+# engine was seen to die, a request is a suspect, and runs alone.
+DEATHS_MAX = 3
+SUSPECT_DEATHS = 2
+
+POISON = "three engines ended under this request; it is not tried again"
+
 NANOSECONDS = 1_000_000_000
 
 
@@ -68,12 +77,15 @@ class Held(msgspec.Struct):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """A job that can be attempted: the request's life so far, and what counted of its answer."""
+    """A job that can be attempted: the request's life so far, and its past unless it is fresh."""
 
     life: Life
-    fresh: bool
-    token_ids: list[int] = []
-    text: str = ""
+    past: Past | None = None
+
+
+def is_suspect(life: Life) -> bool:
+    """Say whether the request may be what its engines die of."""
+    return life.released == "lost" or deaths(life) >= SUSPECT_DEATHS
 
 
 class Worker:
@@ -91,12 +103,14 @@ class Worker:
         self._log, self._engine, self._name = log, engine, name
         self._model, self._shard, self._slots = model, shard, slots
         self._entropy = entropy
+        self._histories = Histories(log)
         self._lives = Lives()
         self._held: dict[str, Held] = {}
         self._touched: dict[str, int] = {}
         self._buffers: dict[str, list[tuple[int, object, subjects.Address]]] = {}
         self._writers: dict[str, LaneWriter] = {}
         self._running = 0
+        self._solo = Solo()
         self._opened_at = 0
         self._read_to = anyio.Event()
         self._now_ns = 0
@@ -134,10 +148,13 @@ class Worker:
 
     async def _fetch(self, scope: anyio.CancelScope) -> None:
         with scope:
-            self._jobs.want(self._slots)
+            self._want()
             async for job in self._jobs:
                 self._running += 1
                 self._tasks.start_soon(self._serve, job)
+
+    def _want(self) -> None:
+        self._jobs.want(0 if self._solo.is_wanted else self._slots - self._running)
 
     async def _serve(self, job: Job) -> None:
         try:
@@ -148,7 +165,7 @@ class Worker:
             self._drop_job(job)
         finally:
             self._running -= 1
-            self._jobs.want(self._slots - self._running)
+            self._want()
 
     async def _work(self, job: Job) -> None:
         accepted, request = self._open(job)
@@ -161,7 +178,14 @@ class Worker:
         taken = await self._take(job, accepted, request)
         if taken is None or request.text not in self._held:
             return
-        await self._attempt(job, held, taken)
+        if not is_suspect(taken.life):
+            async with self._solo.beside_others():
+                await self._attempt(job, held, taken)
+            return
+        self._solo.announce()
+        self._want()
+        async with self._solo.alone():
+            await self._attempt(job, held, taken)
 
     def _open(self, job: Job) -> tuple[RequestAccepted | None, RequestId | None]:
         """Return the delivery's request. One that cannot be read is left for a newer worker."""
@@ -185,10 +209,10 @@ class Worker:
         if job.stored.sequence > self._opened_at and request.text not in self._touched and age_s < TOUCHED_S:
             life = advance(NEW, accepted)
             self._lives.follow(request.text, life)
-            return Taken(life, fresh=True)
+            return Taken(life)
         self._buffers[request.text] = []
         try:
-            past = await history.read(self._log, request)
+            past = await self._histories.read(request)
         finally:
             buffered = self._buffers.pop(request.text)
         if past.life.phase == "ended":
@@ -201,10 +225,12 @@ class Worker:
         if self._lives[request.text].next_index != past.life.next_index:
             self._drop(request.text)
             return None
-        return Taken(self._lives[request.text], fresh=False, token_ids=past.token_ids, text=past.text)
+        return Taken(self._lives[request.text], past)
 
     async def _attempt(self, job: Job, held: Held, taken: Taken) -> None:
         accepted = held.accepted
+        if self._held.get(accepted.request) is not held:
+            return
         problem: Problem | None = None
         try:
             prompt = await prepare(self._engine, accepted)
@@ -230,14 +256,18 @@ class Worker:
         attempt = held.attempt = Attempt(accepted, started, prompt, engine=self._engine, writer=writer)
         held.prompt_tokens = len(prompt.ids)
         if problem is not None:
-            attempt.refuse(problem)
+            attempt.refuse("invalid", problem)
+            return
+        if deaths(taken.life) >= DEATHS_MAX:
+            attempt.refuse("poison", Problem(code="poison", message=POISON))
             return
         position = await writer.put_durably(started)
-        if not taken.fresh and not await self._counts(held, position):
+        if taken.past is not None and not await self._counts(held, position):
             return
         waited_s = max(0.0, (self._now_ns - job.stored.stored_at_ns) / NANOSECONDS)
         try:
-            attempt.resume(taken.token_ids, taken.text)
+            if taken.past is not None:
+                attempt.resume(taken.past)
             await attempt.run(accepted.deadline_ms / 1000 - waited_s)
         except NotContinuable as error:
             attempt.finish("failed", Problem(code="not_continuable", message=str(error)))
@@ -254,7 +284,13 @@ class Worker:
     def _writer(self, at: subjects.Address) -> LaneWriter:
         if (writer := self._writers.get(at.lane)) is None:
             stream = subjects.shard_stream(self._shard)
-            writer = self._writers[at.lane] = LaneWriter(self._log, stream, subjects.work(at), self._name)
+            writer = self._writers[at.lane] = LaneWriter(
+                self._log,
+                stream,
+                subjects.work(at),
+                name=self._name,
+                blocked=partial(self._go_silent, at.lane),
+            )
             self._tasks.start_soon(writer.run)
         return writer
 
@@ -349,6 +385,12 @@ class Worker:
             if self._touched[request] >= oldest_ns:
                 return
             del self._touched[request]
+
+    def _go_silent(self, lane: str) -> None:
+        """The lane's log takes nothing: generate nothing. The deliveries come again once it does."""
+        for request, held in list(self._held.items()):
+            if held.at.lane == lane and held.attempt is not None:
+                self._drop(request)
 
     async def _let_go(self) -> None:
         """Release every attempt, so that another worker continues it at once."""

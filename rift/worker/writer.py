@@ -4,19 +4,24 @@ Whatever the lane's requests produce while an append waits for its acknowledgeme
 record. So order is certain, a retry is the identical record, and no timer holds a token back.
 """
 
+import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
 
 from events import codec
-from events.log import Log, append_until_known
+from events.log import Log, LogFull, OutcomeUnknown, append_until_known
 from events.schema import AnyEvent
+
+logger = logging.getLogger(__name__)
 
 # A quarter of the broker's largest message: a record that grew while the log was slow is split here.
 RECORD_BYTES_MAX = 2 * 1024 * 1024
 
 # A broker restarts in a second or two. Who cannot append for this long stops generating.
-APPEND_S = 30.0
+BLOCKED_S = 5.0
+RETRY_S = 1.0
 
 
 class Writer(Protocol):
@@ -30,8 +35,11 @@ class Writer(Protocol):
 
 
 class LaneWriter:
-    def __init__(self, log: Log, stream: str, subject: str, name: str) -> None:
+    def __init__(
+        self, log: Log, stream: str, subject: str, *, name: str, blocked: Callable[[], None]
+    ) -> None:
         self._log, self._stream, self._subject, self._name = log, stream, subject, name
+        self._blocked = blocked
         self._queue: list[bytes] = []
         self._waiting: list[tuple[int, anyio.Event, list[int]]] = []
         self._stored = 0
@@ -50,7 +58,7 @@ class LaneWriter:
         return sequence[0]
 
     async def run(self) -> None:
-        """Append for as long as the worker lives. Raises LogError after APPEND_S without success."""
+        """Append for as long as the worker lives; `blocked` is called while the log takes nothing."""
         while True:
             while self._queue:
                 await self._append()
@@ -66,14 +74,24 @@ class LaneWriter:
 
     async def _append(self) -> None:
         events = self._take()
-        data = codec.join(self._name, events)
-        sequence = await append_until_known(self._log, self._stream, self._subject, data, within_s=APPEND_S)
+        sequence = await self._persist(codec.join(self._name, events))
         del self._queue[: len(events)]
         self._stored += len(events)
         while self._waiting and self._waiting[0][0] <= self._stored:
             _, stored, found = self._waiting.pop(0)
             found[0] = sequence
             stored.set()
+
+    async def _persist(self, data: bytes) -> int:
+        while True:
+            try:
+                return await append_until_known(
+                    self._log, self._stream, self._subject, data, within_s=BLOCKED_S
+                )
+            except (OutcomeUnknown, LogFull) as error:
+                logger.error("nothing can be appended: %s", error)
+                self._blocked()
+                await anyio.sleep(RETRY_S)
 
     def _take(self) -> list[bytes]:
         """Return the events of the next record: at least one, else at most RECORD_BYTES_MAX."""

@@ -1,0 +1,94 @@
+"""The past of requests, read back from the log up to a target.
+
+The target is the last sequence that the request's subjects have when the read begins, as the stream's
+leader states it: whoever appended before is seen. Who waits for the same lane and model shares one scan.
+"""
+
+from typing import Any
+
+import anyio
+import msgspec
+
+from events import codec, subjects
+from events.ids import RequestId
+from events.lifecycle import NEW, Life
+from events.lives import Lives
+from events.log import Log
+from events.schema import RequestAccepted
+from events.subjects import Address
+
+
+class Counted(msgspec.Struct, frozen=True, gc=False):
+    """An event that counted, and the life after it."""
+
+    event: Any
+    life: Life
+    stored_at_ns: int
+
+
+class Past(msgspec.Struct):
+    """A request up to `position`. `accepted` is None where the log holds no such request."""
+
+    position: int = 0
+    life: Life = NEW
+    accepted: RequestAccepted | None = None
+    counted: list[Counted] = []
+
+
+class _Reader(msgspec.Struct):
+    request: RequestId
+    done: anyio.Event
+    past: Past | None = None
+
+
+class Histories:
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._waiting: dict[Address, list[_Reader]] = {}
+        self._reading: set[Address] = set()
+
+    async def read(self, request: RequestId) -> Past:
+        """Raises LogError. Where the shared scan of another reader fails, this one scans itself."""
+        while True:
+            reader = _Reader(request, anyio.Event())
+            self._waiting.setdefault(request.at, []).append(reader)
+            if request.at in self._reading:
+                await reader.done.wait()
+            else:
+                await self._lead(request.at)
+            if reader.past is not None:
+                return reader.past
+
+    async def _lead(self, at: Address) -> None:
+        """Scan for everybody who waits now, ourselves among them."""
+        readers = self._waiting.pop(at)
+        self._reading.add(at)
+        try:
+            pasts = await self._scan(at, [reader.request for reader in readers])
+            for reader in readers:
+                reader.past = pasts[reader.request.text]
+        finally:
+            self._reading.discard(at)
+            for reader in readers + self._waiting.pop(at, []):
+                reader.done.set()
+
+    async def _scan(self, at: Address, requests: list[RequestId]) -> dict[str, Past]:
+        stream = subjects.shard_stream(at.shard)
+        target = max([await self._log.last_sequence(stream, subject) for subject in subjects.history(at)])
+        pasts = {request.text: Past(position=target) for request in requests}
+        lives = Lives()
+        for request in requests:
+            lives.follow(request.text)
+        first = min(request.floor for request in requests)
+        async for batch in self._log.scan(stream, subjects.history(at), first=first, target=target):
+            for stored in batch:
+                where = subjects.parse(stored.subject)
+                for event in codec.decode(stored.data)[1]:
+                    if where is None or (counted := lives.fold(event, where)) is None:
+                        continue
+                    past = pasts[counted[0]]
+                    past.life = counted[1]
+                    past.counted.append(Counted(event, counted[1], stored.stored_at_ns))
+                    if isinstance(event, RequestAccepted):
+                        past.accepted = event
+        return pasts

@@ -1,0 +1,272 @@
+"""The streams in memory, their queues, and what goes wrong with them."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from events import subjects as names
+from events.log import Conflict, LogError, LogFull, Stored
+
+# As the real broker has it.
+ACK_WAIT_S = 5.0
+
+# What a message takes in a stream beside its subject and its data.
+MESSAGE_BYTES = 30
+
+# The share of acknowledgements that a broker's restart forgets: it writes them down now and then.
+FORGOTTEN = 0.2
+
+Handler = Callable[[bytes], Awaitable[bytes]]
+
+
+class Chance(Protocol):
+    """What of `random.Random` the faults need."""
+
+    def random(self) -> float: ...
+
+    def uniform(self, a: float, b: float, /) -> float: ...
+
+
+class Faults(msgspec.Struct, frozen=True, kw_only=True):
+    """How often (of 1) something goes wrong, and how long at most, in seconds, what takes time takes.
+
+    Of an append: `unanswered` is stored, `lost` is not, `late` is stored once later ones were, `doubled`
+    is stored again later. Of a delivery: `lying` says that it is the first, `again` comes although it was
+    answered. `lost_answers` is about acknowledgements, `disconnects` about the connection with an append.
+    """
+
+    append_s: float = 0.0
+    unanswered: float = 0.0
+    lost: float = 0.0
+    late: float = 0.0
+    late_s: float = 10.0
+    doubled: float = 0.0
+    disconnects: float = 0.0
+    down_s: float = 3.0
+    reader_s: float = 0.0
+    reader_restarts: float = 0.0
+    restart_s: float = 4.0
+    lying: float = 0.0
+    again: float = 0.0
+    lost_answers: float = 0.0
+
+
+NO_FAULTS = Faults()
+
+
+class MemoryBroker:
+    """The streams of an installation. `now_ns` is its clock, Unix nanoseconds."""
+
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        now_ns: Callable[[], int],
+        *,
+        shards: int = 1,
+        chance: Chance | None = None,
+        faults: Faults = NO_FAULTS,
+    ) -> None:
+        assert chance is not None or faults == NO_FAULTS, "faults take a random source"
+        self.tasks, self.now_ns, self.faults = tasks, now_ns, faults
+        self.is_full = False
+        self.streams = {names.shard_stream(shard): Stream(f"rift.{shard}.") for shard in range(shards)}
+        self.streams |= {names.FLEET: Stream("rift.fleet."), names.BOOK: Stream("rift.book.")}
+        self.answers: dict[str, Handler] = {}
+        self._chance = chance
+        self._connections: list[Connection] = []
+
+    def connect(self) -> "Connection":
+        connection = Connection()
+        self._connections.append(connection)
+        return connection
+
+    def happens(self, often: float) -> bool:
+        return often > 0 and self._chance is not None and self._chance.random() < often
+
+    def some(self, most_s: float) -> float:
+        """Return a time up to `most_s`."""
+        return self._chance.uniform(0.0, most_s) if most_s > 0 and self._chance is not None else 0.0
+
+    def restart(self, down_s: float) -> None:
+        """Every connection is lost; of the deliveries, the broker knows only what it wrote down."""
+        for connection in self._connections:
+            connection.disconnect(down_s)
+        for stream in self.streams.values():
+            for consumer in stream.consumers.values():
+                consumer.restart(self.happens)
+            stream.changed_now()
+
+    def stream(self, name: str) -> "Stream":
+        if name not in self.streams:
+            raise LogError(f"there is no stream {name}")
+        return self.streams[name]
+
+    def store(self, stream: str, subject: str, data: bytes, expect_last: int | None) -> int:
+        """Raises LogError."""
+        held = self.stream(stream)
+        if not subject.startswith(held.prefix):
+            raise LogError(f"{subject} is not of {stream}")
+        if expect_last is not None and held.last.get(subject, 0) != expect_last:
+            raise Conflict(
+                f"append to {stream}: the last sequence of {subject} is {held.last.get(subject, 0)}"
+            )
+        if self.is_full or held.size + MESSAGE_BYTES + len(subject) + len(data) > held.bytes_max:
+            raise LogFull(f"append to {stream}: it is full")
+        return held.add(subject, data, self.now_ns())
+
+
+class Connection:
+    """One process as the broker sees it: connected or not, running or frozen."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.up_at = 0.0
+        self.is_closed = False
+        self._thawed = anyio.Event()
+        self._thawed.set()
+
+    @property
+    def is_connected(self) -> bool:
+        return not self.is_closed and anyio.current_time() >= self.up_at
+
+    def disconnect(self, down_s: float) -> None:
+        """Lose the connection for a time; what was on its way in either direction may be lost."""
+        self.epoch += 1
+        self.up_at = max(self.up_at, anyio.current_time() + down_s)
+
+    def freeze(self) -> None:
+        """Stop the process where it next asks or hears of the log. Its deliveries still reach it."""
+        if self._thawed.is_set():
+            self._thawed = anyio.Event()
+
+    def thaw(self) -> None:
+        self._thawed.set()
+
+    async def thawed(self) -> None:
+        if not self._thawed.is_set():
+            await self._thawed.wait()
+
+    async def running(self) -> None:
+        """Return once the process runs and is connected."""
+        await self.thawed()
+        if self.is_closed:
+            await anyio.sleep_forever()
+        if anyio.current_time() < self.up_at:
+            await anyio.sleep_until(self.up_at)
+            await self.running()
+
+
+class Stream:
+    """One stream's messages; sequence n is at n - 1. `changed` is set, and replaced, at each change."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.messages: list[Stored] = []
+        self.last: dict[str, int] = {}
+        self.size, self.bytes_max = 0, 1 << 62
+        self.consumers: dict[str, Consumer] = {}
+        self.changed = anyio.Event()
+
+    def add(self, subject: str, data: bytes, now_ns: int) -> int:
+        sequence = len(self.messages) + 1
+        self.messages.append(Stored(subject, sequence, now_ns, data))
+        self.last[subject] = sequence
+        self.size += MESSAGE_BYTES + len(subject) + len(data)
+        self.changed_now()
+        return sequence
+
+    def changed_now(self) -> None:
+        changed, self.changed = self.changed, anyio.Event()
+        changed.set()
+
+
+class Filter:
+    """Which subjects are read; each subject is looked at once."""
+
+    def __init__(self, subjects: Sequence[str]) -> None:
+        self._wanted = [subject.split(".") for subject in subjects]
+        self._known: dict[str, bool] = {}
+
+    def __call__(self, subject: str) -> bool:
+        if (known := self._known.get(subject)) is None:
+            tokens = subject.split(".")
+            known = self._known[subject] = any(_matches(wanted, tokens) for wanted in self._wanted)
+        return known
+
+
+def _matches(wanted: Sequence[str], tokens: Sequence[str]) -> bool:
+    for at, want in enumerate(wanted):
+        if want == ">":
+            return len(tokens) > at
+        if at == len(tokens) or want not in ("*", tokens[at]):
+            return False
+    return len(wanted) == len(tokens)
+
+
+class Consumer:
+    """The broker's side of a queue: what was delivered, until when it may stay unanswered."""
+
+    def __init__(self, stream: Stream, subject: str) -> None:
+        self._stream, self._filter = stream, Filter([subject])
+        self._next = 1
+        self._due: dict[int, float] = {}
+        self._counts: dict[int, int] = {}
+        self._given_back: list[int] = []
+        self._acked: list[int] = []
+
+    def take(self, now: float) -> tuple[Stored, int] | None:
+        """Return the next delivery and its count: what is due again, then what is new."""
+        again = self._given_back or [sequence for sequence, due in self._due.items() if due <= now]
+        if again:
+            sequence = again[0]
+            if self._given_back:
+                self._given_back.remove(sequence)
+            self._due.pop(sequence, None)
+            return self._deliver(sequence, now)
+        while self._next <= len(self._stream.messages):
+            sequence = self._next
+            self._next += 1
+            if self._filter(self._stream.messages[sequence - 1].subject):
+                return self._deliver(sequence, now)
+        return None
+
+    def _deliver(self, sequence: int, now: float) -> tuple[Stored, int]:
+        self._due[sequence] = now + ACK_WAIT_S
+        count = self._counts[sequence] = self._counts.get(sequence, 0) + 1
+        return self._stream.messages[sequence - 1], count
+
+    def next_due(self) -> float:
+        return min(self._due.values(), default=float("inf"))
+
+    def answer(self, sequence: int, word: str, now: float) -> None:
+        """Any delivery of a message may be answered, also an older one."""
+        if sequence not in self._due:
+            return
+        if word == "in progress":
+            self._due[sequence] = now + ACK_WAIT_S
+            return
+        del self._due[sequence]
+        if word == "ack":
+            self._acked.append(sequence)
+        else:
+            self._given_back.append(sequence)
+            self._stream.changed_now()
+
+    def deliver_again(self, sequence: int) -> None:
+        """Forget that a message was acknowledged."""
+        if sequence in self._acked:
+            self._acked.remove(sequence)
+            self._counts.pop(sequence, None)
+            self._given_back.append(sequence)
+
+    def restart(self, happens: Callable[[float], bool]) -> None:
+        """Counts start again; what was delivered comes again, some of it although acknowledged."""
+        forgotten = [sequence for sequence in self._acked if happens(FORGOTTEN)]
+        self._given_back += [sequence for sequence in self._due if sequence not in self._given_back]
+        self._due.clear()
+        self._counts.clear()
+        for sequence in forgotten:
+            self.deliver_again(sequence)

@@ -1,0 +1,87 @@
+"""Live readers and deliveries of a connection in memory."""
+
+from collections.abc import Sequence
+
+import anyio
+import anyio.lowlevel
+
+from events.log import Job, Stored
+from events.memory.broker import Connection, Consumer, Filter, MemoryBroker, Stream
+
+# A queue with nothing to give is asked again this often: what is due again is found so.
+PULL_S = 0.5
+
+
+class MemoryFollower:
+    def __init__(
+        self,
+        connection: Connection,
+        broker: MemoryBroker,
+        stream: Stream,
+        subjects: Sequence[str],
+        after: int,
+    ) -> None:
+        self.position = self._read_to = after
+        self._connection, self._broker, self._stream = connection, broker, stream
+        self._filter = Filter(subjects)
+
+    def __aiter__(self) -> "MemoryFollower":
+        return self
+
+    async def __anext__(self) -> Sequence[Stored]:
+        faults = self._broker.faults
+        await anyio.lowlevel.checkpoint()
+        while True:
+            await self._connection.running()
+            changed = self._stream.changed
+            if len(self._stream.messages) > self._read_to:
+                if self._broker.happens(faults.reader_restarts):
+                    await anyio.sleep(self._broker.some(faults.restart_s))
+                await anyio.sleep(self._broker.some(faults.reader_s))
+                await self._connection.running()
+                if batch := self._take():
+                    return batch
+            else:
+                await changed.wait()
+
+    def _take(self) -> Sequence[Stored]:
+        new = self._stream.messages[self._read_to :]
+        self._read_to += len(new)
+        batch = [stored for stored in new if self._filter(stored.subject)]
+        if batch:
+            self.position = batch[-1].sequence
+        return batch
+
+
+class MemoryJobs:
+    def __init__(
+        self, connection: Connection, broker: MemoryBroker, stream: Stream, consumer: Consumer, ack: str
+    ) -> None:
+        self._connection, self._broker, self._stream = connection, broker, stream
+        self._consumer, self._ack = consumer, ack
+        self._wanted = 0
+
+    def want(self, slots: int) -> None:
+        self._wanted = slots
+        self._stream.changed_now()
+
+    def __aiter__(self) -> "MemoryJobs":
+        return self
+
+    async def __anext__(self) -> Job:
+        await anyio.lowlevel.checkpoint()
+        while True:
+            changed = self._stream.changed
+            now = anyio.current_time()
+            able = self._wanted > 0 and self._connection.is_connected
+            if able and (taken := self._consumer.take(now)) is not None:
+                return await self._hand_out(*taken)
+            with anyio.move_on_after(PULL_S):
+                await changed.wait()
+
+    async def _hand_out(self, stored: Stored, count: int) -> Job:
+        self._wanted -= 1
+        epoch = self._connection.epoch
+        await self._connection.thawed()
+        shown = 1 if self._broker.happens(self._broker.faults.lying) else count
+        return Job(stored, f"{self._ack}.{count}.{stored.sequence}", shown, epoch)

@@ -1,0 +1,54 @@
+"""Who runs beside whom: a suspect runs alone, everybody else beside each other.
+
+A suspect is a request that an engine may have died of. If it dies of it again, nobody else does.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+
+class Solo:
+    def __init__(self) -> None:
+        self._suspects = 0
+        self._others = 0
+        self._turn = anyio.Lock()
+        self._changed = anyio.Event()
+
+    @property
+    def is_wanted(self) -> bool:
+        """A suspect waits or runs: nobody else should be fetched."""
+        return self._suspects > 0
+
+    def announce(self) -> None:
+        """A suspect is about to ask for `alone`."""
+        self._suspects += 1
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Wait until nobody else runs, suspects one after the other. Only after `announce`."""
+        try:
+            async with self._turn:
+                while self._others:
+                    await self._changed.wait()
+                yield
+        finally:
+            self._suspects -= 1
+            self._notify()
+
+    @asynccontextmanager
+    async def beside_others(self) -> AsyncIterator[None]:
+        """Wait while a suspect waits or runs."""
+        while self._suspects:
+            await self._changed.wait()
+        self._others += 1
+        try:
+            yield
+        finally:
+            self._others -= 1
+            self._notify()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()

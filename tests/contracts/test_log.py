@@ -1,0 +1,382 @@
+"""What every log keeps, the one in memory and the one on a real nats-server: one suite for both."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any, NamedTuple
+
+import anyio
+import pytest
+
+from events import memory, subjects
+from events.jetstream import connect
+from events.log import Conflict, Follower, Job, Jobs, Log, LogError, LogFull, Stored, append_until_known
+from events.subjects import Address
+
+pytestmark = pytest.mark.anyio
+
+STREAM, SMALL_STREAM = "RIFT_0", "RIFT_9"
+SMALL_BYTES = 20_000
+MIB = 1024 * 1024
+
+names = count()
+
+
+class Twin(NamedTuple):
+    """A log, and how to get another connection to it."""
+
+    log: Log
+    connect: Callable[[], Awaitable[Log]]
+
+
+@asynccontextmanager
+async def in_memory() -> AsyncIterator[Twin]:
+    ticks = count(1_750_000_000_000_000_000)
+    async with anyio.create_task_group() as tasks:
+        broker = memory.MemoryBroker(tasks, lambda: next(ticks), shards=10)
+        broker.streams[SMALL_STREAM].bytes_max = SMALL_BYTES
+
+        async def another() -> Log:
+            return memory.connect(broker)
+
+        yield Twin(memory.connect(broker), another)
+
+
+@asynccontextmanager
+async def on_nats(server: Any) -> AsyncIterator[Twin]:
+    opened = []
+
+    async def another() -> Log:
+        log = await connect(server.address.url, token=server.address.token, name="contract")
+        opened.append(log)
+        return log
+
+    log = await connect(server.address.url, token=server.address.token, name="contract")
+    await log.ensure_streams(shards=1, replicas=1, max_bytes=64 * MIB)
+    await log.client.request(
+        f"$JS.API.STREAM.CREATE.{SMALL_STREAM}",
+        b'{"name":"RIFT_9","subjects":["rift.9.>"],"max_bytes":%d,"discard":"new","storage":"file"}'
+        % SMALL_BYTES,
+    )
+    yield Twin(log, another)
+    for connection in (log, *opened):
+        await connection.close()
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def twin(request: pytest.FixtureRequest) -> AsyncIterator[Twin]:
+    server = request.getfixturevalue("server") if request.param == "nats" else None
+    async with on_nats(server) if server else in_memory() as found:
+        yield found
+
+
+@pytest.fixture
+def log(twin: Twin) -> Log:
+    return twin.log
+
+
+@pytest.fixture
+def at() -> Address:
+    """An address that no other test uses."""
+    number = next(names)
+    return Address(0, f"lane{number:04}", f"model-{number}")
+
+
+async def read(follower: Follower, wanted: int) -> list[Stored]:
+    found: list[Stored] = []
+    with anyio.fail_after(20):
+        async for batch in follower:
+            assert batch, "a batch has at least one message"
+            assert follower.position == batch[-1].sequence
+            found += batch
+            if len(found) >= wanted:
+                break
+    return found
+
+
+async def scan(log: Log, topics: Sequence[str], *, first: int, target: int) -> list[Stored]:
+    return [s async for batch in log.scan(STREAM, topics, first=first, target=target) for s in batch]
+
+
+async def append_many(log: Log, subject: str, many: int) -> list[int]:
+    return [await log.append(STREAM, subject, b"%d" % n) for n in range(many)]
+
+
+async def take(jobs: Jobs, many: int) -> list[Job]:
+    jobs.want(many)
+    with anyio.fail_after(10):
+        return [await anext(aiter(jobs)) for _ in range(many)]
+
+
+async def comes_nothing(jobs: Jobs, within_s: float = 0.3) -> bool:
+    with anyio.move_on_after(within_s) as none:
+        await anext(aiter(jobs))
+    return none.cancelled_caught
+
+
+# --- appends and reads ----------------------------------------------------------------------------
+
+
+async def test_appends_are_numbered_and_read_back_in_order(log: Log, at: Address) -> None:
+    sequences = await append_many(log, subjects.work(at), 700)
+    assert sequences == sorted(set(sequences))
+    async with log.follow(STREAM, subjects.history(at), after=0) as follower:
+        stored = await read(follower, 700)
+    assert [s.sequence for s in stored] == sequences
+    assert [s.data for s in stored] == [b"%d" % n for n in range(700)]
+    assert {s.subject for s in stored} == {subjects.work(at)}
+    times = [s.stored_at_ns for s in stored]
+    assert times == sorted(times)
+    assert times[0] > 1_700_000_000_000_000_000
+
+
+async def test_a_follower_gets_what_comes_later_and_only_its_subjects(log: Log, at: Address) -> None:
+    other = Address(0, at.lane, "model-other")
+    async with log.follow(STREAM, [subjects.work(at), subjects.cancel(at)], after=0) as follower:
+        for n in range(3):
+            await log.append(STREAM, subjects.work(other), b"not this")
+            await log.append(STREAM, subjects.request(at), b"nor this")
+            await log.append(STREAM, subjects.cancel(at), b"%d" % n)
+            assert [s.data for s in await read(follower, 1)] == [b"%d" % n]
+
+
+async def test_wildcards_are_the_brokers(log: Log, at: Address) -> None:
+    mine = [subjects.work(at), subjects.cancel(at)]
+    others = [subjects.request(at), subjects.lane(0, at.lane), "rift.0.work.elsewhere.model-x"]
+    for subject in mine + others:
+        await log.append(STREAM, subject, b"x")
+    async with log.follow(STREAM, subjects.answers(0, at.lane), after=0) as follower:
+        assert [s.subject for s in await read(follower, 2)] == mine
+    async with log.follow(STREAM, subjects.of_model(0, at.model), after=0) as follower:
+        assert [s.subject for s in await read(follower, 2)] == mine
+
+
+async def test_a_follower_starts_behind_its_position(log: Log, at: Address) -> None:
+    sequences = await append_many(log, subjects.work(at), 10)
+    async with log.follow(STREAM, [subjects.work(at)], after=sequences[6]) as follower:
+        assert follower.position == sequences[6]
+        assert [s.sequence for s in await read(follower, 3)] == sequences[7:]
+
+
+async def test_scan_ends_at_its_target(log: Log, at: Address) -> None:
+    sequences = await append_many(log, subjects.work(at), 1200)
+    got = await scan(log, subjects.history(at), first=sequences[100], target=sequences[1100])
+    assert [s.sequence for s in got] == sequences[100:1101]
+
+
+async def test_scan_of_nothing_is_empty(log: Log, at: Address) -> None:
+    (sequence,) = await append_many(log, subjects.work(at), 1)
+    assert await scan(log, subjects.history(at), first=sequence + 1, target=sequence) == []
+    assert await scan(log, subjects.history(at), first=0, target=0) == []
+
+
+async def test_scan_waits_for_its_target(log: Log, at: Address) -> None:
+    """A target that its reader does not have yet is a message under way, not the end."""
+    (first,) = await append_many(log, subjects.work(at), 1)
+    async with anyio.create_task_group() as tasks:
+        found: list[Stored] = []
+
+        async def look() -> None:
+            found.extend(await scan(log, [subjects.work(at)], first=first, target=first + 1))
+
+        tasks.start_soon(look)
+        await anyio.sleep(0.2)
+        assert not found
+        with anyio.fail_after(10):
+            await log.append(STREAM, subjects.work(at), b"late")
+    assert [s.data for s in found] == [b"0", b"late"]
+
+
+async def test_what_was_appended_is_seen_from_every_connection(twin: Twin, at: Address) -> None:
+    other = await twin.connect()
+    sequence = await twin.log.append(STREAM, subjects.work(at), b"x")
+    assert await other.last_sequence(STREAM, subjects.work(at)) == sequence
+    assert [s.data for s in await scan(other, [subjects.work(at)], first=1, target=sequence)] == [b"x"]
+
+
+async def test_last_sequences(log: Log, at: Address) -> None:
+    assert await log.last_sequence(STREAM, subjects.work(at)) == 0
+    work, cancel = [await log.append(STREAM, s, b"") for s in (subjects.work(at), subjects.cancel(at))]
+    assert await log.last_sequence(STREAM) == cancel
+    assert await log.last_sequence(STREAM, subjects.work(at)) == work
+    with pytest.raises(LogError):
+        await log.last_sequence("RIFT_77")
+
+
+# --- refusals ---------------------------------------------------------------------------------------
+
+
+async def test_expected_last_sequence_is_a_compare_and_set(log: Log, at: Address) -> None:
+    subject = subjects.book("account", at.lane)
+    first = await log.append(subjects.BOOK, subject, b"1", expect_last=0)
+    with pytest.raises(Conflict):
+        await log.append(subjects.BOOK, subject, b"2", expect_last=0)
+    assert await log.last_sequence(subjects.BOOK, subject) == first
+    assert await log.append(subjects.BOOK, subject, b"2", expect_last=first) > first
+    with pytest.raises(Conflict):
+        await log.append(subjects.BOOK, subject, b"3", expect_last=first)
+
+
+async def test_of_racing_appends_one_wins(twin: Twin, at: Address) -> None:
+    subject = subjects.book("account", at.lane)
+    outcomes: list[str] = []
+
+    async def race(log: Log) -> None:
+        try:
+            await log.append(subjects.BOOK, subject, b"x", expect_last=0)
+            outcomes.append("won")
+        except Conflict:
+            outcomes.append("lost")
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(race, await twin.connect())
+    assert sorted(outcomes) == ["lost", "lost", "lost", "won"]
+
+
+async def test_a_subject_of_another_stream_is_refused(log: Log, at: Address) -> None:
+    before = await log.last_sequence(STREAM)
+    with pytest.raises(LogError):
+        await log.append(subjects.BOOK, subjects.work(at), b"x")
+    assert await log.last_sequence(STREAM) == before
+
+
+async def test_a_record_that_is_too_large_is_refused(log: Log, at: Address) -> None:
+    with pytest.raises(LogError, match="larger than the broker takes"):
+        await log.append(STREAM, subjects.work(at), b"x" * (9 * MIB))
+    assert await log.last_sequence(STREAM, subjects.work(at)) == 0
+
+
+async def fill(log: Log) -> int:
+    """Return how many records of 1,000 bytes the small stream took. Raises LogFull in the end."""
+    before = await log.last_sequence(SMALL_STREAM)
+    try:
+        for _ in range(100):
+            await log.append(SMALL_STREAM, "rift.9.work.a.b", b"x" * 1000)
+    except LogFull:
+        return await log.last_sequence(SMALL_STREAM) - before
+    raise AssertionError("the stream took 100,000 bytes")
+
+
+async def test_a_full_log_refuses_and_keeps_everything(log: Log) -> None:
+    assert 15 < await fill(log) < 20
+    assert await fill(log) == 0
+    # What is full is one stream.
+    await log.append(STREAM, "rift.0.work.a.b", b"x")
+
+
+async def test_an_append_with_a_known_outcome_is_made_once(log: Log, at: Address) -> None:
+    sequence = await append_until_known(log, STREAM, subjects.work(at), b"x", within_s=5)
+    stored = await scan(log, [subjects.work(at)], first=1, target=sequence)
+    assert [s.sequence for s in stored] == [sequence]
+
+
+# --- deliveries -------------------------------------------------------------------------------------
+
+
+async def test_jobs_come_one_per_wanted_slot_and_again_when_given_back(log: Log, at: Address) -> None:
+    await append_many(log, subjects.request(at), 5)
+    async with log.jobs(0, at.model) as jobs:
+        first, second = await take(jobs, 2)
+        assert [first.stored.data, second.stored.data] == [b"0", b"1"]
+        assert (first.deliveries, first.epoch) == (1, log.epoch)
+        assert first.ack != second.ack
+        assert await comes_nothing(jobs)
+        await log.ack(first.ack)
+        await log.give_back(second.ack)
+        rest = await take(jobs, 4)
+    assert sorted(job.stored.data for job in rest) == [b"1", b"2", b"3", b"4"]
+    assert {job.deliveries for job in rest if job.stored.data == b"1"} == {2}
+
+
+async def test_a_queue_is_one_models_of_all_lanes(log: Log, at: Address) -> None:
+    for lane in (at.lane, "otherlane"):
+        await log.append(STREAM, subjects.request(Address(0, lane, at.model)), lane.encode())
+        await log.append(STREAM, subjects.request(Address(0, lane, "model-none")), b"not this")
+        await log.append(STREAM, subjects.work(Address(0, lane, at.model)), b"nor this")
+    async with log.jobs(0, at.model) as jobs:
+        found = await take(jobs, 2)
+        jobs.want(1)
+        assert await comes_nothing(jobs)
+    assert [job.stored.data for job in found] == [at.lane.encode(), b"otherlane"]
+
+
+async def test_workers_share_a_queue(twin: Twin, at: Address) -> None:
+    other = await twin.connect()
+    async with twin.log.jobs(0, at.model) as mine, other.jobs(0, at.model) as theirs:
+        await append_many(twin.log, subjects.request(at), 6)
+        found = [*await take(mine, 3), *await take(theirs, 3)]
+    assert sorted(job.stored.data for job in found) == [b"%d" % n for n in range(6)]
+
+
+async def test_a_job_that_waits_is_handed_out_when_it_comes(log: Log, at: Address) -> None:
+    async with log.jobs(0, at.model) as jobs, anyio.create_task_group() as tasks:
+        jobs.want(1)
+        tasks.start_soon(log.append, STREAM, subjects.request(at), b"x")
+        with anyio.fail_after(5):
+            assert (await anext(aiter(jobs))).stored.data == b"x"
+
+
+@pytest.mark.slow
+async def test_unanswered_jobs_come_again_and_those_in_progress_do_not(twin: Twin, at: Address) -> None:
+    log, other = twin.log, await twin.connect()
+    await append_many(log, subjects.request(at), 3)
+    async with log.jobs(0, at.model) as jobs, other.jobs(0, at.model) as others:
+        kept, silent, late = await take(jobs, 3)
+        others.want(3)
+        began_at = anyio.current_time()
+        for _ in range(2):
+            assert await comes_nothing(others, 2)
+            await log.in_progress(kept.ack)
+        again = await take(others, 2)
+        waited_s = anyio.current_time() - began_at
+        assert {job.stored.data for job in again} == {silent.stored.data, late.stored.data}
+        assert {job.deliveries for job in again} == {2}
+        assert 4.5 < waited_s < 7.5
+        # An answer to the older delivery is an answer.
+        await log.ack(late.ack)
+        await log.ack(kept.ack)
+        for job in again:
+            if job.stored.data == silent.stored.data:
+                await other.give_back(job.ack)
+        (last,) = await take(jobs, 1)
+        assert (last.stored.data, last.deliveries) == (silent.stored.data, 3)
+        await log.ack(last.ack)
+        others.want(1)
+        assert await comes_nothing(others, 5.5)
+
+
+# --- questions --------------------------------------------------------------------------------------
+
+
+async def test_questions_are_answered_and_unanswered_ones_say_so(twin: Twin) -> None:
+    async def shout(data: bytes) -> bytes:
+        return data.upper()
+
+    other = await twin.connect()
+    async with other.answer("rift.ask.test", shout):
+        assert await twin.log.ask("rift.ask.test", b"hello", timeout_s=2) == b"HELLO"
+    with pytest.raises(LogError, match=r"nobody answers rift\.ask\.test"):
+        await twin.log.ask("rift.ask.test", b"hello", timeout_s=0.5)
+
+
+async def test_questions_are_answered_one_at_a_time(twin: Twin) -> None:
+    under_way = 0
+
+    async def slowly(data: bytes) -> bytes:
+        nonlocal under_way
+        under_way += 1
+        assert under_way == 1
+        await anyio.sleep(0.05)
+        under_way -= 1
+        return data
+
+    async with twin.log.answer("rift.ask.slow", slowly), anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(lambda: twin.log.ask("rift.ask.slow", b"x", timeout_s=5))
+
+
+async def test_a_connection_says_that_it_is_there(twin: Twin) -> None:
+    log = await twin.connect()
+    assert log.is_connected
+    assert log.epoch == 0
