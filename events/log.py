@@ -86,6 +86,12 @@ class Log(Protocol):
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
         """Return the stream's (or a subject's) last sequence as the stream's leader states it; 0: none."""
 
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """Return the subject's last message as the stream's leader states it."""
+
+    async def room_bytes(self, stream: str) -> int:
+        """Return how many bytes the stream still takes."""
+
     def follow(
         self, stream: str, subjects: Sequence[str], *, after: int
     ) -> AbstractAsyncContextManager[Follower]:

@@ -88,6 +88,8 @@ class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
     idempotency_hash: str | None = None
     # What an event without the field means, for ever: who accepts under newer rules writes it.
     rules: int = 1
+    # Goes on without a client: nobody's disconnect ends it.
+    detached: bool = False
     traceparent: str | None = None
 
 

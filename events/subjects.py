@@ -4,6 +4,7 @@ the broker's memory does not grow with traffic.
     RIFT_<shard>  rift.<shard>.request|work|cancel.<lane>.<model>, rift.<shard>.lane.<lane>
     RIFT_FLEET    rift.fleet.<model>
     RIFT_BOOK     rift.book.<kind>.<id>
+    RIFT_KEYS     rift.keys.<digest of an account's idempotency key>
 
 `<model>` is the model's slug, `<lane>` the random id of one gateway process.
 """
@@ -52,9 +53,9 @@ def history(at: Address) -> tuple[str, str, str]:
     return request(at), work(at), cancel(at)
 
 
-def answers(shard: int, lane_id: str) -> tuple[str, str]:
-    """What a gateway follows for its lane."""
-    return f"rift.{shard}.work.{lane_id}.>", f"rift.{shard}.cancel.{lane_id}.>"
+def answers(shard: int, lane_id: str) -> tuple[str, str, str]:
+    """What a gateway follows of a lane."""
+    return f"rift.{shard}.work.{lane_id}.>", f"rift.{shard}.cancel.{lane_id}.>", lane(shard, lane_id)
 
 
 def of_model(shard: int, model: str) -> tuple[str, str]:
@@ -72,6 +73,10 @@ def fleet(model: str) -> str:
 
 def book(kind: str, entry: str) -> str:
     return f"rift.book.{kind}.{entry}"
+
+
+def idempotency(digest: str) -> str:
+    return f"rift.keys.{digest}"
 
 
 def parse(subject: str) -> Address | None:

@@ -114,3 +114,13 @@ def frames(response: httpx.Response) -> Iterator[dict[str, Any]]:
             fields["data"] = json.loads(value)
         else:
             fields[name] = value
+
+
+def until(service: Service, select: str, within_s: float = 10.0) -> dict[str, Any]:
+    """Return the first row of `select` once there is one."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if rows := service.sql(select):
+            return rows[0]
+        time.sleep(0.1)
+    raise AssertionError(service.sql("select * from requests order by accepted_at_ns desc limit 3"))

@@ -15,6 +15,9 @@ PULL_EXPIRES_S = 2.0
 # A pull whose end was lost with a connection is forgotten so long after it should have ended.
 PULL_GRACE_S = 0.5
 
+# What an ended pull did not bring.
+PENDING_HEADER = "Nats-Pending-Messages"
+
 # Long enough for a slow fsync, short enough that a frozen worker's job is taken over soon.
 ACK_WAIT_S = 5.0
 
@@ -69,17 +72,26 @@ class Jobs:
         self._wake.set()
 
     async def _on_message(self, message: Msg) -> None:
-        pull = message.subject
         status = wire.status(message)
         if status is None:
             deliveries, stored, _ = wire.delivered(message)
             self._received.append(Job(stored, message.reply, deliveries, self.epoch))
-            left, until = self._pulls.pop(pull, (1, 0.0))
-            if left > 1:
-                self._pulls[pull] = (left - 1, until)
-        elif status != "100":
-            self._pulls.pop(pull, None)
+            self._settle(1)
+        elif status != "100" and (ended := self._pulls.pop(message.subject, None)) is not None:
+            never_came = (message.headers or {}).get(PENDING_HEADER)
+            self._settle(int(never_came) - ended[0] if never_came else 0)
         self._wake.set()
+
+    def _settle(self, jobs: int) -> None:
+        """Take so many off what the oldest pulls may still bring: a job does not say whose it is."""
+        for pull, (left, until) in list(self._pulls.items()):
+            taken = min(jobs, left)
+            jobs -= taken
+            self._pulls[pull] = (left - taken, until)
+            if left == taken:
+                del self._pulls[pull]
+            if not jobs:
+                return
 
     def __aiter__(self) -> "Jobs":
         return self

@@ -1,5 +1,6 @@
 """One connection to JetStream: streams, appends, readers, deliveries, questions."""
 
+import base64
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -14,6 +15,7 @@ from nats.aio.msg import Msg
 
 from events import subjects as names
 from events.jetstream import jobs as deliveries
+from events.jetstream import wire
 from events.jetstream.follower import Follower
 from events.jetstream.jobs import Jobs
 from events.jetstream.scan import scan
@@ -37,8 +39,11 @@ RECONNECT_S = 0.1
 # What closing a reader may take before the process goes on without it.
 CLOSE_S = 1.0
 
-# The fleet and the book say little: each gets this part of a shard's room.
+# The fleet, the book and the keys say little: each gets this part of a shard's room.
 SMALL = 16
+
+# How long a client may repeat a request by its idempotency key and get the first one's answer.
+KEYS_AGE_S = 24 * 3600
 
 ERR_WRONG_LAST_SEQUENCE = (10071, 10164)
 ERR_FULL = (10023, 10047, 10077)
@@ -50,7 +55,9 @@ class BrokerWrong(LogError):
     """The broker is not set up as the protocol needs; the message names the difference."""
 
 
-def stream_config(name: str, subject: str, *, replicas: int, max_bytes: int) -> dict[str, Any]:
+def stream_config(
+    name: str, subject: str, *, replicas: int, max_bytes: int, max_age_s: int = 0
+) -> dict[str, Any]:
     return {
         "name": name,
         "subjects": [subject],
@@ -59,7 +66,7 @@ def stream_config(name: str, subject: str, *, replicas: int, max_bytes: int) -> 
         "storage": "file",
         "num_replicas": replicas,
         "max_bytes": max_bytes,
-        "max_age": 0,
+        "max_age": max_age_s * wire.NANOSECONDS,
         "max_msgs": -1,
         "allow_direct": False,
         "allow_rollup_hdrs": False,
@@ -115,6 +122,9 @@ class JetStream:
 
     async def close(self) -> None:
         await self.client.close()
+        if (transport := self.client._transport) is not None:
+            # Where connecting was refused, the client leaves it open.
+            transport.close()  # type: ignore[no-untyped-call]
 
     async def on_disconnected(self) -> None:
         self.epoch += 1
@@ -146,14 +156,22 @@ class JetStream:
         version = self.client.connected_server_version
         if (version.major, version.minor) < SERVER_VERSION_MIN:
             raise BrokerWrong(f"nats-server {version} is too old; Rift needs 2.15 or newer")
-        wanted = [(names.shard_stream(shard), f"rift.{shard}.>", max_bytes) for shard in range(shards)]
-        wanted += [
-            (names.FLEET, "rift.fleet.>", max_bytes // SMALL),
-            (names.BOOK, "rift.book.>", max_bytes // SMALL),
+        small = max_bytes // SMALL
+        configs = [
+            stream_config(
+                names.shard_stream(shard), f"rift.{shard}.>", replicas=replicas, max_bytes=max_bytes
+            )
+            for shard in range(shards)
         ]
-        for name, subject, size in wanted:
-            config = stream_config(name, subject, replicas=replicas, max_bytes=size)
-            await self._ensure_stream(name, config)
+        configs += [
+            stream_config(names.FLEET, "rift.fleet.>", replicas=replicas, max_bytes=small),
+            stream_config(names.BOOK, "rift.book.>", replicas=replicas, max_bytes=small),
+            stream_config(
+                names.KEYS, "rift.keys.>", replicas=replicas, max_bytes=small, max_age_s=KEYS_AGE_S
+            ),
+        ]
+        for config in configs:
+            await self._ensure_stream(config["name"], config)
 
     async def _ensure_stream(self, name: str, config: dict[str, Any]) -> None:
         try:
@@ -190,13 +208,29 @@ class JetStream:
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
         if subject is None:
             return int((await self._api(f"STREAM.INFO.{stream}"))["state"]["last_seq"])
+        message = await self._last(stream, subject)
+        return int(message["seq"]) if message else 0
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        message = await self._last(stream, subject)
+        if message is None:
+            return None
+        data = base64.b64decode(message.get("data") or "")
+        return Stored(message["subject"], int(message["seq"]), wire.unix_ns(message["time"]), data)
+
+    async def _last(self, stream: str, subject: str) -> dict[str, Any] | None:
         try:
             answer = await self._api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
         except ApiError as error:
             if error.err_code == ERR_NO_MESSAGE:
-                return 0
+                return None
             raise
-        return int(answer["message"]["seq"])
+        message: dict[str, Any] = answer["message"]
+        return message
+
+    async def room_bytes(self, stream: str) -> int:
+        info = await self._api(f"STREAM.INFO.{stream}")
+        return int(info["config"]["max_bytes"]) - int(info["state"]["bytes"])
 
     # --- readers and deliveries ------------------------------------------------------------------
 
@@ -256,6 +290,9 @@ class JetStream:
 
         subscription = await self.client.subscribe(subject, queue="answers", cb=on_message)
         try:
+            # Until the broker has read that, who asks is told that nobody answers. The client's own flush
+            # overtakes what it has not sent yet; a request does not.
+            await self._api("INFO")
             yield
         finally:
             if self.client.is_connected:

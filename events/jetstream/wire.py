@@ -1,6 +1,7 @@
 """What JetStream puts into reply subjects, headers and consumer configurations."""
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from nats.aio.msg import Msg
@@ -30,6 +31,13 @@ def delivered(message: Msg) -> tuple[int, Stored, int]:
     at = 4 if len(tokens) == 9 else 6
     count, sequence, consumer_sequence, time_ns = (int(token) for token in tokens[at : at + 4])
     return count, Stored(message.subject, sequence, time_ns, message.data), consumer_sequence
+
+
+def unix_ns(time: str) -> int:
+    """Return Unix nanoseconds of RFC 3339 in UTC, exactly."""
+    seconds, _, fraction = time.removesuffix("Z").partition(".")
+    whole = int(datetime.fromisoformat(f"{seconds}+00:00").timestamp())
+    return whole * NANOSECONDS + int(fraction.ljust(9, "0"))
 
 
 def reader(

@@ -74,6 +74,7 @@ class MemoryBroker:
         self.is_full = False
         self.streams = {names.shard_stream(shard): Stream(f"rift.{shard}.") for shard in range(shards)}
         self.streams |= {names.FLEET: Stream("rift.fleet."), names.BOOK: Stream("rift.book.")}
+        self.streams[names.KEYS] = Stream("rift.keys.")
         self.answers: dict[str, Handler] = {}
         self._chance = chance
         self._connections: list[Connection] = []
@@ -113,7 +114,7 @@ class MemoryBroker:
             raise Conflict(
                 f"append to {stream}: the last sequence of {subject} is {held.last.get(subject, 0)}"
             )
-        if self.is_full or held.size + MESSAGE_BYTES + len(subject) + len(data) > held.bytes_max:
+        if self.is_full or size_bytes(subject, data) > held.bytes_max - held.size:
             raise LogFull(f"append to {stream}: it is full")
         return held.add(subject, data, self.now_ns())
 
@@ -174,13 +175,17 @@ class Stream:
         sequence = len(self.messages) + 1
         self.messages.append(Stored(subject, sequence, now_ns, data))
         self.last[subject] = sequence
-        self.size += MESSAGE_BYTES + len(subject) + len(data)
+        self.size += size_bytes(subject, data)
         self.changed_now()
         return sequence
 
     def changed_now(self) -> None:
         changed, self.changed = self.changed, anyio.Event()
         changed.set()
+
+
+def size_bytes(subject: str, data: bytes) -> int:
+    return MESSAGE_BYTES + len(subject) + len(data)
 
 
 class Filter:

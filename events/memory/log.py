@@ -9,7 +9,7 @@ import anyio.lowlevel
 
 from events import subjects as names
 from events.log import Log, LogError, OutcomeUnknown, Stored
-from events.memory.broker import Consumer, Handler, MemoryBroker
+from events.memory.broker import Consumer, Handler, MemoryBroker, Stream
 from events.memory.readers import MemoryFollower, MemoryJobs
 
 # As the real client has them.
@@ -65,7 +65,8 @@ class MemoryLog:
             except LogError as error:
                 answer.append(error)
 
-        self._broker.tasks.start_soon(self._travel, self._due_at(), arrive, answered)
+        epoch, due_at = self.epoch, self._due_at()
+        self._broker.tasks.start_soon(self._travel, epoch, due_at, arrive, answered)
         with anyio.move_on_after(APPEND_TIMEOUT_S):
             await answered.wait()
         await self.connection.thawed()
@@ -83,10 +84,11 @@ class MemoryLog:
         )
         return self._arrived_at
 
-    async def _travel(self, due_at: float, arrive: Callable[[], None], answered: anyio.Event) -> None:
+    async def _travel(
+        self, epoch: int, due_at: float, arrive: Callable[[], None], answered: anyio.Event
+    ) -> None:
         """Take one message to the broker, and its answer back. It goes on when its sender has given up."""
         broker, faults, connection = self._broker, self._broker.faults, self.connection
-        epoch = connection.epoch
         if broker.happens(faults.disconnects):
             connection.disconnect(broker.some(faults.down_s))
         await anyio.sleep_until(due_at)
@@ -105,13 +107,26 @@ class MemoryLog:
     # --- reads ---------------------------------------------------------------------------------------
 
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
+        held = await self._ask(stream)
+        return len(held.messages) if subject is None else held.last.get(subject, 0)
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        held = await self._ask(stream)
+        sequence = held.last.get(subject, 0)
+        return held.messages[sequence - 1] if sequence else None
+
+    async def room_bytes(self, stream: str) -> int:
+        held = await self._ask(stream)
+        return 0 if self._broker.is_full else held.bytes_max - held.size
+
+    async def _ask(self, stream: str) -> Stream:
+        """Return a stream once the question has reached its leader. Raises LogError."""
         with anyio.move_on_after(API_TIMEOUT_S):
             await self.connection.running()
             await anyio.sleep(self._broker.some(self._broker.faults.append_s))
             await self.connection.running()
-            held = self._broker.stream(stream)
-            return len(held.messages) if subject is None else held.last.get(subject, 0)
-        raise OutcomeUnknown(f"no answer to the last sequence of {stream}")
+            return self._broker.stream(stream)
+        raise OutcomeUnknown(f"no answer from {stream}")
 
     @asynccontextmanager
     async def follow(

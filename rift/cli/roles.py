@@ -42,13 +42,13 @@ def gateway(options: Namespace) -> None:
     secret = installation(options).secret()
 
     async def serve(stop: anyio.Event) -> None:
-        async with connected(options, "gateway") as log:
+        async with connected(options, "gateway") as log, connected(options, "gateway-history") as history_log:
             await gateway_process.run(
                 log,
+                history_log,
                 host=settings.host,
                 port=settings.port,
                 models=settings.catalogue(),
-                default_model=settings.model,
                 secret=secret,
                 stop=stop,
             )

@@ -11,77 +11,75 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import anyio
-from anyio.abc import TaskGroup
-
 from events import codec, ids, subjects
 from events.book import Book
 from events.fleet import Fleet
+from events.history import Histories
+from events.ids import RequestId, parse_request_id
 from events.log import Log, LogError, LogFull, OutcomeUnknown, append_until_known
-from events.schema import CancelReason, CancelRequested, KeyIssued, Price, Problem, RequestAccepted
+from events.schema import KeyIssued, RequestAccepted
 from events.subjects import Address
 from rift import __version__, catalogue
 from rift.catalogue import Catalogue
-from rift.gateway import openai, parse, transcript
+from rift.gateway import idempotency, openai, parse
+from rift.gateway.admission import Admission, retry_after
 from rift.gateway.answer import Answer
-from rift.gateway.http import ClientGone, Receive, Refusal, Request, Scope, Send
+from rift.gateway.delivery import Delivery, failed
+from rift.gateway.http import ClientGone, Headers, Receive, Refusal, Request, Scope, Send
+from rift.gateway.idempotency import Claim, Entry
+from rift.gateway.models import Models
 from rift.gateway.native import NativeStream
 from rift.gateway.parse import Wanted
-from rift.gateway.relay import Format, Relay, Stream
+from rift.gateway.relay import Format, Stream
+from rift.gateway.relays import Relays
 
 logger = logging.getLogger(__name__)
-
-# Until then a worker's refusal can still be a status code of its own.
-STATUS_LINE_S = 1.0
-
-# Proxies close what is silent for 30 s or more.
-KEEP_ALIVE_S = 12.0
 
 # A client that waits for its acceptance waits this long for the broker; a restart takes a second or two.
 ACCEPT_S = 10.0
 
-# Who was told that a request was not accepted must not be charged: that is said for this long.
-CANCEL_S = 300.0
-
-# Queue and answer together. Nobody waits longer for an answer that is not in the background.
+# Queue and answer together. Nobody waits longer for an answer.
 DEADLINE_MS = 600_000
 
-STOPPING = Problem(
-    code="gateway_stopping", message="this gateway stops; fetch the answer by its id from another"
-)
-SSE_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+REPLAYED = [(b"idempotent-replayed", b"true")]
 
 Handler = Callable[[Request, re.Match[str]], Awaitable[None]]
 
 
 class Gateway:
-    """One process's gateway on one lane. `tasks` outlives each request: it says what must still be said."""
+    """One process's gateway on one lane."""
 
     def __init__(
         self,
         log: Log,
-        relay: Relay,
+        relays: Relays,
+        histories: Histories,
+        admission: Admission,
+        delivery: Delivery,
         *,
         book: Book,
         fleet: Fleet,
         models: Catalogue,
-        default_model: str,
         secret: bytes,
         lane: tuple[int, str],
         entropy: Callable[[int], bytes],
-        tasks: TaskGroup,
     ) -> None:
-        self._log, self._relay, self._book, self._fleet = log, relay, book, fleet
-        self._models, self._default_model = models, default_model
-        self._secret, self._entropy, self._tasks = secret, entropy, tasks
+        self._log, self._relays, self._histories = log, relays, histories
+        self._admission, self._delivery = admission, delivery
+        self._book, self._fleet = book, fleet
+        self._models = models
+        self._secret, self._entropy = secret, entropy
         self._shard, self._lane = lane
+        listing = Models(models, admission=admission, book=book, fleet=fleet)
         self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
             ("POST", re.compile("/v1/inference"), partial(self._infer, parse.native)),
             ("POST", re.compile("/v1/completions"), partial(self._infer, parse.completion)),
             ("POST", re.compile("/v1/chat/completions"), partial(self._infer, parse.chat)),
             ("GET", re.compile("/v1/inference/([^/]+)"), self._retrieve),
-            ("GET", re.compile("/v1/models"), self._list_models),
-            ("GET", re.compile("/v1/models/(.+)"), self._show_model),
+            ("DELETE", re.compile("/v1/inference/([^/]+)"), self._cancel),
+            ("GET", re.compile("/v1/inference/([^/]+)/events"), self._resume),
+            ("GET", re.compile("/v1/models"), listing.all),
+            ("GET", re.compile("/v1/models/(.+)"), listing.one),
             ("GET", re.compile("/health|/livez"), self._alive),
             ("GET", re.compile("/readyz"), self._ready),
             ("GET", re.compile("/version"), self._version),
@@ -92,7 +90,12 @@ class Gateway:
             return
         request = Request(scope, receive, send)
         try:
-            await self._route(request)
+            try:
+                await self._route(request)
+            except LogError as error:
+                logger.warning("%s %s: %s", request.method, request.path, error)
+                message = "the log does not answer; try again"
+                raise Refusal(503, message, code="log_unavailable", headers=retry_after(2)) from error
         except ClientGone:
             return
         except Refusal as refusal:
@@ -109,103 +112,95 @@ class Gateway:
                 allowed.append(method)
         if allowed:
             allow = ", ".join(sorted(set(allowed)))
-            raise Refusal(
-                405,
-                f"{request.path} takes {allow}, not {request.method}",
-                code="method_not_allowed",
-                headers=[(b"allow", allow.encode())],
-            )
+            message = f"{request.path} takes {allow}, not {request.method}"
+            headers = [(b"allow", allow.encode())]
+            raise Refusal(405, message, code="method_not_allowed", headers=headers)
         raise Refusal(404, f"there is no {request.path} here", code="not_found")
 
-    # --- who, what, may it ---------------------------------------------------------------------------
+    # --- a new request -------------------------------------------------------------------------------
 
-    def _authenticate(self, request: Request) -> KeyIssued:
-        scheme, _, key = (request.header(b"authorization") or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise Refusal(
-                401,
-                "no API key: send the header `Authorization: Bearer rift_…`",
-                code="missing_api_key",
-                headers=[(b"www-authenticate", b"Bearer")],
-            )
-        issued = self._book.authenticate(key.strip())
-        if issued is None:
-            raise Refusal(
-                401,
-                "this API key is not valid here",
-                code="invalid_api_key",
-                headers=[(b"www-authenticate", b"Bearer")],
-            )
-        return issued
-
-    def _admit(self, wanted: Wanted) -> Price:
-        """Refuse what cannot be served; return the price in force."""
-        model = self._models.get(wanted.model)
-        price = self._book.price(wanted.model)
-        if model is None or price is None:
-            known = ", ".join(name for name in self._models if self._book.price(name))
-            raise Refusal(
-                404,
-                f"model {wanted.model!r} is not known here; known: {known}",
-                code="model_not_found",
-                param="model",
-            )
-        if not self._fleet.can_serve(wanted.model):
-            raise Refusal(
-                503,
-                f"nothing serves {wanted.model} now; start it with `rift worker --model {wanted.model}`",
-                code="model_unavailable",
-                param="model",
-                headers=[(b"retry-after", b"30")],
-            )
-        limit = wanted.parameters.max_tokens
-        if limit is not None and limit > model.context_tokens:
-            param = "parameters.max_tokens" if wanted.kind == "inference" else "max_tokens"
-            raise Refusal(
-                400,
-                f"{param} is {limit}; the context of {wanted.model} is {model.context_tokens} tokens",
-                code="max_tokens_too_large",
-                param=param,
-            )
-        return price
-
-    async def _accept(self, stream: Stream) -> None:
-        """Append the acceptance. Raises Refusal: then the request was not accepted, and costs nothing."""
-        accepted = stream.answer.accepted
-        at = self._at(accepted.model)
-        data = codec.encode(self._lane, [accepted])
-        self._relay.open(accepted, stream)
-        try:
-            await append_until_known(
-                self._log, subjects.shard_stream(at.shard), subjects.request(at), data, within_s=ACCEPT_S
+    async def _infer(self, read: Callable[[bytes], Wanted], request: Request, match: re.Match[str]) -> None:
+        issued = self._admission.authenticate(request)
+        content_type = (request.header(b"content-type") or "").partition(";")[0].strip().lower()
+        if content_type != "application/json":
+            message = "send the body with `Content-Type: application/json`"
+            raise Refusal(415, message, code="unsupported_media_type")
+        body = await request.body()
+        wanted = read(body)
+        key = request.header(b"idempotency-key")
+        if key is None:
+            await self._answer_new(
+                request, wanted, self._accepted(wanted, issued, self._entry(wanted, issued))
             )
             return
-        except OutcomeUnknown:
-            self._tasks.start_soon(self._cancel, accepted, "unanswered")
-            refusal = Refusal(
-                503, "the log does not answer; try again", code="log_unavailable", headers=_retry(5)
-            )
-        except LogFull:
-            refusal = Refusal(503, "the log is full; try again later", code="log_full", headers=_retry(60))
-        except LogError as error:
-            refusal = Refusal(413, f"the request cannot be stored: {error}", code="body_too_large")
-        self._relay.close(stream)
-        raise refusal
+        digest = idempotency.key_digest(self._secret, issued.account, key)
+        entry = self._entry(wanted, issued, body=idempotency.body_digest(request.path, body))
+        claim = await self._claim(digest, entry, wanted)
+        accepted = self._accepted(wanted, issued, claim.entry, digest=digest)
+        if claim.is_new:
+            await self._answer_new(request, wanted, accepted)
+        else:
+            await self._answer_again(request, wanted, accepted)
 
-    def _at(self, model: str) -> Address:
-        return Address(self._shard, self._lane, catalogue.slug(model))
+    async def _claim(self, digest: str, entry: Entry, wanted: Wanted) -> Claim:
+        """Return the claim in force; a key whose request failed by our fault is taken again."""
+        found = await idempotency.find(self._log, digest, entry)
+        if found is not None and not await self._failed_by_us(found):
+            return found
+        self._admission.admit(wanted)
+        return await idempotency.claim(self._log, digest, entry, replaces=found.sequence if found else 0)
 
-    def _accepted(self, wanted: Wanted, issued: KeyIssued) -> RequestAccepted:
+    async def _answer_new(self, request: Request, wanted: Wanted, accepted: RequestAccepted) -> None:
+        self._admission.admit(wanted)
+        stream = self._open(wanted, accepted)
+        await self._append(stream)
+        await self._answer_with(request, wanted, stream)
+
+    async def _answer_again(self, request: Request, wanted: Wanted, accepted: RequestAccepted) -> None:
+        """Attach to the request that an idempotency key stands for, from its first event."""
+        parsed = _parsed(accepted.request)
+        relay = await self._relays.of(parsed.at.shard, parsed.at.lane)
+        make = partial(self._open, wanted)
+        stream = await relay.attach(parsed, make)
+        if stream is None:
+            # The gateway that claimed the key died before it accepted.
+            self._admission.admit(wanted)
+            await self._store(accepted)
+            stream = await relay.attach(parsed, make)
+            assert stream is not None, "an acceptance that was appended is found"
+        await self._answer_with(request, wanted, stream, REPLAYED)
+
+    async def _answer_with(
+        self, request: Request, wanted: Wanted, stream: Stream, headers: Headers = ()
+    ) -> None:
+        at = _parsed(stream.answer.id).at
+        relay = await self._relays.of(at.shard, at.lane)
+        if wanted.background:
+            self._delivery.mind(relay, stream)
+            shown = {"id": stream.answer.id, "object": "inference", "status": stream.answer.status}
+            await request.answer(202, shown, headers)
+            return
+        await self._delivery.deliver(request, relay, stream, resumed=False, headers=headers)
+
+    def _entry(self, wanted: Wanted, issued: KeyIssued, *, body: str = "") -> Entry:
+        """Return what is fixed at the first try: the id, and the price in force."""
         request = ids.new_request_id(
             secret=self._secret,
             account=issued.account,
-            at=self._at(wanted.model),
-            floor=self._relay.position,
+            at=Address(self._shard, self._lane, catalogue.slug(wanted.model)),
+            floor=self._relays.own.position,
             entropy=self._entropy(ids.RANDOM_BYTES),
         )
-        context = self._models[wanted.model].context_tokens
+        nonce = self._entropy(ids.RANDOM_BYTES).hex()
+        return Entry(request, body, nonce, self._book.price_version, self._book.position)
+
+    def _accepted(
+        self, wanted: Wanted, issued: KeyIssued, entry: Entry, *, digest: str | None = None
+    ) -> RequestAccepted:
+        model = self._models.get(wanted.model)
+        context = model.context_tokens if model else 0
         return RequestAccepted(
-            request=request,
+            request=entry.request,
             account=issued.account,
             key=issued.key,
             model=wanted.model,
@@ -215,142 +210,111 @@ class Gateway:
             stream=wanted.stream,
             prompt_tokens_max=min(context, wanted.prompt_tokens_max or context),
             deadline_ms=DEADLINE_MS,
-            price_version=self._book.price_version,
-            book=self._book.position,
+            price_version=entry.price_version,
+            book=entry.book,
+            idempotency_hash=digest,
+            detached=wanted.background or digest is not None,
         )
 
-    # --- inference -----------------------------------------------------------------------------------
+    def _open(self, wanted: Wanted, accepted: RequestAccepted) -> Stream:
+        answer = self._answer(accepted, keep_text=not wanted.stream)
+        return Stream(answer, _format(answer, wanted) if wanted.stream else None)
 
-    async def _infer(
-        self,
-        read: Callable[[bytes], Wanted],
-        request: Request,
-        match: re.Match[str],
-    ) -> None:
-        issued = self._authenticate(request)
-        content_type = (request.header(b"content-type") or "").partition(";")[0].strip().lower()
-        if content_type != "application/json":
-            raise Refusal(
-                415, "send the body with `Content-Type: application/json`", code="unsupported_media_type"
-            )
-        wanted = read(await request.body())
-        price = self._admit(wanted)
-        answer = Answer(self._accepted(wanted, issued), price, keep_text=not wanted.stream)
-        stream = Stream(answer, _format(answer, wanted) if wanted.stream else None)
-        await self._accept(stream)
-        refusal: Refusal | None = None
+    def _answer(self, accepted: RequestAccepted, *, keep_text: bool) -> Answer:
+        price = self._book.price(accepted.model, accepted.price_version)
+        assert price is not None, "what is accepted has a price"
+        return Answer(accepted, price, keep_text=keep_text)
+
+    async def _append(self, stream: Stream) -> None:
+        """Follow, then append the acceptance. Raises Refusal: then nothing was accepted, or is charged."""
+        accepted = stream.answer.accepted
+        relay = self._relays.own
+        relay.open(stream, size=_size(accepted))
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._watch, request, tasks.cancel_scope)
-                refusal = await (self._stream if stream.format else self._wait)(request, stream)
-                tasks.cancel_scope.cancel()
-        finally:
-            self._relay.close(stream)
-            if not stream.ended:
-                self._tasks.start_soon(self._cancel, answer.accepted, "disconnect")
-        if refusal is not None:
-            raise refusal
-
-    async def _watch(self, request: Request, scope: anyio.CancelScope) -> None:
-        await request.disconnected()
-        scope.cancel()
-
-    async def _wait(self, request: Request, stream: Stream) -> Refusal | None:
-        """Answer with the whole object once the request has ended; return a failure instead."""
-        while not stream.ended:
-            await stream.wait()
-        answer = stream.answer
-        if answer.life.phase != "ended":
-            return Refusal(503, STOPPING.message, code=STOPPING.code, headers=_retry(1))
-        if failure := answer.failure():
-            return _failed(*failure)
-        native = answer.accepted.kind == "inference"
-        await request.answer(200, answer.inference(output=True) if native else openai.completion(answer))
-        return None
-
-    async def _stream(self, request: Request, stream: Stream) -> Refusal | None:
-        """Send frames as the log brings them; return a failure that comes before the first."""
-        assert stream.format is not None, "a stream has a format"
-        with anyio.move_on_after(STATUS_LINE_S):
-            await stream.moved.wait()
-        if stream.ended and (failure := stream.answer.failure()):
-            return _failed(*failure)
-        await request.start(200, b"text/event-stream", SSE_HEADERS)
-        if not stream.moved.is_set():
-            model = stream.answer.accepted.model
-            waits_for = "queued" if self._fleet.is_ready(model) else "starting"
-            await request.write(stream.format.waiting(waits_for), more=True)
-        while True:
-            with anyio.move_on_after(KEEP_ALIVE_S) as silence:
-                await stream.wait()
-            data = stream.format.keep_alive if silence.cancelled_caught else stream.take()
-            self._relay.taken(stream)
-            await request.write(data, more=not stream.ended)
-            if stream.ended:
-                return None
-
-    async def _cancel(self, accepted: RequestAccepted, why: CancelReason) -> None:
-        at = self._at(accepted.model)
-        data = codec.encode(self._lane, [CancelRequested(request=accepted.request, why=why)])
-        try:
-            await append_until_known(
-                self._log, subjects.shard_stream(at.shard), subjects.cancel(at), data, within_s=CANCEL_S
-            )
+            await self._store(accepted)
+            return
+        except OutcomeUnknown:
+            self._delivery.cancel(accepted, "unanswered")
+            message, headers = "the log does not answer; try again", retry_after(5)
+            refusal = Refusal(503, message, code="log_unavailable", headers=headers)
+        except LogFull:
+            message, headers = "the log is full; try again later", retry_after(60)
+            refusal = Refusal(503, message, code="log_full", headers=headers)
         except LogError as error:
-            logger.error("%s: the cancel (%s) could not be stored: %s", accepted.request, why, error)
+            refusal = Refusal(413, f"the request cannot be stored: {error}", code="body_too_large")
+        relay.close(stream)
+        raise refusal
+
+    async def _store(self, accepted: RequestAccepted) -> None:
+        at = _parsed(accepted.request).at
+        data = codec.encode(self._lane, [accepted])
+        await append_until_known(
+            self._log, subjects.shard_stream(at.shard), subjects.request(at), data, within_s=ACCEPT_S
+        )
+
+    async def _failed_by_us(self, claim: Claim) -> bool:
+        """Say whether the key's request ended by a failure of ours: then the key may be taken again."""
+        life = (await self._histories.read(_parsed(claim.entry.request))).life
+        return life.phase == "ended" and (life.reason in ("failed", "poison") or life.ender == "control")
+
+    # --- a request that is there ------------------------------------------------------------------------
 
     async def _retrieve(self, request: Request, match: re.Match[str]) -> None:
-        issued = self._authenticate(request)
-        unknown = Refusal(404, f"there is no request {match[1]!r} here", code="request_not_found", param="id")
-        parsed = ids.verified(match[1], secret=self._secret, account=issued.account)
+        await request.answer(200, _shown(await self._read(request, match[1])))
+
+    async def _cancel(self, request: Request, match: re.Match[str]) -> None:
+        """202: the log knows of the wish; 200: the request had ended."""
+        answer = await self._read(request, match[1])
+        if answer.life.phase == "ended":
+            await request.answer(200, _shown(answer))
+            return
+        await self._delivery.say_cancel(answer.id, "client")
+        await request.answer(202, {"id": answer.id, "object": "inference", "status": "cancelling"})
+
+    async def _resume(self, request: Request, match: re.Match[str]) -> None:
+        """Stream the frames behind `Last-Event-ID` or `?after=`, the same as live; 204 behind the last."""
+        parsed = self._verified(request, match[1])
+        after = _event_id(request)
+        relay = await self._relays.of(parsed.at.shard, parsed.at.lane)
+
+        def make(accepted: RequestAccepted) -> Stream:
+            answer = self._answer(accepted, keep_text=False)
+            return Stream(answer, NativeStream(answer), after=after)
+
+        stream = await relay.attach(parsed, make)
+        if stream is None:
+            raise _unknown(match[1])
+        counted = stream.answer.life.counted
+        if after > counted:
+            relay.close(stream)
+            message = f"event {after} of this request does not exist yet; the last one is {counted}"
+            raise Refusal(400, message, code="invalid_event_id", param="after")
+        if stream.ended and after == counted:
+            relay.close(stream)
+            await request.body()
+            await request.start(204, b"text/event-stream")
+            await request.write(b"", more=False)
+            return
+        await request.body()
+        await self._delivery.deliver(request, relay, stream, resumed=True)
+
+    async def _read(self, request: Request, text: str) -> Answer:
+        past = await self._histories.read(self._verified(request, text))
+        if past.accepted is None:
+            raise _unknown(text)
+        answer = self._answer(past.accepted, keep_text=True)
+        for counted in past.counted:
+            answer.add(counted.event, counted.life, counted.stored_at_ns)
+        return answer
+
+    def _verified(self, request: Request, text: str) -> RequestId:
+        issued = self._admission.authenticate(request)
+        parsed = ids.verified(text, secret=self._secret, account=issued.account)
         if parsed is None:
-            raise unknown
-        try:
-            answer = await transcript.read(self._log, parsed, self._book)
-        except LogError as error:
-            raise Refusal(
-                503, f"the log does not answer: {error}", code="log_unavailable", headers=_retry(5)
-            ) from error
-        if answer is None:
-            raise unknown
-        shown = answer.inference(output=True) | {"status": answer.status}
-        if failure := answer.failure():
-            shown["error"] = _failed(*failure).body()["error"]
-        await request.answer(200, shown)
+            raise _unknown(text)
+        return parsed
 
-    # --- the rest ------------------------------------------------------------------------------------
-
-    async def _list_models(self, request: Request, match: re.Match[str]) -> None:
-        self._authenticate(request)
-        whole = request.query().get("all") == "true"
-        names = [name for name in self._models if whole or self._fleet.can_serve(name)]
-        await request.answer(200, {"object": "list", "data": [self._model(name) for name in names]})
-
-    async def _show_model(self, request: Request, match: re.Match[str]) -> None:
-        self._authenticate(request)
-        if match[1] not in self._models:
-            raise Refusal(404, f"model {match[1]!r} is not known here", code="model_not_found", param="model")
-        await request.answer(200, self._model(match[1]))
-
-    def _model(self, name: str) -> dict[str, Any]:
-        model, price = self._models[name], self._book.price(name)
-        shown = {
-            "id": name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "rift",
-            "title": model.title,
-            "context_tokens": model.context_tokens,
-            "max_model_len": model.context_tokens,
-            "default": name == self._default_model,
-            "ready": self._fleet.is_ready(name),
-        }
-        if price is not None:
-            shown["price_nanousd"] = {
-                "prompt_token": price.prompt_nanousd,
-                "output_token": price.output_nanousd,
-            }
-        return shown
+    # --- health ----------------------------------------------------------------------------------------
 
     async def _alive(self, request: Request, match: re.Match[str]) -> None:
         await request.answer(200, {"status": "ok"})
@@ -358,10 +322,10 @@ class Gateway:
     async def _ready(self, request: Request, match: re.Match[str]) -> None:
         """Ready to accept: the log answers. Whether a model's replica runs is another question."""
         if not self._log.is_connected:
-            raise Refusal(503, "the log does not answer", code="log_unavailable", headers=_retry(1))
-        await request.answer(
-            200, {"status": "ready", "models_ready": [m for m in self._models if self._fleet.is_ready(m)]}
-        )
+            message = "the log does not answer"
+            raise Refusal(503, message, code="log_unavailable", headers=retry_after(1))
+        ready = [name for name in self._models if self._fleet.is_ready(name)]
+        await request.answer(200, {"status": "ready", "models_ready": ready})
 
     async def _version(self, request: Request, match: re.Match[str]) -> None:
         await request.answer(200, {"version": __version__})
@@ -373,9 +337,34 @@ def _format(answer: Answer, wanted: Wanted) -> Format:
     return openai.OpenAIStream(answer, include_usage=wanted.include_usage)
 
 
-def _failed(status: int, problem: Problem) -> Refusal:
-    return Refusal(status, problem.message, code=problem.code, param=problem.param)
+def _shown(answer: Answer) -> dict[str, Any]:
+    shown = answer.inference(output=True) | {"status": answer.status}
+    if failure := answer.failure():
+        shown["error"] = failed(*failure).body()["error"]
+    return shown
 
 
-def _retry(seconds: int) -> list[tuple[bytes, bytes]]:
-    return [(b"retry-after", str(seconds).encode()), (b"retry-after-ms", str(seconds * 1000).encode())]
+def _parsed(request: str) -> RequestId:
+    parsed = parse_request_id(request)
+    assert parsed is not None, "an id that we made is one"
+    return parsed
+
+
+def _unknown(text: str) -> Refusal:
+    return Refusal(404, f"there is no request {text!r} here", code="request_not_found", param="id")
+
+
+def _event_id(request: Request) -> int:
+    """Return the number of the last event that the client has; 0: none."""
+    text = request.header(b"last-event-id") or request.query().get("after") or "0"
+    if not re.fullmatch(r"\d{1,9}", text):
+        message = f"after: {text!r} is no event id of this service"
+        raise Refusal(400, message, code="invalid_event_id", param="after")
+    return int(text)
+
+
+def _size(accepted: RequestAccepted) -> int:
+    """Return about how many bytes a request's input holds while it waits."""
+    if isinstance(accepted.input, str):
+        return len(accepted.input)
+    return sum(len(message.content) for message in accepted.input)

@@ -1,5 +1,6 @@
 """The gateway process: one lane, the book and the fleet followed, and the server in front."""
 
+import logging
 import secrets
 from typing import Any
 
@@ -7,15 +8,26 @@ import anyio
 
 from events import book as books
 from events import codec, fleet, ids, subjects
-from events.log import Log, append_until_known
-from events.schema import LaneOpened
+from events.history import Histories
+from events.log import Log, LogError, append_until_known
+from events.schema import LaneEvent, LaneLost, LaneOpened, LaneReported
 from rift.catalogue import Catalogue
-from rift.gateway.app import STOPPING, Gateway
-from rift.gateway.relay import Relay
+from rift.gateway.admission import Admission
+from rift.gateway.app import Gateway
+from rift.gateway.delivery import STOPPING, Delivery
+from rift.gateway.relays import Relays
 from rift.gateway.server import serve
+
+logger = logging.getLogger(__name__)
 
 # The broker is there when a gateway starts; opening the lane waits out a restart.
 OPEN_S = 30.0
+
+# A lane that has not reported for three times as long is lost.
+REPORT_S = 3.0
+
+# The last word of a gateway that stops; without it the lane is found lost all the same.
+LAST_WORD_S = 0.5
 
 # From the word to stop until the server stops: enough for each stream's last frame.
 LAST_FRAMES_S = 0.5
@@ -23,47 +35,71 @@ LAST_FRAMES_S = 0.5
 
 async def run(
     log: Log,
+    history_log: Log,
     *,
     host: str,
     port: int,
     models: Catalogue,
-    default_model: str,
     secret: bytes,
     stop: anyio.Event,
 ) -> None:
-    """Serve until `stop` is set. Raises LogError, OSError (the port), codec.RecordUnreadable."""
+    """Serve until `stop` is set. `history_log` is a connection for reading the past, so that a burst of
+    clients that resume cannot slow what is live.
+
+    Raises LogError, OSError (the port), codec.RecordUnreadable.
+    """
     shard, lane = 0, ids.new_lane_id(secrets.token_bytes(ids.RANDOM_BYTES))
     known, replicas = await books.read(log), await fleet.read(log)
-    opened = codec.encode(lane, [LaneOpened(lane=lane, shard=shard)])
-    stream = subjects.shard_stream(shard)
-    await append_until_known(log, stream, subjects.lane(shard, lane), opened, within_s=OPEN_S)
-    relay = Relay(log, shard=shard, lane=lane)
+    await _say(log, shard, LaneOpened(lane=lane, shard=shard), lane)
+    histories = Histories(history_log)
     async with anyio.create_task_group() as tasks:
-        reading = anyio.Event()
-        tasks.start_soon(lambda: relay.run(opened=reading.set))
+        relays = Relays(log, histories, shard=shard, lane=lane, tasks=tasks)
+        await relays.open()
         tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known)
         tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas)
-        await reading.wait()
+        tasks.start_soon(_report, log, shard, lane)
+        admission = Admission(log, relays.own, book=known, fleet=replicas, models=models, shard=shard)
+        tasks.start_soon(admission.watch_room)
         gateway = Gateway(
             log,
-            relay,
+            relays,
+            histories,
+            admission,
+            Delivery(log, writer=lane, fleet=replicas, tasks=tasks),
             book=known,
             fleet=replicas,
             models=models,
-            default_model=default_model,
             secret=secret,
             lane=(shard, lane),
             entropy=secrets.token_bytes,
-            tasks=tasks,
         )
 
         async def stopped() -> None:
             await stop.wait()
-            relay.break_off_all(STOPPING)
+            for relay in relays.every():
+                relay.break_off_all(STOPPING)
             await anyio.sleep(LAST_FRAMES_S)
 
         await serve(gateway, host=host, port=port, stopped=stopped)
+        with anyio.move_on_after(LAST_WORD_S):
+            await _say(log, shard, LaneLost(lane=lane), lane)
         tasks.cancel_scope.cancel()
+
+
+async def _report(log: Log, shard: int, lane: str) -> None:
+    """Say that the gateway lives: who says nothing is lost, and its clients with it."""
+    while True:
+        await anyio.sleep(REPORT_S)
+        try:
+            await _say(log, shard, LaneReported(lane=lane), lane)
+        except LogError as error:
+            logger.warning("the lane could not report: %s", error)
+
+
+async def _say(log: Log, shard: int, event: LaneEvent, lane: str) -> None:
+    data = codec.encode(lane, [event])
+    subject = subjects.lane(shard, lane)
+    await append_until_known(log, subjects.shard_stream(shard), subject, data, within_s=OPEN_S)
 
 
 async def _follow(log: Log, stream: str, topic: str, fold: Any) -> None:

@@ -14,6 +14,10 @@ from rift.gateway.http import error_type
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
+# How long a browser waits before it resumes, milliseconds. Inside the first event: alone, before any, it
+# would be an event without data, which some clients stumble over.
+RETRY = b"retry: 500\n"
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -23,6 +27,7 @@ class NativeStream:
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._id = _encode(answer.id)
+        self._first = True
 
     def waiting(self, status: str) -> bytes:
         """Tell that the request waits: `queued`, or `starting` while the model has no ready replica."""
@@ -49,7 +54,11 @@ class NativeStream:
         return self._frame(b"error", _encode({"id": self._answer.id, **error_body(503, problem)}))
 
     def _frame(self, kind: bytes, data: bytes) -> bytes:
-        return b"id: %d\nevent: %b\ndata: %b\n\n" % (self._answer.life.counted, kind, data)
+        frame = b"id: %d\nevent: %b\ndata: %b\n\n" % (self._answer.life.counted, kind, data)
+        if self._first:
+            self._first = False
+            return RETRY + frame
+        return frame
 
 
 def error_body(status: int, problem: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Wanted(msgspec.Struct, frozen=True):
     parameters: Parameters
     stream: bool
     include_usage: bool = False
+    background: bool = False
     prompt_tokens_max: int | None = None
 
 
@@ -65,6 +66,7 @@ class NativeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt: Text
     parameters: NativeParameters = NativeParameters()
     stream: bool = False
+    background: bool = False
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -120,12 +122,16 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
 
 def native(data: bytes) -> Wanted:
     body = _decode(data, _native)
+    if body.background and body.stream:
+        message = "background: a background request does not stream; read its events by its id"
+        raise Refusal(400, message, code="invalid_value", param="background")
     return Wanted(
         kind="inference",
         model=body.model,
         input=body.prompt,
         parameters=_parameters(body.parameters, body.parameters.max_tokens, raw=body.parameters.raw),
         stream=body.stream,
+        background=body.background,
         prompt_tokens_max=NATIVE_PROMPT_TOKENS_MAX,
     )
 

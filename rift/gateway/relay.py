@@ -1,7 +1,7 @@
-"""The lane's reader: what the log says of the requests of this gateway, to the streams that wait.
+"""A lane's reader: what the log says of its requests, to the streams that wait.
 
-One reader for all of them; each event is folded once, formatted once and put into its stream's
-buffer. Nothing reaches a client that did not come from the log.
+One reader for all of them; each event is folded once, and put into the buffer of every stream that
+waits for its request. Nothing reaches a client that did not come from the log.
 """
 
 import logging
@@ -11,10 +11,12 @@ from typing import Any, Protocol
 import anyio
 
 from events import codec, subjects
-from events.lifecycle import NEW, advance
+from events.history import Histories
+from events.ids import RequestId
+from events.lifecycle import NEW, Life, advance
 from events.lives import Lives
 from events.log import Follower, Log
-from events.schema import Problem, RequestAccepted
+from events.schema import ClientAttached, Problem, RequestAccepted
 from rift.gateway.answer import Answer
 
 logger = logging.getLogger(__name__)
@@ -23,9 +25,7 @@ logger = logging.getLogger(__name__)
 # thousands of clients that do not read at all.
 BUFFERED_BYTES_MAX = 256 * 1024 * 1024
 
-SLOW = Problem(
-    code="slow_reader", message="the client reads slower than the answer comes; fetch it by its id"
-)
+SLOW = Problem(code="slow_reader", message="the client reads slower than the answer comes; resume it")
 
 
 class Format(Protocol):
@@ -43,32 +43,34 @@ class Format(Protocol):
 class Stream:
     """One client that waits for one request. Without a format it waits for the end only.
 
-    `moved` is set once an attempt has started or the request has ended; `ended` when nothing more
-    will come.
+    `after` is the number of counted events that the client has already. `moved` is set once an attempt
+    has started or the request has ended; `ended` when nothing more will come.
     """
 
-    def __init__(self, answer: Answer, format: Format | None) -> None:
-        self.answer, self.format = answer, format
+    def __init__(self, answer: Answer, format: Format | None, *, after: int = 0) -> None:
+        self.answer, self.format, self.after = answer, format, after
         self.moved = anyio.Event()
         self.ended = False
+        self.attachments = 0
         self.buffered = 0
         self._frames: list[bytes] = []
         self._wake = anyio.Event()
 
-    def push(self, event: Any, stored_at_ns: int, life: Any) -> int:
+    def push(self, event: Any, life: Life, stored_at_ns: int) -> int:
         """Take an event that counted; return how many bytes it put into the buffer."""
+        if self.ended or life.counted <= self.answer.life.counted:
+            return 0
         self.answer.add(event, life, stored_at_ns)
-        if not self.moved.is_set() and (life.attempt is not None or life.phase == "ended"):
+        if life.attempt is not None or life.phase == "ended":
             self.moved.set()
         self.ended = life.phase == "ended"
-        if self.format is None:
-            if self.ended:
-                self._wake.set()
-            return 0
-        frame = self.format.event(event)
-        self._frames.append(frame)
+        frame = self.format.event(event) if self.format else b""
+        if life.counted <= self.after:
+            frame = b""
+        if frame or self.ended:
+            self._frames.append(frame)
+            self._wake.set()
         self.buffered += len(frame)
-        self._wake.set()
         return len(frame)
 
     def break_off(self, problem: Problem) -> None:
@@ -79,40 +81,102 @@ class Stream:
             self.moved.set()
             self._wake.set()
 
+    def let_client_go(self) -> None:
+        """Nobody takes frames any more; the request is still followed."""
+        self.format, self._frames = None, []
+
     def take(self) -> bytes:
         frames, self._frames = self._frames, []
         return b"".join(frames)
 
     async def wait(self) -> None:
         """Return once there is something to take, or the end."""
-        if not self._frames and not self.ended:
+        while not self._frames and not self.ended:
+            self._wake = anyio.Event()
             await self._wake.wait()
-        self._wake = anyio.Event()
+
+    async def wait_for_end(self, *, or_attached: bool = False) -> None:
+        """Return once the request has ended, or if so wanted once some gateway's client has attached."""
+        seen = self.attachments
+        while not self.ended and not (or_attached and self.attachments > seen):
+            self._wake = anyio.Event()
+            await self._wake.wait()
+
+    def attached(self) -> None:
+        self.attachments += 1
+        self._wake.set()
 
 
 class Relay:
-    def __init__(self, log: Log, *, shard: int, lane: str) -> None:
-        self._log, self._shard, self._lane = log, shard, lane
+    def __init__(self, log: Log, histories: Histories, *, shard: int, lane: str) -> None:
+        self._log, self._histories = log, histories
+        self._shard, self._lane = shard, lane
         self._lives = Lives()
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, list[Stream]] = {}
+        self._joining: list[list[tuple[Any, subjects.Address, int]]] = []
         self._reader: Follower
         self._buffered = 0
+        self._queued: dict[str, dict[str, int]] = {}
 
     @property
     def position(self) -> int:
         return self._reader.position
 
-    def open(self, accepted: RequestAccepted, stream: Stream) -> None:
-        """Follow a request that is about to be appended."""
-        self._streams[accepted.request] = stream
-        self._lives.follow(accepted.request, advance(NEW, accepted))
-        stream.answer.life = self._lives[accepted.request]
+    @property
+    def is_idle(self) -> bool:
+        return not self._streams and not self._joining
+
+    def queue(self, model: str) -> tuple[int, int]:
+        """Return how many requests of a model nobody has started yet, and the bytes of their prompts."""
+        waiting = self._queued.get(model, {})
+        return len(waiting), sum(waiting.values())
+
+    def open(self, stream: Stream, *, size: int) -> None:
+        """Follow a request that is about to be appended with `size` bytes."""
+        accepted = stream.answer.accepted
+        life = advance(NEW, accepted)
+        self._queued.setdefault(accepted.model, {})[accepted.request] = size
+        self._lives.follow(accepted.request, life)
+        self._streams[accepted.request] = [stream]
+        stream.answer.life = life
+
+    async def attach(self, request: RequestId, make: Callable[[RequestAccepted], Stream]) -> Stream | None:
+        """Follow a request from its first event on, whatever became of it meanwhile.
+
+        None where the log holds no such request. Raises LogError.
+        """
+        missed: list[tuple[Any, subjects.Address, int]] = []
+        self._joining.append(missed)
+        try:
+            past = await self._histories.read(request)
+        finally:
+            self._joining.remove(missed)
+        if past.accepted is None:
+            return None
+        stream = make(past.accepted)
+        for counted in past.counted:
+            self._buffered += stream.push(counted.event, counted.life, counted.stored_at_ns)
+        lives = Lives()
+        lives.follow(request.text, past.life)
+        for event, at, stored_at_ns in missed:
+            if (found := lives.fold(event, at)) is not None:
+                self._buffered += stream.push(event, found[1], stored_at_ns)
+        if not stream.ended:
+            if request.text not in self._lives:
+                self._lives.follow(request.text, lives[request.text])
+            self._streams.setdefault(request.text, []).append(stream)
+        return stream
 
     def close(self, stream: Stream) -> None:
-        request = stream.answer.id
-        self._streams.pop(request, None)
-        self._lives.forget(request)
         self.taken(stream)
+        request = stream.answer.id
+        streams = self._streams.get(request, [])
+        if stream in streams:
+            streams.remove(stream)
+            if not streams:
+                del self._streams[request]
+                self._lives.forget(request)
+                self._started(stream)
 
     def taken(self, stream: Stream) -> None:
         """The stream's buffer was taken, or is given up."""
@@ -120,8 +184,9 @@ class Relay:
         stream.buffered = 0
 
     def break_off_all(self, problem: Problem) -> None:
-        for stream in self._streams.values():
-            stream.break_off(problem)
+        for streams in self._streams.values():
+            for stream in streams:
+                stream.break_off(problem)
 
     async def run(self, *, opened: Callable[[], None]) -> None:
         """Read for as long as the gateway lives. Raises codec.RecordUnreadable."""
@@ -133,11 +198,16 @@ class Relay:
             async for batch in self._reader:
                 for stored in batch:
                     at = subjects.parse(stored.subject)
-                    assert at is not None, "the lane's subjects are those of requests"
                     for event in codec.decode(stored.data)[1]:
-                        self._relay(event, at, stored.stored_at_ns)
+                        if at is not None:
+                            self._relay(event, at, stored.stored_at_ns)
+                        elif isinstance(event, ClientAttached):
+                            for waiting in self._streams.get(event.request, []):
+                                waiting.attached()
 
     def _relay(self, event: Any, at: subjects.Address, stored_at_ns: int) -> None:
+        for missed in self._joining:
+            missed.append((event, at, stored_at_ns))
         if isinstance(event, codec.Unreadable):
             self._fail(event)
             return
@@ -145,19 +215,27 @@ class Relay:
         if counted is None:
             return
         request, life = counted
-        stream = self._streams[request]
-        if stream.ended:
-            return
-        self._buffered += stream.push(event, stored_at_ns, life)
+        if life.counted == 2:
+            self._started(self._streams[request][0])
+        for stream in self._streams[request]:
+            self._buffered += stream.push(event, life, stored_at_ns)
         if self._buffered > BUFFERED_BYTES_MAX:
-            slowest = max(self._streams.values(), key=lambda stream: stream.buffered)
-            self.taken(slowest)
-            slowest.break_off(SLOW)
+            self._break_off_slowest()
+
+    def _started(self, stream: Stream) -> None:
+        """The request left the queue: an attempt took it, it ended, or it is followed no more."""
+        self._queued.get(stream.answer.accepted.model, {}).pop(stream.answer.id, None)
+
+    def _break_off_slowest(self) -> None:
+        every = [stream for streams in self._streams.values() for stream in streams]
+        slowest = max(every, key=lambda stream: stream.buffered)
+        self.taken(slowest)
+        slowest.break_off(SLOW)
 
     def _fail(self, event: codec.Unreadable) -> None:
         """A newer writer's event: this gateway cannot go on with that request, and says so."""
         logger.error("unreadable event %s: %s", event.type, event.problem)
-        if (stream := self._streams.get(self._lives.request_of(event) or "")) is not None:
+        for stream in self._streams.get(self._lives.request_of(event) or "", []):
             stream.break_off(
                 Problem(code="unreadable", message="this gateway is older than the answer's writer")
             )

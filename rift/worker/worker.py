@@ -22,8 +22,8 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from events import codec, ids, subjects
-from events.ids import RequestId, parse_request_id
 from events.history import Histories, Past
+from events.ids import RequestId, parse_request_id
 from events.lifecycle import NEW, Life, advance, cancelled_as, deaths
 from events.lives import Lives
 from events.log import Follower, Job, Jobs, Log, LogError

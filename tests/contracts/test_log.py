@@ -141,14 +141,18 @@ async def test_a_follower_gets_what_comes_later_and_only_its_subjects(log: Log, 
 
 
 async def test_wildcards_are_the_brokers(log: Log, at: Address) -> None:
-    mine = [subjects.work(at), subjects.cancel(at)]
-    others = [subjects.request(at), subjects.lane(0, at.lane), "rift.0.work.elsewhere.model-x"]
-    for subject in mine + others:
-        await log.append(STREAM, subject, b"x")
-    async with log.follow(STREAM, subjects.answers(0, at.lane), after=0) as follower:
-        assert [s.subject for s in await read(follower, 2)] == mine
-    async with log.follow(STREAM, subjects.of_model(0, at.model), after=0) as follower:
-        assert [s.subject for s in await read(follower, 2)] == mine
+    lane, model = at.lane, at.model
+    for subject in (subjects.work(at), subjects.cancel(at), subjects.request(at), subjects.lane(0, lane)):
+        await log.append(STREAM, subject, subject.split(".")[2].encode())
+    await log.append(STREAM, "rift.0.work.elsewhere.model-x", b"another")
+    for topics, kinds in [
+        ([f"rift.0.*.{lane}.>"], [b"work", b"cancel", b"request"]),
+        ([f"rift.0.lane.{lane}", f"rift.0.work.{lane}.>"], [b"work", b"lane"]),
+        ([f"rift.0.*.*.{model}"], [b"work", b"cancel", b"request"]),
+        ([f"rift.0.work.*.{model}", f"rift.0.cancel.*.{model}"], [b"work", b"cancel"]),
+    ]:
+        async with log.follow(STREAM, topics, after=0) as follower:
+            assert [s.data for s in await read(follower, len(kinds))] == kinds
 
 
 async def test_a_follower_starts_behind_its_position(log: Log, at: Address) -> None:
@@ -201,6 +205,20 @@ async def test_last_sequences(log: Log, at: Address) -> None:
     assert await log.last_sequence(STREAM, subjects.work(at)) == work
     with pytest.raises(LogError):
         await log.last_sequence("RIFT_77")
+
+
+async def test_the_last_message_of_a_subject(log: Log, at: Address) -> None:
+    assert await log.last(STREAM, subjects.work(at)) is None
+    await append_many(log, subjects.work(at), 3)
+    await log.append(STREAM, subjects.cancel(at), b"not this")
+    last = await log.last(STREAM, subjects.work(at))
+    assert last is not None
+    assert last == (await scan(log, [subjects.work(at)], first=1, target=last.sequence))[-1]
+    empty = await log.append(STREAM, subjects.work(at), b"")
+    assert (
+        await log.last(STREAM, subjects.work(at))
+        == (await scan(log, [subjects.work(at)], first=empty, target=empty))[0]
+    )
 
 
 # --- refusals ---------------------------------------------------------------------------------------
@@ -259,7 +277,12 @@ async def fill(log: Log) -> int:
 
 
 async def test_a_full_log_refuses_and_keeps_everything(log: Log) -> None:
-    assert 15 < await fill(log) < 20
+    room = await log.room_bytes(SMALL_STREAM)
+    assert room <= SMALL_BYTES
+    took = await fill(log)
+    assert 15 < took < 20
+    assert 1000 * took < room - await log.room_bytes(SMALL_STREAM) < 1200 * took
+    assert 0 <= await log.room_bytes(SMALL_STREAM) < 1200
     assert await fill(log) == 0
     # What is full is one stream.
     await log.append(STREAM, "rift.0.work.a.b", b"x")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service import Service, frames
+from tests.service import Service, frames, until
 
 MODEL = "smollm2:135m"
 
@@ -60,6 +60,7 @@ def test_a_stream_is_the_same_answer_token_by_token(client: httpx.Client) -> Non
         assert response.status_code == 200
         assert response.headers["content-type"] == "text/event-stream"
         events = list(frames(response))
+    assert events[0].pop("retry") == "500"
     assert all(set(event) == {"id", "event", "data"} for event in events)
     ids = [int(event["id"]) for event in events]
     assert ids == sorted(set(ids))
@@ -99,21 +100,6 @@ def test_a_stop_string_ends_the_answer_before_it(client: httpx.Client) -> None:
     assert answer["finish_reason"] == "stop"
     assert answer["output"] == whole[: whole.index(stop)]
     assert answer["usage"]["output_tokens"] == 4
-
-
-def test_who_hangs_up_is_charged_for_what_was_generated_and_no_more(
-    client: httpx.Client, service: Service
-) -> None:
-    with client.stream(
-        "POST", "/v1/inference", json=body(parameters={"max_tokens": 400}, stream=True)
-    ) as response:
-        for count, event in enumerate(frames(response)):
-            request = event["data"]["id"]
-            if count == 5:
-                break
-    row = until(service, f"select * from requests where request_id = '{request}' and state = 'cancelled'")
-    assert 5 <= row["output_tokens"] < 100
-    assert row["charge_nanousd"] == row["prompt_tokens"] * 10 + row["output_tokens"] * 20
 
 
 # --- refusals --------------------------------------------------------------------------------------------
@@ -284,12 +270,3 @@ def test_the_curl_line_on_the_screen_works_when_pasted(service: Service) -> None
     done = subprocess.run(["bash", "-c", line[1] + line[2]], capture_output=True, text=True, timeout=60)
     assert done.stdout.count("event: token") > 100
     assert done.stdout.count("event: done") == 1
-
-
-def until(service: Service, select: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if rows := service.sql(select):
-            return rows[0]
-        time.sleep(0.1)
-    raise AssertionError(service.sql("select * from requests order by accepted_at_ns desc limit 3"))

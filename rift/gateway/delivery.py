@@ -1,0 +1,169 @@
+"""From the log to a client: the whole answer, or frames as they come; and what is said when it goes.
+
+the client goes    routes that can resume wait out a grace, in which any gateway may say
+                   `ClientAttached`; then, and elsewhere at once, the request is cancelled
+a detached request (in the background, or with an idempotency key) goes on without a client
+"""
+
+import logging
+
+import anyio
+from anyio.abc import TaskGroup
+
+from events import codec, subjects
+from events.fleet import Fleet
+from events.ids import parse_request_id
+from events.log import Log, LogError, append_until_known
+from events.schema import AnyEvent, CancelReason, CancelRequested, ClientAttached, Problem, RequestAccepted
+from rift.gateway import openai
+from rift.gateway.admission import retry_after
+from rift.gateway.http import Headers, Refusal, Request
+from rift.gateway.relay import Relay, Stream
+
+logger = logging.getLogger(__name__)
+
+# Until then a worker's refusal can still be a status code of its own.
+STATUS_LINE_S = 1.0
+
+# Proxies close what is silent for 30 s or more.
+KEEP_ALIVE_S = 12.0
+
+# How long a native stream's client may be away. A client that resumed says so three times as often.
+GRACE_S = 15.0
+ATTACHED_S = GRACE_S / 3
+
+# Who was told that a request was not accepted must not be charged: that is said for this long.
+SAY_S = 300.0
+
+STOPPING = Problem(
+    code="gateway_stopping", message="this gateway stops; resume the stream, or fetch the answer"
+)
+SSE_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+
+
+class Delivery:
+    """`tasks` outlives each client: it says what must be said after one has gone."""
+
+    def __init__(self, log: Log, *, writer: str, fleet: Fleet, tasks: TaskGroup) -> None:
+        self._log, self._writer, self._fleet, self._tasks = log, writer, fleet, tasks
+
+    async def deliver(
+        self, request: Request, relay: Relay, stream: Stream, *, resumed: bool, headers: Headers = ()
+    ) -> None:
+        """Answer with what the log says. Raises Refusal for a failure before the first byte."""
+        refusal: Refusal | None = None
+        send = self._send_frames if stream.format else self._send_whole
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch, request, tasks.cancel_scope)
+                if resumed:
+                    tasks.start_soon(self._stay_attached, stream.answer.accepted)
+                refusal = await send(request, relay, stream, headers, resumed)
+                tasks.cancel_scope.cancel()
+        finally:
+            if stream.ended or stream.answer.accepted.detached:
+                relay.close(stream)
+            else:
+                self._tasks.start_soon(self._client_gone, relay, stream)
+        if refusal is not None:
+            raise refusal
+
+    def mind(self, relay: Relay, stream: Stream) -> None:
+        """Follow a request without a client to its end."""
+
+        async def follow() -> None:
+            await stream.wait_for_end()
+            relay.close(stream)
+
+        self._tasks.start_soon(follow)
+
+    def cancel(self, accepted: RequestAccepted, why: CancelReason) -> None:
+        """Say that the request shall end; the log's answer is for who still reads it."""
+        self._tasks.start_soon(self.say_cancel, accepted.request, why)
+
+    async def say_cancel(self, request: str, why: CancelReason) -> None:
+        parsed = parse_request_id(request)
+        assert parsed is not None, "an accepted request has an id"
+        event = CancelRequested(request=request, why=why)
+        await self._say(subjects.cancel(parsed.at), parsed.at.shard, event)
+
+    # --- sending -------------------------------------------------------------------------------------
+
+    async def _watch(self, request: Request, scope: anyio.CancelScope) -> None:
+        await request.disconnected()
+        scope.cancel()
+
+    async def _send_whole(
+        self, request: Request, relay: Relay, stream: Stream, headers: Headers, resumed: bool
+    ) -> Refusal | None:
+        """Answer with the whole object once the request has ended; return a failure instead."""
+        await stream.wait_for_end()
+        answer = stream.answer
+        if answer.life.phase != "ended":
+            return Refusal(503, STOPPING.message, code=STOPPING.code, headers=retry_after(1))
+        if failure := answer.failure():
+            return failed(*failure)
+        native = answer.accepted.kind == "inference"
+        shown = answer.inference(output=True) if native else openai.completion(answer)
+        await request.answer(200, shown, headers)
+        return None
+
+    async def _send_frames(
+        self, request: Request, relay: Relay, stream: Stream, headers: Headers, resumed: bool
+    ) -> Refusal | None:
+        """Send frames as the log brings them; return a failure that comes before the first."""
+        assert stream.format is not None, "a stream has a format"
+        if not resumed:
+            with anyio.move_on_after(STATUS_LINE_S):
+                await stream.moved.wait()
+            if stream.ended and (failure := stream.answer.failure()):
+                return failed(*failure)
+        await request.start(200, b"text/event-stream", [*SSE_HEADERS, *headers])
+        if not stream.moved.is_set():
+            ready = self._fleet.is_ready(stream.answer.accepted.model)
+            await request.write(stream.format.waiting("queued" if ready else "starting"), more=True)
+        while True:
+            with anyio.move_on_after(KEEP_ALIVE_S) as silence:
+                await stream.wait()
+            data = stream.format.keep_alive if silence.cancelled_caught else stream.take()
+            relay.taken(stream)
+            more = silence.cancelled_caught or not stream.ended
+            await request.write(data, more=more)
+            if not more:
+                return None
+
+    # --- a client that went, or came back -----------------------------------------------------------------
+
+    async def _client_gone(self, relay: Relay, stream: Stream) -> None:
+        """Wait for the client where it can resume, then end the request on its behalf."""
+        accepted = stream.answer.accepted
+        stream.let_client_go()
+        relay.taken(stream)
+        came_back = False
+        if accepted.kind == "inference" and accepted.stream:
+            with anyio.move_on_after(GRACE_S):
+                await stream.wait_for_end(or_attached=True)
+                came_back = True
+        relay.close(stream)
+        if not came_back:
+            await self.say_cancel(accepted.request, "disconnect")
+
+    async def _stay_attached(self, accepted: RequestAccepted) -> None:
+        """Say that a client is here, so that no gateway takes its absence elsewhere for the end."""
+        parsed = parse_request_id(accepted.request)
+        assert parsed is not None, "an accepted request has an id"
+        subject = subjects.lane(parsed.at.shard, parsed.at.lane)
+        while not accepted.detached:
+            await self._say(subject, parsed.at.shard, ClientAttached(request=accepted.request))
+            await anyio.sleep(ATTACHED_S)
+
+    async def _say(self, subject: str, shard: int, event: AnyEvent) -> None:
+        data = codec.encode(self._writer, [event])
+        try:
+            await append_until_known(self._log, subjects.shard_stream(shard), subject, data, within_s=SAY_S)
+        except LogError as error:
+            logger.error("%s could not be stored: %s", event, error)
+
+
+def failed(status: int, problem: Problem) -> Refusal:
+    return Refusal(status, problem.message, code=problem.code, param=problem.param)

@@ -1,0 +1,58 @@
+"""The relays of one gateway: its own lane's for life, other lanes' while somebody resumes there."""
+
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+
+from events.history import Histories
+from events.log import Log
+from rift.gateway.relay import Relay
+
+# A lane that nobody waits for any more is followed this long: the next to resume often comes soon.
+IDLE_S = 30.0
+
+
+class Relays:
+    def __init__(self, log: Log, histories: Histories, *, shard: int, lane: str, tasks: TaskGroup) -> None:
+        self._log, self._histories, self._tasks = log, histories, tasks
+        self.own = Relay(log, histories, shard=shard, lane=lane)
+        self._relays = {(shard, lane): self.own}
+        self._opening = anyio.Lock()
+
+    async def open(self) -> None:
+        """Start to read the gateway's own lane; return once the reader is confirmed."""
+        await self._run(self.own, idle_s=None)
+
+    async def of(self, shard: int, lane: str) -> Relay:
+        """Return the lane's relay, which reads by then. Raises LogError."""
+        async with self._opening:
+            relay = self._relays.get((shard, lane))
+            if relay is None:
+                relay = Relay(self._log, self._histories, shard=shard, lane=lane)
+                await self._run(relay, idle_s=IDLE_S)
+                self._relays[shard, lane] = relay
+            return relay
+
+    def every(self) -> list[Relay]:
+        return list(self._relays.values())
+
+    async def _run(self, relay: Relay, *, idle_s: float | None) -> None:
+        opened = anyio.Event()
+
+        async def read() -> None:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(relay.run, opened=opened.set))
+                if idle_s is not None:
+                    await self._until_idle(relay, idle_s)
+                    tasks.cancel_scope.cancel()
+
+        self._tasks.start_soon(read)
+        await opened.wait()
+
+    async def _until_idle(self, relay: Relay, idle_s: float) -> None:
+        was_idle = False
+        while not (was_idle and relay.is_idle):
+            was_idle = relay.is_idle
+            await anyio.sleep(idle_s)
+        self._relays = {key: other for key, other in self._relays.items() if other is not relay}

@@ -1,0 +1,212 @@
+"""One client of the native stream, as the README tells a client to behave, and what it saw.
+
+It asks once; where that answer never came it asks again with the same idempotency key; where a stream
+breaks off it goes on, from any gateway, behind the last id. What it cannot heal so is an anomaly.
+"""
+
+import heapq
+import json
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import anyio
+import httpx
+
+from tests.chaos.checks import ENDS, Expected, Frame
+
+# Longer than any fault of ours lasts together with everything that a request may wait for.
+STREAM_S = 120.0
+# A refusal that says when to come again may ask for longer than a test has time.
+RETRY_S = 0.1
+RETRY_MAX_S = 2.0
+# The stream ends here, the request does not.
+BROKEN_OFF = frozenset({"gateway_stopping", "slow_reader"})
+# Not accepted, and said so: the client may ask again. What is refused is never charged.
+REFUSED = frozenset({429, 503})
+
+
+class Wish(NamedTuple):
+    """What a client asks for, and the answer if it can be foretold."""
+
+    prompt: str
+    seed: int
+    max_tokens: int
+    idempotency_key: str | None
+    expected: Expected | None
+
+    def body(self, model: str) -> dict[str, Any]:
+        parameters = {"max_tokens": self.max_tokens, "seed": self.seed}
+        return {"model": model, "prompt": self.prompt, "parameters": parameters, "stream": True}
+
+
+class Progress:
+    """How many tokens all the clients together have received: where in the cycle a fault comes."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._waiting: list[tuple[int, int, anyio.Event]] = []
+
+    def add(self, tokens: int) -> None:
+        self.tokens += tokens
+        while self._waiting and self._waiting[0][0] <= self.tokens:
+            heapq.heappop(self._waiting)[2].set()
+
+    async def reach(self, tokens: int) -> None:
+        if tokens > self.tokens:
+            reached = anyio.Event()
+            heapq.heappush(self._waiting, (tokens, len(self._waiting), reached))
+            await reached.wait()
+
+
+class Client:
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        urls: Sequence[str],
+        wish: Wish,
+        *,
+        model: str,
+        progress: Progress,
+        chance: random.Random,
+    ) -> None:
+        self.wish, self.request = wish, ""
+        self.frames: list[Frame] = []
+        self.anomalies: list[str] = []
+        self.refusals: list[str] = []
+        self.breaks = 0
+        self.attempts = 0
+        self._http, self._urls, self._body = http, list(urls), wish.body(model)
+        self._progress, self._chance = progress, chance
+        self._at = chance.randrange(len(urls))
+        self._last_id, self._index = 0, -1
+        self._by_id: dict[int, Frame] = {}
+        self._over = False
+
+    @property
+    def ended(self) -> bool:
+        return any(frame.event in ENDS for frame in self.frames)
+
+    @property
+    def url(self) -> str:
+        return self._urls[self._at]
+
+    async def run(self) -> None:
+        """Return with the whole answer, or with an anomaly that says why not."""
+        with anyio.move_on_after(STREAM_S) as patience:
+            while not self.ended and not self._over:
+                try:
+                    await (self._resume() if self.request else self._send())
+                except httpx.TransportError as error:
+                    self._broken(error)
+                if not self.ended and not self._over:
+                    self._at = (self._at + 1) % len(self._urls)
+                    await anyio.sleep(RETRY_S)
+        if patience.cancelled_caught:
+            self.anomalies.append(f"no end within {STREAM_S:g} s, after {len(self.frames)} frames")
+
+    def gap_s(self) -> float:
+        """Return the longest time between two tokens."""
+        at_s = [frame.at_s for frame in self.frames if frame.event == "token"]
+        return max((after - before for before, after in pairwise(at_s)), default=0.0)
+
+    # --- asking --------------------------------------------------------------------------------------
+
+    async def _send(self) -> None:
+        key = self.wish.idempotency_key
+        headers = {"Idempotency-Key": key} if key else {}
+        async with self._http.stream(
+            "POST", f"{self.url}/v1/inference", json=self._body, headers=headers
+        ) as response:
+            await self._receive(response)
+
+    async def _resume(self) -> None:
+        if self.wish.idempotency_key and self._chance.random() < 0.25:
+            await self._send()
+            return
+        headers = {"Last-Event-ID": str(self._last_id)}
+        url = f"{self.url}/v1/inference/{self.request}/events"
+        async with self._http.stream("GET", url, headers=headers) as response:
+            if response.status_code == 204:
+                self._give_up("204, nothing more comes, before the end came")
+                return
+            await self._receive(response)
+
+    def _broken(self, error: httpx.TransportError) -> None:
+        self.breaks += 1
+        refused = isinstance(error, httpx.ConnectError)
+        if not self.request and not refused and not self.wish.idempotency_key:
+            self._give_up(f"the connection broke before an answer came: {error or type(error).__name__}")
+
+    def _give_up(self, anomaly: str) -> None:
+        self._over = True
+        self.anomalies.append(anomaly)
+
+    # --- receiving -----------------------------------------------------------------------------------
+
+    async def _receive(self, response: httpx.Response) -> None:
+        if response.status_code != 200:
+            self._refused(response.status_code, await response.aread())
+            return
+        rest = b""
+        async for chunk in response.aiter_raw():
+            at_s = anyio.current_time()
+            *blocks, rest = (rest + chunk).split(b"\n\n")
+            for block in blocks:
+                self._take(block.decode(), at_s)
+        if rest:
+            self.anomalies.append(f"a frame was cut off: {rest!r}")
+
+    def _refused(self, status: int, body: bytes) -> None:
+        said = f"HTTP {status} {body[:300].decode(errors='replace')}"
+        if status in REFUSED:
+            self.refusals.append(said)
+        else:
+            self._give_up(said)
+
+    def _take(self, block: str, at_s: float) -> None:
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and line[0] != ":")
+        if "event" not in fields:
+            return
+        data = json.loads(fields["data"])
+        frame = Frame(int(fields["id"]), fields["event"], data, at_s)
+        self.request = self.request or data["id"]
+        if data["id"] != self.request:
+            self._give_up(f"a frame of another request came: {data['id']}")
+        elif frame.event == "error" and data["error"]["code"] in BROKEN_OFF:
+            self.breaks += 1
+            self._last_id = frame.id
+        elif (before := self._by_id.get(frame.id)) is not None and self.wish.idempotency_key:
+            self._compare(before, frame)
+        else:
+            self._keep(frame)
+
+    def _compare(self, before: Frame, again: Frame) -> None:
+        """Attached by its idempotency key, a stream begins at its first frame again."""
+        if before[:3] != again[:3]:
+            self.anomalies.append(f"frame {again.id} came as {before[1:3]}, then as {again[1:3]}")
+
+    def _keep(self, frame: Frame) -> None:
+        self.frames.append(frame)
+        self._by_id[frame.id] = frame
+        self._last_id = frame.id
+        if frame.event == "token":
+            self._progress.add(max(0, frame.data["index"] - self._index))
+            self._index = max(self._index, frame.data["index"])
+        elif frame.event == "status":
+            self.attempts = frame.data.get("attempt", self.attempts)
+
+
+async def replay(http: httpx.AsyncClient, url: str, request: str) -> tuple[list[Frame], int]:
+    """Read a whole stream again; return its frames and the status of asking behind its last id."""
+    frames: list[Frame] = []
+    where = f"{url}/v1/inference/{request}/events"
+    response = await http.get(where)
+    for block in response.text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if line and line[0] != ":")
+        if "event" in fields:
+            frames.append(Frame(int(fields["id"]), fields["event"], json.loads(fields["data"]), 0.0))
+    last = frames[-1].id if frames else 0
+    behind = await http.get(where, headers={"Last-Event-ID": str(last)})
+    return frames, behind.status_code

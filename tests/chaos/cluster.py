@@ -1,0 +1,201 @@
+"""Three nats-servers with replicas 3, and Rift's roles beside them as on several machines."""
+
+import json
+import secrets
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from events import book as books
+from events import codec, subjects
+from events.jetstream import JetStream, connect
+from events.log import LogError
+from events.schema import ScaleDecided
+from rift import accounts, broker, catalogue, processes
+from rift.installation import Installation
+from tests.chaos.expected import MODEL
+from tests.chaos.rig import POLL_S, READY_S, STOP_S, Rig, RigBroken, free_port
+
+REPLICAS = 3
+LOG_BYTES_MAX = 1 << 30
+STREAMS = ("RIFT_0", "RIFT_FLEET", "RIFT_BOOK")
+
+CONFIGURATION = """\
+listen: "127.0.0.1:{port}"
+server_name: {name}
+max_payload: {max_payload}
+max_pending: {max_pending}
+authorization {{ token: "{token}" }}
+jetstream {{
+  store_dir: {store}
+  sync_interval: always
+}}
+cluster {{
+  name: chaos
+  listen: "127.0.0.1:{route}"
+  routes: [{routes}]
+}}
+"""
+
+
+class Cluster(Rig):
+    def __init__(self, folder: Path, *, engine: str, workers: int) -> None:
+        super().__init__(folder, engine=engine, workers=workers)
+        self._token = secrets.token_hex(16)
+        self._names = [f"nats-{number}" for number in range(REPLICAS)]
+        self._ports = {name: free_port() for name in self._names}
+        self._routes = {name: free_port() for name in self._names}
+        self._servers: dict[str, subprocess.Popen[bytes]] = {}
+        self._children: list[processes.Child] = []
+
+    async def start(self, tasks: TaskGroup) -> None:
+        self._tasks = tasks
+        processes.WELL_S = 0.0
+        installation = Installation(self.folder)
+        installation.make()
+        for name in self._names:
+            self._configure(name)
+            await self.start_server(name)
+        self.log = await self.connected()
+        await self._prepare()
+        port = free_port()
+        self._role("control", 0)
+        self._role("gateway", 1, "--port", str(port))
+        for number in range(self.workers):
+            self._role("worker", number + 2)
+        self.urls = [f"http://127.0.0.1:{port}"]
+        await self.answering(self.urls[0])
+        await self.workers_ready()
+        await self.settled()
+
+    async def _prepare(self) -> None:
+        """What `rift up` does for its one broker: streams, the book, the fleet's first word."""
+        with anyio.move_on_after(READY_S):
+            while True:
+                try:
+                    await self.log.ensure_streams(shards=1, replicas=REPLICAS, max_bytes=LOG_BYTES_MAX)
+                    break
+                except LogError:
+                    await anyio.sleep(POLL_S)
+        book = await books.read(self.log)
+        await accounts.open_account(self.log, book, "dev")
+        await accounts.publish_prices(self.log, book, catalogue.shipped())
+        self.key = (await accounts.issue_key(self.log, "dev")).text
+        decided = ScaleDecided(
+            model=MODEL,
+            from_replicas=0,
+            to_replicas=self.workers,
+            reason="chaos",
+            policy="static",
+            positions={},
+            decided_at_ns=0,
+            inputs={},
+        )
+        subject = subjects.fleet(catalogue.slug(MODEL))
+        await self.log.append(subjects.FLEET, subject, codec.encode("chaos", [decided]))
+
+    def screen(self) -> str:
+        files = sorted((self.folder / "logs").glob("*.log"))
+        return "\n".join(f"--- {file.name}\n{file.read_text()[-2000:]}" for file in files)
+
+    async def stop(self) -> list[str]:
+        async with anyio.create_task_group() as tasks:
+            for child in self._children:
+                tasks.start_soon(child.stop, STOP_S)
+        if hasattr(self, "log"):
+            await self.log.close()
+        for name in list(self._servers):
+            self.kill_server(name)
+        return [" ".join(command) for _, command in self.processes()]
+
+    # --- roles ---------------------------------------------------------------------------------------
+
+    def _role(self, role: str, number: int, *more: str) -> None:
+        url = f"nats://{self._token}@127.0.0.1:{self._ports[self._names[number % REPLICAS]]}"
+        options = ["--data", str(self.folder), "--engine", self.engine, "--nats", url]
+        command = [sys.executable, "-m", "rift", role, *options, *more]
+        self._children.append(self.child(f"{role}-{number}", command))
+
+    async def sql(self, select: str) -> list[dict[str, Any]]:
+        url = f"nats://{self._token}@127.0.0.1:{self._ports[self._names[0]]}"
+        return await super().sql(select, "--nats", url)
+
+    async def connected(self) -> JetStream:
+        with anyio.move_on_after(READY_S):
+            while True:
+                for port in self._ports.values():
+                    with suppress(LogError):
+                        return await connect(f"nats://127.0.0.1:{port}", token=self._token, name="chaos")
+                await anyio.sleep(POLL_S)
+        raise RigBroken("no server of the cluster answers")
+
+    # --- servers -------------------------------------------------------------------------------------
+
+    def _configure(self, name: str) -> None:
+        routes = ", ".join(
+            f'"nats://127.0.0.1:{port}"' for other, port in self._routes.items() if other != name
+        )
+        folder = self.folder / name
+        folder.mkdir()
+        broker.write_secret(
+            folder / "nats.conf",
+            CONFIGURATION.format(
+                port=self._ports[name],
+                name=name,
+                max_payload=broker.MAX_PAYLOAD_BYTES,
+                max_pending=broker.MAX_PENDING_BYTES,
+                token=self._token,
+                store=json.dumps(str(folder / "store")),
+                route=self._routes[name],
+                routes=routes,
+            ),
+        )
+
+    async def start_server(self, name: str) -> None:
+        with (self.folder / "logs" / f"{name}.log").open("ab") as output:
+            self._servers[name] = subprocess.Popen(  # noqa: ASYNC220  # returns at once
+                broker.command(self.folder / name), stdout=output, stderr=output, start_new_session=True
+            )
+        self.guard.add(self._servers[name].pid)
+
+    def kill_server(self, name: str) -> None:
+        self._servers[name].kill()
+        self._servers[name].wait()
+
+    async def leader(self) -> str:
+        """Return the server that leads the shard's stream. Raises RigBroken."""
+        with anyio.move_on_after(READY_S):
+            while True:
+                for info in await self._infos("RIFT_0"):
+                    if leader := info.get("leader"):
+                        return str(leader)
+                await anyio.sleep(POLL_S)
+        raise RigBroken("the stream has no leader")
+
+    async def settled(self) -> None:
+        """Return once every stream has a leader and two current followers."""
+        with anyio.move_on_after(READY_S):
+            while True:
+                infos = await self._infos(*STREAMS)
+                current = [all(peer.get("current") for peer in info.get("replicas", [])) for info in infos]
+                if len(infos) == len(STREAMS) and all(current) and all(info.get("leader") for info in infos):
+                    await super().settled()
+                    return
+                await anyio.sleep(POLL_S)
+        raise RigBroken(f"the cluster did not become whole again: {infos}")
+
+    async def _infos(self, *streams: str) -> list[dict[str, Any]]:
+        found = []
+        for stream in streams:
+            try:
+                reply = await self.log.client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=2)
+            except Exception:  # noqa: BLE001  # whatever a cluster without a leader answers
+                continue
+            if cluster := json.loads(reply.data).get("cluster"):
+                found.append(cluster)
+        return found

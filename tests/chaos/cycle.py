@@ -1,0 +1,326 @@
+"""Cycle after cycle in one installation: many streams, a fault, and then every check.
+
+wishes → clients and fault → log → each stream, its retrieval, its replay → now and then the bill
+"""
+
+import random
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anyio
+import httpx
+
+from tests.chaos import checks, expected
+from tests.chaos.checks import Counts, Expected, Told
+from tests.chaos.client import Client, Progress, Wish, replay
+from tests.chaos.faults import ABORTED_S, KINDS, SECOND_NS, Cycle, taken_over
+from tests.chaos.ledger import Ledger
+from tests.chaos.rig import Rig, RigBroken
+
+STREAMS = 16
+# Asking for the bill starts a process: after so many cycles, and at the end.
+BILL_EVERY = 10
+# How long the projection may stay behind the log.
+BILL_S = 30.0
+# Streams do not all begin at once, so that a fault also meets requests that wait.
+SPREAD_S = 0.5
+# Of each cycle's streams so many are read again from their first token.
+REPLAYS = 2
+CLIENT_SILENCE_S = 60.0
+
+ALPHABET = "abcdefgh ijklmnop qrstuvw xyz .,?é水🌊"
+
+
+class Options(NamedTuple):
+    kind: str
+    cycles: int
+    seed: str = ""
+    engine: str = "sim"
+    streams: int = STREAMS
+    folder: Path | None = None
+
+
+@dataclass
+class Report:
+    """What became of the run: how many cycles ran, what was counted, and how long clients waited."""
+
+    cycles: int = 0
+    counts: Counts = field(default_factory=Counts)
+    streams: int = 0
+    tokens: int = 0
+    taken_over: int = 0
+    refusals: int = 0
+    breaks: int = 0
+    gaps_s: list[float] = field(default_factory=list)
+    gaps_taken_over_s: list[float] = field(default_factory=list)
+
+    def line(self) -> str:
+        return self.counts.line(self.cycles)
+
+
+class Bill(NamedTuple):
+    """A checked stream whose row is still to be seen."""
+
+    request: str
+    told: Told
+    charge: int
+
+
+class Run:
+    def __init__(self, options: Options, rig: Rig, say: Callable[[str], None]) -> None:
+        self.report = Report()
+        self.ledger = Ledger()
+        self._options, self._rig, self._say = options, rig, say
+        self._kind = KINDS[options.kind]
+        self._due: list[Bill] = []
+        self._known: set[str] = set()
+        self._resumes = False
+
+    async def cycles(self) -> None:
+        """Run them all. Raises RigBroken."""
+        headers = {"Authorization": f"Bearer {self._rig.key}"}
+        timeout = httpx.Timeout(CLIENT_SILENCE_S)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._options.streams)
+        async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits) as http:
+            self._resumes = await can_resume(http, self._rig.urls[0])
+            if self._kind.keys and not self._resumes:
+                raise RigBroken("this gateway has no GET /v1/inference/{id}/events to resume from")
+            for number in range(self._options.cycles):
+                await self._cycle(number, http)
+                self.report.cycles += 1
+                if self.report.cycles % BILL_EVERY == 0:
+                    await self._check_bill()
+        await self._check_bill()
+        await self._check_nobody_else_pays()
+
+    # --- one cycle -----------------------------------------------------------------------------------
+
+    async def _cycle(self, number: int, http: httpx.AsyncClient) -> None:
+        chance = random.Random(f"{self._options.seed}/{self._options.kind}/{number}")
+        progress = Progress()
+        clients = []
+        for stream in range(self._options.streams):
+            wish = await self._wish(chance, f"{self._options.seed}-{number}-{stream}")
+            clients.append(
+                Client(http, self._rig.urls, wish, model=expected.MODEL, progress=progress, chance=chance)
+            )
+        tokens = sum(client.wish.max_tokens for client in clients)
+        cycle = Cycle(self._rig, clients, progress, chance, tokens)
+        began_at = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._kind.fault, cycle)
+            async with anyio.create_task_group() as streams:
+                for client in clients:
+                    streams.start_soon(_later, chance.uniform(0, SPREAD_S), client.run)
+            cycle.ended.set()
+        await self._rig.settled()
+        if self._options.engine == "vllm":
+            await self._rig.workers_ready()
+        counts = await self._check(cycle, http)
+        self._note(number, cycle, counts, anyio.current_time() - began_at)
+
+    async def _wish(self, chance: random.Random, name: str) -> Wish:
+        prompt = f"{name} " + "".join(chance.choices(ALPHABET, k=chance.randrange(1, 300)))
+        seed, key = chance.randrange(1 << 30), f"chaos-{name}" if self._kind.keys else None
+        if self._options.engine != "sim":
+            return Wish(prompt, seed, chance.randrange(8, 65), key, None)
+        tokens = chance.choice((1, 2, chance.randrange(3, 40), chance.randrange(20, 120), 120))
+        answer = await expected.answer(prompt, seed=seed, max_tokens=tokens)
+        return Wish(prompt, seed, tokens, key, answer)
+
+    # --- checks --------------------------------------------------------------------------------------
+
+    async def _check(self, cycle: Cycle, http: httpx.AsyncClient) -> Counts:
+        await self.ledger.read_on(self._rig.log)
+        counts = Counts()
+        if not cycle.done:
+            counts.unexplained.append("the fault did not happen")
+        for client in cycle.clients:
+            found = await self._check_client(client, http)
+            found.unexplained = [f"{client.request}: {problem}" for problem in found.unexplained]
+            counts += found
+        if self._resumes:
+            for client in cycle.chance.sample(cycle.clients, min(REPLAYS, len(cycle.clients))):
+                counts += await self._check_replay(client, http)
+        ignored_ns = self.ledger.ignored.last_ns
+        if cycle.woken_ns is not None and ignored_ns > cycle.woken_ns + ABORTED_S * SECOND_NS:
+            late_s = (ignored_ns - cycle.woken_ns) / SECOND_NS
+            counts.unexplained.append(f"a superseded attempt still wrote {late_s:.1f} s after it woke")
+        return counts
+
+    async def _check_client(self, client: Client, http: httpx.AsyncClient) -> Counts:
+        counts = Counts(unexplained=list(client.anomalies))
+        if not self._kind.healed:
+            counts.unexplained += client.refusals
+            if client.breaks:
+                counts.unexplained.append(f"the stream broke off {client.breaks} times")
+        if not client.request:
+            counts.unexplained.append("it was never accepted")
+            return counts
+        self._known.add(client.request)
+        story = self.ledger.stories.get(client.request)
+        told = story.told() if story else None
+        counts += checks.check_log(client.frames, told)
+        if told is None:
+            return counts
+        answer: Expected = client.wish.expected or checks.from_log(told)
+        counts += checks.check_stream(client.frames, answer)
+        response = await http.get(f"{self._rig.urls[-1]}/v1/inference/{client.request}")
+        if response.status_code == 200:
+            counts += checks.check_retrieved(client.frames, response.json())
+        else:
+            counts.unexplained.append(f"retrieving it: HTTP {response.status_code} {response.text[:300]}")
+        received = set(checks.arrivals(client.frames, answer.pieces, lambda problem: None))
+        charge = checks.charge_nanousd(answer.prompt_tokens, len(received))
+        self._due.append(Bill(client.request, told, charge))
+        if told.reason is not None:
+            self.ledger.forget(client.request)
+        return counts
+
+    async def _check_replay(self, client: Client, http: httpx.AsyncClient) -> Counts:
+        url = self._rig.urls[self._rig.urls.index(client.url) - 1]
+        frames, behind = await replay(http, url, client.request)
+        counts = checks.check_replay(client.frames, frames)
+        if behind != 204:
+            counts.unexplained.append(f"{client.request}: behind the last id came {behind}, not 204")
+        return counts
+
+    async def _check_bill(self) -> None:
+        """Hold the rows of what was checked since the last time against the log and the clients."""
+        due, self._due = self._due, []
+        rows: dict[str, dict[str, Any]] = {}
+        names = ", ".join(f"'{bill.request}'" for bill in due)
+        with anyio.move_on_after(BILL_S):
+            while due:
+                found = await self._rig.sql(
+                    "select request_id, finish_reason, prompt_tokens, output_tokens, attempts, "
+                    f"charge_nanousd from requests where request_id in ({names})"
+                )
+                rows = {row["request_id"]: row for row in found}
+                if len(rows) == len(due) and all(row["finish_reason"] for row in found):
+                    break
+                await anyio.sleep(0.1)
+        counts = Counts()
+        for bill in due:
+            counts += checks.check_row(bill.request, rows.get(bill.request), bill.told, charge=bill.charge)
+        self._tell(counts)
+
+    async def _check_nobody_else_pays(self) -> None:
+        """What no client knows of was refused to it: it has ended and costs nothing."""
+        counts = Counts()
+        for row in await self._rig.sql("select request_id, state, charge_nanousd from requests"):
+            if row["request_id"] not in self._known:
+                if row["charge_nanousd"]:
+                    counts.differing.append(
+                        f"{row['request_id']} costs {row['charge_nanousd']}, and nobody has it"
+                    )
+                if row["state"] == "open":
+                    counts.unexplained.append(f"{row['request_id']} was refused and has not ended")
+        self._tell(counts)
+
+    # --- telling -------------------------------------------------------------------------------------
+
+    def _note(self, number: int, cycle: Cycle, counts: Counts, seconds: float) -> None:
+        report = self.report
+        report.streams += len(cycle.clients)
+        report.tokens += cycle.progress.tokens
+        report.taken_over += taken_over(cycle.clients)
+        report.refusals += sum(len(client.refusals) for client in cycle.clients)
+        report.breaks += sum(client.breaks for client in cycle.clients)
+        gaps_s = [client.gap_s() for client in cycle.clients]
+        report.gaps_s += gaps_s
+        report.gaps_taken_over_s += [client.gap_s() for client in cycle.clients if client.attempts > 1]
+        self._say(
+            f"cycle {number + 1}/{self._options.cycles}: {cycle.progress.tokens} tokens in {seconds:.1f} s, "
+            f"{', '.join(cycle.done)}; {taken_over(cycle.clients)} taken over, "
+            f"longest gap {max(gaps_s):.2f} s"
+        )
+        self._tell(counts)
+
+    def _tell(self, counts: Counts) -> None:
+        self.report.counts += counts
+        for problem in (*counts.unexplained, *counts.differing):
+            self._say(f"  ! {problem}")
+        if counts.lost or counts.duplicated or counts.reordered:
+            self._say(f"  ! {counts.line(self.report.cycles)}")
+
+
+async def can_resume(http: httpx.AsyncClient, url: str) -> bool:
+    """Say whether the gateway has the route that streams a request again."""
+    response = await http.get(f"{url}/v1/inference/unknown/events")
+    return response.status_code == 404 and response.json()["error"]["code"] == "request_not_found"
+
+
+async def _later(seconds: float, run: Callable[[], Any]) -> None:
+    await anyio.sleep(seconds)
+    await run()
+
+
+async def run(options: Options, say: Callable[[str], None]) -> Report:
+    """Run the cycles in a fresh installation; its folder is kept if anything was found."""
+    options = options._replace(seed=options.seed or secrets.token_hex(4))
+    folder = options.folder or Path(tempfile.mkdtemp(prefix=f"rift-chaos-{options.kind}-"))
+    rig = KINDS[options.kind].make(folder, options.engine)
+    whole = Run(options, rig, say)
+    say(f"kind {options.kind}, seed {options.seed}, {options.cycles} cycles of {options.streams} streams")
+    began_at = anyio.current_time()
+    try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(_stop, rig, whole.report)
+            tasks = await stack.enter_async_context(anyio.create_task_group())
+            try:
+                await rig.start(tasks)
+                began_at = anyio.current_time()
+                await whole.cycles()
+            except RigBroken as broken:
+                whole.report.counts.unexplained.append(str(broken))
+                say(f"  ! {broken}")
+            tasks.cancel_scope.cancel()
+    finally:
+        summary(whole, anyio.current_time() - began_at, say)
+    if whole.report.counts.clean and whole.report.cycles == options.cycles:
+        shutil.rmtree(folder)
+    else:
+        say(f"everything is kept in {folder}")
+    return whole.report
+
+
+async def _stop(rig: Rig, report: Report) -> None:
+    with anyio.CancelScope(shield=True):
+        left = await rig.stop()
+        report.counts.unexplained += [f"left behind: {what}" for what in left]
+        rig.guard.dismiss()
+
+
+def summary(whole: Run, seconds: float, say: Callable[[str], None]) -> None:
+    report, ignored = whole.report, whole.ledger.ignored
+    say(
+        f"{report.cycles} cycles in {seconds:.0f} s ({report.cycles / max(seconds, 1) * 60:.1f} a minute): "
+        f"{report.streams} streams, {report.tokens} tokens, {report.taken_over} taken over, "
+        f"{report.breaks} connections broken and {report.refusals} refusals, all healed or listed above"
+    )
+    say(
+        f"did not count in the log: {ignored.tokens} tokens, {ignored.starts} starts, {ignored.ends} ends, "
+        f"{ignored.acceptances} acceptances"
+    )
+    for name, gaps_s in (("all", report.gaps_s), ("taken over", report.gaps_taken_over_s)):
+        say(f"longest gap of a stream, {name}: {spread(gaps_s)}")
+
+
+def spread(values_s: Sequence[float]) -> str:
+    if not values_s:
+        return "none"
+    ordered = sorted(values_s)
+    at = partial(_quantile, ordered)
+    return f"p50 {at(50):.2f} s, p99 {at(99):.2f} s, max {ordered[-1]:.2f} s ({len(ordered)} streams)"
+
+
+def _quantile(ordered: Sequence[float], percent: int) -> float:
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]

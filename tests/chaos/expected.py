@@ -1,0 +1,26 @@
+"""The simulated engine's answer without a service: its text is a function of prompt and seed alone."""
+
+from events.schema import Parameters
+from rift import catalogue
+from rift.engines.sim import PROMPT_BYTES_PER_TOKEN, SimEngine
+from tests.chaos.checks import Expected
+
+MODEL = "smollm2:135m"
+
+
+async def answer(prompt: str, *, seed: int, max_tokens: int) -> Expected:
+    now_s = 0.0
+
+    async def jump(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds + max_tokens
+
+    engine = SimEngine(catalogue.shipped()[MODEL], sleep=jump, now=lambda: now_s)
+    decoder, pieces = engine.decoder(), []
+    parameters = Parameters(max_tokens=max_tokens, seed=seed)
+    prompt_ids = engine.encode(prompt, raw=False)
+    async for step in engine.generate("", prompt_ids, (), parameters, max_tokens=max_tokens, salt=""):
+        pieces += [decoder.feed(token_id) for token_id in step.token_ids]
+    pieces[-1] += decoder.flush()
+    assert len(pieces) == max_tokens, "the simulated engine runs to max_tokens"
+    return Expected(pieces, -(-len(prompt.encode()) // PROMPT_BYTES_PER_TOKEN))

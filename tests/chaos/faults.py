@@ -1,0 +1,149 @@
+"""What is done to the processes in the middle of a cycle, one function a kind.
+
+A fault comes at a token position of the whole cycle, drawn from the cycle's own chance; it returns once
+it is over, which may be after the last client has its answer.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+
+from tests.chaos.client import Client, Progress
+from tests.chaos.cluster import Cluster
+from tests.chaos.rig import Rig, TwoGateways
+
+# What a superseded attempt may still write: its engine's request is aborted within this.
+ABORTED_S = 2.0
+SECOND_NS = 1_000_000_000
+
+
+@dataclass
+class Cycle:
+    """One cycle's clients and the fault's place in it. `woken_ns` is when a zombie went on."""
+
+    rig: Rig
+    clients: Sequence[Client]
+    progress: Progress
+    chance: random.Random
+    tokens: int
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    done: list[str] = field(default_factory=list)
+    woken_ns: int | None = None
+
+    def moments(self, count: int) -> list[int]:
+        """Draw so many token positions, none in the last tenth."""
+        return sorted(self.chance.choices(range(1, max(2, self.tokens * 9 // 10)), k=count))
+
+    async def reach(self, tokens: int) -> None:
+        """Return once the clients have so many tokens, or all that they will ever have."""
+        async with anyio.create_task_group() as tasks:
+
+            async def all_ended() -> None:
+                await self.ended.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(all_ended)
+            await self.progress.reach(tokens)
+            tasks.cancel_scope.cancel()
+
+    def say(self, what: str) -> None:
+        self.done.append(f"{what} at token {self.progress.tokens}")
+
+
+async def kill_worker(cycle: Cycle) -> None:
+    for moment in cycle.moments(cycle.chance.choice((1, 1, 2))):
+        await cycle.reach(moment)
+        victim = cycle.chance.choice(await cycle.rig.alive("worker", 1))
+        os.kill(victim, signal.SIGKILL)
+        cycle.say("killed a worker")
+
+
+async def freeze_worker(cycle: Cycle) -> None:
+    """Two of three times until everything is answered without it, else until somebody took over."""
+    (moment,) = cycle.moments(1)
+    await cycle.reach(moment)
+    victim = cycle.chance.choice(await cycle.rig.alive("worker", cycle.rig.workers))
+    before = taken_over(cycle.clients)
+    os.kill(victim, signal.SIGSTOP)
+    cycle.say("froze a worker")
+    try:
+        if cycle.chance.random() < 0.67:
+            await cycle.ended.wait()
+        while not cycle.ended.is_set() and taken_over(cycle.clients) == before:  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+    finally:
+        os.kill(victim, signal.SIGCONT)
+    cycle.woken_ns = time.time_ns()
+    cycle.say("woke it")
+    await cycle.ended.wait()
+    await anyio.sleep(max(0.0, ABORTED_S + 0.5 - (time.time_ns() - cycle.woken_ns) / SECOND_NS))
+
+
+def taken_over(clients: Sequence[Client]) -> int:
+    return sum(max(0, client.attempts - 1) for client in clients)
+
+
+async def kill_broker(cycle: Cycle) -> None:
+    for moment in cycle.moments(cycle.chance.choice((1, 1, 2))):
+        await cycle.reach(moment)
+        (victim,) = await cycle.rig.alive("nats-server", 1)
+        os.kill(victim, signal.SIGKILL)
+        cycle.say("killed nats-server")
+        while victim in cycle.rig.pids("nats-server"):  # noqa: ASYNC110  # another process
+            await anyio.sleep(0.01)
+
+
+async def kill_gateway(cycle: Cycle) -> None:
+    (moment,) = cycle.moments(1)
+    await cycle.reach(moment)
+    victim = cycle.chance.choice(await cycle.rig.alive("gateway", 2))
+    os.kill(victim, signal.SIGKILL)
+    cycle.say("killed a gateway")
+
+
+async def kill_leader(cycle: Cycle) -> None:
+    assert isinstance(cycle.rig, Cluster), "only a cluster has a leader to lose"
+    (moment,) = cycle.moments(1)
+    await cycle.reach(moment)
+    server = await cycle.rig.leader()
+    cycle.rig.kill_server(server)
+    cycle.say(f"killed the leader {server}")
+    await anyio.sleep(cycle.chance.uniform(0.1, 3.0))
+    await cycle.rig.start_server(server)
+
+
+class Kind(NamedTuple):
+    """`healed` says that a client may be refused or cut off by this fault, if asking again heals it."""
+
+    make: Callable[[Path, str], Rig]
+    fault: Callable[[Cycle], Awaitable[None]]
+    healed: bool = False
+    keys: bool = False
+
+
+def _up(workers: int) -> Callable[[Path, str], Rig]:
+    # An engine takes 3 GB: two of them are enough for one to take over.
+    return lambda folder, engine: Rig(folder, engine=engine, workers=2 if engine == "vllm" else workers)
+
+
+KINDS = {
+    "worker": Kind(_up(3), kill_worker),
+    "zombie": Kind(_up(3), freeze_worker),
+    "broker": Kind(_up(2), kill_broker, healed=True),
+    "cluster": Kind(
+        lambda folder, engine: Cluster(folder, engine=engine, workers=2), kill_leader, healed=True
+    ),
+    "gateway": Kind(
+        lambda folder, engine: TwoGateways(folder, engine=engine, workers=2),
+        kill_gateway,
+        healed=True,
+        keys=True,
+    ),
+}

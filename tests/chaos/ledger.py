@@ -1,0 +1,144 @@
+"""The raw log, folded once more by other hands: plain JSON, the rules of events/lifecycle.py's table
+written anew, so that a mistake in Rift's one fold does not hide itself.
+
+`ignored` counts what did not count: the proof that there was something to fence.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from events.log import Log
+from tests.chaos.checks import Told
+
+STREAM = "RIFT_0"
+EVERYTHING = ["rift.0.>"]
+
+
+@dataclass
+class Story:
+    accepted: int = 0
+    attempts: int = 0
+    attempt: str | None = None
+    worker: str = ""
+    live: bool = False
+    seen: set[str] = field(default_factory=set)
+    next_index: int = 0
+    prompt_tokens: int = 0
+    tokens: list[tuple[int, int, str]] = field(default_factory=list)
+    wanted: str | None = None
+    reason: str | None = None
+
+    def told(self) -> Told:
+        return Told(self.accepted, self.tokens, self.prompt_tokens, self.attempts, self.reason)
+
+
+@dataclass
+class Ignored:
+    """Events that were stored and did not count. `last_ns` is when the last one was stored."""
+
+    acceptances: int = 0
+    starts: int = 0
+    tokens: int = 0
+    ends: int = 0
+    last_ns: int = 0
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self.position = 0
+        self.stories: dict[str, Story] = {}
+        self.ignored = Ignored()
+        self._request_of: dict[str, str] = {}
+
+    async def read_on(self, log: Log) -> None:
+        """Fold everything that was appended since. Raises LogError."""
+        target = await log.last_sequence(STREAM)
+        async for batch in log.scan(STREAM, EVERYTHING, first=self.position + 1, target=target):
+            for stored in batch:
+                self.position = stored.sequence
+                for event in json.loads(stored.data)["events"]:
+                    self.fold(event, stored.stored_at_ns)
+
+    def forget(self, request: str) -> None:
+        """Drop an ended request; what may still come for it is ignored anyway."""
+        for attempt in self.stories.pop(request).seen:
+            self._request_of.pop(attempt, None)
+
+    def fold(self, event: dict[str, Any], at_ns: int) -> None:
+        rule = getattr(self, f"_{event['type']}", None)
+        if rule is None:
+            return
+        request = event.get("request") or self._request_of.get(event.get("attempt", ""), "")
+        if event["type"] == "RequestAccepted":
+            self.stories.setdefault(request, Story())
+        story = self.stories.get(request)
+        if story is None or not rule(story, event):
+            self._ignore(event, at_ns)
+
+    def _ignore(self, event: dict[str, Any], at_ns: int) -> None:
+        match event["type"]:
+            case "RequestAccepted":
+                self.ignored.acceptances += 1
+            case "AttemptStarted":
+                self.ignored.starts += 1
+            case "TokensGenerated":
+                self.ignored.tokens += len(event["token_ids"])
+            case "RequestFinished":
+                self.ignored.ends += 1
+        self.ignored.last_ns = max(self.ignored.last_ns, at_ns)
+
+    # --- each returns whether the event counts -------------------------------------------------------
+
+    def _RequestAccepted(self, story: Story, event: dict[str, Any]) -> bool:
+        story.accepted += 1
+        return story.accepted == 1
+
+    def _AttemptStarted(self, story: Story, event: dict[str, Any]) -> bool:
+        self._request_of[event["attempt"]] = event["request"]
+        new = event["attempt"] not in story.seen
+        story.seen.add(event["attempt"])
+        follows = event["after"] == story.attempt and event["resume_index"] == story.next_index
+        if story.reason is not None or not new or not follows:
+            return False
+        if story.attempts == 0:
+            story.prompt_tokens = event["prompt_tokens"]
+        story.attempt, story.live, story.worker = event["attempt"], True, event["worker"]
+        story.attempts += 1
+        return True
+
+    def _TokensGenerated(self, story: Story, event: dict[str, Any]) -> bool:
+        if not self._is_current(story, event) or event["index"] != story.next_index:
+            return False
+        story.tokens.append((event["index"], len(event["token_ids"]), event["text"]))
+        story.next_index += len(event["token_ids"])
+        return True
+
+    def _AttemptReleased(self, story: Story, event: dict[str, Any]) -> bool:
+        if not self._is_current(story, event):
+            return False
+        story.live = False
+        if story.wanted is not None:
+            story.reason = "revoked" if story.wanted == "revoked" else "cancelled"
+        return True
+
+    def _CancelRequested(self, story: Story, event: dict[str, Any]) -> bool:
+        if event.get("attempt") or story.reason is not None or story.wanted is not None:
+            return False
+        story.wanted = event["why"]
+        if not story.live:
+            story.reason = "revoked" if story.wanted == "revoked" else "cancelled"
+        return True
+
+    def _RequestFinished(self, story: Story, event: dict[str, Any]) -> bool:
+        if story.reason is not None:
+            return False
+        told = self._is_current(story, event) and event["output_tokens"] == story.next_index
+        if event["attempt"] is not None and not told:
+            return False
+        story.reason, story.live = event["reason"], False
+        return True
+
+    @staticmethod
+    def _is_current(story: Story, event: dict[str, Any]) -> bool:
+        return story.reason is None and story.live and event["attempt"] == story.attempt

@@ -1,0 +1,224 @@
+"""The processes under test: a whole `rift up` in a folder of its own, watched and never left behind."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+from anyio.abc import TaskGroup
+
+from events import fleet
+from events.jetstream import JetStream, connect
+from events.log import LogError
+from rift import broker, processes
+from rift.processes import Child, Guard
+from tests.chaos.expected import MODEL
+from tests.service import environment, running
+
+READY_S = 180.0
+STOP_S = 20.0
+POLL_S = 0.05
+
+# `rift up`, which here forgives a child's death at once: it is killed more often than a back-off is for.
+FORGIVING = """
+import sys
+from rift import cli, processes
+assert processes.WELL_S > 0
+processes.WELL_S = 0.0
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+class RigBroken(Exception):
+    """The processes under test did not start, or did not come back; the message says which."""
+
+
+def role_of(command: Sequence[str]) -> str:
+    """Return which part of Rift a command line runs: nats-server, worker, gateway, control or nothing."""
+    if "nats-server" in command[0]:
+        return "nats-server"
+    return command[3] if command[1:3] == ["-m", "rift"] else ""
+
+
+class Rig:
+    """`rift up` with workers, its log, and its processes by role."""
+
+    def __init__(self, folder: Path, *, engine: str, workers: int) -> None:
+        self.folder, self.engine, self.workers = folder / "data", engine, workers
+        self.urls: list[str] = []
+        self.key = ""
+        self.log: JetStream
+        self.guard = Guard()
+        self._screen = folder / "screen.txt"
+
+    async def start(self, tasks: TaskGroup) -> None:
+        """Return once requests are answered. Raises RigBroken."""
+        self._tasks = tasks
+        processes.WELL_S = 0.0
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        options = ["--data", str(self.folder), "--port", "0", "--engine", self.engine]
+        with self._screen.open("wb") as screen:
+            self._up = subprocess.Popen(  # noqa: ASYNC220  # returns at once
+                [sys.executable, "-c", FORGIVING, "up", *options, "--workers", str(self.workers)],
+                stdin=subprocess.DEVNULL,
+                stdout=screen,
+                stderr=screen,
+                env=environment(),
+                start_new_session=True,
+            )
+        self.guard.add(self._up.pid)
+        with anyio.move_on_after(READY_S):
+            while not (ready := re.search(r"rift is ready: (\S+)\nAPI key: (\S+)\n", self.screen())):
+                if self._up.poll() is not None:
+                    break
+                await anyio.sleep(POLL_S)
+        if not ready:
+            raise RigBroken(f"rift up did not become ready: {self.screen()}")
+        self.urls, self.key = [ready[1]], ready[2]
+        self.log = await self.connected()
+
+    def screen(self) -> str:
+        return self._screen.read_text()
+
+    async def connected(self) -> JetStream:
+        address = broker.address(self.folder / "nats")
+        assert address is not None, "rift up has configured its broker"
+        return await connect(address.url, token=address.token, name="chaos")
+
+    async def stop(self) -> list[str]:
+        """Stop everything; return what was left behind, which is nothing."""
+        if hasattr(self, "log"):
+            await self.log.close()
+        if hasattr(self, "_up"):
+            for pid in self.pids("worker"):
+                _signal(pid, signal.SIGCONT)
+            self._up.send_signal(signal.SIGINT)
+            with anyio.move_on_after(STOP_S):
+                while self._up.poll() is None:  # noqa: ASYNC110  # another process
+                    await anyio.sleep(POLL_S)
+            status = self._up.poll()
+            left = [" ".join(command) for _, command in self.processes()]
+            if status != 0:
+                left.append(f"rift up itself (exit status {status} within {STOP_S:g} s)")
+                _signal(-self._up.pid, signal.SIGKILL)
+            return left
+        return []
+
+    def child(self, name: str, command: Sequence[str]) -> Child:
+        """Start a process beside `rift up`, under the same kind of supervision."""
+        child = Child(
+            name,
+            lambda: command,
+            logs=self.folder / "logs",
+            guard=self.guard,
+            say=lambda text: None,
+        )
+        child.start()
+        self._tasks.start_soon(child.supervise)
+        return child
+
+    # --- processes -----------------------------------------------------------------------------------
+
+    def processes(self) -> list[tuple[int, list[str]]]:
+        """Return id and command line of each process that names this folder."""
+        found = [(pid, line.split(" ")) for pid, line in running() if str(self.folder) in line]
+        return [(pid, words) for pid, words in found if pid != os.getpid()]
+
+    def pids(self, role: str) -> list[int]:
+        return sorted(pid for pid, command in self.processes() if role_of(command) == role)
+
+    async def alive(self, role: str, count: int) -> list[int]:
+        """Return the processes of a role once there are so many. Raises RigBroken."""
+        pids: list[int] = []
+        with anyio.move_on_after(READY_S):
+            while len(pids := self.pids(role)) < count:  # noqa: ASYNC110  # other processes
+                await anyio.sleep(POLL_S)
+        if len(pids) < count:
+            raise RigBroken(f"{len(pids)} of {count} {role} processes came back: {self.screen()}")
+        return pids
+
+    # --- questions -----------------------------------------------------------------------------------
+
+    async def sql(self, select: str, *more: str) -> list[dict[str, Any]]:
+        """Ask with the command line, as an operator does. Raises RigBroken."""
+        command = [sys.executable, "-m", "rift", "sql", "--json", select, "--data", str(self.folder), *more]
+        done = await anyio.run_process(command, check=False, env=environment())
+        if done.returncode != 0:
+            raise RigBroken(f"rift sql: {done.stderr.decode()}")
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        return rows
+
+    async def answering(self, url: str) -> None:
+        """Return once the gateway there is ready. Raises RigBroken."""
+        with anyio.move_on_after(READY_S):
+            async with httpx.AsyncClient() as http:
+                while True:
+                    with suppress(httpx.TransportError):
+                        if (await http.get(f"{url}/readyz")).status_code == 200:
+                            return
+                    await anyio.sleep(POLL_S)
+        raise RigBroken(f"the gateway at {url} did not come back")
+
+    async def settled(self) -> None:
+        """Return once the next cycle may begin. Raises RigBroken."""
+        await self.log_answers()
+        for url in self.urls:
+            await self.answering(url)
+
+    async def workers_ready(self) -> None:
+        """Return once every worker that is wanted has said that it is ready. Raises RigBroken."""
+        with anyio.move_on_after(READY_S):
+            while True:
+                replicas = (await fleet.read(self.log)).replicas.get(MODEL, {})
+                if list(replicas.values()).count("ready") >= self.workers:
+                    return
+                await anyio.sleep(POLL_S)
+        raise RigBroken(f"not all of {self.workers} workers became ready again: {self.screen()}")
+
+    async def log_answers(self) -> None:
+        """Return once the log answers. Raises RigBroken."""
+        with anyio.move_on_after(READY_S):
+            while True:
+                with suppress(LogError):
+                    await self.log.last_sequence("RIFT_0")
+                    return
+                await anyio.sleep(POLL_S)
+        raise RigBroken("the log did not come back")
+
+
+class TwoGateways(Rig):
+    """`rift up`, and a second gateway beside it, under the same kind of supervision."""
+
+    async def start(self, tasks: TaskGroup) -> None:
+        await super().start(tasks)
+        port = free_port()
+        options = ["--data", str(self.folder), "--engine", self.engine, "--port", str(port)]
+        self.second = self.child("gateway-b", [sys.executable, "-m", "rift", "gateway", *options])
+        self.urls.append(f"http://127.0.0.1:{port}")
+        await self.answering(self.urls[1])
+
+    async def stop(self) -> list[str]:
+        if hasattr(self, "second"):
+            await self.second.stop(STOP_S)
+        return await super().stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -1,0 +1,66 @@
+"""An event loop whose time jumps: as soon as everything waits, it is the next timer's moment.
+
+So hours pass in a second, nothing waits for the machine, and the same program takes the same steps at
+the same moments, every time. There are no sockets and no threads on this loop: who waits for one waits for
+something that never comes, which is an error here and not a hang.
+"""
+
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+
+Result = TypeVar("Result")
+
+WAITS = "everything waits, and no timer is set: is there a thread or a socket?"
+
+
+class Deadlock(RuntimeError):
+    """Everything waits, and no timer is set."""
+
+
+class TooLong(AssertionError):
+    """The program is not over at a moment at which it should be."""
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self, *, until_s: float) -> None:
+        self.now_s = 0.0
+        self._until_s = until_s
+        super().__init__(_Jump(self))
+
+    def time(self) -> float:
+        return self.now_s
+
+    def jump(self) -> None:
+        """Go to the next timer's moment."""
+        moment = self._scheduled[0].when()  # type: ignore[attr-defined]
+        if moment == float("inf"):
+            raise Deadlock(WAITS)
+        self.now_s = max(self.now_s, moment)
+        if self.now_s > self._until_s:
+            self._until_s = float("inf")
+            raise TooLong(f"{self.now_s:.0f} s have passed, and it is not over")
+
+
+class _Jump(selectors.SelectSelector):
+    """Where a loop waits for sockets; this one does not wait."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            raise Deadlock(WAITS)
+        if timeout > 0:
+            self._loop.jump()
+        return []
+
+
+def run(main: Callable[[], Awaitable[Result]], *, until_s: float = 3600.0) -> Result:
+    """Run a program to its end, in no time. Raises TooLong past `until_s` of its own time."""
+    options = {"loop_factory": lambda: VirtualLoop(until_s=until_s)}
+    return anyio.run(main, backend="asyncio", backend_options=options)
