@@ -230,11 +230,12 @@ class ReplicaStopped(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ReplicaLost(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """Its supervisor saw it end without a word."""
+    """Its supervisor saw it end without a word: killed by its host, or by its own engine's failure."""
 
     replica: str
     model: str
     why: str = ""
+    cause: Literal["host", "engine"] = "engine"
 
 
 # --- the book: kept for ever, each with its own id -------------------------------------------------

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import anyio
 from anyio.abc import TaskGroup
@@ -36,6 +37,9 @@ PROMPT = "Explain quantum computing to a 12-year-old."
 BROKER_START_S = 60.0
 FLEET_APPEND_S = 30.0
 SHARDS = 1
+
+# A worker that ends by one of these was ended by somebody else; by any other, by itself.
+KILLED_BY_HOST = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # In order, and together below the 10 s that are promised: streams' last frames, attempts' releases and
 # the engine's end, the last transaction, the last write.
@@ -128,9 +132,9 @@ class Up:
             return self._role("worker", "--replica", replica)
 
         async def ended(status: int) -> None:
-            await self._say_fleet(
-                model, ReplicaLost(replica=replica, model=model, why=f"exit status {status}")
-            )
+            cause: Literal["host", "engine"] = "host" if -status in KILLED_BY_HOST else "engine"
+            lost = ReplicaLost(replica=replica, model=model, why=f"exit status {status}", cause=cause)
+            await self._say_fleet(model, lost)
 
         self._child(tasks, name, command, ended=ended)
 
@@ -167,9 +171,8 @@ class Up:
         found = await fleet.read(self._log)
         for model, replicas in found.replicas.items():
             for replica in replicas:
-                await self._say_fleet(
-                    model, ReplicaLost(replica=replica, model=model, why="found dead at the start")
-                )
+                lost = ReplicaLost(replica=replica, model=model, why="found dead at the start", cause="host")
+                await self._say_fleet(model, lost)
         wanted = {**dict.fromkeys(found.wanted, 0), self._settings.model: self._settings.workers}
         for model, replicas_wanted in wanted.items():
             before = found.wanted.get(model, 0)

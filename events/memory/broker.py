@@ -1,6 +1,7 @@
 """The streams in memory, their queues, and what goes wrong with them."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import permutations
 from typing import Protocol
 
 import anyio
@@ -8,7 +9,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from events import subjects as names
-from events.log import Conflict, LogError, LogFull, Stored
+from events.log import Conflict, LogError, LogFull, OutcomeUnknown, Stored
 
 # As the real broker has it.
 ACK_WAIT_S = 5.0
@@ -146,15 +147,21 @@ class Connection:
     def thaw(self) -> None:
         self._thawed.set()
 
+    def kill(self) -> None:
+        """The process has ended: whatever of it still runs here sends and hears nothing."""
+        self.is_closed = True
+        self._thawed = anyio.Event()
+
     async def thawed(self) -> None:
+        """Return once the process runs. Raises OutcomeUnknown on a closed connection."""
         if not self._thawed.is_set():
             await self._thawed.wait()
+        if self.is_closed:
+            raise OutcomeUnknown("the connection is closed")
 
     async def running(self) -> None:
-        """Return once the process runs and is connected."""
+        """Return once the process runs and is connected. Raises OutcomeUnknown on a closed connection."""
         await self.thawed()
-        if self.is_closed:
-            await anyio.sleep_forever()
         if anyio.current_time() < self.up_at:
             await anyio.sleep_until(self.up_at)
             await self.running()
@@ -189,10 +196,13 @@ def size_bytes(subject: str, data: bytes) -> int:
 
 
 class Filter:
-    """Which subjects are read; each subject is looked at once."""
+    """Which subjects are read; each subject is looked at once. Raises LogError."""
 
     def __init__(self, subjects: Sequence[str]) -> None:
         self._wanted = [subject.split(".") for subject in subjects]
+        for one, other in permutations(self._wanted, 2):
+            if _matches(one, other):
+                raise LogError(f"subjects overlap: {subjects}")
         self._known: dict[str, bool] = {}
 
     def __call__(self, subject: str) -> bool:

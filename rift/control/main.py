@@ -2,13 +2,16 @@
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import anyio
 from anyio import to_thread
 
+from events import subjects
 from events.log import Log
 from replay.warehouse import ProjectionStopped, Warehouse
+from rift.control.janitor import Janitor
 from rift.control.projector import project
 from rift.control.questions import SQL_SUBJECT, answer_sql
 
@@ -23,7 +26,10 @@ async def run(log: Log, database: Path, *, shards: Iterable[int] = (0,)) -> None
     """
     warehouse = await to_thread.run_sync(Warehouse.open, database)
     try:
-        async with log.answer(SQL_SUBJECT, answer_sql(warehouse)):
+        async with log.answer(SQL_SUBJECT, answer_sql(warehouse)), anyio.create_task_group() as tasks:
+            for shard in shards:
+                first = await to_thread.run_sync(_first_open, warehouse, shard)
+                tasks.start_soon(partial(Janitor(log, shard=shard).run, first=first))
             try:
                 await project(log, warehouse, shards)
             except* ProjectionStopped as stopped:
@@ -33,6 +39,17 @@ async def run(log: Log, database: Path, *, shards: Iterable[int] = (0,)) -> None
     finally:
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(warehouse.close)
+
+
+def _first_open(warehouse: Warehouse, shard: int) -> int:
+    """Return a sequence at or before every request that may be open."""
+    stream = subjects.shard_stream(shard)
+    applied = warehouse.positions().get(stream, 0)
+    select = "select min(split_part(split_part(accepted_position, ':', 2), '.', 1)::bigint) from requests"
+    (row,) = warehouse.query(
+        f"{select} where finished_position is null and accepted_position like '{stream}:%'"
+    ).rows
+    return applied + 1 if row[0] is None else min(int(row[0]), applied + 1)
 
 
 def _messages(group: BaseExceptionGroup[ProjectionStopped]) -> Iterable[str]:

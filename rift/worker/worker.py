@@ -18,12 +18,11 @@ from collections.abc import Callable
 from functools import partial
 
 import anyio
-import msgspec
 from anyio.abc import TaskGroup
 
 from events import codec, ids, subjects
-from events.history import Histories, Past
-from events.ids import RequestId, parse_request_id
+from events.history import Histories
+from events.ids import RequestId
 from events.lifecycle import NEW, Life, advance, cancelled_as, deaths
 from events.lives import Lives
 from events.log import Follower, Job, Jobs, Log, LogError
@@ -37,6 +36,7 @@ from events.schema import (
 )
 from rift.engines import Engine, EngineFailed, Invalid
 from rift.worker.attempt import Attempt, NotContinuable, Prompt, prepare
+from rift.worker.held import Held, Taken, Touched, open_job
 from rift.worker.solo import Solo
 from rift.worker.writer import LaneWriter
 
@@ -49,9 +49,6 @@ KEEP_S = 1.5
 # was measured reads 200 tokens a second, and this allows a quarter of that.
 HANG_S = 30.0
 HANG_PER_PROMPT_TOKEN_S = 0.02
-
-# What the reader remembers of requests that others touched. A job older than this is read back anyway.
-TOUCHED_S = 600.0
 
 # What draining may take: the broker's answer to one last record, and the supervisor's patience is 10 s.
 DRAIN_S = 4.0
@@ -66,26 +63,16 @@ POISON = "three engines ended under this request; it is not tried again"
 NANOSECONDS = 1_000_000_000
 
 
-class Held(msgspec.Struct):
-    """A job in our hands: its request, where to answer the delivery, and the attempt at it."""
-
-    accepted: RequestAccepted
-    at: subjects.Address
-    acks: list[str]
-    attempt: Attempt | None = None
-    prompt_tokens: int = 0
-
-
-class Taken(msgspec.Struct, frozen=True):
-    """A job that can be attempted: the request's life so far, and its past unless it is fresh."""
-
-    life: Life
-    past: Past | None = None
-
-
 def is_suspect(life: Life) -> bool:
     """Say whether the request may be what its engines die of."""
     return life.released == "lost" or deaths(life) >= SUSPECT_DEATHS
+
+
+def takes_away(event: object, attempt: Attempt | None) -> bool:
+    """Say whether an event that counted means that `attempt` counts no more, or never will."""
+    if isinstance(event, AttemptStarted):
+        return attempt is None or event.attempt != attempt.id
+    return isinstance(event, AttemptReleased) and attempt is not None and event.attempt == attempt.id
 
 
 class Worker:
@@ -106,7 +93,7 @@ class Worker:
         self._histories = Histories(log)
         self._lives = Lives()
         self._held: dict[str, Held] = {}
-        self._touched: dict[str, int] = {}
+        self._touched = Touched()
         self._buffers: dict[str, list[tuple[int, object, subjects.Address]]] = {}
         self._writers: dict[str, LaneWriter] = {}
         self._running = 0
@@ -168,9 +155,10 @@ class Worker:
             self._want()
 
     async def _work(self, job: Job) -> None:
-        accepted, request = self._open(job)
-        if accepted is None or request is None:
+        opened = open_job(job)
+        if opened is None:
             return
+        accepted, request = opened
         if (held := self._held.get(request.text)) is not None:
             held.acks.append(job.ack)
             return
@@ -187,26 +175,10 @@ class Worker:
         async with self._solo.alone():
             await self._attempt(job, held, taken)
 
-    def _open(self, job: Job) -> tuple[RequestAccepted | None, RequestId | None]:
-        """Return the delivery's request. One that cannot be read is left for a newer worker."""
-        try:
-            _, (accepted,) = codec.decode(job.stored.data)
-        except ValueError as error:
-            logger.error("delivery %d cannot be read: %s", job.stored.sequence, error)
-            return None, None
-        if not isinstance(accepted, RequestAccepted):
-            logger.error("delivery %d cannot be read: %s", job.stored.sequence, accepted)
-            return None, None
-        request = parse_request_id(accepted.request)
-        if request is None or subjects.parse(job.stored.subject) != request.at:
-            logger.error("delivery %d is not at its request's address", job.stored.sequence)
-            return None, None
-        return accepted, request
-
     async def _take(self, job: Job, accepted: RequestAccepted, request: RequestId) -> Taken | None:
         """Learn where the request stands and follow it; None if it has ended, or still moves."""
-        age_s = (self._now_ns - job.stored.stored_at_ns) / NANOSECONDS
-        if job.stored.sequence > self._opened_at and request.text not in self._touched and age_s < TOUCHED_S:
+        known = job.stored.sequence > self._opened_at
+        if known and not self._touched.may_have(request.text, job, self._now_ns):
             life = advance(NEW, accepted)
             self._lives.follow(request.text, life)
             return Taken(life)
@@ -316,7 +288,7 @@ class Worker:
             return
         if request not in self._lives:
             if isinstance(event, AttemptStarted | CancelRequested | RequestFinished):
-                self._touched[request] = self._now_ns
+                self._touched.add(request, self._now_ns)
             return
         counted = self._lives.fold(event, at)
         if counted is not None:
@@ -328,7 +300,7 @@ class Worker:
         attempt = self._held[request].attempt
         if life.phase == "ended":
             await self._let_end(request)
-        elif isinstance(event, AttemptStarted) and (attempt is None or event.attempt != attempt.id):
+        elif takes_away(event, attempt):
             self._drop(request)
         elif life.wanted is not None and attempt is not None and life.attempt == attempt.id:
             attempt.stop(cancelled_as(life.wanted))
@@ -356,7 +328,7 @@ class Worker:
         if held.attempt is not None:
             held.attempt.stop(None)
         self._lives.forget(request)
-        self._touched[request] = self._now_ns
+        self._touched.add(request, self._now_ns)
         return held
 
     # --- keeping -----------------------------------------------------------------------------------
@@ -366,7 +338,7 @@ class Worker:
         self._moved_at = anyio.current_time()
         while True:
             await anyio.sleep(KEEP_S)
-            self._forget_touched()
+            self._touched.forget_old(self._now_ns)
             now = anyio.current_time()
             attempts = [held.attempt for held in self._held.values() if held.attempt is not None]
             working = [attempt for attempt in attempts if not attempt.finished]
@@ -377,14 +349,6 @@ class Worker:
             for held in list(self._held.values()):
                 for ack in held.acks:
                     await self._log.in_progress(ack)
-
-    def _forget_touched(self) -> None:
-        """Entries are in the order of their time; what is too old to matter goes."""
-        oldest_ns = self._now_ns - int(TOUCHED_S * NANOSECONDS)
-        while self._touched and (request := next(iter(self._touched))):
-            if self._touched[request] >= oldest_ns:
-                return
-            del self._touched[request]
 
     def _go_silent(self, lane: str) -> None:
         """The lane's log takes nothing: generate nothing. The deliveries come again once it does."""

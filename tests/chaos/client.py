@@ -77,6 +77,7 @@ class Client:
         self.refusals: list[str] = []
         self.breaks = 0
         self.attempts = 0
+        self.asked_s = 0.0
         self._http, self._urls, self._body = http, list(urls), wish.body(model)
         self._progress, self._chance = progress, chance
         self._at = chance.randrange(len(urls))
@@ -94,6 +95,7 @@ class Client:
 
     async def run(self) -> None:
         """Return with the whole answer, or with an anomaly that says why not."""
+        self.asked_s = anyio.current_time()
         with anyio.move_on_after(STREAM_S) as patience:
             while not self.ended and not self._over:
                 try:
@@ -105,6 +107,12 @@ class Client:
                     await anyio.sleep(RETRY_S)
         if patience.cancelled_caught:
             self.anomalies.append(f"no end within {STREAM_S:g} s, after {len(self.frames)} frames")
+
+    def first_s(self) -> float:
+        """Return the time from asking to the first token."""
+        return (
+            next((frame.at_s for frame in self.frames if frame.event == "token"), self.asked_s) - self.asked_s
+        )
 
     def gap_s(self) -> float:
         """Return the longest time between two tokens."""

@@ -58,8 +58,7 @@ class Report:
     taken_over: int = 0
     refusals: int = 0
     breaks: int = 0
-    gaps_s: list[float] = field(default_factory=list)
-    gaps_taken_over_s: list[float] = field(default_factory=list)
+    waits_s: dict[str, list[float]] = field(default_factory=dict)
 
     def line(self) -> str:
         return self.counts.line(self.cycles)
@@ -131,7 +130,7 @@ class Run:
         seed, key = chance.randrange(1 << 30), f"chaos-{name}" if self._kind.keys else None
         if self._options.engine != "sim":
             return Wish(prompt, seed, chance.randrange(8, 65), key, None)
-        tokens = chance.choice((1, 2, chance.randrange(3, 40), chance.randrange(20, 120), 120))
+        tokens = chance.choice((1, chance.randrange(2, 40), *(chance.randrange(40, 121) for _ in range(3))))
         answer = await expected.answer(prompt, seed=seed, max_tokens=tokens)
         return Wish(prompt, seed, tokens, key, answer)
 
@@ -235,8 +234,12 @@ class Run:
         report.refusals += sum(len(client.refusals) for client in cycle.clients)
         report.breaks += sum(client.breaks for client in cycle.clients)
         gaps_s = [client.gap_s() for client in cycle.clients]
-        report.gaps_s += gaps_s
-        report.gaps_taken_over_s += [client.gap_s() for client in cycle.clients if client.attempts > 1]
+        for name, waits_s in (
+            ("first token", [client.first_s() for client in cycle.clients]),
+            ("longest gap between two tokens", gaps_s),
+            ("the same, taken over", [client.gap_s() for client in cycle.clients if client.attempts > 1]),
+        ):
+            report.waits_s.setdefault(name, []).extend(waits_s)
         self._say(
             f"cycle {number + 1}/{self._options.cycles}: {cycle.progress.tokens} tokens in {seconds:.1f} s, "
             f"{', '.join(cycle.done)}; {taken_over(cycle.clients)} taken over, "
@@ -310,8 +313,8 @@ def summary(whole: Run, seconds: float, say: Callable[[str], None]) -> None:
         f"did not count in the log: {ignored.tokens} tokens, {ignored.starts} starts, {ignored.ends} ends, "
         f"{ignored.acceptances} acceptances"
     )
-    for name, gaps_s in (("all", report.gaps_s), ("taken over", report.gaps_taken_over_s)):
-        say(f"longest gap of a stream, {name}: {spread(gaps_s)}")
+    for name, waits_s in report.waits_s.items():
+        say(f"{name}: {spread(waits_s)}")
 
 
 def spread(values_s: Sequence[float]) -> str:

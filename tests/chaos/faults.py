@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import anyio
 
+from events.jetstream.log import APPEND_TIMEOUT_S
 from tests.chaos.client import Client, Progress
 from tests.chaos.cluster import Cluster
 from tests.chaos.rig import Rig, TwoGateways
@@ -91,9 +92,16 @@ def taken_over(clients: Sequence[Client]) -> int:
 
 
 async def kill_broker(cycle: Cycle) -> None:
+    """Three of four times kill it; else stop it for so long that appends are given up, and land late."""
     for moment in cycle.moments(cycle.chance.choice((1, 1, 2))):
         await cycle.reach(moment)
         (victim,) = await cycle.rig.alive("nats-server", 1)
+        if cycle.chance.random() < 0.25:
+            os.kill(victim, signal.SIGSTOP)
+            cycle.say("froze nats-server")
+            await anyio.sleep(cycle.chance.uniform(0.5, 1.5) * APPEND_TIMEOUT_S)
+            os.kill(victim, signal.SIGCONT)
+            continue
         os.kill(victim, signal.SIGKILL)
         cycle.say("killed nats-server")
         while victim in cycle.rig.pids("nats-server"):  # noqa: ASYNC110  # another process

@@ -294,6 +294,13 @@ async def test_an_append_with_a_known_outcome_is_made_once(log: Log, at: Address
     assert [s.sequence for s in stored] == [sequence]
 
 
+async def test_overlapping_subjects_are_refused(log: Log, at: Address) -> None:
+    for topics in ([subjects.work(at)] * 2, [f"rift.0.work.{at.lane}.>", subjects.work(at)]):
+        with pytest.raises(LogError, match="overlap"):
+            async with log.follow(STREAM, topics, after=0):
+                pass
+
+
 # --- deliveries -------------------------------------------------------------------------------------
 
 

@@ -105,7 +105,8 @@ class Run:
         subject = self._subject(kind, lane)
         target = await self._log.last_sequence(STREAM, subject)
         first = max(1, target - before)
-        batches = self._log.scan(STREAM, [subject, self._subject("work", lane)], first=first, target=target)
+        topics = list(dict.fromkeys([subject, self._subject("work", lane)]))
+        batches = self._log.scan(STREAM, topics, first=first, target=target)
         return [(self._relative(s.sequence), s.data) async for batch in batches for s in batch]
 
     async def _follow(self, kind: str, lane: int, before: int) -> Any:

@@ -1,0 +1,99 @@
+"""The janitor's loop: follow the shard and the fleet, and say what is due.
+
+It makes one promise true: every accepted request ends. What is due is `watch.py`'s business.
+"""
+
+import logging
+
+import anyio
+
+from events import codec, subjects
+from events.log import Follower, Log, LogError, append_until_known
+from events.schema import AnyEvent, LaneLost
+from rift.control.watch import Due, End, Offer, Release, Watch
+
+logger = logging.getLogger(__name__)
+
+WRITER = "janitor"
+
+# A client whose worker died waits for this; a look at a thousand requests costs a millisecond.
+TICK_S = 0.05
+
+# What is due now is due again soon, if the log does not take it.
+APPEND_S = 5.0
+
+
+class Janitor:
+    def __init__(self, log: Log, *, shard: int) -> None:
+        self._log, self._shard = log, shard
+        self._stream = subjects.shard_stream(shard)
+        self._watch = Watch()
+        self._newest_ns = 0
+        self._newest_at = 0.0
+
+    async def run(self, *, first: int) -> None:
+        """Keep the promise for as long as control lives. `first` is at or before every open request."""
+        caught_up = await self._log.last_sequence(self._stream)
+        everything = f"rift.{self._shard}.>"
+        async with (
+            self._log.follow(subjects.FLEET, ["rift.fleet.>"], after=0) as fleet,
+            self._log.follow(self._stream, [everything], after=first - 1) as reader,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(self._follow_fleet, fleet)
+            tasks.start_soon(self._follow_shard, reader)
+            while reader.position < caught_up:  # noqa: ASYNC110  # old news is not acted upon
+                await anyio.sleep(TICK_S)
+            while True:
+                await anyio.sleep(TICK_S)
+                for due in self._watch.due(self._now_ns()):
+                    await self._act(due)
+
+    def _now_ns(self) -> int:
+        """The broker's time, as far as its messages tell: never ahead of it."""
+        return self._newest_ns + int((anyio.current_time() - self._newest_at) * 1e9)
+
+    async def _follow_fleet(self, reader: Follower) -> None:
+        async for batch in reader:
+            for stored in batch:
+                for event in codec.decode(stored.data)[1]:
+                    self._watch.see_fleet(event)
+
+    async def _follow_shard(self, reader: Follower) -> None:
+        async for batch in reader:
+            for stored in batch:
+                if stored.stored_at_ns > self._newest_ns:
+                    self._newest_ns, self._newest_at = stored.stored_at_ns, anyio.current_time()
+                at = subjects.parse(stored.subject)
+                for event in codec.decode(stored.data)[1]:
+                    if at is None:
+                        self._watch.see_lane(event, stored.stored_at_ns)
+                    else:
+                        self._watch.see(event, at, stored.sequence, stored.stored_at_ns)
+
+    async def _act(self, due: Due) -> None:
+        logger.info("%s", due)
+        try:
+            match due:
+                case LaneLost():
+                    await self._append(subjects.lane(self._shard, due.lane), due)
+                case End():
+                    await self._append(subjects.work(due.at), due.event)
+                case Release():
+                    await self._append(subjects.work(due.at), due.event)
+                    await self._log.give_back(due.delivery)
+                case Offer():
+                    await self._offer(due)
+        except LogError as error:
+            logger.warning("not said, and due again: %s", error)
+
+    async def _append(self, subject: str, event: AnyEvent) -> None:
+        data = codec.encode(WRITER, [event])
+        await append_until_known(self._log, self._stream, subject, data, within_s=APPEND_S)
+
+    async def _offer(self, due: Offer) -> None:
+        """Append the record of the acceptance again, byte for byte."""
+        subject = subjects.request(due.at)
+        async for batch in self._log.scan(self._stream, [subject], first=due.sequence, target=due.sequence):
+            for stored in batch:
+                await append_until_known(self._log, self._stream, subject, stored.data, within_s=APPEND_S)

@@ -1,0 +1,213 @@
+"""What the janitor knows, and what it finds due: every accepted request ends. Pure; time comes in.
+
+    a live attempt's replica is lost           release the attempt, return its delivery
+    a live attempt has not moved for a bound   the same: it is stalled
+    nobody works on a request for a bound      offer it again: the same acceptance, a new delivery
+    a cancel is wanted for 10 s                end it
+    its deadline has passed                    end it
+    its lane is lost, and nobody attached      end it
+
+What the janitor says counts only if the fold agrees, so a late or repeated word harms nobody.
+"""
+
+from typing import Any
+
+import msgspec
+
+from events import subjects
+from events.lifecycle import Life, cancelled_as
+from events.lives import Lives
+from events.schema import (
+    AttemptReleased,
+    AttemptStarted,
+    ClientAttached,
+    FinishReason,
+    LaneLost,
+    LaneOpened,
+    LaneReported,
+    Problem,
+    ReleaseReason,
+    ReplicaLost,
+    RequestAccepted,
+    RequestFinished,
+)
+
+SECOND = 1_000_000_000
+
+# A worker notices its own engine's hang after 30 s; this is for workers that notice nothing.
+STALLED_NS = 60 * SECOND
+STALLED_PER_PROMPT_TOKEN_NS = SECOND // 50
+
+# A returned delivery is taken within milliseconds; a queue may be long. Each offer doubles the wait.
+UNTAKEN_NS = 10 * SECOND
+QUEUED_NS = 60 * SECOND
+
+# The worker expires and cancels by itself. Past these nobody works on the request.
+EXPIRED_NS = 5 * SECOND
+CANCELLED_NS = 10 * SECOND
+
+# Three reports of a lane; and how long its clients may take to come back elsewhere.
+LANE_NS = 10 * SECOND
+GRACE_NS = 15 * SECOND
+
+# What was found due is not found again while the log is read back.
+AGAIN_NS = 2 * SECOND
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Release an attempt on behalf of who cannot, and return its delivery."""
+
+    at: subjects.Address
+    event: AttemptReleased
+    delivery: str
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """Append the acceptance again that stands at `sequence`."""
+
+    at: subjects.Address
+    sequence: int
+
+
+class End(msgspec.Struct, frozen=True):
+    at: subjects.Address
+    event: RequestFinished
+
+
+Due = Release | Offer | End | LaneLost
+
+
+class Watched(msgspec.Struct):
+    """An open request. Times are the broker's."""
+
+    at: subjects.Address
+    sequence: int
+    deadline_ns: int
+    detached: bool
+    moved_ns: int
+    life: Life
+    worker: str = ""
+    delivery: str = ""
+    attached_ns: int = 0
+    wanted_ns: int = 0
+    acted_ns: int = 0
+    offers: int = 0
+
+
+class Watch:
+    def __init__(self) -> None:
+        self._lives = Lives()
+        self._open: dict[str, Watched] = {}
+        self._lanes: dict[str, int] = {}
+        self._lost_lanes: dict[str, int] = {}
+        self._lost_replicas: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def see_fleet(self, event: Any) -> None:
+        if isinstance(event, ReplicaLost):
+            self._lost_replicas[event.replica] = event.cause
+
+    def see_lane(self, event: Any, stored_at_ns: int) -> None:
+        match event:
+            case LaneOpened() | LaneReported():
+                self._lanes[event.lane] = stored_at_ns
+            case LaneLost():
+                self._lanes.pop(event.lane, None)
+                self._lost_lanes.setdefault(event.lane, stored_at_ns)
+            case ClientAttached() if event.request in self._open:
+                self._open[event.request].attached_ns = stored_at_ns
+
+    def see(self, event: Any, at: subjects.Address, sequence: int, stored_at_ns: int) -> None:
+        """Take an event of a request, in log order."""
+        if isinstance(event, RequestAccepted) and event.request not in self._open:
+            self._accept(event, at, sequence, stored_at_ns)
+        counted = self._lives.fold(event, at)
+        if counted is None:
+            return
+        request, life = counted
+        if life.phase == "ended":
+            del self._open[request]
+            self._lives.forget(request)
+            return
+        watched = self._open[request]
+        watched.life, watched.moved_ns, watched.offers = life, stored_at_ns, 0
+        if isinstance(event, AttemptStarted):
+            watched.worker, watched.delivery = event.worker, event.delivery
+        if life.wanted is not None and not watched.wanted_ns:
+            watched.wanted_ns = stored_at_ns
+
+    def _accept(self, event: RequestAccepted, at: subjects.Address, sequence: int, stored_at_ns: int) -> None:
+        self._lives.follow(event.request)
+        self._open[event.request] = Watched(
+            at=at,
+            sequence=sequence,
+            deadline_ns=stored_at_ns + event.deadline_ms * SECOND // 1000,
+            detached=event.detached,
+            moved_ns=stored_at_ns,
+            life=self._lives[event.request],
+        )
+        if at.lane not in self._lost_lanes:
+            self._lanes.setdefault(at.lane, stored_at_ns)
+
+    def due(self, now_ns: int) -> list[Due]:
+        """Return what has to be said at `now_ns`; once each, until the log had time to answer."""
+        found: list[Due] = [
+            LaneLost(lane=lane) for lane, seen_ns in self._lanes.items() if now_ns - seen_ns > LANE_NS
+        ]
+        for lost in found:
+            assert isinstance(lost, LaneLost)
+            self._lanes.pop(lost.lane)
+        for request, watched in self._open.items():
+            if now_ns - watched.acted_ns > AGAIN_NS and (action := self._due(request, watched, now_ns)):
+                watched.acted_ns = now_ns
+                found.append(action)
+        return found
+
+    def _due(self, request: str, watched: Watched, now_ns: int) -> Due | None:
+        life = watched.life
+        if now_ns > watched.deadline_ns + EXPIRED_NS:
+            return _end(request, watched, "expired", "the deadline passed before the answer was whole")
+        if life.wanted is not None and now_ns - watched.wanted_ns > CANCELLED_NS:
+            return _end(request, watched, cancelled_as(life.wanted), "cancelled while no worker answered")
+        if self._is_abandoned(watched, now_ns):
+            return _end(request, watched, "cancelled", "its gateway was lost and no client came back")
+        if life.live:
+            why = self._why_release(watched, now_ns)
+            return _release(watched, why) if why else None
+        waited_ns = UNTAKEN_NS if life.attempt else QUEUED_NS
+        if now_ns - watched.moved_ns > waited_ns << min(watched.offers, 6):
+            watched.offers += 1
+            return Offer(watched.at, watched.sequence)
+        return None
+
+    def _is_abandoned(self, watched: Watched, now_ns: int) -> bool:
+        lost_ns = self._lost_lanes.get(watched.at.lane)
+        if watched.detached or lost_ns is None:
+            return False
+        return now_ns - max(lost_ns, watched.attached_ns) > GRACE_NS
+
+    def _why_release(self, watched: Watched, now_ns: int) -> ReleaseReason | None:
+        if (cause := self._lost_replicas.get(watched.worker)) is not None:
+            return "host" if cause == "host" else "lost"
+        beside = (other for other in self._open.values() if other.worker == watched.worker)
+        tokens = sum(other.life.prompt_tokens for other in beside)
+        bound_ns = STALLED_NS + tokens * STALLED_PER_PROMPT_TOKEN_NS
+        return "stalled" if now_ns - watched.moved_ns > bound_ns else None
+
+
+def _end(request: str, watched: Watched, reason: FinishReason, message: str) -> End:
+    event = RequestFinished(
+        request=request,
+        attempt=None,
+        reason=reason,
+        output_tokens=watched.life.next_index,
+        error=Problem(code=reason, message=message),
+    )
+    return End(watched.at, event)
+
+
+def _release(watched: Watched, why: ReleaseReason) -> Release:
+    assert watched.life.attempt is not None, "a live request has an attempt"
+    return Release(watched.at, AttemptReleased(attempt=watched.life.attempt, why=why), watched.delivery)
