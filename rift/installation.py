@@ -80,11 +80,11 @@ class Installation:
     def log_address(self, url: str | None, environment: Mapping[str, str]) -> Address:
         """Return where the log answers: `url`, RIFT_NATS_URL or the embedded broker, in this order."""
         if url := url or environment.get("RIFT_NATS_URL"):
-            parts = urlsplit(url)
-            if not parts.hostname:
-                raise InstallationWrong(f"{url!r} is no NATS URL; write nats://[TOKEN@]HOST:PORT")
-            host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
-            return Address(f"{parts.scheme or 'nats'}://{host}", parts.username)
+            parts = [urlsplit(one.strip()) for one in url.split(",")]
+            if not all(part.hostname for part in parts):
+                raise InstallationWrong(f"{url!r} is no NATS URL; write nats://[TOKEN@]HOST:PORT[,…]")
+            hosts = [part.netloc.rpartition("@")[2] for part in parts]
+            return Address(",".join(f"nats://{host}" for host in hosts), parts[0].username)
         if found := broker.address(self.nats):
             return found
         raise InstallationWrong(

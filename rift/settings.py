@@ -11,6 +11,9 @@ import msgspec
 from rift import catalogue
 from rift.catalogue import Catalogue, CatalogueWrong, Model
 
+# One to begin with; more can be added on any day without moving anything.
+SHARDS = 1
+
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
@@ -27,6 +30,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
     engine: Literal["vllm", "sim"] = "vllm"
     hardware: str = "cpu"
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 24)] = 4 << 30
     models: dict[str, Model] = {}
 

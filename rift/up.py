@@ -27,7 +27,7 @@ from events.schema import AnyEvent, ReplicaLost, ScaleDecided
 from rift import __version__, accounts, broker, catalogue
 from rift.installation import Installation, InstallationWrong
 from rift.processes import Child, Guard
-from rift.settings import Settings
+from rift.settings import SHARDS, Settings
 
 FIRST_ACCOUNT = "dev"
 WRITER = "up"
@@ -36,7 +36,6 @@ PROMPT = "Explain quantum computing to a 12-year-old."
 # A broker with a large store reads its index first; an empty one answers in 0.1 s.
 BROKER_START_S = 60.0
 FLEET_APPEND_S = 30.0
-SHARDS = 1
 
 # A worker that ends by one of these was ended by somebody else; by any other, by itself.
 KILLED_BY_HOST = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -84,7 +83,9 @@ class Up:
         broker.configure(self._installation.nats)
         self._child(tasks, "nats", lambda: broker.command(self._installation.nats))
         self._log = await self._connected()
-        await self._log.ensure_streams(shards=SHARDS, replicas=1, max_bytes=settings.log_bytes_max)
+        await self._log.ensure_streams(
+            shards=SHARDS, replicas=settings.replicas, max_bytes=settings.log_bytes_max
+        )
         key = await self._write_book()
         await self._write_fleet()
         self._child(tasks, "control", partial(self._role, "control"))

@@ -78,13 +78,13 @@ def stream_config(
 
 
 async def connect(url: str, *, token: str | None, name: str) -> "JetStream":
-    """Return the log at `url`, which reconnects for as long as it is open. Raises LogError."""
+    """Return the log at `url` (several with commas), which reconnects while it is open. Raises LogError."""
     opened = JetStream()
     with anyio.move_on_after(CONNECT_S) as scope:
         opened.connecting = scope
         try:
             await opened.client.connect(
-                url,
+                url.split(","),
                 name=name,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # a float is what it is used as

@@ -9,7 +9,7 @@ from pathlib import Path
 from events.jetstream import JetStream, connect
 from rift import settings
 from rift.installation import Installation
-from rift.settings import Settings
+from rift.settings import SHARDS, Settings
 
 OVERRIDES = ("host", "port", "model", "engine", "workers")
 
@@ -42,3 +42,11 @@ async def connected(options: Namespace, name: str) -> AsyncIterator[JetStream]:
         yield log
     finally:
         await log.close()
+
+
+@asynccontextmanager
+async def connected_role(options: Namespace, settings: Settings, name: str) -> AsyncIterator[JetStream]:
+    """As `connected`, for a process that writes: the broker must be as the protocol needs it."""
+    async with connected(options, name) as log:
+        await log.ensure_streams(shards=SHARDS, replicas=settings.replicas, max_bytes=settings.log_bytes_max)
+        yield log

@@ -15,15 +15,19 @@ from events.schema import ReplicaStarting
 from rift import catalogue
 from rift import up as installation_up
 from rift.catalogue import Profile
-from rift.cli.connection import configuration, connected, installation, load_settings
+from rift.cli.connection import (
+    configuration,
+    connected,
+    connected_role,
+    installation,
+    load_settings,
+)
 from rift.control import main as control_process
 from rift.engines import Engine, EngineFailed
 from rift.gateway import main as gateway_process
 from rift.processes import Guard
-from rift.settings import Settings
+from rift.settings import SHARDS, Settings
 from rift.worker import main as worker_process
-
-SHARDS = 1
 
 
 def up(options: Namespace) -> None:
@@ -42,7 +46,10 @@ def gateway(options: Namespace) -> None:
     secret = installation(options).secret()
 
     async def serve(stop: anyio.Event) -> None:
-        async with connected(options, "gateway") as log, connected(options, "gateway-history") as history_log:
+        async with (
+            connected_role(options, settings, "gateway") as log,
+            connected(options, "gateway-history") as history_log,
+        ):
             await gateway_process.run(
                 log,
                 history_log,
@@ -70,7 +77,7 @@ def worker(options: Namespace) -> None:
     _lead_group()
 
     async def serve(stop: anyio.Event) -> None:
-        async with connected(options, replica) as log:
+        async with connected_role(options, settings, replica) as log:
             await worker_process.serve(
                 log, partial(_start_engine, settings, profile), starting, shards=SHARDS, drain=stop
             )
@@ -79,10 +86,10 @@ def worker(options: Namespace) -> None:
 
 
 def control(options: Namespace) -> None:
-    found = installation(options)
+    found, settings = installation(options), load_settings(options)
 
     async def serve(stop: anyio.Event) -> None:
-        async with connected(options, "control") as log, anyio.create_task_group() as tasks:
+        async with connected_role(options, settings, "control") as log, anyio.create_task_group() as tasks:
             tasks.start_soon(control_process.run, log, found.database)
             await stop.wait()
             tasks.cancel_scope.cancel()

@@ -2,9 +2,11 @@
 
 import logging
 import secrets
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import anyio
+from anyio.abc import TaskGroup
 
 from events import book as books
 from events import codec, fleet, ids, subjects
@@ -33,6 +35,14 @@ LAST_WORD_S = 0.5
 LAST_FRAMES_S = 0.5
 
 
+class Opened(NamedTuple):
+    """A gateway that reads its lane; it accepts requests from now on."""
+
+    gateway: Gateway
+    relays: Relays
+    lane: str
+
+
 async def run(
     log: Log,
     history_log: Log,
@@ -48,42 +58,67 @@ async def run(
 
     Raises LogError, OSError (the port), codec.RecordUnreadable.
     """
-    shard, lane = 0, ids.new_lane_id(secrets.token_bytes(ids.RANDOM_BYTES))
-    known, replicas = await books.read(log), await fleet.read(log)
-    await _say(log, shard, LaneOpened(lane=lane, shard=shard), lane)
-    histories = Histories(history_log)
     async with anyio.create_task_group() as tasks:
-        relays = Relays(log, histories, shard=shard, lane=lane, tasks=tasks)
-        await relays.open()
-        tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known)
-        tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas)
-        tasks.start_soon(_report, log, shard, lane)
-        admission = Admission(log, relays.own, book=known, fleet=replicas, models=models, shard=shard)
-        tasks.start_soon(admission.watch_room)
-        gateway = Gateway(
-            log,
-            relays,
-            histories,
-            admission,
-            Delivery(log, writer=lane, fleet=replicas, tasks=tasks),
-            book=known,
-            fleet=replicas,
-            models=models,
-            secret=secret,
-            lane=(shard, lane),
-            entropy=secrets.token_bytes,
+        opened = await open_gateway(
+            log, history_log, models=models, secret=secret, entropy=secrets.token_bytes, tasks=tasks
         )
 
         async def stopped() -> None:
             await stop.wait()
-            for relay in relays.every():
-                relay.break_off_all(STOPPING)
-            await anyio.sleep(LAST_FRAMES_S)
+            await let_streams_go(opened)
 
-        await serve(gateway, host=host, port=port, stopped=stopped)
-        with anyio.move_on_after(LAST_WORD_S):
-            await _say(log, shard, LaneLost(lane=lane), lane)
+        await serve(opened.gateway, host=host, port=port, stopped=stopped)
+        await say_goodbye(log, opened)
         tasks.cancel_scope.cancel()
+
+
+async def open_gateway(
+    log: Log,
+    history_log: Log,
+    *,
+    models: Catalogue,
+    secret: bytes,
+    entropy: Callable[[int], bytes],
+    tasks: TaskGroup,
+) -> Opened:
+    """Open a lane and start what a gateway does beside its clients. Raises as `run`."""
+    shard, lane = 0, ids.new_lane_id(entropy(ids.RANDOM_BYTES))
+    known, replicas = await books.read(log), await fleet.read(log)
+    await _say(log, shard, LaneOpened(lane=lane, shard=shard), lane)
+    histories = Histories(history_log)
+    relays = Relays(log, histories, shard=shard, lane=lane, tasks=tasks)
+    await relays.open()
+    tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known)
+    tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas)
+    tasks.start_soon(_report, log, shard, lane)
+    admission = Admission(log, relays.own, book=known, fleet=replicas, models=models, shard=shard)
+    tasks.start_soon(admission.watch_room)
+    gateway = Gateway(
+        log,
+        relays,
+        histories,
+        admission,
+        Delivery(log, writer=lane, fleet=replicas, tasks=tasks),
+        book=known,
+        fleet=replicas,
+        models=models,
+        secret=secret,
+        lane=(shard, lane),
+        entropy=entropy,
+    )
+    return Opened(gateway, relays, lane)
+
+
+async def let_streams_go(opened: Opened) -> None:
+    """Tell every client where to go on."""
+    for relay in opened.relays.every():
+        relay.break_off_all(STOPPING)
+    await anyio.sleep(LAST_FRAMES_S)
+
+
+async def say_goodbye(log: Log, opened: Opened) -> None:
+    with anyio.move_on_after(LAST_WORD_S):
+        await _say(log, 0, LaneLost(lane=opened.lane), opened.lane)
 
 
 async def _report(log: Log, shard: int, lane: str) -> None:

@@ -30,11 +30,33 @@ class Frame(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The answer token by token: what each adds to the text. The prompt's size is in tokens."""
+    """The answer token by token: what each adds to the text. The prompt's size is in tokens.
+
+    `reasons` are the finish reasons, or codes of an error, that may end it; `charged` says whether
+    its tokens cost anything.
+    """
 
     pieces: Sequence[str]
     prompt_tokens: int
     reasons: frozenset[str] = frozenset({"length"})
+    charged: bool = True
+
+    def charge_nanousd(self, output_tokens: int) -> int:
+        """The charge by the checker's own arithmetic: no output token, no charge."""
+        if not self.charged or not output_tokens:
+            return 0
+        return self.prompt_tokens * PROMPT_NANOUSD + output_tokens * OUTPUT_NANOUSD
+
+    def cut(self, told: "Told") -> "Expected":
+        """The answer of a request that its client cancelled: what counted until then, or all of it.
+
+        What control had to end costs nothing.
+        """
+        return self._replace(
+            pieces=self.pieces[: told.tokens_counted],
+            reasons=self.reasons | {"cancelled"},
+            charged=told.ender != "control",
+        )
 
 
 class Told(NamedTuple):
@@ -45,6 +67,11 @@ class Told(NamedTuple):
     prompt_tokens: int
     attempts: int
     reason: str | None
+    ender: str | None = "worker"
+
+    @property
+    def tokens_counted(self) -> int:
+        return sum(count for _, count, _ in self.tokens)
 
 
 @dataclass
@@ -73,11 +100,6 @@ class Counts:
             f"{cycles} cycles, {self.lost} lost, {self.duplicated} duplicated, {self.reordered} reordered, "
             f"{len(self.unexplained)} unexplained, {charges}"
         )
-
-
-def charge_nanousd(prompt_tokens: int, output_tokens: int) -> int:
-    """The charge by the checker's own arithmetic: no output token, no charge."""
-    return prompt_tokens * PROMPT_NANOUSD + output_tokens * OUTPUT_NANOUSD if output_tokens else 0
 
 
 def check_stream(frames: Sequence[Frame], expected: Expected) -> Counts:
@@ -168,7 +190,7 @@ def _check_end(frames: Sequence[Frame], expected: Expected, counts: Counts, *, r
     }
     if end["usage"] != usage:
         counts.unexplained.append(f"usage is {end['usage']}, the client counted {usage}")
-    charge = charge_nanousd(expected.prompt_tokens, received)
+    charge = expected.charge_nanousd(received)
     if end["charge"]["nanousd"] != charge:
         counts.differing.append(f"{end['id']}: charged {end['charge']['nanousd']}, counted {charge}")
 
@@ -230,8 +252,7 @@ def check_row(request: str, row: dict[str, Any] | None, told: Told, *, charge: i
         return counts
     if row["charge_nanousd"] != charge:
         counts.differing.append(f"{request}: billed {row['charge_nanousd']}, counted {charge}")
-    output = sum(count for _, count, _ in told.tokens)
-    facts = (told.reason, told.prompt_tokens, output, told.attempts)
+    facts = (told.reason, told.prompt_tokens, told.tokens_counted, told.attempts)
     billed = tuple(row[name] for name in ("finish_reason", "prompt_tokens", "output_tokens", "attempts"))
     if billed != facts:
         counts.unexplained.append(f"{request}: the row says {billed}, the log {facts}")

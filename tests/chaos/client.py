@@ -28,13 +28,14 @@ REFUSED = frozenset({429, 503})
 
 
 class Wish(NamedTuple):
-    """What a client asks for, and the answer if it can be foretold."""
+    """What a client asks for, and the answer if it can be foretold. It cancels at `cancel_at` tokens."""
 
     prompt: str
     seed: int
     max_tokens: int
     idempotency_key: str | None
     expected: Expected | None
+    cancel_at: int | None = None
 
     def body(self, model: str) -> dict[str, Any]:
         parameters = {"max_tokens": self.max_tokens, "seed": self.seed}
@@ -84,6 +85,8 @@ class Client:
         self._last_id, self._index = 0, -1
         self._by_id: dict[int, Frame] = {}
         self._over = False
+        self._cancelled = self._accept_again = False
+        self.orphans = 0
 
     @property
     def ended(self) -> bool:
@@ -97,7 +100,11 @@ class Client:
         """Return with the whole answer, or with an anomaly that says why not."""
         self.asked_s = anyio.current_time()
         with anyio.move_on_after(STREAM_S) as patience:
-            while not self.ended and not self._over:
+            async with anyio.create_task_group() as tasks:
+                if self.wish.cancel_at is not None:
+                    tasks.start_soon(self._cancel, self.wish.cancel_at)
+                await self._ask_until_ended()
+                tasks.cancel_scope.cancel()
                 try:
                     await (self._resume() if self.request else self._send())
                 except httpx.TransportError as error:

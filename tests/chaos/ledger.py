@@ -28,9 +28,14 @@ class Story:
     tokens: list[tuple[int, int, str]] = field(default_factory=list)
     wanted: str | None = None
     reason: str | None = None
+    ender: str | None = None
 
     def told(self) -> Told:
-        return Told(self.accepted, self.tokens, self.prompt_tokens, self.attempts, self.reason)
+        facts = (self.accepted, self.tokens, self.prompt_tokens, self.attempts)
+        return Told(*facts, self.reason, self.ender)
+
+    def end(self, reason: str, ender: str) -> None:
+        self.reason, self.ender, self.live = reason, ender, False
 
 
 @dataclass
@@ -119,7 +124,7 @@ class Ledger:
             return False
         story.live = False
         if story.wanted is not None:
-            story.reason = "revoked" if story.wanted == "revoked" else "cancelled"
+            story.end("revoked" if story.wanted == "revoked" else "cancelled", "fold")
         return True
 
     def _CancelRequested(self, story: Story, event: dict[str, Any]) -> bool:
@@ -127,7 +132,7 @@ class Ledger:
             return False
         story.wanted = event["why"]
         if not story.live:
-            story.reason = "revoked" if story.wanted == "revoked" else "cancelled"
+            story.end("revoked" if story.wanted == "revoked" else "cancelled", "fold")
         return True
 
     def _RequestFinished(self, story: Story, event: dict[str, Any]) -> bool:
@@ -136,7 +141,7 @@ class Ledger:
         told = self._is_current(story, event) and event["output_tokens"] == story.next_index
         if event["attempt"] is not None and not told:
             return False
-        story.reason, story.live = event["reason"], False
+        story.end(event["reason"], "worker" if event["attempt"] else "control")
         return True
 
     @staticmethod

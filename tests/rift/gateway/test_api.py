@@ -40,7 +40,8 @@ def test_an_answer_is_one_object(client: httpx.Client) -> None:
     assert response.status_code == 200
     answer = response.json()
     assert set(answer) == {
-        "id", "object", "model", "created", "output", "finish_reason", "usage", "charge", "timing", "simulated",
+        "id", "object", "model", "created", "output", "finish_reason", "usage", "charge", "timing",
+        "simulated",
     }  # fmt: skip
     assert answer["object"] == "inference"
     assert answer["model"] == MODEL
@@ -185,7 +186,7 @@ def test_a_body_over_the_limit_is_413_and_the_next_request_is_served(client: htt
     assert client.post("/v1/inference", json=body()).status_code == 200
 
 
-# --- OpenAI's routes -----------------------------------------------------------------------------------------
+# --- OpenAI's routes ---------------------------------------------------------------------------------
 
 
 def test_a_completion_in_openais_shape(client: httpx.Client) -> None:

@@ -130,7 +130,7 @@ def test_a_running_request_can_be_cancelled_and_an_ended_one_says_so(
     assert client.delete("/v1/inference/req_x").status_code == 404
 
 
-# --- background ----------------------------------------------------------------------------------------------
+# --- background --------------------------------------------------------------------------------------
 
 
 def test_a_background_request_goes_on_without_a_client(client: httpx.Client) -> None:
@@ -144,7 +144,7 @@ def test_a_background_request_goes_on_without_a_client(client: httpx.Client) -> 
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "background")
 
 
-# --- idempotency keys -----------------------------------------------------------------------------------------
+# --- idempotency keys --------------------------------------------------------------------------------
 
 
 def test_a_key_gives_the_same_answer_again_and_one_charge(client: httpx.Client, service: Service) -> None:
@@ -168,10 +168,12 @@ def test_a_running_stream_is_streamed_again_from_its_first_token(
     with client.stream("POST", "/v1/inference", json=body(60, stream=True), headers=headers) as response:
         first = frames(response)
         head = [next(first) for _ in range(10)]
-        with service.client() as other:
-            with other.stream("POST", "/v1/inference", json=body(60, stream=True), headers=headers) as second:
-                assert second.headers["idempotent-replayed"] == "true"
-                events = list(frames(second))
+        with (
+            service.client() as other,
+            other.stream("POST", "/v1/inference", json=body(60, stream=True), headers=headers) as second,
+        ):
+            assert second.headers["idempotent-replayed"] == "true"
+            events = list(frames(second))
         rest = list(first)
     whole = without_retry(head + rest)
     assert without_retry(events)[-len(whole) :] == whole

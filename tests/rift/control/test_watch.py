@@ -1,0 +1,164 @@
+"""What the janitor finds due, moment by moment."""
+
+import pytest
+
+from events import ids, subjects
+from events.schema import (
+    AttemptReleased,
+    AttemptStarted,
+    CancelRequested,
+    ClientAttached,
+    LaneLost,
+    LaneReported,
+    Parameters,
+    ReplicaLost,
+    RequestAccepted,
+    RequestFinished,
+    TokensGenerated,
+)
+from rift.control.watch import End, Offer, Release, Watch
+
+SECOND = 1_000_000_000
+AT = subjects.Address(0, "lane1234", "m")
+
+
+class Story:
+    """A request's events, a second apart unless told otherwise, with its lane alive."""
+
+    def __init__(self, **accepted: object) -> None:
+        self.watch = Watch()
+        self.now_ns = 1_000 * SECOND
+        self.sequence = 0
+        self.request = ids.new_request_id(
+            secret=b"s" * 32, account="dev", at=AT, floor=0, entropy=b"0123456789"
+        )
+        event = RequestAccepted(
+            request=self.request,
+            account="dev",
+            key="k",
+            model="m",
+            kind="inference",
+            input="hello",
+            parameters=Parameters(),
+            stream=True,
+            prompt_tokens_max=10,
+            deadline_ms=600_000,
+            price_version=1,
+            **accepted,
+        )
+        self.tell(event)
+
+    def tell(self, *events: object) -> None:
+        for event in events:
+            self.sequence += 1
+            self.watch.see(event, AT, self.sequence, self.now_ns)
+
+    def start(self, attempt: str = "a", after: str | None = None, index: int = 0) -> None:
+        self.tell(
+            AttemptStarted(
+                request=self.request,
+                attempt=attempt,
+                after=after,
+                resume_index=index,
+                worker=f"worker-of-{attempt}",
+                prompt_tokens=100,
+                accepted_at_ns=0,
+                engine="sim",
+                model_digest="",
+                delivery=f"ack-of-{attempt}",
+            )
+        )
+
+    def after(self, seconds: float, *, lane_lives: bool = True) -> list[object]:
+        self.now_ns += int(seconds * SECOND)
+        if lane_lives:
+            self.watch.see_lane(LaneReported(lane=AT.lane), self.now_ns)
+        return self.watch.due(self.now_ns)
+
+
+def test_nothing_is_due_while_all_goes_well() -> None:
+    story = Story()
+    assert story.after(1) == []
+    story.start()
+    for index in range(100):
+        story.tell(TokensGenerated(attempt="a", index=index, token_ids=(1,), text="x"))
+        assert story.after(5) == []
+    story.tell(RequestFinished(request=story.request, attempt="a", reason="stop", output_tokens=100))
+    assert story.after(10_000) == []
+    assert len(story.watch) == 0
+
+
+@pytest.mark.parametrize(("cause", "why"), [("host", "host"), ("engine", "lost")])
+@pytest.mark.parametrize("lost_first", [False, True])
+def test_a_lost_replicas_attempt_is_released_at_once(cause: str, why: str, lost_first: bool) -> None:
+    story = Story()
+    lost = ReplicaLost(replica="worker-of-a", model="m", cause=cause)
+    if lost_first:
+        story.watch.see_fleet(lost)
+    story.start()
+    if not lost_first:
+        assert story.after(0) == []
+        story.watch.see_fleet(lost)
+    (due,) = story.after(0)
+    assert due == Release(AT, AttemptReleased(attempt="a", why=why), "ack-of-a")
+    assert story.after(0.5) == [], "said once, until the log had time to answer"
+    assert story.after(2) == [due], "and again if it was not heard"
+    story.tell(due.event)
+    assert story.after(3) == []
+
+
+def test_a_released_request_that_nobody_takes_is_offered_again_and_later_each_time() -> None:
+    story = Story()
+    story.start()
+    story.tell(AttemptReleased(attempt="a", why="host"))
+    assert story.after(9) == []
+    assert story.after(2) == [Offer(AT, 1)]
+    assert story.after(5) == []
+    assert story.after(10) == [Offer(AT, 1)]
+    story.start("b", after="a")
+    assert story.after(30) == []
+
+
+def test_a_queued_request_is_offered_again_after_a_minute() -> None:
+    story = Story()
+    assert story.after(59) == []
+    assert story.after(2) == [Offer(AT, 1)]
+
+
+def test_a_silent_attempt_is_released_but_not_before_its_prompt_can_be_read() -> None:
+    story = Story()
+    story.start()
+    assert story.after(61) == [], "100 prompt tokens allow 2 s more"
+    (due,) = story.after(2)
+    assert due.event.why == "stalled"
+
+
+def test_a_wanted_cancel_is_carried_out_after_10_s() -> None:
+    story = Story()
+    story.start()
+    story.tell(CancelRequested(request=story.request, why="client"))
+    assert story.after(9) == []
+    (due,) = story.after(2)
+    assert isinstance(due, End)
+    assert (due.event.reason, due.event.attempt, due.event.output_tokens) == ("cancelled", None, 0)
+
+
+def test_a_deadline_that_passed_ends_the_request() -> None:
+    story = Story()
+    assert [type(due) for due in story.after(604)] == [Offer]
+    (due,) = story.after(3)
+    assert due.event.reason == "expired"
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_lost_lanes_request_ends_unless_a_client_attached_or_none_is_needed(detached: bool) -> None:
+    story = Story(detached=detached)
+    story.start()
+    (lost,) = story.after(11, lane_lives=False)
+    assert lost == LaneLost(lane=AT.lane)
+    story.watch.see_lane(lost, story.now_ns)
+    story.after(10, lane_lives=False)
+    story.watch.see_lane(ClientAttached(request=story.request), story.now_ns)
+    assert story.after(10, lane_lives=False) == []
+    found = story.after(10, lane_lives=False)
+    assert [due.event.reason for due in found] == ([] if detached else ["cancelled"])

@@ -1,0 +1,161 @@
+"""What the log says of every request, judged as it is stored: the invariants that hold at every step.
+
+The ledger reads the broker's memory itself, with no delay and no fault. It decides what counts with the
+one fold (the model in `protocol_model.py` is what judges that), and then asks of what counted what a
+client, an auditor and an operator would ask.
+"""
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from events import codec, subjects
+from events.charge import charge_nanousd
+from events.lifecycle import Life
+from events.lives import Lives
+from events.log import Stored
+from events.memory import MemoryBroker
+from events.schema import (
+    AttemptStarted,
+    Price,
+    RequestAccepted,
+    RequestFinished,
+    TokensGenerated,
+)
+from replay.fold import Fold
+from replay.fold import read as read_batch
+from replay.rows import RequestRow
+
+STREAM = subjects.shard_stream(0)
+
+
+class Violation(AssertionError):
+    """The service broke a promise."""
+
+
+def hold(promise: bool, words: str) -> None:
+    if not promise:
+        raise Violation(words)
+
+
+class Entry(msgspec.Struct):
+    """One request: each event that counted, in order; number n of a stream is `events[n - 1]`."""
+
+    accepted: RequestAccepted
+    accepted_at_ns: int
+    events: list[Any] = []
+    token_ids: list[int] = []
+    text: str = ""
+    attempts: list[str] = []
+    life: Life = Life()
+    ended_at_ns: int = 0
+
+    @property
+    def id(self) -> str:
+        return self.accepted.request
+
+    @property
+    def prompt(self) -> str:
+        prompt = self.accepted.input
+        return prompt if isinstance(prompt, str) else prompt[0].content
+
+
+class Ledger:
+    def __init__(self, broker: MemoryBroker, price: Price) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.price = price
+        self._broker = broker
+        self._lives = Lives()
+        self._read_to = 0
+
+    async def watch(self) -> None:
+        """Judge everything as it is stored, for as long as the service runs. Raises Violation."""
+        stream = self._broker.stream(STREAM)
+        while True:
+            changed = stream.changed
+            self.catch_up()
+            await changed.wait()
+
+    def catch_up(self) -> None:
+        messages = self._broker.stream(STREAM).messages
+        while self._read_to < len(messages):
+            self._read_to += 1
+            stored = messages[self._read_to - 1]
+            hold(stored.sequence == self._read_to, f"sequence {stored.sequence} stands at {self._read_to}")
+            self._judge(stored)
+
+    def _judge(self, stored: Stored) -> None:
+        at = subjects.parse(stored.subject)
+        for event in codec.decode(stored.data)[1]:
+            if at is None:
+                continue
+            if isinstance(event, RequestAccepted) and event.request not in self.entries:
+                self.entries[event.request] = Entry(event, stored.stored_at_ns)
+                self._lives.follow(event.request)
+            if (counted := self._lives.fold(event, at)) is not None:
+                entry = self.entries[counted[0]]
+                self._count(entry, event, counted[1])
+                if counted[1].phase == "ended":
+                    entry.ended_at_ns = stored.stored_at_ns
+
+    def _count(self, entry: Entry, event: Any, life: Life) -> None:
+        hold(not entry.ended_at_ns, f"{entry.id}: {event} counted after the end")
+        entry.events.append(event)
+        entry.life = life
+        hold(life.counted == len(entry.events), f"{entry.id}: {event} has another number than it stands at")
+        match event:
+            case AttemptStarted():
+                hold(event.attempt not in entry.attempts, f"{event.attempt} counted twice")
+                entry.attempts.append(event.attempt)
+            case TokensGenerated():
+                hold(event.attempt == entry.attempts[-1], f"{entry.id}: tokens of an older attempt counted")
+                hold(event.index == len(entry.token_ids), f"{entry.id}: {event.index} leaves a gap")
+                entry.token_ids += event.token_ids
+                entry.text += event.text
+            case RequestFinished() if event.attempt is not None:
+                hold(event.attempt == entry.attempts[-1], f"{entry.id}: ended by an older attempt")
+        hold(life.next_index == len(entry.token_ids), f"{entry.id}: usage is not the counted tokens")
+
+    # --- at the end ----------------------------------------------------------------------------------
+
+    @property
+    def open(self) -> list[Entry]:
+        return [entry for entry in self.entries.values() if not entry.ended_at_ns]
+
+    def charge_nanousd(self, entry: Entry) -> int:
+        return charge_nanousd(entry.life, self.price)
+
+    def check_deadlines(self, now_ns: int, *, late_ns: int) -> None:
+        for entry in self.open:
+            due_ns = entry.accepted_at_ns + entry.accepted.deadline_ms * 1_000_000 + late_ns
+            hold(now_ns < due_ns, f"{entry.id} is open long after its deadline")
+
+    def check_projection(self, cut: int) -> None:
+        """The projector's fold, in batches of `cut`, bills every request as this ledger does, once."""
+        fold, rows, ended = Fold(), list[Any](), set[str]()
+        for name in (subjects.BOOK, subjects.FLEET, STREAM):
+            messages = self._broker.stream(name).messages
+            for first in range(0, len(messages), cut):
+                changes = fold.apply(read_batch(name, messages[first : first + cut]), ended=frozenset(ended))
+                hold(changes.stop is None, f"the projector stopped: {changes.stop}")
+                rows += changes.rows
+                ended |= {row.request_id for row in changes.rows if isinstance(row, RequestRow)}
+        requests = [row for row in rows if isinstance(row, RequestRow)]
+        billed = {row.request_id: (row.output_tokens, row.charge_nanousd) for row in requests}
+        hold(len(billed) == len(requests), "the projector entered a request twice")
+        here = {
+            entry.id: (len(entry.token_ids), self.charge_nanousd(entry))
+            for entry in self.entries.values()
+            if entry.ended_at_ns
+        }
+        hold(billed == here, "the projector's bill is another")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything the log holds: positions, times, subjects and bytes."""
+        found = hashlib.sha256()
+        for name, stream in sorted(self._broker.streams.items()):
+            for stored in stream.messages:
+                head = f"{name} {stored.sequence} {stored.stored_at_ns} {stored.subject} {len(stored.data)}\n"
+                found.update(head.encode() + stored.data)
+        return found.hexdigest()

@@ -1,0 +1,261 @@
+"""The processes of a simulated service: gateways, workers and the janitor, each with its own connections.
+
+A process that is killed sends nothing more and hears nothing; what it sent before may still arrive. One that
+is frozen goes on later as if nothing had been. The code that runs in them is Rift's own.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from events import codec, subjects
+from events.log import LogError, append_until_known
+from events.memory import MemoryBroker, MemoryLog
+from events.schema import AnyEvent, Parameters, ReplicaLost, ReplicaReady, ReplicaStarting, ReplicaStopped
+from rift import catalogue
+from rift.catalogue import Catalogue, Model
+from rift.control.janitor import Janitor
+from rift.engines import EngineFailed, Step
+from rift.engines.sim import SimEngine
+from rift.gateway import main as gateway
+from rift.worker.worker import Worker
+
+MODEL = "model-a"
+MODELS: Catalogue = {MODEL: Model(source="sim", context_tokens=512, prompt_usd="0.1", output_usd="0.35")}
+SECRET = b"simulated" * 4
+SLOTS = 3
+TOKENS_PER_S = 20.0
+
+# What a supervisor takes to say that a process has ended.
+NOTICED_S = 1.0
+SAY_S = 60.0
+
+
+class Chance(Protocol):
+    """What of `random.Random` the processes need."""
+
+    def random(self) -> float: ...
+    def uniform(self, a: float, b: float, /) -> float: ...
+    def randbytes(self, n: int, /) -> bytes: ...
+
+
+class Process:
+    """`ended` is set when nothing of it runs any more, `why` is what it ended of."""
+
+    kind = "process"
+
+    def __init__(self, broker: MemoryBroker, chance: Chance, name: str) -> None:
+        self.name, self.chance = name, chance
+        self.log, self.second_log = MemoryLog(broker), MemoryLog(broker)
+        self.ended = anyio.Event()
+        self.is_frozen = False
+        self.why: BaseException | None = None
+        self._scope = anyio.CancelScope()
+
+    async def run(self) -> None:
+        try:
+            with self._scope:
+                await self.main()
+        except* (EngineFailed, LogError) as failed:
+            self.why = failed
+        finally:
+            self._end()
+
+    async def main(self) -> None:
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        self._end()
+        self._scope.cancel()
+
+    def _end(self) -> None:
+        self.ended.set()
+        for log in (self.log, self.second_log):
+            log.connection.kill()
+
+    def freeze(self) -> None:
+        self.is_frozen = True
+        for log in (self.log, self.second_log):
+            log.connection.freeze()
+
+    def thaw(self) -> None:
+        self.is_frozen = False
+        for log in (self.log, self.second_log):
+            if not self.ended.is_set():
+                log.connection.thaw()
+
+    def disconnect(self, down_s: float) -> None:
+        for log in (self.log, self.second_log):
+            log.connection.disconnect(down_s)
+
+
+class Call(Protocol):
+    """One HTTP request, as the process sees it."""
+
+    scope: dict[str, Any]
+
+    async def receive(self) -> dict[str, Any]: ...
+    async def send(self, message: Any) -> None: ...
+    def is_over(self) -> None: ...
+
+
+class GatewayProcess(Process):
+    """`is_open` once clients can connect; `stop` is its supervisor's word."""
+
+    kind = "gateway"
+
+    def __init__(self, broker: MemoryBroker, chance: Chance, name: str) -> None:
+        super().__init__(broker, chance, name)
+        self.stop = anyio.Event()
+        self._opened: gateway.Opened | None = None
+        self._tasks: TaskGroup
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened is not None and not self.stop.is_set() and not self.ended.is_set()
+
+    async def main(self) -> None:
+        async with anyio.create_task_group() as self._tasks:
+            self._opened = await gateway.open_gateway(
+                self.log,
+                self.second_log,
+                models=MODELS,
+                secret=SECRET,
+                entropy=self.chance.randbytes,
+                tasks=self._tasks,
+            )
+            await self.stop.wait()
+            await gateway.let_streams_go(self._opened)
+            await gateway.say_goodbye(self.log, self._opened)
+            self._tasks.cancel_scope.cancel()
+
+    def serve(self, call: Call) -> None:
+        assert self.is_open, "nobody listens"
+        self._tasks.start_soon(self._serve, call)
+
+    async def _serve(self, call: Call) -> None:
+        assert self._opened is not None, "a gateway that listens is open"
+        try:
+            await self._opened.gateway(call.scope, call.receive, call.send)
+        finally:
+            call.is_over()
+
+
+class Engine(SimEngine):
+    """Counts what it runs, freezes with its process, and can be told to hang."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(MODELS[MODEL], tokens_per_s=TOKENS_PER_S, sleep=self._pass)
+        self.slots = SLOTS
+        self.running: dict[str, float] = {}
+        self.hangs = False
+        self._process = process
+
+    async def _pass(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+        if self.hangs:
+            await anyio.sleep_forever()
+        await self._process.log.connection.thawed()
+
+    async def generate(
+        self,
+        attempt: str,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int],
+        parameters: Parameters,
+        *,
+        max_tokens: int,
+        salt: str,
+    ) -> AsyncGenerator[Step, None]:
+        self.running[attempt] = anyio.current_time()
+        steps = super().generate(
+            attempt, prompt_ids, output_ids, parameters, max_tokens=max_tokens, salt=salt
+        )
+        try:
+            async for step in steps:
+                yield step
+        finally:
+            del self.running[attempt]
+            await steps.aclose()
+
+
+class WorkerProcess(Process):
+    kind = "worker"
+
+    def __init__(self, broker: MemoryBroker, chance: Chance, name: str) -> None:
+        super().__init__(broker, chance, name)
+        self.drain = anyio.Event()
+        self.engine = Engine(self)
+
+    async def main(self) -> None:
+        await say(self.log, ReplicaStarting(replica=self.name, model=MODEL, engine="sim"))
+        worker = Worker(
+            self.log,
+            self.engine,
+            name=self.name,
+            model=catalogue.slug(MODEL),
+            shard=0,
+            slots=SLOTS,
+            entropy=self.chance.randbytes,
+        )
+        opened = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._announce, opened)
+            await worker.run(opened=opened.set, drain=self.drain)
+            tasks.cancel_scope.cancel()
+        await say(self.log, ReplicaStopped(replica=self.name, model=MODEL, why="drained"))
+
+    async def _announce(self, opened: anyio.Event) -> None:
+        await opened.wait()
+        await say(self.log, ReplicaReady(replica=self.name, model=MODEL, slots=SLOTS, start_ns=1))
+
+
+class JanitorProcess(Process):
+    kind = "janitor"
+
+    async def main(self) -> None:
+        await Janitor(self.log, shard=0).run(first=1)
+
+
+class Supervisor:
+    """Sees processes end, says so of most workers, and starts others in their place."""
+
+    def __init__(self, broker: MemoryBroker, chance: Chance, tasks: TaskGroup) -> None:
+        self.processes: list[Process] = []
+        self.is_calm = False
+        self._broker, self._chance, self._tasks = broker, chance, tasks
+        self._log = MemoryLog(broker)
+        self._started = 0
+
+    def start(self, kind: type[Process]) -> None:
+        self._started += 1
+        process = kind(self._broker, self._chance, f"{kind.kind}{self._started}")
+        self.processes.append(process)
+        self._tasks.start_soon(partial(self._keep, process))
+
+    async def _keep(self, process: Process) -> None:
+        await process.run()
+        self.processes.remove(process)
+        noticed = self._chance.random() < 0.7
+        if isinstance(process, WorkerProcess) and not process.drain.is_set() and noticed:
+            await anyio.sleep(self._chance.uniform(0.0, NOTICED_S))
+            cause: Any = "host" if process.why is None else "engine"
+            await say(self._log, ReplicaLost(replica=process.name, model=MODEL, cause=cause))
+        if not self.is_calm:
+            await anyio.sleep(self._chance.uniform(0.0, 8.0))
+        self.start(type(process))
+
+    def gateways(self) -> list[GatewayProcess]:
+        return [p for p in self.processes if isinstance(p, GatewayProcess) and p.is_open]
+
+    def workers(self) -> list[WorkerProcess]:
+        return [p for p in self.processes if isinstance(p, WorkerProcess)]
+
+
+async def say(log: MemoryLog, event: AnyEvent) -> None:
+    data = codec.encode("supervisor", [event])
+    subject = subjects.fleet(catalogue.slug(MODEL))
+    await append_until_known(log, subjects.FLEET, subject, data, within_s=SAY_S)

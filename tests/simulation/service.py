@@ -1,0 +1,307 @@
+"""The whole service in one process, from one seed: several gateways and workers, the janitor, clients, and
+everything that may go wrong between them.
+
+The code is Rift's own but for the broker (in memory, with faults), the engine (simulated), the clock (it
+jumps) and HTTP (calls of the ASGI app). The same seed takes the same steps, to the last byte of the log.
+
+    python -m tests.simulation.service --first SEED              one run, told step by step
+    python -m tests.simulation.service --first K --seeds N       N runs, one line each for those that fail
+"""
+
+import argparse
+import logging
+import random
+import sys
+from collections import Counter
+from typing import NamedTuple
+
+import anyio
+from anyio.abc import TaskGroup
+
+from events import codec, subjects
+from events.book import key_digest
+from events.memory import Faults, MemoryBroker
+from events.schema import AccountOpened, AnyEvent, KeyIssued, Price, PricePublished
+from rift import keys
+from tests.simulation import clock
+from tests.simulation.client import Client
+from tests.simulation.ledger import Ledger, Violation, hold
+from tests.simulation.processes import (
+    MODEL,
+    GatewayProcess,
+    JanitorProcess,
+    Process,
+    Supervisor,
+    WorkerProcess,
+)
+
+ACCOUNT = "acme"
+PRICE = Price(model=MODEL, prompt_nanousd=100, output_nanousd=350)
+START_NS = 1_750_000_000_000_000_000
+
+GATEWAYS, WORKERS = 2, 3
+CLIENTS = 14
+
+# Clients come, and things go wrong, for so long. Then nothing new goes wrong, and everything must settle:
+# the deadline of a request is 600 s, the janitor's last word comes 5 s later.
+UNREST_S = 60.0
+SETTLED_S = 900.0
+LATE_NS = 60 * 1_000_000_000
+
+# A request that ended must have left its engine after this.
+ABORTED_S = 2.0
+
+# A whole run is over by then.
+END_S = UNREST_S + 2 * SETTLED_S
+
+FAULTS = Faults(
+    append_s=0.05,
+    unanswered=0.01,
+    lost=0.01,
+    late=0.01,
+    doubled=0.02,
+    disconnects=0.002,
+    reader_s=0.1,
+    reader_restarts=0.01,
+    lying=0.5,
+    again=0.1,
+    lost_answers=0.1,
+)
+
+
+class Result(NamedTuple):
+    """What a run came to: for the eye, and to compare runs."""
+
+    digest: str
+    messages: int
+    requests: int
+    attempts: int
+    mishaps: Counter[str]
+    outcomes: Counter[str]
+    reasons: Counter[str]
+    seconds: float
+
+
+class Service:
+    def __init__(self, seed: int, tasks: TaskGroup, faults: Faults) -> None:
+        self.chance = random.Random(seed)
+        self.broker = MemoryBroker(tasks, self._now_ns, chance=self.chance, faults=faults)
+        self.ledger = Ledger(self.broker, PRICE)
+        self.clients: list[Client] = []
+        self.mishaps: Counter[str] = Counter()
+        self._tasks = tasks
+        self._key = ""
+        self._supervisor = Supervisor(self.broker, self.chance, tasks)
+
+    def _now_ns(self) -> int:
+        return START_NS + int(anyio.current_time() * 1e9)
+
+    async def run(self) -> None:
+        """Raises Violation."""
+        await self._write_book()
+        self._tasks.start_soon(self.ledger.watch)
+        for kind, many in ((GatewayProcess, GATEWAYS), (WorkerProcess, WORKERS), (JanitorProcess, 1)):
+            for _ in range(many):
+                self._supervisor.start(kind)
+        async with anyio.create_task_group() as clients:
+            with anyio.move_on_after(UNREST_S):
+                async with anyio.create_task_group() as unrest:
+                    unrest.start_soon(self._go_wrong)
+                    unrest.start_soon(self._let_come, clients)
+            self._calm()
+        await self._settle()
+        self._check()
+
+    async def _write_book(self) -> None:
+        key = keys.new_key(self.chance.randbytes(keys.ID_BYTES + keys.SECRET_BYTES))
+        self._key = key.text
+        events: list[AnyEvent] = [
+            AccountOpened(id="account", account=ACCOUNT),
+            KeyIssued(id="key", key=key.id, account=ACCOUNT, sha256=key_digest(key.text)),
+            PricePublished(id="price", version=1, prices=(PRICE,)),
+        ]
+        data = codec.encode("cli", events)
+        self.broker.store(subjects.BOOK, subjects.book("all", "all"), data, None)
+
+    async def _let_come(self, clients: TaskGroup) -> None:
+        for number in range(CLIENTS):
+            await anyio.sleep(self.chance.uniform(0.0, 2 * UNREST_S / CLIENTS * 0.8))
+            client = Client(number, self.chance, self._key, self.ledger, self._supervisor.gateways)
+            self.clients.append(client)
+            clients.start_soon(client.run)
+
+    # --- mishaps -------------------------------------------------------------------------------------
+
+    async def _go_wrong(self) -> None:
+        mishaps = list(MISHAPS)
+        while True:
+            await anyio.sleep(self.chance.uniform(0.0, 8.0))
+            name = self.chance.choice(mishaps)
+            self.mishaps[name] += 1
+            self._tasks.start_soon(MISHAPS[name], self)
+
+    def _some(self, kind: type[Process] = Process) -> Process | None:
+        able = [p for p in self._supervisor.processes if isinstance(p, kind) and not p.ended.is_set()]
+        return self.chance.choice(able) if able else None
+
+    async def kill_a_worker(self) -> None:
+        if (process := self._some(WorkerProcess)) is not None:
+            process.kill()
+
+    async def kill_a_gateway(self) -> None:
+        if (process := self._some(GatewayProcess)) is not None:
+            process.kill()
+
+    async def kill_the_janitor(self) -> None:
+        if (process := self._some(JanitorProcess)) is not None:
+            process.kill()
+
+    async def drain_a_worker(self) -> None:
+        if isinstance(process := self._some(WorkerProcess), WorkerProcess):
+            process.drain.set()
+
+    async def stop_a_gateway(self) -> None:
+        if isinstance(process := self._some(GatewayProcess), GatewayProcess):
+            process.stop.set()
+
+    async def hang_an_engine(self) -> None:
+        if isinstance(process := self._some(WorkerProcess), WorkerProcess):
+            process.engine.hangs = True
+
+    async def freeze(self) -> None:
+        if (process := self._some()) is not None:
+            process.freeze()
+            await anyio.sleep(self.chance.uniform(0.0, 25.0))
+            process.thaw()
+
+    async def cut_a_connection(self) -> None:
+        if (process := self._some()) is not None:
+            process.disconnect(self.chance.uniform(0.0, 8.0))
+
+    async def restart_the_broker(self) -> None:
+        self.broker.restart(self.chance.uniform(0.1, 4.0))
+
+    async def fill_the_disk(self) -> None:
+        self.broker.is_full = True
+        await anyio.sleep(self.chance.uniform(0.0, 12.0))
+        self.broker.is_full = False
+
+    # --- the end -------------------------------------------------------------------------------------
+
+    def _calm(self) -> None:
+        self.broker.faults = Faults(append_s=0.005)
+        self.broker.is_full = False
+        self._supervisor.is_calm = True
+        for process in list(self._supervisor.processes):
+            process.thaw()
+            if isinstance(process, WorkerProcess) and process.engine.hangs:
+                process.kill()
+
+    async def _settle(self) -> None:
+        """Wait until every accepted request has ended and every engine is at rest."""
+        until = anyio.current_time() + SETTLED_S
+        while anyio.current_time() < until and (self.ledger.open or self._busy()):
+            await anyio.sleep(1.0)
+            self.ledger.catch_up()
+            self.ledger.check_deadlines(self._now_ns(), late_ns=LATE_NS)
+        hold(not self.ledger.open, f"never ended: {[entry.id for entry in self.ledger.open]}")
+        await anyio.sleep(ABORTED_S)
+        hold(not self._busy(), f"engines run what has ended: {self._busy()}")
+
+    def _busy(self) -> list[str]:
+        return [attempt for worker in self._supervisor.workers() for attempt in worker.engine.running]
+
+    def _check(self) -> None:
+        self.ledger.check_projection(self.chance.randint(1, 50))
+        entries = list(self.ledger.entries.values())
+        for client in self.clients:
+            mine = [entry for entry in entries if entry.prompt == client.prompt]
+            charged = [entry for entry in mine if self.ledger.charge_nanousd(entry)]
+            hold(len(charged) <= 1, f"{client.prompt}: charged {len(charged)} times")
+            if client.was_not_accepted:
+                hold(not charged, f"{client.prompt}: told {client.outcome}, and charged")
+            hold(client.outcome != "gave up", f"{client.prompt}: got nowhere, though all is calm")
+
+    def result(self) -> Result:
+        entries = self.ledger.entries.values()
+        return Result(
+            self.ledger.digest(),
+            sum(len(stream.messages) for stream in self.broker.streams.values()),
+            len(entries),
+            sum(len(entry.attempts) for entry in entries),
+            self.mishaps,
+            Counter(client.outcome for client in self.clients),
+            Counter(f"{entry.life.reason} by {entry.life.ender}" for entry in entries),
+            anyio.current_time(),
+        )
+
+
+MISHAPS = {
+    "kill a worker": Service.kill_a_worker,
+    "kill a gateway": Service.kill_a_gateway,
+    "kill the janitor": Service.kill_the_janitor,
+    "drain a worker": Service.drain_a_worker,
+    "stop a gateway": Service.stop_a_gateway,
+    "hang an engine": Service.hang_an_engine,
+    "freeze": Service.freeze,
+    "cut a connection": Service.cut_a_connection,
+    "restart the broker": Service.restart_the_broker,
+    "fill the disk": Service.fill_the_disk,
+}
+
+
+def run(seed: int, faults: Faults = FAULTS) -> Result:
+    """Run the service from a seed. Raises Violation with the command that repeats it."""
+
+    async def main() -> Result:
+        async with anyio.create_task_group() as tasks:
+            service = Service(seed, tasks, faults)
+            await service.run()
+            tasks.cancel_scope.cancel()
+        return service.result()
+
+    try:
+        return clock.run(main, until_s=END_S)
+    except BaseException as error:
+        command = f"python -m tests.simulation.service --first {seed}"
+        raise Violation(f"{_words(error)}\nrepeat it with: {command}") from error
+
+
+def _words(error: BaseException) -> str:
+    """Return what went wrong first, out of the groups it is in."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
+
+
+class _Moment(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{anyio.current_time():9.3f} {record.name}: {record.getMessage()}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Run the simulated service from seeds.")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    chosen = parser.parse_args(arguments)
+    if chosen.seeds == 1:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Moment())
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
+    else:
+        logging.disable()
+    failed = 0
+    for seed in range(chosen.first, chosen.first + chosen.seeds):
+        try:
+            result = run(seed)
+            if chosen.seeds == 1:
+                print(result)
+        except Violation as violation:
+            failed += 1
+            print(f"seed {seed}: {violation}", flush=True)
+    print(f"{chosen.seeds} seeds, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
