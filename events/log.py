@@ -128,13 +128,19 @@ async def append_until_known(log: Log, stream: str, subject: str, data: bytes, *
     """Repeat the identical record until its outcome is known, and return the sequence of the last.
 
     The record may be stored more than once: the fold ignores repeats. Raises OutcomeUnknown after
-    `within_s`, LogFull at once.
+    `within_s`; LogFull at once, if nothing can have been stored.
     """
     deadline = anyio.current_time() + within_s
+    unknown: OutcomeUnknown | None = None
     while True:
         try:
             return await log.append(stream, subject, data)
-        except OutcomeUnknown:
-            if anyio.current_time() > deadline:
+        except OutcomeUnknown as error:
+            unknown = error
+        except LogFull:
+            # An earlier try may be stored, or land when there is room again.
+            if unknown is None:
                 raise
+        if anyio.current_time() > deadline:
+            raise unknown
         await anyio.sleep(REPEAT_S)

@@ -30,6 +30,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
     engine: Literal["vllm", "sim"] = "vllm"
     hardware: str = "cpu"
+    drain_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
     replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 24)] = 4 << 30
     models: dict[str, Model] = {}

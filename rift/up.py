@@ -97,7 +97,8 @@ class Up:
         self._greet(port, key)
 
     async def _stop(self) -> None:
-        for kind, within_s in STOP_S.items():
+        for kind, stop_s in STOP_S.items():
+            within_s = stop_s + (self._settings.drain_s if kind == "worker" else 0)
             async with anyio.create_task_group() as tasks:
                 for child in reversed(self._children):
                     if child.name.startswith(kind):

@@ -253,8 +253,10 @@ class Consumer:
         count = self._counts[sequence] = self._counts.get(sequence, 0) + 1
         return self._stream.messages[sequence - 1], count
 
-    def next_due(self) -> float:
-        return min(self._due.values(), default=float("inf"))
+    @property
+    def unanswered(self) -> list[int]:
+        """The messages that were delivered, or given back, and wait for an acknowledgement."""
+        return sorted({*self._due, *self._given_back})
 
     def answer(self, sequence: int, word: str, now: float) -> None:
         """Any delivery of a message may be answered, also an older one."""

@@ -79,7 +79,12 @@ def worker(options: Namespace) -> None:
     async def serve(stop: anyio.Event) -> None:
         async with connected_role(options, settings, replica) as log:
             await worker_process.serve(
-                log, partial(_start_engine, settings, profile), starting, shards=SHARDS, drain=stop
+                log,
+                partial(_start_engine, settings, profile),
+                starting,
+                shards=SHARDS,
+                drain=stop,
+                drain_s=settings.drain_s,
             )
 
     _run(partial(_until_told, serve))

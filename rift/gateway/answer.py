@@ -100,6 +100,7 @@ class Answer:
             shown["output"] = "".join(self.text)
         shown |= {
             "finish_reason": self.life.reason,
+            "attempts": self.life.attempts,
             "usage": self.usage("output_tokens"),
             "charge": self.charge(),
             "timing": self.timing(),

@@ -49,12 +49,15 @@ class NativeStream:
             return self._frame(b"status", data)
         return b""
 
-    def broken_off(self, problem: Any) -> bytes:
-        """The stream ends here, the request does not."""
-        return self._frame(b"error", _encode({"id": self._answer.id, **error_body(503, problem)}))
+    def broken_off(self, problem: Any, after: int) -> bytes:
+        """The stream ends behind event `after`, the request does not: `resume` is where it goes on."""
+        resume = f"/v1/inference/{self._answer.id}/events?after={after}"
+        shown = {"id": self._answer.id, "resume": resume, **error_body(503, problem)}
+        return self._frame(b"error", _encode(shown), after)
 
-    def _frame(self, kind: bytes, data: bytes) -> bytes:
-        frame = b"id: %d\nevent: %b\ndata: %b\n\n" % (self._answer.life.counted, kind, data)
+    def _frame(self, kind: bytes, data: bytes, at: int | None = None) -> bytes:
+        counted = self._answer.life.counted if at is None else at
+        frame = b"id: %d\nevent: %b\ndata: %b\n\n" % (counted, kind, data)
         if self._first:
             self._first = False
             return RETRY + frame

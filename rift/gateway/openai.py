@@ -59,7 +59,7 @@ class OpenAIStream:
             return self._end()
         return b""
 
-    def broken_off(self, problem: Any) -> bytes:
+    def broken_off(self, problem: Any, after: int) -> bytes:
         return b"data: " + _encode(error_body(503, problem)) + b"\n\n" + DONE
 
     def _text(self, text: str) -> bytes:

@@ -37,18 +37,19 @@ class Format(Protocol):
 
     def event(self, event: Any) -> bytes: ...
 
-    def broken_off(self, problem: Problem) -> bytes: ...
+    def broken_off(self, problem: Problem, after: int) -> bytes: ...
 
 
 class Stream:
     """One client that waits for one request. Without a format it waits for the end only.
 
-    `after` is the number of counted events that the client has already. `moved` is set once an attempt
-    has started or the request has ended; `ended` when nothing more will come.
+    `after` is the number of counted events that the client has: before it came, and then taken. `moved`
+    is set once an attempt has started or the request has ended; `ended` when nothing more will come.
     """
 
     def __init__(self, answer: Answer, format: Format | None, *, after: int = 0) -> None:
-        self.answer, self.format, self.after = answer, format, after
+        self.answer, self.format = answer, format
+        self.after = self._skip = after
         self.moved = anyio.Event()
         self.ended = False
         self.attachments = 0
@@ -65,7 +66,7 @@ class Stream:
             self.moved.set()
         self.ended = life.phase == "ended"
         frame = self.format.event(event) if self.format else b""
-        if life.counted <= self.after:
+        if life.counted <= self._skip:
             frame = b""
         if frame or self.ended:
             self._frames.append(frame)
@@ -77,7 +78,7 @@ class Stream:
         """End the stream, not the request; what the client has not taken yet is dropped."""
         if not self.ended:
             self.ended = True
-            self._frames = [self.format.broken_off(problem)] if self.format else []
+            self._frames = [self.format.broken_off(problem, self.after)] if self.format else []
             self.moved.set()
             self._wake.set()
 
@@ -87,6 +88,7 @@ class Stream:
 
     def take(self) -> bytes:
         frames, self._frames = self._frames, []
+        self.after = max(self.after, self.answer.life.counted)
         return b"".join(frames)
 
     async def wait(self) -> None:

@@ -24,6 +24,7 @@ async def serve(
     *,
     shards: int,
     drain: anyio.Event,
+    drain_s: float,
 ) -> None:
     """Start the engine and serve until `drain` is set. Raises EngineFailed, LogError."""
 
@@ -63,7 +64,7 @@ async def serve(
                     slots=max(1, engine.slots // shards),
                     entropy=secrets.token_bytes,
                 )
-                tasks.start_soon(partial(worker.run, opened=opened.set, drain=drain))
+                tasks.start_soon(partial(worker.run, opened=opened.set, drain=drain, drain_s=drain_s))
         why = "drained"
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(FLEET_APPEND_S):

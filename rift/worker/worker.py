@@ -106,8 +106,11 @@ class Worker:
         self._jobs: Jobs
         self._reader: Follower
 
-    async def run(self, *, opened: Callable[[], None], drain: anyio.Event) -> None:
-        """Serve until `drain` is set, then let go of everything. Raises EngineFailed, LogError."""
+    async def run(self, *, opened: Callable[[], None], drain: anyio.Event, drain_s: float = 0.0) -> None:
+        """Serve until `drain` is set; finish what ends within `drain_s`, and let go of the rest.
+
+        Raises EngineFailed, LogError.
+        """
         stream = subjects.shard_stream(self._shard)
         self._opened_at = await self._log.last_sequence(stream)
         topics = subjects.of_model(self._shard, self._model)
@@ -123,6 +126,9 @@ class Worker:
             opened()
             await drain.wait()
             fetching.cancel()
+            with anyio.move_on_after(drain_s):
+                while self._held:
+                    await self._read_to.wait()
             with anyio.move_on_after(DRAIN_S):
                 await self._let_go()
             self._tasks.cancel_scope.cancel()

@@ -58,6 +58,12 @@ class Expected(NamedTuple):
             charged=told.ender != "control",
         )
 
+    def poisoned(self, told: "Told") -> "Expected":
+        """The answer of a request that no engine survived: what counted, at no charge."""
+        return self._replace(
+            pieces=self.pieces[: told.tokens_counted], reasons=frozenset({"poison"}), charged=False
+        )
+
 
 class Told(NamedTuple):
     """What the log tells of one request, as `ledger.py` folded it. A token event is (index, count, text)."""

@@ -8,7 +8,8 @@ import heapq
 import json
 import random
 from collections.abc import Sequence
-from itertools import pairwise
+from contextlib import suppress
+from itertools import cycle, pairwise
 from typing import Any, NamedTuple
 
 import anyio
@@ -18,9 +19,9 @@ from tests.chaos.checks import ENDS, Expected, Frame
 
 # Longer than any fault of ours lasts together with everything that a request may wait for.
 STREAM_S = 120.0
-# A refusal that says when to come again may ask for longer than a test has time.
+# Sooner than a refusal asks for: a test has less time than its fault's victims have patience.
 RETRY_S = 0.1
-RETRY_MAX_S = 2.0
+CANCEL_POLL_S = 0.02
 # The stream ends here, the request does not.
 BROKEN_OFF = frozenset({"gateway_stopping", "slow_reader"})
 # Not accepted, and said so: the client may ask again. What is refused is never charged.
@@ -28,7 +29,8 @@ REFUSED = frozenset({429, 503})
 
 
 class Wish(NamedTuple):
-    """What a client asks for, and the answer if it can be foretold. It cancels at `cancel_at` tokens."""
+    """What a client asks for, and the answer if it can be foretold. It cancels at `cancel_at` tokens;
+    a fatal request ends every engine that starts it."""
 
     prompt: str
     seed: int
@@ -36,6 +38,7 @@ class Wish(NamedTuple):
     idempotency_key: str | None
     expected: Expected | None
     cancel_at: int | None = None
+    fatal: bool = False
 
     def body(self, model: str) -> dict[str, Any]:
         parameters = {"max_tokens": self.max_tokens, "seed": self.seed}
@@ -77,6 +80,7 @@ class Client:
         self.anomalies: list[str] = []
         self.refusals: list[str] = []
         self.breaks = 0
+        self.orphans = 0
         self.attempts = 0
         self.asked_s = 0.0
         self._http, self._urls, self._body = http, list(urls), wish.body(model)
@@ -85,8 +89,6 @@ class Client:
         self._last_id, self._index = 0, -1
         self._by_id: dict[int, Frame] = {}
         self._over = False
-        self._cancelled = self._accept_again = False
-        self.orphans = 0
 
     @property
     def ended(self) -> bool:
@@ -103,23 +105,15 @@ class Client:
             async with anyio.create_task_group() as tasks:
                 if self.wish.cancel_at is not None:
                     tasks.start_soon(self._cancel, self.wish.cancel_at)
-                await self._ask_until_ended()
+                await self._listen()
                 tasks.cancel_scope.cancel()
-                try:
-                    await (self._resume() if self.request else self._send())
-                except httpx.TransportError as error:
-                    self._broken(error)
-                if not self.ended and not self._over:
-                    self._at = (self._at + 1) % len(self._urls)
-                    await anyio.sleep(RETRY_S)
         if patience.cancelled_caught:
             self.anomalies.append(f"no end within {STREAM_S:g} s, after {len(self.frames)} frames")
 
     def first_s(self) -> float:
         """Return the time from asking to the first token."""
-        return (
-            next((frame.at_s for frame in self.frames if frame.event == "token"), self.asked_s) - self.asked_s
-        )
+        tokens = (frame.at_s for frame in self.frames if frame.event == "token")
+        return next(tokens, self.asked_s) - self.asked_s
 
     def gap_s(self) -> float:
         """Return the longest time between two tokens."""
@@ -127,6 +121,17 @@ class Client:
         return max((after - before for before, after in pairwise(at_s)), default=0.0)
 
     # --- asking --------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Ask, and go on asking, until the end came."""
+        while not self.ended and not self._over:
+            try:
+                await (self._resume() if self.request else self._send())
+            except httpx.TransportError as error:
+                self._broken(error)
+            if not self.ended and not self._over:
+                self._at = (self._at + 1) % len(self._urls)
+                await anyio.sleep(RETRY_S)
 
     async def _send(self) -> None:
         key = self.wish.idempotency_key
@@ -137,7 +142,7 @@ class Client:
             await self._receive(response)
 
     async def _resume(self) -> None:
-        if self.wish.idempotency_key and self._chance.random() < 0.25:
+        if self.wish.idempotency_key and self._chance.random() < 0.5:
             await self._send()
             return
         headers = {"Last-Event-ID": str(self._last_id)}
@@ -148,11 +153,26 @@ class Client:
                 return
             await self._receive(response)
 
+    async def _cancel(self, at_token: int) -> None:
+        """Cancel once so many tokens are there, at any gateway, until that is heard."""
+        while self._index + 1 < at_token:  # noqa: ASYNC110  # frames come in another task
+            await anyio.sleep(CANCEL_POLL_S)
+        for url in cycle([*self._urls[self._at :], *self._urls[: self._at]]):
+            with suppress(httpx.TransportError):
+                answer = await self._http.delete(f"{url}/v1/inference/{self.request}")
+                if answer.status_code in (200, 202):
+                    return
+                if answer.status_code not in REFUSED:
+                    self.anomalies.append(f"cancelling it: HTTP {answer.status_code} {answer.text[:300]}")
+                    return
+            await anyio.sleep(RETRY_S)
+
     def _broken(self, error: httpx.TransportError) -> None:
+        """Without a key nobody can tell whether the request was accepted: ask anew, and count the orphan."""
         self.breaks += 1
         refused = isinstance(error, httpx.ConnectError)
         if not self.request and not refused and not self.wish.idempotency_key:
-            self._give_up(f"the connection broke before an answer came: {error or type(error).__name__}")
+            self.orphans += 1
 
     def _give_up(self, anomaly: str) -> None:
         self._over = True

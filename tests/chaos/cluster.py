@@ -1,9 +1,10 @@
-"""Three nats-servers with replicas 3, and Rift's roles beside them as on several machines."""
+"""Rift's roles as on several machines: beside three nats-servers with replicas 3, or behind a proxy."""
 
 import json
 import secrets
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from events.schema import ScaleDecided
 from rift import accounts, broker, catalogue, processes
 from rift.installation import Installation
 from tests.chaos.expected import MODEL
+from tests.chaos.proxy import Proxy
 from tests.chaos.rig import POLL_S, READY_S, STOP_S, Rig, RigBroken, free_port
 
-REPLICAS = 3
 LOG_BYTES_MAX = 1 << 30
 STREAMS = ("RIFT_0", "RIFT_FLEET", "RIFT_BOOK")
 
@@ -35,6 +36,8 @@ jetstream {{
   store_dir: {store}
   sync_interval: always
 }}
+"""
+IN_CLUSTER = """\
 cluster {{
   name: chaos
   listen: "127.0.0.1:{route}"
@@ -43,11 +46,16 @@ cluster {{
 """
 
 
-class Cluster(Rig):
+class Apart(Rig):
+    """Some nats-servers that are no part of `rift up`, and each role by its own command."""
+
+    servers = 1
+    gateways = 1
+
     def __init__(self, folder: Path, *, engine: str, workers: int) -> None:
         super().__init__(folder, engine=engine, workers=workers)
         self._token = secrets.token_hex(16)
-        self._names = [f"nats-{number}" for number in range(REPLICAS)]
+        self._names = [f"nats-{number}" for number in range(self.servers)]
         self._ports = {name: free_port() for name in self._names}
         self._routes = {name: free_port() for name in self._names}
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
@@ -58,18 +66,15 @@ class Cluster(Rig):
         processes.WELL_S = 0.0
         installation = Installation(self.folder)
         installation.make()
+        (self.folder / "rift.toml").write_text(
+            f"replicas = {self.servers}\nlog_bytes_max = {LOG_BYTES_MAX}\n"
+        )
         for name in self._names:
             self._configure(name)
             await self.start_server(name)
         self.log = await self.connected()
         await self._prepare()
-        port = free_port()
-        self._role("control", 0)
-        self._role("gateway", 1, "--port", str(port))
-        for number in range(self.workers):
-            self._role("worker", number + 2)
-        self.urls = [f"http://127.0.0.1:{port}"]
-        await self.answering(self.urls[0])
+        await self._start_roles(list(self._ports.values()))
         await self.workers_ready()
         await self.settled()
 
@@ -78,7 +83,7 @@ class Cluster(Rig):
         with anyio.move_on_after(READY_S):
             while True:
                 try:
-                    await self.log.ensure_streams(shards=1, replicas=REPLICAS, max_bytes=LOG_BYTES_MAX)
+                    await self.log.ensure_streams(shards=1, replicas=self.servers, max_bytes=LOG_BYTES_MAX)
                     break
                 except LogError:
                     await anyio.sleep(POLL_S)
@@ -115,22 +120,33 @@ class Cluster(Rig):
 
     # --- roles ---------------------------------------------------------------------------------------
 
-    def _role(self, role: str, number: int, *more: str) -> None:
-        url = f"nats://{self._token}@127.0.0.1:{self._ports[self._names[number % REPLICAS]]}"
-        options = ["--data", str(self.folder), "--engine", self.engine, "--nats", url]
+    async def _start_roles(self, nats_ports: Sequence[int]) -> None:
+        """Start control, gateways and workers, each told of all the ports."""
+        self._nats = ",".join(f"nats://{self._token}@127.0.0.1:{port}" for port in nats_ports)
+        self._role("control", "control")
+        for number in range(self.gateways):
+            port = free_port()
+            self._role(f"gateway-{number}", "gateway", "--port", str(port))
+            self.urls.append(f"http://127.0.0.1:{port}")
+        for number in range(self.workers):
+            self._role(f"worker-{number}", "worker")
+        for url in self.urls:
+            await self.answering(url)
+
+    def _role(self, name: str, role: str, *more: str) -> None:
+        options = ["--data", str(self.folder), "--engine", self.engine, "--nats", self._nats]
         command = [sys.executable, "-m", "rift", role, *options, *more]
-        self._children.append(self.child(f"{role}-{number}", command))
+        self._children.append(self.child(name, command))
 
     async def sql(self, select: str) -> list[dict[str, Any]]:
-        url = f"nats://{self._token}@127.0.0.1:{self._ports[self._names[0]]}"
-        return await super().sql(select, "--nats", url)
+        return await super().sql(select, "--nats", self._nats)
 
     async def connected(self) -> JetStream:
+        urls = ",".join(f"nats://127.0.0.1:{port}" for port in self._ports.values())
         with anyio.move_on_after(READY_S):
             while True:
-                for port in self._ports.values():
-                    with suppress(LogError):
-                        return await connect(f"nats://127.0.0.1:{port}", token=self._token, name="chaos")
+                with suppress(LogError):
+                    return await connect(urls, token=self._token, name="chaos")
                 await anyio.sleep(POLL_S)
         raise RigBroken("no server of the cluster answers")
 
@@ -142,9 +158,10 @@ class Cluster(Rig):
         )
         folder = self.folder / name
         folder.mkdir()
+        configuration = CONFIGURATION + (IN_CLUSTER if self.servers > 1 else "")
         broker.write_secret(
             folder / "nats.conf",
-            CONFIGURATION.format(
+            configuration.format(
                 port=self._ports[name],
                 name=name,
                 max_payload=broker.MAX_PAYLOAD_BYTES,
@@ -166,6 +183,26 @@ class Cluster(Rig):
     def kill_server(self, name: str) -> None:
         self._servers[name].kill()
         self._servers[name].wait()
+
+
+class Proxied(Apart):
+    """One nats-server; the roles reach it by a proxy that loses acknowledgements."""
+
+    gateways = 2
+
+    async def start(self, tasks: TaskGroup) -> None:
+        await super().start(tasks)
+        assert self.proxy.port, "the roles were started behind the proxy"
+
+    async def _start_roles(self, nats_ports: Sequence[int]) -> None:
+        (upstream,) = nats_ports
+        self.proxy = Proxy(upstream)
+        await self.proxy.start(self._tasks)
+        await super()._start_roles([self.proxy.port])
+
+
+class Cluster(Apart):
+    servers = 3
 
     async def leader(self) -> str:
         """Return the server that leads the shard's stream. Raises RigBroken."""

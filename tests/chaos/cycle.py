@@ -21,7 +21,7 @@ from tests.chaos import checks, expected
 from tests.chaos.checks import Counts, Expected, Told
 from tests.chaos.client import Client, Progress, Wish, replay
 from tests.chaos.faults import ABORTED_S, KINDS, SECOND_NS, Cycle, taken_over
-from tests.chaos.ledger import Ledger
+from tests.chaos.ledger import Ignored, Ledger
 from tests.chaos.rig import Rig, RigBroken
 
 STREAMS = 16
@@ -29,10 +29,15 @@ STREAMS = 16
 BILL_EVERY = 10
 # How long the projection may stay behind the log.
 BILL_S = 30.0
+# A lost gateway is noticed, its clients have a grace, and then its requests end.
+ORPHAN_S = 60.0
 # Streams do not all begin at once, so that a fault also meets requests that wait.
 SPREAD_S = 0.5
 # Of each cycle's streams so many are read again from their first token.
 REPLAYS = 2
+# The share of streams that their clients cancel, and, where gateways die, of those with a key.
+CANCELLED = 0.1
+KEYED = 0.75
 CLIENT_SILENCE_S = 60.0
 
 ALPHABET = "abcdefgh ijklmnop qrstuvw xyz .,?é水🌊"
@@ -44,6 +49,7 @@ class Options(NamedTuple):
     seed: str = ""
     engine: str = "sim"
     streams: int = STREAMS
+    workers: int | None = None
     folder: Path | None = None
 
 
@@ -58,6 +64,8 @@ class Report:
     taken_over: int = 0
     refusals: int = 0
     breaks: int = 0
+    orphans: int = 0
+    ignored: Ignored = field(default_factory=Ignored)
     waits_s: dict[str, list[float]] = field(default_factory=dict)
 
     def line(self) -> str:
@@ -107,6 +115,8 @@ class Run:
         clients = []
         for stream in range(self._options.streams):
             wish = await self._wish(chance, f"{self._options.seed}-{number}-{stream}")
+            if self._kind.fatal and not stream:
+                wish = wish._replace(fatal=True, cancel_at=None)
             clients.append(
                 Client(http, self._rig.urls, wish, model=expected.MODEL, progress=progress, chance=chance)
             )
@@ -127,18 +137,21 @@ class Run:
 
     async def _wish(self, chance: random.Random, name: str) -> Wish:
         prompt = f"{name} " + "".join(chance.choices(ALPHABET, k=chance.randrange(1, 300)))
-        seed, key = chance.randrange(1 << 30), f"chaos-{name}" if self._kind.keys else None
+        keyed = self._kind.keys and chance.random() < KEYED
+        seed, key = chance.randrange(1 << 30), f"chaos-{name}" if keyed else None
+        cancel_at = chance.randrange(1, 100) if chance.random() < CANCELLED else None
         if self._options.engine != "sim":
-            return Wish(prompt, seed, chance.randrange(8, 65), key, None)
+            return Wish(prompt, seed, chance.randrange(8, 65), key, None, cancel_at)
         tokens = chance.choice((1, chance.randrange(2, 40), *(chance.randrange(40, 121) for _ in range(3))))
         answer = await expected.answer(prompt, seed=seed, max_tokens=tokens)
-        return Wish(prompt, seed, tokens, key, answer)
+        return Wish(prompt, seed, tokens, key, answer, cancel_at)
 
     # --- checks --------------------------------------------------------------------------------------
 
     async def _check(self, cycle: Cycle, http: httpx.AsyncClient) -> Counts:
         await self.ledger.read_on(self._rig.log)
-        counts = Counts()
+        self.report.ignored = self.ledger.ignored
+        counts = Counts(unexplained=list(cycle.problems))
         if not cycle.done:
             counts.unexplained.append("the fault did not happen")
         for client in cycle.clients:
@@ -158,7 +171,7 @@ class Run:
         counts = Counts(unexplained=list(client.anomalies))
         if not self._kind.healed:
             counts.unexplained += client.refusals
-            if client.breaks:
+            if client.breaks or client.orphans:
                 counts.unexplained.append(f"the stream broke off {client.breaks} times")
         if not client.request:
             counts.unexplained.append("it was never accepted")
@@ -170,6 +183,10 @@ class Run:
         if told is None:
             return counts
         answer: Expected = client.wish.expected or checks.from_log(told)
+        if client.wish.fatal:
+            answer = answer.poisoned(told)
+        elif client.wish.cancel_at is not None:
+            answer = answer.cut(told)
         counts += checks.check_stream(client.frames, answer)
         response = await http.get(f"{self._rig.urls[-1]}/v1/inference/{client.request}")
         if response.status_code == 200:
@@ -177,8 +194,7 @@ class Run:
         else:
             counts.unexplained.append(f"retrieving it: HTTP {response.status_code} {response.text[:300]}")
         received = set(checks.arrivals(client.frames, answer.pieces, lambda problem: None))
-        charge = checks.charge_nanousd(answer.prompt_tokens, len(received))
-        self._due.append(Bill(client.request, told, charge))
+        self._due.append(Bill(client.request, told, answer.charge_nanousd(len(received))))
         if told.reason is not None:
             self.ledger.forget(client.request)
         return counts
@@ -212,16 +228,25 @@ class Run:
         self._tell(counts)
 
     async def _check_nobody_else_pays(self) -> None:
-        """What no client knows of was refused to it: it has ended and costs nothing."""
-        counts = Counts()
-        for row in await self._rig.sql("select request_id, state, charge_nanousd from requests"):
-            if row["request_id"] not in self._known:
-                if row["charge_nanousd"]:
-                    counts.differing.append(
-                        f"{row['request_id']} costs {row['charge_nanousd']}, and nobody has it"
-                    )
-                if row["state"] == "open":
-                    counts.unexplained.append(f"{row['request_id']} was refused and has not ended")
+        """What no client knows of was refused to it: it has ended and costs nothing.
+
+        But for orphans: their client had no idempotency key, and its gateway died before it spoke.
+        """
+        rows: list[dict[str, Any]] = []
+        with anyio.move_on_after(ORPHAN_S):
+            while True:
+                found = await self._rig.sql("select request_id, state, charge_nanousd from requests")
+                rows = [row for row in found if row["request_id"] not in self._known]
+                if all(row["state"] != "open" for row in rows):
+                    break
+                await anyio.sleep(1)
+        counts = Counts(
+            unexplained=[f"{row['request_id']} has not ended" for row in rows if row["state"] == "open"]
+        )
+        charged = [f"{row['request_id']}: nobody has it" for row in rows if row["charge_nanousd"]]
+        if rows:
+            self._say(f"{len(rows)} requests are nobody's, {len(charged)} of them charged")
+        counts.differing += charged[self.report.orphans :]
         self._tell(counts)
 
     # --- telling -------------------------------------------------------------------------------------
@@ -233,6 +258,7 @@ class Run:
         report.taken_over += taken_over(cycle.clients)
         report.refusals += sum(len(client.refusals) for client in cycle.clients)
         report.breaks += sum(client.breaks for client in cycle.clients)
+        report.orphans += sum(client.orphans for client in cycle.clients)
         gaps_s = [client.gap_s() for client in cycle.clients]
         for name, waits_s in (
             ("first token", [client.first_s() for client in cycle.clients]),
@@ -270,7 +296,10 @@ async def run(options: Options, say: Callable[[str], None]) -> Report:
     """Run the cycles in a fresh installation; its folder is kept if anything was found."""
     options = options._replace(seed=options.seed or secrets.token_hex(4))
     folder = options.folder or Path(tempfile.mkdtemp(prefix=f"rift-chaos-{options.kind}-"))
-    rig = KINDS[options.kind].make(folder, options.engine)
+    kind = KINDS[options.kind]
+    # A real engine takes 3 GB: two of them are enough for one to take over.
+    workers = options.workers or (kind.workers if options.engine == "sim" else 2)
+    rig = kind.rig(folder, engine=options.engine, workers=workers)
     whole = Run(options, rig, say)
     say(f"kind {options.kind}, seed {options.seed}, {options.cycles} cycles of {options.streams} streams")
     began_at = anyio.current_time()
@@ -303,7 +332,7 @@ async def _stop(rig: Rig, report: Report) -> None:
 
 
 def summary(whole: Run, seconds: float, say: Callable[[str], None]) -> None:
-    report, ignored = whole.report, whole.ledger.ignored
+    report, ignored = whole.report, whole.report.ignored
     say(
         f"{report.cycles} cycles in {seconds:.0f} s ({report.cycles / max(seconds, 1) * 60:.1f} a minute): "
         f"{report.streams} streams, {report.tokens} tokens, {report.taken_over} taken over, "

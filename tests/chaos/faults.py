@@ -4,25 +4,28 @@ A fault comes at a token position of the whole cycle, drawn from the cycle's own
 it is over, which may be after the last client has its answer.
 """
 
+import json
 import os
 import random
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import anyio
 
 from events.jetstream.log import APPEND_TIMEOUT_S
 from tests.chaos.client import Client, Progress
-from tests.chaos.cluster import Cluster
-from tests.chaos.rig import Rig, TwoGateways
+from tests.chaos.cluster import Cluster, Proxied
+from tests.chaos.ledger import EVERYTHING, STREAM
+from tests.chaos.rig import Hanging, Rig, TwoGateways
 
 # What a superseded attempt may still write: its engine's request is aborted within this.
 ABORTED_S = 2.0
 SECOND_NS = 1_000_000_000
+# A request is tried so often, if its engines die of it.
+DEATHS_MAX = 3
 
 
 @dataclass
@@ -36,11 +39,12 @@ class Cycle:
     tokens: int
     ended: anyio.Event = field(default_factory=anyio.Event)
     done: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     woken_ns: int | None = None
 
-    def moments(self, count: int) -> list[int]:
-        """Draw so many token positions, none in the last tenth."""
-        return sorted(self.chance.choices(range(1, max(2, self.tokens * 9 // 10)), k=count))
+    def moments(self, count: int, *, until: float = 0.9) -> list[int]:
+        """Draw so many token positions, all in this part of the cycle."""
+        return sorted(self.chance.choices(range(1, max(2, int(self.tokens * until))), k=count))
 
     async def reach(self, tokens: int) -> None:
         """Return once the clients have so many tokens, or all that they will ever have."""
@@ -68,7 +72,7 @@ async def kill_worker(cycle: Cycle) -> None:
 
 async def freeze_worker(cycle: Cycle) -> None:
     """Two of three times until everything is answered without it, else until somebody took over."""
-    (moment,) = cycle.moments(1)
+    (moment,) = cycle.moments(1, until=0.5)
     await cycle.reach(moment)
     victim = cycle.chance.choice(await cycle.rig.alive("worker", cycle.rig.workers))
     before = taken_over(cycle.clients)
@@ -127,31 +131,83 @@ async def kill_leader(cycle: Cycle) -> None:
     await cycle.rig.start_server(server)
 
 
-class Kind(NamedTuple):
-    """`healed` says that a client may be refused or cut off by this fault, if asking again heals it."""
+async def drain(cycle: Cycle) -> None:
+    """Ask a worker or a gateway to end: what it holds goes on elsewhere."""
+    (moment,) = cycle.moments(1)
+    await cycle.reach(moment)
+    role = cycle.chance.choice(("worker", "gateway"))
+    victim = cycle.chance.choice(await cycle.rig.alive(role, 2))
+    os.kill(victim, signal.SIGTERM)
+    cycle.say(f"drained a {role}")
 
-    make: Callable[[Path, str], Rig]
+
+async def drop_acks(cycle: Cycle) -> None:
+    assert isinstance(cycle.rig, Proxied), "only a proxy drops acknowledgements"
+    cycle.rig.proxy.drop(cycle.chance)
+    await cycle.ended.wait()
+    cycle.say(f"dropped {cycle.rig.proxy.stop_dropping()} acknowledgements")
+
+
+async def poison(cycle: Cycle) -> None:
+    """Let every engine die that starts one of the requests, until nobody starts it any more."""
+    (fatal,) = (client for client in cycle.clients if client.wish.fatal)
+    last = await cycle.rig.log.last_sequence(STREAM)
+    deaths = 0
+    async with anyio.create_task_group() as tasks:
+
+        async def all_ended() -> None:
+            await cycle.ended.wait()
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(all_ended)
+        async with cycle.rig.log.follow(STREAM, EVERYTHING, after=last) as reader:
+            async for batch in reader:
+                for stored in batch:
+                    events = json.loads(stored.data)["events"]
+                    mine = [event for event in events if event.get("request") == fatal.request]
+                    # A start and an end in one record: an attempt that no engine saw.
+                    if [event["type"] for event in mine] == ["AttemptStarted"]:
+                        cycle.rig.crash(mine[0]["worker"])
+                        deaths += 1
+    cycle.say(f"let {deaths} engines die")
+    if deaths > DEATHS_MAX:
+        cycle.problems.append(f"{deaths} engines died of one request, at most {DEATHS_MAX} may")
+
+
+async def hang(cycle: Cycle) -> None:
+    """Let one worker's engine say nothing more, until its worker has noticed and ended."""
+    assert isinstance(cycle.rig, Hanging), "only this worker's engine can hang"
+    (moment,) = cycle.moments(1, until=0.5)
+    await cycle.reach(moment)
+    victim = cycle.rig.victim()
+    cycle.rig.flag.touch()
+    cycle.say("an engine hung")
+    while victim in cycle.rig.pids("worker"):  # noqa: ASYNC110  # another process
+        await anyio.sleep(0.05)
+    cycle.rig.flag.unlink()
+    await cycle.rig.workers_ready()
+
+
+class Kind(NamedTuple):
+    """`healed` says that a client may be refused or cut off by this fault, if asking again heals it;
+    `keys` that most clients have an idempotency key; `fatal` that one request ends its engines."""
+
+    rig: type[Rig]
+    workers: int
     fault: Callable[[Cycle], Awaitable[None]]
     healed: bool = False
     keys: bool = False
-
-
-def _up(workers: int) -> Callable[[Path, str], Rig]:
-    # An engine takes 3 GB: two of them are enough for one to take over.
-    return lambda folder, engine: Rig(folder, engine=engine, workers=2 if engine == "vllm" else workers)
+    fatal: bool = False
 
 
 KINDS = {
-    "worker": Kind(_up(3), kill_worker),
-    "zombie": Kind(_up(3), freeze_worker),
-    "broker": Kind(_up(2), kill_broker, healed=True),
-    "cluster": Kind(
-        lambda folder, engine: Cluster(folder, engine=engine, workers=2), kill_leader, healed=True
-    ),
-    "gateway": Kind(
-        lambda folder, engine: TwoGateways(folder, engine=engine, workers=2),
-        kill_gateway,
-        healed=True,
-        keys=True,
-    ),
+    "worker": Kind(Rig, 3, kill_worker),
+    "zombie": Kind(Rig, 3, freeze_worker),
+    "broker": Kind(Rig, 2, kill_broker, healed=True),
+    "cluster": Kind(Cluster, 2, kill_leader, healed=True),
+    "gateway": Kind(TwoGateways, 2, kill_gateway, healed=True, keys=True),
+    "drain": Kind(TwoGateways, 2, drain, healed=True, keys=True),
+    "acks": Kind(Proxied, 2, drop_acks, healed=True, keys=True),
+    "poison": Kind(Rig, 4, poison, fatal=True),
+    "hang": Kind(Hanging, 2, hang),
 }

@@ -38,6 +38,28 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+# A worker whose engine stops in the middle of a step while the file that is named first is there, and
+# that is less patient with it than it should be with a real one.
+HANGS = """
+import os, sys, anyio
+from contextlib import aclosing
+from rift import cli
+from rift.engines.sim import SimEngine
+from rift.worker import worker
+assert worker.HANG_S > 2 and worker.HANG_PER_PROMPT_TOKEN_S > 0
+worker.HANG_S, worker.HANG_PER_PROMPT_TOKEN_S = 2.0, 0.0
+flag, generate = sys.argv[1], SimEngine.generate
+async def hanging(*args, **more):
+    async with aclosing(generate(*args, **more)) as steps:
+        async for step in steps:
+            while os.path.exists(flag):
+                await anyio.sleep(0.05)
+            yield step
+SimEngine.generate = hanging
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
 class RigBroken(Exception):
     """The processes under test did not start, or did not come back; the message says which."""
 
@@ -46,7 +68,9 @@ def role_of(command: Sequence[str]) -> str:
     """Return which part of Rift a command line runs: nats-server, worker, gateway, control or nothing."""
     if "nats-server" in command[0]:
         return "nats-server"
-    return command[3] if command[1:3] == ["-m", "rift"] else ""
+    if command[1:3] == ["-m", "rift"]:
+        return command[3]
+    return "worker" if "worker" in command else ""
 
 
 class Rig:
@@ -136,6 +160,12 @@ class Rig:
     def pids(self, role: str) -> list[int]:
         return sorted(pid for pid, command in self.processes() if role_of(command) == role)
 
+    def crash(self, replica: str) -> None:
+        """End the worker of this name as a fault in its own code would."""
+        for pid, command in self.processes():
+            if replica in command and role_of(command) == "worker":
+                _signal(pid, signal.SIGSEGV)
+
     async def alive(self, role: str, count: int) -> list[int]:
         """Return the processes of a role once there are so many. Raises RigBroken."""
         pids: list[int] = []
@@ -205,6 +235,28 @@ class TwoGateways(Rig):
         self.second = self.child("gateway-b", [sys.executable, "-m", "rift", "gateway", *options])
         self.urls.append(f"http://127.0.0.1:{port}")
         await self.answering(self.urls[1])
+
+    async def stop(self) -> list[str]:
+        if hasattr(self, "second"):
+            await self.second.stop(STOP_S)
+        return await super().stop()
+
+
+class Hanging(Rig):
+    """`rift up`, and beside it a worker whose engine hangs for as long as there is a file `hang`."""
+
+    async def start(self, tasks: TaskGroup) -> None:
+        self.workers -= 1
+        await super().start(tasks)
+        self.workers += 1
+        self.flag = self.folder / "hang"
+        options = ["worker", "--data", str(self.folder), "--engine", self.engine, "--replica", "hanging"]
+        self.second = self.child("worker-b", [sys.executable, "-c", HANGS, str(self.flag), *options])
+        await self.workers_ready()
+
+    def victim(self) -> int:
+        (victim,) = [pid for pid, command in self.processes() if "hanging" in command]
+        return victim
 
     async def stop(self) -> list[str]:
         if hasattr(self, "second"):

@@ -148,6 +148,17 @@ def test_a_whole_stream_is_clean() -> None:
     assert Counts().line(3) == "3 cycles, 0 lost, 0 duplicated, 0 reordered, 0 unexplained, charges equal"
 
 
+def test_a_cancelled_answer_is_what_counted_and_costs_that_unless_control_ended_it() -> None:
+    told = TOLD._replace(tokens=TOLD.tokens[:2], reason="cancelled")
+    cut = EXPECTED.cut(told)
+    usage = USAGE | {"output_tokens": 4, "total_tokens": 9}
+    done = {"finish_reason": "cancelled", "usage": usage, "charge": {"nanousd": 5 * 10 + 4 * 20}}
+    frames = [*stream()[:3], Frame(9, "done", DONE | done, 1.0)]
+    assert check_stream(frames, cut).clean
+    assert summary(check_stream(frames, EXPECTED.cut(told._replace(ender="control")))) == (0, 0, 0, 0, 1)
+    assert not check_stream(frames, EXPECTED).clean
+
+
 def test_a_cut_anywhere_is_lost_to_the_token() -> None:
     for cut in range(1, 6):
         counts = check_stream(stream()[:cut], EXPECTED)

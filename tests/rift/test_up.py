@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.service import Service, frames
@@ -139,6 +140,61 @@ def test_an_answer_goes_on_when_its_worker_dies(folder: Path) -> None:
 
 def command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_a_gateway_that_is_told_to_stop_says_where_to_resume(service: Service) -> None:
+    body = BODY | {"parameters": {"max_tokens": 200}, "stream": True}
+    (gateway,) = [pid for pid in service.processes() if role(pid) == "gateway"]
+    with service.client() as client, client.stream("POST", "/v1/inference", json=body) as response:
+        events = []
+        for event in frames(response):
+            events.append(event)
+            if len(events) == 10:
+                told_at = time.monotonic()
+                os.kill(gateway, signal.SIGTERM)
+    assert (events[-1]["event"], events[-1]["data"]["error"]["code"]) == ("error", "gateway_stopping")
+    resume = events[-1]["data"]["resume"]
+    while gateway in service.processes():
+        assert time.monotonic() < told_at + 5
+        time.sleep(0.05)
+    rest = list(resumed(service, resume))
+    tokens = [event["data"] for event in events + rest if event["event"] == "token"]
+    assert [token["index"] for token in tokens] == list(range(200))
+    assert rest[-1]["event"] == "done"
+
+
+def resumed(service: Service, path: str) -> Iterator[dict[str, object]]:
+    """Resume as a client does: again and again until a gateway answers."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            with service.client() as client, client.stream("GET", path) as response:
+                if response.status_code == 200:
+                    yield from frames(response)
+                    return
+        except httpx.TransportError:
+            time.sleep(0.1)
+
+
+def test_a_worker_that_is_told_to_stop_hands_its_answers_over(folder: Path) -> None:
+    service = Service(folder, "--engine", "sim", "--workers", "2").start()
+    try:
+        body = BODY | {"parameters": {"max_tokens": 150}, "stream": True}
+        with service.client() as client, client.stream("POST", "/v1/inference", json=body) as response:
+            events = []
+            for event in frames(response):
+                events.append(event)
+                if len(events) == 10:
+                    request = event["data"]["id"]
+                    (row,) = service.sql(f"select worker from attempts where request_id = '{request}'")
+                    (pid,) = [pid for pid in service.processes() if row["worker"] in command(pid)]
+                    os.kill(pid, signal.SIGTERM)
+        assert events[-1]["data"]["attempts"] == 2
+        assert sum(event["event"] == "token" for event in events) == 150
+        found = service.sql(f"select outcome from attempts where request_id = '{request}' order by number")
+        assert [row["outcome"] for row in found] == ["draining", "finished"], found
+    finally:
+        service.stop()
 
 
 def test_a_second_up_in_the_same_folder_is_refused(service: Service) -> None:

@@ -6,11 +6,14 @@ something that never comes, which is an error here and not a hang.
 """
 
 import asyncio
+import gc
 import selectors
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import anyio
+from anyio._backends._asyncio import CancelScope
 
 Result = TypeVar("Result")
 
@@ -60,7 +63,42 @@ class _Jump(selectors.SelectSelector):
         return []
 
 
+class _Ordered(dict[Any, None]):
+    """A set that is walked in the order in which it was filled."""
+
+    def add(self, item: Any) -> None:
+        self[item] = None
+
+    def discard(self, item: Any) -> None:
+        self.pop(item, None)
+
+    def remove(self, item: Any) -> None:
+        del self[item]
+
+
+@contextmanager
+def _in_order() -> Iterator[None]:
+    """Let nothing depend on where objects lie in memory: not the order in which a scope cancels its tasks
+    (anyio keeps them in sets), and not the moment of a garbage collection (which ends generators)."""
+    original = CancelScope.__init__
+
+    def init(self: CancelScope, *arguments: Any, **named: Any) -> None:
+        original(self, *arguments, **named)
+        self._child_scopes, self._tasks = _Ordered(), _Ordered()  # type: ignore[assignment]
+
+    CancelScope.__init__ = init  # type: ignore[method-assign]
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        CancelScope.__init__ = original  # type: ignore[method-assign]
+        if was_collecting:
+            gc.enable()
+
+
 def run(main: Callable[[], Awaitable[Result]], *, until_s: float = 3600.0) -> Result:
     """Run a program to its end, in no time. Raises TooLong past `until_s` of its own time."""
     options = {"loop_factory": lambda: VirtualLoop(until_s=until_s)}
-    return anyio.run(main, backend="asyncio", backend_options=options)
+    with _in_order():
+        return anyio.run(main, backend="asyncio", backend_options=options)

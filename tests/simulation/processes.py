@@ -32,6 +32,7 @@ TOKENS_PER_S = 20.0
 # What a supervisor takes to say that a process has ended.
 NOTICED_S = 1.0
 SAY_S = 60.0
+RETRY_S = 1.0
 
 
 class Chance(Protocol):
@@ -132,6 +133,12 @@ class GatewayProcess(Process):
             await gateway.say_goodbye(self.log, self._opened)
             self._tasks.cancel_scope.cancel()
 
+    @property
+    def followed(self) -> list[str]:
+        """The requests that the gateway still follows for somebody."""
+        relays = self._opened.relays.every() if self._opened is not None else []
+        return [request for relay in relays for request in relay._streams]
+
     def serve(self, call: Call) -> None:
         assert self.is_open, "nobody listens"
         self._tasks.start_soon(self._serve, call)
@@ -189,10 +196,17 @@ class WorkerProcess(Process):
         super().__init__(broker, chance, name)
         self.drain = anyio.Event()
         self.engine = Engine(self)
+        self.worker: Worker | None = None
+
+    @property
+    def at_work(self) -> list[str]:
+        """What the worker still has in its hands, whether its engine runs it or not."""
+        held = list(self.worker._held) if self.worker is not None else []
+        return held + list(self.engine.running)
 
     async def main(self) -> None:
         await say(self.log, ReplicaStarting(replica=self.name, model=MODEL, engine="sim"))
-        worker = Worker(
+        self.worker = worker = Worker(
             self.log,
             self.engine,
             name=self.name,
@@ -256,6 +270,12 @@ class Supervisor:
 
 
 async def say(log: MemoryLog, event: AnyEvent) -> None:
+    """Append to the fleet's stream, however long that takes: the words of a supervisor are few."""
     data = codec.encode("supervisor", [event])
     subject = subjects.fleet(catalogue.slug(MODEL))
-    await append_until_known(log, subjects.FLEET, subject, data, within_s=SAY_S)
+    while True:
+        try:
+            await append_until_known(log, subjects.FLEET, subject, data, within_s=SAY_S)
+            return
+        except LogError:
+            await anyio.sleep(RETRY_S)

@@ -23,11 +23,13 @@ from events.book import key_digest
 from events.memory import Faults, MemoryBroker
 from events.schema import AccountOpened, AnyEvent, KeyIssued, Price, PricePublished
 from rift import keys
+from rift.engines import sim
 from tests.simulation import clock
 from tests.simulation.client import Client
-from tests.simulation.ledger import Ledger, Violation, hold
+from tests.simulation.ledger import STREAM, Entry, Ledger, Violation, hold
 from tests.simulation.processes import (
     MODEL,
+    MODELS,
     GatewayProcess,
     JanitorProcess,
     Process,
@@ -37,6 +39,7 @@ from tests.simulation.processes import (
 
 ACCOUNT = "acme"
 PRICE = Price(model=MODEL, prompt_nanousd=100, output_nanousd=350)
+MODEL_ENGINE = sim.SimEngine(MODELS[MODEL])
 START_NS = 1_750_000_000_000_000_000
 
 GATEWAYS, WORKERS = 2, 3
@@ -48,8 +51,8 @@ UNREST_S = 60.0
 SETTLED_S = 900.0
 LATE_NS = 60 * 1_000_000_000
 
-# A request that ended must have left its engine after this.
-ABORTED_S = 2.0
+# Once all have ended: a delivery's wait for its answer, and a client's grace.
+REST_S = 30.0
 
 # A whole run is over by then.
 END_S = UNREST_S + 2 * SETTLED_S
@@ -83,7 +86,8 @@ class Result(NamedTuple):
 
 
 class Service:
-    def __init__(self, seed: int, tasks: TaskGroup, faults: Faults) -> None:
+    def __init__(self, seed: int, tasks: TaskGroup, faults: Faults, *, mishaps: bool) -> None:
+        self._may_go_wrong = mishaps
         self.chance = random.Random(seed)
         self.broker = MemoryBroker(tasks, self._now_ns, chance=self.chance, faults=faults)
         self.ledger = Ledger(self.broker, PRICE)
@@ -106,7 +110,8 @@ class Service:
         async with anyio.create_task_group() as clients:
             with anyio.move_on_after(UNREST_S):
                 async with anyio.create_task_group() as unrest:
-                    unrest.start_soon(self._go_wrong)
+                    if self._may_go_wrong:
+                        unrest.start_soon(self._go_wrong)
                     unrest.start_soon(self._let_come, clients)
             self._calm()
         await self._settle()
@@ -198,28 +203,35 @@ class Service:
                 process.kill()
 
     async def _settle(self) -> None:
-        """Wait until every accepted request has ended and every engine is at rest."""
+        """Wait until every accepted request has ended; then nobody may hold on to anything."""
         until = anyio.current_time() + SETTLED_S
-        while anyio.current_time() < until and (self.ledger.open or self._busy()):
+        while anyio.current_time() < until and self.ledger.open:
             await anyio.sleep(1.0)
             self.ledger.catch_up()
             self.ledger.check_deadlines(self._now_ns(), late_ns=LATE_NS)
         hold(not self.ledger.open, f"never ended: {[entry.id for entry in self.ledger.open]}")
-        await anyio.sleep(ABORTED_S)
-        hold(not self._busy(), f"engines run what has ended: {self._busy()}")
-
-    def _busy(self) -> list[str]:
-        return [attempt for worker in self._supervisor.workers() for attempt in worker.engine.running]
+        await anyio.sleep(REST_S)
+        for worker in self._supervisor.workers():
+            hold(not worker.at_work, f"{worker.name} holds what has ended: {worker.at_work}")
+        for gateway in self._supervisor.gateways():
+            hold(not gateway.followed, f"{gateway.name} follows what has ended: {gateway.followed}")
+        for consumer in self.broker.stream(STREAM).consumers.values():
+            hold(not consumer.unanswered, f"deliveries that nobody acknowledges: {consumer.unanswered}")
 
     def _check(self) -> None:
         self.ledger.check_projection(self.chance.randint(1, 50))
         entries = list(self.ledger.entries.values())
+        for entry in entries:
+            whole = entry.life.reason == "length"
+            hold(answer_of(entry, whole=whole) == entry.text, f"{entry.id} is not what one engine would say")
         for client in self.clients:
             mine = [entry for entry in entries if entry.prompt == client.prompt]
             charged = [entry for entry in mine if self.ledger.charge_nanousd(entry)]
             hold(len(charged) <= 1, f"{client.prompt}: charged {len(charged)} times")
-            if client.was_not_accepted:
-                hold(not charged, f"{client.prompt}: told {client.outcome}, and charged")
+            if client.was_not_accepted and charged:
+                # It ended before its gateway could say that nobody was answered.
+                hold(charged[0].life.wanted is None, f"{client.prompt}: told {client.outcome}, and charged")
+                self.mishaps["charged, not answered"] += 1
             hold(client.outcome != "gave up", f"{client.prompt}: got nowhere, though all is calm")
 
     def result(self) -> Result:
@@ -236,6 +248,15 @@ class Service:
         )
 
 
+def answer_of(entry: Entry, *, whole: bool) -> str:
+    """Return what the engine says of the logged tokens, uninterrupted, up to where the log's text goes."""
+    ids = MODEL_ENGINE.encode(entry.prompt, raw=False)
+    decoder = MODEL_ENGINE.decoder()
+    key = sim._key(ids, entry.accepted.parameters.seed)
+    said = "".join(decoder.feed(sim._token(key, index)) for index in range(len(entry.token_ids)))
+    return said + decoder.flush() if whole else said
+
+
 MISHAPS = {
     "kill a worker": Service.kill_a_worker,
     "kill a gateway": Service.kill_a_gateway,
@@ -250,12 +271,12 @@ MISHAPS = {
 }
 
 
-def run(seed: int, faults: Faults = FAULTS) -> Result:
+def run(seed: int, faults: Faults = FAULTS, *, mishaps: bool = True) -> Result:
     """Run the service from a seed. Raises Violation with the command that repeats it."""
 
     async def main() -> Result:
         async with anyio.create_task_group() as tasks:
-            service = Service(seed, tasks, faults)
+            service = Service(seed, tasks, faults, mishaps=mishaps)
             await service.run()
             tasks.cancel_scope.cancel()
         return service.result()

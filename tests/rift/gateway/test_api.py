@@ -40,8 +40,8 @@ def test_an_answer_is_one_object(client: httpx.Client) -> None:
     assert response.status_code == 200
     answer = response.json()
     assert set(answer) == {
-        "id", "object", "model", "created", "output", "finish_reason", "usage", "charge", "timing",
-        "simulated",
+        "id", "object", "model", "created", "output", "finish_reason", "attempts", "usage", "charge",
+        "timing", "simulated",
     }  # fmt: skip
     assert answer["object"] == "inference"
     assert answer["model"] == MODEL

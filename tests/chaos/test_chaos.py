@@ -1,0 +1,54 @@
+"""Every kind of fault in small, with real processes and a real nats-server; `ops/chaos` does it at length."""
+
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from tests.chaos import cycle
+from tests.chaos.cycle import Options, Report
+from tests.chaos.faults import KINDS
+
+CYCLES = {
+    "worker": 4,
+    "zombie": 2,
+    "broker": 3,
+    "cluster": 2,
+    "gateway": 4,
+    "drain": 3,
+    "acks": 2,
+    "poison": 1,
+    "hang": 1,
+}
+# These leave marks: without them the fault has hit nobody, and its test proves nothing.
+MARKS = {
+    "worker": lambda report: report.taken_over,
+    "zombie": lambda report: report.ignored.tokens,
+    "broker": lambda report: report.streams,
+    "cluster": lambda report: report.streams,
+    "gateway": lambda report: report.breaks,
+    "drain": lambda report: report.breaks + report.taken_over,
+    "acks": lambda report: report.ignored.tokens,
+    "poison": lambda report: report.taken_over,
+    "hang": lambda report: report.taken_over,
+}
+
+pytestmark = pytest.mark.slow
+
+
+def run(kind: str, cycles: int, folder: Path) -> tuple[Report, str]:
+    said: list[str] = []
+    options = Options(kind, cycles, folder=folder / "chaos")
+    report = anyio.run(partial(cycle.run, options, said.append), backend_options={"use_uvloop": True})
+    return report, "\n".join(said)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_token_once_and_one_charge(kind: str, tmp_path: Path) -> None:
+    report, said = run(kind, CYCLES[kind], tmp_path)
+    assert (
+        report.line()
+        == f"{CYCLES[kind]} cycles, 0 lost, 0 duplicated, 0 reordered, 0 unexplained, charges equal"
+    ), said
+    assert MARKS[kind](report), f"nobody was hit\n{said}"

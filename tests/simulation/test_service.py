@@ -1,0 +1,179 @@
+"""Rift's own gateways, workers and janitor in one process, from seeds, with everything going wrong.
+
+`ops/simulate` runs more of the same. A seed that failed once is kept in `KEPT`.
+"""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from events import lifecycle
+from events.log import LogFull
+from events.schema import TokensGenerated
+from rift.gateway import idempotency, relay
+from rift.worker import attempt
+from tests.simulation import processes, service
+from tests.simulation.ledger import Violation
+
+ROOT = Path(__file__).parents[2]
+SEEDS = 60
+
+# 20: told that the log is full, and charged; 26, 220: told that it does not answer, and charged.
+KEPT = (20, 26, 220)
+
+# A mutant that needs more seeds than this is one that the simulation does not see.
+CAUGHT_WITHIN = 40
+
+
+def test_seeds_keep_the_promises_and_together_they_are_eventful() -> None:
+    results = [service.run(seed) for seed in (*range(SEEDS), *KEPT)]
+    many = len(results)
+    outcomes, reasons, mishaps = Counter[str](), Counter[str](), Counter[str]()
+    for result in results:
+        outcomes += result.outcomes
+        reasons += result.reasons
+        mishaps += result.mishaps
+    assert sum(result.requests for result in results) > 8 * many
+    assert sum(result.attempts - result.requests for result in results) > 2 * many
+    assert outcomes["done"] > 6 * many
+    assert reasons["cancelled by worker"] > many / 10
+    assert {name for name in mishaps if name in service.MISHAPS} == set(service.MISHAPS)
+
+
+def test_without_faults_every_request_is_answered() -> None:
+    calm = service.run(1, faults=service.Faults(append_s=0.01), mishaps=False)
+    assert set(calm.outcomes) <= {"done", "left"}
+    assert calm.attempts == calm.requests
+    assert not calm.mishaps
+
+
+def test_a_seed_replays_to_the_last_byte() -> None:
+    assert [service.run(seed).digest for seed in (3, 5)] == [service.run(seed).digest for seed in (3, 5)]
+
+
+def test_a_seed_replays_in_another_process() -> None:
+    """Where nothing is the same but the seed: not the hashes, not the places in memory."""
+    code = "from tests.simulation import service; print(service.run(5).digest)"
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    there = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert there.stdout.strip() == service.run(5).digest
+
+
+def test_a_failing_seed_prints_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "SETTLED_S", -1.0)
+    with pytest.raises(Violation, match=r"never ended[\s\S]*python -m tests.simulation.service --first 4"):
+        service.run(4)
+
+
+# --- mutants: Rift's own code with one thing broken -------------------------------------------------
+
+
+def counts_a_repeat(patch: pytest.MonkeyPatch) -> None:
+    counted = lifecycle.RULES[TokensGenerated]
+
+    def generated(life: lifecycle.Life, event: Any) -> lifecycle.Life:
+        return counted(life, replace(event, index=life.next_index))
+
+    patch.setitem(lifecycle.RULES, TokensGenerated, generated)
+
+
+def continues_without_the_logged_tokens(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(attempt.Attempt, "resume", lambda self, past: None)
+
+
+def does_not_abort_the_engine(patch: pytest.MonkeyPatch) -> None:
+    def stop(self: attempt.Attempt, reason: Any) -> None:
+        self._stopped_for, self._silent = reason, True
+
+    patch.setattr(attempt.Attempt, "stop", stop)
+
+
+def shows_the_resumed_what_they_have(patch: pytest.MonkeyPatch) -> None:
+    init: Callable[..., None] = relay.Stream.__init__
+
+    def again(self: relay.Stream, *arguments: Any, **named: Any) -> None:
+        init(self, *arguments, **named)
+        self.after = max(0, self.after - 2)
+
+    patch.setattr(relay.Stream, "__init__", again)
+
+
+def misses_what_came_while_it_read_the_past(patch: pytest.MonkeyPatch) -> None:
+    attach = relay.Relay.attach
+
+    async def deaf(self: relay.Relay, *arguments: Any) -> Any:
+        self._joining = _Nowhere()
+        return await attach(self, *arguments)
+
+    patch.setattr(relay.Relay, "attach", deaf)
+
+
+class _Nowhere(list[Any]):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+def follows_for_ever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(relay.Relay, "close", relay.Relay.taken)
+
+
+def takes_every_idempotency_key_for_new(patch: pytest.MonkeyPatch) -> None:
+    async def find(log: Any, digest: str, entry: Any) -> None:
+        return None
+
+    async def claim(log: Any, digest: str, entry: Any, *, replaces: int) -> idempotency.Claim:
+        return idempotency.Claim(entry, True, 1)
+
+    patch.setattr(idempotency, "find", find)
+    patch.setattr(idempotency, "claim", claim)
+
+
+def takes_a_full_log_for_an_answer(patch: pytest.MonkeyPatch) -> None:
+    """What `append_until_known` did once: an earlier try may have been stored."""
+    append = processes.MemoryLog.append
+    known = LogFull("known")
+
+    async def sure(log: Any, stream: str, subject: str, data: bytes, *, within_s: float) -> int:
+        for _ in range(20):
+            try:
+                return int(await append(log, stream, subject, data))
+            except service.OutcomeUnknown:
+                continue
+        raise known
+
+    patch.setattr("rift.gateway.app.append_until_known", sure)
+
+
+MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
+    counts_a_repeat,
+    continues_without_the_logged_tokens,
+    does_not_abort_the_engine,
+    shows_the_resumed_what_they_have,
+    misses_what_came_while_it_read_the_past,
+    follows_for_ever,
+    takes_every_idempotency_key_for_new,
+    takes_a_full_log_for_an_answer,
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_the_simulation_catches(
+    mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutant(monkeypatch)
+    with pytest.raises(Violation):
+        run_many(CAUGHT_WITHIN)
+
+
+def run_many(seeds: int) -> None:
+    for seed in range(seeds):
+        service.run(seed)
