@@ -46,8 +46,8 @@ class Guard:
         self._shell.stdin.flush()
 
     def dismiss(self) -> None:
-        self._shell.kill()
-        self._shell.wait()
+        with self._shell:
+            self._shell.kill()
 
 
 class Child:

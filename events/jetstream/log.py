@@ -267,13 +267,20 @@ class JetStream:
                 await reader.close()
 
     async def ack(self, ack: str) -> None:
-        await self.client.publish(ack, b"+ACK")
+        await self._tell(ack, b"+ACK")
 
     async def in_progress(self, ack: str) -> None:
-        await self.client.publish(ack, b"+WPI")
+        await self._tell(ack, b"+WPI")
 
     async def give_back(self, ack: str) -> None:
-        await self.client.publish(ack, b"-NAK")
+        await self._tell(ack, b"-NAK")
+
+    async def _tell(self, ack: str, word: bytes) -> None:
+        """What is lost here is delivered again: the protocol does not lean on it."""
+        try:
+            await self.client.publish(ack, word)
+        except nats.errors.Error as error:
+            logger.warning("%s was not told: %s", word.decode(), error or type(error).__name__)
 
     # --- questions: in no stream -------------------------------------------------------------------
 

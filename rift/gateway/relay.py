@@ -152,7 +152,8 @@ class Relay:
         try:
             past = await self._histories.read(request)
         finally:
-            self._joining.remove(missed)
+            # Not `remove`: another's list may be equal.
+            self._joining = [other for other in self._joining if other is not missed]
         if past.accepted is None:
             return None
         stream = make(past.accepted)

@@ -14,7 +14,7 @@ from rift.worker.attempt import Attempt
 
 logger = logging.getLogger(__name__)
 
-# What is remembered of requests that others touched. A job older than this is read back anyway.
+# How long it is remembered that a request was touched; older ones are read back.
 TOUCHED_NS = 600 * 1_000_000_000
 
 
@@ -36,23 +36,29 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class Touched:
-    """Requests that somebody started, cancelled or ended, by the stored time of the last such event."""
+    """What a reader that began behind `known_from` remembers: requests that somebody started, cancelled or
+    ended, by the position and stored time of the last such event."""
 
-    def __init__(self) -> None:
-        self._at_ns: dict[str, int] = {}
+    def __init__(self, known_from: int) -> None:
+        self._known_from = known_from
+        self._at: dict[str, tuple[int, int]] = {}
 
-    def add(self, request: str, now_ns: int) -> None:
-        self._at_ns.pop(request, None)
-        self._at_ns[request] = now_ns
+    def add(self, request: str, *, position: int, now_ns: int) -> None:
+        self._at.pop(request, None)
+        self._at[request] = position, now_ns
 
-    def may_have(self, request: str, job: Job, now_ns: int) -> bool:
-        """Say whether somebody may have touched the request of a job since it was accepted."""
-        return request in self._at_ns or now_ns - job.stored.stored_at_ns > TOUCHED_NS
+    def may_have(self, request: RequestId) -> bool:
+        """Say whether somebody may have touched the request where this reader did not see it, or did.
+
+        The delivery's own position says nothing: an acceptance may be stored again at any time. All that a
+        request is stands behind its floor.
+        """
+        return request.text in self._at or request.floor < self._known_from
 
     def forget_old(self, now_ns: int) -> None:
         """The oldest come first: `add` puts an entry behind all others."""
-        while self._at_ns and self._at_ns[oldest := next(iter(self._at_ns))] < now_ns - TOUCHED_NS:
-            del self._at_ns[oldest]
+        while self._at and self._at[oldest := next(iter(self._at))][1] < now_ns - TOUCHED_NS:
+            self._known_from = max(self._known_from, self._at.pop(oldest)[0])
 
 
 def open_job(job: Job) -> tuple[RequestAccepted, RequestId] | None:

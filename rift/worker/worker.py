@@ -93,16 +93,15 @@ class Worker:
         self._histories = Histories(log)
         self._lives = Lives()
         self._held: dict[str, Held] = {}
-        self._touched = Touched()
         self._buffers: dict[str, list[tuple[int, object, subjects.Address]]] = {}
         self._writers: dict[str, LaneWriter] = {}
         self._running = 0
         self._solo = Solo()
-        self._opened_at = 0
         self._read_to = anyio.Event()
         self._now_ns = 0
         self._moved_at = 0.0
         self._tasks: TaskGroup
+        self._touched: Touched
         self._jobs: Jobs
         self._reader: Follower
 
@@ -112,10 +111,11 @@ class Worker:
         Raises EngineFailed, LogError.
         """
         stream = subjects.shard_stream(self._shard)
-        self._opened_at = await self._log.last_sequence(stream)
+        opened_at = await self._log.last_sequence(stream)
+        self._touched = Touched(opened_at)
         topics = subjects.of_model(self._shard, self._model)
         async with (
-            self._log.follow(stream, topics, after=self._opened_at) as self._reader,
+            self._log.follow(stream, topics, after=opened_at) as self._reader,
             self._log.jobs(self._shard, self._model) as self._jobs,
             anyio.create_task_group() as self._tasks,
         ):
@@ -169,7 +169,7 @@ class Worker:
             held.acks.append(job.ack)
             return
         held = self._held[request.text] = Held(accepted, request.at, [job.ack])
-        taken = await self._take(job, accepted, request)
+        taken = await self._take(accepted, request)
         if taken is None or request.text not in self._held:
             return
         if not is_suspect(taken.life):
@@ -181,10 +181,9 @@ class Worker:
         async with self._solo.alone():
             await self._attempt(job, held, taken)
 
-    async def _take(self, job: Job, accepted: RequestAccepted, request: RequestId) -> Taken | None:
+    async def _take(self, accepted: RequestAccepted, request: RequestId) -> Taken | None:
         """Learn where the request stands and follow it; None if it has ended, or still moves."""
-        known = job.stored.sequence > self._opened_at
-        if known and not self._touched.may_have(request.text, job, self._now_ns):
+        if not self._touched.may_have(request):
             life = advance(NEW, accepted)
             self._lives.follow(request.text, life)
             return Taken(life)
@@ -193,6 +192,8 @@ class Worker:
             past = await self._histories.read(request)
         finally:
             buffered = self._buffers.pop(request.text)
+        if request.text not in self._held:
+            return None
         if past.life.phase == "ended":
             await self._let_end(request.text)
             return None
@@ -294,7 +295,7 @@ class Worker:
             return
         if request not in self._lives:
             if isinstance(event, AttemptStarted | CancelRequested | RequestFinished):
-                self._touched.add(request, self._now_ns)
+                self._touch(request)
             return
         counted = self._lives.fold(event, at)
         if counted is not None:
@@ -334,8 +335,11 @@ class Worker:
         if held.attempt is not None:
             held.attempt.stop(None)
         self._lives.forget(request)
-        self._touched.add(request, self._now_ns)
+        self._touch(request)
         return held
+
+    def _touch(self, request: str) -> None:
+        self._touched.add(request, position=self._reader.position, now_ns=self._now_ns)
 
     # --- keeping -----------------------------------------------------------------------------------
 
@@ -365,11 +369,13 @@ class Worker:
     async def _let_go(self) -> None:
         """Release every attempt, so that another worker continues it at once."""
         released = []
-        for held in self._held.values():
+        for request, held in list(self._held.items()):
             attempt = held.attempt
-            if attempt is None or not attempt.finished:
+            if attempt is None:
+                # Not begun: it must not begin while we go.
+                released += self._drop(request).acks
+            elif not attempt.finished:
                 released += held.acks
-            if attempt is not None and not attempt.finished:
                 attempt.stop(None)
                 self._writer(held.at).put(AttemptReleased(attempt=attempt.id, why="draining"))
         for writer in self._writers.values():

@@ -35,6 +35,7 @@ ORPHAN_S = 60.0
 SPREAD_S = 0.5
 # Of each cycle's streams so many are read again from their first token.
 REPLAYS = 2
+FATAL_TOKENS = 200
 # The share of streams that their clients cancel, and, where gateways die, of those with a key.
 CANCELLED = 0.1
 KEYED = 0.75
@@ -114,9 +115,8 @@ class Run:
         progress = Progress()
         clients = []
         for stream in range(self._options.streams):
-            wish = await self._wish(chance, f"{self._options.seed}-{number}-{stream}")
-            if self._kind.fatal and not stream:
-                wish = wish._replace(fatal=True, cancel_at=None)
+            fatal = self._kind.fatal and not stream
+            wish = await self._wish(chance, f"{self._options.seed}-{number}-{stream}", fatal=fatal)
             clients.append(
                 Client(http, self._rig.urls, wish, model=expected.MODEL, progress=progress, chance=chance)
             )
@@ -135,13 +135,17 @@ class Run:
         counts = await self._check(cycle, http)
         self._note(number, cycle, counts, anyio.current_time() - began_at)
 
-    async def _wish(self, chance: random.Random, name: str) -> Wish:
+    async def _wish(self, chance: random.Random, name: str, *, fatal: bool) -> Wish:
         prompt = f"{name} " + "".join(chance.choices(ALPHABET, k=chance.randrange(1, 300)))
         keyed = self._kind.keys and chance.random() < KEYED
         seed, key = chance.randrange(1 << 30), f"chaos-{name}" if keyed else None
         cancel_at = chance.randrange(1, 100) if chance.random() < CANCELLED else None
         if self._options.engine != "sim":
             return Wish(prompt, seed, chance.randrange(8, 65), key, None, cancel_at)
+        if fatal:
+            # Long enough for every engine that starts it to die in the middle.
+            answer = await expected.answer(prompt, seed=seed, max_tokens=FATAL_TOKENS)
+            return Wish(prompt, seed, FATAL_TOKENS, None, answer, fatal=True)
         tokens = chance.choice((1, chance.randrange(2, 40), *(chance.randrange(40, 121) for _ in range(3))))
         answer = await expected.answer(prompt, seed=seed, max_tokens=tokens)
         return Wish(prompt, seed, tokens, key, answer, cancel_at)

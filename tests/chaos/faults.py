@@ -150,9 +150,9 @@ async def drop_acks(cycle: Cycle) -> None:
 
 async def poison(cycle: Cycle) -> None:
     """Let every engine die that starts one of the requests, until nobody starts it any more."""
-    (fatal,) = (client for client in cycle.clients if client.wish.fatal)
+    (fatal,) = (client.wish.prompt for client in cycle.clients if client.wish.fatal)
     last = await cycle.rig.log.last_sequence(STREAM)
-    deaths = 0
+    request, deaths = None, 0
     async with anyio.create_task_group() as tasks:
 
         async def all_ended() -> None:
@@ -164,7 +164,9 @@ async def poison(cycle: Cycle) -> None:
             async for batch in reader:
                 for stored in batch:
                     events = json.loads(stored.data)["events"]
-                    mine = [event for event in events if event.get("request") == fatal.request]
+                    if events[0].get("input") == fatal:
+                        request = events[0]["request"]
+                    mine = [event for event in events if event.get("request") == request]
                     # A start and an end in one record: an attempt that no engine saw.
                     if [event["type"] for event in mine] == ["AttemptStarted"]:
                         cycle.rig.crash(mine[0]["worker"])

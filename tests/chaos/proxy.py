@@ -37,7 +37,12 @@ class Proxy:
     async def start(self, tasks: TaskGroup) -> None:
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         self.port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        tasks.start_soon(listener.serve, self._serve)
+
+        async def serve() -> None:
+            async with listener:
+                await listener.serve(self._serve)
+
+        tasks.start_soon(serve)
 
     async def _serve(self, client: SocketStream) -> None:
         appends: dict[bytes, set[str]] = {}

@@ -11,7 +11,7 @@ from tests.chaos.cycle import Options, Report
 from tests.chaos.faults import KINDS
 
 CYCLES = {
-    "worker": 4,
+    "worker": 3,
     "zombie": 2,
     "broker": 3,
     "cluster": 2,

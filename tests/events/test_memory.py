@@ -125,6 +125,26 @@ def test_repeating_until_known_stores_at_least_once() -> None:
     simulate(test, unanswered=0.3, lost=0.2, append_s=0.3)
 
 
+def test_a_full_log_is_no_answer_once_an_earlier_try_may_be_stored() -> None:
+    async def test(broker: MemoryBroker) -> None:
+        log = connect(broker)
+
+        async def fill() -> None:
+            await anyio.sleep(1)
+            broker.is_full = True
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fill)
+            with pytest.raises(OutcomeUnknown):
+                await append_until_known(log, STREAM, WORK, b"x", within_s=10)
+        assert stored(broker) == [b"x"]
+        broker.faults = Faults()
+        with pytest.raises(LogFull):
+            await append_until_known(log, STREAM, WORK, b"y", within_s=10)
+
+    simulate(test, unanswered=1.0)
+
+
 def test_a_full_log_refuses_until_it_is_not() -> None:
     async def test(broker: MemoryBroker) -> None:
         log = connect(broker)

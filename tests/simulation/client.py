@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import anyio
 
-from events.schema import TokensGenerated
+from events.schema import RequestFinished, TokensGenerated
 from tests.simulation.ledger import Entry, Ledger, hold
 from tests.simulation.processes import MODEL, GatewayProcess
 
-# A client that got nowhere tries again elsewhere, so often and after so long at most.
-TRIES_MAX = 40
+# A client that got nowhere tries again elsewhere, after so long at most, and for longer than any deadline.
+TRIES_MAX = 600
 RETRY_S = 3.0
 
 # Longer than any deadline: a gateway that says nothing at all for so long is broken.
@@ -130,12 +130,14 @@ class Client:
         self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
         self._route = chance.choice(["stream", "stream", "stream", "whole", "chat", "background"])
         self.idempotency = f"key {number}" if chance.random() < 0.4 else None
-        self._tokens_max = chance.randint(1, 60)
         self._last_id = self._next_index = 0
         self._shown = ""
         self._leaves_after = chance.randint(0, 40) if chance.random() < 0.4 else None
         self._comes_back = chance.random() < 0.7
-        self._cancels_after = chance.randint(0, 30) if chance.random() < 0.15 else None
+        self._cancels_after = chance.randint(0, 30) if chance.random() < 0.2 else None
+        # Who ends it early asks for much, so that there is something to be ended.
+        is_short = self._cancels_after is None and chance.random() < 0.9
+        self._tokens_max = chance.randint(1, 40) if is_short else chance.randint(100, 250)
 
     async def run(self) -> None:
         """Raises Violation."""
@@ -271,6 +273,9 @@ class Client:
         hold(frame.data["id"] == self.request, f"a frame of {frame.data['id']} to {self.request}")
         entry = self._entry(self.request)
         if frame.kind == "error" and frame.data["error"]["code"] in ("gateway_stopping", "slow_reader"):
+            passed = entry.events[self._last_id : frame.number]
+            shown = any(isinstance(event, TokensGenerated | RequestFinished) for event in passed)
+            hold(not shown, f"who resumes after {frame} misses what was not shown")
             return False
         hold(frame.number <= len(entry.events), f"{frame} is shown and not in the log")
         if frame.kind == "token":

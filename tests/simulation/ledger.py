@@ -40,7 +40,10 @@ def hold(promise: bool, words: str) -> None:
 
 
 class Entry(msgspec.Struct):
-    """One request: each event that counted, in order; number n of a stream is `events[n - 1]`."""
+    """One request: each event that counted, in order; number n of a stream is `events[n - 1]`.
+
+    `over_at_ns` is when it ended, or when somebody wanted that.
+    """
 
     accepted: RequestAccepted
     accepted_at_ns: int
@@ -50,6 +53,7 @@ class Entry(msgspec.Struct):
     attempts: list[str] = []
     life: Life = Life()
     ended_at_ns: int = 0
+    over_at_ns: int = 0
 
     @property
     def id(self) -> str:
@@ -98,6 +102,8 @@ class Ledger:
                 self._count(entry, event, counted[1])
                 if counted[1].phase == "ended":
                     entry.ended_at_ns = stored.stored_at_ns
+                if counted[1].phase == "ended" or counted[1].wanted is not None:
+                    entry.over_at_ns = entry.over_at_ns or stored.stored_at_ns
 
     def _count(self, entry: Entry, event: Any, life: Life) -> None:
         hold(not entry.ended_at_ns, f"{entry.id}: {event} counted after the end")

@@ -51,6 +51,12 @@ UNREST_S = 60.0
 SETTLED_S = 900.0
 LATE_NS = 60 * 1_000_000_000
 
+# The servers of a cluster agree on the time by so much.
+SKEW_S = 2.0
+
+# A request that ended must have left its engine after this.
+ABORTED_S = 2.0
+
 # Once all have ended: a delivery's wait for its answer, and a client's grace.
 REST_S = 30.0
 
@@ -95,15 +101,18 @@ class Service:
         self.mishaps: Counter[str] = Counter()
         self._tasks = tasks
         self._key = ""
+        self._skew_ns = 0
         self._supervisor = Supervisor(self.broker, self.chance, tasks)
 
     def _now_ns(self) -> int:
-        return START_NS + int(anyio.current_time() * 1e9)
+        return START_NS + self._skew_ns + int(anyio.current_time() * 1e9)
 
     async def run(self) -> None:
         """Raises Violation."""
         await self._write_book()
         self._tasks.start_soon(self.ledger.watch)
+        if not self._may_go_wrong:
+            self._tasks.start_soon(self._watch_engines)
         for kind, many in ((GatewayProcess, GATEWAYS), (WorkerProcess, WORKERS), (JanitorProcess, 1)):
             for _ in range(many):
                 self._supervisor.start(kind)
@@ -134,6 +143,21 @@ class Service:
             client = Client(number, self.chance, self._key, self.ledger, self._supervisor.gateways)
             self.clients.append(client)
             clients.start_soon(client.run)
+
+    async def _watch_engines(self) -> None:
+        """Where nothing goes wrong, what has ended, or shall end, leaves its engine soon."""
+        while True:
+            await anyio.sleep(ABORTED_S / 10)
+            over_ns = {
+                attempt: entry.over_at_ns
+                for entry in self.ledger.entries.values()
+                for attempt in entry.attempts
+                if entry.over_at_ns
+            }
+            for worker in self._supervisor.workers():
+                for attempt in worker.engine.running:
+                    since_s = (self._now_ns() - over_ns.get(attempt, self._now_ns())) / 1e9
+                    hold(since_s < ABORTED_S, f"{attempt} is over, and its engine runs on")
 
     # --- mishaps -------------------------------------------------------------------------------------
 
@@ -184,6 +208,8 @@ class Service:
             process.disconnect(self.chance.uniform(0.0, 8.0))
 
     async def restart_the_broker(self) -> None:
+        """Another server leads: its clock is another, too."""
+        self._skew_ns = int(self.chance.uniform(-SKEW_S, SKEW_S) * 1e9)
         self.broker.restart(self.chance.uniform(0.1, 4.0))
 
     async def fill_the_disk(self) -> None:
