@@ -4,16 +4,18 @@ The target is the last sequence that the request's subjects have when the read b
 leader states it: whoever appended before is seen. Who waits for the same lane and model shares one scan.
 """
 
+from contextlib import aclosing
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from events import codec, subjects
 from events.ids import RequestId
 from events.lifecycle import NEW, Life
 from events.lives import Lives
-from events.log import Log
+from events.log import Log, Stored
 from events.schema import RequestAccepted
 from events.subjects import Address
 
@@ -60,10 +62,13 @@ class Histories:
                 return reader.past
 
     async def _lead(self, at: Address) -> None:
-        """Scan for everybody who waits now, ourselves among them."""
-        readers = self._waiting.pop(at)
+        """Scan for everybody who waits by then, ourselves among them."""
         self._reading.add(at)
+        readers: list[_Reader] = []
         try:
+            # Who was woken together with us asks again now: one scan serves us all.
+            await anyio.lowlevel.checkpoint()
+            readers = self._waiting.pop(at)
             pasts = await self._scan(at, [reader.request for reader in readers])
             for reader in readers:
                 reader.past = pasts[reader.request.text]
@@ -80,15 +85,25 @@ class Histories:
         for request in requests:
             lives.follow(request.text)
         first = min(request.floor for request in requests)
-        async for batch in self._log.scan(stream, subjects.history(at), first=first, target=target):
-            for stored in batch:
-                where = subjects.parse(stored.subject)
-                for event in codec.decode(stored.data)[1]:
-                    if where is None or (counted := lives.fold(event, where)) is None:
-                        continue
-                    past = pasts[counted[0]]
-                    past.life = counted[1]
-                    past.counted.append(Counted(event, counted[1], stored.stored_at_ns))
-                    if isinstance(event, RequestAccepted):
-                        past.accepted = event
+        async with aclosing(
+            self._log.scan(stream, subjects.history(at), first=first, target=target)
+        ) as batches:
+            async for batch in batches:
+                for stored in batch:
+                    _fold(stored, lives, pasts)
+                if all(past.life.phase == "ended" for past in pasts.values()):
+                    break
         return pasts
+
+
+def _fold(stored: Stored, lives: Lives, pasts: dict[str, Past]) -> None:
+    at = subjects.parse(stored.subject)
+    assert at is not None, "a history's subjects are those of requests"
+    for event in codec.decode(stored.data)[1]:
+        if (counted := lives.fold(event, at)) is None:
+            continue
+        past = pasts[counted[0]]
+        past.life = counted[1]
+        past.counted.append(Counted(event, counted[1], stored.stored_at_ns))
+        if isinstance(event, RequestAccepted):
+            past.accepted = event

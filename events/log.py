@@ -4,7 +4,7 @@ A *position* is a stream's sequence and an index in the record. Sequences of one
 an append that returned is durable; readers see every stored message of their subjects, in order.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -22,6 +22,10 @@ class OutcomeUnknown(LogError):
 
 class LogFull(LogError):
     """The log refused the append and stored nothing."""
+
+
+class RecordTooLarge(LogError):
+    """No message of this size is stored; nothing was."""
 
 
 class Conflict(LogError):
@@ -99,7 +103,7 @@ class Log(Protocol):
 
     def scan(
         self, stream: str, subjects: Sequence[str], *, first: int, target: int
-    ) -> AsyncIterator[Sequence[Stored]]:
+    ) -> AsyncGenerator[Sequence[Stored], None]:
         """Yield what the subjects hold from sequence `first` to `target`, and end only once `target`
         (a sequence of these subjects) was read."""
 
@@ -109,7 +113,8 @@ class Log(Protocol):
 
     async def in_progress(self, ack: str) -> None: ...
 
-    async def give_back(self, ack: str) -> None: ...
+    async def give_back(self, ack: str, *, delay_s: float = 0.0) -> None:
+        """Return a delivery, to be made again at once or after `delay_s`."""
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
         """Ask whoever answers on `subject`, in no stream. Raises LogError where nobody does in time."""

@@ -27,13 +27,15 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`source` is a local path, a model hub's id, or `builtin:` and a name known to `prepare`."""
+    """`source` is a local path, a model hub's id, or `builtin:` and a name known to `prepare`; `sampling`
+    what holds where a request says nothing, before the model's own generation config."""
 
     source: str
     context_tokens: Annotated[int, msgspec.Meta(ge=16)]
     prompt_usd: str
     output_usd: str
     title: str = ""
+    sampling: dict[str, float] = {}
     profiles: dict[str, Profile] = {}
 
 

@@ -22,6 +22,10 @@ from rift import broker
 from rift.broker import Address
 
 VERSION = "1"
+WHERE = (
+    "start one with ./ops/run, name its folder with --data or RIFT_DATA, or name a broker with --nats or "
+    "RIFT_NATS_URL"
+)
 
 
 class InstallationWrong(RuntimeError):
@@ -42,7 +46,7 @@ class Installation:
     def make(self) -> None:
         """Create what is missing. Raises InstallationWrong for a folder of another version."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.logs.mkdir(exist_ok=True)
             version = self.folder / "version"
             if not version.exists():
@@ -72,6 +76,8 @@ class Installation:
 
     def secret(self) -> bytes:
         """Return the secret that signs request ids. Raises InstallationWrong where there is none."""
+        if not self.folder.exists():
+            raise InstallationWrong(f"there is no installation in {self.folder}; {WHERE}")
         try:
             return bytes.fromhex((self.folder / "secret").read_text().strip())
         except (OSError, ValueError) as error:
@@ -87,7 +93,4 @@ class Installation:
             return Address(",".join(f"nats://{host}" for host in hosts), parts[0].username)
         if found := broker.address(self.nats):
             return found
-        raise InstallationWrong(
-            f"there is no installation in {self.folder}; start one with ./ops/run, name its folder with "
-            "--data or RIFT_DATA, or name a broker with --nats or RIFT_NATS_URL"
-        )
+        raise InstallationWrong(f"there is no installation in {self.folder}; {WHERE}")

@@ -24,6 +24,9 @@ while read -r group; do groups="$groups -$group"; done
 WELL_S = 60.0
 BACK_OFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 
+# Of a log that is looked at for its last line.
+LAST_BYTES = 4096
+
 # How often a child is looked at. The kernel's word would come sooner, through a thread per child.
 POLL_S = 0.05
 
@@ -94,9 +97,8 @@ class Child:
             failures = 0 if anyio.current_time() - began_at > WELL_S else failures
             pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
             failures += 1
-            self._say(
-                f"{self.name} ended ({_words(status)}), starting it again in {pause_s:g} s; see {self._log}"
-            )
+            self._say(f"{self.name} ended ({_words(status)}): {self._last_line()}")
+            self._say(f"starting it again in {pause_s:g} s; its log is {self._log}")
             await anyio.sleep(pause_s)
             if not self._stopping:
                 self.start()
@@ -117,6 +119,12 @@ class Child:
         while (status := self._process.poll()) is None:  # noqa: ASYNC110  # another process
             await anyio.sleep(POLL_S)
         return status
+
+    def _last_line(self) -> str:
+        with self._log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            lines = file.read().decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
     def _end_group(self) -> None:
         assert self._process is not None, f"{self.name} was never started"

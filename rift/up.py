@@ -69,6 +69,7 @@ class Up:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._start, tasks, port)
                     async for _ in received:
+                        self._say("rift stops")
                         tasks.cancel_scope.cancel()
                         break
             finally:
@@ -136,12 +137,15 @@ class Up:
         async def ended(status: int) -> None:
             cause: Literal["host", "engine"] = "host" if -status in KILLED_BY_HOST else "engine"
             lost = ReplicaLost(replica=replica, model=model, why=f"exit status {status}", cause=cause)
-            await self._say_fleet(model, lost)
+            try:
+                await self._say_fleet(model, lost)
+            except LogError as error:
+                self._say(f"the loss of {replica} could not be stored: {error}")
 
         self._child(tasks, name, command, ended=ended)
 
     def _role(self, role: str, *more: str) -> list[str]:
-        return [sys.executable, "-m", "rift", role, *self._options, *more]
+        return [sys.executable, "-P", "-m", "rift", role, *self._options, *more]
 
     # --- the log ---------------------------------------------------------------------------------------
 
@@ -229,7 +233,7 @@ class Up:
         body = {
             "model": self._settings.model,
             "prompt": PROMPT,
-            "parameters": {"temperature": 0.2},
+            "parameters": {"temperature": 0.2, "max_tokens": 300},
             "stream": True,
         }
         curl = (

@@ -45,6 +45,7 @@ class Follower:
     async def open(self) -> None:
         self._consumer = self._client.new_inbox().rpartition(".")[2]
         self._next, self._broken = 1, None
+        self._batch, self._flow = [], []
         inbox = self._client.new_inbox()
         self._subscription = await self._client.subscribe(inbox, cb=self._on_message)
         request = wire.reader(

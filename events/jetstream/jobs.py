@@ -1,13 +1,17 @@
 """A worker's deliveries: a durable consumer's messages, pulled as slots are free."""
 
 import json
+import logging
+from collections.abc import Awaitable, Callable
 
 import anyio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events.jetstream import wire
-from events.log import Job
+from events.log import Job, LogError
+
+logger = logging.getLogger(__name__)
 
 # A frozen client's outstanding pull swallows the next job until ack_wait: so pulls are short.
 PULL_EXPIRES_S = 2.0
@@ -17,6 +21,11 @@ PULL_GRACE_S = 0.5
 
 # What an ended pull did not bring.
 PENDING_HEADER = "Nats-Pending-Messages"
+
+# A pull's end in order: heartbeat, no messages, expired. Any other is a consumer without a leader, or none.
+ENDED = ("100", "404", "408")
+REFUSED_S = 0.25
+REFUSALS_MAX = 8
 
 # Long enough for a slow fsync, short enough that a frozen worker's job is taken over soon.
 ACK_WAIT_S = 5.0
@@ -40,9 +49,13 @@ def consumer(name: str, subject: str) -> dict[str, object]:
 class Jobs:
     """Hands out deliveries, never more than were wanted."""
 
-    def __init__(self, client: Client, stream: str, consumer: str) -> None:
+    def __init__(
+        self, client: Client, stream: str, consumer: str, *, create: Callable[[], Awaitable[object]]
+    ) -> None:
         self.epoch = 0
-        self._client = client
+        self._client, self._create = client, create
+        self._refusals = 0
+        self._not_before = 0.0
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._inbox = client.new_inbox()
         self._pulls: dict[str, tuple[int, float]] = {}
@@ -52,6 +65,7 @@ class Jobs:
         self._wake = anyio.Event()
 
     async def open(self) -> None:
+        await self._create()
         self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._on_message)
 
     async def close(self) -> None:
@@ -77,6 +91,10 @@ class Jobs:
             deliveries, stored, _ = wire.delivered(message)
             self._received.append(Job(stored, message.reply, deliveries, self.epoch))
             self._settle(1)
+        elif status not in ENDED:
+            self._pulls.pop(message.subject, None)
+            self._refusals += 1
+            self._not_before = anyio.current_time() + REFUSED_S
         elif status != "100" and (ended := self._pulls.pop(message.subject, None)) is not None:
             never_came = (message.headers or {}).get(PENDING_HEADER)
             self._settle(int(never_came) - ended[0] if never_came else 0)
@@ -98,12 +116,25 @@ class Jobs:
 
     async def __anext__(self) -> Job:
         while not self._received:
-            await self._pull()
-            with anyio.move_on_after(PULL_EXPIRES_S):
-                await self._wake.wait()
             self._wake = anyio.Event()
+            await anyio.sleep(max(0.0, self._not_before - anyio.current_time()))
+            await self._recreate()
+            await self._pull()
+            if not self._received:
+                with anyio.move_on_after(PULL_EXPIRES_S):
+                    await self._wake.wait()
+        self._refusals = 0
         self._wanted -= 1
         return self._received.pop(0)
+
+    async def _recreate(self) -> None:
+        """A consumer that answers nothing is made again; what was not acknowledged comes again with it."""
+        if self._refusals >= REFUSALS_MAX:
+            self._refusals = 0
+            try:
+                await self._create()
+            except LogError as error:
+                logger.warning("the consumer could not be made again: %s", error)
 
     async def _pull(self) -> None:
         now = anyio.current_time()

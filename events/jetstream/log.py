@@ -3,7 +3,7 @@
 import base64
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from events.jetstream.follower import Follower
 from events.jetstream.jobs import Jobs
 from events.jetstream.scan import scan
 from events.jetstream.wire import ApiError
-from events.log import Conflict, LogError, LogFull, OutcomeUnknown, Stored
+from events.log import Conflict, LogError, LogFull, OutcomeUnknown, RecordTooLarge, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class JetStream:
         try:
             reply = await self.client.request(subject, data, timeout=APPEND_TIMEOUT_S, headers=headers)
         except nats.errors.MaxPayloadError as error:
-            raise LogError(f"a record of {len(data)} bytes is larger than the broker takes") from error
+            raise RecordTooLarge(f"a record of {len(data)} bytes is larger than the broker takes") from error
         except (nats.errors.Error, OSError) as error:
             raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
         answer = json.loads(reply.data)
@@ -241,7 +241,7 @@ class JetStream:
 
     def scan(
         self, stream: str, subjects: Sequence[str], *, first: int, target: int
-    ) -> AsyncIterator[Sequence[Stored]]:
+    ) -> AsyncGenerator[Sequence[Stored], None]:
         return scan(self.client, self._api, stream, subjects, first=first, target=target)
 
     @asynccontextmanager
@@ -249,10 +249,12 @@ class JetStream:
         stream, consumer = names.shard_stream(shard), f"worker-{model}"
         subject = names.queue(shard, model)
         config = deliveries.consumer(consumer, subject)
-        await self._api(
-            f"CONSUMER.CREATE.{stream}.{consumer}.{subject}", {"stream_name": stream, "config": config}
-        )
-        async with self._open(Jobs(self.client, stream, consumer)) as jobs:
+
+        async def create() -> None:
+            request = {"stream_name": stream, "config": config}
+            await self._api(f"CONSUMER.CREATE.{stream}.{consumer}.{subject}", request)
+
+        async with self._open(Jobs(self.client, stream, consumer, create=create)) as jobs:
             yield jobs
 
     @asynccontextmanager
@@ -272,8 +274,9 @@ class JetStream:
     async def in_progress(self, ack: str) -> None:
         await self._tell(ack, b"+WPI")
 
-    async def give_back(self, ack: str) -> None:
-        await self._tell(ack, b"-NAK")
+    async def give_back(self, ack: str, *, delay_s: float = 0.0) -> None:
+        delay = b' {"delay": %d}' % int(delay_s * wire.NANOSECONDS) if delay_s else b""
+        await self._tell(ack, b"-NAK" + delay)
 
     async def _tell(self, ack: str, word: bytes) -> None:
         """What is lost here is delivered again: the protocol does not lean on it."""

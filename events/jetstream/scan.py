@@ -5,7 +5,8 @@ messages that were already acknowledged.
 """
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import anyio
 from nats.aio.client import Client
@@ -17,6 +18,9 @@ from events.log import LogError, Stored
 
 # One pull asks for so many messages: a few hundred kilobytes.
 BATCH = 500
+
+# What one pull may carry, unless a single message is larger: a second's worth of a slow network.
+BATCH_BYTES = 16 * 1024 * 1024
 
 # A whole day's log of one lane is read in seconds; past this the broker is not answering.
 TIMEOUT_S = 30.0
@@ -30,49 +34,66 @@ INACTIVE_S = 10
 
 async def scan(
     client: Client, api: Api, stream: str, subjects: Sequence[str], *, first: int, target: int
-) -> AsyncIterator[Sequence[Stored]]:
-    first = max(first, 1)
-    if target < first:
-        return
+) -> AsyncGenerator[Sequence[Stored], None]:
+    position = max(first, 1) - 1
+    deadline = anyio.current_time() + TIMEOUT_S
+    while position < target:
+        async with _consumer(client, api, stream, subjects, after=position) as subject:
+            seen = 0
+            while position < target:
+                batch = await _pull(client, subject, seen)
+                if anyio.current_time() > deadline:
+                    raise LogError(f"{stream}: sequence {target} could not be read in {TIMEOUT_S} s")
+                if batch is None:
+                    break
+                if not batch:
+                    await anyio.sleep(LAG_S)
+                    continue
+                seen += len(batch)
+                position = batch[-1].sequence
+                yield [stored for stored in batch if stored.sequence <= target]
+
+
+@asynccontextmanager
+async def _consumer(
+    client: Client, api: Api, stream: str, subjects: Sequence[str], *, after: int
+) -> AsyncIterator[str]:
+    """Yield the subject that asks a fresh consumer behind `after` for its next messages."""
     consumer = client.new_inbox().rpartition(".")[2]
-    request = wire.reader(stream, consumer, subjects, after=first - 1, inactive_s=INACTIVE_S)
+    request = wire.reader(stream, consumer, subjects, after=after, inactive_s=INACTIVE_S)
     await api(f"CONSUMER.CREATE.{stream}.{consumer}", request)
     try:
-        deadline = anyio.current_time() + TIMEOUT_S
-        position = 0
-        while position < target:
-            batch = await _pull(client, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")
-            if anyio.current_time() > deadline:
-                raise LogError(f"{stream}: sequence {target} could not be read in {TIMEOUT_S} s")
-            if not batch:
-                await anyio.sleep(LAG_S)
-                continue
-            position = batch[-1].sequence
-            yield [stored for stored in batch if stored.sequence <= target]
+        yield f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(1):
             await client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}")
 
 
-async def _pull(client: Client, subject: str) -> list[Stored]:
-    """Return what the consumer has now, at most BATCH messages."""
+async def _pull(client: Client, subject: str, seen: int) -> list[Stored] | None:
+    """Return what the consumer has now behind the `seen` it gave, at most BATCH messages; None if some
+    may be lost: nothing is acknowledged, so the consumer would go on behind them."""
     inbox = client.new_inbox()
     received: list[Stored] = []
+    gap = False
     done = anyio.Event()
 
     async def on_message(message: Msg) -> None:
-        if wire.status(message) is None:
-            received.append(wire.delivered(message)[1])
-            if len(received) == BATCH:
-                done.set()
-        else:
+        nonlocal gap
+        if wire.status(message) is not None:
+            done.set()
+            return
+        _, stored, consumer_sequence = wire.delivered(message)
+        received.append(stored)
+        gap = gap or consumer_sequence != seen + len(received)
+        if len(received) == BATCH:
             done.set()
 
     subscription = await client.subscribe(inbox, cb=on_message)
     try:
-        await client.publish(subject, json.dumps({"batch": BATCH, "no_wait": True}).encode(), reply=inbox)
+        ask = {"batch": BATCH, "max_bytes": BATCH_BYTES, "no_wait": True}
+        await client.publish(subject, json.dumps(ask).encode(), reply=inbox)
         with anyio.move_on_after(PULL_S):
             await done.wait()
     finally:
         await subscription.unsubscribe()
-    return received
+    return None if gap or not done.is_set() else received

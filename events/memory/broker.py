@@ -258,12 +258,15 @@ class Consumer:
         """The messages that were delivered, or given back, and wait for an acknowledgement."""
         return sorted({*self._due, *self._given_back})
 
-    def answer(self, sequence: int, word: str, now: float) -> None:
+    def answer(self, sequence: int, word: str, now: float, *, delay_s: float = 0.0) -> None:
         """Any delivery of a message may be answered, also an older one."""
         if sequence not in self._due:
             return
         if word == "in progress":
             self._due[sequence] = now + ACK_WAIT_S
+            return
+        if word == "give back" and delay_s:
+            self._due[sequence] = now + delay_s
             return
         del self._due[sequence]
         if word == "ack":

@@ -1,6 +1,6 @@
 """A process's connection to the streams in memory."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 
 from events import subjects as names
-from events.log import Log, LogError, OutcomeUnknown, Stored
+from events.log import Log, LogError, OutcomeUnknown, RecordTooLarge, Stored
 from events.memory.broker import Consumer, Handler, MemoryBroker, Stream
 from events.memory.readers import MemoryFollower, MemoryJobs
 
@@ -55,7 +55,7 @@ class MemoryLog:
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
         await self.connection.thawed()
         if len(data) > PAYLOAD_BYTES_MAX:
-            raise LogError(f"a record of {len(data)} bytes is larger than the broker takes")
+            raise RecordTooLarge(f"a record of {len(data)} bytes is larger than the broker takes")
         answer: list[int | LogError] = []
         answered = anyio.Event()
 
@@ -137,7 +137,7 @@ class MemoryLog:
 
     async def scan(
         self, stream: str, subjects: Sequence[str], *, first: int, target: int
-    ) -> AsyncIterator[Sequence[Stored]]:
+    ) -> AsyncGenerator[Sequence[Stored], None]:
         if target < max(first, 1):
             return
         deadline = anyio.current_time() + SCAN_TIMEOUT_S
@@ -167,17 +167,17 @@ class MemoryLog:
     async def in_progress(self, ack: str) -> None:
         await self._answer(ack, "in progress")
 
-    async def give_back(self, ack: str) -> None:
-        await self._answer(ack, "give back")
+    async def give_back(self, ack: str, *, delay_s: float = 0.0) -> None:
+        await self._answer(ack, "give back", delay_s)
 
-    async def _answer(self, ack: str, word: str) -> None:
+    async def _answer(self, ack: str, word: str, delay_s: float = 0.0) -> None:
         """Send and forget, as it is: nobody says whether it arrived."""
         await self.connection.thawed()
         await anyio.lowlevel.checkpoint()
         _, stream, name, _, sequence = ack.split(".")
         consumer = self._broker.stream(stream).consumers[name]
         if self.is_connected and not self._broker.happens(self._broker.faults.lost_answers):
-            consumer.answer(int(sequence), word, anyio.current_time())
+            consumer.answer(int(sequence), word, anyio.current_time(), delay_s=delay_s)
             if word == "ack" and self._broker.happens(self._broker.faults.again):
                 consumer.deliver_again(int(sequence))
 

@@ -34,6 +34,8 @@ def sql(options: Namespace) -> None:
     except* (QueryRefused, WarehouseError) as refused:
         raise CommandFailed(_first(refused)) from refused
     if options.json:
+        if twice := [name for name in answer.columns if answer.columns.count(name) > 1]:
+            raise CommandFailed(f"two columns are called {twice[0]!r}; name them apart with `as`")
         rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
         print(json.dumps(rows, ensure_ascii=False))
     else:

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from events.log import LogError
+from replay.warehouse import WarehouseError
 from rift import __version__
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
 from rift.cli import ops, roles
 from rift.cli.ops import CommandFailed
 from rift.engines import EngineFailed
+from rift.engines.prepare import PrepareFailed
 from rift.installation import InstallationWrong
 from rift.settings import SettingsWrong
 
@@ -26,7 +28,9 @@ FAILURES = (
     InstallationWrong,
     LogError,
     OSError,
+    PrepareFailed,
     SettingsWrong,
+    WarehouseError,
 )
 
 
@@ -99,7 +103,8 @@ def _command(
     parser.add_argument(
         "--nats", metavar="URL", help="NATS server (RIFT_NATS_URL, else the installation's own)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON value on standard output")
+    if name not in ("gateway", "worker", "control"):
+        parser.add_argument("--json", action="store_true", help="one JSON value on standard output")
     return parser
 
 

@@ -74,7 +74,7 @@ def worker(options: Namespace) -> None:
         hardware=settings.hardware,
         gpus=profile.gpus,
     )
-    _lead_group()
+    guard = _guard()
 
     async def serve(stop: anyio.Event) -> None:
         async with connected_role(options, settings, replica) as log:
@@ -87,7 +87,11 @@ def worker(options: Namespace) -> None:
                 drain_s=settings.drain_s,
             )
 
-    _run(partial(_until_told, serve))
+    try:
+        _run(partial(_until_told, serve))
+    finally:
+        if guard is not None:
+            guard.dismiss()
 
 
 def control(options: Namespace) -> None:
@@ -133,11 +137,13 @@ async def _until_told(serve: Callable[[anyio.Event], Awaitable[None]]) -> None:
         tasks.cancel_scope.cancel()
 
 
-def _lead_group() -> None:
-    """Lead a process group, and have it ended with us: engines start processes that outlive a kill."""
+def _guard() -> Guard | None:
+    """Have our process group ended with us, where we lead one: an engine's processes outlive a kill."""
     if os.getpgrp() != os.getpid():
-        os.setpgid(0, 0)
-    Guard().add(os.getpgrp())
+        return None
+    guard = Guard()
+    guard.add(os.getpgrp())
+    return guard
 
 
 def _run(main: Callable[[], Awaitable[Any]]) -> None:

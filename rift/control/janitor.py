@@ -4,11 +4,12 @@ It makes one promise true: every accepted request ends. What is due is `watch.py
 """
 
 import logging
+from collections.abc import Sequence
 
 import anyio
 
 from events import codec, subjects
-from events.log import Follower, Log, LogError, append_until_known
+from events.log import Follower, Log, LogError, Stored, append_until_known
 from events.schema import AnyEvent, LaneLost
 from rift.control.watch import Due, End, Offer, Release, Watch
 
@@ -18,6 +19,10 @@ WRITER = "janitor"
 
 # A client whose worker died waits for this; a look at a thousand requests costs a millisecond.
 TICK_S = 0.05
+
+# Gateways report every 3 s. After more silence than that the leader is asked whether there was news.
+SILENCE_S = 4.0
+SILENT_TICK_S = 0.5
 
 # What is due now is due again soon, if the log does not take it.
 APPEND_S = 5.0
@@ -30,6 +35,8 @@ class Janitor:
         self._watch = Watch()
         self._newest_ns = 0
         self._newest_at = 0.0
+        self._heard_in = -1
+        self._heard_at = 0.0
 
     async def run(self, *, first: int) -> None:
         """Keep the promise for as long as control lives. `first` is at or before every open request."""
@@ -44,10 +51,27 @@ class Janitor:
             tasks.start_soon(self._follow_shard, reader)
             while reader.position < caught_up:  # noqa: ASYNC110  # old news is not acted upon
                 await anyio.sleep(TICK_S)
+            self._watch.began_ns = self._now_ns()
             while True:
                 await anyio.sleep(TICK_S)
-                for due in self._watch.due(self._now_ns()):
-                    await self._act(due)
+                if await self._is_current(reader):
+                    for due in self._watch.due(self._now_ns()):
+                        await self._act(due)
+
+    async def _is_current(self, reader: Follower) -> bool:
+        """Say whether silence is the log's, not ours: who hears nothing must not call others lost."""
+        if not self._log.is_connected:
+            return False
+        if self._heard_in == self._log.epoch and anyio.current_time() - self._heard_at < SILENCE_S:
+            return True
+        await anyio.sleep(SILENT_TICK_S)
+        try:
+            current = await self._log.last_sequence(self._stream) <= reader.position
+        except LogError:
+            return False
+        if current:
+            self._heard_in, self._heard_at = self._log.epoch, anyio.current_time()
+        return current
 
     def _now_ns(self) -> int:
         """The broker's time, as far as its messages tell: never ahead of it."""
@@ -56,16 +80,17 @@ class Janitor:
     async def _follow_fleet(self, reader: Follower) -> None:
         async for batch in reader:
             for stored in batch:
-                for event in codec.decode(stored.data)[1]:
+                for event in _events(stored):
                     self._watch.see_fleet(event)
 
     async def _follow_shard(self, reader: Follower) -> None:
         async for batch in reader:
+            self._heard_in, self._heard_at = self._log.epoch, anyio.current_time()
             for stored in batch:
                 if stored.stored_at_ns > self._newest_ns:
                     self._newest_ns, self._newest_at = stored.stored_at_ns, anyio.current_time()
                 at = subjects.parse(stored.subject)
-                for event in codec.decode(stored.data)[1]:
+                for event in _events(stored):
                     if at is None:
                         self._watch.see_lane(event, stored.stored_at_ns)
                     else:
@@ -97,3 +122,13 @@ class Janitor:
         async for batch in self._log.scan(self._stream, [subject], first=due.sequence, target=due.sequence):
             for stored in batch:
                 await append_until_known(self._log, self._stream, subject, stored.data, within_s=APPEND_S)
+
+
+def _events(stored: Stored) -> Sequence[object]:
+    """What cannot be read is passed over here alone: all that the janitor says is a hint to the fold, and the
+    projector, which bills, stops at such a record visibly."""
+    try:
+        return codec.decode(stored.data)[1]
+    except codec.RecordUnreadable as error:
+        logger.error("%s %d: %s", stored.subject, stored.sequence, error)
+        return ()

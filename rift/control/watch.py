@@ -40,7 +40,7 @@ STALLED_PER_PROMPT_TOKEN_NS = SECOND // 50
 
 # A returned delivery is taken within milliseconds; a queue may be long. Each offer doubles the wait.
 UNTAKEN_NS = 10 * SECOND
-QUEUED_NS = 60 * SECOND
+QUEUED_NS = 300 * SECOND
 
 # The worker expires and cancels by itself. Past these nobody works on the request.
 EXPIRED_NS = 5 * SECOND
@@ -96,8 +96,12 @@ class Watched(msgspec.Struct):
 
 class Watch:
     def __init__(self) -> None:
+        # Since when the janitor acts: clients of a lane that was lost before may come back until then.
+        self.began_ns = 0
         self._lives = Lives()
         self._open: dict[str, Watched] = {}
+        # Until their deadline: a late repeat of an acceptance opens nothing.
+        self._ended: dict[str, int] = {}
         self._lanes: dict[str, int] = {}
         self._lost_lanes: dict[str, int] = {}
         self._lost_replicas: dict[str, str] = {}
@@ -113,6 +117,7 @@ class Watch:
         match event:
             case LaneOpened() | LaneReported():
                 self._lanes[event.lane] = stored_at_ns
+                self._lost_lanes.pop(event.lane, None)
             case LaneLost():
                 self._lanes.pop(event.lane, None)
                 self._lost_lanes.setdefault(event.lane, stored_at_ns)
@@ -121,14 +126,14 @@ class Watch:
 
     def see(self, event: Any, at: subjects.Address, sequence: int, stored_at_ns: int) -> None:
         """Take an event of a request, in log order."""
-        if isinstance(event, RequestAccepted) and event.request not in self._open:
+        if isinstance(event, RequestAccepted) and self._is_new(event.request):
             self._accept(event, at, sequence, stored_at_ns)
         counted = self._lives.fold(event, at)
         if counted is None:
             return
         request, life = counted
         if life.phase == "ended":
-            del self._open[request]
+            self._ended[request] = self._open.pop(request).deadline_ns
             self._lives.forget(request)
             return
         watched = self._open[request]
@@ -137,6 +142,9 @@ class Watch:
             watched.worker, watched.delivery = event.worker, event.delivery
         if life.wanted is not None and not watched.wanted_ns:
             watched.wanted_ns = stored_at_ns
+
+    def _is_new(self, request: str) -> bool:
+        return request not in self._open and request not in self._ended
 
     def _accept(self, event: RequestAccepted, at: subjects.Address, sequence: int, stored_at_ns: int) -> None:
         self._lives.follow(event.request)
@@ -159,11 +167,16 @@ class Watch:
         for lost in found:
             assert isinstance(lost, LaneLost)
             self._lanes.pop(lost.lane)
+        self._forget_ended(now_ns)
         for request, watched in self._open.items():
             if now_ns - watched.acted_ns > AGAIN_NS and (action := self._due(request, watched, now_ns)):
                 watched.acted_ns = now_ns
                 found.append(action)
         return found
+
+    def _forget_ended(self, now_ns: int) -> None:
+        while self._ended and self._ended[oldest := next(iter(self._ended))] < now_ns:
+            del self._ended[oldest]
 
     def _due(self, request: str, watched: Watched, now_ns: int) -> Due | None:
         life = watched.life
@@ -186,7 +199,7 @@ class Watch:
         lost_ns = self._lost_lanes.get(watched.at.lane)
         if watched.detached or lost_ns is None:
             return False
-        return now_ns - max(lost_ns, watched.attached_ns) > GRACE_NS
+        return now_ns - max(lost_ns, watched.attached_ns, self.began_ns) > GRACE_NS
 
     def _why_release(self, watched: Watched, now_ns: int) -> ReleaseReason | None:
         if (cause := self._lost_replicas.get(watched.worker)) is not None:

@@ -66,7 +66,7 @@ class VllmEngine:
     name = "vllm"
     simulated = False
 
-    def __init__(self, loaded: _Loaded) -> None:
+    def __init__(self, loaded: _Loaded, model: Model) -> None:
         config = loaded.llm.vllm_config
         self.model_digest = loaded.model_digest
         self.slots: int = config.scheduler_config.max_num_seqs
@@ -74,8 +74,8 @@ class VllmEngine:
         self._llm = loaded.llm
         self._processes = loaded.processes
         self._tokenizer = _Tokenizer(loaded.tokenizer)
-        # What `vllm serve` does: the model's generation config where the request says nothing.
-        self._defaults: dict[str, Any] = config.model_config.get_diff_sampling_param()
+        # Where the request says nothing: the catalogue, then as `vllm serve` the model's generation config.
+        self._defaults: dict[str, Any] = config.model_config.get_diff_sampling_param() | model.sampling
         self._defaults.pop("max_tokens", None)
 
     @classmethod
@@ -88,7 +88,7 @@ class VllmEngine:
         try:
             await anyio.to_thread.run_sync(_import, str(model_path), profile)
             loaded = await anyio.to_thread.run_sync(_load, str(model_path), model, profile)
-            engine = cls(loaded)
+            engine = cls(loaded, model)
             async for _ in engine.generate("warm-up", [0], [], Parameters(), max_tokens=1, salt="warm-up"):
                 pass
         except Exception as error:

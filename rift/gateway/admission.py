@@ -36,6 +36,7 @@ class Admission:
         self._book, self._fleet, self._models = book, fleet, models
         self._stream = subjects.shard_stream(shard)
         self._has_room = True
+        self.stopping = False
 
     async def watch_room(self) -> None:
         """Keep an eye on the log's room for as long as the gateway lives."""
@@ -75,6 +76,10 @@ class Admission:
         return price
 
     def _check_room(self, model: str) -> None:
+        if self.stopping:
+            raise Refusal(
+                503, "this gateway stops; try again", code="gateway_stopping", headers=retry_after(1)
+            )
         if not self._log.is_connected:
             raise Refusal(
                 503, "the log does not answer; try again", code="log_unavailable", headers=retry_after(2)

@@ -28,6 +28,10 @@ FAILURES: dict[str, tuple[int, str]] = {
 }
 
 
+# Somebody was told that the request was not accepted, and may send it again.
+UNANSWERED = 503, Problem(code="unanswered", message="the log did not answer in time; nothing is charged")
+
+
 class Answer:
     """What counted so far of one request, in log order."""
 
@@ -83,7 +87,11 @@ class Answer:
 
     def failure(self) -> tuple[int, Problem] | None:
         """Return the HTTP status and the problem of an end in failure, else None."""
-        if self.life.phase != "ended" or self.life.reason not in FAILURES:
+        if self.life.phase != "ended":
+            return None
+        if self.life.wanted == "unanswered":
+            return UNANSWERED
+        if self.life.reason not in FAILURES:
             return None
         status, words = FAILURES[self.life.reason]
         return status, self.life.error or Problem(code=self.life.reason, message=words)

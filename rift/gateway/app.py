@@ -5,6 +5,7 @@
 Whatever is refused is refused before the append. From the append on, the log decides.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -16,7 +17,7 @@ from events.book import Book
 from events.fleet import Fleet
 from events.history import Histories
 from events.ids import RequestId, parse_request_id
-from events.log import Log, LogError, LogFull, OutcomeUnknown, append_until_known
+from events.log import Log, LogError, LogFull, OutcomeUnknown, RecordTooLarge, append_until_known
 from events.schema import KeyIssued, RequestAccepted
 from events.subjects import Address
 from rift import __version__, catalogue
@@ -85,6 +86,10 @@ class Gateway:
             ("GET", re.compile("/version"), self._version),
         ]
 
+    def stop(self) -> None:
+        """Accept nothing more; who leaves now leaves because of us."""
+        self._admission.stopping = self._delivery.stopping = True
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
@@ -99,8 +104,9 @@ class Gateway:
         except ClientGone:
             return
         except Refusal as refusal:
-            await request.drain()
-            await request.answer(refusal.status, refusal.body(), refusal.headers)
+            with contextlib.suppress(ClientGone):
+                await request.drain()
+                await request.answer(refusal.status, refusal.body(), refusal.headers)
 
     async def _route(self, request: Request) -> None:
         allowed = []
@@ -140,7 +146,8 @@ class Gateway:
         if claim.is_new:
             await self._answer_new(request, wanted, accepted)
         else:
-            await self._answer_again(request, wanted, accepted)
+            headers = REPLAYED if claim.entry.nonce != entry.nonce else ()
+            await self._answer_again(request, wanted, accepted, headers)
 
     async def _claim(self, digest: str, entry: Entry, wanted: Wanted) -> Claim:
         """Return the claim in force; a key whose request failed by our fault is taken again."""
@@ -156,7 +163,9 @@ class Gateway:
         await self._append(stream)
         await self._answer_with(request, wanted, stream)
 
-    async def _answer_again(self, request: Request, wanted: Wanted, accepted: RequestAccepted) -> None:
+    async def _answer_again(
+        self, request: Request, wanted: Wanted, accepted: RequestAccepted, headers: Headers
+    ) -> None:
         """Attach to the request that an idempotency key stands for, from its first event."""
         parsed = _parsed(accepted.request)
         relay = await self._relays.of(parsed.at.shard, parsed.at.lane)
@@ -168,7 +177,7 @@ class Gateway:
             await self._store(accepted)
             stream = await relay.attach(parsed, make)
             assert stream is not None, "an acceptance that was appended is found"
-        await self._answer_with(request, wanted, stream, REPLAYED)
+        await self._answer_with(request, wanted, stream, headers)
 
     async def _answer_with(
         self, request: Request, wanted: Wanted, stream: Stream, headers: Headers = ()
@@ -240,7 +249,7 @@ class Gateway:
         except LogFull:
             message, headers = "the log is full; try again later", retry_after(60)
             refusal = Refusal(503, message, code="log_full", headers=headers)
-        except LogError as error:
+        except RecordTooLarge as error:
             refusal = Refusal(413, f"the request cannot be stored: {error}", code="body_too_large")
         relay.close(stream)
         raise refusal
@@ -255,7 +264,8 @@ class Gateway:
     async def _failed_by_us(self, claim: Claim) -> bool:
         """Say whether the key's request ended by a failure of ours: then the key may be taken again."""
         life = (await self._histories.read(_parsed(claim.entry.request))).life
-        return life.phase == "ended" and (life.reason in ("failed", "poison") or life.ender == "control")
+        ours = life.reason in ("failed", "poison") or life.ender == "control" or life.wanted == "unanswered"
+        return life.phase == "ended" and ours
 
     # --- a request that is there ------------------------------------------------------------------------
 

@@ -42,10 +42,12 @@ SSE_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 
 
 class Delivery:
-    """`tasks` outlives each client: it says what must be said after one has gone."""
+    """`tasks` outlives each client: it says what must be said after one has gone. `stopping`: the gateway
+    goes, and its lane's loss says the rest."""
 
     def __init__(self, log: Log, *, writer: str, fleet: Fleet, tasks: TaskGroup) -> None:
         self._log, self._writer, self._fleet, self._tasks = log, writer, fleet, tasks
+        self.stopping = False
 
     async def deliver(
         self, request: Request, relay: Relay, stream: Stream, *, resumed: bool, headers: Headers = ()
@@ -56,15 +58,18 @@ class Delivery:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._watch, request, tasks.cancel_scope)
-                if resumed:
-                    tasks.start_soon(self._stay_attached, stream.answer.accepted)
+                tasks.start_soon(self._stay_attached, stream, resumed)
                 refusal = await send(request, relay, stream, headers, resumed)
                 tasks.cancel_scope.cancel()
         finally:
-            if stream.ended or stream.answer.accepted.detached:
+            relay.taken(stream)
+            stream.let_client_go()
+            if stream.ended or self.stopping:
                 relay.close(stream)
+            elif stream.answer.accepted.detached:
+                self.mind(relay, stream)
             else:
-                self._tasks.start_soon(self._client_gone, relay, stream)
+                self._tasks.start_soon(self._client_gone, relay, stream, resumed)
         if refusal is not None:
             raise refusal
 
@@ -134,22 +139,24 @@ class Delivery:
 
     # --- a client that went, or came back -----------------------------------------------------------------
 
-    async def _client_gone(self, relay: Relay, stream: Stream) -> None:
+    async def _client_gone(self, relay: Relay, stream: Stream, resumed: bool) -> None:
         """Wait for the client where it can resume, then end the request on its behalf."""
         accepted = stream.answer.accepted
-        stream.let_client_go()
-        relay.taken(stream)
-        came_back = False
-        if accepted.kind == "inference" and accepted.stream:
+        needed = relay.has_client(accepted.request)
+        if resumed or (accepted.kind == "inference" and accepted.stream):
             with anyio.move_on_after(GRACE_S):
                 await stream.wait_for_end(or_attached=True)
-                came_back = True
+                needed = True
         relay.close(stream)
-        if not came_back:
+        if not needed and not relay.has_client(accepted.request):
             await self.say_cancel(accepted.request, "disconnect")
 
-    async def _stay_attached(self, accepted: RequestAccepted) -> None:
-        """Say that a client is here, so that no gateway takes its absence elsewhere for the end."""
+    async def _stay_attached(self, stream: Stream, resumed: bool) -> None:
+        """Say that a client is here, so that no gateway takes its absence elsewhere for the end: who
+        resumed at once, who was here first as soon as there are others."""
+        if not resumed:
+            await stream.wait_for_company()
+        accepted = stream.answer.accepted
         parsed = parse_request_id(accepted.request)
         assert parsed is not None, "an accepted request has an id"
         subject = subjects.lane(parsed.at.shard, parsed.at.lane)

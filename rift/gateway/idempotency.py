@@ -1,8 +1,8 @@
 """Idempotency keys: one request for each account, key and body, whatever fails between the steps.
 
-    1. claim   create the key's entry (request id, body's hash, nonce); a conflict is answered by what is
-               there: our nonce (an earlier try of this claim landed), another body, or another request
-    2. accept  append the acceptance with the id that the entry holds
+    1. claim   create the key's entry: request id, body's hash, nonce. A conflict is answered by what is
+               there: another body (422), or a request to attach to, be it by an earlier try of this claim
+    2. accept  who surely made the entry appends the acceptance, with the id that it holds
     3. attach  everybody else waits for that request; who finds its acceptance missing appends it
 
 A gateway that dies between 1 and 2 leaves an entry whose request the next client's gateway accepts.
@@ -34,7 +34,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """The entry in force, whether this client made it, and where it stands (to replace it)."""
+    """The entry in force, whether it is surely nobody else's yet, and where it stands (to replace it)."""
 
     entry: Entry
     is_new: bool
@@ -74,7 +74,7 @@ async def find(log: Log, digest: str, entry: Entry) -> Claim | None:
             param="Idempotency-Key",
             headers=[(b"x-should-retry", b"false")],
         )
-    return Claim(found, found.nonce == entry.nonce, stored.sequence)
+    return Claim(found, False, stored.sequence)
 
 
 async def claim(log: Log, digest: str, entry: Entry, *, replaces: int) -> Claim:

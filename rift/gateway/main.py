@@ -110,7 +110,8 @@ async def open_gateway(
 
 
 async def let_streams_go(opened: Opened) -> None:
-    """Tell every client where to go on."""
+    """Accept nothing more, and tell every client where to go on."""
+    opened.gateway.stop()
     for relay in opened.relays.every():
         relay.break_off_all(STOPPING)
     await anyio.sleep(LAST_FRAMES_S)

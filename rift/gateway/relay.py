@@ -45,6 +45,7 @@ class Stream:
 
     `after` is the number of counted events that the client has: before it came, and then taken. `moved`
     is set once an attempt has started or the request has ended; `ended` when nothing more will come.
+    `attended` says that a client is here.
     """
 
     def __init__(self, answer: Answer, format: Format | None, *, after: int = 0) -> None:
@@ -52,6 +53,7 @@ class Stream:
         self.after = self._skip = after
         self.moved = anyio.Event()
         self.ended = False
+        self.attended = True
         self.attachments = 0
         self.buffered = 0
         self._frames: list[bytes] = []
@@ -70,7 +72,7 @@ class Stream:
             frame = b""
         if frame or self.ended:
             self._frames.append(frame)
-            self._wake.set()
+            self._notify()
         self.buffered += len(frame)
         return len(frame)
 
@@ -80,33 +82,41 @@ class Stream:
             self.ended = True
             self._frames = [self.format.broken_off(problem, self.after)] if self.format else []
             self.moved.set()
-            self._wake.set()
+            self._notify()
 
     def let_client_go(self) -> None:
         """Nobody takes frames any more; the request is still followed."""
-        self.format, self._frames = None, []
+        self.format, self._frames, self.attended = None, [], False
+        self.ended = self.answer.life.phase == "ended"
 
     def take(self) -> bytes:
         frames, self._frames = self._frames, []
         self.after = max(self.after, self.answer.life.counted)
         return b"".join(frames)
 
+    def _notify(self) -> None:
+        wake, self._wake = self._wake, anyio.Event()
+        wake.set()
+
     async def wait(self) -> None:
         """Return once there is something to take, or the end."""
         while not self._frames and not self.ended:
-            self._wake = anyio.Event()
             await self._wake.wait()
 
     async def wait_for_end(self, *, or_attached: bool = False) -> None:
         """Return once the request has ended, or if so wanted once some gateway's client has attached."""
         seen = self.attachments
         while not self.ended and not (or_attached and self.attachments > seen):
-            self._wake = anyio.Event()
+            await self._wake.wait()
+
+    async def wait_for_company(self) -> None:
+        """Return once another client has attached to the request, here or at another gateway."""
+        while not self.attachments:
             await self._wake.wait()
 
     def attached(self) -> None:
         self.attachments += 1
-        self._wake.set()
+        self._notify()
 
 
 class Relay:
@@ -115,7 +125,8 @@ class Relay:
         self._shard, self._lane = shard, lane
         self._lives = Lives()
         self._streams: dict[str, list[Stream]] = {}
-        self._joining: list[list[tuple[Any, subjects.Address, int]]] = []
+        self._joining = 0
+        self._missed: list[tuple[Any, subjects.Address, int]] = []
         self._reader: Follower
         self._buffered = 0
         self._queued: dict[str, dict[str, int]] = {}
@@ -136,6 +147,7 @@ class Relay:
     def open(self, stream: Stream, *, size: int) -> None:
         """Follow a request that is about to be appended with `size` bytes."""
         accepted = stream.answer.accepted
+        assert accepted.request not in self._streams, "a request is accepted once"
         life = advance(NEW, accepted)
         self._queued.setdefault(accepted.model, {})[accepted.request] = size
         self._lives.follow(accepted.request, life)
@@ -147,13 +159,15 @@ class Relay:
 
         None where the log holds no such request. Raises LogError.
         """
-        missed: list[tuple[Any, subjects.Address, int]] = []
-        self._joining.append(missed)
+        since = len(self._missed)
+        self._joining += 1
         try:
             past = await self._histories.read(request)
+            missed = self._missed[since:]
         finally:
-            # Not `remove`: another's list may be equal.
-            self._joining = [other for other in self._joining if other is not missed]
+            self._joining -= 1
+            if not self._joining:
+                self._missed = []
         if past.accepted is None:
             return None
         stream = make(past.accepted)
@@ -180,6 +194,10 @@ class Relay:
                 del self._streams[request]
                 self._lives.forget(request)
                 self._started(stream)
+
+    def has_client(self, request: str) -> bool:
+        """Say whether a client of this gateway still waits for the request."""
+        return any(stream.attended for stream in self._streams.get(request, []))
 
     def taken(self, stream: Stream) -> None:
         """The stream's buffer was taken, or is given up."""
@@ -209,8 +227,8 @@ class Relay:
                                 waiting.attached()
 
     def _relay(self, event: Any, at: subjects.Address, stored_at_ns: int) -> None:
-        for missed in self._joining:
-            missed.append((event, at, stored_at_ns))
+        if self._joining:
+            self._missed.append((event, at, stored_at_ns))
         if isinstance(event, codec.Unreadable):
             self._fail(event)
             return

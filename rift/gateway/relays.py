@@ -6,7 +6,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from events.history import Histories
-from events.log import Log
+from events.log import Log, LogError
 from rift.gateway.relay import Relay
 
 # A lane that nobody waits for any more is followed this long: the next to resume often comes soon.
@@ -21,34 +21,44 @@ class Relays:
         self._opening = anyio.Lock()
 
     async def open(self) -> None:
-        """Start to read the gateway's own lane; return once the reader is confirmed."""
-        await self._run(self.own, idle_s=None)
+        """Start to read the gateway's own lane; return once the reader is confirmed. Raises LogError."""
+        await self._open(self.own, idle_s=None)
 
     async def of(self, shard: int, lane: str) -> Relay:
         """Return the lane's relay, which reads by then. Raises LogError."""
+        if (relay := self._relays.get((shard, lane))) is not None:
+            return relay
         async with self._opening:
-            relay = self._relays.get((shard, lane))
-            if relay is None:
+            if (relay := self._relays.get((shard, lane))) is None:
                 relay = Relay(self._log, self._histories, shard=shard, lane=lane)
-                await self._run(relay, idle_s=IDLE_S)
+                await self._open(relay, idle_s=IDLE_S)
                 self._relays[shard, lane] = relay
             return relay
 
     def every(self) -> list[Relay]:
         return list(self._relays.values())
 
-    async def _run(self, relay: Relay, *, idle_s: float | None) -> None:
-        opened = anyio.Event()
+    async def _open(self, relay: Relay, *, idle_s: float | None) -> None:
+        settled = anyio.Event()
+        failed: list[LogError] = []
 
         async def read() -> None:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(partial(relay.run, opened=opened.set))
-                if idle_s is not None:
-                    await self._until_idle(relay, idle_s)
-                    tasks.cancel_scope.cancel()
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(partial(relay.run, opened=settled.set))
+                    if idle_s is not None:
+                        await self._until_idle(relay, idle_s)
+                        tasks.cancel_scope.cancel()
+            except* LogError as group:
+                if settled.is_set():
+                    raise
+                failed.append(LogError(f"the lane cannot be read: {group.exceptions[0]}"))
+                settled.set()
 
         self._tasks.start_soon(read)
-        await opened.wait()
+        await settled.wait()
+        if failed:
+            raise failed[0]
 
     async def _until_idle(self, relay: Relay, idle_s: float) -> None:
         was_idle = False

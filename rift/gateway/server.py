@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
+import anyio
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config
 
@@ -27,4 +29,6 @@ async def serve(app: Any, *, host: str, port: int, stopped: Callable[[], Awaitab
     config.backlog = BACKLOG
     config.include_server_header = False
     config.errorlog = logging.getLogger("hypercorn.error")
-    await hypercorn_serve(app, config, shutdown_trigger=stopped, mode="asgi")
+    # In a task of its own: hypercorn leaves the task that called it with a cancellation of its own making.
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(hypercorn_serve, app, config, shutdown_trigger=stopped, mode="asgi"))

@@ -4,6 +4,7 @@ It knows nothing of other attempts, deliveries or readers: whether it counts is 
 and the log's.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import aclosing
 
@@ -24,6 +25,8 @@ from events.schema import (
 from rift.engines import Engine, EngineFailed, Invalid, Step
 from rift.worker.text import Text
 from rift.worker.writer import Writer
+
+logger = logging.getLogger(__name__)
 
 OUTPUT_TOKENS_DEFAULT = 1024
 
@@ -66,6 +69,22 @@ async def prepare(engine: Engine, accepted: RequestAccepted) -> Prompt:
             param="parameters.max_tokens" if accepted.kind == "inference" else "max_tokens",
         )
     return Prompt(ids, wanted or min(OUTPUT_TOKENS_DEFAULT, room))
+
+
+async def prepare_or_refuse(
+    engine: Engine, accepted: RequestAccepted
+) -> tuple[Prompt, tuple[FinishReason, Problem] | None]:
+    """Return the prompt, or why the attempt is over before it began."""
+    try:
+        return await prepare(engine, accepted), None
+    except Invalid as error:
+        problem = Problem(code=error.code, message=error.message, param=error.param)
+        return Prompt((), 0), ("invalid", problem)
+    except Exception as error:
+        # A template or tokenizer that breaks on this prompt must not take worker after worker with it.
+        logger.exception("%s: the prompt cannot be prepared", accepted.request)
+        message = f"the prompt cannot be prepared: {type(error).__name__}"
+        return Prompt((), 0), ("failed", Problem(code="prompt_unreadable", message=message))
 
 
 class Attempt:

@@ -1,5 +1,6 @@
 """The worker process: an engine, its replica's life in the fleet's stream, and a share of each shard."""
 
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -7,14 +8,15 @@ from functools import partial
 import anyio
 
 from events import codec, subjects
-from events.log import Log, append_until_known
+from events.log import Log, LogError, append_until_known
 from events.schema import AnyEvent, ReplicaReady, ReplicaStarting, ReplicaStopped
 from rift import catalogue
 from rift.engines import Engine
 from rift.worker.worker import Worker
 
-# Saying that a replica came or went is worth this much waiting, not more.
-FLEET_APPEND_S = 5.0
+# A broker's restart is waited out; for the last word of a worker that stops there is less time.
+FLEET_APPEND_S = 60.0
+LAST_WORD_S = 2.0
 
 
 async def serve(
@@ -36,6 +38,7 @@ async def serve(
     await say(starting)
     began_at = anyio.current_time()
     engine = await start_engine()
+    await _log_answers(log)
     why = "failed"
     try:
         opened = anyio.Event()
@@ -67,6 +70,20 @@ async def serve(
                 tasks.start_soon(partial(worker.run, opened=opened.set, drain=drain, drain_s=drain_s))
         why = "drained"
     finally:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(FLEET_APPEND_S):
+        with (
+            anyio.CancelScope(shield=True),
+            anyio.move_on_after(LAST_WORD_S),
+            contextlib.suppress(LogError),
+        ):
             await say(ReplicaStopped(replica=starting.replica, model=starting.model, why=why))
         await engine.close()
+
+
+async def _log_answers(log: Log) -> None:
+    """Wait for the log: an engine that took minutes to start is not thrown away for a broker's restart."""
+    while True:
+        try:
+            await log.last_sequence(subjects.FLEET)
+            return
+        except LogError:
+            await anyio.sleep(1)

@@ -8,6 +8,20 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from events.lifecycle import Life, deaths
+from events.schema import Problem
+
+# So many attempts that ended without a word are the request's own doing. From the second on, or when the
+# engine was seen to die, a request is a suspect, and runs alone.
+DEATHS_MAX = 3
+SUSPECT_DEATHS = 2
+POISON = Problem(code="poison", message="three engines ended under this request; it is not tried again")
+
+
+def is_suspect(life: Life) -> bool:
+    """Say whether the request may be what its engines die of."""
+    return life.released == "lost" or deaths(life) >= SUSPECT_DEATHS
+
 
 class Solo:
     def __init__(self) -> None:

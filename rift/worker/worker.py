@@ -35,9 +35,9 @@ from events.schema import (
     RequestFinished,
 )
 from rift.engines import Engine, EngineFailed, Invalid
-from rift.worker.attempt import Attempt, NotContinuable, Prompt, prepare
+from rift.worker.attempt import Attempt, NotContinuable, prepare_or_refuse
 from rift.worker.held import Held, Taken, Touched, open_job
-from rift.worker.solo import Solo
+from rift.worker.solo import DEATHS_MAX, POISON, Solo, is_suspect
 from rift.worker.writer import LaneWriter
 
 logger = logging.getLogger(__name__)
@@ -53,19 +53,14 @@ HANG_PER_PROMPT_TOKEN_S = 0.02
 # What draining may take: the broker's answer to one last record, and the supervisor's patience is 10 s.
 DRAIN_S = 4.0
 
-# So many attempts that ended without a word are the request's own doing. From the second on, or when the
-# engine was seen to die, a request is a suspect, and runs alone.
-DEATHS_MAX = 3
-SUSPECT_DEATHS = 2
+# A suspect that cannot run now may run alone elsewhere; who asks again sooner only asks more often.
+SUSPECT_DELAY_S = 1.0
 
-POISON = "three engines ended under this request; it is not tried again"
+# A live attempt that said something so recently lives: its job came again by mistake. (Who died was
+# silent for at least 3.5 s before its job comes again: ack_wait, less one in-progress answer.)
+MOVING_NS = 3_000_000_000
 
 NANOSECONDS = 1_000_000_000
-
-
-def is_suspect(life: Life) -> bool:
-    """Say whether the request may be what its engines die of."""
-    return life.released == "lost" or deaths(life) >= SUSPECT_DEATHS
 
 
 def takes_away(event: object, attempt: Attempt | None) -> bool:
@@ -99,6 +94,7 @@ class Worker:
         self._solo = Solo()
         self._read_to = anyio.Event()
         self._now_ns = 0
+        self._now_at = anyio.current_time()
         self._moved_at = 0.0
         self._tasks: TaskGroup
         self._touched: Touched
@@ -170,16 +166,20 @@ class Worker:
             return
         held = self._held[request.text] = Held(accepted, request.at, [job.ack])
         taken = await self._take(accepted, request)
-        if taken is None or request.text not in self._held:
+        if taken is None or self._held.get(request.text) is not held:
             return
         if not is_suspect(taken.life):
             async with self._solo.beside_others():
                 await self._attempt(job, held, taken)
-            return
-        self._solo.announce()
-        self._want()
-        async with self._solo.alone():
-            await self._attempt(job, held, taken)
+        elif self._solo.is_wanted:
+            # One suspect at a time: this one may run alone elsewhere meanwhile.
+            for ack in self._drop(request.text).acks:
+                await self._log.give_back(ack, delay_s=SUSPECT_DELAY_S)
+        else:
+            self._solo.announce()
+            self._want()
+            async with self._solo.alone():
+                await self._attempt(job, held, taken)
 
     async def _take(self, accepted: RequestAccepted, request: RequestId) -> Taken | None:
         """Learn where the request stands and follow it; None if it has ended, or still moves."""
@@ -197,11 +197,14 @@ class Worker:
         if past.life.phase == "ended":
             await self._let_end(request.text)
             return None
+        if past.life.live and self._time_ns() - past.counted[-1].stored_at_ns < MOVING_NS:
+            self._drop(request.text)
+            return None
         self._lives.follow(request.text, past.life)
         for sequence, event, at in buffered:
             if sequence > past.position:
                 self._lives.fold(event, at)
-        if self._lives[request.text].next_index != past.life.next_index:
+        if self._lives[request.text].counted != past.life.counted:
             self._drop(request.text)
             return None
         return Taken(self._lives[request.text], past)
@@ -210,14 +213,11 @@ class Worker:
         accepted = held.accepted
         if self._held.get(accepted.request) is not held:
             return
-        problem: Problem | None = None
-        try:
-            prompt = await prepare(self._engine, accepted)
-        except Invalid as error:
-            prompt = Prompt((), 0)
-            problem = Problem(code=error.code, message=error.message, param=error.param)
+        prompt, refusal = await prepare_or_refuse(self._engine, accepted)
         if self._held.get(accepted.request) is not held:
             return
+        # A delivery may be of a repeated acceptance; the past knows the first.
+        accepted_at_ns = taken.past.counted[0].stored_at_ns if taken.past else job.stored.stored_at_ns
         started = AttemptStarted(
             request=accepted.request,
             attempt=ids.new_attempt_id(self._entropy(ids.RANDOM_BYTES)),
@@ -225,7 +225,7 @@ class Worker:
             resume_index=taken.life.next_index,
             worker=self._name,
             prompt_tokens=len(prompt.ids),
-            accepted_at_ns=job.stored.stored_at_ns,
+            accepted_at_ns=accepted_at_ns,
             engine=self._engine.name,
             simulated=self._engine.simulated,
             model_digest=self._engine.model_digest,
@@ -234,16 +234,16 @@ class Worker:
         writer = self._writer(held.at)
         attempt = held.attempt = Attempt(accepted, started, prompt, engine=self._engine, writer=writer)
         held.prompt_tokens = len(prompt.ids)
-        if problem is not None:
-            attempt.refuse("invalid", problem)
+        if refusal is not None:
+            attempt.refuse(*refusal)
             return
         if deaths(taken.life) >= DEATHS_MAX:
-            attempt.refuse("poison", Problem(code="poison", message=POISON))
+            attempt.refuse("poison", POISON)
             return
         position = await writer.put_durably(started)
         if taken.past is not None and not await self._counts(held, position):
             return
-        waited_s = max(0.0, (self._now_ns - job.stored.stored_at_ns) / NANOSECONDS)
+        waited_s = max(0.0, (self._time_ns() - accepted_at_ns) / NANOSECONDS)
         try:
             if taken.past is not None:
                 attempt.resume(taken.past)
@@ -253,6 +253,10 @@ class Worker:
         except Invalid as error:
             attempt.finish("invalid", Problem(code=error.code, message=error.message, param=error.param))
         self._moved_at = anyio.current_time()
+
+    def _time_ns(self) -> int:
+        """The broker's time, as far as what was read tells: never ahead of it."""
+        return self._now_ns + int((anyio.current_time() - self._now_at) * NANOSECONDS)
 
     async def _counts(self, held: Held, position: int) -> bool:
         """Wait until the reader has passed our start; say whether it counts."""
@@ -278,7 +282,8 @@ class Worker:
     async def _read(self) -> None:
         async for batch in self._reader:
             for stored in batch:
-                self._now_ns = max(self._now_ns, stored.stored_at_ns)
+                if stored.stored_at_ns > self._now_ns:
+                    self._now_ns, self._now_at = stored.stored_at_ns, anyio.current_time()
                 at = subjects.parse(stored.subject)
                 assert at is not None, "the reader's subjects are those of requests"
                 _, events = codec.decode(stored.data)
@@ -315,8 +320,12 @@ class Worker:
     def _is_against_us(self, request: str, event: object) -> bool:
         """An event that did not count, and that says that our attempt will not."""
         attempt = self._held[request].attempt
-        ours = attempt is not None and getattr(event, "attempt", None) == attempt.id
-        return ours and isinstance(event, AttemptStarted | CancelRequested | RequestFinished)
+        if attempt is None or getattr(event, "attempt", None) != attempt.id:
+            return False
+        if isinstance(event, AttemptStarted):
+            # The same record may be stored twice: the second is against nobody.
+            return self._lives[request].attempt != attempt.id
+        return isinstance(event, CancelRequested | RequestFinished)
 
     async def _let_end(self, request: str) -> None:
         """The reader has seen the request ended: nobody needs its job any more."""
@@ -364,7 +373,11 @@ class Worker:
         """The lane's log takes nothing: generate nothing. The deliveries come again once it does."""
         for request, held in list(self._held.items()):
             if held.at.lane == lane and held.attempt is not None:
-                self._drop(request)
+                attempt = self._drop(request).attempt
+                assert attempt is not None, "it had one"
+                if not attempt.finished:
+                    # Behind all it said: when the log takes it, nobody thinks that the engine died.
+                    self._writer(held.at).put(AttemptReleased(attempt=attempt.id, why="host"))
 
     async def _let_go(self) -> None:
         """Release every attempt, so that another worker continues it at once."""

@@ -11,7 +11,7 @@ from typing import Protocol
 import anyio
 
 from events import codec
-from events.log import Log, LogFull, OutcomeUnknown, append_until_known
+from events.log import Log, LogError, append_until_known
 from events.schema import AnyEvent
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class LaneWriter:
                 return await append_until_known(
                     self._log, self._stream, self._subject, data, within_s=BLOCKED_S
                 )
-            except (OutcomeUnknown, LogFull) as error:
+            except LogError as error:
                 logger.error("nothing can be appended: %s", error)
                 self._blocked()
                 await anyio.sleep(RETRY_S)

@@ -71,7 +71,8 @@ async def kill_worker(cycle: Cycle) -> None:
 
 
 async def freeze_worker(cycle: Cycle) -> None:
-    """Two of three times until everything is answered without it, else until somebody took over."""
+    """Every other time until everything is answered without it, else until somebody has taken over: then
+    both write at once."""
     (moment,) = cycle.moments(1, until=0.5)
     await cycle.reach(moment)
     victim = cycle.chance.choice(await cycle.rig.alive("worker", cycle.rig.workers))
@@ -79,10 +80,10 @@ async def freeze_worker(cycle: Cycle) -> None:
     os.kill(victim, signal.SIGSTOP)
     cycle.say("froze a worker")
     try:
-        if cycle.chance.random() < 0.67:
+        if cycle.chance.random() < 0.5:
             await cycle.ended.wait()
         while not cycle.ended.is_set() and taken_over(cycle.clients) == before:  # noqa: ASYNC110
-            await anyio.sleep(0.02)
+            await anyio.sleep(0.002)
     finally:
         os.kill(victim, signal.SIGCONT)
     cycle.woken_ns = time.time_ns()

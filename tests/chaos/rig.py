@@ -68,8 +68,8 @@ def role_of(command: Sequence[str]) -> str:
     """Return which part of Rift a command line runs: nats-server, worker, gateway, control or nothing."""
     if "nats-server" in command[0]:
         return "nats-server"
-    if command[1:3] == ["-m", "rift"]:
-        return command[3]
+    if "-m" in command and command[command.index("-m") + 1] == "rift":
+        return command[command.index("-m") + 2]
     return "worker" if "worker" in command else ""
 
 

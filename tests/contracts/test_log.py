@@ -1,7 +1,7 @@
 """What every log keeps, the one in memory and the one on a real nats-server: one suite for both."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -10,7 +10,18 @@ import pytest
 
 from events import memory, subjects
 from events.jetstream import connect
-from events.log import Conflict, Follower, Job, Jobs, Log, LogError, LogFull, Stored, append_until_known
+from events.log import (
+    Conflict,
+    Follower,
+    Job,
+    Jobs,
+    Log,
+    LogError,
+    LogFull,
+    RecordTooLarge,
+    Stored,
+    append_until_known,
+)
 from events.subjects import Address
 
 pytestmark = pytest.mark.anyio
@@ -168,6 +179,13 @@ async def test_scan_ends_at_its_target(log: Log, at: Address) -> None:
     assert [s.sequence for s in got] == sequences[100:1101]
 
 
+async def test_a_scan_may_be_left(log: Log, at: Address) -> None:
+    sequences = await append_many(log, subjects.work(at), 600)
+    async with aclosing(log.scan(STREAM, [subjects.work(at)], first=1, target=sequences[-1])) as batches:
+        batch = await anext(batches)
+    assert [s.sequence for s in batch] == sequences[: len(batch)]
+
+
 async def test_scan_of_nothing_is_empty(log: Log, at: Address) -> None:
     (sequence,) = await append_many(log, subjects.work(at), 1)
     assert await scan(log, subjects.history(at), first=sequence + 1, target=sequence) == []
@@ -260,7 +278,7 @@ async def test_a_subject_of_another_stream_is_refused(log: Log, at: Address) -> 
 
 
 async def test_a_record_that_is_too_large_is_refused(log: Log, at: Address) -> None:
-    with pytest.raises(LogError, match="larger than the broker takes"):
+    with pytest.raises(RecordTooLarge, match="larger than the broker takes"):
         await log.append(STREAM, subjects.work(at), b"x" * (9 * MIB))
     assert await log.last_sequence(STREAM, subjects.work(at)) == 0
 
@@ -317,6 +335,18 @@ async def test_jobs_come_one_per_wanted_slot_and_again_when_given_back(log: Log,
         rest = await take(jobs, 4)
     assert sorted(job.stored.data for job in rest) == [b"1", b"2", b"3", b"4"]
     assert {job.deliveries for job in rest if job.stored.data == b"1"} == {2}
+
+
+async def test_a_job_given_back_with_a_delay_comes_after_it(log: Log, at: Address) -> None:
+    await append_many(log, subjects.request(at), 1)
+    async with log.jobs(0, at.model) as jobs:
+        (job,) = await take(jobs, 1)
+        given_back_at = anyio.current_time()
+        await log.give_back(job.ack, delay_s=1.0)
+        (again,) = await take(jobs, 1)
+        assert 0.9 < anyio.current_time() - given_back_at < 3.5
+        assert again.deliveries == 2
+        await log.ack(again.ack)
 
 
 async def test_a_queue_is_one_models_of_all_lanes(log: Log, at: Address) -> None:

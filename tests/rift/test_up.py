@@ -112,7 +112,9 @@ def test_a_child_that_dies_is_started_again(service: Service, name: str) -> None
 
 def role(pid: int) -> str:
     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    return words[0] if "nats-server" in words[0] else words[3] if len(words) > 3 else ""
+    return (
+        words[0] if "nats-server" in words[0] else words[words.index("rift") + 1] if "rift" in words else ""
+    )
 
 
 def test_an_answer_goes_on_when_its_worker_dies(folder: Path) -> None:

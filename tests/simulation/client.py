@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import anyio
 
 from events.schema import RequestFinished, TokensGenerated
-from tests.simulation.ledger import Entry, Ledger, hold
+from tests.simulation.ledger import Entry, Ledger
 from tests.simulation.processes import MODEL, GatewayProcess
+from tests.simulation.promise import hold
 
 # A client that got nowhere tries again elsewhere, after so long at most, and for longer than any deadline.
 TRIES_MAX = 600

@@ -26,17 +26,9 @@ from events.schema import (
 from replay.fold import Fold
 from replay.fold import read as read_batch
 from replay.rows import RequestRow
+from tests.simulation.promise import hold
 
 STREAM = subjects.shard_stream(0)
-
-
-class Violation(AssertionError):
-    """The service broke a promise."""
-
-
-def hold(promise: bool, words: str) -> None:
-    if not promise:
-        raise Violation(words)
 
 
 class Entry(msgspec.Struct):

@@ -2,8 +2,8 @@
 
 No gateway, worker or broker of Rift takes part; what those do wrong is a case of what happens here.
 Writers only append. What they know may be old, what they append may land twice, late or never, and any
-of them may fall silent or come back. One schedule is one request, from one seed. The checks beside the
-log (`Oracle`) do not use the table of `events/lifecycle.py`: they say what must hold whatever the table is.
+of them may fall silent or come back. One schedule is one request, from one seed. What must hold is
+said in `protocol_oracle.py`.
 
     python -m tests.simulation.protocol_model SEED     prints a schedule's log, and what is wrong with it
 """
@@ -13,20 +13,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from events.charge import charge_nanousd, is_chargeable
 from events.ids import new_request_id
-from events.lifecycle import GRACEFUL, NEW, Life, advance
+from events.lifecycle import NEW, Life, advance
 from events.schema import (
     AttemptReleased,
     AttemptStarted,
     CancelRequested,
     Parameters,
-    Price,
     RequestAccepted,
     RequestFinished,
     TokensGenerated,
 )
 from events.subjects import Address
+from tests.simulation.promise import Violation, hold
+from tests.simulation.protocol_oracle import Oracle
 
 Advance = Callable[[Life, Any], Life]
 Record = tuple[Any, ...]
@@ -46,7 +46,6 @@ ACCEPTED = RequestAccepted(
     deadline_ms=1000,
     price_version=1,
 )
-PRICE = Price(model="model-a", prompt_nanousd=0, output_nanousd=1)
 
 # Long enough for three attempts to overlap, short enough for thousands of schedules in a few seconds.
 STEPS = 60
@@ -57,15 +56,6 @@ TOKENS_MAX = 8
 # What becomes of an append. Its writer repeats what was not answered; "answered only" is a broker that
 # lies, so that what follows stands behind a gap.
 OUTCOMES = {"stored": 79, "unanswered": 6, "late": 6, "lost": 6, "answered only": 3}
-
-
-class Violation(AssertionError):
-    """The protocol broke a promise."""
-
-
-def hold(promise: bool, words: str) -> None:
-    if not promise:
-        raise Violation(words)
 
 
 class Attempt:
@@ -109,82 +99,6 @@ class Attempt:
         self.is_done = True
 
 
-class Oracle:
-    """Judges each event that the fold under test counts. `text` is what a client can have been shown."""
-
-    def __init__(self, attempts: dict[str, Attempt]) -> None:
-        self._attempts = attempts
-        self.chain: list[str] = []
-        self.text: list[int] = []
-        self.is_accepted = self.is_ended = self.is_released = False
-        self._is_wished = self._is_cancelled = False
-        self._knowledge_needed = 0
-        self._deaths = 0
-        self._graceful = True
-
-    def judge(self, event: Any, before: Life, after: Life, position: int) -> None:
-        if isinstance(event, CancelRequested) and event.attempt is None and self.is_accepted:
-            self._is_wished = True
-        counted = after.counted - before.counted
-        hold(counted in (0, 1), "an event counts once or not at all: its number is the stream's id")
-        if not counted:
-            hold(_material(before) == _material(after), f"{event} changed the life and did not count")
-            return
-        hold(not self.is_ended, f"{event} counted after the end")
-        hold(self.is_accepted != isinstance(event, RequestAccepted), f"{event}: one acceptance, and first")
-        self._count(event, position)
-        if after.phase == "ended":
-            self._end(event, after)
-        idle = self.is_released or not self.chain
-        hold(self.is_ended or not (self._is_cancelled and idle), "cancelled, idle, and not ended")
-        hold(after.next_index == len(self.text), "usage is not the number of tokens that were shown")
-        hold(after.deaths == self._deaths, f"{after.deaths} deaths counted of {self._deaths}")
-
-    def _count(self, event: Any, position: int) -> None:
-        match event:
-            case RequestAccepted():
-                self.is_accepted = True
-            case AttemptStarted():
-                hold(event.attempt not in self.chain, f"{event.attempt} started twice")
-                knows = self._attempts[event.attempt].knows
-                hold(knows >= self._knowledge_needed, f"{event.attempt} did not know what had counted")
-                self._deaths += bool(self.chain) and not self._graceful
-                self.chain.append(event.attempt)
-                self.is_released = self._graceful = False
-                self._knowledge_needed = position + 1
-            case TokensGenerated():
-                self._is_current(event)
-                hold(event.index == len(self.text), f"{event.index} shown where {len(self.text)} was due")
-                self.text += event.token_ids
-                self._knowledge_needed = position + 1
-            case AttemptReleased():
-                self._is_current(event)
-                self.is_released, self._graceful = True, event.why in GRACEFUL
-            case CancelRequested():
-                hold(event.attempt is None, "a word to one attempt's worker counted for the request")
-                self._is_cancelled = True
-            case RequestFinished(attempt=str()):
-                self._is_current(event)
-
-    def _is_current(self, event: Any) -> None:
-        hold(self.chain[-1:] == [event.attempt], f"{event} is not of the attempt that started last")
-        hold(not self.is_released, f"{event} counted after the attempt was released")
-
-    def _end(self, event: Any, after: Life) -> None:
-        self.is_ended = True
-        if isinstance(event, RequestFinished) and event.attempt is not None:
-            writer = self._attempts[event.attempt]
-            hold(writer.text == self.text, "the end was written by one who had another text")
-        elif not isinstance(event, RequestFinished):
-            hold(self._is_wished, "cancelled, and nobody had asked for it")
-        billed = charge_nanousd(after, PRICE)
-        hold(billed == (len(self.text) if is_chargeable(after) else 0), "the bill is not the text")
-
-
-def _material(life: Life) -> tuple[object, ...]:
-    return life.phase, life.attempt, life.live, life.next_index, life.attempts, life.wanted, life.released
-
-
 class Client:
     """A reader that shows what counts; it may break off and read on, or begin again elsewhere."""
 
@@ -209,8 +123,8 @@ class Client:
 
 
 class Schedule:
-    def __init__(self, seed: int, advance: Advance = advance) -> None:
-        self.chance = random.Random(seed)
+    def __init__(self, chance: random.Random, advance: Advance = advance) -> None:
+        self.chance = chance
         self._advance = advance
         self.log: list[Any] = []
         self.lives: list[Life] = [NEW]
@@ -430,7 +344,7 @@ STEP_WEIGHTS: dict[Callable[[Schedule], None], float] = {
 
 def run(seed: int, advance: Advance = advance) -> Schedule:
     """Run one schedule and return it. Raises Violation with the command that repeats it."""
-    schedule = Schedule(seed, advance)
+    schedule = Schedule(random.Random(seed), advance)
     try:
         schedule.run()
     except Violation as violation:
@@ -440,7 +354,7 @@ def run(seed: int, advance: Advance = advance) -> Schedule:
 
 
 def main(seed: int) -> None:
-    schedule = Schedule(seed)
+    schedule = Schedule(random.Random(seed))
     try:
         schedule.run()
     finally:

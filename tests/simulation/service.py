@@ -26,7 +26,7 @@ from rift import keys
 from rift.engines import sim
 from tests.simulation import clock
 from tests.simulation.client import Client
-from tests.simulation.ledger import STREAM, Entry, Ledger, Violation, hold
+from tests.simulation.ledger import STREAM, Entry, Ledger
 from tests.simulation.processes import (
     MODEL,
     MODELS,
@@ -36,6 +36,7 @@ from tests.simulation.processes import (
     Supervisor,
     WorkerProcess,
 )
+from tests.simulation.promise import Violation, hold
 
 ACCOUNT = "acme"
 PRICE = Price(model=MODEL, prompt_nanousd=100, output_nanousd=350)
@@ -249,6 +250,7 @@ class Service:
         entries = list(self.ledger.entries.values())
         for entry in entries:
             whole = entry.life.reason == "length"
+            hold(entry.life.reason != "failed", f"{entry.id} failed: {entry.life.error}")
             hold(answer_of(entry, whole=whole) == entry.text, f"{entry.id} is not what one engine would say")
         for client in self.clients:
             mine = [entry for entry in entries if entry.prompt == client.prompt]
@@ -258,7 +260,9 @@ class Service:
                 # It ended before its gateway could say that nobody was answered.
                 hold(charged[0].life.wanted is None, f"{client.prompt}: told {client.outcome}, and charged")
                 self.mishaps["charged, not answered"] += 1
-            hold(client.outcome != "gave up", f"{client.prompt}: got nowhere, though all is calm")
+            hold(
+                client.outcome not in ("none", "gave up"), f"{client.prompt}: got nowhere, though all is calm"
+            )
 
     def result(self) -> Result:
         entries = self.ledger.entries.values()

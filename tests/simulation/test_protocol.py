@@ -17,7 +17,8 @@ from events.schema import (
     RequestFinished,
     TokensGenerated,
 )
-from tests.simulation.protocol_model import AT, Violation, run
+from tests.simulation.promise import Violation
+from tests.simulation.protocol_model import AT, run
 
 SCHEDULES = 6000
 

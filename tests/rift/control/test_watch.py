@@ -46,6 +46,7 @@ class Story:
             price_version=1,
             **accepted,
         )
+        self.accepted = event
         self.tell(event)
 
     def tell(self, *events: object) -> None:
@@ -119,9 +120,9 @@ def test_a_released_request_that_nobody_takes_is_offered_again_and_later_each_ti
     assert story.after(30) == []
 
 
-def test_a_queued_request_is_offered_again_after_a_minute() -> None:
+def test_a_queued_request_is_offered_again_after_five_minutes() -> None:
     story = Story()
-    assert story.after(59) == []
+    assert story.after(299) == []
     assert story.after(2) == [Offer(AT, 1)]
 
 
@@ -148,6 +149,24 @@ def test_a_deadline_that_passed_ends_the_request() -> None:
     assert [type(due) for due in story.after(604)] == [Offer]
     (due,) = story.after(3)
     assert due.event.reason == "expired"
+
+
+def test_a_lane_that_reports_again_was_not_lost() -> None:
+    story = Story()
+    story.start()
+    (lost,) = story.after(11, lane_lives=False)
+    story.watch.see_lane(lost, story.now_ns)
+    for _ in range(10):
+        assert story.after(5) == []
+
+
+def test_a_late_repeat_of_an_acceptance_opens_nothing() -> None:
+    story = Story()
+    story.start()
+    story.tell(RequestFinished(request=story.request, attempt="a", reason="stop", output_tokens=0))
+    story.tell(story.accepted)
+    assert len(story.watch) == 0
+    assert story.after(500) == []
 
 
 @pytest.mark.parametrize("detached", [False, True])

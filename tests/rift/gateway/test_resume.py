@@ -81,6 +81,20 @@ def test_two_clients_read_one_stream(client: httpx.Client, service: Service) -> 
     assert without_retry(events)[-len(rest) :] == without_retry(rest)
 
 
+def test_a_second_reader_who_leaves_takes_nothing_from_the_first(
+    client: httpx.Client, service: Service
+) -> None:
+    with client.stream("POST", "/v1/inference", json=body(1000, stream=True)) as response:
+        first = frames(response)
+        request = next(first)["data"]["id"]
+        url = f"/v1/inference/{request}/events"
+        with service.client() as other, other.stream("GET", url) as second:
+            next(frames(second))
+        events = list(first)
+    assert sum(event["event"] == "token" for event in events) == 1000, "longer than the grace of 15 s"
+    assert events[-1]["data"]["finish_reason"] == "length"
+
+
 @pytest.mark.parametrize(("after", "status"), [("9999", 400), ("x", 400), ("-1", 400), ("1" * 30, 400)])
 def test_an_event_id_that_was_never_issued_is_refused(client: httpx.Client, after: str, status: int) -> None:
     answer = client.post("/v1/inference", json=body(3)).json()

@@ -1,0 +1,118 @@
+"""Reading the past: many readers of one lane share a scan, and one that fails takes nobody with it."""
+
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+
+import anyio
+import pytest
+
+from events import codec, ids, subjects
+from events.history import Histories, Past
+from events.log import LogError, Stored
+from events.schema import CancelRequested, Parameters, RequestAccepted
+
+pytestmark = pytest.mark.anyio
+
+AT = subjects.Address(0, "lane1234", "m")
+
+
+class Scans:
+    """What `Histories` needs of a log: one stored acceptance a request, and slow scans that are counted."""
+
+    def __init__(self, requests: Sequence[str]) -> None:
+        self.count = 0
+        self.failing = 0
+        self.stored = [
+            Stored(subjects.request(AT), at, at, codec.encode("w", [acceptance(request)]))
+            for at, request in enumerate(requests, 1)
+        ]
+
+    async def last_sequence(self, stream: str, subject: str | None = None) -> int:
+        await anyio.sleep(0)
+        return len(self.stored)
+
+    async def scan(
+        self, stream: str, names: Sequence[str], *, first: int, target: int
+    ) -> AsyncGenerator[Sequence[Stored], None]:
+        self.count += 1
+        await anyio.sleep(0.02)
+        if self.count <= self.failing:
+            raise LogError("the broker is away")
+        yield [stored for stored in self.stored if first <= stored.sequence <= target]
+
+
+def acceptance(request: str) -> RequestAccepted:
+    return RequestAccepted(
+        request=request,
+        account="dev",
+        key="k",
+        model="m",
+        kind="inference",
+        input="x",
+        parameters=Parameters(),
+        stream=True,
+        prompt_tokens_max=1,
+        deadline_ms=1,
+        price_version=1,
+    )
+
+
+def request_ids(count: int) -> list[str]:
+    return [
+        ids.new_request_id(secret=b"s", account="dev", at=AT, floor=0, entropy=number.to_bytes(10, "big"))
+        for number in range(count)
+    ]
+
+
+async def test_a_hundred_readers_share_two_scans() -> None:
+    requests = request_ids(100)
+    log = Scans(requests)
+    histories = Histories(log)  # type: ignore[arg-type]
+    found: dict[str, Past] = {}
+
+    async def read(text: str) -> None:
+        request = ids.parse_request_id(text)
+        assert request is not None
+        found[text] = await histories.read(request)
+
+    async with anyio.create_task_group() as tasks:
+        for text in requests:
+            tasks.start_soon(partial(read, text))
+    assert log.count <= 2
+    assert all(found[text].accepted is not None for text in requests)
+    assert all(found[text].accepted.request == text for text in requests)
+
+
+async def test_who_waited_for_a_scan_that_failed_scans_itself() -> None:
+    requests = request_ids(3)
+    log = Scans(requests)
+    log.failing = 1
+    histories = Histories(log)  # type: ignore[arg-type]
+    outcomes: list[object] = []
+
+    async def read(text: str) -> None:
+        request = ids.parse_request_id(text)
+        assert request is not None
+        try:
+            outcomes.append((await histories.read(request)).accepted)
+        except LogError:
+            outcomes.append("failed")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read, requests[0])
+        await anyio.sleep(0.01)
+        tasks.start_soon(read, requests[1])
+        tasks.start_soon(read, requests[2])
+    assert outcomes.count("failed") == 1
+    assert len(outcomes) == 3
+
+
+async def test_nothing_is_read_behind_the_end() -> None:
+    (request,) = request_ids(1)
+    log = Scans([request])
+    ended = codec.encode("w", [CancelRequested(request=request, why="client")])
+    log.stored.append(Stored(subjects.cancel(AT), 2, 2, ended))
+    parsed = ids.parse_request_id(request)
+    assert parsed is not None
+    past = await Histories(log).read(parsed)  # type: ignore[arg-type]
+    assert (past.life.phase, past.life.reason) == ("ended", "cancelled")
