@@ -51,7 +51,7 @@ def test_the_commands_do_what_the_transcript_shows(service: Service) -> None:
     assert "event: status" in answer
     assert "event: token" in answer
     assert answer.strip().splitlines()[-1].startswith('data: {"id":"req_0_')
-    header, rule, row = run(service, sql).splitlines()
+    header, _, row = run(service, sql).splitlines()
     assert header.split() == ["state", "prompt_tokens", "output_tokens", "charge_nanousd"]
     state, prompt_tokens, output_tokens, charge = row.split()
     assert state == "finished"

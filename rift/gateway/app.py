@@ -243,7 +243,7 @@ class Gateway:
             await self._store(accepted)
             return
         except OutcomeUnknown:
-            self._delivery.cancel(accepted, "unanswered")
+            self._delivery.cancel_unanswered(accepted)
             message, headers = "the log does not answer; try again", retry_after(5)
             refusal = Refusal(503, message, code="log_unavailable", headers=headers)
         except LogFull:

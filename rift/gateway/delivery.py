@@ -34,6 +34,10 @@ ATTACHED_S = GRACE_S / 3
 
 # Who was told that a request was not accepted must not be charged: that is said for this long.
 SAY_S = 300.0
+SAY_AGAIN_S = 1.0
+
+# A publish can land after its sender gave up on it, by as long as a connection takes to come back.
+LATE_LANDING_S = (0.0, 5.0, 30.0)
 
 STOPPING = Problem(
     code="gateway_stopping", message="this gateway stops; resume the stream, or fetch the answer"
@@ -82,9 +86,15 @@ class Delivery:
 
         self._tasks.start_soon(follow)
 
-    def cancel(self, accepted: RequestAccepted, why: CancelReason) -> None:
-        """Say that the request shall end; the log's answer is for who still reads it."""
-        self._tasks.start_soon(self.say_cancel, accepted.request, why)
+    def cancel_unanswered(self, accepted: RequestAccepted) -> None:
+        """Say, now and twice later, that a request whose acceptance may still land must not be answered."""
+
+        async def say() -> None:
+            for pause_s in LATE_LANDING_S:
+                await anyio.sleep(pause_s)
+                await self.say_cancel(accepted.request, "unanswered")
+
+        self._tasks.start_soon(say)
 
     async def say_cancel(self, request: str, why: CancelReason) -> None:
         parsed = parse_request_id(request)
@@ -105,7 +115,8 @@ class Delivery:
         await stream.wait_for_end()
         answer = stream.answer
         if answer.life.phase != "ended":
-            return Refusal(503, STOPPING.message, code=STOPPING.code, headers=retry_after(1))
+            message = f"this gateway stops; fetch the answer at /v1/inference/{answer.id}"
+            return Refusal(503, message, code=STOPPING.code, headers=retry_after(1))
         if failure := answer.failure():
             return failed(*failure)
         native = answer.accepted.kind == "inference"
@@ -166,10 +177,17 @@ class Delivery:
 
     async def _say(self, subject: str, shard: int, event: AnyEvent) -> None:
         data = codec.encode(self._writer, [event])
-        try:
-            await append_until_known(self._log, subjects.shard_stream(shard), subject, data, within_s=SAY_S)
-        except LogError as error:
-            logger.error("%s could not be stored: %s", event, error)
+        stream = subjects.shard_stream(shard)
+        with anyio.move_on_after(SAY_S) as timer:
+            while True:
+                try:
+                    await append_until_known(self._log, stream, subject, data, within_s=SAY_S)
+                    return
+                except LogError as error:
+                    logger.warning("%s is not stored yet: %s", event, error)
+                    await anyio.sleep(SAY_AGAIN_S)
+        if timer.cancelled_caught:
+            logger.error("%s could not be stored", event)
 
 
 def failed(status: int, problem: Problem) -> Refusal:

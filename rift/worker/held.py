@@ -9,7 +9,7 @@ from events.history import Past
 from events.ids import RequestId, parse_request_id
 from events.lifecycle import Life
 from events.log import Job
-from events.schema import RequestAccepted
+from events.schema import AttemptReleased, AttemptStarted, RequestAccepted
 from rift.worker.attempt import Attempt
 
 logger = logging.getLogger(__name__)
@@ -76,3 +76,10 @@ def open_job(job: Job) -> tuple[RequestAccepted, RequestId] | None:
         logger.error("delivery %d is not at its request's address", job.stored.sequence)
         return None
     return accepted, request
+
+
+def takes_away(event: object, attempt: Attempt | None) -> bool:
+    """Say whether an event that counted means that `attempt` counts no more, or never will."""
+    if isinstance(event, AttemptStarted):
+        return attempt is None or event.attempt != attempt.id
+    return isinstance(event, AttemptReleased) and attempt is not None and event.attempt == attempt.id

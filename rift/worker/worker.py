@@ -36,7 +36,7 @@ from events.schema import (
 )
 from rift.engines import Engine, EngineFailed, Invalid
 from rift.worker.attempt import Attempt, NotContinuable, prepare_or_refuse
-from rift.worker.held import Held, Taken, Touched, open_job
+from rift.worker.held import Held, Taken, Touched, open_job, takes_away
 from rift.worker.solo import DEATHS_MAX, POISON, Solo, is_suspect
 from rift.worker.writer import LaneWriter
 
@@ -63,13 +63,6 @@ MOVING_NS = 3_000_000_000
 NANOSECONDS = 1_000_000_000
 
 
-def takes_away(event: object, attempt: Attempt | None) -> bool:
-    """Say whether an event that counted means that `attempt` counts no more, or never will."""
-    if isinstance(event, AttemptStarted):
-        return attempt is None or event.attempt != attempt.id
-    return isinstance(event, AttemptReleased) and attempt is not None and event.attempt == attempt.id
-
-
 class Worker:
     def __init__(
         self,
@@ -93,6 +86,7 @@ class Worker:
         self._running = 0
         self._solo = Solo()
         self._read_to = anyio.Event()
+        self._read_position = 0
         self._now_ns = 0
         self._now_at = anyio.current_time()
         self._moved_at = 0.0
@@ -260,7 +254,7 @@ class Worker:
 
     async def _counts(self, held: Held, position: int) -> bool:
         """Wait until the reader has passed our start; say whether it counts."""
-        while self._reader.position < position:
+        while self._read_position < position:
             await self._read_to.wait()
         return self._held.get(held.accepted.request) is held
 
@@ -291,6 +285,7 @@ class Worker:
                     buffer += [(stored.sequence, event, at) for event in events]
                 for event in events:
                     await self._see(event, at)
+            self._read_position = batch[-1].sequence
             read_to, self._read_to = self._read_to, anyio.Event()
             read_to.set()
 

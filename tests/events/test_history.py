@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from events import codec, ids, subjects
@@ -28,7 +29,7 @@ class Scans:
         ]
 
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         return len(self.stored)
 
     async def scan(

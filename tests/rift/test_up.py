@@ -14,6 +14,8 @@ import pytest
 
 from tests.service import Service, frames
 
+pytestmark = pytest.mark.slow
+
 BODY = {"model": "smollm2:135m", "prompt": "Hello", "parameters": {"max_tokens": 5}}
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.service import Service, frames, until
 
+pytestmark = pytest.mark.slow
+
 MODEL = "smollm2:135m"
 
 
