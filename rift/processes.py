@@ -121,9 +121,12 @@ class Child:
         return status
 
     def _last_line(self) -> str:
-        with self._log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
-            lines = file.read().decode(errors="replace").split("\n")
+        try:
+            with self._log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+                lines = file.read().decode(errors="replace").split("\n")
+        except OSError as error:
+            return str(error)
         return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
     def _end_group(self) -> None:
