@@ -25,20 +25,16 @@ class Service:
         self.screen: list[str] = []
         self.url = self.key = ""
 
-    def start(self) -> "Service":
-        command = [
-            sys.executable,
-            "-m",
-            "rift",
-            "up",
-            "--data",
-            str(self.folder),
-            "--port",
-            "0",
-            *self.options,
-        ]
+    def start(self, folder: Path | None = None) -> "Service":
+        """Start in `folder` (this one), and return once the screen says that all is ready."""
+        command = [sys.executable, "-P", "-m", "rift", "up", "--data", str(self.folder), "--port", "0"]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+            [*command, *self.options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(),
+            cwd=folder,
         )
         assert self.process.stdout is not None
         for line in self.process.stdout:

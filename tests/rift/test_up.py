@@ -16,6 +16,7 @@ from tests.service import Service, frames
 
 pytestmark = pytest.mark.slow
 
+LONG = {"model": "smollm2:135m", "prompt": "Hello", "parameters": {"max_tokens": 900}, "stream": True}
 BODY = {"model": "smollm2:135m", "prompt": "Hello", "parameters": {"max_tokens": 5}}
 
 
@@ -66,16 +67,19 @@ def test_the_screen_says_what_starts_then_ready_key_and_curl(service: Service) -
 
 def test_ctrl_c_stops_everything_and_a_second_start_goes_on(service: Service, folder: Path) -> None:
     first = answer(service)
-    assert service.stop() < 10
+    with service.client() as client, client.stream("POST", "/v1/inference", json=LONG) as response:
+        next(frames(response))
+        assert service.stop() < 10
     assert service.process.returncode == 0
+    assert "Traceback" not in service.logs()
     assert service.processes() == []
-    (row,) = service.sql("select request_id, state from requests")
-    assert row == {"request_id": first["id"], "state": "finished"}
+    rows = service.sql("select request_id, state from requests order by accepted_at_ns")
+    assert rows[0] == {"request_id": first["id"], "state": "finished"}
     again = Service(folder, "--engine", "sim").start()
     try:
         assert again.key == service.key
         answer(again)
-        assert len(again.sql("select 1 from requests")) == 2
+        assert len(again.sql("select 1 from requests")) == 3
         with again.client() as client:
             assert client.get(f"/v1/inference/{first['id']}").json()["output"] == first["output"]
     finally:
@@ -95,6 +99,28 @@ def answer_after_restart(service: Service) -> dict[str, object]:
         return answer(again)
     finally:
         again.stop()
+
+
+def test_it_starts_from_a_folder_that_holds_others_of_our_names(tmp_path: Path) -> None:
+    for name in ("rift", "events", "replay"):
+        (tmp_path / name).mkdir()
+    service = Service(tmp_path / "d", "--engine", "sim").start(tmp_path)
+    try:
+        assert answer(service)["finish_reason"] == "length"
+    finally:
+        service.stop()
+
+
+def test_a_worker_that_cannot_start_says_why(tmp_path: Path, service: Service) -> None:
+    (tmp_path / "wrong.toml").write_text(
+        '[models.a]\nsource = "/nope"\ncontext_tokens = 100\nprompt_usd = "1"\noutput_usd = "1"\n'
+    )
+    done = service.rift(
+        "worker", "--model", "a", "--engine", "vllm", "--config", str(tmp_path / "wrong.toml")
+    )
+    assert done.returncode == 1
+    assert "/nope" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["worker", "gateway", "control", "nats-server"])
