@@ -104,6 +104,7 @@ def answer_after_restart(service: Service) -> dict[str, object]:
 def test_it_starts_from_a_folder_that_holds_others_of_our_names(tmp_path: Path) -> None:
     for name in ("rift", "events", "replay"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('not ours')\n")
     service = Service(tmp_path / "d", "--engine", "sim").start(tmp_path)
     try:
         assert answer(service)["finish_reason"] == "length"
