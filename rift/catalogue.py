@@ -50,19 +50,29 @@ def shipped() -> Catalogue:
     return load(msgspec.toml.decode((files("rift") / "catalogue.toml").read_bytes())["models"])
 
 
-def load(entries: Any) -> Catalogue:
+def load(entries: dict[str, Any]) -> Catalogue:
     """Return the catalogue of decoded TOML. Raises CatalogueWrong."""
-    try:
-        catalogue = msgspec.convert(entries, Catalogue)
-    except msgspec.ValidationError as error:
-        raise CatalogueWrong(f"models: {error}") from error
+    return checked({name: _model(name, entry) for name, entry in entries.items()})
+
+
+def checked(catalogue: Catalogue) -> Catalogue:
+    """Return the catalogue if no two of its models share a subject. Raises CatalogueWrong."""
     slugs: dict[str, str] = {}
-    for name, model in catalogue.items():
+    for name in catalogue:
         if (other := slugs.setdefault(slug(name), name)) != name:
             raise CatalogueWrong(f"models {other!r} and {name!r} would share one subject; rename one of them")
-        for field in ("prompt_usd", "output_usd"):
-            nanousd_per_token(getattr(model, field), where=f"models.{name}.{field}")
     return catalogue
+
+
+def _model(name: str, entry: Any) -> Model:
+    try:
+        msgspec.convert(name, ModelName)
+        model = msgspec.convert(entry, Model)
+    except msgspec.ValidationError as error:
+        raise CatalogueWrong(f"models.{name}: {error}") from error
+    for field in ("prompt_usd", "output_usd"):
+        nanousd_per_token(getattr(model, field), where=f"models.{name}.{field}")
+    return model
 
 
 def slug(name: str) -> str:

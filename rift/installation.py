@@ -8,11 +8,17 @@ rift.toml   settings
 rift.duckdb the projections, which may be deleted at any time
 nats/       the embedded broker: configuration, token, url, store
 logs/       one file a process
+
+Engines keep sockets, whose paths must be short: they are in a folder among the system's temporary files,
+named after this one.
 """
 
 import fcntl
+import hashlib
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -40,6 +46,8 @@ class Installation:
         self.nats = self.folder / "nats"
         self.logs = self.folder / "logs"
         self.database = self.folder / "rift.duckdb"
+        digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
+        self.temporary = Path(tempfile.gettempdir()) / f"rift-{digest}"
         self.first_key = self.folder / "dev.key"
         self._lock: int | None = None
 
@@ -73,6 +81,10 @@ class Installation:
             raise InstallationWrong(
                 f"another `rift up` runs in {self.folder}; stop it, or use another folder with --data"
             ) from error
+
+    def clear_temporary(self) -> None:
+        """Remove what engines left, of this start or of one that was killed."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     def secret(self) -> bytes:
         """Return the secret that signs request ids. Raises InstallationWrong where there is none."""

@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -64,10 +64,12 @@ class Child:
         logs: Path,
         guard: Guard,
         say: Callable[[str], None],
+        environment: Mapping[str, str],
         ended: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self.name = name
         self._command, self._guard, self._say, self._ended = command, guard, say, ended
+        self._environment = environment
         self._log = logs / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -80,6 +82,7 @@ class Child:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                env={**os.environ, **self._environment},
             )
         self._guard.add(self._process.pid)
 

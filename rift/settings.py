@@ -50,11 +50,12 @@ def load(file: Path | None, overrides: dict[str, Any]) -> Settings:
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise SettingsWrong(f"{file}: {error}") from error
     try:
+        models = catalogue.load(dict(found.pop("models", {})))
+        known = catalogue.checked({**catalogue.shipped(), **models})
         settings = msgspec.convert({**found, **overrides}, Settings)
-        catalogue.load({**found.get("models", {})})
     except (msgspec.ValidationError, CatalogueWrong) as error:
         raise SettingsWrong(f"{file or 'settings'}: {error}") from error
-    known = {**catalogue.shipped(), **settings.models}
+    settings = msgspec.structs.replace(settings, models=models)
     if settings.model not in known:
         raise SettingsWrong(f"model {settings.model!r} is not in the catalogue; known: {', '.join(known)}")
     return settings

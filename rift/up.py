@@ -57,12 +57,16 @@ class Up:
         self._installation, self._settings, self._say = installation, settings, say
         self._options = ["--data", str(installation.folder), *options]
         self._guard = Guard()
+        temporary = str(installation.temporary)
+        self._environment = {"TMPDIR": temporary, "VLLM_RPC_BASE_PATH": temporary}
         self._children: list[Child] = []
         self._log: JetStream
 
     async def run(self) -> None:
         """Return after SIGINT, SIGTERM or SIGHUP, with everything stopped. Raises what stops a start."""
         port = self._port()
+        self._installation.clear_temporary()
+        self._installation.temporary.mkdir(mode=0o700)
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         with anyio.open_signal_receiver(*signals) as received:
             try:
@@ -107,6 +111,7 @@ class Up:
             if kind == "control" and hasattr(self, "_log"):
                 await self._log.close()
         self._guard.dismiss()
+        self._installation.clear_temporary()
 
     # --- children --------------------------------------------------------------------------------------
 
@@ -119,6 +124,7 @@ class Up:
             logs=self._installation.logs,
             guard=self._guard,
             say=self._say,
+            environment=self._environment,
             **more,  # type: ignore[arg-type]
         )
         child.start()

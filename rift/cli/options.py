@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     up = _command(commands, "up", roles.up, "run a whole installation on this machine")
     _engine_options(up)
     _listen_options(up)
-    up.add_argument("--workers", type=int, metavar="N", help="workers for the model (1)")
+    up.add_argument("--workers", type=int, choices=range(65), metavar="N", help="workers for the model (1)")
 
     gateway = _command(commands, "gateway", roles.gateway, "run a gateway")
     _engine_options(gateway)

@@ -122,8 +122,8 @@ class Answer:
         return {"prompt_tokens": prompt, output_name: output, "total_tokens": prompt + output}
 
     def charge(self) -> dict[str, Any] | None:
-        """The charge so far: what it would be if it were known to end well is not guessed."""
-        if self.accepted.plan != "per_token":
+        """None while the request is under way: what it will cost depends on how it ends."""
+        if self.accepted.plan != "per_token" or self.life.phase != "ended":
             return None
         nanousd = charge_nanousd(self.life, self.price)
         usd = f"{nanousd // NANOUSD_PER_USD}.{nanousd % NANOUSD_PER_USD:09d}"

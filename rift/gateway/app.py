@@ -91,6 +91,8 @@ class Gateway:
         self._admission.stopping = self._delivery.stopping = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
         if scope["type"] != "http":
             return
         request = Request(scope, receive, send)
@@ -112,7 +114,7 @@ class Gateway:
         allowed = []
         for method, pattern, handler in self._routes:
             if match := pattern.fullmatch(request.path):
-                if method == request.method:
+                if method == request.method or (method, request.method) == ("GET", "HEAD"):
                     await handler(request, match)
                     return
                 allowed.append(method)

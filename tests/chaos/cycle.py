@@ -7,7 +7,7 @@ import random
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import anyio
 import httpx
 
+from events.log import LogError
 from tests.chaos import checks, expected
 from tests.chaos.checks import Counts, Expected, Told
 from tests.chaos.client import Client, Progress, Wish, replay
@@ -59,6 +60,7 @@ class Report:
     """What became of the run: how many cycles ran, what was counted, and how long clients waited."""
 
     cycles: int = 0
+    stopped: bool = False
     counts: Counts = field(default_factory=Counts)
     streams: int = 0
     tokens: int = 0
@@ -82,8 +84,8 @@ class Bill(NamedTuple):
 
 
 class Run:
-    def __init__(self, options: Options, rig: Rig, say: Callable[[str], None]) -> None:
-        self.report = Report()
+    def __init__(self, options: Options, rig: Rig, say: Callable[[str], None], report: Report) -> None:
+        self.report = report
         self.ledger = Ledger()
         self._options, self._rig, self._say = options, rig, say
         self._kind = KINDS[options.kind]
@@ -229,7 +231,7 @@ class Run:
         counts = Counts()
         for bill in due:
             counts += checks.check_row(bill.request, rows.get(bill.request), bill.told, charge=bill.charge)
-        self._tell(counts)
+        self.tell(counts)
 
     async def _check_nobody_else_pays(self) -> None:
         """What no client knows of was refused to it: it has ended and costs nothing.
@@ -251,7 +253,7 @@ class Run:
         if rows:
             self._say(f"{len(rows)} requests are nobody's, {len(charged)} of them charged")
         counts.differing += charged[self.report.orphans :]
-        self._tell(counts)
+        self.tell(counts)
 
     # --- telling -------------------------------------------------------------------------------------
 
@@ -275,9 +277,9 @@ class Run:
             f"{', '.join(cycle.done)}; {taken_over(cycle.clients)} taken over, "
             f"longest gap {max(gaps_s):.2f} s"
         )
-        self._tell(counts)
+        self.tell(counts)
 
-    def _tell(self, counts: Counts) -> None:
+    def tell(self, counts: Counts) -> None:
         self.report.counts += counts
         for problem in (*counts.unexplained, *counts.differing):
             self._say(f"  ! {problem}")
@@ -296,15 +298,18 @@ async def _later(seconds: float, run: Callable[[], Any]) -> None:
     await run()
 
 
-async def run(options: Options, say: Callable[[str], None]) -> Report:
-    """Run the cycles in a fresh installation; its folder is kept if anything was found."""
+async def run(options: Options, say: Callable[[str], None], report: Report | None = None) -> Report:
+    """Run the cycles in a fresh installation; its folder is kept if anything was found.
+
+    Cancelled, it stops what it started, and `report` holds what was found until then.
+    """
     options = options._replace(seed=options.seed or secrets.token_hex(4))
     folder = options.folder or Path(tempfile.mkdtemp(prefix=f"rift-chaos-{options.kind}-"))
     kind = KINDS[options.kind]
     # A real engine takes 3 GB: two of them are enough for one to take over.
     workers = options.workers or (kind.workers if options.engine == "sim" else 2)
     rig = kind.rig(folder, engine=options.engine, workers=workers)
-    whole = Run(options, rig, say)
+    whole = Run(options, rig, say, report or Report())
     say(f"kind {options.kind}, seed {options.seed}, {options.cycles} cycles of {options.streams} streams")
     began_at = anyio.current_time()
     try:
@@ -315,17 +320,26 @@ async def run(options: Options, say: Callable[[str], None]) -> Report:
                 await rig.start(tasks)
                 began_at = anyio.current_time()
                 await whole.cycles()
-            except RigBroken as broken:
-                whole.report.counts.unexplained.append(str(broken))
-                say(f"  ! {broken}")
+            except* (RigBroken, LogError, httpx.TransportError) as broken:
+                for error in leaves(broken):
+                    whole.tell(Counts(unexplained=[f"{type(error).__name__}: {error}"]))
             tasks.cancel_scope.cancel()
     finally:
         summary(whole, anyio.current_time() - began_at, say)
-    if whole.report.counts.clean and whole.report.cycles == options.cycles:
-        shutil.rmtree(folder)
-    else:
-        say(f"everything is kept in {folder}")
+        complete = whole.report.stopped or whole.report.cycles == options.cycles
+        if whole.report.counts.clean and complete:
+            shutil.rmtree(folder)
+        else:
+            say(f"everything is kept in {folder}")
     return whole.report
+
+
+def leaves(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
 
 
 async def _stop(rig: Rig, report: Report) -> None:

@@ -150,6 +150,11 @@ class Rig:
         self._tasks.start_soon(child.supervise)
         return child
 
+    @property
+    def runs(self) -> bool:
+        """Say whether `rift up` is still there, if it ever was."""
+        return not hasattr(self, "_up") or self._up.poll() is None
+
     # --- processes -----------------------------------------------------------------------------------
 
     def processes(self) -> list[tuple[int, list[str]]]:
@@ -170,7 +175,7 @@ class Rig:
         """Return the processes of a role once there are so many. Raises RigBroken."""
         pids: list[int] = []
         with anyio.move_on_after(READY_S):
-            while len(pids := self.pids(role)) < count:  # noqa: ASYNC110  # other processes
+            while len(pids := self.pids(role)) < count and self.runs:  # noqa: ASYNC110  # other processes
                 await anyio.sleep(POLL_S)
         if len(pids) < count:
             raise RigBroken(f"{len(pids)} of {count} {role} processes came back: {self.screen()}")
@@ -195,6 +200,8 @@ class Rig:
                     with suppress(httpx.TransportError):
                         if (await http.get(f"{url}/readyz")).status_code == 200:
                             return
+                    if not self.runs:
+                        break
                     await anyio.sleep(POLL_S)
         raise RigBroken(f"the gateway at {url} did not come back")
 
@@ -221,6 +228,8 @@ class Rig:
                 with suppress(LogError):
                     await self.log.last_sequence("RIFT_0")
                     return
+                if not self.runs:
+                    break
                 await anyio.sleep(POLL_S)
         raise RigBroken("the log did not come back")
 

@@ -30,7 +30,7 @@ def service(folder: Path) -> Iterator[Service]:
     running = Service(folder, "--engine", "sim").start()
     yield running
     if running.process.poll() is None:
-        running.stop(signal.SIGKILL)
+        running.stop()
     gone(running)
 
 
