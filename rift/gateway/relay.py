@@ -67,9 +67,7 @@ class Stream:
         if life.attempt is not None or life.phase == "ended":
             self.moved.set()
         self.ended = life.phase == "ended"
-        frame = self.format.event(event) if self.format else b""
-        if life.counted <= self._skip:
-            frame = b""
+        frame = self.format.event(event) if self.format and life.counted > self._skip else b""
         if frame or self.ended:
             self._frames.append(frame)
             self._notify()

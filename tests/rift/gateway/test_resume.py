@@ -49,6 +49,7 @@ def test_a_finished_stream_can_be_resumed_behind_every_event(client: httpx.Clien
     for at, event in enumerate(events[:-1]):
         status, rest = resume(client, request, event["id"])
         assert (status, without_retry(rest)) == (200, events[at + 1 :])
+        assert rest[0]["retry"] == "500"
     assert resume(client, request, events[-1]["id"]) == (204, [])
     assert without_retry(resume(client, request, 0)[1])[-len(events) :] == events
     by_query = client.get(f"/v1/inference/{request}/events?after={events[3]['id']}").text
