@@ -64,12 +64,12 @@ class Child:
         logs: Path,
         guard: Guard,
         say: Callable[[str], None],
-        environment: Mapping[str, str],
+        environment: Mapping[str, str] | None = None,
         ended: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self.name = name
         self._command, self._guard, self._say, self._ended = command, guard, say, ended
-        self._environment = environment
+        self._environment = environment or {}
         self._log = logs / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False

@@ -289,6 +289,38 @@ def _import(model_path: str, profile: Profile) -> None:
     import vllm.v1.engine.async_llm  # noqa: F401
 
 
+def mend_cpu_seeds() -> None:
+    """Let a seeded request live whose prompt is read in several steps, on a CPU. vLLM calls this in each
+    of its processes, by the entry point in `pyproject.toml`.
+
+    After a step that reads a part of a prompt, vLLM takes back what the request's generator drew by moving
+    its offset. A CPU's generator has none, and raises: the engine dies. Here it begins anew instead,
+    which is the same, since nothing was kept of it yet. (A request that is preempted in mid-answer
+    draws the same numbers a second time.)
+    """
+    import numpy as np
+    from vllm.platforms import current_platform
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    if not current_platform.is_cpu():
+        return
+    original = GPUModelRunner._bookkeeping_sync
+
+    def bookkeeping_sync(runner: Any, *args: Any, **more: Any) -> Any:
+        batch = runner.input_batch
+        discarded = np.nonzero(runner.discard_request_mask.np[: batch.num_reqs])[0]
+        held = {int(row): batch.generators.pop(int(row), None) for row in discarded}
+        for generator in held.values():
+            if generator is not None:
+                generator.manual_seed(generator.initial_seed())
+        try:
+            return original(runner, *args, **more)
+        finally:
+            batch.generators.update({row: kept for row, kept in held.items() if kept is not None})
+
+    GPUModelRunner._bookkeeping_sync = bookkeeping_sync
+
+
 def _load(model_path: str, model: Model, profile: Profile) -> _Loaded:
     import psutil
     from transformers import AutoTokenizer

@@ -397,3 +397,21 @@ def test_a_byte_fallback_tokenizer_survives_bytes_that_are_no_text() -> None:
     assert decoded(VllmDecoder(backend, frozenset()), [1, 2, *water, 1]) == "ab水 a"
     assert decoded(VllmDecoder(backend, frozenset()), [1, *water, 3 + 0xFF, 2, 1]) == "a水\ufffdb a"
     assert decoded(VllmDecoder(backend, frozenset()), [1, *water, 3 + 0xFF]) == "a水\ufffd"
+
+
+async def test_a_seed_and_a_prompt_of_several_steps_do_not_harm_the_engine(engine: VllmEngine) -> None:
+    """vLLM reads a long prompt in steps of `max_num_batched_tokens`: 2,048 here, 256 by the catalogue."""
+    prompt = [5 + at % 200 for at in range(5_000)]
+
+    async def answer(seed: int, salt: str) -> list[int]:
+        found: list[int] = []
+        parameters = Parameters(seed=seed, temperature=1.0, ignore_eos=True)
+        steps = engine.generate(f"seed-{salt}", prompt, [], parameters, max_tokens=12, salt=salt)
+        async for step in steps:
+            found += step.token_ids
+        return found
+
+    first, again, other = await answer(1, "first"), await answer(1, "again"), await answer(2, "other")
+    assert len(first) == 12
+    assert first == again
+    assert first != other
