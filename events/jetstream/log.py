@@ -115,6 +115,7 @@ class JetStream:
         self.connecting: anyio.CancelScope | None = None
         self.problem: Exception | None = None
         self._readers: set[Follower | Jobs] = set()
+        self._appending: set[anyio.CancelScope] = set()
 
     @property
     def is_connected(self) -> bool:
@@ -130,6 +131,9 @@ class JetStream:
         self.epoch += 1
         for reader in self._readers:
             reader.interrupt()
+        # Their answers were lost with the connection; who repeats at once is stored at once after it.
+        for scope in list(self._appending):
+            scope.cancel()
 
     async def on_error(self, error: Exception) -> None:
         self.problem = error
@@ -192,12 +196,21 @@ class JetStream:
         headers = {"Nats-Expected-Stream": stream}
         if expect_last is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
-        try:
-            reply = await self.client.request(subject, data, timeout=APPEND_TIMEOUT_S, headers=headers)
-        except nats.errors.MaxPayloadError as error:
-            raise RecordTooLarge(f"a record of {len(data)} bytes is larger than the broker takes") from error
-        except (nats.errors.Error, OSError) as error:
-            raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
+        reply: Msg | None = None
+        with anyio.CancelScope() as scope:
+            self._appending.add(scope)
+            try:
+                reply = await self.client.request(subject, data, timeout=APPEND_TIMEOUT_S, headers=headers)
+            except nats.errors.MaxPayloadError as error:
+                raise RecordTooLarge(
+                    f"a record of {len(data)} bytes is larger than the broker takes"
+                ) from error
+            except (nats.errors.Error, OSError) as error:
+                raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
+            finally:
+                self._appending.discard(scope)
+        if reply is None:
+            raise OutcomeUnknown(f"append to {stream}: connection lost")
         answer = json.loads(reply.data)
         if "error" in answer:
             code = answer["error"].get("err_code")
