@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,14 @@ def frames(response: httpx.Response) -> Iterator[dict[str, Any]]:
             fields["data"] = json.loads(value)
         else:
             fields[name] = value
+
+
+def joined(events: Sequence[dict[str, Any]]) -> str:
+    """Return the text of the tokens, each once and in order. (A busy machine makes fewer, longer ones.)"""
+    tokens = [event["data"] for event in events if event["event"] == "token"]
+    indices = [token["index"] for token in tokens]
+    assert indices == sorted(set(indices)), "each token once, in order"
+    return "".join(token["delta"] for token in tokens)
 
 
 def until(service: Service, select: str, within_s: float = 10.0) -> dict[str, Any]:

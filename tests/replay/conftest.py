@@ -235,8 +235,31 @@ class Chaos:
         )
 
 
+class ListFollower:
+    """Hands out what its list holds behind `position`, and what comes later."""
+
+    def __init__(self, log: "ListLog", stream: str, after: int) -> None:
+        self.position = after
+        self._log, self._stream = log, stream
+
+    def __aiter__(self) -> "ListFollower":
+        return self
+
+    async def __anext__(self) -> Sequence[Stored]:
+        while True:
+            grown = self._log.grown
+            found = [m for m in self._log.streams.get(self._stream, []) if m.sequence > self.position]
+            if found:
+                self.position = found[-1].sequence
+                return found
+            await grown.wait()
+
+
 class ListLog:
-    """The parts of `events.log.Log` that the control process uses, over lists."""
+    """The parts of `events.log.Log` that the control process uses, over lists. It takes no appends."""
+
+    epoch = 0
+    is_connected = True
 
     def __init__(self, streams: dict[str, list[Stored]]) -> None:
         self.streams = streams
@@ -256,19 +279,12 @@ class ListLog:
     @asynccontextmanager
     async def follow(
         self, stream: str, subjects: Sequence[str], *, after: int
-    ) -> AsyncIterator[AsyncIterator[Sequence[Stored]]]:
+    ) -> AsyncIterator[ListFollower]:
         assert len(subjects) == 1
-        yield self._follow(stream, after)
+        yield ListFollower(self, stream, after)
 
-    async def _follow(self, stream: str, after: int) -> AsyncIterator[Sequence[Stored]]:
-        while True:
-            grown = self.grown
-            messages = [m for m in self.streams.get(stream, []) if m.sequence > after]
-            if messages:
-                after = messages[-1].sequence
-                yield messages
-            else:
-                await grown.wait()
+    async def append(self, stream: str, subject: str, data: bytes) -> int:
+        raise LogError(f"{stream} takes nothing here")
 
     @asynccontextmanager
     async def answer(self, subject: str, handler: Callable[[bytes], Awaitable[bytes]]) -> AsyncIterator[None]:

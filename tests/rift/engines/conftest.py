@@ -1,5 +1,6 @@
-"""One real engine for the whole session: a start takes half a minute, a tiny model's answer none."""
+"""One real engine for a module's tests: a start takes half a minute, a tiny model's answer none."""
 
+import gc
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +18,7 @@ PROFILE = Profile(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def anyio_backend() -> tuple[str, dict[str, object]]:
     return "asyncio", {"use_uvloop": False}
 
@@ -39,9 +40,10 @@ async def stop(engine: VllmEngine) -> None:
         # vLLM leaves a context of zmq to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)
         await engine.close()
+        gc.collect()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def engine(anyio_backend: object, tiny: Path) -> AsyncIterator[VllmEngine]:
     del anyio_backend
     engine = await start(tiny)
