@@ -298,7 +298,6 @@ def mend_cpu_seeds() -> None:
     which is the same, since nothing was kept of it yet. (A request that is preempted in mid-answer
     draws the same numbers a second time.)
     """
-    import numpy as np
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -308,7 +307,7 @@ def mend_cpu_seeds() -> None:
 
     def bookkeeping_sync(runner: Any, *args: Any, **more: Any) -> Any:
         batch = runner.input_batch
-        discarded = np.nonzero(runner.discard_request_mask.np[: batch.num_reqs])[0]
+        discarded = runner.discard_request_mask.np[: batch.num_reqs].nonzero()[0]
         held = {int(row): batch.generators.pop(int(row), None) for row in discarded}
         for generator in held.values():
             if generator is not None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,14 @@ async def test_what_is_read_ahead_is_bounded(
             yield messages
         await anyio.sleep_forever()
 
+    @asynccontextmanager
+    async def follow(
+        stream: str, subjects: Sequence[str], *, after: int
+    ) -> AsyncIterator[AsyncIterator[list[Stored]]]:
+        yield endless(stream, after)
+
     log = list_log(scribe.streams)
-    log._follow = endless
+    log.follow = follow
     log.streams["RIFT_0"] = []
     monkeypatch.setattr(warehouse, "apply", lambda stream, _: time.sleep(0.3) if stream == "RIFT_0" else None)
     with anyio.move_on_after(0.2):
