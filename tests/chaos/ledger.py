@@ -8,11 +8,17 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from events.log import Log
+import anyio
+
+from events.log import Log, OutcomeUnknown
 from tests.chaos.checks import Told
 
 STREAM = "RIFT_0"
 EVERYTHING = ["rift.0.>"]
+
+
+# A cluster whose leader was killed answers nothing until it has elected another.
+ELECTION_S = 60.0
 
 
 @dataclass
@@ -58,6 +64,15 @@ class Ledger:
 
     async def read_on(self, log: Log) -> None:
         """Fold everything that was appended since. Raises LogError."""
+        with anyio.fail_after(ELECTION_S):
+            while True:
+                try:
+                    await self._read_on(log)
+                    return
+                except OutcomeUnknown:
+                    await anyio.sleep(1)
+
+    async def _read_on(self, log: Log) -> None:
         target = await log.last_sequence(STREAM)
         async for batch in log.scan(STREAM, EVERYTHING, first=self.position + 1, target=target):
             for stored in batch:
