@@ -53,8 +53,10 @@ class Up:
         options: Sequence[str],
         *,
         say: Callable[[str], None],
+        greet: Callable[[str, str], None],
     ) -> None:
         self._installation, self._settings, self._say = installation, settings, say
+        self._greet = greet
         self._options = ["--data", str(installation.folder), *options]
         self._guard = Guard()
         temporary = str(installation.temporary)
@@ -99,7 +101,7 @@ class Up:
         for name in names:
             self._worker(tasks, name)
         await self._ready(settings.host, port)
-        self._greet(port, key)
+        self._greet(self._url(port), key)
 
     async def _stop(self) -> None:
         for kind, stop_s in STOP_S.items():
@@ -233,20 +235,24 @@ class Up:
         if self._settings.workers:
             await _model_ready(self._log, self._settings.model)
 
-    def _greet(self, port: int, key: str) -> None:
+    def _url(self, port: int) -> str:
         host = self._settings.host
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        body = {
-            "model": self._settings.model,
-            "prompt": PROMPT,
-            "parameters": {"temperature": 0.2, "max_tokens": 300},
-            "stream": True,
-        }
-        curl = (
-            f"curl -N {url}/v1/inference \\\n  -H 'Authorization: Bearer {key}' \\\n"
-            f"  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(json.dumps(body))}"
-        )
-        self._say(f"rift is ready: {url}\nAPI key: {key}\n{curl}")
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def greeting(url: str, key: str, model: str) -> str:
+    """Return what the screen says once all is ready: where, with which key, and a line to paste."""
+    body = {
+        "model": model,
+        "prompt": PROMPT,
+        "parameters": {"temperature": 0.2, "max_tokens": 300},
+        "stream": True,
+    }
+    curl = (
+        f"curl -N {url}/v1/inference \\\n  -H 'Authorization: Bearer {key}' \\\n"
+        f"  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(json.dumps(body))}"
+    )
+    return f"rift is ready: {url}\nAPI key: {key}\n{curl}"
 
 
 async def _gateway_answers(host: str, port: int) -> bool:

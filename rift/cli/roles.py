@@ -1,5 +1,6 @@
 """The processes: `rift up`, and each of its parts alone."""
 
+import json
 import os
 import secrets
 import signal
@@ -35,10 +36,18 @@ def up(options: Namespace) -> None:
     found = installation(options)
     found.make()
     found.lock()
-    whole = installation_up.Up(
-        found, settings, installation_up.role_options(settings, configuration(options)), say=_say
-    )
-    _run(whole.run)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    def greet(url: str, key: str) -> None:
+        if options.json:
+            print(json.dumps({"url": url, "api_key": key, "data": str(found.folder)}), flush=True)
+        else:
+            say(installation_up.greeting(url, key, settings.model))
+
+    roles = installation_up.role_options(settings, configuration(options))
+    _run(installation_up.Up(found, settings, roles, say=say, greet=greet).run)
 
 
 def gateway(options: Namespace) -> None:
@@ -148,7 +157,3 @@ def _guard() -> Guard | None:
 
 def _run(main: Callable[[], Awaitable[Any]]) -> None:
     anyio.run(main, backend_options={"use_uvloop": True})
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stdout, flush=True)

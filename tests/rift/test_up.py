@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service import Service, frames, joined
+from tests.service import Service, environment, frames, joined
 
 pytestmark = pytest.mark.slow
 
@@ -270,6 +272,20 @@ def test_a_folder_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
     done = Service(tmp_path).rift("up", "--engine", "sim", "--port", "0")
     assert done.returncode == 1
     assert "'99'" in done.stderr
+
+
+def test_json_is_one_value_on_standard_output(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rift", "up", "--json", "--engine", "sim", "--port", "0", "--data", "d"]
+    up = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert up.stdout is not None
+    said = json.loads(up.stdout.readline())
+    up.send_signal(signal.SIGINT)
+    rest, notes = up.communicate(timeout=15)
+    assert said.keys() == {"url", "api_key", "data"}
+    assert rest == ""
+    assert "starting nats-server" in notes
 
 
 def test_exit_statuses_and_json(service: Service, tmp_path: Path) -> None:
