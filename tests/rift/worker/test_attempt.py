@@ -1,4 +1,4 @@
-"""An answer that is cut at any token and continued by another attempt is the uninterrupted one, to the byte."""
+"""An answer that is cut at any token and continued by another attempt is the uninterrupted one."""
 
 from typing import Any
 
