@@ -46,7 +46,9 @@ class Wanted(msgspec.Struct, frozen=True):
     prompt_tokens_max: int | None = None
 
 
-class NativeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """What every route lets its client say of sampling."""
+
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
@@ -58,6 +60,9 @@ class NativeParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
     ignore_eos: bool = False
+
+
+class NativeParameters(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
     raw: bool = False
 
 
@@ -73,23 +78,12 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool = False
 
 
-class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
+class OpenAIBody(Sampling, frozen=True, kw_only=True):
     """What OpenAI's two text routes share."""
 
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    min_p: MinP | None = None
-    max_tokens: MaxTokens | None = None
-    stop: Stop = None
-    seed: Seed | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    ignore_eos: bool = False
     n: Annotated[int, msgspec.Meta(ge=1, le=1)] | None = None
     logit_bias: dict[str, float] | None = None
 
@@ -200,7 +194,7 @@ def _openai(
     )
 
 
-def _parameters(body: NativeParameters | OpenAIBody, max_tokens: int | None, *, raw: bool) -> Parameters:
+def _parameters(body: Sampling, max_tokens: int | None, *, raw: bool) -> Parameters:
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return Parameters(
         temperature=body.temperature,
