@@ -4,7 +4,6 @@ A reader hands in every event of its subjects in log order; `fold` says which of
 event whose subject is not its request's own address is nobody's.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from events.codec import Unreadable
@@ -40,12 +39,6 @@ class Lives:
 
     def __getitem__(self, request: str) -> Life:
         return self._lives[request]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._lives)
-
-    def __len__(self) -> int:
-        return len(self._lives)
 
     def request_of(self, event: Any) -> str | None:
         """Return the request an event (or an unreadable one) speaks of, followed or not."""

@@ -4,6 +4,7 @@ Everything that is refused is refused here, before anything is stored.
 """
 
 import contextlib
+import logging
 
 import anyio
 
@@ -12,10 +13,13 @@ from events.book import Book
 from events.fleet import Fleet
 from events.log import Log, LogError
 from events.schema import KeyIssued, Price
+from rift import keys
 from rift.catalogue import Catalogue
 from rift.gateway.http import Refusal, Request
 from rift.gateway.parse import Wanted
 from rift.gateway.relay import Relay
+
+logger = logging.getLogger(__name__)
 
 # Requests of one model that wait here for a worker. Past this the wait is minutes, and a refusal kinder.
 QUEUE_MAX = 1000
@@ -54,6 +58,8 @@ class Admission:
             raise Refusal(401, message, code="missing_api_key", headers=challenge)
         issued = self._book.authenticate(key.strip())
         if issued is None:
+            if not keys.is_well_formed(key.strip()):
+                logger.info("a key was refused that was mistyped or cut: its checksum does not fit")
             raise Refusal(401, "this API key is not valid here", code="invalid_api_key", headers=challenge)
         return issued
 

@@ -123,10 +123,6 @@ class Worker:
                 await self._let_go()
             self._tasks.cancel_scope.cancel()
 
-    @property
-    def running(self) -> int:
-        return self._running
-
     # --- taking ------------------------------------------------------------------------------------
 
     async def _fetch(self, scope: anyio.CancelScope) -> None:
