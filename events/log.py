@@ -97,9 +97,12 @@ class Log(Protocol):
         """Return how many bytes the stream still takes."""
 
     def follow(
-        self, stream: str, subjects: Sequence[str], *, after: int
+        self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
     ) -> AbstractAsyncContextManager[Follower]:
-        """Follow from the first message behind `after`. On entry the reader is confirmed."""
+        """Follow from the first message behind `after`. On entry the reader is confirmed.
+
+        With `pace_s` it hands out a batch at most that often, and costs much less under load.
+        """
 
     def scan(
         self, stream: str, subjects: Sequence[str], *, first: int, target: int

@@ -10,6 +10,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events.jetstream import wire
+from events.jetstream.replies import subscribe
 from events.log import LogError, Stored
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Follower:
         self._next, self._broken = 1, None
         self._batch, self._flow = [], []
         inbox = self._client.new_inbox()
-        self._subscription = await self._client.subscribe(inbox, cb=self._on_message)
+        self._subscription = await subscribe(self._client, inbox, self._on_message)
         request = wire.reader(
             self._stream,
             self._consumer,
@@ -74,8 +75,7 @@ class Follower:
     def _break(self, why: str) -> None:
         self._broken = self._broken or why
 
-    async def _on_message(self, message: Msg) -> None:
-        headers = message.headers or {}
+    def _on_message(self, message: Msg) -> None:
         if wire.status(message) is None:
             _, stored, consumer_sequence = wire.delivered(message)
             if consumer_sequence != self._next:
@@ -83,13 +83,18 @@ class Follower:
             elif self._broken is None:
                 self._next += 1
                 self._batch.append(stored)
-        elif message.reply:
+        else:
+            self._on_control(message)
+        self._wake.set()
+
+    def _on_control(self, message: Msg) -> None:
+        headers = message.headers or {}
+        if message.reply:
             self._flow.append(message.reply)
         elif (last := headers.get("Nats-Last-Consumer")) and int(last) != self._next - 1:
             self._break(f"gap: the consumer is at {last}, {self._next - 1} came")
         if stalled := headers.get("Nats-Consumer-Stalled"):
             self._flow.append(stalled)
-        self._wake.set()
 
     def __aiter__(self) -> "Follower":
         return self

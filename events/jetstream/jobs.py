@@ -9,6 +9,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events.jetstream import wire
+from events.jetstream.replies import subscribe
 from events.log import Job, LogError
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,9 @@ PULL_GRACE_S = 0.5
 # What an ended pull did not bring.
 PENDING_HEADER = "Nats-Pending-Messages"
 
-# A pull's end in order: heartbeat, no messages, expired. Any other is a consumer without a leader, or none.
-ENDED = ("100", "404", "408")
+# A pull's end in order: no messages, expired. Any other but 100, a heartbeat, is a consumer without a
+# leader, or none.
+ENDED = ("404", "408")
 REFUSED_S = 0.25
 REFUSALS_MAX = 8
 
@@ -59,6 +61,7 @@ class Jobs:
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._inbox = client.new_inbox()
         self._pulls: dict[str, tuple[int, float]] = {}
+        self._awaited = 0
         self._count = 0
         self._wanted = 0
         self._received: list[Job] = []
@@ -66,7 +69,7 @@ class Jobs:
 
     async def open(self) -> None:
         await self._create()
-        self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._on_message)
+        self._subscription = await subscribe(self._client, f"{self._inbox}.*", self._on_message)
 
     async def close(self) -> None:
         if self._client.is_closed:
@@ -83,33 +86,23 @@ class Jobs:
         """The connection was lost, and every outstanding pull with it."""
         self.epoch += 1
         self._pulls.clear()
+        self._awaited = 0
         self._wake.set()
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         status = wire.status(message)
         if status is None:
             deliveries, stored, _ = wire.delivered(message)
             self._received.append(Job(stored, message.reply, deliveries, self.epoch))
-            self._settle(1)
-        elif status not in ENDED:
-            self._pulls.pop(message.subject, None)
-            self._refusals += 1
-            self._not_before = anyio.current_time() + REFUSED_S
-        elif status != "100" and (ended := self._pulls.pop(message.subject, None)) is not None:
-            never_came = (message.headers or {}).get(PENDING_HEADER)
-            self._settle(int(never_came) - ended[0] if never_came else 0)
+            self._awaited = max(0, self._awaited - 1)
+        elif status != "100":
+            if status not in ENDED:
+                self._refusals += 1
+                self._not_before = anyio.current_time() + REFUSED_S
+            if self._pulls.pop(message.subject, None) is not None:
+                never_came = (message.headers or {}).get(PENDING_HEADER)
+                self._awaited = max(0, self._awaited - int(never_came or 0))
         self._wake.set()
-
-    def _settle(self, jobs: int) -> None:
-        """Take so many off what the oldest pulls may still bring: a job does not say whose it is."""
-        for pull, (left, until) in list(self._pulls.items()):
-            taken = min(jobs, left)
-            jobs -= taken
-            self._pulls[pull] = (left - taken, until)
-            if left == taken:
-                del self._pulls[pull]
-            if not jobs:
-                return
 
     def __aiter__(self) -> "Jobs":
         return self
@@ -138,12 +131,16 @@ class Jobs:
 
     async def _pull(self) -> None:
         now = anyio.current_time()
-        self._pulls = {pull: state for pull, state in self._pulls.items() if state[1] > now}
-        batch = self._wanted - sum(left for left, _ in self._pulls.values())
+        self._pulls = {pull: asked for pull, asked in self._pulls.items() if asked[1] > now}
+        # A job does not say which pull it is for, and the broker serves them in turn: only the sum is known.
+        # An end that was lost is made up for once all pulls of its time are forgotten.
+        self._awaited = min(self._awaited, sum(asked for asked, _ in self._pulls.values()))
+        batch = self._wanted - self._awaited
         if batch <= 0 or not self._client.is_connected:
             return
         self._count += 1
         reply = f"{self._inbox}.{self._count}"
         self._pulls[reply] = (batch, now + PULL_EXPIRES_S + PULL_GRACE_S)
+        self._awaited += batch
         ask = {"batch": batch, "expires": int(PULL_EXPIRES_S * wire.NANOSECONDS)}
         await self._client.publish(self._next, json.dumps(ask).encode(), reply=reply)

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import anyio
-import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -16,20 +15,21 @@ from nats.aio.msg import Msg
 from events import subjects as names
 from events.jetstream import jobs as deliveries
 from events.jetstream import wire
+from events.jetstream.appends import Appends
 from events.jetstream.follower import Follower
 from events.jetstream.jobs import Jobs
+from events.jetstream.paced import PacedFollower
+from events.jetstream.replies import Replies
 from events.jetstream.scan import scan
 from events.jetstream.wire import ApiError
-from events.log import Conflict, LogError, LogFull, OutcomeUnknown, RecordTooLarge, Stored
+from events.log import LogError, OutcomeUnknown, Stored
 
 logger = logging.getLogger(__name__)
 
-Reader = TypeVar("Reader", Follower, Jobs)
+Reader = TypeVar("Reader", Follower, PacedFollower, Jobs)
 
 SERVER_VERSION_MIN = (2, 15)
 
-# A publish is answered in under a millisecond; two seconds is a broker that restarts or is cut off.
-APPEND_TIMEOUT_S = 2.0
 API_TIMEOUT_S = 5.0
 
 # A broker that starts beside us answers in well under a second; who needs longer waits outside.
@@ -45,8 +45,6 @@ SMALL = 16
 # How long a client may repeat a request by its idempotency key and get the first one's answer.
 KEYS_AGE_S = 24 * 3600
 
-ERR_WRONG_LAST_SEQUENCE = (10071, 10164)
-ERR_FULL = (10023, 10047, 10077)
 ERR_STREAM_NOT_FOUND = 10059
 ERR_NO_MESSAGE = 10037
 
@@ -69,6 +67,7 @@ def stream_config(
         "max_age": max_age_s * wire.NANOSECONDS,
         "max_msgs": -1,
         "allow_direct": False,
+        "allow_atomic": True,
         "allow_rollup_hdrs": False,
         "deny_delete": True,
         "deny_purge": False,
@@ -96,6 +95,7 @@ async def connect(url: str, *, token: str | None, name: str) -> "JetStream":
                 error_cb=opened.on_error,
                 token=token,
             )
+            await opened.replies.open()
         except (OSError, nats.errors.Error) as error:
             opened.problem = opened.problem or error
     opened.connecting = None
@@ -111,11 +111,12 @@ class JetStream:
 
     def __init__(self) -> None:
         self.client = Client()
+        self.replies = Replies(self.client)
+        self._appends = Appends(self.client, self.replies)
         self.epoch = 0
         self.connecting: anyio.CancelScope | None = None
         self.problem: Exception | None = None
-        self._readers: set[Follower | Jobs] = set()
-        self._appending: set[anyio.CancelScope] = set()
+        self._readers: set[Follower | PacedFollower | Jobs] = set()
 
     @property
     def is_connected(self) -> bool:
@@ -131,9 +132,7 @@ class JetStream:
         self.epoch += 1
         for reader in self._readers:
             reader.interrupt()
-        # Their answers were lost with the connection; who repeats at once is stored at once after it.
-        for scope in list(self._appending):
-            scope.cancel()
+        self._appends.connection_lost()
 
     async def on_error(self, error: Exception) -> None:
         self.problem = error
@@ -145,7 +144,8 @@ class JetStream:
     async def _api(self, path: str, body: Any = None) -> dict[str, Any]:
         data = b"" if body is None else json.dumps(body).encode()
         try:
-            reply = await self.client.request(f"$JS.API.{path}", data, timeout=API_TIMEOUT_S)
+            with anyio.fail_after(API_TIMEOUT_S):
+                reply = await self.replies.ask(f"$JS.API.{path}", data)
         except (nats.errors.Error, OSError) as error:
             raise OutcomeUnknown(f"no answer to {path}: {error or type(error).__name__}") from error
         answer: dict[str, Any] = json.loads(reply.data)
@@ -193,30 +193,7 @@ class JetStream:
                 raise BrokerWrong(f"stream {name}: {field} is {is_now!r}, Rift needs {value!r}")
 
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
-        headers = {"Nats-Expected-Stream": stream}
-        if expect_last is not None:
-            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
-        reply: Msg | None = None
-        with anyio.CancelScope() as scope:
-            self._appending.add(scope)
-            try:
-                reply = await self.client.request(subject, data, timeout=APPEND_TIMEOUT_S, headers=headers)
-            except nats.errors.MaxPayloadError as error:
-                raise RecordTooLarge(
-                    f"a record of {len(data)} bytes is larger than the broker takes"
-                ) from error
-            except (nats.errors.Error, OSError) as error:
-                raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
-            finally:
-                self._appending.discard(scope)
-        if reply is None:
-            raise OutcomeUnknown(f"append to {stream}: connection lost")
-        answer = json.loads(reply.data)
-        if "error" in answer:
-            code = answer["error"].get("err_code")
-            kind = Conflict if code in ERR_WRONG_LAST_SEQUENCE else LogFull if code in ERR_FULL else LogError
-            raise kind(f"append to {stream}: {answer['error'].get('description')}")
-        return int(answer["seq"])
+        return await self._appends.append(stream, subject, data, expect_last=expect_last)
 
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
         if subject is None:
@@ -248,9 +225,16 @@ class JetStream:
     # --- readers and deliveries ------------------------------------------------------------------
 
     @asynccontextmanager
-    async def follow(self, stream: str, subjects: Sequence[str], *, after: int) -> AsyncIterator[Follower]:
-        async with self._open(Follower(self.client, self._api, stream, subjects, after)) as follower:
-            yield follower
+    async def follow(
+        self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
+    ) -> AsyncIterator[Follower | PacedFollower]:
+        if pace_s:
+            paced = PacedFollower(self.client, self._api, stream, subjects, after, pace_s)
+            async with self._open(paced) as follower:
+                yield follower
+        else:
+            async with self._open(Follower(self.client, self._api, stream, subjects, after)) as live:
+                yield live
 
     def scan(
         self, stream: str, subjects: Sequence[str], *, first: int, target: int
@@ -302,7 +286,8 @@ class JetStream:
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
         try:
-            return bytes((await self.client.request(subject, data, timeout=timeout_s)).data)
+            with anyio.fail_after(timeout_s):
+                return bytes((await self.replies.ask(subject, data)).data)
         except (nats.errors.Error, OSError) as error:
             raise LogError(f"nobody answers {subject}: {error or type(error).__name__}") from error
 

@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 
 from events.jetstream import wire
 from events.jetstream.follower import Api
+from events.jetstream.replies import subscribe
 from events.log import LogError, Stored
 
 # One pull asks for so many messages: a few hundred kilobytes.
@@ -38,10 +39,10 @@ async def scan(
     position = max(first, 1) - 1
     deadline = anyio.current_time() + TIMEOUT_S
     while position < target:
-        async with _consumer(client, api, stream, subjects, after=position) as subject:
+        async with consumer(client, api, stream, subjects, after=position) as subject:
             seen = 0
             while position < target:
-                batch = await _pull(client, subject, seen)
+                batch = await pull(client, subject, seen)
                 if anyio.current_time() > deadline:
                     raise LogError(f"{stream}: sequence {target} could not be read in {TIMEOUT_S} s")
                 if batch is None:
@@ -55,29 +56,32 @@ async def scan(
 
 
 @asynccontextmanager
-async def _consumer(
+async def consumer(
     client: Client, api: Api, stream: str, subjects: Sequence[str], *, after: int
 ) -> AsyncIterator[str]:
     """Yield the subject that asks a fresh consumer behind `after` for its next messages."""
-    consumer = client.new_inbox().rpartition(".")[2]
-    request = wire.reader(stream, consumer, subjects, after=after, inactive_s=INACTIVE_S)
-    await api(f"CONSUMER.CREATE.{stream}.{consumer}", request)
+    name = client.new_inbox().rpartition(".")[2]
+    request = wire.reader(stream, name, subjects, after=after, inactive_s=INACTIVE_S)
+    await api(f"CONSUMER.CREATE.{stream}.{name}", request)
     try:
-        yield f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        yield f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(1):
-            await client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{consumer}")
+            await client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}")
 
 
-async def _pull(client: Client, subject: str, seen: int) -> list[Stored] | None:
-    """Return what the consumer has now behind the `seen` it gave, at most BATCH messages; None if some
-    may be lost: nothing is acknowledged, so the consumer would go on behind them."""
+async def pull(
+    client: Client, subject: str, seen: int, *, batch: int = BATCH, wait_s: float = 0.0
+) -> list[Stored] | None:
+    """Return what the consumer has now behind the `seen` it gave, at most `batch` messages, or what comes
+    within `wait_s`; None if some may be lost: nothing is acknowledged, so the consumer would go on behind
+    them."""
     inbox = client.new_inbox()
     received: list[Stored] = []
     gap = False
     done = anyio.Event()
 
-    async def on_message(message: Msg) -> None:
+    def on_message(message: Msg) -> None:
         nonlocal gap
         if wire.status(message) is not None:
             done.set()
@@ -85,14 +89,15 @@ async def _pull(client: Client, subject: str, seen: int) -> list[Stored] | None:
         _, stored, consumer_sequence = wire.delivered(message)
         received.append(stored)
         gap = gap or consumer_sequence != seen + len(received)
-        if len(received) == BATCH:
+        if len(received) == batch:
             done.set()
 
-    subscription = await client.subscribe(inbox, cb=on_message)
+    subscription = await subscribe(client, inbox, on_message)
     try:
-        ask = {"batch": BATCH, "max_bytes": BATCH_BYTES, "no_wait": True}
+        until = {"expires": int(wait_s * wire.NANOSECONDS)} if wait_s else {"no_wait": True}
+        ask = {"batch": batch, "max_bytes": BATCH_BYTES, **until}
         await client.publish(subject, json.dumps(ask).encode(), reply=inbox)
-        with anyio.move_on_after(PULL_S):
+        with anyio.move_on_after(PULL_S + wait_s):
             await done.wait()
     finally:
         await subscription.unsubscribe()

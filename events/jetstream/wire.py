@@ -10,6 +10,9 @@ from events.log import LogError, Stored
 
 NANOSECONDS = 1_000_000_000
 
+# The status of a request that nobody listens for.
+NO_RESPONDERS = "503"
+
 
 class ApiError(LogError):
     """JetStream refused a request of its API."""

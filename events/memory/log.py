@@ -130,10 +130,11 @@ class MemoryLog:
 
     @asynccontextmanager
     async def follow(
-        self, stream: str, subjects: Sequence[str], *, after: int
+        self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
     ) -> AsyncIterator["MemoryFollower"]:
         await self.connection.running()
-        yield MemoryFollower(self.connection, self._broker, self._broker.stream(stream), subjects, after)
+        held = self._broker.stream(stream)
+        yield MemoryFollower(self.connection, self._broker, held, subjects, after, pace_s=pace_s)
 
     async def scan(
         self, stream: str, subjects: Sequence[str], *, first: int, target: int

@@ -20,8 +20,11 @@ class MemoryFollower:
         stream: Stream,
         subjects: Sequence[str],
         after: int,
+        *,
+        pace_s: float = 0.0,
     ) -> None:
         self.position = self._read_to = after
+        self._pace_s, self._next_at = pace_s, 0.0
         self._connection, self._broker, self._stream = connection, broker, stream
         self._filter = Filter(subjects)
 
@@ -30,7 +33,7 @@ class MemoryFollower:
 
     async def __anext__(self) -> Sequence[Stored]:
         faults = self._broker.faults
-        await anyio.lowlevel.checkpoint()
+        await anyio.sleep(max(0.0, self._next_at - anyio.current_time()) if self._pace_s else 0.0)
         while True:
             await self._connection.running()
             changed = self._stream.changed
@@ -40,6 +43,7 @@ class MemoryFollower:
                 await anyio.sleep(self._broker.some(faults.reader_s))
                 await self._connection.running()
                 if batch := self._take():
+                    self._next_at = anyio.current_time() + self._pace_s
                     return batch
             else:
                 await changed.wait()

@@ -20,6 +20,9 @@ WRITER = "janitor"
 # A client whose worker died waits for this; a look at a thousand requests costs a millisecond.
 TICK_S = 0.05
 
+# What it hears of the shard may be so old: it holds who works on what, and that changes slowly.
+PACE_S = 0.1
+
 # Gateways report every 3 s. After more silence than that the leader is asked whether there was news.
 SILENCE_S = 4.0
 SILENT_TICK_S = 0.5
@@ -44,7 +47,7 @@ class Janitor:
         everything = f"rift.{self._shard}.>"
         async with (
             self._log.follow(subjects.FLEET, ["rift.fleet.>"], after=0) as fleet,
-            self._log.follow(self._stream, [everything], after=first - 1) as reader,
+            self._log.follow(self._stream, [everything], after=first - 1, pace_s=PACE_S) as reader,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(self._follow_fleet, fleet)

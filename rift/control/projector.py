@@ -13,9 +13,9 @@ from events.log import Log, Stored
 from replay.fold import BookBehind, Stop
 from replay.warehouse import Warehouse
 
-# One transaction costs about as much as folding some hundred events. After each the loop waits a
-# little, so that a busy stream pays for few; an accepted request is in SQL after about 100 ms.
-PAUSE_S = 0.05
+# One transaction costs about as much as folding a thousand events, so a busy stream pays for few of
+# them; an accepted request is in SQL after about half a second.
+PACE_S = 0.5
 # What one transaction takes while catching up: about 0.2 s of work, which a question has to wait for.
 BATCH_MAX = 2_000
 # Messages read ahead of the warehouse, at some kilobytes each.
@@ -48,13 +48,14 @@ async def project(log: Log, warehouse: Warehouse, shards: Iterable[int]) -> None
 
 
 async def _follow(log: Log, applying: "_Applying", stream: str, everything: str, after: int) -> None:
-    async with log.follow(stream, [everything], after=after) as follower, anyio.create_task_group() as group:
+    async with (
+        log.follow(stream, [everything], after=after, pace_s=PACE_S) as follower,
+        anyio.create_task_group() as group,
+    ):
         inbox = _Inbox()
         group.start_soon(inbox.fill, follower)
         while True:
             await applying.apply(stream, await inbox.take())
-            if not inbox.is_behind:
-                await anyio.sleep(PAUSE_S)
 
 
 class _Inbox:
@@ -63,10 +64,6 @@ class _Inbox:
     def __init__(self) -> None:
         self._messages: list[Stored] = []
         self._changed = anyio.Condition()
-
-    @property
-    def is_behind(self) -> bool:
-        return len(self._messages) >= BATCH_MAX
 
     async def fill(self, follower: AsyncIterable[Sequence[Stored]]) -> None:
         async for messages in follower:

@@ -3,7 +3,7 @@
 An engine knows tokens and text of one model. It knows nothing of requests, lanes or the log.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -29,6 +29,10 @@ class Step(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...]
     finish: Literal["stop", "length"] | None = None
     cached_tokens: int = 0
+
+
+# Takes a step; says whether the next is wanted.
+Emit = Callable[[Step], bool]
 
 
 class Decoder(Protocol):
@@ -61,7 +65,7 @@ class Engine(Protocol):
 
     def decoder(self) -> Decoder: ...
 
-    def generate(
+    async def generate(
         self,
         attempt: str,
         prompt_ids: Sequence[int],
@@ -70,11 +74,17 @@ class Engine(Protocol):
         *,
         max_tokens: int,
         salt: str,
-    ) -> AsyncGenerator[Step, None]:
-        """Yield steps after `output_ids` (empty at first; the logged ids on a continuation) until one
-        has a finish. `max_tokens` bounds what is new. `parameters.stop` and `parameters.max_tokens`
-        are the caller's business. `salt` separates the prefix caches of accounts. Closing the iterator
-        aborts the request in the engine. Raises Invalid before the first step, EngineFailed at any."""
+        emit: Emit,
+    ) -> None:
+        """Hand each step after `output_ids` (empty at first; the logged ids on a continuation) to `emit`, until
+        one has a finish or `emit` returns False. `max_tokens` bounds what is new. `parameters.stop` and
+        `parameters.max_tokens` are the caller's business. `salt` separates the prefix caches of accounts.
+
+        `emit` is called where the engine's output is read, with no task between, so it must be quick.
+        Cancelled, or once `emit` returned False, the request is aborted in the engine. Returning without
+        either means that the engine aborted it. Raises Invalid before the first step, EngineFailed at any,
+        and whatever `emit` raises.
+        """
 
     async def close(self) -> None:
         """Stop the engine and every process it started."""

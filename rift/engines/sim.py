@@ -5,14 +5,14 @@ live here: faults (tests make those) and any likeness to a model's judgement.
 """
 
 import codecs
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
 
 import anyio
 
 from events.schema import Message, Parameters
 from rift.catalogue import Model, Profile
-from rift.engines import Invalid, Step
+from rift.engines import Emit, Invalid, Step
 
 PROMPT_BYTES_PER_TOKEN = 4
 TOKENS_PER_S = 50.0
@@ -115,7 +115,8 @@ class SimEngine:
         *,
         max_tokens: int,
         salt: str,
-    ) -> AsyncGenerator[Step, None]:
+        emit: Emit,
+    ) -> None:
         """Run to `max_tokens`, or to the end of the context. A late step carries all that is due, so
         the pace does not drift."""
         del attempt, salt
@@ -138,7 +139,8 @@ class SimEngine:
             due = min(wanted, max(done + 1, int(elapsed * self._tokens_per_s)))
             ids = tuple(_token(key, index) for index in range(first + done, first + due))
             done = due
-            yield Step(token_ids=ids, finish="length" if done == wanted else None)
+            if not emit(Step(token_ids=ids, finish="length" if done == wanted else None)):
+                return
 
     async def close(self) -> None:
         return None

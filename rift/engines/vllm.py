@@ -10,15 +10,16 @@ importing this module starts nothing.
 
 import gc
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import anyio.to_thread
 
 from events.schema import Message, Parameters
 from rift.catalogue import Model, Profile
-from rift.engines import EngineFailed, Invalid, Step
+from rift.engines import Emit, EngineFailed, Invalid
+from rift.engines.core import Core
 from rift.engines.prepare import digest_of
 
 # What the environment already says wins over the profile, and the profile over these. `spawn`, since
@@ -40,12 +41,6 @@ SAMPLED = (
     "frequency_penalty",
     "repetition_penalty",
 )
-# vLLM's other reasons, abort and error, are no end of an answer.
-FINISHES: dict[str | None, Literal["stop", "length"]] = {
-    "stop": "stop",
-    "repetition": "stop",
-    "length": "length",
-}
 # A UTF-8 character has at most 4 bytes, so 32 ids without one are no character in the making, and
 # each further one would make the tokenizer decode all of them again.
 UNFINISHED_IDS_MAX = 32
@@ -72,6 +67,7 @@ class VllmEngine:
         self.slots: int = config.scheduler_config.max_num_seqs
         self.context_tokens: int = config.model_config.max_model_len
         self._llm = loaded.llm
+        self._core = Core(loaded.llm.engine_core)
         self._processes = loaded.processes
         self._tokenizer = _Tokenizer(loaded.tokenizer)
         # Where the request says nothing: the catalogue, then as `vllm serve` the model's generation config.
@@ -89,8 +85,9 @@ class VllmEngine:
             await anyio.to_thread.run_sync(_import, str(model_path), profile)
             loaded = await anyio.to_thread.run_sync(_load, str(model_path), model, profile)
             engine = cls(loaded, model)
-            async for _ in engine.generate("warm-up", [0], [], Parameters(), max_tokens=1, salt="warm-up"):
-                pass
+            await engine.generate(
+                "warm-up", [0], [], Parameters(), max_tokens=1, salt="warm-up", emit=lambda step: True
+            )
         except Exception as error:
             raise EngineFailed(f"{model_path} does not start: {error}") from error
         return engine
@@ -110,9 +107,9 @@ class VllmEngine:
         *,
         max_tokens: int,
         salt: str,
-    ) -> AsyncGenerator[Step, None]:
-        """As the interface says. A consumer that lags gets fewer steps with more ids each. An
-        iterator that ends without a finish was aborted in the engine."""
+        emit: Emit,
+    ) -> None:
+        """As the interface says. A reader that lags gets fewer steps with more ids each."""
         from vllm.exceptions import VLLMClientError, VLLMServerError
         from vllm.inputs import tokens_input
 
@@ -120,28 +117,16 @@ class VllmEngine:
         self._check_room(len(prompt["prompt_token_ids"]))
         try:
             sampling = self._sampling(parameters, max_tokens)
-        except VLLMClientError as error:
-            raise _invalid(error) from error
-        outputs = self._llm.generate(prompt, sampling, attempt)
-        cached_tokens: int | None = None
-        try:
-            async for output in outputs:
-                completion = output.outputs[0]
-                if not completion.token_ids:
-                    continue
-                first, cached_tokens = cached_tokens is None, output.num_cached_tokens or 0
-                yield Step(
-                    token_ids=tuple(completion.token_ids),
-                    finish=FINISHES.get(completion.finish_reason),
-                    cached_tokens=cached_tokens if first else 0,
-                )
+            tasks = await self._llm.get_supported_tasks()
+            request = self._llm.input_processor.process_inputs(
+                attempt, prompt, sampling, supported_tasks=tasks
+            )
+            request.external_req_id = attempt
+            await self._core.run(request, emit)
         except VLLMClientError as error:
             raise _invalid(error) from error
         except VLLMServerError as error:
             raise EngineFailed(str(error.__cause__ or error)) from error
-        finally:
-            # vLLM aborts the request when its iterator is closed or cancelled before the end.
-            await outputs.aclose()
 
     async def close(self) -> None:
         if self._llm is not None:

@@ -138,15 +138,20 @@ class Delivery:
         if not stream.moved.is_set():
             ready = self._fleet.is_ready(stream.answer.accepted.model)
             await request.write(stream.format.waiting("queued" if ready else "starting"), more=True)
+        stream.sent_at = anyio.current_time()
         while True:
-            with anyio.move_on_after(KEEP_ALIVE_S) as silence:
-                await stream.wait()
-            data = stream.format.keep_alive if silence.cancelled_caught else stream.take()
-            relay.taken(stream)
-            more = silence.cancelled_caught or not stream.ended
-            await request.write(data, more=more)
-            if not more:
-                return None
+            with anyio.move_on_at(stream.sent_at + KEEP_ALIVE_S) as silence:
+                await stream.wait(request.write_chunk)
+            if not silence.cancelled_caught:
+                more = not stream.ended
+                data = stream.take()
+                relay.taken(stream)
+                await request.write(data, more=more)
+                if not more:
+                    return None
+            elif anyio.current_time() >= stream.sent_at + KEEP_ALIVE_S:
+                stream.sent_at = anyio.current_time()
+                await request.write(stream.format.keep_alive, more=True)
 
     # --- a client that went, or came back -----------------------------------------------------------------
 

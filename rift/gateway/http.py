@@ -12,6 +12,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 
+# An extension of the server's: writes a chunk of a response at once, or says False if it has to wait.
+WRITE_CHUNK = "rift.write_chunk"
+WriteChunk = Callable[[bytes], bool]
+
 # A body larger than the log's largest record cannot be accepted; JSON may be a little longer than what
 # it says.
 BODY_BYTES_MAX = 8 * 1024 * 1024
@@ -58,7 +62,8 @@ class ClientGone(Exception):
 
 
 class Request:
-    """One HTTP request. `body` may be read once."""
+    """One HTTP request. `body` may be read once. `write_chunk`, where there is one, is only for between
+    `start` and the last `write`, and while no `write` is under way."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
@@ -67,6 +72,7 @@ class Request:
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._query: bytes = scope["query_string"]
         self._body_read = False
+        self.write_chunk: WriteChunk | None = scope.get("extensions", {}).get(WRITE_CHUNK)
 
     def header(self, name: bytes) -> str | None:
         for key, value in self._headers:

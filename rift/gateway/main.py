@@ -1,5 +1,6 @@
 """The gateway process: one lane, the book and the fleet followed, and the server in front."""
 
+import gc
 import logging
 import secrets
 from collections.abc import Callable
@@ -62,6 +63,9 @@ async def run(
         opened = await open_gateway(
             log, history_log, models=models, secret=secret, entropy=secrets.token_bytes, tasks=tasks
         )
+
+        # What is here by now stays: the collector need not look at it again and again.
+        gc.freeze()
 
         async def stopped() -> None:
             await stop.wait()

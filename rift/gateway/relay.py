@@ -18,6 +18,7 @@ from events.lives import Lives
 from events.log import Follower, Log
 from events.schema import ClientAttached, Problem, RequestAccepted
 from rift.gateway.answer import Answer
+from rift.gateway.http import WriteChunk
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Stream:
 
     `after` is the number of counted events that the client has: before it came, and then taken. `moved`
     is set once an attempt has started or the request has ended; `ended` when nothing more will come.
-    `attended` says that a client is here.
+    `attended` says that a client is here; `sent_at` is when it was last sent something.
     """
 
     def __init__(self, answer: Answer, format: Format | None, *, after: int = 0) -> None:
@@ -56,6 +57,8 @@ class Stream:
         self.attended = True
         self.attachments = 0
         self.buffered = 0
+        self.sent_at = 0.0
+        self._write: WriteChunk | None = None
         self._frames: list[bytes] = []
         self._wake = anyio.Event()
 
@@ -70,9 +73,21 @@ class Stream:
         frame = self.format.event(event) if self.format and life.counted > self._skip else b""
         if frame or self.ended:
             self._frames.append(frame)
-            self._notify()
+            if self._write is None or self.ended:
+                self._notify()
         self.buffered += len(frame)
         return len(frame)
+
+    def write(self) -> bool:
+        """Write what was pushed past the task that delivers, if that waits and the client is not behind."""
+        if self._write is None or self.ended or not self._frames:
+            return False
+        if not self._write(b"".join(self._frames)):
+            self._write = None
+            self._notify()
+            return False
+        self.take()
+        return True
 
     def break_off(self, problem: Problem) -> None:
         """End the stream, not the request; what the client has not taken yet is dropped."""
@@ -84,22 +99,27 @@ class Stream:
 
     def let_client_go(self) -> None:
         """Nobody takes frames any more; the request is still followed."""
-        self.format, self._frames, self.attended = None, [], False
+        self.format, self._write, self._frames, self.attended = None, None, [], False
         self.ended = self.answer.life.phase == "ended"
 
     def take(self) -> bytes:
         frames, self._frames = self._frames, []
         self.after = max(self.after, self.answer.life.counted)
+        self.sent_at = anyio.current_time()
         return b"".join(frames)
 
     def _notify(self) -> None:
         wake, self._wake = self._wake, anyio.Event()
         wake.set()
 
-    async def wait(self) -> None:
-        """Return once there is something to take, or the end."""
-        while not self._frames and not self.ended:
-            await self._wake.wait()
+    async def wait(self, write: WriteChunk | None = None) -> None:
+        """Return once there is something to take, or the end. Meanwhile the relay may `write` by itself."""
+        try:
+            while not self._frames and not self.ended:
+                self._write = write
+                await self._wake.wait()
+        finally:
+            self._write = None
 
     async def wait_for_end(self, *, or_attached: bool = False) -> None:
         """Return once the request has ended, or if so wanted once some gateway's client has attached."""
@@ -128,6 +148,7 @@ class Relay:
         self._reader: Follower
         self._buffered = 0
         self._queued: dict[str, dict[str, int]] = {}
+        self._pushed: dict[int, Stream] = {}
 
     @property
     def position(self) -> int:
@@ -223,6 +244,7 @@ class Relay:
                         elif isinstance(event, ClientAttached):
                             for waiting in self._streams.get(event.request, []):
                                 waiting.attached()
+                self._write_pushed()
 
     def _relay(self, event: Any, at: subjects.Address, stored_at_ns: int) -> None:
         if self._joining:
@@ -238,8 +260,16 @@ class Relay:
             self._started(self._streams[request][0])
         for stream in self._streams[request]:
             self._buffered += stream.push(event, life, stored_at_ns)
+            self._pushed[id(stream)] = stream
         if self._buffered > BUFFERED_BYTES_MAX:
             self._break_off_slowest()
+
+    def _write_pushed(self) -> None:
+        """What one batch brought to a stream is one chunk."""
+        pushed, self._pushed = self._pushed, {}
+        for stream in pushed.values():
+            if stream.write():
+                self.taken(stream)
 
     def _started(self, stream: Stream) -> None:
         """The request left the queue: an attempt took it, it ended, or it is followed no more."""

@@ -6,7 +6,6 @@ and the log's.
 
 import logging
 from collections.abc import Sequence
-from contextlib import aclosing
 
 import anyio
 import anyio.to_thread
@@ -148,11 +147,12 @@ class Attempt:
         """End the attempt with a reason, or silently: the log has gone on without it."""
         self._stopped_for = reason
         self._silent = reason is None
-        self.scope.cancel()
+        if not self.finished:
+            self.scope.cancel()
 
     def finish(self, reason: FinishReason, error: Problem | None = None) -> None:
         """Put the end, unless there is one."""
-        if not self.finished:
+        if not self.finished and not self._silent:
             self._put([self._end(reason, error)])
 
     def refuse(self, reason: FinishReason, error: Problem) -> None:
@@ -166,22 +166,22 @@ class Attempt:
             self.finish("stop" if self._text.stopped else "length")
             return
         self._stamps = Stamps(engine_ns=self._elapsed_ns())
-        steps = self._engine.generate(
+        await self._engine.generate(
             self.id,
             self._prompt.ids,
             self._logged_ids,
             self._accepted.parameters,
             max_tokens=room,
             salt=self._accepted.account,
+            emit=self._emit,
         )
-        async with aclosing(steps):
-            async for step in steps:
-                self._emit(step)
-                if self.finished or self._silent:
-                    return
-        raise EngineFailed(f"{self.id} ended in the engine without a reason")
+        if not self.finished and not self._silent:
+            raise EngineFailed(f"{self.id} ended in the engine without a reason")
 
-    def _emit(self, step: Step) -> None:
+    def _emit(self, step: Step) -> bool:
+        """Put what a step says; say whether another is wanted."""
+        if self._silent:
+            return False
         self.progressed_at = anyio.current_time()
         if self._stamps.first_token_ns is None:
             self._stamps = msgspec.structs.replace(self._stamps, first_token_ns=self._elapsed_ns())
@@ -201,11 +201,10 @@ class Attempt:
         reason = "stop" if self._text.stopped else step.finish
         # The last tokens and the end are one entry: a successor never finds one without the other.
         self._put([tokens, self._end(reason)] if reason else [tokens])
+        return not self.finished
 
     def _put(self, events: Sequence[TokensGenerated | RequestFinished]) -> None:
         assert not self.finished, "nothing follows the end"
-        if self._silent:
-            return
         self.finished = isinstance(events[-1], RequestFinished)
         self._writer.put(*events)
 

@@ -2,6 +2,7 @@
 
 from events.schema import Parameters
 from rift import catalogue
+from rift.engines import Step
 from rift.engines.sim import PROMPT_BYTES_PER_TOKEN, SimEngine
 from tests.chaos.checks import Expected
 
@@ -16,11 +17,16 @@ async def answer(prompt: str, *, seed: int, max_tokens: int) -> Expected:
         now_s += seconds + max_tokens
 
     engine = SimEngine(catalogue.shipped()[MODEL], sleep=jump, now=lambda: now_s)
-    decoder, pieces = engine.decoder(), []
+    decoder = engine.decoder()
+    pieces: list[str] = []
+
+    def emit(step: Step) -> bool:
+        pieces.extend(decoder.feed(token_id) for token_id in step.token_ids)
+        return True
+
     parameters = Parameters(max_tokens=max_tokens, seed=seed)
     prompt_ids = engine.encode(prompt, raw=False)
-    async for step in engine.generate("", prompt_ids, (), parameters, max_tokens=max_tokens, salt=""):
-        pieces += [decoder.feed(token_id) for token_id in step.token_ids]
+    await engine.generate("", prompt_ids, (), parameters, max_tokens=max_tokens, salt="", emit=emit)
     pieces[-1] += decoder.flush()
     assert len(pieces) == max_tokens, "the simulated engine runs to max_tokens"
     return Expected(pieces, -(-len(prompt.encode()) // PROMPT_BYTES_PER_TOKEN))

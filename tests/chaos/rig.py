@@ -42,20 +42,17 @@ sys.exit(cli.main(sys.argv[1:]))
 # that is less patient with it than it should be with a real one.
 HANGS = """
 import os, sys, anyio
-from contextlib import aclosing
 from rift import cli
 from rift.engines.sim import SimEngine
 from rift.worker import worker
 assert worker.HANG_S > 2 and worker.HANG_PER_PROMPT_TOKEN_S > 0
 worker.HANG_S, worker.HANG_PER_PROMPT_TOKEN_S = 2.0, 0.0
-flag, generate = sys.argv[1], SimEngine.generate
-async def hanging(*args, **more):
-    async with aclosing(generate(*args, **more)) as steps:
-        async for step in steps:
-            while os.path.exists(flag):
-                await anyio.sleep(0.05)
-            yield step
-SimEngine.generate = hanging
+flag, start = sys.argv[1], SimEngine.__init__
+async def hanging(seconds):
+    await anyio.sleep(seconds)
+    while os.path.exists(flag):
+        await anyio.sleep(0.05)
+SimEngine.__init__ = lambda engine, *args: start(engine, *args, sleep=hanging)
 sys.exit(cli.main(sys.argv[2:]))
 """
 

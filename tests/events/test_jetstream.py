@@ -2,14 +2,16 @@
 
 import gc
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 
 from events import subjects
-from events.jetstream import BrokerWrong, JetStream, connect
+from events.jetstream import BrokerWrong, JetStream, appends, connect
 from events.jetstream import log as jetstream
+from events.jetstream.jobs import PULL_EXPIRES_S
 from events.log import LogError, Stored, append_until_known
 from events.subjects import Address
 
@@ -71,6 +73,66 @@ async def test_free_slots_are_filled_at_once(log: JetStream) -> None:
             for _ in range(3):
                 await log.ack((await anext(jobs)).ack)
     assert anyio.current_time() - began_at < 1.0
+
+
+async def test_pulls_that_were_served_in_turn_leave_no_slot_empty(log: JetStream) -> None:
+    """Two pulls of ten get five jobs each: once the first has ended, ten free slots ask for five again."""
+    at = Address(0, "turns123", "model-turns")
+    async with log.jobs(0, at.model) as jobs, anyio.create_task_group() as tasks:
+        taken: list[bytes] = []
+
+        async def take() -> None:
+            async for job in jobs:
+                taken.append(job.stored.data)
+                await log.ack(job.ack)
+
+        tasks.start_soon(take)
+        jobs.want(10)
+        await anyio.sleep(PULL_EXPIRES_S / 2)
+        jobs.want(20)
+        await anyio.sleep(0.1)
+        for n in range(10):
+            await log.append(STREAM, subjects.request(at), b"%d" % n)
+        await anyio.sleep(PULL_EXPIRES_S / 2 + 0.1)
+        for n in range(10, 20):
+            await log.append(STREAM, subjects.request(at), b"%d" % n)
+        await anyio.sleep(0.3)
+        assert taken == [b"%d" % n for n in range(20)]
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_crowd_of_appends_is_stored_once_each_at_the_sequences_it_is_told(log: JetStream) -> None:
+    at = Address(0, "crowd123", "model-crowd")
+    told: dict[bytes, int] = {}
+
+    async def append(data: bytes) -> None:
+        told[data] = await log.append(STREAM, subjects.work(at), data)
+
+    before = await log.last_sequence(STREAM)
+    async with anyio.create_task_group() as tasks:
+        for n in range(300):
+            tasks.start_soon(append, b"%d" % n)
+    target = await log.last_sequence(STREAM)
+    found = [
+        stored
+        async for batch in log.scan(STREAM, [subjects.work(at)], first=before + 1, target=target)
+        for stored in batch
+    ]
+    assert {stored.data: stored.sequence for stored in found} == told
+    assert len(found) == 300
+
+
+async def test_a_crowd_that_the_broker_takes_no_batch_of_is_stored_one_by_one(
+    log: JetStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of more than 1,000 messages is refused."""
+    at = Address(0, "refused1", "model-refused")
+    monkeypatch.setattr(appends, "BATCH_MESSAGES_MAX", 5_000)
+    before = await log.last_sequence(STREAM)
+    async with anyio.create_task_group() as tasks:
+        for n in range(1_200):
+            tasks.start_soon(partial(log.append, STREAM, subjects.work(at), b"%d" % n))
+    assert await log.last_sequence(STREAM) == before + 1_200
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

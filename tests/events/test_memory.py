@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from events import subjects
+from events.jetstream import appends
 from events.jetstream import jobs as jetstream_jobs
 from events.jetstream import log as jetstream_log
 from events.jetstream import scan as jetstream_scan
@@ -51,7 +52,7 @@ def connect(broker: MemoryBroker) -> MemoryLog:
 
 def test_the_twin_waits_as_long_as_the_real_one() -> None:
     assert memory_broker.ACK_WAIT_S == jetstream_jobs.ACK_WAIT_S
-    assert memory_log.APPEND_TIMEOUT_S == jetstream_log.APPEND_TIMEOUT_S
+    assert memory_log.APPEND_TIMEOUT_S == appends.APPEND_TIMEOUT_S
     assert memory_log.API_TIMEOUT_S == jetstream_log.API_TIMEOUT_S
     assert memory_log.SCAN_TIMEOUT_S == jetstream_scan.TIMEOUT_S
 

@@ -4,7 +4,7 @@ A process that is killed sends nothing more and hears nothing; what it sent befo
 is frozen goes on later as if nothing had been. The code that runs in them is Rift's own.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from events.schema import AnyEvent, Parameters, ReplicaLost, ReplicaReady, Repli
 from rift import catalogue
 from rift.catalogue import Catalogue, Model
 from rift.control.janitor import Janitor
-from rift.engines import EngineFailed, Step
+from rift.engines import Emit, EngineFailed
 from rift.engines.sim import SimEngine
 from rift.gateway import main as gateway
 from rift.worker.worker import Worker
@@ -176,17 +176,15 @@ class Engine(SimEngine):
         *,
         max_tokens: int,
         salt: str,
-    ) -> AsyncGenerator[Step, None]:
+        emit: Emit,
+    ) -> None:
         self.running[attempt] = anyio.current_time()
-        steps = super().generate(
-            attempt, prompt_ids, output_ids, parameters, max_tokens=max_tokens, salt=salt
-        )
         try:
-            async for step in steps:
-                yield step
+            await super().generate(
+                attempt, prompt_ids, output_ids, parameters, max_tokens=max_tokens, salt=salt, emit=emit
+            )
         finally:
             del self.running[attempt]
-            await steps.aclose()
 
 
 class WorkerProcess(Process):

@@ -37,8 +37,14 @@ async def steps(
     salt: str = "account",
     attempt: str = "attempt",
 ) -> list[Step]:
-    stream = engine.generate(attempt, prompt, output, parameters, max_tokens=max_tokens, salt=salt)
-    return [step async for step in stream]
+    found: list[Step] = []
+
+    def emit(step: Step) -> bool:
+        found.append(step)
+        return True
+
+    await engine.generate(attempt, prompt, output, parameters, max_tokens=max_tokens, salt=salt, emit=emit)
+    return found
 
 
 def ids_of(got: list[Step]) -> list[int]:
@@ -46,8 +52,8 @@ def ids_of(got: list[Step]) -> list[int]:
 
 
 async def assert_idle(engine: VllmEngine) -> None:
-    """Nothing is left in vLLM's front nor, after its core had time to read the abort, in the core."""
-    assert engine._llm.get_num_unfinished_requests() == 0
+    """Nothing is left here nor, after it had time to read the abort, in vLLM's core."""
+    assert engine._core.running == 0
     with anyio.fail_after(2):
         await engine._llm.pause_generation(mode="wait")
     await engine._llm.resume_generation()
@@ -210,10 +216,34 @@ async def test_ids_that_the_model_does_not_have_are_invalid(engine: VllmEngine) 
 # --- ends before the end -------------------------------------------------------------------------
 
 
-async def test_closing_the_iterator_aborts_the_request(engine: VllmEngine) -> None:
-    stream: Any = engine.generate("closed", [5], [], GREEDY, max_tokens=16_000, salt="a")
-    await anext(stream)
-    await stream.aclose()
+async def test_who_wants_no_more_has_the_request_aborted(engine: VllmEngine) -> None:
+    found: list[Step] = []
+
+    def emit(step: Step) -> bool:
+        found.append(step)
+        return len(found) < 3
+
+    await engine.generate("unwanted", [5], [], GREEDY, max_tokens=16_000, salt="a", emit=emit)
+    assert len(found) == 3
+    await assert_idle(engine)
+
+
+async def test_what_emit_raises_ends_its_own_request_only(engine: VllmEngine) -> None:
+    others: list[list[Step]] = []
+
+    def emit(step: Step) -> bool:
+        raise ZeroDivisionError
+
+    async def other(number: int) -> None:
+        others.append(await steps(engine, [number], max_tokens=200, attempt=f"other-{number}"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(other, 6)
+        group.start_soon(other, 7)
+        await anyio.sleep(0.02)
+        with pytest.raises(ZeroDivisionError):
+            await engine.generate("raises", [5], [], GREEDY, max_tokens=16_000, salt="a", emit=emit)
+    assert [len(ids_of(found)) for found in others] == [200, 200]
     await assert_idle(engine)
 
 
@@ -222,16 +252,6 @@ async def test_cancelling_the_reader_aborts_the_request(engine: VllmEngine) -> N
         with anyio.move_on_after(delay_s) as scope:
             await steps(engine, [5], max_tokens=16_000, attempt=f"cancelled-{delay_s}")
         assert scope.cancelled_caught
-    await assert_idle(engine)
-
-
-async def test_an_abort_in_the_engine_ends_the_iterator_without_a_finish(engine: VllmEngine) -> None:
-    got: list[Step] = []
-    async for step in engine.generate("aborted", [5], [], GREEDY, max_tokens=16_000, salt="a"):
-        got.append(step)
-        if len(got) == 3:
-            await engine._llm.abort("aborted")
-    assert [step.finish for step in got] == [None] * len(got)
     await assert_idle(engine)
 
 
@@ -404,12 +424,8 @@ async def test_a_seed_and_a_prompt_of_several_steps_do_not_harm_the_engine(engin
     prompt = [5 + at % 200 for at in range(5_000)]
 
     async def answer(seed: int, salt: str) -> list[int]:
-        found: list[int] = []
         parameters = Parameters(seed=seed, temperature=1.0, ignore_eos=True)
-        steps = engine.generate(f"seed-{salt}", prompt, [], parameters, max_tokens=12, salt=salt)
-        async for step in steps:
-            found += step.token_ids
-        return found
+        return ids_of(await steps(engine, prompt, [], parameters, max_tokens=12, salt=salt))
 
     first, again, other = await answer(1, "first"), await answer(1, "again"), await answer(2, "other")
     assert len(first) == 12

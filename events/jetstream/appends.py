@@ -1,0 +1,195 @@
+"""Appends: each message by itself, or many by one write to disk while many wait at once.
+
+nats-server writes and syncs each message by itself. An atomic batch is synced once, but is staged in a
+folder of its own, which takes as long as five messages: so only a crowd is worth one.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from events.jetstream.replies import Replies
+from events.log import Conflict, LogError, LogFull, OutcomeUnknown, RecordTooLarge
+
+logger = logging.getLogger(__name__)
+
+# A publish is answered in under a millisecond; two seconds is a broker that restarts or is cut off.
+APPEND_TIMEOUT_S = 2.0
+
+# As many appends to one stream may be under way by themselves; who comes then waits for the next batch.
+CROWD = 8
+
+# The broker stages a batch in memory and on disk: half of its largest batch, and of its largest message.
+BATCH_MESSAGES_MAX = 500
+BATCH_BYTES_MAX = 4 * 1024 * 1024
+
+# A large message is its own crowd.
+BATCHED_BYTES_MAX = BATCH_BYTES_MAX // CROWD
+
+ERR_WRONG_LAST_SEQUENCE = (10071, 10164)
+ERR_FULL = (10023, 10047, 10077)
+
+
+class _Waiting:
+    """A message for the next batch, and what became of it."""
+
+    def __init__(self, subject: str, data: bytes) -> None:
+        self.subject, self.data = subject, data
+        self.sequence = 0
+        self.error: LogError | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        return bool(self.sequence or self.error)
+
+
+class _Stream:
+    """What is under way to one stream."""
+
+    def __init__(self) -> None:
+        self.alone = 0
+        self.none_alone = anyio.Event()
+        self.waiting: list[_Waiting] = []
+        self.batching = anyio.Lock()
+
+    @property
+    def is_crowded(self) -> bool:
+        return self.alone >= CROWD or bool(self.waiting) or self.batching.locked()
+
+
+class Appends:
+    def __init__(self, client: Client, replies: Replies) -> None:
+        self._client, self._replies = client, replies
+        self._streams: dict[str, _Stream] = {}
+        self._asking: set[anyio.CancelScope] = set()
+        self._batches = 0
+
+    def connection_lost(self) -> None:
+        """Their answers were lost with it; who repeats at once is stored at once after it."""
+        for scope in list(self._asking):
+            scope.cancel()
+
+    async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None) -> int:
+        """As `Log.append`."""
+        if expect_last is not None or len(data) > BATCHED_BYTES_MAX:
+            return await self._append_alone(stream, subject, data, expect_last)
+        state = self._streams.setdefault(stream, _Stream())
+        if state.is_crowded:
+            return await self._append_with_others(stream, state, _Waiting(subject, data))
+        state.alone += 1
+        try:
+            return await self._append_alone(stream, subject, data)
+        finally:
+            state.alone -= 1
+            if not state.alone:
+                state.none_alone.set()
+                state.none_alone = anyio.Event()
+
+    async def _append_with_others(self, stream: str, state: _Stream, message: _Waiting) -> int:
+        state.waiting.append(message)
+        try:
+            async with state.batching:
+                if not message.is_settled:
+                    while state.alone:
+                        await state.none_alone.wait()
+                    # For the others: who is cancelled now has taken their messages along.
+                    with anyio.CancelScope(shield=True):
+                        await self._append_batch(stream, _next_batch(state.waiting))
+        finally:
+            if message in state.waiting:
+                state.waiting.remove(message)
+        if message.error is not None:
+            raise message.error
+        return message.sequence
+
+    async def _append_batch(self, stream: str, batch: Sequence[_Waiting]) -> None:
+        """Settle all: stored together, or, if the broker takes no batch now, one by one."""
+        try:
+            if len(batch) > 1:
+                last = await self._commit(stream, batch)
+                for behind, message in enumerate(reversed(batch)):
+                    message.sequence = last - behind
+                return
+        except (OutcomeUnknown, LogFull) as error:
+            _fail(batch, error)
+            return
+        except LogError as error:
+            logger.info("%s takes no batch, so one by one: %s", stream, error)
+        for number, message in enumerate(batch):
+            try:
+                message.sequence = await self._append_alone(stream, message.subject, message.data)
+            except OutcomeUnknown as error:
+                _fail(batch[number:], error)
+                return
+            except LogError as error:
+                message.error = error
+
+    async def _commit(self, stream: str, batch: Sequence[_Waiting]) -> int:
+        """Return the sequence of the last message; the others stand right before it."""
+        self._batches += 1
+        name = f"{self._replies.inbox.rpartition('.')[2]}-{self._batches}"
+        headers = [
+            {"Nats-Expected-Stream": stream, "Nats-Batch-Id": name, "Nats-Batch-Sequence": str(number)}
+            for number in range(1, len(batch) + 1)
+        ]
+        headers[-1]["Nats-Batch-Commit"] = "1"
+        try:
+            for message, head in zip(batch[:-1], headers[:-1], strict=True):
+                await self._client.publish(message.subject, message.data, headers=head)
+        except (nats.errors.Error, OSError) as error:
+            raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
+        return await self._stored(stream, batch[-1].subject, batch[-1].data, headers[-1])
+
+    async def _append_alone(
+        self, stream: str, subject: str, data: bytes, expect_last: int | None = None
+    ) -> int:
+        headers = {"Nats-Expected-Stream": stream}
+        if expect_last is not None:
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
+        return await self._stored(stream, subject, data, headers)
+
+    async def _stored(self, stream: str, subject: str, data: bytes, headers: dict[str, str]) -> int:
+        reply: Msg | None = None
+        with anyio.move_on_after(APPEND_TIMEOUT_S) as scope:
+            self._asking.add(scope)
+            try:
+                reply = await self._replies.ask(subject, data, headers=headers)
+            except nats.errors.MaxPayloadError as error:
+                raise RecordTooLarge(
+                    f"a record of {len(data)} bytes is larger than the broker takes"
+                ) from error
+            except (nats.errors.Error, OSError) as error:
+                raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
+            finally:
+                self._asking.discard(scope)
+        if reply is None:
+            raise OutcomeUnknown(f"append to {stream}: no answer, or the connection was lost")
+        answer: dict[str, Any] = json.loads(reply.data)
+        if "error" in answer:
+            code = answer["error"].get("err_code")
+            kind = Conflict if code in ERR_WRONG_LAST_SEQUENCE else LogFull if code in ERR_FULL else LogError
+            raise kind(f"append to {stream}: {answer['error'].get('description')}")
+        return int(answer["seq"])
+
+
+def _fail(batch: Sequence[_Waiting], error: LogError) -> None:
+    for message in batch:
+        message.error = error
+
+
+def _next_batch(waiting: list[_Waiting]) -> Sequence[_Waiting]:
+    """Take the oldest off the list: at least one, at most what a batch may hold."""
+    size = 0
+    for count, message in enumerate(waiting):
+        size += len(message.data)
+        if count == BATCH_MESSAGES_MAX or (size > BATCH_BYTES_MAX and count):
+            batch, waiting[:] = waiting[:count], waiting[count:]
+            return batch
+    batch, waiting[:] = waiting[:], []
+    return batch

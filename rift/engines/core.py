@@ -1,0 +1,107 @@
+"""The way to vLLM's engine process and back: one reader for all requests.
+
+vLLM's own front wakes a task for each request at each step, builds an output object for it and
+detokenizes. What a worker needs of a step is its ids and its end, so it is told where they are read.
+No parameters, prompts or log in here; and nothing of vLLM's is imported, its client is handed in.
+"""
+
+from typing import Any, Literal
+
+import anyio
+
+from rift.engines import Emit, Step
+
+# vLLM's other reasons, abort and error, are no end of an answer.
+FINISHES: dict[str, Literal["stop", "length"]] = {
+    "stop": "stop",
+    "repetition": "stop",
+    "length": "length",
+}
+
+
+class _Running:
+    """One request in the engine. `over` says that nothing more is taken, `ended` that the engine knows."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.emit = emit
+        self.over = self.ended = False
+        self.error: Exception | None = None
+        self.wake = anyio.Event()
+        self._cached_tokens = 0
+
+    def take(self, output: Any) -> None:
+        """Hand on one `EngineCoreOutput`."""
+        if output.prefill_stats is not None:
+            self._cached_tokens = output.prefill_stats.num_cached_tokens
+        wanted = True
+        if output.new_token_ids:
+            cached_tokens, self._cached_tokens = self._cached_tokens, 0
+            step = Step(tuple(output.new_token_ids), FINISHES.get(str(output.finish_reason)), cached_tokens)
+            try:
+                wanted = self.emit(step)
+            except Exception as error:  # noqa: BLE001  # raised where the request was started; others go on
+                self.error, wanted = error, False
+        self.ended = output.finish_reason is not None
+        if self.ended or not wanted:
+            self.stop()
+
+    def stop(self, error: Exception | None = None) -> None:
+        self.over, self.error = True, self.error or error
+        self.wake.set()
+
+
+class Core:
+    """The requests that this process has in the engine. One of those who wait for an answer reads for all."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._running: dict[str, _Running] = {}
+        self._is_read = False
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    async def run(self, request: Any, emit: Emit) -> None:
+        """Run an `EngineCoreRequest` to its end, or until `emit` returns False or we are cancelled; then abort it.
+
+        Raises what `emit` raises, and what the client does once the engine is dead.
+        """
+        name = request.request_id
+        assert name not in self._running, "an attempt runs once"
+        running = self._running[name] = _Running(emit)
+        try:
+            await self._client.add_request_async(request)
+            while not running.over:
+                if self._is_read:
+                    await running.wake.wait()
+                    running.wake = anyio.Event()
+                else:
+                    await self._read_for(running)
+        finally:
+            del self._running[name]
+            if not running.ended:
+                with anyio.CancelScope(shield=True):
+                    await self._client.abort_requests_async([name])
+        if running.error is not None:
+            raise running.error
+
+    async def _read_for(self, reader: _Running) -> None:
+        """Read for everybody until this one is over; another goes on."""
+        self._is_read = True
+        try:
+            while not reader.over:
+                for output in (await self._client.get_output_async()).outputs:
+                    running = self._running.get(output.request_id)
+                    if running is not None and not running.over:
+                        running.take(output)
+        except Exception as error:
+            for running in self._running.values():
+                running.stop(error)
+            raise
+        finally:
+            self._is_read = False
+            for running in self._running.values():
+                if not running.over:
+                    running.wake.set()
+                    break

@@ -1,0 +1,83 @@
+"""From what the clients saw to figures: pure, and each with its unit in its name."""
+
+import os
+import platform
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from tests.bench.client import Window
+
+NAN = float("nan")
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """Return the smallest value that `share` of the values do not exceed; nan of none."""
+    ordered = sorted(values)
+    if not ordered:
+        return NAN
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def of_window(window: Window) -> dict[str, float]:
+    """Return tokens per second, latencies in milliseconds, and counts.
+
+    A frame may carry several tokens: an answer's tokens are divided evenly over its frames. Latencies
+    are those of requests sent in the window; gaps between tokens are those that ended in it.
+    """
+
+    def inside(at: float) -> bool:
+        return window.began_at <= at < window.ended_at
+
+    tokens = 0.0
+    ttft, e2e, gaps = [], [], []
+    for seen in window.seen:
+        if seen.wrong is not None:
+            continue
+        per_frame = seen.wish.output_tokens / len(seen.tokens_at)
+        tokens += per_frame * sum(map(inside, seen.tokens_at))
+        pairs = zip(seen.tokens_at, seen.tokens_at[1:], strict=False)
+        gaps += [after - before for before, after in pairs if inside(after)]
+        if inside(seen.sent_at):
+            ttft.append(seen.tokens_at[0] - seen.sent_at)
+            e2e.append(seen.ended_at - seen.sent_at)
+    figures = {
+        "tokens_per_s": tokens / (window.ended_at - window.began_at),
+        "tokens": tokens,
+        "requests": len(ttft),
+        "errors": sum(seen.wrong is not None for seen in window.seen),
+        "prompt_tokens": percentile([seen.prompt_tokens for seen in window.seen], 0.5),
+    }
+    for name, values in (("ttft", ttft), ("itl", gaps), ("e2e", e2e)):
+        for share in (50, 99):
+            figures[f"{name}_p{share}_ms"] = percentile(values, share / 100) * 1000
+    return figures
+
+
+def median(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Return the median over the rounds."""
+    return statistics.median(float(row[name]) for row in rows)
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Return what the figures depend on: processor, cores, versions."""
+    model = "unknown"
+    with open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                model = line.partition(": ")[2].strip()
+                break
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "versions": versions,
+    }

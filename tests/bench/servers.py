@@ -1,0 +1,225 @@
+"""The two sides: Rift as `rift up` starts it, and the engine's own server with the same arguments.
+
+Each runs alone, in a folder of its own, and is ended whole. What its processes cost is read from the
+kernel's accounting of them, by role.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from rift.catalogue import Profile
+from tests.chaos.rig import role_of
+from tests.service import ROOT, environment
+
+READY_S = 180.0
+STOP_S = 20.0
+POLL_S = 0.05
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+MODEL = "bench"
+
+# `rift up` with nats-server's own pace of writing to disk: what durability costs.
+NOT_DURABLE = """
+import sys
+from rift import broker, cli
+durable = broker.CONFIGURATION
+broker.CONFIGURATION = durable.replace("sync_interval: always", "")
+assert broker.CONFIGURATION != durable
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+CONFIG = """
+model = "{model}"
+[models.{model}]
+title = "The benchmark's model"
+source = {source}
+context_tokens = {context_tokens}
+prompt_usd = "0.01"
+output_usd = "0.02"
+[models.{model}.profiles.cpu]
+args = {args}
+env = {env}
+"""
+
+# Of the engine's own server, as Rift's worker does it: no statistics, and no line for each request.
+QUIET = ("--disable-log-stats", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning")
+
+
+class ServerBroken(Exception):
+    """A server did not become ready; the message has what it said."""
+
+
+class Served(NamedTuple):
+    """A model as both sides are to serve it."""
+
+    path: Path
+    context_tokens: int
+    profile: Profile
+
+
+class Running(NamedTuple):
+    """A server that answers. Its processes are those that `main` started."""
+
+    url: str
+    key: str
+    main: int
+
+    def cpu_s(self) -> Counter[str]:
+        """Return the CPU seconds used so far, by role; `engine` is what a server's engine runs in."""
+        used: Counter[str] = Counter()
+        for pid, role in self.roles().items():
+            used[role] += _cpu_s(pid)
+        return used
+
+    def peak_mb(self) -> Counter[str]:
+        """Return the most memory that each role has held."""
+        peak: Counter[str] = Counter()
+        for pid, role in self.roles().items():
+            with suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                peak[role] += int(status.partition("VmHWM:")[2].split()[0]) // 1024
+        return peak
+
+    def roles(self) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for pid, parent in _descendants(self.main):
+            with suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+                role = "api-server" if "vllm.entrypoints.openai.api_server" in command else role_of(command)
+                behind = found.get(parent) in ("worker", "api-server", "engine")
+                found[pid] = "engine" if behind else role or "guard"
+        return found
+
+
+@contextmanager
+def rift(served: Served, folder: Path, *, durable: bool = True) -> Iterator[Running]:
+    """Run `rift up` with one worker for the model. Raises ServerBroken."""
+    folder.mkdir(parents=True)
+    config = folder / "rift.toml"
+    config.write_text(
+        CONFIG.format(
+            model=MODEL,
+            source=json.dumps(str(served.path)),
+            context_tokens=served.context_tokens,
+            args=_table(served.profile.args),
+            env=_table(served.profile.env),
+        )
+    )
+    start = ["-P", "-m", "rift"] if durable else ["-c", NOT_DURABLE]
+    options = ["--data", str(folder / "data"), "--config", str(config), "--port", "0", "--json"]
+    with _process([*start, "up", *options], folder, environment()) as process:
+        assert process.stdout is not None, "it has a pipe"
+        line = process.stdout.readline()
+        if not line:
+            raise ServerBroken(f"rift up did not start: {_said(folder)}")
+        ready = json.loads(line)
+        yield Running(ready["url"], ready["api_key"], process.pid)
+
+
+@contextmanager
+def peer(served: Served, folder: Path) -> Iterator[Running]:
+    """Run vLLM's OpenAI server with the arguments that Rift gives its engine. Raises ServerBroken."""
+    port = _free_port()
+    folder.mkdir(parents=True)
+    model = ["--model", str(served.path), "--served-model-name", MODEL]
+    engine = ["--max-model-len", str(served.context_tokens)]
+    for name, value in served.profile.args.items():
+        engine += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    variables = {**environment(), **quiet, "VLLM_WORKER_MULTIPROC_METHOD": "spawn", **served.profile.env}
+    command = ["-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    with _process([*command, *model, *engine, *QUIET], folder, variables) as process:
+        url = f"http://127.0.0.1:{port}"
+        until = time.monotonic() + READY_S
+        while not _is_healthy(url):
+            if process.poll() is not None or time.monotonic() > until:
+                raise ServerBroken(f"vLLM's server did not start: {_said(folder)}")
+            time.sleep(POLL_S)
+        yield Running(url, "none", process.pid)
+
+
+@contextmanager
+def _process(
+    arguments: Sequence[str], folder: Path, variables: dict[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a Python process; at the end, it and all that it started are gone."""
+    with (folder / "screen.txt").open("wb") as screen:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=screen,
+            env=variables,
+            cwd=ROOT,
+            process_group=0,
+        )
+    try:
+        yield process
+    finally:
+        started = [pid for pid, _ in _descendants(process.pid)]
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=STOP_S)
+        for pid in started:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    """Return TOML's inline table: its scalars are those of JSON."""
+    return "{ %s }" % ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
+
+
+def _said(folder: Path) -> str:
+    return (folder / "screen.txt").read_text()[-4000:]
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _descendants(main: int) -> list[tuple[int, int]]:
+    """Return `main` and what it started with each one's parent, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            children.setdefault(int(_stat(int(entry.name))[1]), []).append(int(entry.name))
+    found = [(main, 0)]
+    for pid, _ in found:
+        found += [(child, pid) for child in children.get(pid, [])]
+    return found
+
+
+def _cpu_s(pid: int) -> float:
+    with suppress(OSError):
+        fields = _stat(pid)
+        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return 0.0
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat behind the name, which may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
