@@ -64,6 +64,9 @@ class Follower(Protocol):
     def __aiter__(self) -> AsyncIterator[Sequence[Stored]]:
         """Yield what came since, in order, in batches of at least one."""
 
+    def hurry(self) -> None:
+        """Hand out the next batch at once, whatever the pace."""
+
 
 class Jobs(Protocol):
     """A worker's share of one model's queue on one shard."""

@@ -72,6 +72,9 @@ class Follower:
         self._break("connection lost")
         self._wake.set()
 
+    def hurry(self) -> None:
+        """There is no pace."""
+
     def _break(self, why: str) -> None:
         self._broken = self._broken or why
 

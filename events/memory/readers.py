@@ -25,15 +25,23 @@ class MemoryFollower:
     ) -> None:
         self.position = self._read_to = after
         self._pace_s, self._next_at = pace_s, 0.0
+        self._hurry = anyio.Event()
         self._connection, self._broker, self._stream = connection, broker, stream
         self._filter = Filter(subjects)
+
+    def hurry(self) -> None:
+        self._hurry.set()
 
     def __aiter__(self) -> "MemoryFollower":
         return self
 
     async def __anext__(self) -> Sequence[Stored]:
         faults = self._broker.faults
-        await anyio.sleep(max(0.0, self._next_at - anyio.current_time()) if self._pace_s else 0.0)
+        await anyio.lowlevel.checkpoint()
+        if self._pace_s:
+            with anyio.move_on_at(self._next_at):
+                await self._hurry.wait()
+            self._hurry = anyio.Event()
         while True:
             await self._connection.running()
             changed = self._stream.changed

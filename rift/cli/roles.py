@@ -107,10 +107,8 @@ def control(options: Namespace) -> None:
     found, settings = installation(options), load_settings(options)
 
     async def serve(stop: anyio.Event) -> None:
-        async with connected_role(options, settings, "control") as log, anyio.create_task_group() as tasks:
-            tasks.start_soon(control_process.run, log, found.database)
-            await stop.wait()
-            tasks.cancel_scope.cancel()
+        async with connected_role(options, settings, "control") as log:
+            await control_process.run(log, found.database, stop=stop)
 
     _run(partial(_until_told, serve))
 

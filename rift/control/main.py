@@ -12,33 +12,46 @@ from events import subjects
 from events.log import Log
 from replay.warehouse import ProjectionStopped, Warehouse
 from rift.control.janitor import Janitor
-from rift.control.projector import project
+from rift.control.projector import Projector
 from rift.control.questions import SQL_SUBJECT, answer_sql
 
 logger = logging.getLogger(__name__)
 
 
-async def run(log: Log, database: Path, *, shards: Iterable[int] = (0,)) -> None:
-    """Project and answer questions until cancelled. Raises WarehouseError, LogError, LogBehind.
+# What is stored when control is told to stop is applied first: then a stopped installation shows all.
+LAST_S = 0.6
+
+
+async def run(log: Log, database: Path, *, stop: anyio.Event, shards: Iterable[int] = (0,)) -> None:
+    """Project and answer questions until `stop` is set. Raises WarehouseError, LogError, LogBehind.
 
     A projection that stopped is logged and in relation `lag`, and questions go on
     being answered: starting again would only stop at the same record.
     """
     warehouse = await to_thread.run_sync(Warehouse.open, database)
     try:
-        async with log.answer(SQL_SUBJECT, answer_sql(warehouse)), anyio.create_task_group() as tasks:
+        projector = Projector(log, warehouse, shards)
+        handler = answer_sql(warehouse, projector.catch_up)
+        async with log.answer(SQL_SUBJECT, handler), anyio.create_task_group() as tasks:
             for shard in shards:
                 first = await to_thread.run_sync(_first_open, warehouse, shard)
                 tasks.start_soon(partial(Janitor(log, shard=shard).run, first=first))
-            try:
-                await project(log, warehouse, shards)
-            except* ProjectionStopped as stopped:
-                for line in _messages(stopped):
-                    logger.error("%s", line)
-            await anyio.sleep_forever()
+            tasks.start_soon(_project, projector)
+            await stop.wait()
+            with anyio.move_on_after(LAST_S):
+                await projector.catch_up()
+            tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(warehouse.close)
+
+
+async def _project(projector: Projector) -> None:
+    try:
+        await projector.run()
+    except* ProjectionStopped as stopped:
+        for line in _messages(stopped):
+            logger.error("%s", line)
 
 
 def _first_open(warehouse: Warehouse, shard: int) -> int:

@@ -9,13 +9,16 @@ import anyio
 from anyio import to_thread
 
 from events import subjects
-from events.log import Log, Stored
+from events.log import Follower, Log, LogError, Stored
 from replay.fold import BookBehind, Stop
 from replay.warehouse import Warehouse
 
-# One transaction costs about as much as folding a thousand events, so a busy stream pays for few of
-# them; an accepted request is in SQL after about half a second.
-PACE_S = 0.5
+# One transaction costs about as much as folding a thousand events, so a busy stream pays for few of them.
+# Who asks does not wait for it: see `catch_up`.
+PACE_S = 1.0
+# How long a question waits for what was stored before it. Then it is answered from what there is, and
+# relation `lag` says how much is missing.
+CATCH_UP_S = 2.0
 # What one transaction takes while catching up: about 0.2 s of work, which a question has to wait for.
 BATCH_MAX = 2_000
 # Messages read ahead of the warehouse, at some kilobytes each.
@@ -26,36 +29,61 @@ class LogBehind(Exception):
     """The warehouse has applied what this log does not hold: they do not belong together."""
 
 
-async def project(log: Log, warehouse: Warehouse, shards: Iterable[int]) -> None:
-    """Apply the book, the fleet and every shard, from the applied positions on, until cancelled.
+class Projector:
+    def __init__(self, log: Log, warehouse: Warehouse, shards: Iterable[int]) -> None:
+        self._log = log
+        self._applying = _Applying(log, warehouse)
+        self._subjects = {subjects.BOOK: "rift.book.>", subjects.FLEET: "rift.fleet.>"}
+        self._subjects |= {subjects.shard_stream(shard): f"rift.{shard}.>" for shard in shards}
+        self._readers: dict[str, Follower] = {}
+        self._stopped = False
 
-    Raises ProjectionStopped (in an exception group) at a record that cannot be folded, LogBehind.
-    """
-    followed = {subjects.BOOK: "rift.book.>", subjects.FLEET: "rift.fleet.>"}
-    followed |= {subjects.shard_stream(shard): f"rift.{shard}.>" for shard in shards}
-    applied = warehouse.positions()
-    for stream in followed:
-        last = await log.last_sequence(stream)
-        if applied.get(stream, 0) > last:
-            raise LogBehind(
-                f"{stream} ends at {last}, and the database has applied it up to {applied[stream]}: "
-                "it was made from another log; delete the database file"
-            )
-    applying = _Applying(log, warehouse)
-    async with anyio.create_task_group() as group:
-        for stream, everything in followed.items():
-            group.start_soon(_follow, log, applying, stream, everything, applied.get(stream, 0))
+    async def run(self) -> None:
+        """Apply the book, the fleet and every shard, from the applied positions on, until cancelled.
 
+        Raises ProjectionStopped (in an exception group) at a record that cannot be folded, LogBehind.
+        """
+        for stream, applied in self._applying.applied.items():
+            last = await self._log.last_sequence(stream) if stream in self._subjects else applied
+            if applied > last:
+                raise LogBehind(
+                    f"{stream} ends at {last}, and the database has applied it up to {applied}: "
+                    "it was made from another log; delete the database file"
+                )
+        try:
+            async with anyio.create_task_group() as group:
+                for stream, everything in self._subjects.items():
+                    group.start_soon(self._follow, stream, everything)
+        finally:
+            self._stopped = True
+            self._applying.changed.set()
 
-async def _follow(log: Log, applying: "_Applying", stream: str, everything: str, after: int) -> None:
-    async with (
-        log.follow(stream, [everything], after=after, pace_s=PACE_S) as follower,
-        anyio.create_task_group() as group,
-    ):
-        inbox = _Inbox()
-        group.start_soon(inbox.fill, follower)
-        while True:
-            await applying.apply(stream, await inbox.take())
+    async def catch_up(self) -> None:
+        """Wait until all that is stored by now is applied, for CATCH_UP_S at most."""
+        try:
+            with anyio.move_on_after(CATCH_UP_S):
+                for stream in self._subjects:
+                    last = await self._log.last_sequence(stream)
+                    while not self._stopped and self._applying.applied.get(stream, 0) < last:
+                        changed = self._applying.changed
+                        if (reader := self._readers.get(stream)) is not None:
+                            reader.hurry()
+                        await changed.wait()
+        except LogError:
+            # The answer is as old as the log's silence.
+            return
+
+    async def _follow(self, stream: str, everything: str) -> None:
+        after = self._applying.applied.get(stream, 0)
+        async with (
+            self._log.follow(stream, [everything], after=after, pace_s=PACE_S) as reader,
+            anyio.create_task_group() as group,
+        ):
+            self._readers[stream] = reader
+            inbox = _Inbox()
+            group.start_soon(inbox.fill, reader)
+            while True:
+                await self._applying.apply(stream, await inbox.take())
 
 
 class _Inbox:
@@ -65,8 +93,8 @@ class _Inbox:
         self._messages: list[Stored] = []
         self._changed = anyio.Condition()
 
-    async def fill(self, follower: AsyncIterable[Sequence[Stored]]) -> None:
-        async for messages in follower:
+    async def fill(self, reader: AsyncIterable[Sequence[Stored]]) -> None:
+        async for messages in reader:
             async with self._changed:
                 self._messages.extend(messages)
                 self._changed.notify_all()
@@ -84,9 +112,14 @@ class _Inbox:
 
 
 class _Applying:
-    """The one writer: applies batch by batch in a thread, the book before what was admitted under it."""
+    """The one writer: applies batch by batch in a thread, the book before what was admitted under it.
+
+    `applied` is how far each stream is; `changed` is set, and replaced, whenever that changes.
+    """
 
     def __init__(self, log: Log, warehouse: Warehouse) -> None:
+        self.applied = dict(warehouse.positions())
+        self.changed = anyio.Event()
         self._log = log
         self._warehouse = warehouse
         self._one_at_a_time = anyio.CapacityLimiter(1)
@@ -105,6 +138,9 @@ class _Applying:
         if stream == subjects.BOOK:
             self._book_grew.set()
             self._book_grew = anyio.Event()
+        self.applied[stream] = messages[-1].sequence
+        self.changed.set()
+        self.changed = anyio.Event()
 
     async def _check_book(self, behind: BookBehind) -> None:
         """Return if the book's stream holds the position that is waited for, else stop visibly."""

@@ -30,14 +30,20 @@ class _Reply(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-def answer_sql(warehouse: Warehouse) -> Callable[[bytes], Awaitable[bytes]]:
-    """Return the handler of `SQL_SUBJECT`: question bytes to answer bytes, whatever is asked."""
+def answer_sql(
+    warehouse: Warehouse, catch_up: Callable[[], Awaitable[None]]
+) -> Callable[[bytes], Awaitable[bytes]]:
+    """Return the handler of `SQL_SUBJECT`: question bytes to answer bytes, whatever is asked.
+
+    It waits for `catch_up`, so that who has seen a thing finds it in the answer.
+    """
 
     async def handler(data: bytes) -> bytes:
         try:
             question = msgspec.json.decode(data, type=SqlQuestion)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return _error(f'a question is {{"sql": "select …"}}: {error}')
+        await catch_up()
         return await to_thread.run_sync(_answer, warehouse, question.sql)
 
     return handler

@@ -76,9 +76,9 @@ class Engine(Protocol):
         salt: str,
         emit: Emit,
     ) -> None:
-        """Hand each step after `output_ids` (empty at first; the logged ids on a continuation) to `emit`, until
-        one has a finish or `emit` returns False. `max_tokens` bounds what is new. `parameters.stop` and
-        `parameters.max_tokens` are the caller's business. `salt` separates the prefix caches of accounts.
+        """Hand each step after `output_ids` (empty at first; the logged ids on a continuation) to `emit`,
+        until one has a finish or `emit` returns False. `max_tokens` bounds what is new. `parameters.stop`
+        and `parameters.max_tokens` are the caller's business. `salt` separates the prefix caches of accounts.
 
         `emit` is called where the engine's output is read, with no task between, so it must be quick.
         Cancelled, or once `emit` returned False, the request is aborted in the engine. Returning without

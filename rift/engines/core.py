@@ -63,9 +63,9 @@ class Core:
         return len(self._running)
 
     async def run(self, request: Any, emit: Emit) -> None:
-        """Run an `EngineCoreRequest` to its end, or until `emit` returns False or we are cancelled; then abort it.
+        """Run an `EngineCoreRequest` to its end. It is aborted if `emit` returns False or we are cancelled.
 
-        Raises what `emit` raises, and what the client does once the engine is dead.
+        Raises what `emit` raises, and what the client raises once the engine is dead.
         """
         name = request.request_id
         assert name not in self._running, "an attempt runs once"

@@ -10,7 +10,7 @@ from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config
 from hypercorn.protocol.h11 import H11Protocol
 
-from rift.gateway.http import WRITE_CHUNK, Receive, Scope, Send
+from rift.gateway.http import WRITE_CHUNK, Scope, Send, WriteChunk
 
 # Between two requests of one client; shorter than any proxy's own.
 KEEP_ALIVE_S = 75
@@ -28,7 +28,7 @@ BACKLOG = 1024
 async def serve(app: Any, *, host: str, port: int, stopped: Callable[[], Awaitable[None]]) -> None:
     """Serve until `stopped` returns. `read_timeout` stays unset: it would cut streams."""
 
-    async def with_chunks(scope: Scope, receive: Receive, send: Send) -> None:
+    async def with_chunks(scope: Any, receive: Any, send: Any) -> None:
         if (write := chunk_writer(scope, send)) is not None:
             scope["extensions"] = {**scope.get("extensions", {}), WRITE_CHUNK: write}
         await app(scope, receive, send)
@@ -46,7 +46,7 @@ async def serve(app: Any, *, host: str, port: int, stopped: Callable[[], Awaitab
         tasks.start_soon(partial(hypercorn_serve, with_chunks, config, shutdown_trigger=stopped, mode="asgi"))
 
 
-def chunk_writer(scope: Scope, send: Send) -> Callable[[bytes], bool] | None:
+def chunk_writer(scope: Scope, send: Send) -> WriteChunk | None:
     """Return what writes a chunk of a response whose head was sent, or says False if its client is behind.
 
     From a message to the socket hypercorn makes a dozen calls and three awaits, in a task that has to be

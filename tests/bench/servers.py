@@ -180,7 +180,7 @@ def _process(
 
 def _table(values: Mapping[str, Any]) -> str:
     """Return TOML's inline table: its scalars are those of JSON."""
-    return "{ %s }" % ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
+    return f"{{{', '.join(f'{name} = {json.dumps(value)}' for name, value in values.items())}}}"
 
 
 def _said(folder: Path) -> str:

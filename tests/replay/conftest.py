@@ -242,6 +242,9 @@ class ListFollower:
         self.position = after
         self._log, self._stream = log, stream
 
+    def hurry(self) -> None:
+        """There is no pace here."""
+
     def __aiter__(self) -> "ListFollower":
         return self
 
@@ -278,7 +281,7 @@ class ListLog:
 
     @asynccontextmanager
     async def follow(
-        self, stream: str, subjects: Sequence[str], *, after: int
+        self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
     ) -> AsyncIterator[ListFollower]:
         assert len(subjects) == 1
         yield ListFollower(self, stream, after)

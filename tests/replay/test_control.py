@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from events.log import LogError, Stored
 from replay.answer import QueryRefused
 from replay.warehouse import Warehouse
 from rift.control import main, questions
-from rift.control.projector import AHEAD_MAX, LogBehind, project
+from rift.control.projector import AHEAD_MAX, LogBehind, Projector
 from rift.control.questions import SQL_SUBJECT, ask_sql
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def controlling(log: Any, database: Path) -> AsyncIterator[None]:
     async with anyio.create_task_group() as group:
-        group.start_soon(main.run, log, database)
+        group.start_soon(partial(main.run, log, database, stop=anyio.Event()))
         with anyio.fail_after(5):
             while SQL_SUBJECT not in log.handlers:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
@@ -51,6 +52,16 @@ async def test_an_accepted_request_is_in_sql_within_a_second(
             began = time.monotonic()
             await until(log, "select count(*) from requests", lambda rows, n=count: rows == [[n]])
             assert time.monotonic() - began < 1
+
+
+async def test_who_asks_finds_what_was_stored_before(scribe: Any, list_log: Any, tmp_path: Path) -> None:
+    scribe.prices()
+    log = list_log(scribe.streams)
+    async with controlling(log, tmp_path / "db"):
+        for count in range(1, 20):
+            scribe.accept()
+            log.grow()
+            assert (await ask_sql(log, "select count(*) from requests")).rows == [[count]]
 
 
 async def test_everything_is_applied_and_gone_on_with_after_a_restart(
@@ -111,7 +122,7 @@ async def test_an_unreadable_record_stops_project(scribe: Any, list_log: Any, wa
     scribe.prices()
     scribe.put("RIFT_0", "rift.0.lane.x", b"{")
     with pytest.raises(BaseExceptionGroup) as raised:
-        await project(list_log(scribe.streams), warehouse, [0])
+        await Projector(list_log(scribe.streams), warehouse, [0]).run()
     assert "the projection stopped at RIFT_0:1: no record" in str(list(main._messages(raised.value)))
 
 
@@ -122,7 +133,7 @@ async def test_another_log_is_refused(scribe: Any, list_log: Any, warehouse: War
         warehouse.apply(stream, scribe.streams[stream])
     shorter = scribe.streams | {"RIFT_0": scribe.streams["RIFT_0"][:2]}
     with pytest.raises(LogBehind, match="RIFT_0 ends at 2, and the database has applied it up to 6"):
-        await project(list_log(shorter), warehouse, [0])
+        await Projector(list_log(shorter), warehouse, [0]).run()
 
 
 async def test_what_is_read_ahead_is_bounded(
@@ -141,7 +152,7 @@ async def test_what_is_read_ahead_is_bounded(
 
     @asynccontextmanager
     async def follow(
-        stream: str, subjects: Sequence[str], *, after: int
+        stream: str, subjects: Sequence[str], *, after: int, pace_s: float
     ) -> AsyncIterator[AsyncIterator[list[Stored]]]:
         yield endless(stream, after)
 
@@ -150,7 +161,7 @@ async def test_what_is_read_ahead_is_bounded(
     log.streams["RIFT_0"] = []
     monkeypatch.setattr(warehouse, "apply", lambda stream, _: time.sleep(0.3) if stream == "RIFT_0" else None)
     with anyio.move_on_after(0.2):
-        await project(log, warehouse, [0])
+        await Projector(log, warehouse, [0]).run()
     assert AHEAD_MAX <= read <= 2 * AHEAD_MAX
 
 
@@ -162,7 +173,7 @@ async def test_the_loop_stays_free_while_a_batch_is_applied(
     slowest = 0.0
     with anyio.move_on_after(1.0):
         async with anyio.create_task_group() as group:
-            group.start_soon(project, list_log(scribe.streams), warehouse, [0])
+            group.start_soon(Projector(list_log(scribe.streams), warehouse, [0]).run)
             while True:
                 began = time.monotonic()
                 await anyio.sleep(0.01)
