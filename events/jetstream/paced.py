@@ -5,15 +5,14 @@ is spared that: what comes between two pulls waits at the broker.
 """
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 
 import anyio
 import nats.errors
 from nats.aio.client import Client
 
 from events.jetstream.follower import RETRY_S, Api
-from events.jetstream.scan import BATCH, consumer, pull
+from events.jetstream.scan import BATCH, create, delete, pull
 from events.log import LogError, Stored
 
 logger = logging.getLogger(__name__)
@@ -36,21 +35,26 @@ class PacedFollower:
         self.position = after
         self._client, self._api = client, api
         self._stream, self._subjects, self._pace_s = stream, subjects, pace_s
-        self._waiting = anyio.CancelScope()
+        self._consumer: str | None = None
+        self._seen = 0
+        self._next_at = 0.0
+        self._pulling = anyio.CancelScope()
         self._hurry = anyio.Event()
-        self._batches = self._read()
 
     async def open(self) -> None:
-        """Raise LogError where the stream cannot be read."""
-        async with consumer(self._client, self._api, self._stream, self._subjects, after=self.position):
-            pass
+        self._consumer = await create(
+            self._client, self._api, self._stream, self._subjects, after=self.position
+        )
+        self._seen = 0
 
     async def close(self) -> None:
-        await self._batches.aclose()
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None and not self._client.is_closed:
+            await delete(self._client, consumer)
 
     def interrupt(self) -> None:
         """The connection was lost: an outstanding pull is lost with it."""
-        self._waiting.cancel()
+        self._pulling.cancel()
 
     def hurry(self) -> None:
         self._hurry.set()
@@ -59,39 +63,35 @@ class PacedFollower:
         return self
 
     async def __anext__(self) -> Sequence[Stored]:
-        return await anext(self._batches)
-
-    async def _read(self) -> AsyncGenerator[Sequence[Stored], None]:
+        with anyio.move_on_at(self._next_at - CLOCK_S):
+            await self._hurry.wait()
+        self._hurry = anyio.Event()
         while True:
             try:
-                async with aclosing(self._read_on()) as batches:
-                    async for batch in batches:
-                        yield batch
+                batch = await self._pull()
+                if batch:
+                    self._seen += len(batch)
+                    self.position = batch[-1].sequence
+                    if len(batch) < BATCH:
+                        self._next_at = anyio.current_time() + self._pace_s
+                    return batch
+                if batch is None:
+                    await self.close()
+                    await self.open()
             except (LogError, nats.errors.Error) as error:
                 logger.warning("%s: %s; reading on after %d", self._stream, error, self.position)
                 await anyio.sleep(RETRY_S)
 
-    async def _read_on(self) -> AsyncGenerator[Sequence[Stored], None]:
-        """Yield what comes, until some may have been lost."""
-        async with consumer(
-            self._client, self._api, self._stream, self._subjects, after=self.position
-        ) as subject:
-            seen = 0
-            while (batch := await self._next(subject, seen)) is not None:
-                if batch:
-                    seen += len(batch)
-                    self.position = batch[-1].sequence
-                    yield batch
-                    if len(batch) < BATCH:
-                        with anyio.move_on_after(self._pace_s - CLOCK_S):
-                            await self._hurry.wait()
-                        self._hurry = anyio.Event()
-
-    async def _next(self, subject: str, seen: int) -> list[Stored] | None:
-        """Return what there is, else the first message that comes."""
+    async def _pull(self) -> list[Stored] | None:
+        """Return what there is, else the first message that comes, if any; None if some may be lost."""
+        # Whoever cancels a pull leaves a consumer that has gone on without us: then there is none.
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return None
         batch: list[Stored] | None = None
-        with anyio.CancelScope() as self._waiting:
-            batch = await pull(self._client, subject, seen)
+        with anyio.CancelScope() as self._pulling:
+            batch = await pull(self._client, consumer, self._seen)
             if batch == []:
-                batch = await pull(self._client, subject, seen, batch=1, wait_s=WAIT_S)
+                batch = await pull(self._client, consumer, self._seen, batch=1, wait_s=WAIT_S)
+        self._consumer = consumer
         return batch

@@ -39,10 +39,10 @@ async def scan(
     position = max(first, 1) - 1
     deadline = anyio.current_time() + TIMEOUT_S
     while position < target:
-        async with consumer(client, api, stream, subjects, after=position) as subject:
+        async with _consumer(client, api, stream, subjects, after=position) as name:
             seen = 0
             while position < target:
-                batch = await pull(client, subject, seen)
+                batch = await pull(client, name, seen)
                 if anyio.current_time() > deadline:
                     raise LogError(f"{stream}: sequence {target} could not be read in {TIMEOUT_S} s")
                 if batch is None:
@@ -56,22 +56,31 @@ async def scan(
 
 
 @asynccontextmanager
-async def consumer(
+async def _consumer(
     client: Client, api: Api, stream: str, subjects: Sequence[str], *, after: int
 ) -> AsyncIterator[str]:
-    """Yield the subject that asks a fresh consumer behind `after` for its next messages."""
-    name = client.new_inbox().rpartition(".")[2]
-    request = wire.reader(stream, name, subjects, after=after, inactive_s=INACTIVE_S)
-    await api(f"CONSUMER.CREATE.{stream}.{name}", request)
+    name = await create(client, api, stream, subjects, after=after)
     try:
-        yield f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
+        yield name
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(1):
-            await client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}")
+            await delete(client, name)
+
+
+async def create(client: Client, api: Api, stream: str, subjects: Sequence[str], *, after: int) -> str:
+    """Make a consumer behind `after` and return its name with the stream's: `<stream>.<name>`."""
+    name = f"{stream}.{client.new_inbox().rpartition('.')[2]}"
+    request = wire.reader(stream, name.partition(".")[2], subjects, after=after, inactive_s=INACTIVE_S)
+    await api(f"CONSUMER.CREATE.{name}", request)
+    return name
+
+
+async def delete(client: Client, name: str) -> None:
+    await client.publish(f"$JS.API.CONSUMER.DELETE.{name}")
 
 
 async def pull(
-    client: Client, subject: str, seen: int, *, batch: int = BATCH, wait_s: float = 0.0
+    client: Client, name: str, seen: int, *, batch: int = BATCH, wait_s: float = 0.0
 ) -> list[Stored] | None:
     """Return what the consumer has now behind the `seen` it gave, at most `batch` messages, or what comes
     within `wait_s`; None if some may be lost: nothing is acknowledged, so the consumer would go on behind
@@ -96,7 +105,7 @@ async def pull(
     try:
         until = {"expires": int(wait_s * wire.NANOSECONDS)} if wait_s else {"no_wait": True}
         ask = {"batch": batch, "max_bytes": BATCH_BYTES, **until}
-        await client.publish(subject, json.dumps(ask).encode(), reply=inbox)
+        await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{name}", json.dumps(ask).encode(), reply=inbox)
         with anyio.move_on_after(PULL_S + wait_s):
             await done.wait()
     finally:

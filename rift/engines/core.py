@@ -80,6 +80,8 @@ class Core:
                     await self._read_for(running)
         finally:
             del self._running[name]
+            if not self._is_read:
+                self._wake_another()
             if not running.ended:
                 with anyio.CancelScope(shield=True):
                     await self._client.abort_requests_async([name])
@@ -87,7 +89,7 @@ class Core:
             raise running.error
 
     async def _read_for(self, reader: _Running) -> None:
-        """Read for everybody until this one is over; another goes on."""
+        """Read for everybody until this one is over."""
         self._is_read = True
         try:
             while not reader.over:
@@ -101,7 +103,10 @@ class Core:
             raise
         finally:
             self._is_read = False
-            for running in self._running.values():
-                if not running.over:
-                    running.wake.set()
-                    break
+
+    def _wake_another(self) -> None:
+        """Let one of the others read on. One that is cancelled meanwhile passes it on as it leaves."""
+        for running in self._running.values():
+            if not running.over:
+                running.wake.set()
+                return

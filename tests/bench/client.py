@@ -67,8 +67,8 @@ class Connection(asyncio.Protocol):
         self._host, self._key = host, key
         self._transport: asyncio.Transport
         self._rest = b""
-        self._seen: Seen | None = None
-        self._done: asyncio.Future[None]
+        self.seen = Seen(Wish("", {}, 0, native_frame))
+        self._done: asyncio.Future[None] | None = None
         self._heard_at = 0.0
         self._head = True
 
@@ -76,20 +76,26 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     async def ask(self, wish: Wish) -> Seen:
+        """Return what was seen of the whole answer."""
+        done = self.start(wish)
+        while not done.done():
+            await asyncio.wait([done], timeout=SILENCE_S)
+            if time.perf_counter() - self._heard_at > SILENCE_S:
+                self._fail("silence")
+        return self.seen
+
+    def start(self, wish: Wish) -> asyncio.Future[None]:
+        """Send the request; `seen` grows until the future is done."""
         body = json.dumps(wish.body).encode()
         head = (
             f"POST {wish.path} HTTP/1.1\r\nHost: {self._host}\r\nAuthorization: Bearer {self._key}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        self._seen, self._rest, self._head = Seen(wish), b"", True
+        self.seen, self._rest, self._head = Seen(wish), b"", True
         self._done = asyncio.get_running_loop().create_future()
-        self._seen.sent_at = self._heard_at = time.perf_counter()
+        self.seen.sent_at = self._heard_at = time.perf_counter()
         self._transport.write(head.encode() + body)
-        while not self._done.done():
-            await asyncio.wait([self._done], timeout=SILENCE_S)
-            if time.perf_counter() - self._heard_at > SILENCE_S:
-                self._fail("silence")
-        return self._seen
+        return self._done
 
     def close(self) -> None:
         self._transport.close()
@@ -98,8 +104,8 @@ class Connection(asyncio.Protocol):
         self._fail("connection lost")
 
     def data_received(self, data: bytes) -> None:
-        seen = self._seen
-        if seen is None or self._done.done():
+        seen = self.seen
+        if self._done is None or self._done.done():
             return
         now = self._heard_at = time.perf_counter()
         data = self._rest + data
@@ -116,7 +122,7 @@ class Connection(asyncio.Protocol):
         for frame in frames:
             self._read(seen, frame, now)
         if seen.ended_at and self._rest.endswith(b"0\r\n\r\n"):
-            self._finish()
+            self._done.set_result(None)
 
     def _read(self, seen: Seen, frame: bytes, now: float) -> None:
         kind = seen.wish.reads(frame)
@@ -137,12 +143,8 @@ class Connection(asyncio.Protocol):
             seen.wrong = f"{output} tokens came, {seen.wish.output_tokens} were asked for"
 
     def _fail(self, why: str) -> None:
-        if self._seen is not None and not self._done.done():
-            self._seen.wrong = self._seen.wrong or why
-            self._finish()
-
-    def _finish(self) -> None:
-        if not self._done.done():
+        if self._done is not None and not self._done.done():
+            self.seen.wrong = self.seen.wrong or why
             self._done.set_result(None)
 
 

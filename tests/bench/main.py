@@ -5,27 +5,53 @@ import json
 import sys
 from collections.abc import Sequence
 
-from tests.bench import serve
+from tests.bench import gateway, log, serve, servers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ops/bench", description="Measures Rift.")
+    parser = argparse.ArgumentParser(
+        prog="ops/bench", description="Measures Rift, with both sides of each comparison in one run."
+    )
     commands = parser.add_subparsers(dest="command", metavar="WHAT", required=True)
-    command = commands.add_parser("serve", help="Rift beside the engine's own server")
+
+    command = _command(commands, "serve", "Rift beside the engine's own server")
     command.add_argument("--streams", type=_numbers, default=(1, 8, 32, 64), metavar="N,N,…")
     command.add_argument("--rounds", type=int, default=5, metavar="N")
     command.add_argument("--seconds", type=float, default=8.0, metavar="S", help="measured for each figure")
     command.add_argument("--prompt-tokens", type=int, default=64, metavar="N")
     command.add_argument("--output-tokens", type=int, default=128, metavar="N")
-    command.add_argument("--model", metavar="NAME|PATH", help="a catalogue's model or a folder (a tiny one)")
+    command.add_argument("--model", metavar="NAME|PATH", help="of the catalogue, or a folder (a tiny one)")
     command.add_argument("--not-durable", action="store_true", help="also without sync_interval: always")
-    command.add_argument("--json", action="store_true", help="one JSON value on standard output")
+
+    command = _command(commands, "gateway", "how many streams one gateway process holds")
+    command.add_argument("--streams", type=_numbers, default=(500, 1000, 1500, 2000, 3000), metavar="N,N,…")
+    command.add_argument("--seconds", type=float, default=10.0, metavar="S", help="measured for each figure")
+
+    command = _command(commands, "log", "appending and reading beside the client library's own")
+    command.add_argument("--appends", type=int, default=2000, metavar="N")
+    command.add_argument("--rounds", type=int, default=5, metavar="N")
+
     options = vars(parser.parse_args(arguments))
-    del options["command"]
-    as_json = options.pop("json")
-    found = serve.run(serve.Options(**options), say)
-    print(json.dumps(found) if as_json else json.dumps(found["ratios"], indent=1), flush=True)
+    name, as_json = options.pop("command"), options.pop("json")
+    module = {"serve": serve, "gateway": gateway, "log": log}[name]
+    try:
+        found = module.run(module.Options(**options), say)
+    except servers.ServerBroken as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps(found), flush=True)
+    else:
+        print(json.dumps(found.get("ratios", found), indent=1), flush=True)
     return 0
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.add_argument("--json", action="store_true", help="all figures as one JSON value")
+    return command
 
 
 def say(text: str) -> None:

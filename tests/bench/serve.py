@@ -142,7 +142,8 @@ def wishes(served: Served, route: str, prompt_tokens: int, output_tokens: int) -
 
 def line(row: dict[str, Any]) -> str:
     text = (
-        f"{row['tokens_per_s']:7.0f} tokens/s, TTFT {row['ttft_p50_ms']:6.1f} p99 {row['ttft_p99_ms']:6.1f} ms, "
+        f"{row['tokens_per_s']:7.0f} tokens/s, "
+        f"TTFT {row['ttft_p50_ms']:6.1f} p99 {row['ttft_p99_ms']:6.1f} ms, "
         f"ITL {row['itl_p50_ms']:5.2f} p99 {row['itl_p99_ms']:6.2f} ms, "
         f"front {row['front_cpu_per_million']:4.0f} CPU s/M tokens"
     )

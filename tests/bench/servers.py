@@ -104,8 +104,10 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def rift(served: Served, folder: Path, *, durable: bool = True) -> Iterator[Running]:
-    """Run `rift up` with one worker for the model. Raises ServerBroken."""
+def rift(
+    served: Served, folder: Path, *, durable: bool = True, options: Sequence[str] = ()
+) -> Iterator[Running]:
+    """Run `rift up` with one worker for the model, unless `options` say otherwise. Raises ServerBroken."""
     folder.mkdir(parents=True)
     config = folder / "rift.toml"
     config.write_text(
@@ -118,8 +120,8 @@ def rift(served: Served, folder: Path, *, durable: bool = True) -> Iterator[Runn
         )
     )
     start = ["-P", "-m", "rift"] if durable else ["-c", NOT_DURABLE]
-    options = ["--data", str(folder / "data"), "--config", str(config), "--port", "0", "--json"]
-    with _process([*start, "up", *options], folder, environment()) as process:
+    where = ["--data", str(folder / "data"), "--config", str(config), "--port", "0", "--json"]
+    with _process([*start, "up", *where, *options], folder, environment()) as process:
         assert process.stdout is not None, "it has a pipe"
         line = process.stdout.readline()
         if not line:

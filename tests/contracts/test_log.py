@@ -173,6 +173,28 @@ async def test_a_follower_starts_behind_its_position(log: Log, at: Address) -> N
         assert [s.sequence for s in await read(follower, 3)] == sequences[7:]
 
 
+async def test_a_paced_follower_misses_nothing_and_hurries_when_told(log: Log, at: Address) -> None:
+    await append_many(log, subjects.work(at), 700)
+    async with log.follow(STREAM, [subjects.work(at)], after=0, pace_s=30.0) as follower:
+        last = await log.last_sequence(STREAM, subjects.work(at))
+        found = await read(follower, 700)
+        assert [s.data for s in found] == [b"%d" % n for n in range(700)]
+        assert follower.position == last
+        late = [await log.append(STREAM, subjects.work(at), b"late %d" % n) for n in range(3)]
+        with anyio.move_on_after(0.2) as waited:
+            await anext(aiter(follower))
+        assert waited.cancelled_caught, "the pace is kept"
+        follower.hurry()
+        assert [s.sequence for s in await read(follower, 3)] == late
+        # Cancelled while it waits for a message, it is as good as before.
+        follower.hurry()
+        with anyio.move_on_after(0.2):
+            await anext(aiter(follower))
+        more = await log.append(STREAM, subjects.work(at), b"more")
+        follower.hurry()
+        assert [s.sequence for s in await read(follower, 1)] == [more]
+
+
 async def test_scan_ends_at_its_target(log: Log, at: Address) -> None:
     sequences = await append_many(log, subjects.work(at), 1200)
     got = await scan(log, subjects.history(at), first=sequences[100], target=sequences[1100])

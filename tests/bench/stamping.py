@@ -1,0 +1,37 @@
+"""`rift worker` with a simulated engine whose every token says when it was generated.
+
+The stamp is CLOCK_MONOTONIC in nanoseconds, which all processes of a machine share: who reads the token
+knows how long it was on its way.
+"""
+
+import sys
+import time
+from typing import Any
+
+from rift import cli
+from rift.engines.sim import SimEngine
+
+SLOTS = 8192
+TOKENS_PER_S = 10.0
+
+
+class Stamps:
+    def feed(self, token_id: int) -> str:
+        return f" {time.monotonic_ns()}"
+
+    def flush(self) -> str:
+        return ""
+
+
+if __name__ == "__main__":
+    start = SimEngine.__init__
+
+    def stamping(engine: Any, *options: Any) -> None:
+        start(engine, *options, tokens_per_s=TOKENS_PER_S)
+        engine.slots = SLOTS
+
+    SimEngine.__init__ = stamping
+    # The gateway is measured, not how slowly Python tokenizes a megabyte.
+    SimEngine.encode = lambda engine, prompt, *, raw: [0] * max(1, len(prompt) // 4)
+    SimEngine.decoder = lambda engine: Stamps()
+    sys.exit(cli.main(sys.argv[1:]))

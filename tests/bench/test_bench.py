@@ -1,0 +1,52 @@
+"""The benchmark itself, run for moments: that it ends, and that its figures are there."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.service import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def bench(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "ops" / "bench"), *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_log_beside_the_client_library() -> None:
+    found = bench("log", "--appends", "128", "--rounds", "1")
+    assert set(found["ratios"]) == {"append", "append_64", "follow", "scan"}
+    assert all(ratio > 0 for ratio in found["ratios"].values())
+
+
+def test_what_a_gateway_holds() -> None:
+    found = bench("gateway", "--streams", "20", "--seconds", "1")
+    (held,) = found["held"]
+    assert (held["streams"], held["errors"]) == (20, 0)
+    assert 150 < held["tokens_per_s"] < 250
+    assert 0 < held["delay_p50_ms"] < 1000
+    assert found["slow_readers"]["errors"] == 0
+    assert found["large_bodies"]["bodies"] > 0
+
+
+@pytest.mark.engine
+def test_rift_beside_the_engines_own_server() -> None:
+    found = bench("serve", "--rounds", "1", "--seconds", "1", "--streams", "1,4", "--not-durable")
+    assert [row["streams"] for row in found["ratios"]] == [1, 4]
+    for row in found["ratios"]:
+        assert row["errors"] == 0
+        assert row["tokens_per_s"] > 0
+        assert row["front_cpu_per_token"] > 0
+    assert {cell["route"] for cell in found["rift"]} == {"completions", "inference"}
+    assert all("engine" in cell["cpu_s_per_million"] for cell in found["rift"] + found["peer"])

@@ -1,0 +1,116 @@
+"""What the benchmark says of what its clients saw, and what they see of what servers send."""
+
+import asyncio
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.bench import figures, serve
+from tests.bench.client import Seen, Window, Wish, closed_loop, native_frame, openai_frame
+
+WISH = Wish("/v1/completions", {}, 4, openai_frame)
+
+
+def seen(sent_at: float, tokens_at: Sequence[float], wrong: str | None = None) -> Seen:
+    return Seen(WISH, sent_at, list(tokens_at), max(tokens_at, default=0.0), 3, wrong)
+
+
+def test_a_window_counts_what_came_in_it() -> None:
+    before = seen(9.0, [9.5, 10.5])  # 2 tokens a frame, one frame inside
+    inside = seen(10.0, [10.1, 10.2, 10.4, 10.8])
+    after = seen(10.9, [11.1, 11.2, 11.3, 11.4])
+    found = figures.of_window(Window(10.0, 11.0, [before, inside, after, seen(10.0, [], "refused")]))
+    assert found["tokens_per_s"] == pytest.approx(2 + 4)
+    assert found["requests"] == 2
+    assert found["errors"] == 1
+    assert found["ttft_p50_ms"] == pytest.approx(200)
+    assert found["itl_p50_ms"] == pytest.approx(400)
+    assert found["itl_p99_ms"] == pytest.approx(1000)
+    assert found["e2e_p50_ms"] == pytest.approx(800)
+
+
+def test_percentiles_of_nothing_are_not_a_number() -> None:
+    assert math.isnan(figures.percentile([], 0.5))
+    assert figures.percentile([3, 1, 2], 0.5) == 2
+    assert figures.percentile(range(100), 0.99) == 99
+
+
+def cell(
+    side: str, number: int, tokens_per_s: float, ttft: float, route: str = "completions"
+) -> dict[str, Any]:
+    same = dict.fromkeys(["itl_p50_ms", "itl_p99_ms", "e2e_p50_ms", "front_cpu_per_million"], 1.0)
+    named = {"side": side, "round": number, "route": route, "streams": 8, "errors": 0}
+    return {**named, **same, "tokens_per_s": tokens_per_s, "ttft_p50_ms": ttft}
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    cells = [cell("rift", 1, 100, 5), cell("rift", 2, 300, 6), cell("rift", 3, 90, 9)]
+    cells += [cell("rift", number, 50, 5, "inference") for number in (1, 2, 3)]
+    cells += [cell("peer", 1, 100, 4), cell("peer", 2, 100, 5), cell("peer", 3, 100, 5)]
+    options = serve.Options((8,), 3, 1.0, 1, 4, None, False)
+    report = serve.report(cells, {"cores": 2}, options)
+    (ratios,) = report["ratios"]
+    assert (ratios["streams"], ratios["tokens_per_s"], ratios["native_tokens_per_s"]) == (8, 1.0, 0.5)
+    assert ratios["ttft_p50"] == 1.25
+    assert ratios["ttft_p50_difference_ms"] == 1.0
+    assert {"rift", "peer", "machine", "settings"} <= set(report)
+    json.dumps(report)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+NATIVE = [
+    b'id: 1\nevent: status\ndata: {"status":"running"}\n\n',
+    b'id: 2\nevent: token\ndata: {"index":0,"delta":"a"}\n\n',
+    b'id: 3\nevent: token\ndata: {"index":1,"delta":"bcd"}\n\n',
+    b'id: 4\nevent: done\ndata: {"usage":{"prompt_tokens":3,"output_tokens":4}}\n\n',
+]
+OPENAI = [
+    b'data: {"choices":[{"text":"a","finish_reason":null}]}\n\n',
+    b'data: {"choices":[{"text":"","finish_reason":null}]}\n\n',
+    b'data: {"choices":[{"text":"","finish_reason":"length"}]}\n\n',
+    b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n',
+    b"data: [DONE]\n\n",
+]
+
+
+@pytest.mark.parametrize(("frames", "reads"), [(NATIVE, native_frame), (OPENAI, openai_frame)])
+@pytest.mark.parametrize("size", [1, 7, 50, 10_000])
+def test_the_client_reads_frames_however_they_are_cut(frames: list[bytes], reads: Any, size: int) -> None:
+    answer = HEAD + b"".join(map(chunk, frames)) + b"0\r\n\r\n"
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            assert b"Authorization: Bearer key" in head
+            await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split(b"\r")[0]))
+            for at in range(0, len(answer), size):
+                writer.write(answer[at : at + size])
+                await asyncio.sleep(0)
+            if reader.at_eof():
+                break
+
+    async def main() -> Window:
+        server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        wish = Wish("/x", {"a": 1}, 4, reads)
+        window = await closed_loop(
+            f"http://127.0.0.1:{port}",
+            "key",
+            iter(lambda: wish, None),
+            streams=2,
+            warm_s=0.05,
+            measured_s=0.1,
+            mark=lambda: None,
+        )
+        server.close()
+        return window
+
+    window = asyncio.run(main())
+    assert [found.wrong for found in window.seen] == [None] * len(window.seen)
+    assert {(len(found.tokens_at), found.prompt_tokens) for found in window.seen} == {(2, 3)}

@@ -1,0 +1,181 @@
+"""The lane's writer, over a log that stores when it is told to."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from events import codec
+from events.log import Log
+from events.schema import AttemptReleased, AttemptStarted, RequestFinished, TokensGenerated
+from rift.worker import writer as writers
+from rift.worker.writer import LaneWriter
+
+pytestmark = pytest.mark.anyio
+
+
+class SlowLog:
+    """Stores a record whenever `store` is called; before that, appends wait."""
+
+    def __init__(self) -> None:
+        self.records: list[list[Any]] = []
+        self.begun: list[float] = []
+        self._waiting: list[anyio.Event] = []
+        self.at_once = False
+
+    async def append(self, stream: str, subject: str, data: bytes, **more: Any) -> int:
+        self.begun.append(anyio.current_time())
+        if not self.at_once:
+            stored = anyio.Event()
+            self._waiting.append(stored)
+            await stored.wait()
+        self.records.append(list(codec.decode(data)[1]))
+        return len(self.records)
+
+    async def store(self) -> None:
+        await anyio.wait_all_tasks_blocked()
+        self._waiting.pop(0).set()
+        await anyio.wait_all_tasks_blocked()
+
+
+def tokens(attempt: str, index: int, *ids: int) -> TokensGenerated:
+    return TokensGenerated(attempt=attempt, index=index, token_ids=ids, text="".join(f"<{i}>" for i in ids))
+
+
+def finished(attempt: str, count: int) -> RequestFinished:
+    return RequestFinished(request="r", attempt=attempt, reason="stop", output_tokens=count)
+
+
+def started(attempt: str) -> AttemptStarted:
+    return AttemptStarted(
+        request="r",
+        attempt=attempt,
+        after=None,
+        resume_index=0,
+        worker="w",
+        prompt_tokens=1,
+        accepted_at_ns=1,
+        engine="sim",
+        model_digest="d",
+        delivery="x",
+    )
+
+
+@asynccontextmanager
+async def writing(log: SlowLog) -> AsyncIterator[LaneWriter]:
+    made = LaneWriter(cast(Log, log), "S", "s", name="w", blocked=lambda: None)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(made.run)
+        yield made
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_waits_is_one_event_for_each_attempt_in_the_next_record() -> None:
+    log = SlowLog()
+    async with writing(log) as writer:
+        writer.put(tokens("a", 0, 1))
+        await anyio.wait_all_tasks_blocked()
+        for event in (tokens("a", 1, 2), tokens("b", 0, 9), tokens("a", 2, 3, 4), tokens("b", 1, 8)):
+            writer.put(event)
+        await log.store()
+        await log.store()
+    assert log.records == [[tokens("a", 0, 1)], [tokens("a", 1, 2, 3, 4), tokens("b", 0, 9, 8)]]
+
+
+async def test_the_end_stays_with_the_last_tokens_and_a_release_behind_them() -> None:
+    log = SlowLog()
+    async with writing(log) as writer:
+        writer.put(tokens("x", 0, 1))
+        await anyio.wait_all_tasks_blocked()
+        writer.put(tokens("a", 1, 2))
+        writer.put(tokens("b", 1, 5))
+        writer.put(tokens("a", 2, 3), finished("a", 3))
+        writer.put(AttemptReleased(attempt="b", why="draining"))
+        await log.store()
+        await log.store()
+        await writer.flushed()
+    assert log.records[1] == [
+        tokens("a", 1, 2, 3),
+        finished("a", 3),
+        tokens("b", 1, 5),
+        AttemptReleased(attempt="b", why="draining"),
+    ]
+
+
+async def test_what_is_being_appended_does_not_grow() -> None:
+    log = SlowLog()
+    async with writing(log) as writer:
+        writer.put(tokens("a", 0, 1))
+        await anyio.wait_all_tasks_blocked()
+        writer.put(tokens("a", 1, 2))
+        await log.store()
+        writer.put(tokens("a", 2, 3))
+        await anyio.sleep(2 * writers.PACE_S)
+        await log.store()
+        await anyio.sleep(2 * writers.PACE_S)
+        if log._waiting:
+            await log.store()
+    ids = [token_id for record in log.records for event in record for token_id in event.token_ids]
+    assert ids == [1, 2, 3]
+
+
+async def test_a_start_is_durable_with_its_own_record_however_others_grow() -> None:
+    log = SlowLog()
+    sequences: list[int] = []
+
+    async with writing(log) as writer, anyio.create_task_group() as tasks:
+
+        async def start() -> None:
+            sequences.append(await writer.put_durably(started("b")))
+
+        writer.put(tokens("a", 0, 1))
+        await anyio.wait_all_tasks_blocked()
+        writer.put(tokens("a", 1, 2))
+        tasks.start_soon(start)
+        await anyio.wait_all_tasks_blocked()
+        writer.put(tokens("a", 2, 3))
+        await log.store()
+        assert sequences == []
+        await log.store()
+        assert sequences == [2]
+
+
+async def test_a_large_record_is_split_between_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writers, "RECORD_BYTES_MAX", 300)
+    log = SlowLog()
+    async with writing(log) as writer:
+        writer.put(tokens("x", 0, 1))
+        await anyio.wait_all_tasks_blocked()
+        for name in "abcdef":
+            writer.put(tokens(name, 0, 1))
+        log.at_once = True
+        await log.store()
+        with anyio.fail_after(1):
+            await writer.flushed()
+    assert [event.attempt for record in log.records for event in record] == list("xabcdef")
+    assert len(log.records) > 2
+
+
+async def test_further_tokens_wait_for_the_pace_and_first_ones_and_starts_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writers, "PACE_S", 0.2)
+    log = SlowLog()
+    log.at_once = True
+    async with writing(log) as writer:
+        writer.put(tokens("a", 0, 1))
+        await anyio.wait_all_tasks_blocked()
+        writer.put(tokens("a", 1, 2))
+        await anyio.sleep(0.05)
+        assert len(log.records) == 1, "it waits"
+        writer.put(tokens("b", 0, 1))
+        await anyio.sleep(0.05)
+        assert log.records[1] == [tokens("a", 1, 2), tokens("b", 0, 1)], "and goes along with the first"
+        writer.put(tokens("a", 2, 3))
+        await anyio.sleep(0.4)
+        writer.put(tokens("a", 3, 4))
+        await anyio.sleep(0.05)
+    assert log.records[2:] == [[tokens("a", 2, 3)], [tokens("a", 3, 4)]], "after a pause, at once"
+    assert log.begun[2] - log.begun[1] >= 0.19
