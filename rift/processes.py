@@ -1,8 +1,10 @@
 """Child processes that are supervised, stopped in order, and never left behind.
 
-Each child leads a session of its own: a Ctrl-C reaches only us, and a whole group (an engine starts
-processes too) can be ended at once. A *guard*, a shell in yet another session, waits for our end by
-whatever cause and then ends the groups that we named to it.
+Each child leads a process group of its own: a Ctrl-C reaches only us, and a whole group (an engine starts
+processes too) can be ended at once. They share our session, for Linux shares the processor out among
+sessions first, and an engine that polls in one of its own keeps the broker of another waiting for 100 ms. A
+*guard*, a shell in yet another group, waits for our end by whatever cause and then ends the groups that we
+named to it.
 """
 
 import contextlib

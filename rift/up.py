@@ -42,7 +42,7 @@ KILLED_BY_HOST = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # In order, and together below the 10 s that are promised: streams' last frames, attempts' releases and
 # the engine's end, the last transaction, the last write.
-STOP_S = {"gateway": 2.5, "worker": 5.0, "control": 1.0, "nats": 1.0}
+STOP_S = {"gateway": 2.5, "worker": 4.6, "control": 1.8, "nats": 1.0}
 
 
 class Up:

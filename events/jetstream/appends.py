@@ -95,7 +95,7 @@ class Appends:
         state.waiting.append(message)
         try:
             async with state.batching:
-                if not message.is_settled:
+                while not message.is_settled:
                     while state.alone:
                         await state.none_alone.wait()
                     # For the others: who is cancelled now has taken their messages along.
@@ -111,24 +111,33 @@ class Appends:
     async def _append_batch(self, stream: str, batch: Sequence[_Waiting]) -> None:
         """Settle all: stored together, or, if the broker takes no batch now, one by one."""
         try:
-            if len(batch) > 1:
-                last = await self._commit(stream, batch)
-                for behind, message in enumerate(reversed(batch)):
-                    message.sequence = last - behind
+            if len(batch) > 1 and await self._commit_all(stream, batch):
                 return
-        except (OutcomeUnknown, LogFull) as error:
+            for message in batch:
+                try:
+                    message.sequence = await self._append_alone(stream, message.subject, message.data)
+                except OutcomeUnknown:
+                    raise
+                except LogError as error:
+                    message.error = error
+        except OutcomeUnknown as error:
             _fail(batch, error)
-            return
+        finally:
+            # Whatever ended us, nobody is left to believe that it was stored.
+            _fail(batch, OutcomeUnknown(f"append to {stream}: given up"))
+
+    async def _commit_all(self, stream: str, batch: Sequence[_Waiting]) -> bool:
+        """Return False if nothing was stored. Raises OutcomeUnknown."""
+        try:
+            last = await self._commit(stream, batch)
+        except OutcomeUnknown:
+            raise
         except LogError as error:
             logger.info("%s takes no batch, so one by one: %s", stream, error)
-        for number, message in enumerate(batch):
-            try:
-                message.sequence = await self._append_alone(stream, message.subject, message.data)
-            except OutcomeUnknown as error:
-                _fail(batch[number:], error)
-                return
-            except LogError as error:
-                message.error = error
+            return False
+        for behind, message in enumerate(reversed(batch)):
+            message.sequence = last - behind
+        return True
 
     async def _commit(self, stream: str, batch: Sequence[_Waiting]) -> int:
         """Return the sequence of the last message; the others stand right before it."""
@@ -142,6 +151,8 @@ class Appends:
         try:
             for message, head in zip(batch[:-1], headers[:-1], strict=True):
                 await self._client.publish(message.subject, message.data, headers=head)
+        except nats.errors.MaxPayloadError as error:
+            raise RecordTooLarge("a message of the batch is larger than the broker takes") from error
         except (nats.errors.Error, OSError) as error:
             raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
         return await self._stored(stream, batch[-1].subject, batch[-1].data, headers[-1])
@@ -179,8 +190,10 @@ class Appends:
 
 
 def _fail(batch: Sequence[_Waiting], error: LogError) -> None:
+    """Settle what is not."""
     for message in batch:
-        message.error = error
+        if not message.is_settled:
+            message.error = error
 
 
 def _next_batch(waiting: list[_Waiting]) -> Sequence[_Waiting]:

@@ -3,10 +3,12 @@
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from events.jetstream import wire
 from events.jetstream.replies import subscribe
@@ -20,12 +22,7 @@ PULL_EXPIRES_S = 2.0
 # A pull whose end was lost with a connection is forgotten so long after it should have ended.
 PULL_GRACE_S = 0.5
 
-# What an ended pull did not bring.
-PENDING_HEADER = "Nats-Pending-Messages"
-
-# A pull's end in order: no messages, expired. Any other but 100, a heartbeat, is a consumer without a
-# leader, or none.
-ENDED = ("404", "408")
+# After so many pulls that the broker refused, the consumer is made again.
 REFUSED_S = 0.25
 REFUSALS_MAX = 8
 
@@ -48,6 +45,17 @@ def consumer(name: str, subject: str) -> dict[str, object]:
     }
 
 
+class _Pull:
+    """One request for jobs at a time, by an inbox of its own: the broker serves its pulls in turn, and a job
+    does not say which it is for. `left` is what it may still bring before `until`."""
+
+    def __init__(self, inbox: str, take: Callable[["_Pull", Msg], None]) -> None:
+        self.inbox = inbox
+        self.left = 0
+        self.until = 0.0
+        self.take = partial(take, self)
+
+
 class Jobs:
     """Hands out deliveries, never more than were wanted."""
 
@@ -59,22 +67,20 @@ class Jobs:
         self._refusals = 0
         self._not_before = 0.0
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
-        self._inbox = client.new_inbox()
-        self._pulls: dict[str, tuple[int, float]] = {}
-        self._awaited = 0
-        self._count = 0
+        self._pulls: list[_Pull] = []
+        self._subscriptions: list[Subscription] = []
         self._wanted = 0
         self._received: list[Job] = []
         self._wake = anyio.Event()
 
     async def open(self) -> None:
         await self._create()
-        self._subscription = await subscribe(self._client, f"{self._inbox}.*", self._on_message)
 
     async def close(self) -> None:
         if self._client.is_closed:
             return
-        await self._subscription.unsubscribe()
+        for subscription in self._subscriptions:
+            await subscription.unsubscribe()
         for job in self._received:
             await self._client.publish(job.ack, b"-NAK")
 
@@ -85,23 +91,21 @@ class Jobs:
     def interrupt(self) -> None:
         """The connection was lost, and every outstanding pull with it."""
         self.epoch += 1
-        self._pulls.clear()
-        self._awaited = 0
+        for pull in self._pulls:
+            pull.left = 0
         self._wake.set()
 
-    def _on_message(self, message: Msg) -> None:
+    def _on_message(self, pull: _Pull, message: Msg) -> None:
         status = wire.status(message)
         if status is None:
             deliveries, stored, _ = wire.delivered(message)
             self._received.append(Job(stored, message.reply, deliveries, self.epoch))
-            self._awaited = max(0, self._awaited - 1)
-        elif status != "100":
-            if status not in ENDED:
+            pull.left = max(0, pull.left - 1)
+        elif status != wire.HEARTBEAT:
+            pull.left = 0
+            if status not in wire.PULL_ENDED:
                 self._refusals += 1
                 self._not_before = anyio.current_time() + REFUSED_S
-            if self._pulls.pop(message.subject, None) is not None:
-                never_came = (message.headers or {}).get(PENDING_HEADER)
-                self._awaited = max(0, self._awaited - int(never_came or 0))
         self._wake.set()
 
     def __aiter__(self) -> "Jobs":
@@ -131,16 +135,20 @@ class Jobs:
 
     async def _pull(self) -> None:
         now = anyio.current_time()
-        self._pulls = {pull: asked for pull, asked in self._pulls.items() if asked[1] > now}
-        # A job does not say which pull it is for, and the broker serves them in turn: only the sum is known.
-        # An end that was lost is made up for once all pulls of its time are forgotten.
-        self._awaited = min(self._awaited, sum(asked for asked, _ in self._pulls.values()))
-        batch = self._wanted - self._awaited
+        for pull in self._pulls:
+            if pull.until < now:
+                pull.left = 0
+        batch = self._wanted - sum(pull.left for pull in self._pulls)
         if batch <= 0 or not self._client.is_connected:
             return
-        self._count += 1
-        reply = f"{self._inbox}.{self._count}"
-        self._pulls[reply] = (batch, now + PULL_EXPIRES_S + PULL_GRACE_S)
-        self._awaited += batch
+        pull = next((pull for pull in self._pulls if not pull.left), None) or await self._new_pull()
+        pull.left, pull.until = batch, now + PULL_EXPIRES_S + PULL_GRACE_S
         ask = {"batch": batch, "expires": int(PULL_EXPIRES_S * wire.NANOSECONDS)}
-        await self._client.publish(self._next, json.dumps(ask).encode(), reply=reply)
+        await self._client.publish(self._next, json.dumps(ask).encode(), reply=pull.inbox)
+
+    async def _new_pull(self) -> _Pull:
+        """There are never more than slots, since each of them is for one at least."""
+        pull = _Pull(self._client.new_inbox(), self._on_message)
+        self._subscriptions.append(await subscribe(self._client, pull.inbox, pull.take))
+        self._pulls.append(pull)
+        return pull

@@ -187,6 +187,9 @@ class JetStream:
                 found = (await self._api(f"STREAM.CREATE.{name}", config))["config"]
             except ApiError as refused:
                 raise BrokerWrong(f"stream {name} of {config['max_bytes']} bytes: {refused}") from refused
+        if not found.get("allow_atomic"):
+            # Made by an older Rift; nothing that is stored changes.
+            found = (await self._api(f"STREAM.UPDATE.{name}", found | {"allow_atomic": True}))["config"]
         wanted = config | {"persist_mode": "default", "max_bytes": found["max_bytes"]}
         for field, value in wanted.items():
             if (is_now := found.get(field, type(value)() if value != "default" else value)) != value:

@@ -38,6 +38,7 @@ class PacedFollower:
         self._consumer: str | None = None
         self._seen = 0
         self._next_at = 0.0
+        self._interrupted = False
         self._pulling = anyio.CancelScope()
         self._hurry = anyio.Event()
 
@@ -53,7 +54,8 @@ class PacedFollower:
             await delete(self._client, consumer)
 
     def interrupt(self) -> None:
-        """The connection was lost: an outstanding pull is lost with it."""
+        """The connection was lost: an outstanding pull is lost with it, and the consumer perhaps too."""
+        self._interrupted = True
         self._pulling.cancel()
 
     def hurry(self) -> None:
@@ -86,12 +88,15 @@ class PacedFollower:
         """Return what there is, else the first message that comes, if any; None if some may be lost."""
         # Whoever cancels a pull leaves a consumer that has gone on without us: then there is none.
         consumer, self._consumer = self._consumer, None
-        if consumer is None:
+        interrupted, self._interrupted = self._interrupted, False
+        if consumer is None or interrupted:
             return None
         batch: list[Stored] | None = None
         with anyio.CancelScope() as self._pulling:
             batch = await pull(self._client, consumer, self._seen)
             if batch == []:
+                batch = None
                 batch = await pull(self._client, consumer, self._seen, batch=1, wait_s=WAIT_S)
-        self._consumer = consumer
+        if batch is not None:
+            self._consumer = consumer
         return batch

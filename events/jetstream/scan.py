@@ -92,7 +92,9 @@ async def pull(
 
     def on_message(message: Msg) -> None:
         nonlocal gap
-        if wire.status(message) is not None:
+        if (status := wire.status(message)) is not None:
+            # Where there is no consumer, or none that leads, nothing is what it has.
+            gap = gap or (status not in wire.PULL_ENDED and not received)
             done.set()
             return
         _, stored, consumer_sequence = wire.delivered(message)

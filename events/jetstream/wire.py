@@ -13,6 +13,11 @@ NANOSECONDS = 1_000_000_000
 # The status of a request that nobody listens for.
 NO_RESPONDERS = "503"
 
+# A pull's end in order: no messages, expired. Any other is a consumer that is gone or has no leader, or a
+# batch that is full; 100 is a heartbeat, and no end.
+PULL_ENDED = ("404", "408")
+HEARTBEAT = "100"
+
 
 class ApiError(LogError):
     """JetStream refused a request of its API."""

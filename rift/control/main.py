@@ -18,7 +18,8 @@ from rift.control.questions import SQL_SUBJECT, answer_sql
 logger = logging.getLogger(__name__)
 
 
-# What is stored when control is told to stop is applied first: then a stopped installation shows all.
+# What is stored when control is told to stop is applied first: then a stopped installation shows all. A
+# transaction that has begun is waited for, beyond this.
 LAST_S = 0.6
 
 

@@ -37,6 +37,7 @@ class Projector:
         self._subjects |= {subjects.shard_stream(shard): f"rift.{shard}.>" for shard in shards}
         self._readers: dict[str, Follower] = {}
         self._stopped = False
+        self._gave_up_at: anyio.Event | None = None
 
     async def run(self) -> None:
         """Apply the book, the fleet and every shard, from the applied positions on, until cancelled.
@@ -59,9 +60,12 @@ class Projector:
             self._applying.changed.set()
 
     async def catch_up(self) -> None:
-        """Wait until all that is stored by now is applied, for CATCH_UP_S at most."""
+        """Wait until all that is stored by now is applied, for CATCH_UP_S at most; and not again, as long as
+        nothing is applied at all."""
+        if self._gave_up_at is self._applying.changed:
+            return
         try:
-            with anyio.move_on_after(CATCH_UP_S):
+            with anyio.move_on_after(CATCH_UP_S) as timer:
                 for stream in self._subjects:
                     last = await self._log.last_sequence(stream)
                     while not self._stopped and self._applying.applied.get(stream, 0) < last:
@@ -72,6 +76,8 @@ class Projector:
         except LogError:
             # The answer is as old as the log's silence.
             return
+        if timer.cancelled_caught:
+            self._gave_up_at = self._applying.changed
 
     async def _follow(self, stream: str, everything: str) -> None:
         after = self._applying.applied.get(stream, 0)

@@ -60,7 +60,11 @@ def chunk_writer(scope: Scope, send: Send) -> WriteChunk | None:
     def write(data: bytes) -> bool:
         if transport.is_closing() or transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
             return False
-        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        try:
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        except (RuntimeError, OSError):
+            # A closed connection is the affair of its own task, not of all others' reader.
+            return False
         return True
 
     return write

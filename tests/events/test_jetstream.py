@@ -1,5 +1,6 @@
 """What only the log on a real nats-server has; what every log keeps is in `tests/contracts/test_log.py`."""
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from functools import partial
@@ -12,7 +13,7 @@ from events import subjects
 from events.jetstream import BrokerWrong, JetStream, appends, connect
 from events.jetstream import log as jetstream
 from events.jetstream.jobs import PULL_EXPIRES_S
-from events.log import LogError, Stored, append_until_known
+from events.log import LogError, OutcomeUnknown, Stored, append_until_known
 from events.subjects import Address
 
 pytestmark = pytest.mark.anyio
@@ -122,6 +123,32 @@ async def test_a_crowd_of_appends_is_stored_once_each_at_the_sequences_it_is_tol
     assert len(found) == 300
 
 
+async def test_a_batch_whose_leader_is_gone_is_not_taken_for_stored(
+    log: JetStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every cancellation stops at a shield: asyncio's own does not."""
+    at = Address(0, "leader12", "model-leader")
+    became: list[object] = []
+
+    async def gone(*_: Any) -> int:
+        await anyio.sleep(0.05)
+        raise asyncio.CancelledError
+
+    async def append() -> None:
+        try:
+            became.append(await log.append(STREAM, subjects.work(at), b"x"))
+        except (OutcomeUnknown, asyncio.CancelledError) as error:
+            became.append(type(error))
+
+    monkeypatch.setattr(appends.Appends, "_commit", gone)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(append)
+    assert 0 not in became
+    assert became.count(OutcomeUnknown) == 20 - appends.CROWD - 1
+    assert became.count(asyncio.CancelledError) == 1
+
+
 async def test_a_crowd_that_the_broker_takes_no_batch_of_is_stored_one_by_one(
     log: JetStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,21 +163,32 @@ async def test_a_crowd_that_the_broker_takes_no_batch_of_is_stored_one_by_one(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("pace_s", [0.0, 0.01, 0.6])
 async def test_a_follower_survives_the_brokers_kill_without_gap_or_repeat(
-    server: Any, log: JetStream
+    server: Any, log: JetStream, pace_s: float
 ) -> None:
-    at = Address(0, "killed12", "model-a")
+    """Live, and at a pace: killed while it waits for a message, and while it waits for its time."""
+    at = Address(0, f"killed{int(pace_s * 100)}", "model-a")
     sent: list[int] = []
-    async with log.follow(STREAM, [subjects.work(at)], after=0) as follower:
+    async with (
+        log.follow(STREAM, [subjects.work(at)], after=0, pace_s=pace_s) as follower,
+        anyio.create_task_group() as tasks,
+    ):
         for n in range(50):
             sent.append(await log.append(STREAM, subjects.work(at), b"%d" % n))
         before = [s.sequence for s in await read(follower, 50)]
+        after: list[int] = []
+
+        async def read_on() -> None:
+            after.extend([s.sequence for s in await read(follower, 50)])
+
+        tasks.start_soon(read_on)
+        await anyio.sleep(0.1)
         server.kill()
         server.start()
         for n in range(50):
             data = b"after %d" % n
             sent.append(await append_until_known(log, STREAM, subjects.work(at), data, within_s=20))
-        after = [s.sequence for s in await read(follower, 50)]
     assert (before + after)[-50:] == sent[-50:]
     assert before + after == sorted(set(before + after))
     assert set(sent) <= set(before + after)
