@@ -1,5 +1,6 @@
 """From what the clients saw to figures: pure, and each with its unit in its name."""
 
+import math
 import os
 import platform
 import statistics
@@ -58,6 +59,15 @@ def of_window(window: Window) -> dict[str, float]:
 def median(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     """Return the median over the rounds."""
     return statistics.median(float(row[name]) for row in rows)
+
+
+def plain(found: Any) -> Any:
+    """Return what JSON can say: what is not a number is null."""
+    if isinstance(found, dict):
+        return {name: plain(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [plain(value) for value in found]
+    return None if isinstance(found, float) and math.isnan(found) else found
 
 
 def machine(*packages: str) -> dict[str, Any]:

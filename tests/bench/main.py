@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from tests.bench import gateway, log, serve, servers
+from tests.bench import figures, gateway, log, serve, servers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, as_json = options.pop("command"), options.pop("json")
     module = {"serve": serve, "gateway": gateway, "log": log}[name]
     try:
-        found = module.run(module.Options(**options), say)
+        found = figures.plain(module.run(module.Options(**options), say))
     except servers.ServerBroken as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -57,6 +57,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     assert ratios["ttft_p50"] == 1.25
     assert ratios["ttft_p50_difference_ms"] == 1.0
     assert {"rift", "peer", "machine", "settings"} <= set(report)
+    assert json.loads(json.dumps(figures.plain({"a": [1.0, float("nan")]}))) == {"a": [1.0, None]}
     json.dumps(report)
 
 
