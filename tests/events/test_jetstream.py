@@ -13,7 +13,7 @@ from events import subjects
 from events.jetstream import BrokerWrong, JetStream, appends, connect
 from events.jetstream import log as jetstream
 from events.jetstream.jobs import PULL_EXPIRES_S
-from events.log import LogError, OutcomeUnknown, Stored, append_until_known
+from events.log import LogError, LogFull, OutcomeUnknown, Stored, append_until_known
 from events.subjects import Address
 
 pytestmark = pytest.mark.anyio
@@ -147,6 +147,21 @@ async def test_a_batch_whose_leader_is_gone_is_not_taken_for_stored(
     assert 0 not in became
     assert became.count(OutcomeUnknown) == 20 - appends.CROWD - 1
     assert became.count(asyncio.CancelledError) == 1
+
+
+async def test_a_batch_that_does_not_fit_is_stored_as_far_as_it_does(
+    log: JetStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: Any) -> int:
+        raise LogFull("the batch does not fit")
+
+    monkeypatch.setattr(appends.Appends, "_commit", full)
+    at = Address(0, "fits1234", "model-fits")
+    before = await log.last_sequence(STREAM)
+    async with anyio.create_task_group() as tasks:
+        for n in range(30):
+            tasks.start_soon(partial(log.append, STREAM, subjects.work(at), b"%d" % n))
+    assert await log.last_sequence(STREAM) == before + 30
 
 
 async def test_a_crowd_that_the_broker_takes_no_batch_of_is_stored_one_by_one(
