@@ -1,7 +1,7 @@
 """Appends: each message by itself, or many by one write to disk while many wait at once.
 
-nats-server writes and syncs each message by itself. An atomic batch is synced once, but is staged in a
-folder of its own, which takes as long as five messages: so only a crowd is worth one.
+nats-server writes and syncs each message by itself. An atomic batch is synced to its stream once, but is
+first staged in a folder of its own, which takes as long as five messages: so only a crowd is worth one.
 """
 
 import json

@@ -55,7 +55,10 @@ def chunk_writer(scope: Scope, send: Send) -> WriteChunk | None:
     protocol = getattr(getattr(getattr(send, "__self__", None), "send", None), "__self__", None)
     if not isinstance(protocol, H11Protocol) or scope["http_version"] != "1.1" or scope["method"] == "HEAD":
         return None
-    transport = protocol.send.__self__.writer.transport  # type: ignore[attr-defined]  # TCPServer's
+    connection = getattr(getattr(protocol.send, "__self__", None), "writer", None)
+    if connection is None:
+        return None
+    transport = connection.transport
 
     def write(data: bytes) -> bool:
         if transport.is_closing() or transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:

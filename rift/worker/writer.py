@@ -3,9 +3,9 @@
 Whatever the lane's requests produce while an append waits for its acknowledgement is the next record,
 one event for each request. So order is certain, and a retry is the identical record.
 
-    start of an attempt, its first tokens, its release    appended at once
-    further tokens, the end                               at once too, unless an append began less than
-                                                          PACE_S ago
+    start or release of an attempt, an answer's first tokens    appended at once
+    further tokens, the end                                     at once too, unless an append began less
+                                                                than PACE_S ago
 
 So the first tokens of an answer, and every step of a model whose steps take longer than PACE_S, are not
 held back, and a model that is faster does not cost more than the log and its readers can bear.

@@ -152,7 +152,7 @@ async def _hold(running: Running, options: Options, streams: int) -> dict[str, A
 
 
 async def _slow_readers(running: Running, options: Options) -> dict[str, Any]:
-    """As many clients that take nothing as slow readers may be, beside four times as many that do."""
+    """Clients that read nothing, beside four times as many that do: the figures are of these."""
     opened = await _open(running, 4 * SLOW_READERS, seconds=3 * options.seconds)
     slow = await _open(running, SLOW_READERS, seconds=3 * options.seconds)
     for stream in slow:
@@ -181,7 +181,7 @@ async def _large_bodies(running: Running, options: Options) -> dict[str, Any]:
 
 
 async def _send_bodies(running: Running, until: float) -> int:
-    """Send 1 MB prompts to an OpenAI route, one after the other, from a process of its own."""
+    """Send 1 MB prompts to an OpenAI route, one after the other; return how many."""
     body = {"model": MODEL, "prompt": "a" * BODY_BYTES, "max_tokens": 1, "stream": True}
     wish = Wish("/v1/completions", body, 1, openai_frame)
     sent = 0

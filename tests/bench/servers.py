@@ -7,7 +7,6 @@ kernel's accounting of them, by role.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from rift.catalogue import Profile
-from tests.chaos.rig import role_of
+from tests.chaos.rig import free_port, role_of
 from tests.service import ROOT, environment
 
 READY_S = 180.0
@@ -133,7 +132,7 @@ def rift(
 @contextmanager
 def peer(served: Served, folder: Path) -> Iterator[Running]:
     """Run vLLM's OpenAI server with the arguments that Rift gives its engine. Raises ServerBroken."""
-    port = _free_port()
+    port = free_port()
     folder.mkdir(parents=True)
     model = ["--model", str(served.path), "--served-model-name", MODEL]
     engine = ["--max-model-len", str(served.context_tokens)]
@@ -194,13 +193,6 @@ def _is_healthy(url: str) -> bool:
         return httpx.get(f"{url}/health", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _descendants(main: int) -> list[tuple[int, int]]:

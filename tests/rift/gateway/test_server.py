@@ -1,6 +1,5 @@
 """The way past hypercorn's layers: where there is one, what it writes, and what happens when it cannot."""
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 
 from rift.gateway.http import WRITE_CHUNK
 from rift.gateway.server import serve
+from tests.chaos.rig import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -36,9 +36,7 @@ class App:
 
 @asynccontextmanager
 async def serving(app: App) -> AsyncIterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     stop = anyio.Event()
     async with anyio.create_task_group() as tasks:
 
