@@ -22,7 +22,7 @@ PULL_EXPIRES_S = 2.0
 # A pull whose end was lost with a connection is forgotten so long after it should have ended.
 PULL_GRACE_S = 0.5
 
-# After so many pulls that the broker refused, the consumer is made again.
+# A consumer without a leader, or none, is asked again after a moment; after so many times it is made again.
 REFUSED_S = 0.25
 REFUSALS_MAX = 8
 
