@@ -2,13 +2,29 @@
 
 Nobody is charged for nothing: no output token, no charge; our failure, no charge; an answer that
 nobody was there to receive because of us, no charge. What was recomputed after a failover never
-shows here, since only counted tokens do.
+shows here, since only counted tokens do. Of a group (n > 1) only one request is charged the prompt.
+
+Nothing is rounded: every price is a whole number of nano-USD a token.
 """
+
+import msgspec
 
 from events.lifecycle import Life
 from events.schema import Price
 
 CHARGEABLE = frozenset({"stop", "length", "tool_calls", "cancelled", "revoked", "expired"})
+
+
+class Billed(msgspec.Struct, frozen=True):
+    """Tokens that are charged. The cached ones are of the prompt, and not among `prompt_tokens`; there are
+    none where the price has no word for them."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+NOTHING = Billed()
 
 
 def is_chargeable(life: Life) -> bool:
@@ -21,8 +37,24 @@ def is_chargeable(life: Life) -> bool:
     )
 
 
-def charge_nanousd(life: Life, price: Price) -> int:
-    """Nano-USD under the per-token plan; 0 for what is not charged."""
+def billed(life: Life, price: Price, *, cached_tokens: int = 0, with_prompt: bool = True) -> Billed:
+    """Return what of a request is charged. `with_prompt`: no other of its group was charged the prompt."""
     if not is_chargeable(life):
-        return 0
-    return life.prompt_tokens * price.prompt_nanousd + life.next_index * price.output_nanousd
+        return NOTHING
+    if not with_prompt:
+        return Billed(output_tokens=life.next_index)
+    cached = min(cached_tokens, life.prompt_tokens) if price.cached_prompt_nanousd is not None else 0
+    return Billed(life.prompt_tokens - cached, cached, life.next_index)
+
+
+def cost_nanousd(tokens: Billed, price: Price) -> int:
+    return (
+        tokens.prompt_tokens * price.prompt_nanousd
+        + tokens.cached_tokens * (price.cached_prompt_nanousd or 0)
+        + tokens.output_tokens * price.output_nanousd
+    )
+
+
+def charge_nanousd(life: Life, price: Price, *, cached_tokens: int = 0, with_prompt: bool = True) -> int:
+    """Nano-USD under the per-token plan; 0 for what is not charged."""
+    return cost_nanousd(billed(life, price, cached_tokens=cached_tokens, with_prompt=with_prompt), price)

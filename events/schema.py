@@ -14,6 +14,9 @@ import msgspec
 RECORD_VERSION = 1
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Amount = Annotated[int, msgspec.Meta(ge=-(2**63) + 1, le=2**63 - 1)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Period = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
 Account = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,40}$")]
 
 Kind = Literal["inference", "completion", "chat", "response"]
@@ -284,6 +287,70 @@ class PricePublished(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
     prices: tuple[Price, ...]
 
 
+class LimitsSet(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """All limits of an account; absent is unlimited. The budget is for a calendar month (UTC)."""
+
+    account: Account
+    plan: Plan = "per_token"
+    budget_nanousd: Natural | None = None
+
+
+class CreditGranted(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """Prepaid. An account that was ever granted credit spends nothing beyond it."""
+
+    account: Account
+    nanousd: Natural
+    reason: str = ""
+
+
+class CreditHeld(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """An allowance: what one gateway's lane may spend for the account until it is settled."""
+
+    account: Account
+    shard: Natural
+    lane: str
+    nanousd: Natural
+
+
+class CreditSettled(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """What of an allowance (`hold` is its id) was spent; the rest is free again."""
+
+    account: Account
+    hold: str
+    nanousd: Natural
+
+
+class UsageCorrected(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """Added to the account's invoice of the period it is stored in; negative in the account's favour."""
+
+    account: Account
+    nanousd: Amount
+    reason: str
+    request: str | None = None
+    model: str | None = None
+
+
+class PeriodClosed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """A month's invoices are final: they hold what stands up to `positions` (the last sequence of each
+    stream). `roots` are the archive's manifests that end there; `digest` is over every invoice line."""
+
+    period: Period
+    positions: dict[str, Natural]
+    roots: dict[str, Digest]
+    digest: Digest
+    accounts: Natural
+    total_nanousd: Amount
+
+
+class SegmentSealed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """Sequences `first` to `last` of a stream are archived under the manifest with this SHA-256."""
+
+    stream: str
+    first: Natural
+    last: Natural
+    manifest: Digest
+
+
 RequestEvent = (
     RequestAccepted | AttemptStarted | TokensGenerated | AttemptReleased | RequestFinished | CancelRequested
 )
@@ -297,7 +364,19 @@ FleetEvent = (
     | ReplicaStopped
     | ReplicaLost
 )
-BookEvents = AccountOpened | KeyIssued | KeyRevoked | PricePublished
+BookEvents = (
+    AccountOpened
+    | KeyIssued
+    | KeyRevoked
+    | PricePublished
+    | LimitsSet
+    | CreditGranted
+    | CreditHeld
+    | CreditSettled
+    | UsageCorrected
+    | PeriodClosed
+    | SegmentSealed
+)
 AnyEvent = RequestEvent | LaneEvent | FleetEvent | BookEvents
 
 
