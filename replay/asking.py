@@ -58,9 +58,17 @@ class Asking:
         """Answer questions of our own, all as of one moment. Raises QueryRefused."""
         return self._ask(lambda cursor: _answer_all(cursor, questions), READ_MAX_S)
 
-    def digests(self, relations: Iterable[str]) -> dict[str, str]:
-        """Return the SHA-256 of each relation's rows, whatever their order. Raises QueryRefused."""
-        return self._ask(lambda cursor: _digests(cursor, relations), READ_MAX_S)
+    def digests(
+        self, relations: Iterable[str], questions: Iterable[Question]
+    ) -> tuple[dict[str, str], list[Answer]]:
+        """Return the SHA-256 of each relation's rows, whatever their order, and answers as of the same
+        moment. Raises QueryRefused."""
+
+        def ask(cursor: duckdb.DuckDBPyConnection) -> tuple[dict[str, str], list[Answer]]:
+            answers = _answer_all(cursor, questions)
+            return {name: _digest(cursor, name) for name in relations}, answers
+
+        return self._ask(ask, READ_MAX_S)
 
     def _ask(self, ask: Callable[[duckdb.DuckDBPyConnection], Result], time_max_s: float) -> Result:
         with self._asked:
@@ -118,18 +126,14 @@ def _answer_all(cursor: duckdb.DuckDBPyConnection, questions: Iterable[Question]
     return answers
 
 
-def _digests(cursor: duckdb.DuckDBPyConnection, relations: Iterable[str]) -> dict[str, str]:
-    cursor.execute("begin transaction read only")
-    found = {}
-    for name in relations:
-        digest = hashlib.sha256()
-        cursor.execute(
-            f"select sha256(whole::varchar) as row_digest from {name} as whole order by row_digest"
-        )
-        while rows := cursor.fetchmany(10_000):
-            digest.update("".join(row for (row,) in rows).encode())
-        found[name] = digest.hexdigest()
-    return found
+def _digest(cursor: duckdb.DuckDBPyConnection, relation: str) -> str:
+    digest = hashlib.sha256()
+    cursor.execute(
+        f"select sha256(whole::varchar) as row_digest from {relation} as whole order by row_digest"
+    )
+    while rows := cursor.fetchmany(10_000):
+        digest.update("".join(row for (row,) in rows).encode())
+    return digest.hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ What a line is made of is SQL (`sql/charges.sql`, `sql/invoice_lines.sql`). What
 for, and the forms it is shown in.
 """
 
+import datetime
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,6 @@ Read = Callable[..., list[Answer]]
 """`Warehouse.read`: questions, answered as of one moment."""
 
 PERIOD = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
-DAY = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])")
 
 GROUPS = ("day", "model", "key", "plan")
 MEASURES = ("requests", "charged_requests", "prompt_tokens", "cached_tokens", "output_tokens")
@@ -55,8 +55,8 @@ class Invoice(msgspec.Struct, frozen=True):
 
 
 LINES = (
-    "select account, model, plan, price_version, prompt_tokens, cached_tokens, output_tokens, seconds, nanousd,"
-    " requests, first_position, last_position, digest from invoice_lines where period = ?{}"
+    "select account, model, plan, price_version, prompt_tokens, cached_tokens, output_tokens, seconds,"
+    " nanousd, requests, first_position, last_position, digest from invoice_lines where period = ?{}"
     " order by account, model, plan, price_version"
 )
 
@@ -77,7 +77,7 @@ def invoice(read: Read, account: str, period: str) -> Invoice:
     )
     if known.rows == [[0]]:
         raise BillingRefused(f"there is no account {account!r}")
-    reached = msgspec.json.decode(closed.rows[0][0]) if closed.rows else {s: n for s, n in applied.rows}
+    reached = msgspec.json.decode(closed.rows[0][0]) if closed.rows else dict(applied.rows)
     found = [_line(row) for row in lines.rows]
     status = "closed" if closed.rows else "open"
     return Invoice(account, period, status, found, sum(line.nanousd for line in found), reached)
@@ -106,10 +106,9 @@ def closing(read: Read, period: str) -> Closing:
 
 
 def usage(read: Read, account: str, first_day: str, last_day: str, groups: Sequence[str]) -> dict[str, Any]:
-    """Return sums over the days from the first to the last (UTC, inclusive), by groups. Raises BillingRefused."""
+    """Return sums over days from the first to the last (UTC, inclusive), by groups. Raises BillingRefused."""
     for day in (first_day, last_day):
-        if not DAY.fullmatch(day):
-            raise BillingRefused(f"{day!r} is no day; write it as YYYY-MM-DD, in UTC")
+        _check_day(day)
     if unknown := [group for group in groups if group not in GROUPS]:
         raise BillingRefused(f"group_by: {unknown[0]!r} is no group; known are {', '.join(GROUPS)}")
     by = "".join(f"{group}, " for group in groups)
@@ -132,13 +131,20 @@ def usage(read: Read, account: str, first_day: str, last_day: str, groups: Seque
         "to": last_day,
         "group_by": list(groups),
         "data": [dict(zip(found.columns, row, strict=True)) for row in found.rows],
-        "positions": {stream: sequence for stream, sequence in applied.rows},
+        "positions": dict(applied.rows),
     }
 
 
+def _check_day(day: str) -> None:
+    try:
+        datetime.date.fromisoformat(day)
+    except ValueError as error:
+        raise BillingRefused(f"{day!r} is no day; write it as YYYY-MM-DD, in UTC") from error
+
+
 def _line(row: Sequence[Any]) -> Line:
-    positions = {"first": row[10], "last": row[11]}
-    return Line(*row[1:10], positions, row[12])
+    told = dict(zip(Line.__struct_fields__, row[1:10], strict=False))
+    return Line(**told, positions={"first": row[10], "last": row[11]}, digest=row[12])
 
 
 def _line_text(line: Line) -> str:

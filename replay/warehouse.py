@@ -7,7 +7,7 @@ file holds nothing that the log does not say: deleting it costs the time to fold
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -153,6 +153,13 @@ class Warehouse:
             self._write(stream, Changes(self._fold.position(stream), [], set(), stop))
         raise ProjectionStopped(stream, stop)
 
+    def note_heads(self, heads: Mapping[str, tuple[int, int]]) -> None:
+        """Say for relation `lag` where streams end that are not applied so far: sequence, stored time."""
+        with self._transaction():
+            self._writer.execute("delete from facts.heads")
+            for stream, head in heads.items():
+                self._writer.execute("insert into facts.heads values (?, ?, ?)", [stream, *head])
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """All of the block or nothing, in the file and in the fold."""
@@ -263,9 +270,10 @@ class Warehouse:
         """Answer questions of our own, all as of one moment. Raises QueryRefused."""
         return self._asking.read(questions)
 
-    def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each relation's rows, whatever their order. Raises QueryRefused."""
-        return self._asking.digests(DIGESTED)
+    def digests(self, *questions: Question) -> tuple[dict[str, str], list[Answer]]:
+        """Return the SHA-256 of each relation's rows, whatever their order, and answers as of the same
+        moment. Raises QueryRefused."""
+        return self._asking.digests(DIGESTED, questions)
 
 
 def _make_or_refuse(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

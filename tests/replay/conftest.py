@@ -281,6 +281,11 @@ class ListLog:
         messages = self.streams.get(stream, [])
         return messages[-1].sequence if messages else 0
 
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        assert subject.endswith(">"), "not needed here"
+        messages = self.streams.get(stream, [])
+        return messages[-1] if messages else None
+
     @asynccontextmanager
     async def follow(
         self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
