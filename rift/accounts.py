@@ -1,13 +1,12 @@
-"""Writing the book: accounts, keys and price lists, each a compare-and-set on its own subject."""
+"""Writing the book: accounts, keys and corrections, each a compare-and-set on its own subject."""
 
 import secrets
 
 from events import codec, subjects
 from events.book import Book, key_digest
 from events.log import Conflict, Log
-from events.schema import AccountOpened, AnyEvent, KeyIssued, Price, PricePublished
-from rift import catalogue, keys
-from rift.catalogue import Catalogue
+from events.schema import AccountOpened, AnyEvent, KeyIssued, UsageCorrected
+from rift import keys
 from rift.keys import Key
 
 WRITER = "cli"
@@ -39,21 +38,5 @@ async def issue_key(log: Log, account: str) -> Key:
     return key
 
 
-async def publish_prices(log: Log, book: Book, models: Catalogue) -> bool:
-    """Publish the catalogue's prices as the next version, if they are not in force already."""
-    prices = {name: _price(name, models) for name in models}
-    if {**book.prices(), **prices} == book.prices():
-        return False
-    version = book.price_version + 1
-    listed = tuple({**book.prices(), **prices}.values())
-    await _append(log, "price", "list", PricePublished(id=f"price.{version}", version=version, prices=listed))
-    return True
-
-
-def _price(name: str, models: Catalogue) -> Price:
-    model = models[name]
-    return Price(
-        model=name,
-        prompt_nanousd=catalogue.nanousd_per_token(model.prompt_usd, where=f"models.{name}.prompt_usd"),
-        output_nanousd=catalogue.nanousd_per_token(model.output_usd, where=f"models.{name}.output_usd"),
-    )
+async def correct(log: Log, correction: UsageCorrected) -> None:
+    await _append(log, "correction", correction.account, correction)

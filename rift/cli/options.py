@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from events.log import LogError
+from events.money import MoneyWrong
+from replay.invoice import PERIOD
 from replay.warehouse import WarehouseError
 from rift import __version__
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
-from rift.cli import ops, roles
+from rift.cli import money, ops, roles
 from rift.cli.ops import CommandFailed
 from rift.engines import EngineFailed
 from rift.engines.prepare import PrepareFailed
 from rift.installation import InstallationWrong
+from rift.prices import PricesWrong
 from rift.settings import SettingsWrong
 
 FAILURES = (
@@ -27,8 +30,10 @@ FAILURES = (
     EngineFailed,
     InstallationWrong,
     LogError,
+    MoneyWrong,
     OSError,
     PrepareFailed,
+    PricesWrong,
     SettingsWrong,
     WarehouseError,
 )
@@ -85,7 +90,48 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument(
         "--account", required=True, type=_account, help="[a-z0-9-]{1,40}; opened if it is new"
     )
+    _money(commands)
     return parser
+
+
+def _money(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    invoice = _command(commands, "invoice", money.invoice, "show an account's invoice of a month")
+    _account_option(invoice)
+    _period_option(invoice)
+    invoice.add_argument("--csv", action="store_true", help="lines as FOCUS 1.2, for finance's tools")
+
+    prices = commands.add_parser("prices", help="price lists").add_subparsers(metavar="ACTION", required=True)
+    _command(prices, "list", money.list_prices, "show the prices in force")
+    publish = _command(prices, "publish", money.publish_prices, "put a price list in force")
+    publish.add_argument(
+        "file", type=Path, metavar="FILE", help='TOML: [prices."MODEL"] prompt_usd = "0.15" …'
+    )
+
+    period = commands.add_parser("period", help="months").add_subparsers(metavar="ACTION", required=True)
+    close = _command(period, "close", money.close_period, "make a month's invoices final")
+    close.add_argument("period", type=_period, metavar="YYYY-MM")
+
+    correct = _command(
+        commands, "correct", money.correct, "add to an account's next invoice, or take from it"
+    )
+    _account_option(correct)
+    correct.add_argument("--usd", required=True, metavar="AMOUNT", help="negative in the account's favour")
+    correct.add_argument("--reason", required=True, help="in words; it is on the record for ever")
+    correct.add_argument("--request", metavar="ID", help="what is corrected")
+    correct.add_argument("--model", metavar="NAME", help="whose line it is on (the request's)")
+
+    rerate = _command(commands, "rerate", money.rerate, "show what another price list would have charged")
+    rerate.add_argument("--price-list", type=Path, required=True, metavar="FILE")
+    _period_option(rerate)
+    rerate.add_argument("--diff", action="store_true", required=True, help="only show: nothing is changed")
+
+
+def _account_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--account", required=True, type=_account, metavar="NAME")
+
+
+def _period_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--period", required=True, type=_period, metavar="YYYY-MM", help="a month, in UTC")
 
 
 def _command(
@@ -117,6 +163,12 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
 def _listen_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (8000)")
+
+
+def _period(text: str) -> str:
+    if not PERIOD.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no period; write a month as YYYY-MM, like 2026-11")
+    return text
 
 
 def _account(text: str) -> str:

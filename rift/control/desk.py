@@ -1,4 +1,4 @@
-"""What the control process is asked, and does. A question waits until what was stored before it is applied."""
+"""What the control process is asked, and does. An answer holds what was stored before its question."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar

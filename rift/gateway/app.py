@@ -25,6 +25,7 @@ from rift.catalogue import Catalogue
 from rift.gateway import idempotency, openai, parse
 from rift.gateway.admission import Admission, retry_after
 from rift.gateway.answer import Answer
+from rift.gateway.billing import Billing
 from rift.gateway.delivery import Delivery, failed
 from rift.gateway.http import ClientGone, Headers, Receive, Refusal, Request, Scope, Send
 from rift.gateway.idempotency import Claim, Entry
@@ -72,6 +73,7 @@ class Gateway:
         self._secret, self._entropy = secret, entropy
         self._shard, self._lane = lane
         listing = Models(models, admission=admission, book=book, fleet=fleet)
+        billing = Billing(log, admission)
         self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
             ("POST", re.compile("/v1/inference"), partial(self._infer, parse.native)),
             ("POST", re.compile("/v1/completions"), partial(self._infer, parse.completion)),
@@ -81,6 +83,8 @@ class Gateway:
             ("GET", re.compile("/v1/inference/([^/]+)/events"), self._resume),
             ("GET", re.compile("/v1/models"), listing.all),
             ("GET", re.compile("/v1/models/(.+)"), listing.one),
+            ("GET", re.compile("/v1/invoices/([^/]+)"), billing.invoice),
+            ("GET", re.compile("/v1/usage"), billing.usage),
             ("GET", re.compile("/health|/livez"), self._alive),
             ("GET", re.compile("/readyz"), self._ready),
             ("GET", re.compile("/version"), self._version),

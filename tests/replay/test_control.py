@@ -201,7 +201,7 @@ async def test_answers_and_errors_are_json(scribe: Any, list_log: Any, tmp_path:
         }
         assert "allowed is one SELECT over requests" in (await asked(b'{"sql": "drop view lag"}'))["error"]
         for bad in (b"", b"[]", b'{"sql": 1}', b'{"sql": "select 1", "x": 1}', b"\xff", b"[" * 100_000):
-            assert 'a question is {"sql": "select …"}' in (await asked(bad))["error"]
+            assert "rift.ask.sql takes JSON with sql" in (await asked(bad))["error"]
 
 
 async def test_ask_sql_answers_or_raises(scribe: Any, list_log: Any, tmp_path: Path) -> None:
