@@ -96,6 +96,12 @@ class Scribe:
         self.tell(self.accepted(request, **fields), kind="request")
         return request
 
+    def started(self, request: str, attempt: str, **fields: Any) -> AttemptStarted:
+        return started(request, attempt, **fields)
+
+    def tokens_of(self, attempt: str, index: int, count: int = 1, **fields: Any) -> TokensGenerated:
+        return tokens_of(attempt, index, count, **fields)
+
     def finished_request(self, *, tokens: int = 3, **fields: Any) -> str:
         """One request's whole ordinary life."""
         request = self.accept(**fields)
