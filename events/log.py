@@ -94,7 +94,7 @@ class Log(Protocol):
         """Return the stream's (or a subject's) last sequence as the stream's leader states it; 0: none."""
 
     async def last(self, stream: str, subject: str) -> Stored | None:
-        """Return the subject's last message as the stream's leader states it."""
+        """Return the last message of a subject, or of all it stands for, as the stream's leader states it."""
 
     async def room_bytes(self, stream: str) -> int:
         """Return how many bytes the stream still takes."""

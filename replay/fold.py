@@ -19,18 +19,16 @@ from events.lifecycle import Life
 from events.lives import Lives
 from events.log import Stored
 from events.schema import Price
+from replay.entries import entry_rows
 from replay.requests import Moment, Open, accepted_row, note, settle
 from replay.rows import (
     REPLICA_EVENTS,
-    AccountRow,
     AttemptRow,
     BookRow,
     DecisionRow,
-    KeyRow,
     PriceRow,
     ReplicaRow,
     RequestRow,
-    RevocationRow,
     Row,
 )
 
@@ -109,11 +107,17 @@ class Fold:
         self._prices: dict[tuple[int, str], Price] = {}
         self._versions: set[int] = set()
         self._book_ids: set[str] = set()
+        self._closed: set[str] = set()
+        # Of the groups in hand, those whose prompt was charged.
+        self._charged: set[str] = set()
 
     # --- restoring -------------------------------------------------------------------------------
 
-    def restore_book(self, ids: Iterable[str], prices: Iterable[PriceRow]) -> None:
+    def restore_book(
+        self, ids: Iterable[str], prices: Iterable[PriceRow], periods: Iterable[str] = ()
+    ) -> None:
         self._book_ids.update(ids)
+        self._closed.update(periods)
         for row in prices:
             price = Price(
                 model=row.model,
@@ -154,8 +158,18 @@ class Fold:
                 floors[event.request] = parsed.floor
         return floors
 
-    def apply(self, batch: Batch, *, ended: Set[str] = frozenset()) -> Changes:
-        """Fold a batch. `ended` holds those of `new_requests` that had ended before it."""
+    def groups(self, batch: Batch) -> set[str]:
+        """Return the groups that a request may belong to that ends in this batch."""
+        accepted = (
+            e for record in batch.records for e in record.events if isinstance(e, schema.RequestAccepted)
+        )
+        under_way = (request.row.group_id for request in self.open.values())
+        return {group for group in (*under_way, *(event.group for event in accepted)) if group is not None}
+
+    def apply(self, batch: Batch, *, ended: Set[str] = frozenset(), charged: Iterable[str] = ()) -> Changes:
+        """Fold a batch. `ended` holds those of `new_requests` that had ended before it, `charged` those of
+        `groups` whose prompt was charged."""
+        self._charged = set(charged)
         position = self.position(batch.stream)
         changes = Changes(position, [], set(), batch.stop)
         known = set(ended)
@@ -225,10 +239,18 @@ class Fold:
         rows = list(note(under_way, event, moment, life))
         if life.phase == "ended":
             ended.add(request)
-            rows += settle(under_way, event, moment, life)
+            rows += self._settle(under_way, event, moment, life)
             del self.open[request]
             self.lives.forget(request)
         return rows
+
+    def _settle(self, under_way: Open, event: Any, moment: Moment, life: Life) -> Iterator[Row]:
+        """Of a group, the first that is charged is charged the prompt."""
+        group = under_way.row.group_id
+        for row in settle(under_way, event, moment, life, with_prompt=group not in self._charged):
+            if isinstance(row, RequestRow) and row.billed_output_tokens and group is not None:
+                self._charged.add(group)
+            yield row
 
     def _book_event(self, event: Any, moment: Moment) -> Iterator[Row]:
         if not isinstance(event, schema.BookEvent) or event.id in self._book_ids:
@@ -236,22 +258,15 @@ class Fold:
         self._book_ids.add(event.id)
         yield BookRow(event.id, type(event).__name__, moment.position, moment.at_ns)
         match event:
-            case schema.AccountOpened():
-                yield AccountRow(event.account, moment.position, moment.at_ns)
-            case schema.KeyIssued():
-                yield KeyRow(
-                    event.key,
-                    event.account,
-                    list(event.scopes),
-                    None if event.models is None else list(event.models),
-                    event.expires_at_ns,
-                    moment.position,
-                    moment.at_ns,
-                )
-            case schema.KeyRevoked():
-                yield RevocationRow(event.key, event.account, moment.position, moment.at_ns)
             case schema.PricePublished():
                 yield from self._published(event, moment)
+            case schema.PeriodClosed():
+                # What was closed stays as it was.
+                if event.period not in self._closed:
+                    self._closed.add(event.period)
+                    yield from entry_rows(event, moment)
+            case _:
+                yield from entry_rows(event, moment)
 
     def _published(self, event: schema.PricePublished, moment: Moment) -> Iterator[Row]:
         """A version is published once and a model priced once in it: whatever says it again is late."""

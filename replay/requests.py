@@ -3,13 +3,14 @@
 What counts was decided before (`events.lives`); what it costs is decided by `events.charge`.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from events import schema
-from events.charge import charge_nanousd
+from events.charge import billed, cost_nanousd
 from events.lifecycle import Life
 from events.schema import Price
 from replay.rows import AttemptRow, RequestRow, Row
@@ -29,6 +30,14 @@ STATES: dict[str | None, str] = {
 # An attempt that ended so had the last word itself: until then it was running. Any other was cut
 # off by somebody else, and ran for sure only until its own last event.
 OWN_ENDS = frozenset({"finished", "draining", "host"})
+
+# Between two of a request's token events, in milliseconds: the upper bounds of `itl_counts`, the last count
+# being of what is longer. No bound is more than 1.5 times the one before, up to a second.
+ITL_BOUNDS_MS = (
+    *(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024),
+    *(2048, 4096, 8192),
+)
+ITL_BOUNDS_NS = tuple(bound * 1_000_000 for bound in ITL_BOUNDS_MS)
 
 
 class Moment(msgspec.Struct, frozen=True):
@@ -64,6 +73,7 @@ def accepted_row(event: schema.RequestAccepted, moment: Moment) -> RequestRow:
         stream=event.stream,
         group_id=event.group,
         choice=event.choice,
+        allowance=event.allowance,
         accepted_at_ns=moment.at_ns,
         accepted_sequence=moment.sequence,
         accepted_position=moment.position,
@@ -113,6 +123,11 @@ def _tokens(row: RequestRow, attempt: AttemptRow, event: schema.TokensGenerated,
     if row.first_token_at_ns is None:
         row.first_token_at_ns = moment.at_ns
         row.cached_tokens = event.cached_tokens
+    else:
+        assert row.last_token_at_ns is not None, "who has first tokens has last ones"
+        if row.itl_counts is None:
+            row.itl_counts = [0] * (len(ITL_BOUNDS_NS) + 1)
+        row.itl_counts[bisect_right(ITL_BOUNDS_NS, moment.at_ns - row.last_token_at_ns)] += 1
     if attempt.first_token_at_ns is None:
         attempt.first_token_at_ns = moment.at_ns
         attempt.cached_tokens = event.cached_tokens
@@ -130,7 +145,9 @@ def _closed(under_way: Open, outcome: str, moment: Moment) -> AttemptRow:
     return attempt
 
 
-def settle(under_way: Open, event: Any, moment: Moment, life: Life) -> Iterator[Row]:
+def settle(
+    under_way: Open, event: Any, moment: Moment, life: Life, *, with_prompt: bool
+) -> Iterator[AttemptRow | RequestRow]:
     """Yield the rows of a request that ended: what is left of its attempt, and its own with its charge."""
     row = under_way.row
     if under_way.attempt is not None:
@@ -138,9 +155,13 @@ def settle(under_way: Open, event: Any, moment: Moment, life: Life) -> Iterator[
     row.finish_reason, row.ended_by = life.reason, life.ender
     row.error_code = life.error.code if life.error is not None else None
     row.finished_at_ns, row.finished_position = moment.at_ns, moment.position
+    row.finished_sequence, row.finished_index = moment.sequence, moment.index
     row.finish_differs = isinstance(event, schema.RequestFinished) and _differs(event, row)
+    tokens = billed(life, under_way.price, cached_tokens=row.cached_tokens, with_prompt=with_prompt)
+    row.billed_prompt_tokens, row.billed_cached_tokens = tokens.prompt_tokens, tokens.cached_tokens
+    row.billed_output_tokens = tokens.output_tokens
     if row.plan == "per_token":
-        row.charge_nanousd = charge_nanousd(life, under_way.price)
+        row.charge_nanousd = cost_nanousd(tokens, under_way.price)
     yield row
 
 

@@ -38,6 +38,7 @@ class RequestRow(Row):
     stream: bool
     group_id: str | None
     choice: int
+    allowance: str | None
     accepted_at_ns: int
     accepted_sequence: int
     accepted_position: str
@@ -54,11 +55,17 @@ class RequestRow(Row):
     attempts: int = 0
     deaths: int = 0
     events: int = 0
+    billed_prompt_tokens: int = 0
+    billed_cached_tokens: int = 0
+    billed_output_tokens: int = 0
     charge_nanousd: int = 0
+    itl_counts: list[int] | None = None
     started_at_ns: int | None = None
     first_token_at_ns: int | None = None
     last_token_at_ns: int | None = None
     finished_at_ns: int | None = None
+    finished_sequence: int | None = None
+    finished_index: int | None = None
     finished_position: str | None = None
 
 
@@ -183,6 +190,106 @@ class PriceRow(Row):
     at_ns: int
 
 
+class LimitsRow(Row):
+    """All limits of an account, as last set."""
+
+    table = "set_limits"
+
+    account: str
+    plan: str
+    budget_nanousd: int | None
+    position: str
+    at_ns: int
+
+
+class GrantRow(Row):
+    table = "granted_credits"
+
+    account: str
+    nanousd: int
+    reason: str
+    position: str
+    at_ns: int
+
+
+class HoldRow(Row):
+    """An allowance of one gateway's lane; `id` is what its requests name."""
+
+    table = "held_credits"
+
+    id: str
+    account: str
+    shard: int
+    lane: str
+    nanousd: int
+    position: str
+    at_ns: int
+
+
+class SettlementRow(Row):
+    """What of an allowance was spent."""
+
+    table = "settled_credits"
+
+    account: str
+    hold: str
+    nanousd: int
+    position: str
+    at_ns: int
+
+
+class CorrectionRow(Row):
+    table = "corrections"
+
+    account: str
+    model: str
+    request_id: str | None
+    nanousd: int
+    reason: str
+    position: str
+    sequence: int
+    event_index: int
+    at_ns: int
+
+
+class PeriodRow(Row):
+    """A closed period; `positions` and `roots` are JSON objects by stream."""
+
+    table = "closed_periods"
+
+    period: str
+    positions: str
+    roots: str
+    digest: str
+    accounts: int
+    total_nanousd: int
+    position: str
+    at_ns: int
+
+
+class PeriodStreamRow(Row):
+    """Up to where a closed period holds what stands in one stream."""
+
+    table = "closed_streams"
+
+    period: str
+    stream: str
+    sequence: int
+
+
+class SegmentRow(Row):
+    """A sealed segment of the archive, and its manifest's SHA-256."""
+
+    table = "sealed_segments"
+
+    stream: str
+    first_sequence: int
+    last_sequence: int
+    manifest: str
+    position: str
+    at_ns: int
+
+
 FACTS: tuple[type[Row], ...] = (
     RequestRow,
     AttemptRow,
@@ -193,4 +300,12 @@ FACTS: tuple[type[Row], ...] = (
     KeyRow,
     RevocationRow,
     PriceRow,
+    LimitsRow,
+    GrantRow,
+    HoldRow,
+    SettlementRow,
+    CorrectionRow,
+    PeriodRow,
+    PeriodStreamRow,
+    SegmentRow,
 )

@@ -6,9 +6,8 @@ file holds nothing that the log does not say: deleting it costs the time to fold
 """
 
 import hashlib
-import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -21,20 +20,27 @@ from msgspec.structs import astuple
 from events.lifecycle import Life
 from events.log import Stored
 from replay import fold
-from replay.answer import Answer, QueryRefused, plain
+from replay.answer import Answer
+from replay.asking import ROWS_MAX, TIME_MAX_S, Asking, Question
 from replay.fold import Batch, Changes, Fold, Position, Stop
 from replay.rows import AttemptRow, PriceRow, RequestRow, Row
 
 # In the order in which they are made: each may read those before it.
-RELATIONS = ("requests", "attempts", "replicas", "usage", "latency", "prices", "accounts", "keys", "lag")
+RELATIONS = (
+    *("requests", "attempts", "replicas", "decisions", "usage", "latency", "itl_bounds", "demand"),
+    *("prices", "accounts", "keys", "corrections", "periods", "segments", "charges", "invoice_lines"),
+    *("balances", "lag"),
+)
 
 # What the rows mean. Raise it when the fold changes and the tables do not: older files are then refused.
-FOLD_VERSION = 1
+FOLD_VERSION = 2
 
-# An answer is read by a person or a script: more rows want a LIMIT or an aggregate.
-ROWS_MAX = 100_000
-# A question must not hold a core for longer than its asker waits (15 s, `control/questions.py`).
-TIME_MAX_S = 10.0
+# What a rebuild from the same log must give again, to the last byte: requests, money and the book. Not `lag`
+# and `replicas`, which say how things are, nor `demand` and `decisions`, which say why.
+DIGESTED = (
+    *("requests", "attempts", "usage", "latency", "prices", "accounts", "keys", "corrections", "periods"),
+    *("charges", "invoice_lines", "balances"),
+)
 
 # DuckDB's own default is 80 % of the machine, which an engine wants for itself. Two gigabytes fold
 # and aggregate ten million requests; what does not fit is spilled beside the file.
@@ -54,11 +60,6 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "pivot_limit": PIVOT_MAX,
     "lock_configuration": True,
 }
-
-ALLOWED = f"allowed is one SELECT over {', '.join(RELATIONS)}"
-
-
-ZONED = "times with a zone are not answered (the log's are integers, nanoseconds); write them as ::varchar"
 
 
 class WarehouseError(Exception):
@@ -82,6 +83,12 @@ def sql(name: str) -> str:
     return (files("replay") / "sql" / f"{name}.sql").read_text(encoding="utf-8")
 
 
+def checks() -> list[str]:
+    """Return the names of the queries that must find nothing."""
+    found = (file.name for file in (files("replay") / "sql").iterdir())
+    return sorted(name.removesuffix(".sql") for name in found if name.endswith(".check.sql"))
+
+
 def schema_version() -> str:
     """What has to be equal for a file to be gone on with: every relation, and what the fold means."""
     text = "\n".join(sql(name) for name in ("tables", *RELATIONS))
@@ -94,9 +101,7 @@ class Warehouse:
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
         self._writer = connection.cursor()
-        self._asking: set[duckdb.DuckDBPyConnection] = set()
-        self._asked = threading.Condition()
-        self._is_closed = False
+        self._asking = Asking(connection, MEMORY_MAX)
         self._fold = self._restored()
 
     @classmethod
@@ -117,11 +122,7 @@ class Warehouse:
 
     def close(self) -> None:
         """Close the file; what is being asked ends first, refused."""
-        with self._asked:
-            self._is_closed = True
-            for cursor in self._asking:
-                cursor.interrupt()
-            self._asked.wait_for(lambda: not self._asking)
+        self._asking.close()
         self._writer.close()
         self._connection.close()
 
@@ -142,8 +143,9 @@ class Warehouse:
     def apply_batch(self, batch: Batch) -> None:
         """As `apply`, of records that are decoded."""
         ended = self._ended(self._fold.new_requests(batch))
+        charged = self._charged(self._fold.groups(batch))
         with self._transaction():
-            changes = self._fold.apply(batch, ended=ended)
+            changes = self._fold.apply(batch, ended=ended, charged=charged)
             self._write(batch.stream, changes)
         if changes.stop is not None:
             raise ProjectionStopped(batch.stream, changes.stop)
@@ -153,6 +155,13 @@ class Warehouse:
         with self._transaction():
             self._write(stream, Changes(self._fold.position(stream), [], set(), stop))
         raise ProjectionStopped(stream, stop)
+
+    def note_heads(self, heads: Mapping[str, tuple[int, int]]) -> None:
+        """Say for relation `lag` where streams end that are not applied so far: sequence, stored time."""
+        with self._transaction():
+            self._writer.execute("delete from facts.heads")
+            for stream, head in heads.items():
+                self._writer.execute("insert into facts.heads values (?, ?, ?)", [stream, *head])
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -176,6 +185,17 @@ class Warehouse:
             [min(floors.values()), list(floors)],
         )
         return frozenset(request for (request,) in found.fetchall())
+
+    def _charged(self, groups: set[str]) -> list[str]:
+        """Return which of these groups were charged their prompt."""
+        if not groups:
+            return []
+        found = self._writer.execute(
+            "select distinct group_id from facts.ended_requests"
+            " where billed_output_tokens > 0 and group_id in (select unnest(?))",
+            [sorted(groups)],
+        )
+        return [group for (group,) in found.fetchall()]
 
     def _write(self, stream: str, changes: Changes) -> None:
         by_table: dict[str, list[Row]] = defaultdict(list)
@@ -221,7 +241,12 @@ class Warehouse:
         applied = self._writer.execute("select stream, sequence, stored_at_ns from facts.applied").fetchall()
         restored.positions = {stream: Position(sequence, at_ns) for stream, sequence, at_ns in applied}
         ids = self._writer.execute("select id from facts.book_entries").fetchall()
-        restored.restore_book((entry for (entry,) in ids), map(_row(PriceRow), self._rows(PriceRow)))
+        periods = self._writer.execute("select period from facts.closed_periods").fetchall()
+        restored.restore_book(
+            (entry for (entry,) in ids),
+            map(_row(PriceRow), self._rows(PriceRow)),
+            (period for (period,) in periods),
+        )
         attempts = {row[1]: row for row in self._rows(AttemptRow, "open_attempts")}
         for *row, life in self._rows(RequestRow, "open_requests", "life"):
             attempt = attempts.get(row[0])
@@ -240,39 +265,18 @@ class Warehouse:
 
     def query(self, text: str, *, rows_max: int = ROWS_MAX, time_max_s: float = TIME_MAX_S) -> Answer:
         """Answer one SELECT, as of now, on a connection of its own. Raises QueryRefused."""
-        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise QueryRefused("the question is not Unicode text")
-        with self._asked:
-            if self._is_closed:
-                raise QueryRefused("the database is closed")
-            cursor = self._connection.cursor()
-            self._asking.add(cursor)
-        timer = threading.Timer(time_max_s, cursor.interrupt)
-        timer.daemon = True
-        timer.start()
-        try:
-            return _answer(cursor, text, rows_max)
-        except duckdb.InterruptException as error:
-            why = "the database was closed" if self._is_closed else f"not answered within {time_max_s:g} s"
-            raise QueryRefused(f"{why}; ask again, or for less") from error
-        except duckdb.OutOfMemoryException as error:
-            raise QueryRefused(f"the answer takes more than {MEMORY_MAX} of memory; ask for less") from error
-        except (duckdb.PermissionException, duckdb.TransactionException) as error:
-            raise QueryRefused(f"{_first_line(error)}; {ALLOWED}") from error
-        except OverflowError as error:
-            raise QueryRefused("the answer holds a value out of range; write it as ::varchar") from error
-        except duckdb.Error as error:
-            problem = ZONED if "pytz" in str(error) else str(error)
-            raise QueryRefused(problem) from error
-        finally:
-            timer.cancel()
-            timer.join()
-            with self._asked:
-                # A result that was not read to its end may go on being made until it is interrupted.
-                cursor.interrupt()
-                cursor.close()
-                self._asking.remove(cursor)
-                self._asked.notify_all()
+        return self._asking.query(
+            text, f"allowed is one SELECT over {', '.join(RELATIONS)}", rows_max, time_max_s
+        )
+
+    def read(self, *questions: Question) -> list[Answer]:
+        """Answer questions of our own, all as of one moment. Raises QueryRefused."""
+        return self._asking.read(questions)
+
+    def digests(self, *questions: Question) -> tuple[dict[str, str], list[Answer]]:
+        """Return the SHA-256 of each relation's rows, whatever their order, and answers as of the same
+        moment. Raises QueryRefused."""
+        return self._asking.digests(DIGESTED, questions)
 
 
 def _make_or_refuse(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
@@ -294,26 +298,6 @@ def _make_or_refuse(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
             f"{path} was made by {made_by}, and this is schema {wanted}: delete the file. "
             "It is only a fold, and is built again from the log."
         )
-
-
-def _answer(cursor: duckdb.DuckDBPyConnection, text: str, rows_max: int) -> Answer:
-    statements = cursor.extract_statements(text)
-    kinds = [statement.type.name for statement in statements]
-    if kinds != ["SELECT"]:
-        raise QueryRefused(f"{' and '.join(kinds) or 'nothing'} is not answered; {ALLOWED}")
-    cursor.execute("begin transaction read only")
-    cursor.execute(statements[0])
-    columns = cursor.description or []
-    if any("WITH TIME ZONE" in str(kind) for _, kind, *_ in columns):
-        raise QueryRefused(ZONED)
-    rows = cursor.fetchmany(rows_max + 1)
-    if len(rows) > rows_max:
-        raise QueryRefused(f"the answer has more than {rows_max} rows; use LIMIT")
-    return Answer([name for name, *_ in columns], [[plain(value) for value in row] for row in rows])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 _lives = msgspec.json.Encoder(order="deterministic")

@@ -9,7 +9,7 @@ import anyio.lowlevel
 
 from events import subjects as names
 from events.log import Log, LogError, OutcomeUnknown, RecordTooLarge, Stored
-from events.memory.broker import Consumer, Handler, MemoryBroker, Stream
+from events.memory.broker import Consumer, Filter, Handler, MemoryBroker, Stream
 from events.memory.readers import MemoryFollower, MemoryJobs
 
 # As the real client has them.
@@ -112,7 +112,8 @@ class MemoryLog:
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         held = await self._ask(stream)
-        sequence = held.last.get(subject, 0)
+        wanted = Filter([subject])
+        sequence = max((last for name, last in held.last.items() if wanted(name)), default=0)
         return held.messages[sequence - 1] if sequence else None
 
     async def room_bytes(self, stream: str) -> int:

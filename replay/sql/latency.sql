@@ -9,5 +9,6 @@ select
     case
         when output_tokens > 1 then (last_token_at_ns - first_token_at_ns) // (output_tokens - 1)
     end as tpot_ns,
+    itl_counts,
     finished_at_ns - accepted_at_ns as e2e_ns
 from requests;

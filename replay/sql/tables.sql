@@ -14,6 +14,13 @@ create table facts.applied (
     stopped_why varchar
 );
 
+-- One row per stream that is not folded to its end: what the broker said of that end, when somebody asked.
+create table facts.heads (
+    stream varchar not null,
+    sequence bigint not null,
+    stored_at_ns bigint not null
+);
+
 -- One row per ended request.
 create table facts.ended_requests (
     request_id varchar not null,
@@ -26,6 +33,7 @@ create table facts.ended_requests (
     stream boolean not null,
     group_id varchar,
     choice bigint not null,
+    allowance varchar,
     accepted_at_ns bigint not null,
     accepted_sequence bigint not null,
     accepted_position varchar not null,
@@ -42,11 +50,17 @@ create table facts.ended_requests (
     attempts bigint not null,
     deaths bigint not null,
     events bigint not null,
+    billed_prompt_tokens bigint not null,
+    billed_cached_tokens bigint not null,
+    billed_output_tokens bigint not null,
     charge_nanousd hugeint not null,
+    itl_counts bigint[],
     started_at_ns bigint,
     first_token_at_ns bigint,
     last_token_at_ns bigint,
     finished_at_ns bigint,
+    finished_sequence bigint,
+    finished_index bigint,
     finished_position varchar
 );
 
@@ -152,6 +166,81 @@ create table facts.published_prices (
     output_nanousd bigint not null,
     cached_prompt_nanousd bigint,
     second_nanousd bigint,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+create table facts.set_limits (
+    account varchar not null,
+    plan varchar not null,
+    budget_nanousd bigint,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+create table facts.granted_credits (
+    account varchar not null,
+    nanousd bigint not null,
+    reason varchar not null,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+create table facts.held_credits (
+    id varchar not null,
+    account varchar not null,
+    shard bigint not null,
+    lane varchar not null,
+    nanousd bigint not null,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+create table facts.settled_credits (
+    account varchar not null,
+    hold varchar not null,
+    nanousd bigint not null,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+create table facts.corrections (
+    account varchar not null,
+    model varchar not null,
+    request_id varchar,
+    nanousd bigint not null,
+    reason varchar not null,
+    position varchar not null,
+    sequence bigint not null,
+    event_index bigint not null,
+    at_ns bigint not null
+);
+
+-- One row per closed period; `positions` and `roots` are JSON objects by stream.
+create table facts.closed_periods (
+    period varchar not null,
+    positions varchar not null,
+    roots varchar not null,
+    digest varchar not null,
+    accounts bigint not null,
+    total_nanousd bigint not null,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+-- One row per closed period and stream: up to where the period holds what stands there.
+create table facts.closed_streams (
+    period varchar not null,
+    stream varchar not null,
+    sequence bigint not null
+);
+
+-- One row per segment of the archive.
+create table facts.sealed_segments (
+    stream varchar not null,
+    first_sequence bigint not null,
+    last_sequence bigint not null,
+    manifest varchar not null,
     position varchar not null,
     at_ns bigint not null
 );

@@ -15,7 +15,7 @@ from replay.answer import Answer, QueryRefused
 from replay.warehouse import Warehouse, WarehouseError
 from rift import accounts
 from rift.cli.connection import connected, installation
-from rift.control.questions import ask_sql
+from rift.questions import QuestionRefused, Sql, ask
 
 Result = TypeVar("Result")
 
@@ -28,10 +28,10 @@ def sql(options: Namespace) -> None:
     """Ask the control process; where no broker answers, the database file itself."""
     try:
         try:
-            answer = _with_log(options, lambda log: ask_sql(log, options.select))
+            answer = Answer(**_with_log(options, lambda log: ask(log, Sql(options.select))))
         except* LogError as nobody:
             answer = _from_file(options, nobody)
-    except* (QueryRefused, WarehouseError) as refused:
+    except* (QueryRefused, QuestionRefused, WarehouseError) as refused:
         raise CommandFailed(_first(refused)) from refused
     if options.json:
         if twice := [name for name in answer.columns if answer.columns.count(name) > 1]:

@@ -3,7 +3,7 @@
 What lives here: waiting. What a record means is the fold's business, what is stored the warehouse's.
 """
 
-from collections.abc import AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 
 import anyio
 from anyio import to_thread
@@ -37,6 +37,8 @@ class Projector:
         self._subjects |= {subjects.shard_stream(shard): f"rift.{shard}.>" for shard in shards}
         self._readers: dict[str, Follower] = {}
         self._stopped = False
+        # Until told otherwise: an earlier process may have said that something is missing.
+        self._heads: dict[str, tuple[int, int]] | None = None
         self._gave_up_at: anyio.Event | None = None
 
     async def run(self) -> None:
@@ -73,11 +75,23 @@ class Projector:
                         if (reader := self._readers.get(stream)) is not None:
                             reader.hurry()
                         await changed.wait()
+            await self._note_heads()
         except LogError:
             # The answer is as old as the log's silence.
             return
         if timer.cancelled_caught:
             self._gave_up_at = self._applying.changed
+
+    async def _note_heads(self) -> None:
+        """Say in relation `lag` what could not be waited for, or that nothing is missing."""
+        heads = {}
+        for stream, everything in self._subjects.items():
+            last = await self._log.last(stream, everything)
+            if last is not None and last.sequence > self._applying.applied.get(stream, 0):
+                heads[stream] = last.sequence, last.stored_at_ns
+        if heads != self._heads:
+            await self._applying.note_heads(heads)
+        self._heads = heads
 
     async def _follow(self, stream: str, everything: str) -> None:
         after = self._applying.applied.get(stream, 0)
@@ -147,6 +161,9 @@ class _Applying:
         self.applied[stream] = messages[-1].sequence
         self.changed.set()
         self.changed = anyio.Event()
+
+    async def note_heads(self, heads: Mapping[str, tuple[int, int]]) -> None:
+        await to_thread.run_sync(self._warehouse.note_heads, heads, limiter=self._one_at_a_time)
 
     async def _check_book(self, behind: BookBehind) -> None:
         """Return if the book's stream holds the position that is waited for, else stop visibly."""

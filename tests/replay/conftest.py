@@ -63,8 +63,10 @@ class Scribe:
         self._ids += 1
         return f"{prefix}-{self._ids}"
 
-    def prices(self, version: int = 1, *, model: str = "tiny:1", prompt: int = 10, output: int = 20) -> int:
-        price = Price(model=model, prompt_nanousd=prompt, output_nanousd=output)
+    def prices(
+        self, version: int = 1, *, model: str = "tiny:1", prompt: int = 10, output: int = 20, **more: int
+    ) -> int:
+        price = Price(model=model, prompt_nanousd=prompt, output_nanousd=output, **more)
         return self.book(PricePublished(id=self.unique(), version=version, prices=(price,)))
 
     def request_id(self, *, at: Address = AT, account: str = "dev") -> str:
@@ -153,7 +155,7 @@ class Chaos:
     def publish(self) -> None:
         self.versions += 1
         prompt, output = self.dice.choice((0, 1, 150, 10**12)), self.dice.choice((0, 1, 400, 10**12))
-        self.scribe.prices(self.versions, prompt=prompt, output=output)
+        self.scribe.prices(self.versions, prompt=prompt, output=output, second_nanousd=3)
         # The same version again, by another id, means nothing.
         self.scribe.prices(self.versions, prompt=9, output=9)
         self.scribe.book(AccountOpened(id="same", account="dev"))
@@ -278,6 +280,11 @@ class ListLog:
         assert subject is None, "not needed here"
         messages = self.streams.get(stream, [])
         return messages[-1].sequence if messages else 0
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        assert subject.endswith(">"), "not needed here"
+        messages = self.streams.get(stream, [])
+        return messages[-1] if messages else None
 
     @asynccontextmanager
     async def follow(

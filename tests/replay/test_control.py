@@ -13,11 +13,11 @@ import pytest
 
 from events import subjects
 from events.log import LogError, Stored
-from replay.answer import QueryRefused
+from replay.answer import Answer
 from replay.warehouse import Warehouse
-from rift.control import main, questions
+from rift.control import answers, main, projection
 from rift.control.projector import AHEAD_MAX, LogBehind, Projector
-from rift.control.questions import SQL_SUBJECT, ask_sql
+from rift.questions import QuestionRefused, Sql, ask
 
 pytestmark = pytest.mark.anyio
 
@@ -27,10 +27,14 @@ async def controlling(log: Any, database: Path) -> AsyncIterator[None]:
     async with anyio.create_task_group() as group:
         group.start_soon(partial(main.run, log, database, stop=anyio.Event()))
         with anyio.fail_after(5):
-            while SQL_SUBJECT not in log.handlers:  # noqa: ASYNC110
+            while Sql.topic not in log.handlers:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
         yield
         group.cancel_scope.cancel()
+
+
+async def ask_sql(log: Any, sql: str) -> Answer:
+    return Answer(**await ask(log, Sql(sql), timeout_s=10))
 
 
 async def until(log: Any, sql: str, is_wanted: Callable[[list[list[Any]]], bool]) -> list[list[Any]]:
@@ -123,7 +127,7 @@ async def test_an_unreadable_record_stops_project(scribe: Any, list_log: Any, wa
     scribe.put("RIFT_0", "rift.0.lane.x", b"{")
     with pytest.raises(BaseExceptionGroup) as raised:
         await Projector(list_log(scribe.streams), warehouse, [0]).run()
-    assert "the projection stopped at RIFT_0:1: no record" in str(list(main._messages(raised.value)))
+    assert "the projection stopped at RIFT_0:1: no record" in str(list(projection._messages(raised.value)))
 
 
 async def test_another_log_is_refused(scribe: Any, list_log: Any, warehouse: Warehouse) -> None:
@@ -189,9 +193,9 @@ async def test_answers_and_errors_are_json(scribe: Any, list_log: Any, tmp_path:
     async with controlling(log, tmp_path / "db"):
 
         async def asked(data: bytes) -> Any:
-            return json.loads(await log.ask(SQL_SUBJECT, data, timeout_s=5))
+            return json.loads(await log.ask(Sql.topic, data, timeout_s=5))
 
-        assert await asked(b'{"sql": "select 1 as one, null as none"}') == {
+        assert (await asked(b'{"sql": "select 1 as one, null as none"}'))["answer"] == {
             "columns": ["one", "none"],
             "rows": [[1, None]],
         }
@@ -207,7 +211,7 @@ async def test_ask_sql_answers_or_raises(scribe: Any, list_log: Any, tmp_path: P
     async with controlling(log, tmp_path / "db"):
         answer = await ask_sql(log, "select 9223372036854775807::hugeint * 4 as nanousd")
         assert (answer.columns, answer.rows) == (["nanousd"], [[9223372036854775807 * 4]])
-        with pytest.raises(QueryRefused, match="INSERT is not answered"):
+        with pytest.raises(QuestionRefused, match="INSERT is not answered"):
             await ask_sql(log, "insert into requests values (1)")
 
 
@@ -216,6 +220,6 @@ async def test_a_reply_too_large_for_the_broker_is_refused(
 ) -> None:
     log = list_log(scribe.streams)
     async with controlling(log, tmp_path / "db"):
-        with pytest.raises(QueryRefused, match="more than 8000000; use LIMIT"):
+        with pytest.raises(QuestionRefused, match="more than 8000000; use LIMIT"):
             await ask_sql(log, "select repeat('x', 1000) from range(9000)")
-        assert questions.REPLY_BYTES_MAX < 8 * 1024 * 1024
+        assert answers.REPLY_BYTES_MAX < 8 * 1024 * 1024

@@ -1,0 +1,15 @@
+-- One row per scaling decision.
+create view decisions as
+select
+    model,
+    from_replicas,
+    to_replicas,
+    reason,
+    policy,
+    positions,
+    inputs,
+    epoch,
+    decided_at_ns,
+    at_ns as stored_at_ns,
+    position
+from facts.scale_decisions;

@@ -1,0 +1,12 @@
+-- One row per closed period.
+create view periods as
+select
+    period,
+    accounts,
+    total_nanousd,
+    digest,
+    positions,
+    roots,
+    at_ns as closed_at_ns,
+    position
+from facts.closed_periods;

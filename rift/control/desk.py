@@ -1,0 +1,73 @@
+"""What the control process is asked, and does. A question waits until what was stored before it is applied."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from anyio import to_thread
+
+from events.log import Log
+from replay import invoice
+from replay.warehouse import Warehouse
+from rift.control import closing
+from rift.control.answers import Answering
+from rift.control.closing import Sealed
+from rift.control.projection import Projection
+from rift.questions import AskInvoice, AskUsage, ClosePeriod, Digests, Question, Seal, Sql
+
+Found = TypeVar("Found")
+
+
+class Desk:
+    def __init__(self, log: Log, projection: Projection, seal: Callable[[], Awaitable[Sealed]]) -> None:
+        self._log, self._projection, self._seal_now = log, projection, seal
+
+    def answers(self) -> Mapping[type[Question], Answering]:
+        return {
+            Sql: self._sql,
+            AskInvoice: self._invoice,
+            AskUsage: self._usage,
+            Digests: self._digests,
+            ClosePeriod: self._close,
+            Seal: self._seal,
+        }
+
+    async def _read(self, read: Callable[[Warehouse], Found]) -> Found:
+        await self._projection.catch_up()
+        return await to_thread.run_sync(lambda: read(self._projection.warehouse))
+
+    async def _sql(self, question: Sql) -> object:
+        return await self._read(lambda warehouse: warehouse.query(question.sql))
+
+    async def _invoice(self, question: AskInvoice) -> object:
+        return await self._read(
+            lambda warehouse: invoice.invoice(warehouse.read, question.account, question.period)
+        )
+
+    async def _usage(self, question: AskUsage) -> object:
+        days = question.first_day, question.last_day
+        return await self._read(
+            lambda warehouse: invoice.usage(warehouse.read, question.account, *days, question.group_by)
+        )
+
+    async def _digests(self, question: Digests) -> dict[str, Any]:
+        digests, answers = await self._read(
+            lambda warehouse: warehouse.digests(
+                ("select stream, sequence from lag", []), ("from invoice_lines", [])
+            )
+        )
+        positions, lines = answers
+        return {"positions": dict(positions.rows), "digests": digests, "invoice_lines": lines}
+
+    async def _close(self, question: ClosePeriod) -> object:
+        return await closing.close(
+            self._log,
+            question.period,
+            warehouse=lambda: self._projection.warehouse,
+            catch_up=self._projection.catch_up,
+            seal=self._seal_now,
+        )
+
+    async def _seal(self, question: Seal) -> object:
+        await self._projection.catch_up()
+        sealed = await self._seal_now()
+        return {"positions": sealed.positions, "roots": sealed.roots}

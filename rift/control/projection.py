@@ -1,0 +1,89 @@
+"""The warehouse in use, and its projector: they go on together, and are changed for new ones together."""
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+
+from events.log import Log
+from replay.warehouse import ProjectionStopped, Warehouse
+from rift.control.projector import Projector
+
+logger = logging.getLogger(__name__)
+
+
+class Projection:
+    """`warehouse` is what questions are asked of; it may be another at the next question."""
+
+    def __init__(self, log: Log, database: Path, warehouse: Warehouse, shards: Iterable[int]) -> None:
+        self._log, self._database, self._shards = log, database, tuple(shards)
+        self._use(warehouse)
+        self._scope = anyio.CancelScope()
+        self._one_at_a_time = anyio.Lock()
+        self._switch: anyio.Event | None = None
+
+    def _use(self, warehouse: Warehouse) -> None:
+        self.warehouse = warehouse
+        self._projector = Projector(self._log, warehouse, self._shards)
+
+    async def run(self) -> None:
+        """Project until cancelled. A projection that stopped is logged, and in relation `lag`: starting
+        again would only stop at the same record. Raises LogError, LogBehind."""
+        while True:
+            with anyio.CancelScope() as self._scope:
+                try:
+                    await self._projector.run()
+                except* ProjectionStopped as stopped:
+                    for line in _messages(stopped):
+                        logger.error("%s", line)
+                await anyio.sleep_forever()
+            assert self._switch is not None, "only a switch ends a projection"
+            await self._change(self._switch)
+
+    async def catch_up(self) -> None:
+        await self._projector.catch_up()
+
+    async def rebuild(self, build: Callable[[Path], Awaitable[None]]) -> None:
+        """Have a fresh file built beside the one in use, and go on with it. Raises what `build` raises: then
+        nothing has changed."""
+        async with self._one_at_a_time:
+            fresh = _fresh(self._database)
+            remove(fresh)
+            try:
+                await build(fresh)
+                self._switch = anyio.Event()
+                self._scope.cancel()
+                await self._switch.wait()
+            finally:
+                remove(fresh)
+
+    async def _change(self, done: anyio.Event) -> None:
+        """Close the file in use, put the fresh one in its place, and open that."""
+        with anyio.CancelScope(shield=True):
+            await to_thread.run_sync(self.warehouse.close)
+            remove(self._database)
+            os.replace(_fresh(self._database), self._database)
+            self._use(await to_thread.run_sync(Warehouse.open, self._database))
+        self._switch = None
+        done.set()
+
+
+def remove(database: Path) -> None:
+    """Remove a DuckDB file and what belongs to it, if it is there."""
+    for file in (database, database.with_name(f"{database.name}.wal")):
+        file.unlink(missing_ok=True)
+
+
+def _fresh(database: Path) -> Path:
+    return database.with_name(f"{database.name}.rebuilding")
+
+
+def _messages(group: BaseExceptionGroup[ProjectionStopped]) -> Iterable[str]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _messages(error)
+        else:
+            yield str(error)

@@ -1,0 +1,92 @@
+"""Questions to the control process: asked on `rift.ask.*` by any other, in no stream.
+
+A question and its answer are JSON; an answer that cannot be given is `{"error": …}`, never silence. What
+lives here: the questions and how they are asked. The answers are in `control/answers.py`.
+"""
+
+import json
+from typing import Any, ClassVar
+
+import msgspec
+
+from events.log import Log, LogError
+
+# Longer than an answer in SQL may take (10 s, `replay/asking.py`) and than one before it in the queue.
+TIMEOUT_S = 25.0
+# Rebuilding, closing and digests read everything there is.
+LONG_TIMEOUT_S = 1800.0
+
+
+class QuestionRefused(Exception):
+    """The control process does not answer this; the message says why, and what it would answer."""
+
+
+class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is asked; `topic` is the subject it is asked on."""
+
+    topic: ClassVar[str]
+
+
+class Sql(Question, frozen=True, forbid_unknown_fields=True):
+    topic = "rift.ask.sql"
+
+    sql: str
+
+
+class AskInvoice(Question, frozen=True, forbid_unknown_fields=True):
+    topic = "rift.ask.invoice"
+
+    account: str
+    period: str
+
+
+class AskUsage(Question, frozen=True, forbid_unknown_fields=True):
+    topic = "rift.ask.usage"
+
+    account: str
+    first_day: str
+    last_day: str
+    group_by: tuple[str, ...] = ()
+
+
+class ClosePeriod(Question, frozen=True, forbid_unknown_fields=True):
+    topic = "rift.ask.close"
+
+    period: str
+
+
+class Seal(Question, frozen=True, forbid_unknown_fields=True):
+    """Archive all that is projected, now."""
+
+    topic = "rift.ask.seal"
+
+
+class Digests(Question, frozen=True, forbid_unknown_fields=True):
+    """What the warehouse comes to: positions, the digest of each relation, and every invoice line."""
+
+    topic = "rift.ask.digests"
+
+
+class Rebuild(Question, frozen=True, forbid_unknown_fields=True):
+    """Fold everything again into a fresh file, and go on with that."""
+
+    topic = "rift.ask.rebuild"
+
+
+AnyQuestion = Sql | AskInvoice | AskUsage | ClosePeriod | Seal | Digests | Rebuild
+
+
+async def ask(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:
+    """Return the answer as JSON's values. Raises QuestionRefused, LogError where nobody answers."""
+    topic = question.topic
+    data = await log.ask(topic, msgspec.json.encode(question), timeout_s=timeout_s)
+    try:
+        # Not msgspec: sums of money may pass 64 bits.
+        reply = json.loads(data)
+    except ValueError as error:
+        raise LogError(f"{topic} answered with something else: {error}") from error
+    if not isinstance(reply, dict) or not reply.keys() & {"answer", "error"}:
+        raise LogError(f"{topic} answered with something else: {data[:100]!r}")
+    if "error" in reply:
+        raise QuestionRefused(reply["error"])
+    return reply["answer"]
