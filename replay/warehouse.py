@@ -22,7 +22,7 @@ from events.log import Stored
 from replay import fold
 from replay.answer import Answer
 from replay.asking import ROWS_MAX, TIME_MAX_S, Asking, Question
-from replay.fold import Changes, Fold, Position, Stop
+from replay.fold import Batch, Changes, Fold, Position, Stop
 from replay.rows import AttemptRow, PriceRow, RequestRow, Row
 
 # In the order in which they are made: each may read those before it.
@@ -138,14 +138,17 @@ class Warehouse:
         Raises ProjectionStopped at a record that cannot be folded, with everything before it
         committed, and BookBehind with nothing done.
         """
-        batch = fold.read(stream, messages)
+        self.apply_batch(fold.read(stream, messages))
+
+    def apply_batch(self, batch: Batch) -> None:
+        """As `apply`, of records that are decoded."""
         ended = self._ended(self._fold.new_requests(batch))
         charged = self._charged(self._fold.groups(batch))
         with self._transaction():
             changes = self._fold.apply(batch, ended=ended, charged=charged)
-            self._write(stream, changes)
+            self._write(batch.stream, changes)
         if changes.stop is not None:
-            raise ProjectionStopped(stream, changes.stop)
+            raise ProjectionStopped(batch.stream, changes.stop)
 
     def stop(self, stream: str, stop: Stop) -> NoReturn:
         """Write down why a stream cannot go on, and raise ProjectionStopped."""

@@ -15,7 +15,7 @@ from replay.answer import QueryRefused
 from replay.fold import Fold
 from replay.warehouse import RELATIONS, Warehouse, WarehouseBusy, WarehouseError, sql
 
-SQL = sorted(path.name for path in (files("replay") / "sql").iterdir())
+SQL = sorted(path.name for path in (files("replay") / "sql").iterdir() if path.name.endswith(".sql"))
 README = (files("replay") / "README.md").read_text(encoding="utf-8")
 
 

@@ -25,7 +25,7 @@ WITHOUT_REPLAY = ("rift.gateway", "rift.worker", "rift.engines")
 ENGINE = ("rift/engines/vllm.py", "rift/engines/prepare.py")
 DOORS: dict[str, tuple[str, ...]] = {
     "anyio": ("events/", "replay/", "rift/"),
-    "duckdb": ("replay/warehouse.py", "replay/asking.py"),
+    "duckdb": ("replay/warehouse.py", "replay/asking.py", "replay/segments.py"),
     "hypercorn": ("rift/gateway/server.py",),
     "jinja2": ("rift/engines/vllm.py",),
     "msgspec": ("events/", "replay/", "rift/"),
@@ -275,7 +275,12 @@ WRONG = [
     (directions, "events/x.py", "def f():\n    from rift.cli import main", "events must not import rift"),
     (directions, "replay/x.py", "import rift", "replay must not import rift"),
     (directions, "rift/x.py", "from . import y", "full name"),
-    (doors, "rift/x.py", "import duckdb", "only in replay/warehouse.py and replay/asking.py"),
+    (
+        doors,
+        "rift/x.py",
+        "import duckdb",
+        "only in replay/warehouse.py and replay/asking.py and replay/segments.py",
+    ),
     (doors, "rift/x.py", "from nats.aio import client", "only in events/jetstream/"),
     (doors, "rift/x.py", "import requests", "give it a door"),
     (banned, "rift/x.py", "import time\nf(clock=time.time)", "2: time.time: use a clock"),

@@ -1,0 +1,116 @@
+"""The files of the archive: their names, their manifests, and how they get on disk.
+
+A segment is some Parquet files and a manifest, written last: it exists exactly if its manifest does. Each
+manifest holds the SHA-256 of the one before it, so the last one vouches for all.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+VERSION = 1
+# A file is hashed by pieces of this size.
+PIECE_BYTES = 1 << 20
+
+
+class ArchiveError(Exception):
+    """What was asked cannot be done; the message says what to do. Nothing was sealed."""
+
+
+class ArchiveDamaged(ArchiveError):
+    """The archive does not hold what was sealed; the message names the file."""
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one segment holds. `at_ns` is of its last record; `previous` the hash of the manifest before."""
+
+    version: int
+    stream: str
+    first: int
+    last: int
+    at_ns: int
+    records: int
+    events: int
+    files: dict[str, File]
+    root: str
+    previous: str
+
+    @property
+    def encoded(self) -> bytes:
+        """The bytes of its file."""
+        return msgspec.json.encode(self)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.encoded).hexdigest()
+
+
+def file_name(first: int, suffix: str | None = None) -> str:
+    return f"{first:020d}.{suffix}.parquet" if suffix else f"{first:020d}.json"
+
+
+def read_manifest(path: Path) -> Manifest:
+    try:
+        data = path.read_bytes()
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except OSError as error:
+        raise ArchiveDamaged(f"{path} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArchiveDamaged(f"{path} is no manifest: {error}") from error
+    named = (path.parent.name, file_name(manifest.first), VERSION)
+    if manifest.encoded != data or (manifest.stream, path.name, manifest.version) != named:
+        raise ArchiveDamaged(f"{path} is no manifest as it was written")
+    return manifest
+
+
+def measure(path: Path) -> File:
+    hashed, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            hashed.update(piece)
+            size += len(piece)
+    return File(size, hashed.hexdigest())
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Two that seal at once would write over each other's files."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ArchiveError(f"another process is sealing into {folder}") from error
+    finally:
+        os.close(handle)
+
+
+def sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def create(path: Path, data: bytes) -> None:
+    """Let a file appear whole and only if there is none, and stay."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(data)
+    sync(part)
+    try:
+        os.link(part, path)
+    except FileExistsError as error:
+        raise ArchiveError(f"{path} exists already") from error
+    part.unlink()
+    sync(path.parent)

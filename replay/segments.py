@@ -1,0 +1,114 @@
+"""The rows of archived segments: Parquet files, written and read by a DuckDB of their own, in memory.
+
+What lives here: how events become rows and rows events again (`sql/archive/`). What must not: which
+segments there are and what proves them (`archive.py`).
+"""
+
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+import duckdb
+
+# As the warehouse's, and beside it: what does not fit is spilled beside the archive.
+MEMORY_MAX = "2GB"
+SPILL_MAX = "8GB"
+# Events that are handed from and to DuckDB at a time: few enough to hold, enough to make a call cheap.
+ROWS = 10_000
+
+CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "autoload_known_extensions": False,
+    "autoinstall_known_extensions": False,
+    "memory_limit": MEMORY_MAX,
+    "max_temp_directory_size": SPILL_MAX,
+}
+# zstd is a third of snappy's size here and as fast to read; DELTA encodings come with the second version.
+PARQUET = "format parquet, compression zstd, parquet_version v2"
+
+Record = tuple[int, int, str, str, str, int, str]
+Event = tuple[int, int, int, str, str]
+
+
+class SegmentUnreadable(Exception):
+    """A file of a segment is no Parquet file of ours; the message is DuckDB's."""
+
+
+def sql(name: str) -> str:
+    """Return the text of one file of `replay/sql/archive/`, `bare_json` written out."""
+    folder = files("replay") / "sql" / "archive"
+    text, bare_json = ((folder / f"{name}.sql").read_text(encoding="utf-8") for name in (name, "bare"))
+    return text.replace("bare_json", f"({bare_json})")
+
+
+class Segments:
+    """One connection: for one thread at a time. It reads and writes in its folder only."""
+
+    def __init__(self, folder: Path) -> None:
+        self._connection = duckdb.connect(
+            ":memory:", config=CONFIG | {"temp_directory": str(folder / ".spill")}
+        )
+        for name, value in (
+            ("allowed_directories", f"[{_quoted(folder)}]"),
+            ("enable_external_access", "false"),
+        ):
+            self._connection.execute(f"set {name} = {value}")
+        self._connection.execute("set lock_configuration = true")
+        self._connection.execute(sql("macros"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def begin(self) -> None:
+        """Make room for the rows of one segment."""
+        self._connection.execute(sql("tables"))
+
+    def add(self, records: list[Record], events: list[Event], content: list[tuple[int, bytes]]) -> None:
+        for table, rows in (("records", records), ("events", events), ("content", content)):
+            if rows:
+                appender = self._connection.appender(f"sealed_{table}")
+                appender.append_rows(rows)
+                appender.flush()
+
+    def write(self, *, records: Path, events: Path, content: Path | None) -> None:
+        """Write what was added."""
+        selects = {records: "from sealed_records order by sequence", events: sql("seal")}
+        if content is not None:
+            selects[content] = "from sealed_content order by sequence"
+        for path, select in selects.items():
+            self._connection.execute(f"copy ({select}) to {_quoted(path)} ({PARQUET})")
+
+    def wrong(self, stream: str, *, records: Path, events: Path) -> list[int]:
+        """Return the records whose hash does not come out of their rows. Raises SegmentUnreadable."""
+        told = {"stream": stream, "records": str(records), "events": str(events)}
+        return [sequence for (sequence,) in self._rows("check", told)]
+
+    def records(self, path: Path) -> Iterator[tuple[int, int, int, str]]:
+        """Yield sequence, at_ns, number of events and hash of each record. Raises SegmentUnreadable."""
+        return self._rows("records", {"records": str(path)})
+
+    def events(
+        self, *, records: Path, events: Path, first: int, last: int
+    ) -> Iterator[tuple[int, int, str, str | None]]:
+        """Yield sequence, at_ns, subject and bare JSON of each event in order. Raises SegmentUnreadable."""
+        told = {"records": str(records), "events": str(events), "first": first, "last": last}
+        return self._rows("read", told)
+
+    def _rows(self, name: str, told: dict[str, Any]) -> Iterator[Any]:
+        cursor = self._connection.cursor()
+        try:
+            cursor.execute(sql("macros"))
+            cursor.execute(sql(name), told)
+            while rows := cursor.fetchmany(ROWS):
+                yield from rows
+        except duckdb.Error as error:
+            raise SegmentUnreadable(str(error).partition("\n")[0]) from error
+        finally:
+            cursor.close()
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
