@@ -15,6 +15,7 @@ from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
 from rift.cli import ops, roles
 from rift.cli.ops import CommandFailed
+from rift.control.projector import LogBehind, LogTrimmed
 from rift.engines import EngineFailed
 from rift.engines.prepare import PrepareFailed
 from rift.installation import InstallationWrong
@@ -26,7 +27,9 @@ FAILURES = (
     CommandFailed,
     EngineFailed,
     InstallationWrong,
+    LogBehind,
     LogError,
+    LogTrimmed,
     OSError,
     PrepareFailed,
     SettingsWrong,

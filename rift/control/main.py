@@ -8,9 +8,11 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from events import subjects
+from events import fleet, subjects
 from events.log import Log
+from replay.archive import Archive
 from replay.warehouse import ProjectionStopped, Warehouse
+from rift.control.archiver import Archiver
 from rift.control.janitor import Janitor
 from rift.control.projector import Projector
 from rift.control.questions import SQL_SUBJECT, answer_sql
@@ -23,11 +25,20 @@ logger = logging.getLogger(__name__)
 LAST_S = 0.6
 
 
-async def run(log: Log, database: Path, *, stop: anyio.Event, shards: Iterable[int] = (0,)) -> None:
-    """Project and answer questions until `stop` is set. Raises WarehouseError, LogError, LogBehind.
+async def run(
+    log: Log,
+    database: Path,
+    *,
+    stop: anyio.Event,
+    shards: Iterable[int] = (0,),
+    archive: Archive | None = None,
+    retention_days: int = 7,
+) -> None:
+    """Project, archive and answer questions until `stop` is set. Raises WarehouseError, LogError, LogBehind,
+    LogTrimmed.
 
     A projection that stopped is logged and in relation `lag`, and questions go on
-    being answered: starting again would only stop at the same record.
+    being answered: starting again would only stop at the same record. Without an archive nothing is trimmed.
     """
     warehouse = await to_thread.run_sync(Warehouse.open, database)
     try:
@@ -35,9 +46,19 @@ async def run(log: Log, database: Path, *, stop: anyio.Event, shards: Iterable[i
         handler = answer_sql(warehouse, projector.catch_up)
         async with log.answer(SQL_SUBJECT, handler), anyio.create_task_group() as tasks:
             for shard in shards:
-                first = await to_thread.run_sync(_first_open, warehouse, shard)
+                first = await to_thread.run_sync(_first_open, warehouse, subjects.shard_stream(shard))
                 tasks.start_soon(partial(Janitor(log, shard=shard).run, first=first))
             tasks.start_soon(_project, projector)
+            if archive is not None:
+                archiver = Archiver(
+                    log,
+                    archive,
+                    shards=shards,
+                    projected=lambda: projector.applied,
+                    needed_from=partial(_needed_from, log, warehouse),
+                    retention_days=retention_days,
+                )
+                tasks.start_soon(archiver.run)
             await stop.wait()
             with anyio.move_on_after(LAST_S):
                 await projector.catch_up()
@@ -55,9 +76,15 @@ async def _project(projector: Projector) -> None:
             logger.error("%s", line)
 
 
-def _first_open(warehouse: Warehouse, shard: int) -> int:
+async def _needed_from(log: Log, warehouse: Warehouse, stream: str) -> int:
+    """Return the first sequence of a stream that somebody needs to go on. Raises LogError, QueryRefused."""
+    if stream == subjects.FLEET:
+        return (await fleet.read(log)).needed_from
+    return await to_thread.run_sync(_first_open, warehouse, stream)
+
+
+def _first_open(warehouse: Warehouse, stream: str) -> int:
     """Return a sequence at or before every request that may be open."""
-    stream = subjects.shard_stream(shard)
     applied = warehouse.positions().get(stream, 0)
     select = "select min(split_part(split_part(accepted_position, ':', 2), '.', 1)::bigint) from requests"
     (row,) = warehouse.query(

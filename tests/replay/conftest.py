@@ -279,6 +279,10 @@ class ListLog:
         messages = self.streams.get(stream, [])
         return messages[-1].sequence if messages else 0
 
+    async def first_sequence(self, stream: str) -> int:
+        messages = self.streams.get(stream, [])
+        return messages[0].sequence if messages else 1
+
     @asynccontextmanager
     async def follow(
         self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0

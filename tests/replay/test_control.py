@@ -16,7 +16,7 @@ from events.log import LogError, Stored
 from replay.answer import QueryRefused
 from replay.warehouse import Warehouse
 from rift.control import main, questions
-from rift.control.projector import AHEAD_MAX, LogBehind, Projector
+from rift.control.projector import AHEAD_MAX, LogBehind, LogTrimmed, Projector
 from rift.control.questions import SQL_SUBJECT, ask_sql
 
 pytestmark = pytest.mark.anyio
@@ -134,6 +134,25 @@ async def test_another_log_is_refused(scribe: Any, list_log: Any, warehouse: War
     shorter = scribe.streams | {"RIFT_0": scribe.streams["RIFT_0"][:2]}
     with pytest.raises(LogBehind, match="RIFT_0 ends at 2, and the database has applied it up to 6"):
         await Projector(list_log(shorter), warehouse, [0]).run()
+
+
+@pytest.mark.parametrize("applied", [0, 1, 2])
+async def test_a_trimmed_log_is_not_gone_on_with_behind_the_gap(
+    scribe: Any, list_log: Any, warehouse: Warehouse, applied: int
+) -> None:
+    scribe.prices()
+    scribe.finished_request()
+    warehouse.apply(subjects.BOOK, scribe.streams[subjects.BOOK])
+    warehouse.apply("RIFT_0", scribe.streams["RIFT_0"][:applied])
+    log = list_log(scribe.streams | {"RIFT_0": scribe.streams["RIFT_0"][2:]})
+    if applied == 2:
+        with anyio.move_on_after(0.2):
+            await Projector(log, warehouse, [0]).run()
+        assert warehouse.positions()["RIFT_0"] == 6
+        return
+    why = f"RIFT_0 begins at 3, and the database has applied it up to {applied}.*rift replay --rebuild"
+    with pytest.raises(LogTrimmed, match=why):
+        await Projector(log, warehouse, [0]).run()
 
 
 async def test_what_is_read_ahead_is_bounded(
