@@ -74,7 +74,9 @@ class _Stream(msgspec.Struct):
     waiting: int = 0
     since: float = 0.0
     looked: int = 0
-    trimmed_at: float = 0.0
+    # What was sealed when the trim was last considered, and when that was.
+    considered: int = -1
+    considered_at: float = 0.0
     retry_at: float = 0.0
 
 
@@ -136,20 +138,19 @@ class Archiver:
                 error,
                 RETRY_S,
             )
-            stream.known = False
+            stream.known, stream.considered = False, -1
             stream.retry_at = anyio.current_time() + RETRY_S
 
     async def _keep(self, stream: _Stream) -> None:
-        began, trims = not stream.known, stream.name != subjects.BOOK
         await self._know(stream)
-        is_short = trims and await self._is_short(stream)
-        sealed, target = stream.sealed, self._projected().get(stream.name, 0)
+        is_short = stream.name != subjects.BOOK and await self._is_short(stream)
+        target = self._projected().get(stream.name, 0)
         if await self._waits(stream, target):
             waited_s = anyio.current_time() - stream.since
             is_old = waited_s >= (SHORT_AGE_S if is_short else SEGMENT_AGE_S)
             await self._seal(stream, target, at_least=1 if is_old else SEGMENT_RECORDS)
-        is_time = is_short and anyio.current_time() - stream.trimmed_at >= SHORT_AGE_S
-        if trims and (began or is_time or stream.sealed > sealed):
+        is_time = is_short and anyio.current_time() - stream.considered_at >= SHORT_AGE_S
+        if stream.name != subjects.BOOK and (is_time or stream.sealed > stream.considered):
             await self._trim(stream, is_short=is_short)
 
     # --- sealing ---------------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ class Archiver:
         return room * ROOM_PART < await self._log.capacity_bytes(stream.name)
 
     async def _trim(self, stream: _Stream, *, is_short: bool) -> None:
-        stream.trimmed_at = anyio.current_time()
+        stream.considered, stream.considered_at = stream.sealed, anyio.current_time()
         name, projected = stream.name, self._projected().get(stream.name, 0)
         manifests = await self._in_thread(self._archive.manifests, name)
         # Asked after `projected` was read: what is accepted meanwhile stands behind that.
