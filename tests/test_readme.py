@@ -65,7 +65,7 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
     assert table.keys() == defaults.keys()
     for name, shown in table.items():
         if shown:
-            assert shown == f"`{defaults[name]}`", name
+            assert shown == f"`{defaults[name]}`".lower(), name
 
 
 def test_every_models_price_is_the_catalogues() -> None:

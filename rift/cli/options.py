@@ -17,6 +17,7 @@ from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
 from rift.cli import money, ops, roles
 from rift.cli.ops import CommandFailed
+from rift.control.projector import LogBehind, LogTrimmed
 from rift.engines import EngineFailed
 from rift.engines.prepare import PrepareFailed
 from rift.installation import InstallationWrong
@@ -29,7 +30,9 @@ FAILURES = (
     CommandFailed,
     EngineFailed,
     InstallationWrong,
+    LogBehind,
     LogError,
+    LogTrimmed,
     MoneyWrong,
     OSError,
     PrepareFailed,

@@ -1,9 +1,10 @@
 """Closing a period: its invoices become final, up to what is projected and archived, by one event."""
 
 import datetime
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from anyio import to_thread
 
 from events import codec, subjects
@@ -22,11 +23,11 @@ NANOSECONDS = 1_000_000_000
 TRIES = 3
 
 
-class Sealed:
+class Sealed(msgspec.Struct, frozen=True):
     """Up to where each stream is archived, and the SHA-256 of the manifest that ends there."""
 
-    def __init__(self, positions: Mapping[str, int], roots: Mapping[str, str]) -> None:
-        self.positions, self.roots = dict(positions), dict(roots)
+    positions: dict[str, int]
+    roots: dict[str, str]
 
 
 async def close(

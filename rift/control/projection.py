@@ -2,15 +2,18 @@
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import anyio
 from anyio import to_thread
 
 from events.log import Log
+from replay.archive import Archive
+from replay.rebuild import rebuilt
 from replay.warehouse import ProjectionStopped, Warehouse
 from rift.control.projector import Projector
+from rift.control.tail import fold_tail
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +21,11 @@ logger = logging.getLogger(__name__)
 class Projection:
     """`warehouse` is what questions are asked of; it may be another at the next question."""
 
-    def __init__(self, log: Log, database: Path, warehouse: Warehouse, shards: Iterable[int]) -> None:
+    def __init__(
+        self, log: Log, database: Path, warehouse: Warehouse, archive: Archive, shards: Iterable[int]
+    ) -> None:
         self._log, self._database, self._shards = log, database, tuple(shards)
+        self._archive = archive
         self._use(warehouse)
         self._scope = anyio.CancelScope()
         self._one_at_a_time = anyio.Lock()
@@ -29,9 +35,22 @@ class Projection:
         self.warehouse = warehouse
         self._projector = Projector(self._log, warehouse, self._shards)
 
+    @property
+    def applied(self) -> Mapping[str, int]:
+        """The sequence up to which each stream is applied and committed; a stream not named, none."""
+        return self._projector.applied
+
     async def run(self) -> None:
-        """Project until cancelled. A projection that stopped is logged, and in relation `lag`: starting
-        again would only stop at the same record. Raises LogError, LogBehind."""
+        """Project until cancelled, from the archive first where the log is trimmed.
+
+        A projection that stopped is logged, and in relation `lag`: starting again would only stop at the
+        same record. Raises LogError, LogBehind, LogTrimmed, ArchiveError, WarehouseError.
+        """
+        if await self._projector.is_trimmed():
+            logger.info("the log is trimmed before what the database holds: it is built from the archive")
+            fresh = _fresh(self._database)
+            await self._build(fresh)
+            await self._change(fresh)
         while True:
             with anyio.CancelScope() as self._scope:
                 try:
@@ -41,34 +60,43 @@ class Projection:
                         logger.error("%s", line)
                 await anyio.sleep_forever()
             assert self._switch is not None, "only a switch ends a projection"
-            await self._change(self._switch)
+            await self._change(_fresh(self._database))
+            self._switch.set()
 
     async def catch_up(self) -> None:
         await self._projector.catch_up()
 
-    async def rebuild(self, build: Callable[[Path], Awaitable[None]]) -> None:
-        """Have a fresh file built beside the one in use, and go on with it. Raises what `build` raises: then
-        nothing has changed."""
+    async def rebuild(self) -> None:
+        """Fold everything again into a fresh file beside the one in use, and go on with that.
+
+        Raises ArchiveError, LogError, LogTrimmed, WarehouseError: then nothing has changed.
+        """
         async with self._one_at_a_time:
             fresh = _fresh(self._database)
-            remove(fresh)
             try:
-                await build(fresh)
+                await self._build(fresh)
                 self._switch = anyio.Event()
                 self._scope.cancel()
                 await self._switch.wait()
             finally:
                 remove(fresh)
 
-    async def _change(self, done: anyio.Event) -> None:
+    async def _build(self, fresh: Path) -> None:
+        remove(fresh)
+        warehouse = await to_thread.run_sync(rebuilt, fresh, self._archive)
+        try:
+            await fold_tail(self._log, warehouse, self._shards)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(warehouse.close)
+
+    async def _change(self, fresh: Path) -> None:
         """Close the file in use, put the fresh one in its place, and open that."""
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(self.warehouse.close)
             remove(self._database)
-            os.replace(_fresh(self._database), self._database)
+            os.replace(fresh, self._database)
             self._use(await to_thread.run_sync(Warehouse.open, self._database))
-        self._switch = None
-        done.set()
 
 
 def remove(database: Path) -> None:
