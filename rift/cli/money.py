@@ -19,14 +19,14 @@ from replay import focus
 from replay.answer import Answer
 from replay.invoice import Invoice
 from rift import accounts, prices
-from rift.cli.ops import CommandFailed, table, with_log
-from rift.questions import LONG_TIMEOUT_S, AskInvoice, ClosePeriod, QuestionRefused, Sql, ask
+from rift.cli.ops import CommandFailed, asked, table, with_log
+from rift.questions import LONG_TIMEOUT_S, AskInvoice, ClosePeriod, Sql
 
 
 def invoice(options: Namespace) -> None:
     async def get(log: JetStream) -> tuple[Invoice, Any]:
-        told = await _ask(log, AskInvoice(options.account, options.period))
-        priced = await _ask(log, Sql("from prices")) if options.csv else None
+        told = await asked(log, AskInvoice(options.account, options.period))
+        priced = await asked(log, Sql("from prices")) if options.csv else None
         return msgspec.convert(told, Invoice), priced
 
     found, priced = with_log(options, get)
@@ -73,7 +73,7 @@ def publish_prices(options: Namespace) -> None:
 
 
 def close_period(options: Namespace) -> None:
-    closed = with_log(options, lambda log: _ask(log, ClosePeriod(options.period), LONG_TIMEOUT_S))
+    closed = with_log(options, lambda log: asked(log, ClosePeriod(options.period), LONG_TIMEOUT_S))
     if options.json:
         print(json.dumps(closed))
         return
@@ -116,7 +116,7 @@ async def _model_of(log: JetStream, options: Namespace) -> str:
     select = (
         f"select model from requests where request_id = '{options.request}' and account = '{options.account}'"
     )
-    found = await _ask(log, Sql(select))
+    found = await asked(log, Sql(select))
     if not found["rows"]:
         raise CommandFailed(f"{options.account} has no request {options.request}")
     return str(found["rows"][0][0])
@@ -148,7 +148,7 @@ def rerate(options: Namespace) -> None:
     """Show what a price list would have made of a period. Changes nothing."""
 
     async def get(log: JetStream) -> tuple[Book, Any]:
-        return await books.read(log), await _ask(log, Sql(RERATED.format(period=options.period)))
+        return await books.read(log), await asked(log, Sql(RERATED.format(period=options.period)))
 
     book, found = with_log(options, get)
     listed = {price.model: price for price in prices.load(options.price_list, book).prices}
@@ -171,13 +171,6 @@ def rerate(options: Namespace) -> None:
     else:
         print(table(Answer(columns, answer)))
         print("nothing was changed; `rift correct` appends a correction", file=sys.stderr)
-
-
-async def _ask(log: JetStream, question: Any, timeout_s: float | None = None) -> Any:
-    try:
-        return await (ask(log, question) if timeout_s is None else ask(log, question, timeout_s=timeout_s))
-    except QuestionRefused as refused:
-        raise CommandFailed(str(refused)) from refused
 
 
 def _shown(found: Invoice) -> str:

@@ -15,7 +15,7 @@ from replay.answer import Answer, QueryRefused
 from replay.warehouse import Warehouse, WarehouseError
 from rift import accounts
 from rift.cli.connection import connected, installation
-from rift.questions import QuestionRefused, Sql, ask
+from rift.questions import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask
 
 Result = TypeVar("Result")
 
@@ -33,13 +33,18 @@ def sql(options: Namespace) -> None:
             answer = _from_file(options, nobody)
     except* (QueryRefused, QuestionRefused, WarehouseError) as refused:
         raise CommandFailed(_first(refused)) from refused
-    if options.json:
-        if twice := [name for name in answer.columns if answer.columns.count(name) > 1]:
-            raise CommandFailed(f"two columns are called {twice[0]!r}; name them apart with `as`")
-        rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
-        print(json.dumps(rows, ensure_ascii=False))
-    else:
+    show(answer, as_json=options.json)
+
+
+def show(answer: Answer, *, as_json: bool) -> None:
+    """Print an answer. Raises CommandFailed where JSON cannot hold it."""
+    if not as_json:
         print(table(answer))
+        return
+    if twice := [name for name in answer.columns if answer.columns.count(name) > 1]:
+        raise CommandFailed(f"two columns are called {twice[0]!r}; name them apart with `as`")
+    rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+    print(json.dumps(rows, ensure_ascii=False))
 
 
 def _from_file(options: Namespace, nobody: BaseExceptionGroup[LogError]) -> Answer:
@@ -72,6 +77,14 @@ def with_log(options: Namespace, ask: Callable[[JetStream], Awaitable[Result]]) 
             return await ask(log)
 
     return anyio.run(run, backend_options={"use_uvloop": True})
+
+
+async def asked(log: JetStream, question: AnyQuestion, timeout_s: float = TIMEOUT_S) -> Any:
+    """Return control's answer. Raises CommandFailed with its reason for giving none, LogError."""
+    try:
+        return await ask(log, question, timeout_s=timeout_s)
+    except QuestionRefused as refused:
+        raise CommandFailed(str(refused)) from refused
 
 
 def _first(group: BaseExceptionGroup[Any]) -> str:

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from events.log import LogError
 from events.money import MoneyWrong
+from replay.archive import ArchiveError
 from replay.invoice import PERIOD
-from replay.warehouse import WarehouseError
+from replay.warehouse import ProjectionStopped, WarehouseError
 from rift import __version__
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
-from rift.cli import money, ops, roles
+from rift.cli import money, ops, replay, roles
 from rift.cli.ops import CommandFailed
 from rift.control.projector import LogBehind, LogTrimmed
+from rift.control.until import PositionWrong
 from rift.engines import EngineFailed
 from rift.engines.prepare import PrepareFailed
 from rift.installation import InstallationWrong
@@ -25,6 +27,7 @@ from rift.prices import PricesWrong
 from rift.settings import SettingsWrong
 
 FAILURES = (
+    ArchiveError,
     BrokerMissing,
     CatalogueWrong,
     CommandFailed,
@@ -35,8 +38,10 @@ FAILURES = (
     LogTrimmed,
     MoneyWrong,
     OSError,
+    PositionWrong,
     PrepareFailed,
     PricesWrong,
+    ProjectionStopped,
     SettingsWrong,
     WarehouseError,
 )
@@ -94,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "--account", required=True, type=_account, help="[a-z0-9-]{1,40}; opened if it is new"
     )
     _money(commands)
+    _replay(commands)
     return parser
 
 
@@ -127,6 +133,21 @@ def _money(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     rerate.add_argument("--price-list", type=Path, required=True, metavar="FILE")
     _period_option(rerate)
     rerate.add_argument("--diff", action="store_true", required=True, help="only show: nothing is changed")
+
+
+def _replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    again = _command(commands, "replay", replay.replay, "fold the log again, and compare")
+    how = again.add_mutually_exclusive_group(required=True)
+    how.add_argument("--rebuild", action="store_true", help="into a fresh file, then go on with that")
+    how.add_argument("--until", metavar="POSITION", help="answer SELECT as of a position, like RIFT_0:812.0")
+    how.add_argument("--verify", action="store_true", help="list what does not come out again; status 1")
+    how.add_argument("--digest", action="store_true", help="SHA-256 of each relation that a bill rests on")
+    again.add_argument("select", nargs="?", help="with --until: one SELECT (how far the streams are folded)")
+
+    archive = commands.add_parser("archive", help="the archive").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    _command(archive, "verify", replay.verify_archive, "check every hash of the archive")
 
 
 def _account_option(parser: argparse.ArgumentParser) -> None:
