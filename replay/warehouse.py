@@ -103,6 +103,7 @@ class Warehouse:
         self._connection = connection
         self._writer = connection.cursor()
         self._writing = threading.Lock()
+        self._is_closed = False
         self._asking = Asking(connection, MEMORY_MAX)
         self._fold = self._restored()
 
@@ -126,6 +127,7 @@ class Warehouse:
         """Close the file; what is being asked ends first, refused."""
         self._asking.close()
         with self._writing:
+            self._is_closed = True
             self._writer.close()
             self._connection.close()
 
@@ -161,6 +163,8 @@ class Warehouse:
 
     def note_heads(self, heads: Mapping[str, tuple[int, int]]) -> None:
         """Say for relation `lag` where streams end that are not applied so far: sequence, stored time."""
+        if self._is_closed:
+            return
         with self._transaction():
             self._writer.execute("delete from facts.heads")
             for stream, head in heads.items():

@@ -1,14 +1,12 @@
 """What the control process is asked, and does. An answer holds what was stored before its question."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
-
-from anyio import to_thread
+from collections.abc import Mapping
+from typing import Any
 
 from events.log import Log
 from replay import invoice
 from replay.archive import ArchiveError
-from replay.warehouse import ProjectionStopped, Warehouse, WarehouseError
+from replay.warehouse import ProjectionStopped, WarehouseError
 from rift.control import closing
 from rift.control.answers import Answering
 from rift.control.archiver import Archiver
@@ -27,8 +25,6 @@ from rift.questions import (
     Sql,
 )
 
-Found = TypeVar("Found")
-
 
 class Desk:
     def __init__(self, log: Log, projection: Projection, archiver: Archiver) -> None:
@@ -45,26 +41,22 @@ class Desk:
             Rebuild: self._rebuild,
         }
 
-    async def _read(self, read: Callable[[Warehouse], Found]) -> Found:
-        await self._projection.catch_up()
-        return await to_thread.run_sync(lambda: read(self._projection.warehouse))
-
     async def _sql(self, question: Sql) -> object:
-        return await self._read(lambda warehouse: warehouse.query(question.sql))
+        return await self._projection.read(lambda warehouse: warehouse.query(question.sql))
 
     async def _invoice(self, question: AskInvoice) -> object:
-        return await self._read(
+        return await self._projection.read(
             lambda warehouse: invoice.invoice(warehouse.read, question.account, question.period)
         )
 
     async def _usage(self, question: AskUsage) -> object:
         days = question.first_day, question.last_day
-        return await self._read(
+        return await self._projection.read(
             lambda warehouse: invoice.usage(warehouse.read, question.account, *days, question.group_by)
         )
 
     async def _digests(self, question: Digests) -> dict[str, Any]:
-        digests, answers = await self._read(
+        digests, answers = await self._projection.read(
             lambda warehouse: warehouse.digests(
                 ("select stream, sequence from lag", []), ("from invoice_lines", [])
             )

@@ -2,13 +2,15 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 from anyio import to_thread
 
 from events.log import Log
+from replay.answer import QueryRefused
 from replay.archive import Archive
 from replay.rebuild import rebuilt
 from replay.warehouse import ProjectionStopped, Warehouse
@@ -16,6 +18,8 @@ from rift.control.projector import Projector
 from rift.control.tail import fold_tail
 
 logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 
 class Projection:
@@ -30,6 +34,8 @@ class Projection:
         self._scope = anyio.CancelScope()
         self._one_at_a_time = anyio.Lock()
         self._switch: anyio.Event | None = None
+        # Unset while there is no file to ask.
+        self._settled = anyio.Event()
 
     def _use(self, warehouse: Warehouse) -> None:
         self.warehouse = warehouse
@@ -48,9 +54,9 @@ class Projection:
         """
         if await self._projector.is_trimmed():
             logger.info("the log is trimmed before what the database holds: it is built from the archive")
-            fresh = _fresh(self._database)
-            await self._build(fresh)
-            await self._change(fresh)
+            await self._build(_fresh(self._database))
+            await self._change()
+        self._settled.set()
         while True:
             with anyio.CancelScope() as self._scope:
                 try:
@@ -60,11 +66,29 @@ class Projection:
                         logger.error("%s", line)
                 await anyio.sleep_forever()
             assert self._switch is not None, "only a switch ends a projection"
-            await self._change(_fresh(self._database))
+            self._settled = anyio.Event()
+            await self._change()
             self._switch.set()
 
     async def catch_up(self) -> None:
-        await self._projector.catch_up()
+        """Wait until all that is stored by now is applied, within a bound (see `Projector.catch_up`)."""
+        projector = None
+        while projector is not self._projector:
+            await self._settled.wait()
+            projector = self._projector
+            await projector.catch_up()
+
+    async def read(self, read: Callable[[Warehouse], Found]) -> Found:
+        """Return what `read` finds once all is applied, in a thread. Raises what it raises."""
+        while True:
+            await self.catch_up()
+            warehouse = self.warehouse
+            try:
+                return await to_thread.run_sync(read, warehouse)
+            except QueryRefused:
+                # Or the file was changed for another meanwhile.
+                if warehouse is self.warehouse and self._settled.is_set():
+                    raise
 
     async def rebuild(self) -> None:
         """Fold everything again into a fresh file beside the one in use, and go on with that.
@@ -90,13 +114,14 @@ class Projection:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(warehouse.close)
 
-    async def _change(self, fresh: Path) -> None:
+    async def _change(self) -> None:
         """Close the file in use, put the fresh one in its place, and open that."""
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(self.warehouse.close)
             remove(self._database)
-            os.replace(fresh, self._database)
+            os.replace(_fresh(self._database), self._database)
             self._use(await to_thread.run_sync(Warehouse.open, self._database))
+            self._settled.set()
 
 
 def remove(database: Path) -> None:
