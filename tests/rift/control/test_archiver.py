@@ -421,6 +421,12 @@ async def test_an_archive_of_another_log_is_not_trusted(rig: Rig, caplog: pytest
     assert "the archive holds RIFT_0 up to 100, and the log ends at 60" in caplog.text
     with pytest.raises(ArchiveError, match="RIFT_0"):
         await rig.archiver().seal_now()
+    # As long as that one by now, and still another.
+    rig.shelf.held[SHARD] = [Manifest(1, 60, START_NS - 1, "a" * 64)]
+    await rig.run(rig.archiver())
+    assert rig.first == 1
+    assert rig.anchors() == []
+    assert "the archive's segment 1 to 60 of RIFT_0 is older than what the log holds there" in caplog.text
 
 
 async def test_a_gap_between_archive_and_log_is_said(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
