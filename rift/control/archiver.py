@@ -60,7 +60,7 @@ FAILURES = (ArchiveError, LogError, OSError, QueryRefused, codec.RecordUnreadabl
 
 ANCHORS = subjects.book("segment", "")
 
-OTHER = "if its folder was emptied or replaced, put the one back that belongs to this log"
+PUT_BACK = "if its folder was emptied or replaced, put the one back that belongs to this log"
 
 
 class _Stream(msgspec.Struct):
@@ -166,19 +166,29 @@ class Archiver:
         last, first = await self._log.last_sequence(name), await self._log.first_sequence(name)
         if sealed > last:
             raise ArchiveError(
-                f"the archive holds {name} up to {sealed}, and the log ends at {last}: {OTHER}"
+                f"the archive holds {name} up to {sealed}, and the log ends at {last}: {PUT_BACK}"
             )
         if sealed + 1 < first:
             raise ArchiveError(
                 f"the archive holds {name} up to {sealed}, and the log begins at {first}: what is between "
-                f"them is in neither; {OTHER}"
+                f"them is in neither; {PUT_BACK}"
             )
         anchored = await self._anchored(name, manifests)
         for manifest in manifests:
             if manifest.first > anchored:
+                await self._check_log(stream, manifest)
                 await self._anchor(name, manifest)
         stream.known, stream.sealed = True, sealed
         stream.waiting = stream.looked = 0
+
+    async def _check_log(self, stream: _Stream, manifest: Manifest) -> None:
+        """Raises ArchiveError for a segment that was made before this log: the book does not know it."""
+        (stored,) = await self._read(stream, manifest.last, manifest.last)
+        if stored.stored_at_ns > manifest.at_ns:
+            raise ArchiveError(
+                f"the archive's segment {manifest.first} to {manifest.last} of {stream.name} is older than "
+                f"what the log holds there, so it is another log's: {PUT_BACK}"
+            )
 
     async def _waits(self, stream: _Stream, target: int) -> bool:
         """Say whether something waits to be sealed. The archive's own anchors in the book do not ask for it:
@@ -242,7 +252,7 @@ class Archiver:
         if (anchor.last, anchor.manifest) not in {(found.last, found.sha256) for found in manifests}:
             raise ArchiveError(
                 f"the book says that {name} {anchor.first} to {anchor.last} is archived under manifest "
-                f"{anchor.manifest}, and the archive does not hold that: {OTHER}"
+                f"{anchor.manifest}, and the archive does not hold that: {PUT_BACK}"
             )
         return anchor.last
 
@@ -300,7 +310,12 @@ class Archiver:
             logger.warning(
                 "%s runs out of room, and nothing can go: it begins at %d, is archived up to %d, projected "
                 "up to %d, needed from %d, and its last %d minutes are kept",
-                *(name, first, stream.sealed, projected, needed_from, KEPT_NS // NANOSECONDS // 60),
+                name,
+                first,
+                stream.sealed,
+                projected,
+                needed_from,
+                KEPT_NS // NANOSECONDS // 60,
             )
 
 
@@ -309,6 +324,6 @@ def _from(first: int, manifests: Sequence[Manifest]) -> list[Manifest]:
     held = [found for found in manifests if found.last >= first]
     for found in held:
         if found.first > first:
-            raise ArchiveError(f"the archive lacks {first} to {found.first - 1}: {OTHER}")
+            raise ArchiveError(f"the archive lacks {first} to {found.first - 1}: {PUT_BACK}")
         first = found.last + 1
     return held

@@ -1,144 +1,23 @@
-"""The archiver over the log in memory and an archive in memory: what is sealed when, and what may be trimmed.
+"""The archiver over the log in memory: what is sealed when, and that it may end anywhere."""
 
-The archive here is a dictionary that outlives its archiver, as the folder does.
-"""
-
-import hashlib
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Any
 
 import anyio
 import pytest
 
-from events import codec, memory, subjects
+from events import subjects
 from events.log import OutcomeUnknown, Stored
 from events.memory import MemoryBroker, MemoryLog
-from events.schema import AccountOpened, SegmentSealed
 from events.subjects import BOOK, FLEET
 from replay.archive import ArchiveError
 from rift.control import archiver as archivers
-from rift.control.archiver import NANOSECONDS, Archiver
+from rift.control.archiver import NANOSECONDS
+from tests.rift.control.archives import SEGMENT, SHARD, Manifest, Rig, Shelf, note
 
 pytestmark = pytest.mark.anyio
-
-SHARD = "RIFT_0"
-DAY_NS = 24 * 3600 * NANOSECONDS
-START_NS = 1_750_000_000 * NANOSECONDS
-SEGMENT = 10
-WORK = "rift.0.work.lane1.m"
-
-
-class Manifest(NamedTuple):
-    first: int
-    last: int
-    at_ns: int
-    sha256: str
-
-
-class Shelf:
-    """What `replay.archive.Archive` is to the archiver."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, list[Manifest]] = {}
-        self.records: dict[str, list[Stored]] = {}
-        self.failing: list[Exception] = []
-        self.blocked: threading.Event | None = None
-        self.under_way = 0
-
-    def last(self, stream: str) -> int:
-        return self.held[stream][-1].last if self.held.get(stream) else 0
-
-    def manifests(self, stream: str) -> list[Manifest]:
-        return list(self.held.get(stream, []))
-
-    def seal(self, stream: str, messages: Iterable[Stored], *, last: int) -> Manifest:
-        self.under_way += 1
-        assert self.under_way == 1, "one at a time"
-        if self.blocked is not None:
-            self.blocked.wait(10)
-        time.sleep(0.001)
-        self.under_way -= 1
-        if self.failing:
-            raise self.failing.pop(0)
-        found = list(messages)
-        assert found[0].sequence == self.last(stream) + 1
-        assert found[-1].sequence == last
-        digest = hashlib.sha256(repr((stream, found)).encode()).hexdigest()
-        manifest = Manifest(found[0].sequence, last, max(s.stored_at_ns for s in found), digest)
-        self.held.setdefault(stream, []).append(manifest)
-        self.records.setdefault(stream, []).extend(found)
-        return manifest
-
-    def lasts(self, stream: str = SHARD) -> list[int]:
-        return [manifest.last for manifest in self.manifests(stream)]
-
-
-class Rig:
-    """A log, an archive, and what the projector says. `now_ns` is the broker's clock."""
-
-    def __init__(self, broker: MemoryBroker) -> None:
-        self.broker, self.log, self.shelf = broker, memory.connect(broker), Shelf()
-        self.projected: dict[str, int] | None = None
-        self.open: dict[str, int] = {}
-
-    async def fill(self, many: int, *, apart_ns: int = NANOSECONDS, data: bytes = b"x") -> None:
-        for _ in range(many):
-            self.broker.clock[0] += apart_ns
-            await self.log.append(SHARD, WORK, data)
-
-    def is_projected(self) -> dict[str, int]:
-        if self.projected is not None:
-            return self.projected
-        return {name: self.broker.streams[name].last_sequence for name in (SHARD, FLEET, BOOK)}
-
-    async def needed_from(self, stream: str) -> int:
-        return self.open.get(stream, 1 << 60)
-
-    def archiver(self, *, log: Any = None, retention_days: int = 7) -> Archiver:
-        return Archiver(
-            log or self.log,
-            self.shelf,  # type: ignore[arg-type]
-            shards=[0],
-            projected=self.is_projected,
-            needed_from=self.needed_from,
-            retention_days=retention_days,
-        )
-
-    async def run(self, archiver: Archiver, within_s: float = 0.15) -> None:
-        """Run until it has had time for some looks."""
-        with anyio.move_on_after(within_s):
-            await archiver.run()
-
-    @property
-    def first(self) -> int:
-        return self.broker.streams[SHARD].first
-
-    def anchors(self) -> list[SegmentSealed]:
-        events = [event for stored in self.broker.streams[BOOK].messages for event in read(stored)]
-        return [event for event in events if isinstance(event, SegmentSealed)]
-
-
-def read(stored: Stored) -> Sequence[Any]:
-    return codec.decode(stored.data)[1]
-
-
-@pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    monkeypatch.setattr(archivers, "SEGMENT_RECORDS", SEGMENT)
-    monkeypatch.setattr(archivers, "LOOK_S", 0.01)
-    monkeypatch.setattr(archivers, "KEPT_NS", 60 * NANOSECONDS)
-    clock = [START_NS]
-    async with anyio.create_task_group() as tasks:
-        broker = MemoryBroker(tasks, lambda: clock[0])
-        broker.clock = clock  # type: ignore[attr-defined]
-        yield Rig(broker)
-
-
-async def note(rig: Rig, name: str) -> None:
-    data = codec.encode("test", [AccountOpened(id=f"account.{name}", account=name)])
-    await rig.log.append(BOOK, subjects.book("account", name), data)
 
 
 # --- sealing ---------------------------------------------------------------------------------------------
@@ -160,11 +39,18 @@ async def test_many_records_are_sealed_at_once_and_the_rest_waits(rig: Rig) -> N
 
 
 async def test_a_segment_holds_so_many_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slowly(MemoryLog):
+        """Hands out a few messages at a time, as a broker does."""
+
+        async def scan(self, *subject: Any, **bounds: int) -> AsyncGenerator[Sequence[Stored], None]:
+            async for batch in super().scan(*subject, **bounds):
+                for at in range(0, len(batch), 2):
+                    yield batch[at : at + 2]
+
     monkeypatch.setattr(archivers, "SEGMENT_BYTES", 500)
     await rig.fill(2 * SEGMENT, data=b"x" * 100)
-    await rig.run(rig.archiver())
-    assert sum(last <= 20 for last in rig.shelf.lasts()) >= 1
-    assert [stored.sequence for stored in rig.shelf.records[SHARD]] == list(range(1, 21))
+    await rig.archiver(log=Slowly(rig.broker)).seal_now()
+    assert rig.shelf.lasts() == [6, 12, 18, 20]
 
 
 async def test_what_waited_an_hour_is_sealed_by_stored_time(rig: Rig) -> None:
@@ -293,190 +179,6 @@ async def test_control_does_not_wait_for_a_segment_to_stop(rig: Rig) -> None:
     assert [anchor.manifest for anchor in rig.anchors()] == [sealed[SHARD].sha256]
 
 
-# --- trimming --------------------------------------------------------------------------------------------
-
-
-async def aged(rig: Rig) -> None:
-    """Six segments, of which all but the last are past seven days."""
-    await rig.fill(3 * SEGMENT)
-    await rig.fill(2 * SEGMENT, apart_ns=0)
-    rig.broker.clock[0] += 7 * DAY_NS
-    await rig.fill(SEGMENT, apart_ns=0)
-
-
-async def test_what_is_past_the_retention_is_trimmed(rig: Rig) -> None:
-    await rig.fill(2 * SEGMENT)
-    await rig.fill(1, apart_ns=7 * DAY_NS - NANOSECONDS)
-    await rig.fill(SEGMENT - 1, apart_ns=0)
-    await rig.run(rig.archiver())
-    assert rig.shelf.lasts() == [10, 20, 30]
-    assert rig.first == 11, "the second is a second short of it"
-    await rig.fill(SEGMENT)
-    await rig.run(rig.archiver())
-    assert rig.first == 21
-    assert (await rig.log.last_sequence(SHARD)) == 40
-
-
-async def test_without_a_retention_the_last_minutes_are_kept(rig: Rig) -> None:
-    await rig.fill(10 * SEGMENT)
-    await rig.run(rig.archiver(retention_days=0))
-    assert rig.first == 41, "60 of 100 seconds"
-
-
-async def test_a_retention_is_by_the_brokers_clock_alone(rig: Rig) -> None:
-    await rig.fill(3 * SEGMENT)
-    rig.broker.clock[0] += 100 * DAY_NS
-    await rig.run(rig.archiver())
-    assert rig.first == 1, "nothing newer is archived"
-
-
-async def test_the_book_is_never_trimmed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archivers, "SEGMENT_AGE_S", 0.0)
-    for name in ("a", "b", "c"):
-        await note(rig, name)
-        rig.broker.clock[0] += 100 * DAY_NS
-        await rig.run(rig.archiver(retention_days=0), 0.05)
-    assert len(rig.shelf.lasts(BOOK)) == 3
-    assert rig.broker.streams[BOOK].first == 1
-
-
-async def test_what_is_not_projected_is_not_trimmed(rig: Rig) -> None:
-    """Where the database is behind the archive: it is being built again."""
-    await aged(rig)
-    await rig.archiver().seal_now()
-    for projected, first in ((0, 1), (19, 11), (29, 21), (60, 51)):
-        rig.projected = {SHARD: projected}
-        await rig.run(rig.archiver(), 0.05)
-        assert rig.first == first
-
-
-async def test_an_open_request_holds_the_trim(rig: Rig) -> None:
-    await aged(rig)
-    for open_at, first in ((1, 1), (20, 11), (21, 21), (22, 21), (61, 51)):
-        rig.open[SHARD] = open_at
-        await rig.run(rig.archiver(), 0.1)
-        assert rig.first == first, open_at
-
-
-async def test_what_is_not_archived_is_not_trimmed(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    await aged(rig)
-    rig.shelf.failing = [OSError(28, "No space left on device")] * 100
-    await rig.run(rig.archiver())
-    assert rig.first == 1
-    # The log has room for nothing more, and still.
-    rig.broker.is_full = True
-    await rig.run(rig.archiver())
-    assert rig.first == 1
-
-
-@pytest.mark.parametrize("lost", [0, 1, 2])
-async def test_an_archive_that_lost_a_segment_is_not_trusted(
-    rig: Rig, caplog: pytest.LogCaptureFixture, lost: int
-) -> None:
-    await aged(rig)
-    rig.open[SHARD] = 1
-    archiver = rig.archiver()
-    await archiver.seal_now()
-    rig.open.clear()
-    del rig.shelf.held[SHARD][lost]
-    await rig.run(archiver)
-    assert rig.first == 1
-    assert f"the archive lacks {lost * 10 + 1} to {lost * 10 + 10}" in caplog.text
-
-
-async def test_an_emptied_archive_is_not_trusted(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    await aged(rig)
-    rig.open[SHARD] = 1
-    archiver = rig.archiver()
-    await archiver.seal_now()
-    rig.open.clear()
-    rig.shelf.held.clear()
-    await rig.run(archiver)
-    assert rig.first == 1
-    await rig.run(rig.archiver())
-    assert rig.first == 1
-    assert "the book says that RIFT_0 51 to 60 is archived under manifest" in caplog.text
-    assert rig.shelf.held == {}, "nothing is archived beside what was lost"
-
-
-async def test_an_archive_of_another_log_is_not_trusted(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    rig.shelf.held[SHARD] = [Manifest(1, 100, START_NS, "a" * 64)]
-    await aged(rig)
-    await rig.run(rig.archiver())
-    assert rig.first == 1
-    assert "the archive holds RIFT_0 up to 100, and the log ends at 60" in caplog.text
-    with pytest.raises(ArchiveError, match="RIFT_0"):
-        await rig.archiver().seal_now()
-
-
-async def test_a_gap_between_archive_and_log_is_said(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    await rig.fill(3 * SEGMENT)
-    await rig.log.trim(SHARD, 5)
-    await rig.run(rig.archiver())
-    assert rig.shelf.lasts() == []
-    assert "the archive holds RIFT_0 up to 0, and the log begins at 6" in caplog.text
-
-
-async def test_records_that_vanish_are_not_sealed_over(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    archiver = rig.archiver()
-    await rig.fill(SEGMENT)
-    await rig.run(archiver)
-    await rig.fill(SEGMENT)
-    await rig.log.trim(SHARD, 15)
-    with pytest.raises(ArchiveError, match="does not hold every record from 11 to 20"):
-        await archiver.seal_now()
-    assert rig.shelf.lasts() == [10]
-
-
-# --- a log that runs out of room ---------------------------------------------------------------------------
-
-
-async def crowd(rig: Rig, many: int) -> None:
-    """So many seconds of traffic, and a stream for a hundred of them."""
-    rig.broker.streams[SHARD].bytes_max = 100 * memory.broker.size_bytes(WORK, b"x" * 100)
-    await rig.fill(many, data=b"x" * 100)
-
-
-async def test_content_goes_early_where_room_runs_out(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    await crowd(rig, 74)
-    archiver = rig.archiver()
-    await rig.run(archiver)
-    assert rig.first == 1
-    assert caplog.messages == []
-    await rig.fill(16, data=b"x" * 100)
-    await rig.run(archiver, 0.1)
-    assert rig.first == 21, "as little as it takes"
-    assert "RIFT_0 runs out of room: its prompts and answers up to 20 go before their time" in caplog.text
-
-
-async def test_nothing_goes_early_that_is_needed(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    await crowd(rig, 90)
-    rig.open[SHARD] = 15
-    archiver = rig.archiver()
-    await rig.run(archiver)
-    assert rig.first == 11
-    await rig.run(rig.archiver())
-    assert rig.first == 11
-    assert (
-        "RIFT_0 runs out of room, and nothing can go: it begins at 11, is archived up to 90, projected up to "
-        "90, needed from 15"
-    ) in caplog.text
-
-
-async def test_the_last_minutes_are_kept_even_so(rig: Rig) -> None:
-    await crowd(rig, 0)
-    await rig.fill(90, apart_ns=NANOSECONDS // 2, data=b"x" * 100)
-    await rig.run(rig.archiver())
-    assert rig.first == 1
-
-
-async def test_a_full_log_is_sealed_though_little_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archivers, "SEGMENT_RECORDS", 1000)
-    await crowd(rig, 90)
-    await rig.run(rig.archiver())
-    assert rig.shelf.lasts() == [90]
-
-
 # --- ends at any point --------------------------------------------------------------------------------------
 
 
@@ -521,13 +223,13 @@ class Dying(MemoryLog):
 async def test_it_may_end_anywhere_and_is_gone_on_with(rig: Rig, at: int) -> None:
     """Three segments and an anchor each, a trim of the first two: fourteen steps."""
     await rig.fill(2 * SEGMENT)
-    await rig.fill(SEGMENT, apart_ns=DAY_NS)
+    await rig.fill(SEGMENT, apart_ns=24 * 3600 * NANOSECONDS)
     seal = rig.shelf.seal
     dying = rig.archiver(log=Dying(rig.broker, rig.shelf, at))
     killed = False
     try:
         await rig.run(dying)
-    except Killed:
+    except* Killed:
         killed = True
     assert killed == (at <= 14)
     assert rig.first <= rig.shelf.last(SHARD) + 1
