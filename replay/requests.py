@@ -64,6 +64,7 @@ def accepted_row(event: schema.RequestAccepted, moment: Moment) -> RequestRow:
         stream=event.stream,
         group_id=event.group,
         choice=event.choice,
+        allowance=event.allowance,
         accepted_at_ns=moment.at_ns,
         accepted_sequence=moment.sequence,
         accepted_position=moment.position,

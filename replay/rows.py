@@ -38,6 +38,7 @@ class RequestRow(Row):
     stream: bool
     group_id: str | None
     choice: int
+    allowance: str | None
     accepted_at_ns: int
     accepted_sequence: int
     accepted_position: str

@@ -29,6 +29,7 @@ select
     simulated,
     group_id,
     choice,
+    allowance,
     accepted_at_ns,
     started_at_ns,
     first_token_at_ns,

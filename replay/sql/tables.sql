@@ -26,6 +26,7 @@ create table facts.ended_requests (
     stream boolean not null,
     group_id varchar,
     choice bigint not null,
+    allowance varchar,
     accepted_at_ns bigint not null,
     accepted_sequence bigint not null,
     accepted_position varchar not null,

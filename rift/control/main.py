@@ -14,6 +14,7 @@ from replay.warehouse import ProjectionStopped, Warehouse
 from rift.control.janitor import Janitor
 from rift.control.projector import Projector
 from rift.control.questions import SQL_SUBJECT, answer_sql
+from rift.control.settling import Settling
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ async def run(log: Log, database: Path, *, stop: anyio.Event, shards: Iterable[i
                 first = await to_thread.run_sync(_first_open, warehouse, shard)
                 tasks.start_soon(partial(Janitor(log, shard=shard).run, first=first))
             tasks.start_soon(_project, projector)
+            tasks.start_soon(Settling(log, warehouse).run)
             await stop.wait()
             with anyio.move_on_after(LAST_S):
                 await projector.catch_up()

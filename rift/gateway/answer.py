@@ -6,6 +6,7 @@ Pure. The same events give the same object, live or read back from the log a wee
 from typing import Any
 
 from events.charge import charge_nanousd
+from events.credit import usd
 from events.lifecycle import NEW, Life
 from events.schema import (
     AttemptStarted,
@@ -15,8 +16,6 @@ from events.schema import (
     RequestFinished,
     TokensGenerated,
 )
-
-NANOUSD_PER_USD = 1_000_000_000
 
 # What a client is told of an end that is not its own doing: status and words.
 FAILURES: dict[str, tuple[int, str]] = {
@@ -126,8 +125,7 @@ class Answer:
         if self.accepted.plan != "per_token" or self.life.phase != "ended":
             return None
         nanousd = charge_nanousd(self.life, self.price)
-        usd = f"{nanousd // NANOUSD_PER_USD}.{nanousd % NANOUSD_PER_USD:09d}"
-        return {"nanousd": nanousd, "usd": usd}
+        return {"nanousd": nanousd, "usd": usd(nanousd)}
 
     def timing(self) -> dict[str, float | None]:
         """Milliseconds since the acceptance, all by the broker's clock."""
