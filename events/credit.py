@@ -16,7 +16,8 @@ import msgspec
 from events.schema import CreditGranted, CreditHeld, CreditSettled, LimitsSet, Plan
 from events.subjects import book as book_subject
 
-NANOUSD_PER_USD = 1_000_000_000
+NANOUSD_DIGITS = 9
+NANOUSD_PER_USD = 10**NANOUSD_DIGITS
 SECOND_NS = 1_000_000_000
 
 PREFIX = book_subject("credit", "")

@@ -28,7 +28,7 @@ def sql(options: Namespace) -> None:
     """Ask the control process; where no broker answers, the database file itself."""
     try:
         try:
-            answer = _with_log(options, lambda log: ask_sql(log, options.select))
+            answer = with_log(options, lambda log: ask_sql(log, options.select))
         except* LogError as nobody:
             answer = _from_file(options, nobody)
     except* (QueryRefused, WarehouseError) as refused:
@@ -39,7 +39,7 @@ def sql(options: Namespace) -> None:
         rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
         print(json.dumps(rows, ensure_ascii=False))
     else:
-        print(_table(answer))
+        print(table(answer))
 
 
 def _from_file(options: Namespace, nobody: BaseExceptionGroup[LogError]) -> Answer:
@@ -58,7 +58,7 @@ def create_key(options: Namespace) -> None:
         await accounts.open_account(log, await books.read(log), options.account)
         return await accounts.issue_key(log, options.account)
 
-    key = _with_log(options, create)
+    key = with_log(options, create)
     if options.json:
         print(json.dumps({"account": options.account, "id": key.id, "key": key.text}))
         return
@@ -66,7 +66,7 @@ def create_key(options: Namespace) -> None:
     print(f"key {key.id} of account {options.account}; it is not shown again", file=sys.stderr)
 
 
-def _with_log(options: Namespace, ask: Callable[[JetStream], Awaitable[Result]]) -> Result:
+def with_log(options: Namespace, ask: Callable[[JetStream], Awaitable[Result]]) -> Result:
     async def run() -> Result:
         async with connected(options, "cli") as log:
             return await ask(log)
@@ -81,7 +81,7 @@ def _first(group: BaseExceptionGroup[Any]) -> str:
     return str(error)
 
 
-def _table(answer: Answer) -> str:
+def table(answer: Answer) -> str:
     """Columns under their names, numbers to the right."""
     rows = [["" if value is None else str(value) for value in row] for row in answer.rows]
     widths = [max(map(len, column)) for column in zip(answer.columns, *rows, strict=True)]

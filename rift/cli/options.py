@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from events.credit import NANOUSD_DIGITS
 from events.log import LogError
 from replay.warehouse import WarehouseError
 from rift import __version__
+from rift.accounts import AccountUnknown
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
-from rift.cli import ops, roles
+from rift.cli import limits, ops, roles
 from rift.cli.ops import CommandFailed
 from rift.engines import EngineFailed
 from rift.engines.prepare import PrepareFailed
@@ -21,6 +23,7 @@ from rift.installation import InstallationWrong
 from rift.settings import SettingsWrong
 
 FAILURES = (
+    AccountUnknown,
     BrokerMissing,
     CatalogueWrong,
     CommandFailed,
@@ -85,7 +88,27 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument(
         "--account", required=True, type=_account, help="[a-z0-9-]{1,40}; opened if it is new"
     )
+    _credit_commands(commands)
     return parser
+
+
+def _credit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    prepaid = commands.add_parser("credit", help="prepaid credit").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    grant = _command(prepaid, "grant", limits.grant, "add to an account's prepaid credit")
+    grant.add_argument("--account", required=True, type=_account)
+    grant.add_argument("--usd", required=True, type=_nanousd, metavar="USD", help="like 10.50")
+    grant.add_argument("--reason", default="", metavar="TEXT", help="kept in the book")
+
+    about = commands.add_parser("limits", help="plans and budgets").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    change = _command(about, "set", limits.change, "set an account's limits; what is not named stays")
+    change.add_argument("--account", required=True, type=_account)
+    change.add_argument("--budget", type=_budget, metavar="USD", help="of a calendar month (UTC), or none")
+    change.add_argument("--plan", choices=["per_token", "per_second"])
+    _command(about, "list", limits.show, "show every account's limits, and what is left")
 
 
 def _command(
@@ -123,3 +146,14 @@ def _account(text: str) -> str:
     if not re.fullmatch("[a-z0-9-]{1,40}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no account name; use a-z, 0-9 and -, at most 40")
     return text
+
+
+def _nanousd(text: str) -> int:
+    """Return nano-USD, exactly: the digits are the answer."""
+    if not (digits := re.fullmatch(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of USD; write it like 10.50")
+    return int(digits[1] + (digits[2] or "").ljust(NANOUSD_DIGITS, "0"))
+
+
+def _budget(text: str) -> int | str:
+    return text if text == "none" else _nanousd(text)

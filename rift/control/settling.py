@@ -118,7 +118,7 @@ class Settling:
         return (await to_thread.run_sync(self._warehouse.query, select)).rows
 
     async def _follow(self) -> None:
-        """Fold the book from its beginning. What it says of a hold too early is said again, and counts once."""
+        """Fold the book from its beginning. What is settled once more meanwhile counts once."""
         async with self._log.follow(subjects.BOOK, ["rift.book.>"], after=0) as reader:
             try:
                 async for batch in reader:
