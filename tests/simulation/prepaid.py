@@ -1,8 +1,11 @@
 """The simulated service with one account whose credit is too small: gateways die, freeze, stop and lose acks
 while they take, spend and settle allowances, and control settles those of lost lanes."""
 
+import random
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from anyio.abc import TaskGroup
 from events import codec, credit, subjects
 from events.book import Book, key_digest
 from events.credit import Standing
-from events.memory import Faults, MemoryLog
+from events.log import LogError
+from events.memory import Faults, MemoryBroker, MemoryLog
 from events.schema import AccountOpened, AnyEvent, CreditGranted, KeyIssued, LimitsSet, Price, PricePublished
 from replay.warehouse import Warehouse
 from rift import keys
@@ -43,6 +47,42 @@ class InlineSettling(Settling):
         return self._warehouse.query(select).rows
 
 
+def write_book(broker: MemoryBroker, chance: random.Random, limits: Sequence[AnyEvent]) -> str:
+    """Write accounts, prices and limits; return the account's key."""
+    key = keys.new_key(chance.randbytes(keys.ID_BYTES + keys.SECRET_BYTES))
+    events: list[AnyEvent] = [
+        AccountOpened(id="account", account=ACCOUNT),
+        KeyIssued(id="key", key=key.id, account=ACCOUNT, sha256=key_digest(key.text)),
+        PricePublished(id="price", version=1, prices=(PRICE,)),
+    ]
+    for event in (*events, *limits):
+        broker.store(subjects.BOOK, credit.subject(ACCOUNT), codec.encode("cli", [event]), None)
+    return key.text
+
+
+def standing_of(broker: MemoryBroker) -> Standing:
+    book = Book()
+    for stored in broker.stream(subjects.BOOK).messages:
+        book.fold(stored)
+    return book.credits.of(ACCOUNT)
+
+
+async def settle_lost(broker: MemoryBroker) -> None:
+    """Project, and settle what lost lanes hold, as control does."""
+    with tempfile.TemporaryDirectory() as folder, closing(Warehouse.open(Path(folder) / "db")) as warehouse:
+        settling = InlineSettling(MemoryLog(broker), warehouse)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(settling._follow)
+            while True:
+                await anyio.sleep(PROJECT_S)
+                for name in (subjects.BOOK, subjects.FLEET, STREAM):
+                    applied = warehouse.positions().get(name, 0)
+                    if messages := broker.stream(name).messages[applied:]:
+                        warehouse.apply(name, messages)
+                with suppress(LogError):
+                    await settling.settle_lost()
+
+
 class Prepaid(service.Service):
     def __init__(self, seed: int, tasks: TaskGroup, faults: Faults, *, limits: tuple[AnyEvent, ...]) -> None:
         super().__init__(seed, tasks, faults, mishaps=True)
@@ -51,32 +91,8 @@ class Prepaid(service.Service):
         self.answers: Counter[str] = Counter()
 
     async def _write_book(self) -> None:
-        key = keys.new_key(self.chance.randbytes(keys.ID_BYTES + keys.SECRET_BYTES))
-        self._key = key.text
-        events: list[AnyEvent] = [
-            AccountOpened(id="account", account=ACCOUNT),
-            KeyIssued(id="key", key=key.id, account=ACCOUNT, sha256=key_digest(key.text)),
-            PricePublished(id="price", version=1, prices=(PRICE,)),
-        ]
-        for event in (*events, *self.limits):
-            self.broker.store(subjects.BOOK, credit.subject(ACCOUNT), codec.encode("cli", [event]), None)
-        self._tasks.start_soon(self._settle_lost)
-
-    async def _settle_lost(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            warehouse = Warehouse.open(Path(folder) / "db")
-            settling = InlineSettling(MemoryLog(self.broker), warehouse)
-            self._tasks.start_soon(settling._follow)
-            try:
-                while True:
-                    await anyio.sleep(PROJECT_S)
-                    for name in (subjects.BOOK, subjects.FLEET, STREAM):
-                        applied = warehouse.positions().get(name, 0)
-                        if messages := self.broker.stream(name).messages[applied:]:
-                            warehouse.apply(name, messages)
-                    await settling.settle_lost()
-            finally:
-                warehouse.close()
+        self._key = write_book(self.broker, self.chance, self.limits)
+        self._tasks.start_soon(settle_lost, self.broker)
 
     async def _let_come(self, clients: TaskGroup) -> None:
         for number in range(ASKERS):
@@ -108,19 +124,13 @@ class Prepaid(service.Service):
         await super()._settle()
         await anyio.sleep(BACK_S)
 
-    def standing(self) -> Standing:
-        book = Book()
-        for stored in self.broker.stream(subjects.BOOK).messages:
-            book.fold(stored)
-        return book.credits.of(ACCOUNT)
-
     @property
     def cost(self) -> int:
         return PRICE.output_nanousd
 
     def _check(self) -> None:
         super()._check()
-        standing = self.standing()
+        standing = standing_of(self.broker)
         charged = sum(self.ledger.charge_nanousd(entry) for entry in self.ledger.entries.values())
         most = min(n for n in (standing.granted_nanousd, standing.budget_nanousd) if n is not None)
         hold(charged <= most, f"{charged} nano-USD charged, {most} granted")
