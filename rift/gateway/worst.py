@@ -3,10 +3,12 @@
 from events.schema import Price, RequestAccepted
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT
 
-# What a chat template may write around a prompt, and around each message, beyond what the client sent: a
-# system prompt of its own, roles and markers. The worker refuses a prompt that is longer all the same.
-TEMPLATE_BYTES = 1024
-MESSAGE_BYTES = 64
+# Tokens that a chat template writes around a prompt, and around each message: a system prompt of its own,
+# roles and markers. Without a template there are the tokenizer's own, one or two. The worker refuses a prompt
+# that is longer all the same.
+TEMPLATE_TOKENS = 512
+MESSAGE_TOKENS = 64
+RAW_TOKENS = 16
 
 # A worker ends a request at its deadline; control ends it 5 s later, and then nothing is charged.
 OVERDUE_S = 10
@@ -15,8 +17,9 @@ OVERDUE_S = 10
 def prompt_tokens(accepted: RequestAccepted) -> int:
     """Return a bound of the prompt's tokens: a token is at least a byte."""
     texts = [accepted.input] if isinstance(accepted.input, str) else [m.content for m in accepted.input]
-    size = TEMPLATE_BYTES + sum(len(text.encode()) + MESSAGE_BYTES for text in texts)
-    return min(accepted.prompt_tokens_max, size)
+    is_raw = accepted.parameters.raw or accepted.kind == "completion"
+    around = RAW_TOKENS if is_raw else TEMPLATE_TOKENS + MESSAGE_TOKENS * len(texts)
+    return min(accepted.prompt_tokens_max, around + sum(len(text.encode()) for text in texts))
 
 
 def nanousd(accepted: RequestAccepted, price: Price) -> int:

@@ -13,8 +13,20 @@ from msgspec.structs import replace
 
 from events import codec, ids, subjects
 from events.ids import parse_request_id
+from events.lifecycle import NEW, advance
 from events.memory import MemoryBroker
-from events.schema import AnyEvent, CreditGranted, LimitsSet, Parameters, RequestAccepted
+from events.schema import (
+    AnyEvent,
+    AttemptStarted,
+    CreditGranted,
+    LimitsSet,
+    Message,
+    Parameters,
+    Price,
+    RequestAccepted,
+    RequestFinished,
+    TokensGenerated,
+)
 from events.subjects import Address
 from rift.control import settling
 from rift.gateway import allowances, worst
@@ -30,6 +42,7 @@ from tests.simulation.promise import Violation
 from tests.simulation.service import START_NS
 
 TOKENS = 20
+HELLO = [{"role": "user", "content": "hello"}]
 SEEDS = 6
 
 # A mutant that needs more seeds than this is one that the simulation does not see.
@@ -131,15 +144,16 @@ class World:
         self.tasks.start_soon(WorkerProcess(self.broker, self.chance, "worker").run)
         await anyio.sleep(0.1)
 
-    def ask(self, gateway: GatewayProcess, *, tokens: int = TOKENS, **more: Any) -> Call:
+    def ask(self, gateway: GatewayProcess, path: str = "/v1/inference", **body: Any) -> Call:
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
-        body = {"model": MODEL, "prompt": "a prompt", "parameters": {"max_tokens": tokens}}
-        call = Call("POST", "/v1/inference", headers=headers, body=body | more)
+        call = Call("POST", path, headers=headers, body={"model": MODEL} | body)
         gateway.serve(call)
         return call
 
-    async def answer(self, gateway: GatewayProcess, **more: Any) -> tuple[int, dict[str, Any]]:
-        call = self.ask(gateway, **more)
+    async def answer(
+        self, gateway: GatewayProcess, *, tokens: int = TOKENS, **more: Any
+    ) -> tuple[int, dict[str, Any]]:
+        call = self.ask(gateway, prompt="a prompt", parameters={"max_tokens": tokens}, **more)
         while await call.more():
             pass
         return call.status, json.loads(call.data)
@@ -244,41 +258,45 @@ def test_the_smaller_room_wins() -> None:
 
 def test_a_budget_is_of_one_month() -> None:
     async def test(world: World) -> None:
-        world.start_ns = int(datetime(2026, 11, 30, 23, 58, tzinfo=UTC).timestamp()) * 10**9
+        world.start_ns = int(datetime(2026, 11, 30, 23, 59, 40, tzinfo=UTC).timestamp()) * 10**9
         gateway = await world.gateway()
         await world.work()
         await anyio.sleep(5)
-        assert (await world.answer(gateway))[0] == 200
-        status, shown = await world.answer(gateway)
+        assert (await world.answer(gateway, tokens=5))[0] == 200
+        status, shown = await world.answer(gateway, tokens=100)
         assert (status, shown["error"]["code"]) == (402, "budget_exhausted")
         assert "acme's budget of 2026-11" in shown["error"]["message"]
-        await anyio.sleep(130)
-        assert (await world.answer(gateway))[0] == 200
+        # The hold would have room for it, and is of November.
+        await anyio.sleep(20)
+        assert (await world.answer(gateway, tokens=5))[0] == 200
         await anyio.sleep(40)
-        standing = standing_of(world.broker)
-        assert set(standing.spent_in) == {"2026-11", "2026-12"}
+        spent = standing_of(world.broker).spent_in
+        assert {month: nanousd // 5000 for month, nanousd in spent.items()} == {"2026-11": 1, "2026-12": 1}
         world.check_all_is_settled()
 
-    live(test, LimitsSet(id="limits", account=ACCOUNT, budget_nanousd=25_000))
+    live(test, LimitsSet(id="limits", account=ACCOUNT, budget_nanousd=100_000))
 
 
-def test_what_one_gateway_holds_comes_to_who_waits_at_another() -> None:
+def test_who_finds_all_held_waits_for_what_comes_back() -> None:
     async def test(world: World) -> None:
         one, other = await world.gateway(), await world.gateway()
         await world.work()
-        assert (await world.answer(one))[0] == 200
-        # The first's worst case was more than half of all there is; what it did not cost is free again.
-        assert (await world.answer(other, tokens=5))[0] == 200
-        assert (await world.answer(one, tokens=100))[0] == 402
+        call = world.ask(one, "/v1/chat/completions", messages=HELLO, max_tokens=100, stream=True)
+        while b"data: " not in call.data:
+            await call.more()
+        call.leave()
+        # Its worst case was nearly all there is; it is cancelled, and what it did not cost is free again.
+        assert (await world.answer(other))[0] == 200
+        assert anyio.current_time() < 10.0
 
-    live(test, granted(30_000))
+    live(test, granted(110_000))
 
 
 def test_a_client_that_goes_does_not_end_the_bill() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
-        call = world.ask(gateway, tokens=200, stream=True)
+        call = world.ask(gateway, prompt="a prompt", parameters={"max_tokens": 200}, stream=True)
         while b"event: token" not in call.data:
             await call.more()
         call.leave()
@@ -365,6 +383,21 @@ def test_what_a_lost_gateway_held_comes_back_once_its_requests_have_ended() -> N
     live(test, granted(100_000))
 
 
+def test_the_seconds_of_a_lost_gateways_request_are_spent() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await world.answer(gateway, tokens=50, background=True))[0] == 202
+        await anyio.sleep(1)
+        gateway.kill()
+        await world.gateway()
+        await anyio.sleep(120)
+        standing = standing_of(world.broker)
+        assert (len(standing.holds), standing.spent_nanousd) == (0, 3 * 5000)
+
+    live(test, granted(10**9), LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))
+
+
 def test_a_hold_of_a_lost_lane_waits_for_the_requests_that_are_open() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
@@ -424,3 +457,57 @@ def test_a_model_without_a_price_a_second_is_refused_under_that_plan(monkeypatch
         )
 
     live(test, LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))
+
+
+# --- what it can cost, and what it cost ------------------------------------------------------------------
+
+
+def wanted(**fields: Any) -> RequestAccepted:
+    given = {"kind": "inference", "input": "wörd", "parameters": Parameters(), "prompt_tokens_max": 8192}
+    return RequestAccepted(
+        request="r", account=ACCOUNT, key="key", model=MODEL, stream=False, deadline_ms=600_000,
+        price_version=1, **(given | fields),
+    )  # fmt: skip
+
+
+def test_a_prompt_has_at_most_a_token_for_each_byte_and_the_templates() -> None:
+    assert worst.prompt_tokens(wanted()) == 512 + 64 + 5
+    assert worst.prompt_tokens(wanted(parameters=Parameters(raw=True))) == 16 + 5
+    assert worst.prompt_tokens(wanted(kind="completion")) == 16 + 5
+    assert worst.prompt_tokens(wanted(prompt_tokens_max=100)) == 100
+    two = (Message(role="user", content="ab"), Message(role="assistant", content="cde"))
+    assert worst.prompt_tokens(wanted(kind="chat", input=two)) == 512 + 2 * 64 + 5
+
+
+def test_the_worst_case_is_all_tokens_or_all_seconds() -> None:
+    price = Price(model=MODEL, prompt_nanousd=2, output_nanousd=3, second_nanousd=7)
+    assert worst.nanousd(wanted(prompt_tokens_max=100), price) == 100 * 2 + 1024 * 3
+    assert worst.nanousd(wanted(parameters=Parameters(max_tokens=10)), price) == 8192 * 2 + 10 * 3
+    assert worst.nanousd(wanted(plan="per_second"), price) == 610 * 7
+    dear = replace(price, cached_prompt_nanousd=5)
+    assert worst.nanousd(wanted(prompt_tokens_max=100), dear) == 100 * 5 + 1024 * 3
+
+
+def test_the_dead_minutes_of_a_lost_attempt_are_not_metered() -> None:
+    answer = Metered(wanted(plan="per_second"), PRICE)
+    life = NEW
+    second = 1_000_000_000
+    for at_ns, event in (
+        (0, answer.accepted),
+        (10 * second, started("a", None)),
+        (12 * second + 1, TokensGenerated(attempt="a", index=0, token_ids=(1,), text="x")),
+        (90 * second, started("b", "a", resume_index=1)),
+        (91 * second, TokensGenerated(attempt="b", index=1, token_ids=(1,), text="x")),
+        (92 * second, RequestFinished(request="r", attempt="b", reason="stop", output_tokens=2)),
+    ):
+        life = advance(life, event)
+        answer.add(event, life, at_ns)
+    assert answer.seconds == 3 + 2
+    assert answer.nanousd == 5 * 5000
+
+
+def started(attempt: str, after: str | None, resume_index: int = 0) -> AttemptStarted:
+    return AttemptStarted(
+        request="r", attempt=attempt, after=after, resume_index=resume_index, worker="w", prompt_tokens=4,
+        accepted_at_ns=0, engine="sim", model_digest="d", delivery="ack",
+    )  # fmt: skip
