@@ -86,8 +86,6 @@ def close_period(options: Namespace) -> None:
 def correct(options: Namespace) -> None:
     async def append(log: JetStream) -> UsageCorrected:
         book = await books.read(log)
-        if options.account not in book.accounts:
-            raise CommandFailed(f"there is no account {options.account!r}")
         model = await _model_of(log, options) if options.request else options.model
         correction = UsageCorrected(
             id=f"correction.{secrets.token_hex(8)}",
@@ -99,7 +97,7 @@ def correct(options: Namespace) -> None:
         )
         if not correction.nanousd:
             raise CommandFailed("a correction of 0 corrects nothing")
-        await accounts.correct(log, correction)
+        await accounts.correct(log, book, correction)
         return correction
 
     stored = with_log(options, append)

@@ -14,9 +14,10 @@ from replay.archive import ArchiveError
 from replay.invoice import PERIOD
 from replay.warehouse import ProjectionStopped, WarehouseError
 from rift import __version__
+from rift.accounts import AccountUnknown
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
-from rift.cli import money, ops, replay, roles
+from rift.cli import limits, money, ops, replay, roles
 from rift.cli.ops import CommandFailed
 from rift.control.projector import LogBehind, LogTrimmed
 from rift.control.until import PositionWrong
@@ -27,6 +28,7 @@ from rift.prices import PricesWrong
 from rift.settings import SettingsWrong
 
 FAILURES = (
+    AccountUnknown,
     ArchiveError,
     BrokerMissing,
     CatalogueWrong,
@@ -99,8 +101,28 @@ def _parser() -> argparse.ArgumentParser:
         "--account", required=True, type=_account, help="[a-z0-9-]{1,40}; opened if it is new"
     )
     _money(commands)
+    _credit_commands(commands)
     _replay(commands)
     return parser
+
+
+def _credit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    prepaid = commands.add_parser("credit", help="prepaid credit").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    grant = _command(prepaid, "grant", limits.grant, "add to an account's prepaid credit")
+    _account_option(grant)
+    grant.add_argument("--usd", required=True, metavar="AMOUNT", help="like 10.50")
+    grant.add_argument("--reason", default="", metavar="TEXT", help="kept in the book")
+
+    about = commands.add_parser("limits", help="plans and budgets").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    change = _command(about, "set", limits.change, "set an account's limits; what is not named stays")
+    _account_option(change)
+    change.add_argument("--budget", metavar="USD", help="at most so much a calendar month (UTC), or none")
+    change.add_argument("--plan", choices=["per_token", "per_second"])
+    _command(about, "list", limits.show, "show every account's limits, and what is left")
 
 
 def _money(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

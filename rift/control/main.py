@@ -16,6 +16,7 @@ from rift.control.archiver import Archiver
 from rift.control.desk import Desk
 from rift.control.janitor import Janitor
 from rift.control.projection import Projection
+from rift.control.settling import Settling
 
 # What is stored when control is told to stop is applied first: then a stopped installation shows all. A
 # transaction that has begun is waited for, beyond this.
@@ -51,6 +52,7 @@ async def run(
                 tasks.start_soon(partial(Janitor(log, shard=shard).run, first=first))
             tasks.start_soon(projection.run)
             tasks.start_soon(archiver.run)
+            tasks.start_soon(Settling(log, lambda: projection.warehouse).run)
             await stop.wait()
             with anyio.move_on_after(LAST_S):
                 await projection.catch_up()

@@ -1,6 +1,6 @@
 """The ASGI app: routes, and one request's way through the gateway.
 
-    authenticate → parse → admit → follow → append `RequestAccepted` → relay what the log says
+    authenticate → parse → admit → reserve → follow → append `RequestAccepted` → relay what the log says
 
 Whatever is refused is refused before the append. From the append on, the log decides.
 """
@@ -24,6 +24,7 @@ from rift import __version__, catalogue
 from rift.catalogue import Catalogue
 from rift.gateway import idempotency, openai, parse
 from rift.gateway.admission import Admission, retry_after
+from rift.gateway.allowances import Allowances
 from rift.gateway.answer import Answer
 from rift.gateway.billing import Billing
 from rift.gateway.delivery import Delivery, failed
@@ -58,6 +59,7 @@ class Gateway:
         histories: Histories,
         admission: Admission,
         delivery: Delivery,
+        allowances: Allowances,
         *,
         book: Book,
         fleet: Fleet,
@@ -67,7 +69,7 @@ class Gateway:
         entropy: Callable[[int], bytes],
     ) -> None:
         self._log, self._relays, self._histories = log, relays, histories
-        self._admission, self._delivery = admission, delivery
+        self._admission, self._delivery, self._allowances = admission, delivery, allowances
         self._book, self._fleet = book, fleet
         self._models = models
         self._secret, self._entropy = secret, entropy
@@ -147,7 +149,7 @@ class Gateway:
             return
         digest = idempotency.key_digest(self._secret, issued.account, key)
         entry = self._entry(wanted, issued, body=idempotency.body_digest(request.path, body))
-        claim = await self._claim(digest, entry, wanted)
+        claim = await self._claim(digest, entry, wanted, issued.account)
         accepted = self._accepted(wanted, issued, claim.entry, digest=digest)
         if claim.is_new:
             await self._answer_new(request, wanted, accepted)
@@ -155,17 +157,17 @@ class Gateway:
             headers = REPLAYED if claim.entry.nonce != entry.nonce else ()
             await self._answer_again(request, wanted, accepted, headers)
 
-    async def _claim(self, digest: str, entry: Entry, wanted: Wanted) -> Claim:
+    async def _claim(self, digest: str, entry: Entry, wanted: Wanted, account: str) -> Claim:
         """Return the claim in force; a key whose request failed by our fault is taken again."""
         found = await idempotency.find(self._log, digest, entry)
         if found is not None and not await self._failed_by_us(found):
             return found
-        self._admission.admit(wanted)
+        self._admission.admit(wanted, account)
         return await idempotency.claim(self._log, digest, entry, replaces=found.sequence if found else 0)
 
     async def _answer_new(self, request: Request, wanted: Wanted, accepted: RequestAccepted) -> None:
-        self._admission.admit(wanted)
-        stream = self._open(wanted, accepted)
+        self._admission.admit(wanted, accepted.account)
+        stream = self._open(wanted, await self._allowances.cover(accepted))
         await self._append(stream)
         await self._answer_with(request, wanted, stream)
 
@@ -179,8 +181,12 @@ class Gateway:
         stream = await relay.attach(parsed, make)
         if stream is None:
             # The gateway that claimed the key died before it accepted.
-            self._admission.admit(wanted)
-            await self._store(accepted)
+            self._admission.admit(wanted, accepted.account)
+            accepted = await self._allowances.cover(accepted)
+            try:
+                await self._store(accepted)
+            finally:
+                self._allowances.judge(accepted)
             stream = await relay.attach(parsed, make)
             assert stream is not None, "an acceptance that was appended is found"
         await self._answer_with(request, wanted, stream, headers)
@@ -226,6 +232,7 @@ class Gateway:
             prompt_tokens_max=min(context, wanted.prompt_tokens_max or context),
             deadline_ms=DEADLINE_MS,
             price_version=entry.price_version,
+            plan=self._book.credits.of(issued.account).plan,
             book=entry.book,
             idempotency_hash=digest,
             detached=wanted.background or digest is not None,
@@ -245,6 +252,7 @@ class Gateway:
         accepted = stream.answer.accepted
         relay = self._relays.own
         relay.open(stream, size=_size(accepted))
+        self._allowances.follow(accepted)
         try:
             await self._store(accepted)
             return
@@ -258,6 +266,7 @@ class Gateway:
         except RecordTooLarge as error:
             refusal = Refusal(413, f"the request cannot be stored: {error}", code="body_too_large")
         relay.close(stream)
+        self._allowances.refused(accepted, may_land=refusal.code == "log_unavailable")
         raise refusal
 
     async def _store(self, accepted: RequestAccepted) -> None:

@@ -149,6 +149,8 @@ class Relay:
         self._buffered = 0
         self._queued: dict[str, dict[str, int]] = {}
         self._pushed: dict[int, Stream] = {}
+        # The broker's time, as far as this lane's records tell: a report comes every few seconds.
+        self.newest_ns = 0
 
     @property
     def position(self) -> int:
@@ -214,6 +216,11 @@ class Relay:
                 self._lives.forget(request)
                 self._started(stream)
 
+    def join(self, stream: Stream) -> None:
+        """Follow with another stream what `open` follows already."""
+        stream.answer.life = self._lives[stream.answer.id]
+        self._streams[stream.answer.id].append(stream)
+
     def has_client(self, request: str) -> bool:
         """Say whether a client of this gateway still waits for the request."""
         return any(stream.attended for stream in self._streams.get(request, []))
@@ -237,6 +244,7 @@ class Relay:
             opened()
             async for batch in self._reader:
                 for stored in batch:
+                    self.newest_ns = max(self.newest_ns, stored.stored_at_ns)
                     at = subjects.parse(stored.subject)
                     for event in codec.decode(stored.data)[1]:
                         if at is not None:

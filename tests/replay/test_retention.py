@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from rift.control.questions import ask_sql
 
 from events import fleet, memory, subjects
 from events.jetstream import connect
@@ -20,7 +21,6 @@ from rift.control import archiver as archivers
 from rift.control import main
 from rift.control.archiver import Archiver
 from rift.control.projector import LogTrimmed
-from rift.control.questions import ask_sql
 
 pytestmark = pytest.mark.anyio
 
