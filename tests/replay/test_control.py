@@ -13,12 +13,12 @@ import pytest
 
 from events import subjects
 from events.log import LogError, Stored
-from replay.answer import Answer
 from replay.archive import Archive
 from replay.warehouse import Warehouse
 from rift.control import answers, main, projection
 from rift.control.projector import AHEAD_MAX, LogBehind, LogTrimmed, Projector
-from rift.questions import QuestionRefused, Sql, ask
+from rift.questions import QuestionRefused, Sql
+from tests.replay.asked import ask_sql
 
 pytestmark = pytest.mark.anyio
 
@@ -33,10 +33,6 @@ async def controlling(log: Any, database: Path) -> AsyncIterator[None]:
                 await anyio.sleep(0.005)
         yield
         group.cancel_scope.cancel()
-
-
-async def ask_sql(log: Any, sql: str) -> Answer:
-    return Answer(**await ask(log, Sql(sql), timeout_s=10))
 
 
 async def until(log: Any, sql: str, is_wanted: Callable[[list[list[Any]]], bool]) -> list[list[Any]]:
