@@ -75,7 +75,8 @@ class Settling:
     async def settle_lost(self) -> None:
         """Settle every hold of a silent lane whose requests have all ended. Raises LogError, QueryRefused."""
         holds = list(self._book.credits.open_holds())
-        lost = [held for held in holds if await self._is_lost(held)] if holds else []
+        projected = {shard: await self._projected_ns(shard) for shard in {held.shard for held in holds}}
+        lost = [held for held in holds if await self._is_lost(held, projected[held.shard])]
         if not lost:
             return
         spent = await self._spent(held.id for held in lost)
@@ -87,19 +88,18 @@ class Settling:
                 subject = credit.subject(held.account)
                 await append_until_known(self._log, subjects.BOOK, subject, data, within_s=APPEND_S)
 
-    async def _is_lost(self, held: CreditHeld) -> bool:
+    async def _is_lost(self, held: CreditHeld, projected_ns: int) -> bool:
         """Say whether the lane had long been silent at what is projected of its shard. Only a lane that seems
         so is asked for."""
         lane = held.shard, held.lane
-        stream = subjects.shard_stream(held.shard)
-        projected_ns = await self._projected_ns(stream)
         if projected_ns - self._heard_ns.get(lane, 0) <= SILENT_NS:
             return False
-        last = await self._log.last(stream, subjects.lane(*lane))
+        last = await self._log.last(subjects.shard_stream(held.shard), subjects.lane(*lane))
         self._heard_ns[lane] = last.stored_at_ns if last is not None else 0
         return projected_ns - self._heard_ns[lane] > SILENT_NS
 
-    async def _projected_ns(self, stream: str) -> int:
+    async def _projected_ns(self, shard: int) -> int:
+        stream = subjects.shard_stream(shard)
         rows = await self._ask(f"select stored_at_ns from lag where stream = '{stream}'")
         return int(rows[0][0]) if rows else 0
 

@@ -42,7 +42,7 @@ CHUNK_PART = 8
 CHUNK_NANOUSD_MAX = 1_000_000_000
 
 # A hold that is not used for so long is settled. Two records of the book for each request is what a client
-# pays that asks less often; where the account has less room than the hold keeps, it is settled at once.
+# pays that asks less often; where the account has no room for another such hold, it is settled at once.
 IDLE_S = 30.0
 TICK_S = 0.5
 
@@ -327,7 +327,7 @@ class Allowances:
         with anyio.move_on_after(LAST_S):
             async with anyio.create_task_group() as tasks:
                 for hold in self._holds.values():
-                    if not hold.reserved and not hold.is_settled:
+                    if not hold.reserved and not hold.is_settled and not self._is_gone(hold):
                         tasks.start_soon(self._settle, hold)
 
     def _is_gone(self, hold: Hold) -> bool:
@@ -340,7 +340,7 @@ class Allowances:
         if hold.reserved or hold.is_settled or hold.event.id not in standing.holds:
             return False
         room = standing.room(self._month())
-        scarce = room is not None and room < hold.free
+        scarce = room is not None and room < hold.event.nanousd
         return hold.is_closing or scarce or anyio.current_time() > hold.used_at + IDLE_S
 
     async def _settle(self, hold: Hold) -> None:

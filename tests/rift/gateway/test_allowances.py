@@ -42,6 +42,8 @@ from tests.simulation.promise import Violation
 from tests.simulation.service import START_NS
 
 TOKENS = 20
+# The whole context, and the output.
+WORST = 512 * PRICE.prompt_nanousd + TOKENS * PRICE.output_nanousd
 HELLO = [{"role": "user", "content": "hello"}]
 SEEDS = 6
 
@@ -290,6 +292,22 @@ def test_who_finds_all_held_waits_for_what_comes_back() -> None:
         assert anyio.current_time() < 10.0
 
     live(test, granted(110_000))
+
+
+def test_of_many_at_once_as_many_are_accepted_as_fit() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        for number in range(30):
+            world.ask(gateway, prompt=f"prompt {number}", parameters={"max_tokens": TOKENS})
+        await anyio.sleep(0.5)
+        world.ledger.catch_up()
+        assert len(world.ledger.entries) == 10
+        await anyio.sleep(100)
+        assert world.charged <= 10 * WORST
+        world.check_all_is_settled()
+
+    live(test, granted(10 * WORST))
 
 
 def test_a_client_that_goes_does_not_end_the_bill() -> None:
