@@ -9,7 +9,7 @@ What must not live here: when to seal and what to trim (the control process), ro
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import msgspec
@@ -35,12 +35,12 @@ class Archive:
     """The folder `archive/`. One process seals; any may read what is sealed."""
 
     def __init__(self, folder: Path, *, key: bytes, content: bool = False) -> None:
-        self._folder, self._key, self._content = folder, key, content
+        self.folder, self._key, self._content = folder, key, content
 
     def streams(self) -> list[str]:
-        if not self._folder.is_dir():
+        if not self.folder.is_dir():
             return []
-        return sorted(path.name for path in self._folder.iterdir() if _STREAM.fullmatch(path.name))
+        return sorted(path.name for path in self.folder.iterdir() if _STREAM.fullmatch(path.name))
 
     def manifests(self, stream: str) -> list[Manifest]:
         """Return the manifests of a stream in order. Raises ArchiveDamaged."""
@@ -52,7 +52,7 @@ class Archive:
         return read_manifest(paths[-1]).last if paths else 0
 
     def _manifest_paths(self, stream: str) -> list[Path]:
-        folder = self._folder / stream
+        folder = self.folder / stream
         if not folder.is_dir():
             return []
         return sorted(path for path in folder.iterdir() if _MANIFEST.fullmatch(path.name))
@@ -65,10 +65,10 @@ class Archive:
         When this returns, the segment is on disk. Memory is bounded by DuckDB's limit, whatever their
         number. Raises ArchiveError, ArchiveDamaged.
         """
-        folder = self._folder / stream
+        folder = self.folder / stream
         folder.mkdir(parents=True, exist_ok=True)
-        sync(self._folder)
-        with alone(folder), Segments(self._folder) as segments:
+        sync(self.folder)
+        with alone(folder), Segments(self.folder) as segments:
             for leftover in folder.glob("*.part"):
                 leftover.unlink()
             paths = self._manifest_paths(stream)
@@ -99,7 +99,7 @@ class Archive:
         records, events = (self.path(manifest, suffix) for suffix in ("records", "events"))
         batch: list[Read] = []
         held = 0
-        with Segments(self._folder) as segments:
+        with Segments(self.folder) as segments:
             try:
                 rows = segments.events(records=records, events=events, first=first, last=last)
                 for (sequence, at_ns, subject), told in groupby(rows, key=lambda row: row[:3]):
@@ -115,7 +115,7 @@ class Archive:
             yield batch
 
     def path(self, manifest: Manifest, suffix: str) -> Path:
-        return self._folder / manifest.stream / file_name(manifest.first, suffix)
+        return self.folder / manifest.stream / file_name(manifest.first, suffix)
 
     # --- verifying -------------------------------------------------------------------------------
 
@@ -132,25 +132,39 @@ class Archive:
         """
         anchors, log_first = anchors or {}, log_first or {}
         for stream in sorted({*self.streams(), *anchors, *log_first}):
-            found: list[Manifest] = []
-            for path in self._manifest_paths(stream):
-                try:
-                    found.append(read_manifest(path))
-                except ArchiveDamaged as error:
-                    yield str(error)
-            yield from _chain_problems(self._folder / stream, stream, found)
+            found, problems = self._chain(stream)
+            yield from problems
             yield from _anchor_problems(stream, found, anchors.get(stream, ()))
             archived = found[-1].last if found else 0
             if (held := log_first.get(stream, 1)) > archived + 1:
                 gap = f"sequences {archived + 1} to {held - 1}"
                 yield f"{stream}: {gap} are neither in the archive nor in the log"
-            with Segments(self._folder) as segments:
+            with Segments(self.folder) as segments:
                 at_ns = 0
                 for manifest in found:
                     yield from self._segment_problems(segments, manifest, at_ns)
                     at_ns = manifest.at_ns
 
-    def damaged_files(self, manifest: Manifest) -> Iterator[str]:
+    def check(self, stream: str) -> list[Manifest]:
+        """Return the manifests of a stream once each follows the one before it and every file's bytes are
+        those that were sealed; its rows are then, too. Raises ArchiveDamaged."""
+        found, problems = self._chain(stream)
+        for problem in chain(problems, chain.from_iterable(map(self._damaged_files, found))):
+            raise ArchiveDamaged(problem)
+        return found
+
+    def _chain(self, stream: str) -> tuple[list[Manifest], list[str]]:
+        """Return the manifests that can be read, and what is wrong with them and between them."""
+        found: list[Manifest] = []
+        problems: list[str] = []
+        for path in self._manifest_paths(stream):
+            try:
+                found.append(read_manifest(path))
+            except ArchiveDamaged as error:
+                problems.append(str(error))
+        return found, problems + list(_chain_problems(self.folder / stream, stream, found))
+
+    def _damaged_files(self, manifest: Manifest) -> Iterator[str]:
         """Yield what is wrong with the bytes of a segment's files."""
         wanted = {file_name(manifest.first, suffix) for suffix in SUFFIXES[:2]}
         allowed = wanted | {file_name(manifest.first, "content")}
@@ -158,7 +172,7 @@ class Archive:
             named = ", ".join(manifest.files) or "no files"
             yield f"{self.path(manifest, 'events')}: its manifest names {named}"
         for name, file in manifest.files.items():
-            path = self._folder / manifest.stream / name
+            path = self.folder / manifest.stream / name
             try:
                 found = measure(path)
             except OSError as error:
@@ -168,7 +182,7 @@ class Archive:
                 yield f"{path} is not as it was sealed: its bytes have another SHA-256"
 
     def _segment_problems(self, segments: Segments, manifest: Manifest, at_ns: int) -> Iterator[str]:
-        damaged = list(self.damaged_files(manifest))
+        damaged = list(self._damaged_files(manifest))
         yield from damaged
         if damaged:
             return

@@ -35,9 +35,11 @@ class SegmentUnreadable(Exception):
 
 
 def sql(name: str) -> str:
-    """Return the text of one file of `replay/sql/archive/`, `bare_json` written out."""
-    folder = files("replay") / "sql" / "archive"
-    text, bare_json = ((folder / f"{name}.sql").read_text(encoding="utf-8") for name in (name, "bare"))
+    """Return the text of one file of `replay/sql/`, `bare_json` written out."""
+    folder = files("replay") / "sql"
+    text, bare_json = (
+        (folder / f"{name}.sql").read_text(encoding="utf-8") for name in (name, "archive/bare")
+    )
     return text.replace("bare_json", f"({bare_json})")
 
 
@@ -54,7 +56,7 @@ class Segments:
         ):
             self._connection.execute(f"set {name} = {value}")
         self._connection.execute("set lock_configuration = true")
-        self._connection.execute(sql("macros"))
+        self._connection.execute(sql("archive/macros"))
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +66,7 @@ class Segments:
 
     def begin(self) -> None:
         """Make room for the rows of one segment."""
-        self._connection.execute(sql("tables"))
+        self._connection.execute(sql("archive/tables"))
 
     def add(self, records: list[Record], events: list[Event], content: list[tuple[int, bytes]]) -> None:
         for table, rows in (("records", records), ("events", events), ("content", content)):
@@ -75,7 +77,7 @@ class Segments:
 
     def write(self, *, records: Path, events: Path, content: Path | None) -> None:
         """Write what was added."""
-        selects = {records: "from sealed_records order by sequence", events: sql("seal")}
+        selects = {records: "from sealed_records order by sequence", events: sql("archive/seal")}
         if content is not None:
             selects[content] = "from sealed_content order by sequence"
         for path, select in selects.items():
@@ -100,8 +102,8 @@ class Segments:
     def _rows(self, name: str, told: dict[str, Any]) -> Iterator[Any]:
         cursor = self._connection.cursor()
         try:
-            cursor.execute(sql("macros"))
-            cursor.execute(sql(name), told)
+            cursor.execute(sql("archive/macros"))
+            cursor.execute(sql(f"archive/{name}"), told)
             while rows := cursor.fetchmany(ROWS):
                 yield from rows
         except duckdb.Error as error:

@@ -108,10 +108,13 @@ class Warehouse:
         self._fold = self._restored()
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open or create the file; its folder must exist. Raises WarehouseError, WarehouseBusy."""
+    def open(cls, path: Path, *, reading: Path | None = None) -> Self:
+        """Open or create the file; its folder must exist. SQL may read files in `reading`, and no others.
+
+        Raises WarehouseError, WarehouseBusy.
+        """
         try:
-            connection = duckdb.connect(str(path), config=CONFIG)
+            connection = _connected(path, reading)
         except duckdb.Error as error:
             if "Conflicting lock" in str(error):
                 raise WarehouseBusy(f"{path} is open in another process") from error
@@ -285,6 +288,18 @@ class Warehouse:
         """Return the SHA-256 of each relation's rows, whatever their order, and answers as of the same
         moment. Raises QueryRefused."""
         return self._asking.digests(DIGESTED, questions)
+
+
+def _connected(path: Path, reading: Path | None) -> duckdb.DuckDBPyConnection:
+    if reading is None:
+        return duckdb.connect(str(path), config=CONFIG)
+    closing = ("enable_external_access", "lock_configuration")
+    connection = duckdb.connect(str(path), config={k: v for k, v in CONFIG.items() if k not in closing})
+    folder = str(reading).replace("'", "''")
+    connection.execute(f"set allowed_directories = ['{folder}']")
+    for name in closing:
+        connection.execute(f"set {name} = {str(CONFIG[name]).lower()}")
+    return connection
 
 
 def _make_or_refuse(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -15,12 +15,11 @@ from events.schema import SegmentSealed
 from replay import invoice
 from replay.answer import Answer
 from replay.archive import Archive
-from replay.rebuild import rebuilt
 from replay.warehouse import Warehouse, checks
 from replay.warehouse import sql as sql_of
 from rift.cli.connection import installation
 from rift.cli.ops import CommandFailed, asked, show, with_log
-from rift.control.tail import fold_tail
+from rift.control.tail import fold_tail, rebuilt
 from rift.control.until import fold_until, parse
 from rift.questions import LONG_TIMEOUT_S, Digests, Rebuild
 from rift.settings import SHARDS
@@ -73,7 +72,7 @@ def verify(options: Namespace) -> None:
 
     async def compare(log: JetStream) -> tuple[list[str], Mapping[str, int]]:
         with _temporary() as path:
-            warehouse = await to_thread.run_sync(rebuilt, path, archive)
+            warehouse = await rebuilt(log, archive, path)
             try:
                 # Asked now, control is at or behind every record that the archive holds.
                 told = await asked(log, Digests(), LONG_TIMEOUT_S)

@@ -12,10 +12,9 @@ from anyio import to_thread
 from events.log import Log
 from replay.answer import QueryRefused
 from replay.archive import Archive
-from replay.rebuild import rebuilt
 from replay.warehouse import ProjectionStopped, Warehouse
 from rift.control.projector import Projector
-from rift.control.tail import fold_tail
+from rift.control.tail import fold_tail, rebuilt
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ class Projection:
 
     async def _build(self, fresh: Path) -> None:
         remove(fresh)
-        warehouse = await to_thread.run_sync(rebuilt, fresh, self._archive)
+        warehouse = await rebuilt(self._log, self._archive, fresh)
         try:
             await fold_tail(self._log, warehouse, self._shards)
         finally:

@@ -1,14 +1,29 @@
-"""From the log into a warehouse, up to what is stored when it begins: what the archive does not hold yet."""
+"""From archive and log into a fresh warehouse: what is archived, and behind it what the log holds."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing
+from functools import partial
+from pathlib import Path
 
 from anyio import to_thread
 
 from events import subjects
 from events.log import Log
+from replay.archive import Archive
+from replay.rebuild import rebuild
 from replay.warehouse import Warehouse
 from rift.control.projector import LogTrimmed
+
+
+async def rebuilt(log: Log, archive: Archive, path: Path) -> Warehouse:
+    """Return a warehouse of what is archived, in a new file, and of the book as far as it is stored.
+
+    Raises LogError, ArchiveError, WarehouseError, ProjectionStopped.
+    """
+    last = await log.last_sequence(subjects.BOOK)
+    book = [batch async for batch in log.scan(subjects.BOOK, ["rift.book.>"], first=1, target=last)]
+    await to_thread.run_sync(partial(rebuild, archive, path, book=book))
+    return await to_thread.run_sync(Warehouse.open, path)
 
 
 async def fold_tail(

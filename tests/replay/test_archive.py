@@ -289,7 +289,7 @@ def _die_at(archive: Archive, step: str, messages: list[Stored]) -> None:
 @settings(max_examples=80, deadline=None)
 @given(dice=st.randoms(use_true_random=False))
 def test_any_flipped_byte_is_found(sealed: Archive, dice: random.Random) -> None:
-    path = dice.choice(files(sealed._folder))
+    path = dice.choice(files(sealed.folder))
     whole = path.read_bytes()
     at = dice.randrange(len(whole))
     try:
@@ -311,7 +311,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory, chaos: Any) -> Archive:
 
 def test_any_file_missing_truncated_or_grown_is_found(sealed: Archive) -> None:
     known = anchors(sealed)
-    for path in files(sealed._folder / "RIFT_0"):
+    for path in files(sealed.folder / "RIFT_0"):
         whole = path.read_bytes()
         for damaged in (None, b"", whole[: len(whole) // 2], whole + b"\n"):
             if damaged is None:
@@ -326,7 +326,7 @@ def test_any_file_missing_truncated_or_grown_is_found(sealed: Archive) -> None:
 
 def drop(archive: Archive, index: int) -> None:
     manifest = archive.manifests("RIFT_0")[index]
-    for path in files(archive._folder / "RIFT_0"):
+    for path in files(archive.folder / "RIFT_0"):
         if path.name.startswith(f"{manifest.first:020d}"):
             path.unlink()
 

@@ -13,11 +13,10 @@ import pytest
 from events import memory, schema, subjects
 from events.memory import MemoryBroker, MemoryLog
 from replay.archive import Archive
-from replay.rebuild import rebuilt
 from replay.warehouse import Warehouse
 from rift.cli.replay import differences
 from rift.control import main
-from rift.control.tail import fold_tail
+from rift.control.tail import fold_tail, rebuilt
 from rift.control.until import PositionWrong, fold_until, parse
 from rift.questions import AskInvoice, ClosePeriod, Digests, QuestionRefused, Rebuild, Seal, Sql, ask
 
@@ -108,7 +107,7 @@ async def test_a_closed_period_is_frozen_archived_and_comes_out_again(rig: Rig) 
 
 
 async def by_replay(rig: Rig, told: Any) -> list[str]:
-    warehouse = rebuilt(rig.folder / "again.duckdb", rig.archive)
+    warehouse = await rebuilt(rig.log, rig.archive, rig.folder / "again.duckdb")
     try:
         await fold_tail(rig.log, warehouse, [0], until=told["positions"])
         return list(differences(warehouse, told))

@@ -1,11 +1,11 @@
 -- The bare JSON of tokens.
-create temp macro tokens_json(attempt, token_index, tokens, cached_tokens) as concat(
+create or replace temp macro tokens_json(attempt, token_index, tokens, cached_tokens) as concat(
     '{"type":"TokensGenerated","attempt":"', attempt, '","index":', token_index, ',"tokens":', tokens,
     ',"cached_tokens":' || cached_tokens, '}'
 );
 
 -- Every event of an events file with its bare JSON, runs taken apart.
-create temp macro exploded(path) as table
+create or replace temp macro exploded(path) as table
 select sequence, place, at_ns, coalesce(json, bare_json) as bare
 from read_parquet(path)
 where sequences is null
