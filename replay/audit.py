@@ -2,8 +2,8 @@
 
     invoice.json   one line: the invoice, and `heads`: {stream: SHA-256 of its last manifest here}
     chain.jsonl    {"stream", "manifest"}: the exact text of every manifest, from a stream's first to its head
-    records.jsonl  {"stream", "first", "sequence", "at_ns", "content", "subject", "writer", "events"}, in order
-                   of stream and sequence; `first` is the segment's, and an event is {"json": bare JSON} if it
+    records.jsonl  {"stream", "first", "sequence", "at_ns", "content", "subject", "writer", "events"}, ordered
+                   by stream and sequence; `first` is the segment's, and an event is {"json": bare JSON} if it
                    is the account's, else its hash
     proofs.jsonl   {"stream", "first", "nodes"}: for each segment with such records, its multi-proof
     README.txt     what this is, and how to run the auditor
