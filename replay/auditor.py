@@ -2,11 +2,11 @@
 
 One file for who pays: Python 3.9 or newer, its standard library, no code of the service behind the invoice.
 Exit status 0: equal; 1: different, each difference is a line; 2: a file is missing or makes no sense. In DIR:
-`invoice.json`, what is claimed; `chain.jsonl`, the manifest of every segment of the log, each naming the
-SHA-256 of the one before; `records.jsonl`, records of the log with the account's own events as JSON and only
-hashes of all others; `proofs.jsonl`, the hashes that join them to the Merkle root of their segment. Times are
-the log's own (Unix nanoseconds), money is whole nano-USD. Two things cannot be seen here: whether the heads
-are those that the operator published (compare them), and what was held back or left as a hash.
+`invoice.json`, what is claimed; `chain.jsonl`, the manifest of each segment of the log, with the SHA-256 of
+the one before; `records.jsonl`, records of the log, the account's own events as JSON, of others the hashes;
+`proofs.jsonl`, what joins those records to the Merkle root in their manifest. Times are the log's own (Unix
+nanoseconds), money is whole nano-USD. Two things cannot be seen here: whether the heads of the chains are
+those that the operator published (compare them), and what was held back or left as a hash.
 """
 
 from __future__ import annotations
@@ -77,8 +77,10 @@ class Audit:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.at, self.records, self.wrong = folder, "", 0, list[str]()
-        self.heads: dict[str, str] = {}  # SHA-256 of a stream's last manifest
-        self.reached: dict[str, int] = {}  # the last sequence of it
+        self.reached: dict[str, int] = {}  # by stream: the last sequence
+        self.ends: dict[
+            tuple[str, int], str
+        ] = {}  # stream, last sequence of a segment: its manifest's SHA-256
         self.segments: dict[tuple[str, int], tuple[int, str]] = {}  # stream, first: last, Merkle root
         self.requests: dict[str, Request] = {}
         self.owners: dict[str, str] = {}  # the request of an attempt
@@ -109,15 +111,14 @@ class Audit:
                 yield parse(line)
 
     def read_chains(self) -> None:
-        """Each manifest must name the one before, and begin where that one ends."""
         for row in self.read("chain.jsonl"):
             stream, told = row["stream"], parse(row["manifest"])
             first = self.reached.get(stream, told["first"] - 1) + 1
-            size, previous = told["last"] - first + 1, self.heads.get(stream, "")
+            size, previous = told["last"] - first + 1, self.ends.get((stream, first - 1), "")
             should = {"stream": stream, "first": first, "records": size, "previous": previous}
             self.wrong += [f"{self.at}: {n} is not {should[n]!r}" for n in should if told[n] != should[n]]
             self.segments[stream, first] = told["last"], told["root"]
-            self.heads[stream], self.reached[stream] = sha256(row["manifest"]), told["last"]
+            self.ends[stream, told["last"]], self.reached[stream] = sha256(row["manifest"]), told["last"]
 
     def read_records(self, proofs: dict[tuple[str, int], list[str]]) -> None:
         before = "", 0
@@ -133,9 +134,7 @@ class Audit:
                 self.fold(row)
             self.records += len(chosen)
             if root != merkle_root(last - segment[1] + 1, chosen, proofs.pop(segment, ["00"])):
-                self.wrong.append(
-                    f"records.jsonl: no proof that {segment[0]}:{segment[1]} to {last} is as sealed"
-                )
+                self.wrong.append(f"records.jsonl: no proof of {segment[0]}:{segment[1]} to {last}")
         self.wrong += [f"proofs.jsonl: {stream}:{first} belongs to no record" for stream, first in proofs]
 
     def fold(self, row: Any) -> None:
@@ -153,6 +152,9 @@ class Audit:
             self.prices.setdefault(event["version"], {p["model"]: p for p in reversed(event["prices"])})
         elif kind == "PeriodClosed":
             self.closed.setdefault(event["period"], event)
+            for stream, root in event["roots"].items():
+                if stream in self.reached and root != self.ends.get((stream, event["positions"][stream])):
+                    self.wrong.append(f"{self.at}: {event['period']} was closed with another log of {stream}")
         elif kind == "UsageCorrected":
             key = event.get("model") or "", "correction", 0
             self.corrections.append((place, row["at_ns"], key, (0, 0, 0, event["nanousd"]), []))
@@ -160,7 +162,7 @@ class Audit:
 
     def work(self, event: Any, place: Place, row: Any) -> bool:
         """The id of a request says where its events stand; those that stand elsewhere are nobody's."""
-        name = event.get("request") or self.owners.get(event["attempt"], "")
+        name = event.get("request") or self.owners.get(event.get("attempt"), "")
         subject = row["subject"].split(".")
         if subject[1:2] + subject[3:] != name.split("_")[1:4]:
             return False
@@ -203,15 +205,14 @@ class Audit:
                 lines.setdefault(key, []).append(("{}:{}.{}".format(*place), tokens, spans))
         until: dict[str, int] = {}  # of a model's time: up to where older price lists have charged it
         told = [self.line(key, lines[key], until) for key in sorted(lines)]
-        closed = self.closed.get(self.period)
         return {
             "account": self.account,
             "period": self.period,
-            "status": "closed" if closed else "open",
+            "status": "closed" if self.period in self.closed else "open",
             "lines": told,
             "total_nanousd": sum(line["nanousd"] for line in told),
-            "positions": closed["positions"] if closed else self.reached,
-            "heads": self.heads,
+            "positions": self.closed.get(self.period, {"positions": self.reached})["positions"],
+            "heads": {stream: self.ends[stream, last] for stream, last in self.reached.items()},
         }
 
     def line(self, key: tuple[str, str, int], entries: list[Any], until: dict[str, int]) -> dict[str, Any]:
@@ -293,7 +294,7 @@ def main(folder: str = ".") -> int:
     requests = sum(line["requests"] for line in bill["lines"] if line["plan"] != "correction")
     print(f"equal: account {audit.account}, period {audit.period} ({bill['status']}):", end=" ")
     print(f"{total} nano-USD ({usd} USD), {requests} requests, {audit.records} records")
-    print(*(f"head: {name}:{audit.reached[name]} {head}" for name, head in audit.heads.items()), sep="\n")
+    print(*(f"head: {name}:{audit.reached[name]} {head}" for name, head in bill["heads"].items()), sep="\n")
     return 0
 
 

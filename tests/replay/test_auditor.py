@@ -189,10 +189,10 @@ def test_what_is_said(tampered: Any) -> None:
     chain, records, proofs = (lines_of(tampered.folder, name) for name in FILES[1:])
     assert "chain.jsonl line 2: first is not 1" in tampered("chain.jsonl", chain[1:2] + chain[1:])
     assert "chain.jsonl line 2: previous is not" in tampered("chain.jsonl", chain[:1] + chain[2:])
-    assert "no proof that RIFT_0:1 to 9 is as sealed" in tampered("records.jsonl", records[1:])
+    assert "records.jsonl: no proof of RIFT_0:1 to 9" in tampered("records.jsonl", records[1:])
     assert "records.jsonl line 2: out of order" in tampered("records.jsonl", records[:1] + records)
     extra = proofs[0] | {"nodes": [*proofs[0]["nodes"], "0" * 64]}
-    assert "no proof that RIFT_0:1 to 9 is" in tampered("proofs.jsonl", [extra, *proofs[1:]])
+    assert "no proof of RIFT_0:1 to 9" in tampered("proofs.jsonl", [extra, *proofs[1:]])
     unknown = proofs[0] | {"first": 2}
     assert "proofs.jsonl: RIFT_0:2 belongs to no record" in tampered("proofs.jsonl", [*proofs, unknown])
     for name in FILES:
