@@ -73,10 +73,8 @@ class Request:
 
 
 class Audit:
-    """An export, and what was read of it. `at` is the place that is being read."""
-
     def __init__(self, folder: Path) -> None:
-        self.folder, self.at, self.records, self.wrong = folder, "", 0, list[str]()
+        self.folder, self.at, self.records, self.wrong = folder, "", 0, list[str]()  # at: what is being read
         self.reached: dict[str, int] = {}  # by stream: the last sequence
         self.ends: dict[
             tuple[str, int], str
@@ -283,8 +281,7 @@ def main(folder: str = ".") -> int:
     try:
         bill = audit.check()
     except NONSENSE as error:
-        why = f"unreadable: {audit.at}: {type(error).__name__}: {error}"
-        print(*audit.wrong, why, sep="\n", file=sys.stderr)
+        print(*audit.wrong, f"unreadable: {audit.at}: {error!r}", sep="\n", file=sys.stderr)
         return 2
     if audit.wrong:
         print("different:", *audit.wrong, sep="\n")
