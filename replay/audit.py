@@ -18,13 +18,14 @@ What must not live here: what a bill is (the caller's invoice says that), and ho
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import msgspec
 
 from events import bare, merkle, subjects
 from events.ids import parse_request_id
 from events.subjects import Address
+from replay.archive import Archive, Manifest, SealedRecord
 
 SHARED = frozenset({"PricePublished", "PeriodClosed"})
 OWN = frozenset({"UsageCorrected", "LimitsSet"})
@@ -37,45 +38,6 @@ Compare the heads that it prints with those that the operator has published.
 
 class AuditError(ValueError):
     """The archive, the invoice and the folder do not go together; says which, and what to do."""
-
-
-class Manifest(Protocol):
-    """One segment. `text` is exactly what its manifest file holds, `sha256` the hash of that."""
-
-    @property
-    def first(self) -> int: ...
-    @property
-    def last(self) -> int: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-
-
-class SealedRecord(NamedTuple):
-    """One archived record; `events` are bare JSON."""
-
-    sequence: int
-    at_ns: int
-    subject: str
-    writer: str
-    content: str
-    events: Sequence[str]
-
-
-class Sealed(Protocol):
-    """The archive as an export reads it; a segment is named by its stream and first sequence."""
-
-    def streams(self) -> Collection[str]: ...
-
-    def manifests(self, stream: str) -> Sequence[Manifest]:
-        """Return all of a stream's, in order."""
-
-    def records(self, stream: str, first: int) -> Iterator[SealedRecord]:
-        """Yield a segment's records in order."""
-
-    def hashes(self, stream: str, first: int) -> Sequence[bytes]:
-        """Return the hashes of a segment's records in order."""
 
 
 class _Named(msgspec.Struct, frozen=True, gc=False):
@@ -134,7 +96,7 @@ class _Slice:
         return True
 
 
-def export(sealed: Sealed, invoice: Mapping[str, Any], requests: Collection[str], folder: Path) -> None:
+def export(archive: Archive, invoice: Mapping[str, Any], requests: Collection[str], folder: Path) -> None:
     """Write the account's slice for `invoice` to `folder`, which is made, or is empty.
 
     `requests` are the ids of the account's requests that ended in the period, charged or not, and of any
@@ -144,22 +106,22 @@ def export(sealed: Sealed, invoice: Mapping[str, Any], requests: Collection[str]
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise AuditError(f"{folder} is not empty: an export needs a folder of its own")
-    chains = _chains(sealed, invoice)
+    chains = _chains(archive, invoice)
     part = _Slice(invoice["account"], requests)
     with (folder / "chain.jsonl").open("wb") as file:
         for stream, chain in chains.items():
             file.writelines(_line(stream=stream, manifest=manifest.text) for manifest in chain)
     with (folder / "records.jsonl").open("wb") as records, (folder / "proofs.jsonl").open("wb") as proofs:
         for stream, chain in chains.items():
-            for first in _segments(stream, chain, invoice["positions"], part.floors):
+            for segment in _segments(stream, chain, invoice["positions"], part.floors):
                 chosen: list[int] = []
-                for record in sealed.records(stream, first):
+                for record in archive.bare_records(segment):
                     if any(shown := part.shown(stream, record)):
-                        chosen.append(record.sequence - first)
-                        records.write(_told(stream, first, record, shown))
+                        chosen.append(record.sequence - segment.first)
+                        records.write(_told(stream, segment.first, record, shown))
                 if chosen:
-                    nodes = merkle.prove(sealed.hashes(stream, first), chosen)
-                    proofs.write(_line(stream=stream, first=first, nodes=[node.hex() for node in nodes]))
+                    nodes = [node.hex() for node in merkle.prove(archive.hashes(segment), chosen)]
+                    proofs.write(_line(stream=stream, first=segment.first, nodes=nodes))
     if part.missing:
         raise AuditError(f"the archive does not hold request {min(part.missing)} of {part.account}")
     if invoice["status"] == "closed" and invoice["period"] not in part.closed:
@@ -169,12 +131,12 @@ def export(sealed: Sealed, invoice: Mapping[str, Any], requests: Collection[str]
     (folder / "invoice.json").write_bytes(_line(**invoice, heads=heads))
 
 
-def _chains(sealed: Sealed, invoice: Mapping[str, Any]) -> dict[str, Sequence[Manifest]]:
+def _chains(archive: Archive, invoice: Mapping[str, Any]) -> dict[str, list[Manifest]]:
     """Return the manifests to show, by stream in order of their names; no chain is empty."""
     positions = invoice["positions"]
-    chains: dict[str, Sequence[Manifest]] = {}
-    for stream in sorted({*sealed.streams(), *positions}):
-        chain = sealed.manifests(stream)
+    chains: dict[str, list[Manifest]] = {}
+    for stream in sorted({*archive.streams(), *positions}):
+        chain = archive.manifests(stream)
         if invoice["status"] == "open":
             reached = positions.get(stream, 0)
             chain = [manifest for manifest in chain if manifest.last <= reached]
@@ -190,14 +152,14 @@ def _chains(sealed: Sealed, invoice: Mapping[str, Any]) -> dict[str, Sequence[Ma
 
 def _segments(
     stream: str, chain: Sequence[Manifest], positions: Mapping[str, int], floors: Mapping[str, int]
-) -> Iterator[int]:
-    """Yield the first sequence of each segment that may hold something of the account's."""
+) -> Iterator[Manifest]:
+    """Yield each segment that may hold something of the account's."""
     if stream == subjects.BOOK:
-        yield from (manifest.first for manifest in chain)
+        yield from chain
     elif stream in floors:
         for manifest in chain:
             if manifest.last > floors[stream] and manifest.first <= positions.get(stream, 0):
-                yield manifest.first
+                yield manifest
 
 
 def _told(stream: str, first: int, record: SealedRecord, shown: Sequence[bool]) -> bytes:

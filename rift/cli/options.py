@@ -11,7 +11,8 @@ from pathlib import Path
 from events.log import LogError
 from events.money import MoneyWrong
 from replay.archive import ArchiveError
-from replay.invoice import PERIOD
+from replay.audit import AuditError
+from replay.invoice import PERIOD, BillingRefused
 from replay.warehouse import ProjectionStopped, WarehouseError
 from rift import __version__
 from rift.accounts import AccountUnknown
@@ -30,6 +31,8 @@ from rift.settings import SettingsWrong
 FAILURES = (
     AccountUnknown,
     ArchiveError,
+    AuditError,
+    BillingRefused,
     BrokerMissing,
     CatalogueWrong,
     CommandFailed,
@@ -170,6 +173,12 @@ def _replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         metavar="ACTION", required=True
     )
     _command(archive, "verify", replay.verify_archive, "check every hash of the archive")
+
+    audit = commands.add_parser("audit", help="proofs").add_subparsers(metavar="ACTION", required=True)
+    export = _command(audit, "export", replay.export, "write an account's facts of a month, with proofs")
+    _account_option(export)
+    _period_option(export)
+    export.add_argument("folder", type=Path, metavar="DIR", help="a new folder, for replay/auditor.py")
 
 
 def _account_option(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
-"""Replay and proof: `rift replay`, `rift archive verify`."""
+"""Replay and proof: `rift replay`, `rift archive verify`, `rift audit export`."""
 
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -7,21 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from anyio import to_thread
 
 from events import codec, subjects
 from events.jetstream import JetStream
 from events.schema import SegmentSealed
-from replay import invoice
+from replay import audit, invoice
 from replay.answer import Answer
 from replay.archive import Archive
+from replay.invoice import Invoice
 from replay.warehouse import Warehouse, checks
 from replay.warehouse import sql as sql_of
 from rift.cli.connection import installation
 from rift.cli.ops import CommandFailed, asked, show, with_log
-from rift.control.tail import fold_tail, rebuilt
+from rift.control.tail import archived, fold_tail, rebuilt
 from rift.control.until import fold_until, parse
-from rift.questions import LONG_TIMEOUT_S, Digests, Rebuild
+from rift.questions import LONG_TIMEOUT_S, Digests, Rebuild, Seal
 from rift.settings import SHARDS
 
 
@@ -149,6 +152,52 @@ def verify_archive(options: Namespace) -> None:
         head = manifests[-1]
         print(f"{stream}: {len(manifests)} segments, {records} records up to {head.last}, head {head.sha256}")
     print("verified: every hash comes out again, and the book names every segment")
+
+
+def export(options: Namespace) -> None:
+    """Write an account's slice of the archive, with proofs, for the auditor."""
+    archive, account, period = _archive(options), options.account, options.period
+
+    async def write(log: JetStream) -> Invoice:
+        await asked(log, Seal(), LONG_TIMEOUT_S)
+        with _temporary() as path:
+            warehouse = await archived(log, archive, path)
+            try:
+                return await to_thread.run_sync(_export, archive, warehouse, account, period, options.folder)
+            finally:
+                await to_thread.run_sync(warehouse.close)
+
+    found = with_log(options, write)
+    print(f"{found.account} {found.period}, {found.status}: {found.total_nanousd} nano-USD, in {options.folder}")
+    print(f"check it with: python replay/auditor.py {options.folder}", file=sys.stderr)
+
+
+# What ended in the month, charged or not, or is on its invoice; and the others of a group.
+REQUESTS = """
+    with mine as (
+        select request_id, group_id from requests
+        where account = $account and finished_at_ns is not null and (
+            strftime(make_timestamp(finished_at_ns // 1000), '%Y-%m') = $period
+            or request_id in (select request_id from charges where account = $account and period = $period)
+        )
+    )
+    select request_id from mine
+    union
+    select requests.request_id from requests join mine using (group_id) where requests.account = $account
+"""
+
+
+def _export(archive: Archive, warehouse: Warehouse, account: str, period: str, folder: Path) -> Invoice:
+    for stream in archive.streams():
+        archive.check(stream)
+    found = invoice.invoice(warehouse.read, account, period)
+    if found.status == "open":
+        reached = {stream: archive.last(stream) for stream in archive.streams()}
+        found = msgspec.structs.replace(found, positions=reached)
+    [requests] = warehouse.read((REQUESTS, {"account": account, "period": period}))
+    named = [request for (request,) in requests.rows]
+    audit.export(archive, msgspec.to_builtins(found), named, folder)
+    return found
 
 
 def _archive(options: Namespace) -> Archive:

@@ -1,4 +1,4 @@
-"""An archive in lists: as `replay.audit.Sealed` wants it, straight from the records of a log."""
+"""An archive in lists: what an export reads of `replay.archive.Archive`, straight from the records of a log."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from events import bare, codec, merkle
 from events.log import Stored
-from replay.audit import SealedRecord
+from replay.archive import SealedRecord
 
 KEY = b"the installation's"
 
@@ -54,14 +54,11 @@ class SealedLists:
     def manifests(self, stream: str) -> list[Segment]:
         return self.chains.get(stream, [])
 
-    def records(self, stream: str, first: int) -> Iterator[SealedRecord]:
-        return iter(self._segment(stream, first).records)
+    def bare_records(self, segment: Segment) -> Iterator[SealedRecord]:
+        return iter(segment.records)
 
-    def hashes(self, stream: str, first: int) -> list[bytes]:
-        return self._segment(stream, first).hashes
-
-    def _segment(self, stream: str, first: int) -> Segment:
-        return next(segment for segment in self.chains[stream] if segment.first == first)
+    def hashes(self, segment: Segment) -> list[bytes]:
+        return segment.hashes
 
 
 def _segment(stream: str, records: list[SealedRecord], previous: str) -> Segment:
