@@ -26,6 +26,7 @@ from replay.manifest import ArchiveError as ArchiveError
 from replay.manifest import Manifest as Manifest
 from replay.segments import ROWS, Event, Record, Segments, SegmentUnreadable
 
+
 class SealedRecord(NamedTuple):
     """One archived record; `events` are bare JSON."""
 
@@ -134,8 +135,8 @@ class Archive:
                 rows = segments.events(
                     records=records, events=events, first=manifest.first, last=manifest.last
                 )
-                for (*head,), told in groupby(rows, key=lambda row: row[:5]):
-                    yield SealedRecord(*head, [text for *_, text in told if text is not None])
+                for head, told in groupby(rows, key=lambda row: row[:5]):
+                    yield SealedRecord(*head, events=[text for *_, text in told if text is not None])
             except SegmentUnreadable as error:
                 raise ArchiveDamaged(f"{events} cannot be read: {error}") from error
 

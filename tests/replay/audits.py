@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from events.schema import Price, PricePublished, RequestFinished, UsageCorrected
+from events.schema import LimitsSet, Price, PricePublished, RequestFinished, UsageCorrected
 from replay import audit, auditor
 from tests.replay import reckoning
 from tests.replay.conftest import Scribe, started, tokens_of
@@ -57,8 +57,11 @@ def ordinary(scribe: Scribe) -> Scribe:
     # A terminal that comes twice, and differs, says nothing.
     scribe.tell(RequestFinished(request=mine, attempt=None, reason="failed", output_tokens=3))
     scribe.tell(RequestFinished(request=theirs, attempt="att-theirs", reason="stop", output_tokens=5))
-    scribe.book(UsageCorrected(id="correction-of-dev", account="dev", nanousd=-7, reason="sorry"))
-    scribe.book(UsageCorrected(id="correction-of-acme", account="acme", nanousd=-9, reason="sorry"))
+    scribe.book(
+        UsageCorrected(id="correction-of-dev", account="dev", nanousd=-7, reason="sorry"),
+        UsageCorrected(id="correction-of-acme", account="acme", nanousd=-9, reason="sorry"),
+    )
+    scribe.book(LimitsSet(id="limits-of-dev", account="dev"))
     scribe.finished_request(plan="per_second")
     return scribe
 

@@ -80,8 +80,6 @@ class Months(Chaos):
                 positions=self.archive.positions(),
                 roots=self.archive.heads(),
                 digest="0" * 64,
-                accounts=0,
-                total_nanousd=0,
             )
         )
 

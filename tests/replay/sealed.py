@@ -1,4 +1,4 @@
-"""An archive in lists: what an export reads of `replay.archive.Archive`, straight from the records of a log."""
+"""An archive in lists: what an export reads of `replay.archive.Archive`, straight from a log's records."""
 
 import hashlib
 import json

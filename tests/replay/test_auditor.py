@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from replay import auditor
+from events.schema import CancelRequested, PeriodClosed, RequestFinished
+from events.subjects import Address
+from replay import audit, auditor
 from tests.replay import reckoning
-from tests.replay.audits import FILES, export, exported, lines_of, ordinary, run
-from tests.replay.conftest import Scribe
+from tests.replay.audits import FILES, PERIOD, export, exported, lines_of, ordinary, prices, run
+from tests.replay.conftest import Scribe, started, tokens_of
 from tests.replay.months import ACCOUNTS, Months
 from tests.replay.sealed import SealedLists
 
@@ -225,7 +228,7 @@ def test_an_event_of_another_account_smuggled_in(scribe: Scribe, tmp_path: Path,
     known = {
         auditor.sha256(event): event
         for stream in archive.streams()
-        for record in archive.records(stream, 1)
+        for record in archive.bare_records(archive.manifests(stream)[0])
         for event in record.events
     }
     rows, smuggled = lines_of(folder, "records.jsonl"), 0
@@ -239,7 +242,78 @@ def test_an_event_of_another_account_smuggled_in(scribe: Scribe, tmp_path: Path,
                 assert f"records.jsonl line {number}: event {index} is not the account's" in said
                 row["events"][index] = event
                 smuggled += 1
-    assert smuggled == 3
+    assert smuggled == 4
+
+
+def test_an_event_that_stands_elsewhere_is_nobodys(
+    scribe: Scribe, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever lane a cancel is written to, only the request's own counts."""
+    prices(scribe, 1)
+    request = scribe.accept()
+    elsewhere = Address(0, "laneother", "tiny-1")
+    scribe.tell(CancelRequested(request=request, why="unanswered"), at=elsewhere, kind="cancel")
+    scribe.tell(started(request, "att"), tokens_of("att", 0))
+    scribe.tell(RequestFinished(request=request, attempt="att", reason="stop", output_tokens=1))
+    assert run(exported(scribe, tmp_path / "sound"), capsys)[0] == 0
+    monkeypatch.setattr(audit._Slice, "shown", lambda part, stream, record: [True for _ in record.events])
+    folder = tmp_path / "shown"
+    with pytest.raises(audit.AuditError, match="does not hold request"):
+        exported(scribe, folder)
+    (tmp_path / "sound" / "records.jsonl").write_bytes((folder / "records.jsonl").read_bytes())
+    (tmp_path / "sound" / "proofs.jsonl").write_bytes((folder / "proofs.jsonl").read_bytes())
+    code, said = run(tmp_path / "sound", capsys)
+    assert (code, said.splitlines()) == (
+        1,
+        ["different:", "records.jsonl line 2: event 0 is not the account's, or of no request here"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("stream", "RIFT_1"), ("records", 8), ("first", 2), ("previous", "0" * 64)]
+)
+def test_a_chain_that_is_written_anew(
+    name: str, value: Any, scribe: Scribe, tmp_path: Path, capsys: Any
+) -> None:
+    """A manifest that says something else is found even if all that names it is written anew."""
+    folder = exported(ordinary(scribe), tmp_path)
+    (invoice,) = lines_of(folder, "invoice.json")
+    chain, previous = lines_of(folder, "chain.jsonl"), ""
+    for row in chain:
+        if row["stream"] == "RIFT_0":
+            manifest = json.loads(row["manifest"]) | {"previous": previous}
+            row["manifest"] = json.dumps(manifest | ({name: value} if not previous else {}))
+            invoice["heads"]["RIFT_0"] = previous = auditor.sha256(row["manifest"])
+    write(folder, "chain.jsonl", chain)
+    write(folder, "invoice.json", [invoice])
+    code, said = run(folder, capsys)
+    assert code == 1
+    # The first segment begins where it says; then its size is wrong.
+    assert f"chain.jsonl line 1: {'records' if name == 'first' else name} is not " in said
+
+
+def test_a_month_that_was_closed_with_another_log(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
+    ordinary(scribe)
+    archive = SealedLists()
+    archive.seal(scribe.streams)
+    close = PeriodClosed(
+        id="close",
+        period=PERIOD,
+        positions=archive.positions(),
+        roots=archive.heads(),
+        digest="0" * 64,
+    )
+    for roots, expected in ((archive.heads(), 0), ({"RIFT_0": "0" * 64}, 1)):
+        closed = Scribe()
+        closed.streams = {name: [*told] for name, told in scribe.streams.items()}
+        closed.book(replace(close, roots=roots))
+        archive = SealedLists()
+        archive.seal(scribe.streams)
+        archive.seal(closed.streams)
+        invoice = reckoning.invoice(closed.streams, "dev", PERIOD)
+        code, said = run(export(archive, closed.streams, invoice, tmp_path / str(expected)), capsys)
+        assert code == expected
+        assert expected == 0 or "2023-11 was closed with another log of RIFT_0" in said
 
 
 @settings(max_examples=300, deadline=None)

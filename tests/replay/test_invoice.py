@@ -195,8 +195,6 @@ def close(scribe: Any, period: str, **positions: int) -> None:
             positions=reached,
             roots={},
             digest="0" * 64,
-            accounts=1,
-            total_nanousd=7 * 100 + 3 * 350,
         )
     )
 
