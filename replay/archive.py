@@ -136,7 +136,9 @@ class Archive:
                     records=records, events=events, first=manifest.first, last=manifest.last
                 )
                 for head, told in groupby(rows, key=lambda row: row[:5]):
-                    yield SealedRecord(*head, events=[text for *_, text in told if text is not None])
+                    sequence, at_ns, subject, writer, content = head
+                    texts = [text for *_, text in told if text is not None]
+                    yield SealedRecord(sequence, at_ns, subject, writer, content, texts)
             except SegmentUnreadable as error:
                 raise ArchiveDamaged(f"{events} cannot be read: {error}") from error
 
