@@ -214,18 +214,15 @@ class Allowances:
         """The account's holds that are ours by the book, of this month: the last one's budget is not this
         one's."""
         standing, month = self._book.credits.of(account), self._month()
-        return [
-            hold
-            for id, hold in self._holds.items()
-            if not hold.is_closing and id in standing.holds and standing.holds[id].month == month
-        ]
+        held = [id for id, held in standing.holds.items() if id in self._holds and held.month == month]
+        return [self._holds[id] for id in held if not self._holds[id].is_closing]
 
     def _free(self, account: str) -> int:
         return sum(hold.free for hold in self._usable(account))
 
     def _month(self) -> str:
-        """The month of the newest record known here. It is never ahead of the broker's, and a hold that is
-        taken from an old month's room fits into the new month's, since nobody else's hold lies between."""
+        """The month of the newest record known here, never ahead of the broker's. What is taken from an old
+        month's room fits into the new one's: a hold that lessens that would have told the month."""
         return credit.month_of(max(self._book.at_ns, self._relays.own.newest_ns))
 
     def _price(self, accepted: RequestAccepted) -> Price:
