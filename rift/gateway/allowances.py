@@ -239,6 +239,10 @@ class Allowances:
             self._watchers[accepted.request] = watcher
             self._relays.own.join(watcher)
 
+    def free(self, accepted: RequestAccepted) -> None:
+        """Give back what was reserved for a request that is not appended."""
+        self._spend(accepted, 0)
+
     def refused(self, accepted: RequestAccepted, *, may_land: bool) -> None:
         """The append of a request failed; `may_land`: its outcome is unknown."""
         watcher = self._watchers.pop(accepted.request, None)
@@ -248,7 +252,7 @@ class Allowances:
         if may_land:
             self.judge(accepted)
         else:
-            self._spend(accepted, 0)
+            self.free(accepted)
 
     def judge(self, accepted: RequestAccepted) -> None:
         """Let the log say whether this acceptance is the one that counts, and what it cost."""
