@@ -215,18 +215,15 @@ class Allowances:
         """The account's holds that are ours by the book, of this month: the last one's budget is not this
         one's."""
         standing, month = self._book.credits.of(account), self._month()
-        return [
-            hold
-            for id, hold in self._holds.items()
-            if not hold.is_closing and id in standing.holds and standing.holds[id].month == month
-        ]
+        held = [id for id, held in standing.holds.items() if id in self._holds and held.month == month]
+        return [self._holds[id] for id in held if not self._holds[id].is_closing]
 
     def _free(self, account: str) -> int:
         return sum(hold.free for hold in self._usable(account))
 
     def _month(self) -> str:
-        """The month of the newest record known here. It is never ahead of the broker's, and a hold that is
-        taken from an old month's room fits into the new month's, since nobody else's hold lies between."""
+        """The month of the newest record known here, never ahead of the broker's. What is taken from an old
+        month's room fits into the new one's: a hold that lessens that would have told the month."""
         return credit.month_of(max(self._book.at_ns, self._relays.own.newest_ns))
 
     def _price(self, accepted: RequestAccepted) -> Price:
@@ -243,6 +240,10 @@ class Allowances:
             self._watchers[accepted.request] = watcher
             self._relays.own.join(watcher)
 
+    def free(self, accepted: RequestAccepted) -> None:
+        """Give back what was reserved for a request that is not appended."""
+        self._spend(accepted, 0)
+
     def refused(self, accepted: RequestAccepted, *, may_land: bool) -> None:
         """The append of a request failed; `may_land`: its outcome is unknown."""
         watcher = self._watchers.pop(accepted.request, None)
@@ -252,7 +253,7 @@ class Allowances:
         if may_land:
             self.judge(accepted)
         else:
-            self._spend(accepted, 0)
+            self.free(accepted)
 
     def judge(self, accepted: RequestAccepted) -> None:
         """Let the log say whether this acceptance is the one that counts, and what it cost."""

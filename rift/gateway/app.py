@@ -143,31 +143,44 @@ class Gateway:
         wanted = read(body)
         key = request.header(b"idempotency-key")
         if key is None:
-            await self._answer_new(
-                request, wanted, self._accepted(wanted, issued, self._entry(wanted, issued))
-            )
+            accepted = self._accepted(wanted, issued, self._entry(wanted, issued))
+            await self._answer_new(request, wanted, await self._cover(wanted, accepted))
             return
         digest = idempotency.key_digest(self._secret, issued.account, key)
         entry = self._entry(wanted, issued, body=idempotency.body_digest(request.path, body))
-        claim = await self._claim(digest, entry, wanted, issued.account)
-        accepted = self._accepted(wanted, issued, claim.entry, digest=digest)
+        ours = self._accepted(wanted, issued, entry, digest=digest)
+        claim, accepted = await self._claim(digest, entry, wanted, ours)
         if claim.is_new:
             await self._answer_new(request, wanted, accepted)
         else:
             headers = REPLAYED if claim.entry.nonce != entry.nonce else ()
+            accepted = self._accepted(wanted, issued, claim.entry, digest=digest)
             await self._answer_again(request, wanted, accepted, headers)
 
-    async def _claim(self, digest: str, entry: Entry, wanted: Wanted, account: str) -> Claim:
-        """Return the claim in force; a key whose request failed by our fault is taken again."""
+    async def _cover(self, wanted: Wanted, accepted: RequestAccepted) -> RequestAccepted:
+        self._admission.admit(wanted, accepted.account)
+        return await self._allowances.cover(accepted)
+
+    async def _claim(
+        self, digest: str, entry: Entry, wanted: Wanted, accepted: RequestAccepted
+    ) -> tuple[Claim, RequestAccepted]:
+        """Return the claim in force, and with a new one the acceptance with its allowance: who has claimed
+        must not wait. A key whose request failed by our fault is taken again."""
         found = await idempotency.find(self._log, digest, entry)
         if found is not None and not await self._failed_by_us(found):
-            return found
-        self._admission.admit(wanted, account)
-        return await idempotency.claim(self._log, digest, entry, replaces=found.sequence if found else 0)
+            return found, accepted
+        accepted, is_new = await self._cover(wanted, accepted), False
+        try:
+            last = found.sequence if found else 0
+            claim = await idempotency.claim(self._log, digest, entry, replaces=last)
+            is_new = claim.is_new
+            return claim, accepted
+        finally:
+            if not is_new:
+                self._allowances.free(accepted)
 
     async def _answer_new(self, request: Request, wanted: Wanted, accepted: RequestAccepted) -> None:
-        self._admission.admit(wanted, accepted.account)
-        stream = self._open(wanted, await self._allowances.cover(accepted))
+        stream = self._open(wanted, accepted)
         await self._append(stream)
         await self._answer_with(request, wanted, stream)
 
@@ -181,8 +194,7 @@ class Gateway:
         stream = await relay.attach(parsed, make)
         if stream is None:
             # The gateway that claimed the key died before it accepted.
-            self._admission.admit(wanted, accepted.account)
-            accepted = await self._allowances.cover(accepted)
+            accepted = await self._cover(wanted, accepted)
             try:
                 await self._store(accepted)
             finally:
@@ -251,7 +263,7 @@ class Gateway:
         """Follow, then append the acceptance. Raises Refusal: then nothing was accepted, or is charged."""
         accepted = stream.answer.accepted
         relay = self._relays.own
-        relay.open(stream, size=_size(accepted))
+        relay.open(stream)
         self._allowances.follow(accepted)
         try:
             await self._store(accepted)
@@ -386,10 +398,3 @@ def _event_id(request: Request) -> int:
         message = f"after: {text!r} is no event id of this service"
         raise Refusal(400, message, code="invalid_event_id", param="after")
     return int(text)
-
-
-def _size(accepted: RequestAccepted) -> int:
-    """Return about how many bytes a request's input holds while it waits."""
-    if isinstance(accepted.input, str):
-        return len(accepted.input)
-    return sum(len(message.content) for message in accepted.input)

@@ -165,12 +165,12 @@ class Relay:
         waiting = self._queued.get(model, {})
         return len(waiting), sum(waiting.values())
 
-    def open(self, stream: Stream, *, size: int) -> None:
-        """Follow a request that is about to be appended with `size` bytes."""
+    def open(self, stream: Stream) -> None:
+        """Follow a request that is about to be appended."""
         accepted = stream.answer.accepted
         assert accepted.request not in self._streams, "a request is accepted once"
         life = advance(NEW, accepted)
-        self._queued.setdefault(accepted.model, {})[accepted.request] = size
+        self._queued.setdefault(accepted.model, {})[accepted.request] = _size(accepted)
         self._lives.follow(accepted.request, life)
         self._streams[accepted.request] = [stream]
         stream.answer.life = life
@@ -296,3 +296,10 @@ class Relay:
             stream.break_off(
                 Problem(code="unreadable", message="this gateway is older than the answer's writer")
             )
+
+
+def _size(accepted: RequestAccepted) -> int:
+    """Return about how many bytes a request's input holds while it waits."""
+    if isinstance(accepted.input, str):
+        return len(accepted.input)
+    return sum(len(message.content) for message in accepted.input)
