@@ -21,6 +21,7 @@ from events.log import Stored
 from replay import segments
 from replay.archive import Archive, Manifest
 from replay.fold import Batch, Changes, Position, Read
+from replay.manifest import file_name
 from replay.requests import ITL_BOUNDS_NS
 from replay.warehouse import Warehouse
 
@@ -73,6 +74,8 @@ class _Rebuilding(Warehouse):
             with self._transaction():
                 self._run("archive/macros")
                 self._run("rebuild/tables")
+                for macro in _itl_macros():
+                    self._writer.execute(macro)
                 for window in windows:
                     self._settle(archive, window, is_last=window is windows[-1])
         except _Stopped:
@@ -88,7 +91,6 @@ class _Rebuilding(Warehouse):
             "events": [str(archive.path(manifest, "events")) for manifest in window],
             "book": self._fold.position(subjects.BOOK).sequence,
             "chargeable": sorted(CHARGEABLE),
-            "bounds": list(ITL_BOUNDS_NS),
             "is_last": is_last,
             "known": [
                 *self._fold.open,
@@ -136,12 +138,21 @@ class _Rebuilding(Warehouse):
         self._write(batch.stream, changes)
 
 
+def _itl_macros() -> Iterator[str]:
+    """Yield the SQL that says in which bucket an interval is, and that counts how many each bucket has."""
+    buckets = range(len(ITL_BOUNDS_NS) + 1)
+    cases = " ".join(f"when gap < {bound} then {bucket}" for bucket, bound in enumerate(ITL_BOUNDS_NS))
+    counts = ", ".join(f"len(list_filter(held, lambda bucket: bucket = {bucket}))" for bucket in buckets)
+    yield f"create or replace temp macro itl_bucket(gap) as case {cases} else {buckets[-1]} end"
+    yield f"create or replace temp macro itl_counts(held) as [{counts}]"
+
+
 def _windows(manifests: Sequence[Manifest]) -> Iterator[list[Manifest]]:
     window: list[Manifest] = []
     held = 0
     for manifest in manifests:
         window.append(manifest)
-        held += sum(file.bytes for file in manifest.files.values())
+        held += manifest.files[file_name(manifest.first, "events")].bytes
         if held >= WINDOW_BYTES:
             yield window
             window, held = [], 0

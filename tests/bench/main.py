@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from tests.bench import figures, gateway, log, serve, servers
+from tests.bench import figures, gateway, log, replay, serve, servers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,9 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--appends", type=int, default=2000, metavar="N")
     command.add_argument("--rounds", type=int, default=5, metavar="N")
 
+    command = _command(commands, "replay", "a warehouse from the archive beside DuckDB's own table of it")
+    command.add_argument("--requests", type=int, default=10_000_000, metavar="N")
+    command.add_argument("--rounds", type=int, default=1, metavar="N")
+
     options = vars(parser.parse_args(arguments))
     name, as_json = options.pop("command"), options.pop("json")
-    module = {"serve": serve, "gateway": gateway, "log": log}[name]
+    module = {"serve": serve, "gateway": gateway, "log": log, "replay": replay}[name]
     try:
         found = figures.plain(module.run(module.Options(**options), say))
     except servers.ServerBroken as error:

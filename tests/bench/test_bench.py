@@ -30,6 +30,14 @@ def test_the_log_beside_the_client_library() -> None:
     assert all(ratio > 0 for ratio in found["ratios"].values())
 
 
+def test_a_warehouse_from_the_archive() -> None:
+    found = bench("replay", "--requests", "50000")
+    assert found["segments"] == 3
+    assert found["events"] > 50_000 * 7
+    assert found["ratios"]["rebuild_per_table"] > 0
+    assert found["ratios"]["peak_bytes"] < 2_500_000_000
+
+
 def test_what_a_gateway_holds() -> None:
     found = bench("gateway", "--streams", "20", "--seconds", "1")
     (held,) = found["held"]

@@ -92,4 +92,4 @@ select
     case when len(sequences) > 1 then times end as times,
     case when len(sequences) > 1 then indexes end as indexes
 from runs
-order by sequence, place
+order by type, sequence, place

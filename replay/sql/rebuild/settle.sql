@@ -122,28 +122,11 @@ where
     and started.pos < coalesce(answers.first_pos, finished.pos)
     and coalesce(answers.last_pos, started.pos) < finished.pos;
 
--- How often each interval between two token events came, by the bounds that it reaches.
-create or replace temp table intervals as
-with gaps as (
-    select
-        accepted_pos,
-        list_transform(times[2:], lambda at_ns, place: at_ns - times[place]) as gaps
-    from common
-    where token_events > 1
-),
-reached as (
-    select
-        accepted_pos,
-        list_transform(list_concat([0], $bounds::bigint[]), lambda bound: len(list_filter(gaps, lambda gap: gap >= bound))) as counts
-    from gaps
-)
-select accepted_pos, list_transform(counts, lambda count, place: count - coalesce(counts[place + 1], 0)) as itl_counts
-from reached;
-
 insert into facts.ended_requests by name
 with billed as (
     select
         *,
+        list_transform(times[2:], lambda at_ns, place: itl_bucket(at_ns - times[place])) as buckets,
         case when is_charged and cached_prompt_nanousd is not null then least(cached_tokens, prompt_tokens) else 0 end
             as billed_cached_tokens,
         case when is_charged then prompt_tokens - billed_cached_tokens else 0 end as billed_prompt_tokens,
@@ -189,7 +172,7 @@ select
         + billed_cached_tokens::hugeint * coalesce(cached_prompt_nanousd, 0)
         + billed_output_tokens::hugeint * output_nanousd
     else 0 end as charge_nanousd,
-    itl_counts,
+    case when token_events > 1 then itl_counts(buckets) end as itl_counts,
     started_at_ns,
     first_at_ns as first_token_at_ns,
     last_at_ns as last_token_at_ns,
@@ -197,8 +180,7 @@ select
     finished_pos >> 20 as finished_sequence,
     finished_pos & 1048575 as finished_index,
     concat($stream, ':', finished_pos >> 20, '.', finished_pos & 1048575) as finished_position
-from billed
-left join intervals using (accepted_pos);
+from billed;
 
 insert into facts.ended_attempts by name
 select

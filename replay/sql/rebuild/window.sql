@@ -79,8 +79,9 @@ select hash(unnest($known::varchar[]));
 
 -- An acceptance may be stored again at any time: of a request that ended in an earlier window, it is none.
 insert into known
+with early as (
+    select request, split_part(request, '_', 5)::hugeint as floor from accepted where floor < $first
+)
 select hash(request_id)
 from facts.ended_requests
-where
-    request_id in (select request from accepted where split_part(request, '_', 5)::hugeint < $first)
-    and accepted_sequence > (select min(split_part(request, '_', 5)::hugeint) from accepted);
+where request_id in (select request from early) and accepted_sequence > (select min(floor) from early);
