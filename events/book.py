@@ -1,27 +1,32 @@
-"""The book as its readers hold it: accounts, keys and prices, folded from RIFT_BOOK in log order."""
+"""The book as its readers hold it: accounts, keys, prices and credit, folded from RIFT_BOOK in log order."""
 
 import hashlib
 import hmac
 
 from events import codec
+from events.credit import Credits
 from events.log import Log, Stored
 from events.schema import AccountOpened, KeyIssued, KeyRevoked, Price, PricePublished
 from events.subjects import BOOK
 
 
 class Book:
-    """`position` is the last sequence folded; an event id that came before is dropped."""
+    """`position` is the last sequence folded, `at_ns` the largest stored time; an event id that came before
+    is dropped."""
 
     def __init__(self) -> None:
         self.position = 0
+        self.at_ns = 0
         self.accounts: set[str] = set()
         self.keys: dict[str, KeyIssued] = {}
+        self.credits = Credits()
         self.price_version = 0
         self._prices: dict[int, dict[str, Price]] = {0: {}}
         self._seen: set[str] = set()
 
     def fold(self, stored: Stored) -> None:
         """Raises codec.RecordUnreadable: a reader that cannot read the book must not go on."""
+        self.at_ns = max(self.at_ns, stored.stored_at_ns)
         for event in codec.decode(stored.data)[1]:
             if isinstance(event, codec.Unreadable):
                 raise codec.RecordUnreadable(f"book sequence {stored.sequence}: {event.problem}")
@@ -38,6 +43,9 @@ class Book:
                 case PricePublished() if event.version == self.price_version + 1:
                     self.price_version = event.version
                     self._prices[event.version] = {price.model: price for price in event.prices}
+                case _:
+                    self.credits.fold(event, at_ns=self.at_ns)
+        self.credits.see(stored.subject, stored.sequence)
         self.position = stored.sequence
 
     def authenticate(self, key: str) -> KeyIssued | None:

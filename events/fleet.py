@@ -20,21 +20,36 @@ class Fleet:
         self.position = 0
         self.replicas: dict[str, dict[str, str]] = {}
         self.wanted: dict[str, int] = {}
+        self._first: dict[tuple[str, str], int] = {}
 
     def fold(self, stored: Stored) -> None:
         for event in codec.decode(stored.data)[1]:
             match event:
                 case ReplicaStarting():
-                    self.replicas.setdefault(event.model, {})[event.replica] = "starting"
+                    self._is(event, "starting", stored)
                 case ReplicaReady():
-                    self.replicas.setdefault(event.model, {})[event.replica] = "ready"
+                    self._is(event, "ready", stored)
                 case ReplicaDraining():
-                    self.replicas.setdefault(event.model, {})[event.replica] = "draining"
+                    self._is(event, "draining", stored)
                 case ReplicaStopped() | ReplicaLost():
                     self.replicas.get(event.model, {}).pop(event.replica, None)
+                    self._first.pop((event.model, event.replica), None)
                 case ScaleDecided():
                     self.wanted[event.model] = event.to_replicas
+                    self._first[event.model, ""] = stored.sequence
         self.position = stored.sequence
+
+    def _is(
+        self, event: ReplicaStarting | ReplicaReady | ReplicaDraining, state: str, stored: Stored
+    ) -> None:
+        self.replicas.setdefault(event.model, {})[event.replica] = state
+        self._first.setdefault((event.model, event.replica), stored.sequence)
+
+    @property
+    def needed_from(self) -> int:
+        """The first sequence that who reads the fleet later cannot do without: the first word of a live
+        replica, or a model's last decision."""
+        return min(self._first.values(), default=self.position + 1)
 
     def can_serve(self, model: str) -> bool:
         """Say whether a request for the model will be taken, now or once a replica has started."""

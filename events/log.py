@@ -96,8 +96,20 @@ class Log(Protocol):
     async def last(self, stream: str, subject: str) -> Stored | None:
         """Return the last message of a subject, or of all it stands for, as the stream's leader states it."""
 
+    async def first_sequence(self, stream: str) -> int:
+        """Return the first sequence that the stream still holds; one past its last, if it holds none."""
+
+    async def trim(self, stream: str, up_to: int) -> None:
+        """Remove everything up to and including a sequence, for ever; numbers go on as before.
+
+        A reader that is behind goes on with what is left, and is not told: who trims knows its readers.
+        """
+
     async def room_bytes(self, stream: str) -> int:
         """Return how many bytes the stream still takes."""
+
+    async def capacity_bytes(self, stream: str) -> int:
+        """Return how many bytes the stream takes in all."""
 
     def follow(
         self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
@@ -111,7 +123,7 @@ class Log(Protocol):
         self, stream: str, subjects: Sequence[str], *, first: int, target: int
     ) -> AsyncGenerator[Sequence[Stored], None]:
         """Yield what the subjects hold from sequence `first` to `target`, and end only once `target`
-        (a sequence of these subjects) was read."""
+        (a sequence of these subjects) was read, or is trimmed and so all before it."""
 
     def jobs(self, shard: int, model: str) -> AbstractAsyncContextManager[Jobs]: ...
 

@@ -332,14 +332,13 @@ class UsageCorrected(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 class PeriodClosed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
     """A month's invoices are final: they hold what stands up to `positions` (the last sequence of each
-    stream). `roots` are the archive's manifests that end there; `digest` is over every invoice line."""
+    stream). `roots` are the archive's manifests that end there; `digest` is over every invoice line. Every
+    customer sees this event, so it names no sum."""
 
     period: Period
     positions: dict[str, Natural]
     roots: dict[str, Digest]
     digest: Digest
-    accounts: Natural
-    total_nanousd: Amount
 
 
 class SegmentSealed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):

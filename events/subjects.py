@@ -10,6 +10,7 @@ the broker's memory does not grow with traffic.
 """
 
 import re
+from collections.abc import Iterable
 
 import msgspec
 
@@ -30,6 +31,12 @@ class Address(msgspec.Struct, frozen=True):
 
 def shard_stream(shard: int) -> str:
     return f"RIFT_{shard}"
+
+
+def folded(shards: Iterable[int]) -> dict[str, str]:
+    """The streams that facts and bills follow from, each with the subject of all that it holds."""
+    streams = {shard_stream(shard): f"rift.{shard}.>" for shard in shards}
+    return streams | {FLEET: "rift.fleet.>", BOOK: "rift.book.>"}
 
 
 def request(at: Address) -> str:

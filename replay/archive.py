@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,6 +25,18 @@ from replay.manifest import ArchiveDamaged as ArchiveDamaged
 from replay.manifest import ArchiveError as ArchiveError
 from replay.manifest import Manifest as Manifest
 from replay.segments import ROWS, Event, Record, Segments, SegmentUnreadable
+
+
+class SealedRecord(NamedTuple):
+    """One archived record; `events` are bare JSON."""
+
+    sequence: int
+    at_ns: int
+    subject: str
+    writer: str
+    content: str
+    events: Sequence[str]
+
 
 SUFFIXES = ("records", "events", "content")
 
@@ -102,7 +115,7 @@ class Archive:
         with Segments(self.folder) as segments:
             try:
                 rows = segments.events(records=records, events=events, first=first, last=last)
-                for (sequence, at_ns, subject), told in groupby(rows, key=lambda row: row[:3]):
+                for (sequence, at_ns, subject, *_), told in groupby(rows, key=lambda row: row[:5]):
                     decoded = [bare.decode(text) for *_, text in told if text is not None]
                     batch.append(Read(Stored(subject, sequence, at_ns, b""), decoded))
                     held += len(decoded) + 1
@@ -113,6 +126,30 @@ class Archive:
                 raise ArchiveDamaged(f"{events} cannot be read: {error}") from error
         if batch:
             yield batch
+
+    def bare_records(self, manifest: Manifest) -> Iterator[SealedRecord]:
+        """Yield a segment's records in order, their events as bare JSON. Raises ArchiveDamaged."""
+        records, events = (self.path(manifest, suffix) for suffix in ("records", "events"))
+        with Segments(self.folder) as segments:
+            try:
+                rows = segments.events(
+                    records=records, events=events, first=manifest.first, last=manifest.last
+                )
+                for head, told in groupby(rows, key=lambda row: row[:5]):
+                    sequence, at_ns, subject, writer, content = head
+                    texts = [text for *_, text in told if text is not None]
+                    yield SealedRecord(sequence, at_ns, subject, writer, content, texts)
+            except SegmentUnreadable as error:
+                raise ArchiveDamaged(f"{events} cannot be read: {error}") from error
+
+    def hashes(self, manifest: Manifest) -> list[bytes]:
+        """Return the hashes of a segment's records in order. Raises ArchiveDamaged."""
+        path = self.path(manifest, "records")
+        with Segments(self.folder) as segments:
+            try:
+                return [bytes.fromhex(hashed) for *_, hashed in segments.records(path)]
+            except SegmentUnreadable as error:
+                raise ArchiveDamaged(f"{path} cannot be read: {error}") from error
 
     def path(self, manifest: Manifest, suffix: str) -> Path:
         return self.folder / manifest.stream / file_name(manifest.first, suffix)

@@ -5,7 +5,7 @@ What must not live here: who asks, and what a relation means.
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import duckdb
@@ -22,7 +22,7 @@ READ_MAX_S = 300.0
 
 ZONED = "times with a zone are not answered (the log's are integers, nanoseconds); write them as ::varchar"
 
-Question = tuple[str, Sequence[object]]
+Question = tuple[str, Sequence[object] | Mapping[str, object]]
 """SQL of ours, and its parameters."""
 
 Result = TypeVar("Result")
@@ -120,7 +120,7 @@ def _answer_all(cursor: duckdb.DuckDBPyConnection, questions: Iterable[Question]
     cursor.execute("begin transaction read only")
     answers = []
     for text, parameters in questions:
-        cursor.execute(text, list(parameters))
+        cursor.execute(text, parameters if isinstance(parameters, Mapping) else list(parameters))
         rows = [[plain(value) for value in row] for row in cursor.fetchall()]
         answers.append(Answer([name for name, *_ in cursor.description or []], rows))
     return answers

@@ -71,8 +71,6 @@ def _period(event: schema.PeriodClosed, position: str, at_ns: int) -> PeriodRow:
         _json(event.positions),
         _json(event.roots),
         event.digest,
-        event.accounts,
-        event.total_nanousd,
         position,
         at_ns,
     )

@@ -51,6 +51,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.json.encode(self)
 
     @property
+    def text(self) -> str:
+        return self.encoded.decode()
+
+    @property
     def sha256(self) -> str:
         return hashlib.sha256(self.encoded).hexdigest()
 

@@ -261,8 +261,6 @@ class PeriodRow(Row):
     positions: str
     roots: str
     digest: str
-    accounts: int
-    total_nanousd: int
     position: str
     at_ns: int
 

@@ -95,8 +95,9 @@ class Segments:
 
     def events(
         self, *, records: Path, events: Path, first: int, last: int
-    ) -> Iterator[tuple[int, int, str, str | None]]:
-        """Yield sequence, at_ns, subject and bare JSON of each event in order. Raises SegmentUnreadable."""
+    ) -> Iterator[tuple[int, int, str, str, str, str | None]]:
+        """Yield sequence, at_ns, subject, writer, content and bare JSON of each event in order; of a record
+        without events, one row without. Raises SegmentUnreadable."""
         told = {"records": str(records), "events": str(events), "first": first, "last": last}
         return self._rows("read", told)
 

@@ -6,6 +6,7 @@ file holds nothing that the log does not say: deleting it costs the time to fold
 """
 
 import hashlib
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,6 +102,8 @@ class Warehouse:
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
         self._writer = connection.cursor()
+        self._writing = threading.Lock()
+        self._is_closed = False
         self._asking = Asking(connection, MEMORY_MAX)
         self._fold = self._restored()
 
@@ -126,8 +129,10 @@ class Warehouse:
     def close(self) -> None:
         """Close the file; what is being asked ends first, refused."""
         self._asking.close()
-        self._writer.close()
-        self._connection.close()
+        with self._writing:
+            self._is_closed = True
+            self._writer.close()
+            self._connection.close()
 
     # --- applying --------------------------------------------------------------------------------
 
@@ -161,6 +166,8 @@ class Warehouse:
 
     def note_heads(self, heads: Mapping[str, tuple[int, int]]) -> None:
         """Say for relation `lag` where streams end that are not applied so far: sequence, stored time."""
+        if self._is_closed:
+            return
         with self._transaction():
             self._writer.execute("delete from facts.heads")
             for stream, head in heads.items():
@@ -169,14 +176,15 @@ class Warehouse:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """All of the block or nothing, in the file and in the fold."""
-        self._writer.begin()
-        try:
-            yield
-            self._writer.commit()
-        except BaseException:
-            self._writer.rollback()
-            self._fold = self._restored()
-            raise
+        with self._writing:
+            self._writer.begin()
+            try:
+                yield
+                self._writer.commit()
+            except BaseException:
+                self._writer.rollback()
+                self._fold = self._restored()
+                raise
 
     def _ended(self, floors: dict[str, int]) -> frozenset[str]:
         """Return which of these requests ended before. Only rows behind the lowest floor are looked at."""

@@ -1,16 +1,34 @@
-"""Writing the book: accounts, keys and price lists, each a compare-and-set on its own subject."""
+"""Writing the book: accounts, keys, limits and corrections, each a compare-and-set on its own subject; and
+credit, which only adds up."""
 
 import secrets
 
-from events import codec, subjects
+from events import codec, credit, subjects
 from events.book import Book, key_digest
-from events.log import Conflict, Log
-from events.schema import AccountOpened, AnyEvent, KeyIssued, Price, PricePublished
-from rift import catalogue, keys
-from rift.catalogue import Catalogue
+from events.log import Conflict, Log, append_until_known
+from events.schema import (
+    AccountOpened,
+    AnyEvent,
+    CreditGranted,
+    KeyIssued,
+    LimitsSet,
+    Plan,
+    UsageCorrected,
+)
+from rift import keys
 from rift.keys import Key
 
 WRITER = "cli"
+
+# Who grants waits for an answer this long: a broker's restart takes a second or two.
+GRANT_S = 10.0
+
+# Random bytes of an entry's id: no two are ever equal.
+ENTRY_BYTES = 10
+
+
+class AccountUnknown(Exception):
+    """The book has no such account."""
 
 
 async def _append(log: Log, kind: str, entry: str, event: AnyEvent) -> None:
@@ -39,21 +57,46 @@ async def issue_key(log: Log, account: str) -> Key:
     return key
 
 
-async def publish_prices(log: Log, book: Book, models: Catalogue) -> bool:
-    """Publish the catalogue's prices as the next version, if they are not in force already."""
-    prices = {name: _price(name, models) for name in models}
-    if {**book.prices(), **prices} == book.prices():
-        return False
-    version = book.price_version + 1
-    listed = tuple({**book.prices(), **prices}.values())
-    await _append(log, "price", "list", PricePublished(id=f"price.{version}", version=version, prices=listed))
-    return True
+async def grant_credit(log: Log, book: Book, account: str, nanousd: int, reason: str) -> None:
+    """Raises AccountUnknown, LogError."""
+    _check_account(book, account)
+    granted = CreditGranted(id=f"grant.{_unique()}", account=account, nanousd=nanousd, reason=reason)
+    data = codec.encode(WRITER, [granted])
+    await append_until_known(log, subjects.BOOK, credit.subject(account), data, within_s=GRANT_S)
 
 
-def _price(name: str, models: Catalogue) -> Price:
-    model = models[name]
-    return Price(
-        model=name,
-        prompt_nanousd=catalogue.nanousd_per_token(model.prompt_usd, where=f"models.{name}.prompt_usd"),
-        output_nanousd=catalogue.nanousd_per_token(model.output_usd, where=f"models.{name}.output_usd"),
+async def set_limits(
+    log: Log, book: Book, account: str, *, plan: Plan | None, budget_nanousd: int | None, keep_budget: bool
+) -> None:
+    """Set an account's limits; `plan` None and `keep_budget` keep what holds by the book.
+
+    Raises AccountUnknown, Conflict, LogError.
+    """
+    _check_account(book, account)
+    standing = book.credits.of(account)
+    limits = LimitsSet(
+        id=f"limits.{_unique()}",
+        account=account,
+        plan=plan or standing.plan,
+        budget_nanousd=standing.budget_nanousd if keep_budget else budget_nanousd,
     )
+    await _append(log, "limits", account, limits)
+
+
+def _check_account(book: Book, account: str) -> None:
+    if account not in book.accounts:
+        raise AccountUnknown(
+            f"there is no account {account!r}; `rift keys create --account {account}` opens it"
+        )
+
+
+def _unique() -> str:
+    return secrets.token_hex(ENTRY_BYTES)
+
+
+async def correct(log: Log, book: Book, correction: UsageCorrected) -> None:
+    """Raises AccountUnknown, LogError."""
+    _check_account(book, correction.account)
+    subject = subjects.book("correction", correction.account)
+    data = codec.encode(WRITER, [correction])
+    await append_until_known(log, subjects.BOOK, subject, data, within_s=GRANT_S)

@@ -10,6 +10,9 @@ from typing import Annotated, Any
 
 import msgspec
 
+# What a request may produce that does not say how much.
+OUTPUT_TOKENS_DEFAULT = 1024
+
 NANOUSD_DIGITS = 3
 # Up to a million USD per million tokens: a typing mistake of six digits is still refused.
 PRICE = re.compile(r"(?P<whole>[0-9]{1,6})(?:\.(?P<part>[0-9]{1,3})0*)?")

@@ -6,6 +6,7 @@ secret      signs request ids
 dev.key     the first account's first key
 rift.toml   settings
 rift.duckdb the projections, which may be deleted at any time
+archive/    what happened, without contents: kept for ever, and not built again from anything
 nats/       the embedded broker: configuration, token, url, store
 logs/       one file a process
 
@@ -15,6 +16,7 @@ named after this one.
 
 import fcntl
 import hashlib
+import hmac
 import os
 import secrets
 import shutil
@@ -46,6 +48,7 @@ class Installation:
         self.nats = self.folder / "nats"
         self.logs = self.folder / "logs"
         self.database = self.folder / "rift.duckdb"
+        self.archive = self.folder / "archive"
         digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
         self.temporary = Path(tempfile.gettempdir()) / f"rift-{digest}"
         self.first_key = self.folder / "dev.key"
@@ -94,6 +97,10 @@ class Installation:
             return bytes.fromhex((self.folder / "secret").read_text().strip())
         except (OSError, ValueError) as error:
             raise InstallationWrong(f"{self.folder}/secret cannot be read: {error}") from error
+
+    def archive_key(self) -> bytes:
+        """Return the key of the hashes that the archive keeps of contents. Raises InstallationWrong."""
+        return hmac.new(self.secret(), b"archive content", hashlib.sha256).digest()
 
     def log_address(self, url: str | None, environment: Mapping[str, str]) -> Address:
         """Return where the log answers: `url`, RIFT_NATS_URL or the embedded broker, in this order."""

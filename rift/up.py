@@ -24,7 +24,7 @@ from events import codec, fleet, subjects
 from events.jetstream import JetStream, connect
 from events.log import Log, LogError, append_until_known
 from events.schema import AnyEvent, ReplicaLost, ScaleDecided
-from rift import __version__, accounts, broker, catalogue
+from rift import __version__, accounts, broker, catalogue, prices
 from rift.installation import Installation, InstallationWrong
 from rift.processes import Child, Guard
 from rift.settings import SHARDS, Settings
@@ -169,10 +169,11 @@ class Up:
         raise InstallationWrong(f"nats-server does not answer; see {self._installation.logs / 'nats.log'}")
 
     async def _write_book(self) -> str:
-        """Open the first account and publish the catalogue's prices, if that is not done; return the key."""
+        """Open the first account and price the catalogue's models, if that is not done; return the key."""
         book = await books.read(self._log)
         await accounts.open_account(self._log, book, FIRST_ACCOUNT)
-        await accounts.publish_prices(self._log, book, self._settings.catalogue())
+        if (published := prices.default(self._settings.catalogue(), book)) is not None:
+            await prices.publish(self._log, published)
         file = self._installation.first_key
         if file.exists() and book.authenticate(file.read_text().strip()):
             return file.read_text().strip()

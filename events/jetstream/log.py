@@ -20,7 +20,7 @@ from events.jetstream.follower import Follower
 from events.jetstream.jobs import Jobs
 from events.jetstream.paced import PacedFollower
 from events.jetstream.replies import Replies
-from events.jetstream.scan import scan
+from events.jetstream.scan import first_sequence, scan
 from events.jetstream.wire import ApiError
 from events.log import LogError, OutcomeUnknown, Stored
 
@@ -221,9 +221,21 @@ class JetStream:
         message: dict[str, Any] = answer["message"]
         return message
 
+    async def first_sequence(self, stream: str) -> int:
+        return await first_sequence(self._api, stream)
+
+    async def trim(self, stream: str, up_to: int) -> None:
+        # Purged beyond its last sequence a stream would skip numbers, and purged up to 0 it would lose all.
+        up_to = min(up_to, await self.last_sequence(stream))
+        if up_to >= await self.first_sequence(stream):
+            await self._api(f"STREAM.PURGE.{stream}", {"seq": up_to + 1})
+
     async def room_bytes(self, stream: str) -> int:
         info = await self._api(f"STREAM.INFO.{stream}")
         return int(info["config"]["max_bytes"]) - int(info["state"]["bytes"])
+
+    async def capacity_bytes(self, stream: str) -> int:
+        return int((await self._api(f"STREAM.INFO.{stream}"))["config"]["max_bytes"])
 
     # --- readers and deliveries ------------------------------------------------------------------
 

@@ -48,11 +48,19 @@ async def scan(
                 if batch is None:
                     break
                 if not batch:
+                    if target < await first_sequence(api, stream):
+                        return
                     await anyio.sleep(LAG_S)
                     continue
                 seen += len(batch)
                 position = batch[-1].sequence
                 yield [stored for stored in batch if stored.sequence <= target]
+
+
+async def first_sequence(api: Api, stream: str) -> int:
+    """Return the first sequence that is held, as the stream's leader states it; one past the last if none."""
+    state = (await api(f"STREAM.INFO.{stream}", None))["state"]
+    return int(state["first_seq"]) if state["messages"] else int(state["last_seq"]) + 1
 
 
 @asynccontextmanager

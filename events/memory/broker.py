@@ -168,10 +168,11 @@ class Connection:
 
 
 class Stream:
-    """One stream's messages; sequence n is at n - 1. `changed` is set, and replaced, at each change."""
+    """One stream's messages from sequence `first` on. `changed` is set, and replaced, at each change."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
+        self.first = 1
         self.messages: list[Stored] = []
         self.last: dict[str, int] = {}
         self.size, self.bytes_max = 0, 1 << 62
@@ -179,12 +180,31 @@ class Stream:
         self.changed = anyio.Event()
 
     def add(self, subject: str, data: bytes, now_ns: int) -> int:
-        sequence = len(self.messages) + 1
+        sequence = self.last_sequence + 1
         self.messages.append(Stored(subject, sequence, now_ns, data))
         self.last[subject] = sequence
         self.size += size_bytes(subject, data)
         self.changed_now()
         return sequence
+
+    @property
+    def last_sequence(self) -> int:
+        return self.first + len(self.messages) - 1
+
+    def at(self, sequence: int) -> Stored:
+        return self.messages[sequence - self.first]
+
+    def behind(self, sequence: int) -> list[Stored]:
+        return self.messages[max(0, sequence + 1 - self.first) :]
+
+    def trim(self, up_to: int) -> None:
+        many = max(0, up_to + 1 - self.first)
+        self.size -= sum(size_bytes(stored.subject, stored.data) for stored in self.messages[:many])
+        self.first = max(self.first, min(up_to, self.last_sequence) + 1)
+        del self.messages[:many]
+        self.last = {subject: last for subject, last in self.last.items() if last >= self.first}
+        for consumer in self.consumers.values():
+            consumer.trimmed(self.first)
 
     def changed_now(self) -> None:
         changed, self.changed = self.changed, anyio.Event()
@@ -241,17 +261,17 @@ class Consumer:
                 self._given_back.remove(sequence)
             self._due.pop(sequence, None)
             return self._deliver(sequence, now)
-        while self._next <= len(self._stream.messages):
+        while self._next <= self._stream.last_sequence:
             sequence = self._next
             self._next += 1
-            if self._filter(self._stream.messages[sequence - 1].subject):
+            if self._filter(self._stream.at(sequence).subject):
                 return self._deliver(sequence, now)
         return None
 
     def _deliver(self, sequence: int, now: float) -> tuple[Stored, int]:
         self._due[sequence] = now + ACK_WAIT_S
         count = self._counts[sequence] = self._counts.get(sequence, 0) + 1
-        return self._stream.messages[sequence - 1], count
+        return self._stream.at(sequence), count
 
     @property
     def unanswered(self) -> list[int]:
@@ -281,6 +301,13 @@ class Consumer:
             self._acked.remove(sequence)
             self._counts.pop(sequence, None)
             self._given_back.append(sequence)
+
+    def trimmed(self, first: int) -> None:
+        """What was before `first` is gone, whether it was answered or not."""
+        self._next = max(self._next, first)
+        self._due = {sequence: due for sequence, due in self._due.items() if sequence >= first}
+        self._given_back = [sequence for sequence in self._given_back if sequence >= first]
+        self._acked = [sequence for sequence in self._acked if sequence >= first]
 
     def restart(self, happens: Callable[[float], bool]) -> None:
         """Counts start again; what was delivered comes again, some of it although acknowledged."""

@@ -108,17 +108,26 @@ class MemoryLog:
 
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
         held = await self._ask(stream)
-        return len(held.messages) if subject is None else held.last.get(subject, 0)
+        return held.last_sequence if subject is None else held.last.get(subject, 0)
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         held = await self._ask(stream)
         wanted = Filter([subject])
         sequence = max((last for name, last in held.last.items() if wanted(name)), default=0)
-        return held.messages[sequence - 1] if sequence else None
+        return held.at(sequence) if sequence else None
+
+    async def first_sequence(self, stream: str) -> int:
+        return (await self._ask(stream)).first
+
+    async def trim(self, stream: str, up_to: int) -> None:
+        (await self._ask(stream)).trim(up_to)
 
     async def room_bytes(self, stream: str) -> int:
         held = await self._ask(stream)
         return 0 if self._broker.is_full else held.bytes_max - held.size
+
+    async def capacity_bytes(self, stream: str) -> int:
+        return (await self._ask(stream)).bytes_max
 
     async def _ask(self, stream: str) -> Stream:
         """Return a stream once the question has reached its leader. Raises LogError."""
@@ -145,7 +154,7 @@ class MemoryLog:
         deadline = anyio.current_time() + SCAN_TIMEOUT_S
         held = self._broker.stream(stream)
         reader = MemoryFollower(self.connection, self._broker, held, subjects, max(first, 1) - 1)
-        while reader.position < target:
+        while reader.position < target and held.first <= target:
             batch: Sequence[Stored] = ()
             with anyio.move_on_at(deadline):
                 batch = await anext(reader)

@@ -45,7 +45,7 @@ class MemoryFollower:
         while True:
             await self._connection.running()
             changed = self._stream.changed
-            if len(self._stream.messages) > self._read_to:
+            if self._stream.last_sequence > self._read_to:
                 if self._broker.happens(faults.reader_restarts):
                     await anyio.sleep(self._broker.some(faults.restart_s))
                 await anyio.sleep(self._broker.some(faults.reader_s))
@@ -57,8 +57,8 @@ class MemoryFollower:
                 await changed.wait()
 
     def _take(self) -> Sequence[Stored]:
-        new = self._stream.messages[self._read_to :]
-        self._read_to += len(new)
+        new = self._stream.behind(self._read_to)
+        self._read_to = self._stream.last_sequence
         batch = [stored for stored in new if self._filter(stored.subject)]
         if batch:
             self.position = batch[-1].sequence

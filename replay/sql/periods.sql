@@ -2,8 +2,6 @@
 create view periods as
 select
     period,
-    accounts,
-    total_nanousd,
     digest,
     positions,
     roots,

@@ -222,8 +222,6 @@ create table facts.closed_periods (
     positions varchar not null,
     roots varchar not null,
     digest varchar not null,
-    accounts bigint not null,
-    total_nanousd bigint not null,
     position varchar not null,
     at_ns bigint not null
 );

@@ -3,6 +3,7 @@
 options.py   what each command takes
 roles.py     the processes: up, gateway, worker, control
 ops.py       questions and entries: sql, keys
+limits.py    credit and limits
 """
 
 from rift.cli.options import main

@@ -15,7 +15,7 @@ from replay.answer import Answer, QueryRefused
 from replay.warehouse import Warehouse, WarehouseError
 from rift import accounts
 from rift.cli.connection import connected, installation
-from rift.questions import QuestionRefused, Sql, ask
+from rift.questions import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask
 
 Result = TypeVar("Result")
 
@@ -28,18 +28,23 @@ def sql(options: Namespace) -> None:
     """Ask the control process; where no broker answers, the database file itself."""
     try:
         try:
-            answer = Answer(**_with_log(options, lambda log: ask(log, Sql(options.select))))
+            answer = Answer(**with_log(options, lambda log: ask(log, Sql(options.select))))
         except* LogError as nobody:
             answer = _from_file(options, nobody)
     except* (QueryRefused, QuestionRefused, WarehouseError) as refused:
         raise CommandFailed(_first(refused)) from refused
-    if options.json:
-        if twice := [name for name in answer.columns if answer.columns.count(name) > 1]:
-            raise CommandFailed(f"two columns are called {twice[0]!r}; name them apart with `as`")
-        rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
-        print(json.dumps(rows, ensure_ascii=False))
-    else:
-        print(_table(answer))
+    show(answer, as_json=options.json)
+
+
+def show(answer: Answer, *, as_json: bool) -> None:
+    """Print an answer. Raises CommandFailed where JSON cannot hold it."""
+    if not as_json:
+        print(table(answer))
+        return
+    if twice := [name for name in answer.columns if answer.columns.count(name) > 1]:
+        raise CommandFailed(f"two columns are called {twice[0]!r}; name them apart with `as`")
+    rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+    print(json.dumps(rows, ensure_ascii=False))
 
 
 def _from_file(options: Namespace, nobody: BaseExceptionGroup[LogError]) -> Answer:
@@ -58,7 +63,7 @@ def create_key(options: Namespace) -> None:
         await accounts.open_account(log, await books.read(log), options.account)
         return await accounts.issue_key(log, options.account)
 
-    key = _with_log(options, create)
+    key = with_log(options, create)
     if options.json:
         print(json.dumps({"account": options.account, "id": key.id, "key": key.text}))
         return
@@ -66,12 +71,20 @@ def create_key(options: Namespace) -> None:
     print(f"key {key.id} of account {options.account}; it is not shown again", file=sys.stderr)
 
 
-def _with_log(options: Namespace, ask: Callable[[JetStream], Awaitable[Result]]) -> Result:
+def with_log(options: Namespace, ask: Callable[[JetStream], Awaitable[Result]]) -> Result:
     async def run() -> Result:
         async with connected(options, "cli") as log:
             return await ask(log)
 
     return anyio.run(run, backend_options={"use_uvloop": True})
+
+
+async def asked(log: JetStream, question: AnyQuestion, timeout_s: float = TIMEOUT_S) -> Any:
+    """Return control's answer. Raises CommandFailed with its reason for giving none, LogError."""
+    try:
+        return await ask(log, question, timeout_s=timeout_s)
+    except QuestionRefused as refused:
+        raise CommandFailed(str(refused)) from refused
 
 
 def _first(group: BaseExceptionGroup[Any]) -> str:
@@ -81,7 +94,7 @@ def _first(group: BaseExceptionGroup[Any]) -> str:
     return str(error)
 
 
-def _table(answer: Answer) -> str:
+def table(answer: Answer) -> str:
     """Columns under their names, numbers to the right."""
     rows = [["" if value is None else str(value) for value in row] for row in answer.rows]
     widths = [max(map(len, column)) for column in zip(answer.columns, *rows, strict=True)]

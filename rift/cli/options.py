@@ -9,26 +9,44 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from events.log import LogError
-from replay.warehouse import WarehouseError
+from events.money import MoneyWrong
+from replay.archive import ArchiveError
+from replay.audit import AuditError
+from replay.invoice import PERIOD, BillingRefused
+from replay.warehouse import ProjectionStopped, WarehouseError
 from rift import __version__
+from rift.accounts import AccountUnknown
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
-from rift.cli import ops, roles
+from rift.cli import limits, money, ops, replay, roles
 from rift.cli.ops import CommandFailed
+from rift.control.projector import LogBehind, LogTrimmed
+from rift.control.until import PositionWrong
 from rift.engines import EngineFailed
 from rift.engines.prepare import PrepareFailed
 from rift.installation import InstallationWrong
+from rift.prices import PricesWrong
 from rift.settings import SettingsWrong
 
 FAILURES = (
+    AccountUnknown,
+    ArchiveError,
+    AuditError,
+    BillingRefused,
     BrokerMissing,
     CatalogueWrong,
     CommandFailed,
     EngineFailed,
     InstallationWrong,
+    LogBehind,
     LogError,
+    LogTrimmed,
+    MoneyWrong,
     OSError,
+    PositionWrong,
     PrepareFailed,
+    PricesWrong,
+    ProjectionStopped,
     SettingsWrong,
     WarehouseError,
 )
@@ -85,7 +103,90 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument(
         "--account", required=True, type=_account, help="[a-z0-9-]{1,40}; opened if it is new"
     )
+    _money(commands)
+    _credit_commands(commands)
+    _replay(commands)
     return parser
+
+
+def _credit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    prepaid = commands.add_parser("credit", help="prepaid credit").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    grant = _command(prepaid, "grant", limits.grant, "add to an account's prepaid credit")
+    _account_option(grant)
+    grant.add_argument("--usd", required=True, metavar="AMOUNT", help="like 10.50")
+    grant.add_argument("--reason", default="", metavar="TEXT", help="kept in the book")
+
+    about = commands.add_parser("limits", help="plans and budgets").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    change = _command(about, "set", limits.change, "set an account's limits; what is not named stays")
+    _account_option(change)
+    change.add_argument("--budget", metavar="USD", help="at most so much a calendar month (UTC), or none")
+    change.add_argument("--plan", choices=["per_token", "per_second"])
+    _command(about, "list", limits.show, "show every account's limits, and what is left")
+
+
+def _money(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    invoice = _command(commands, "invoice", money.invoice, "show an account's invoice of a month")
+    _account_option(invoice)
+    _period_option(invoice)
+    invoice.add_argument("--csv", action="store_true", help="lines as FOCUS 1.2, for finance's tools")
+
+    prices = commands.add_parser("prices", help="price lists").add_subparsers(metavar="ACTION", required=True)
+    _command(prices, "list", money.list_prices, "show the prices in force")
+    publish = _command(prices, "publish", money.publish_prices, "put a price list in force")
+    publish.add_argument(
+        "file", type=Path, metavar="FILE", help='TOML: [prices."MODEL"] prompt_usd = "0.15" …'
+    )
+
+    period = commands.add_parser("period", help="months").add_subparsers(metavar="ACTION", required=True)
+    close = _command(period, "close", money.close_period, "make a month's invoices final")
+    close.add_argument("period", type=_period, metavar="YYYY-MM")
+
+    correct = _command(
+        commands, "correct", money.correct, "add to an account's next invoice, or take from it"
+    )
+    _account_option(correct)
+    correct.add_argument("--usd", required=True, metavar="AMOUNT", help="negative in the account's favour")
+    correct.add_argument("--reason", required=True, help="in words; it is on the record for ever")
+    correct.add_argument("--request", metavar="ID", help="what is corrected")
+    correct.add_argument("--model", metavar="NAME", help="whose line it is on (the request's)")
+
+    rerate = _command(commands, "rerate", money.rerate, "show what another price list would have charged")
+    rerate.add_argument("--price-list", type=Path, required=True, metavar="FILE")
+    _period_option(rerate)
+    rerate.add_argument("--diff", action="store_true", required=True, help="only show: nothing is changed")
+
+
+def _replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    again = _command(commands, "replay", replay.replay, "fold the log again, and compare")
+    how = again.add_mutually_exclusive_group(required=True)
+    how.add_argument("--rebuild", action="store_true", help="into a fresh file, then go on with that")
+    how.add_argument("--until", metavar="POSITION", help="answer SELECT as of a position, like RIFT_0:812.0")
+    how.add_argument("--verify", action="store_true", help="list what does not come out again; status 1")
+    how.add_argument("--digest", action="store_true", help="SHA-256 of each relation that a bill rests on")
+    again.add_argument("select", nargs="?", help="with --until: one SELECT (how far the streams are folded)")
+
+    archive = commands.add_parser("archive", help="the archive").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    _command(archive, "verify", replay.verify_archive, "check every hash of the archive")
+
+    audit = commands.add_parser("audit", help="proofs").add_subparsers(metavar="ACTION", required=True)
+    export = _command(audit, "export", replay.export, "write an account's facts of a month, with proofs")
+    _account_option(export)
+    _period_option(export)
+    export.add_argument("folder", type=Path, metavar="DIR", help="a new folder, for replay/auditor.py")
+
+
+def _account_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--account", required=True, type=_account, metavar="NAME")
+
+
+def _period_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--period", required=True, type=_period, metavar="YYYY-MM", help="a month, in UTC")
 
 
 def _command(
@@ -117,6 +218,12 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
 def _listen_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (8000)")
+
+
+def _period(text: str) -> str:
+    if not PERIOD.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no period; write a month as YYYY-MM, like 2026-11")
+    return text
 
 
 def _account(text: str) -> str:

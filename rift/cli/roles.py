@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 
 from events.schema import ReplicaStarting
+from replay.archive import Archive
 from rift import catalogue
 from rift import up as installation_up
 from rift.catalogue import Profile
@@ -105,10 +106,17 @@ def worker(options: Namespace) -> None:
 
 def control(options: Namespace) -> None:
     found, settings = installation(options), load_settings(options)
+    archive = Archive(found.archive, key=found.archive_key())
 
     async def serve(stop: anyio.Event) -> None:
         async with connected_role(options, settings, "control") as log:
-            await control_process.run(log, found.database, stop=stop)
+            await control_process.run(
+                log,
+                found.database,
+                archive,
+                stop=stop,
+                retention_days=settings.retention_days,
+            )
 
     _run(partial(_until_told, serve))
 

@@ -1,16 +1,17 @@
 """Closing a period: its invoices become final, up to what is projected and archived, by one event."""
 
 import datetime
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from anyio import to_thread
 
 from events import codec, subjects
 from events.log import Conflict, Log
 from events.schema import PeriodClosed
 from replay import invoice
-from replay.answer import Answer
+from replay.invoice import Closing
 from replay.warehouse import Warehouse
 from rift.questions import QuestionRefused
 
@@ -22,11 +23,11 @@ NANOSECONDS = 1_000_000_000
 TRIES = 3
 
 
-class Sealed:
+class Sealed(msgspec.Struct, frozen=True):
     """Up to where each stream is archived, and the SHA-256 of the manifest that ends there."""
 
-    def __init__(self, positions: Mapping[str, int], roots: Mapping[str, str]) -> None:
-        self.positions, self.roots = dict(positions), dict(roots)
+    positions: dict[str, int]
+    roots: dict[str, str]
 
 
 async def close(
@@ -43,11 +44,18 @@ async def close(
     for _ in range(TRIES):
         sealed = await seal()
         await catch_up()
-        event = await to_thread.run_sync(_event, warehouse(), period, sealed)
-        if event is not None:
+        found = await to_thread.run_sync(_closing, warehouse(), period, sealed)
+        if found is not None:
             break
     else:
         raise QuestionRefused(f"{period} still grows; try again")
+    event = PeriodClosed(
+        id=f"period.{period}",
+        period=period,
+        positions=sealed.positions,
+        roots=sealed.roots,
+        digest=found.digest,
+    )
     subject = subjects.book("period", period)
     try:
         await log.append(subjects.BOOK, subject, codec.encode(WRITER, [event]), expect_last=0)
@@ -56,8 +64,8 @@ async def close(
     await catch_up()
     return {
         "period": period,
-        "accounts": event.accounts,
-        "total_nanousd": event.total_nanousd,
+        "accounts": found.accounts,
+        "total_nanousd": found.total_nanousd,
         "digest": event.digest,
         "positions": event.positions,
         "roots": event.roots,
@@ -79,25 +87,13 @@ def _check(warehouse: Warehouse, period: str) -> None:
         raise QuestionRefused(f"{earlier} has charges and is open; close it first")
 
 
-def _event(warehouse: Warehouse, period: str, sealed: Sealed) -> PeriodClosed | None:
-    """Return the event, or None if the period holds what was not sealed."""
-
-    def read(*questions: Any) -> list[Answer]:
-        return warehouse.read(*questions)
-
-    [last] = read(("select stream, max(sequence) from charges where period = ? group by stream", [period]))
+def _closing(warehouse: Warehouse, period: str, sealed: Sealed) -> Closing | None:
+    """Return what the period comes to, or None if it holds what was not sealed."""
+    select = "select stream, max(sequence) from charges where period = ? group by stream"
+    [last] = warehouse.read((select, [period]))
     if any(sequence > sealed.positions.get(stream, 0) for stream, sequence in last.rows):
         return None
-    found = invoice.closing(read, period)
-    return PeriodClosed(
-        id=f"period.{period}",
-        period=period,
-        positions=sealed.positions,
-        roots=sealed.roots,
-        digest=found.digest,
-        accounts=found.accounts,
-        total_nanousd=found.total_nanousd,
-    )
+    return invoice.closing(warehouse.read, period)
 
 
 def end_ns(period: str) -> int:

@@ -1,25 +1,34 @@
-"""What the control process is asked, and does. A question waits until what was stored before it is applied."""
+"""What the control process is asked, and does. An answer holds what was stored before its question."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
-
-from anyio import to_thread
+from collections.abc import Mapping
+from typing import Any
 
 from events.log import Log
 from replay import invoice
-from replay.warehouse import Warehouse
+from replay.archive import ArchiveError
+from replay.warehouse import ProjectionStopped, WarehouseError
 from rift.control import closing
 from rift.control.answers import Answering
+from rift.control.archiver import Archiver
 from rift.control.closing import Sealed
 from rift.control.projection import Projection
-from rift.questions import AskInvoice, AskUsage, ClosePeriod, Digests, Question, Seal, Sql
-
-Found = TypeVar("Found")
+from rift.control.projector import LogTrimmed
+from rift.questions import (
+    AskInvoice,
+    AskUsage,
+    ClosePeriod,
+    Digests,
+    Question,
+    QuestionRefused,
+    Rebuild,
+    Seal,
+    Sql,
+)
 
 
 class Desk:
-    def __init__(self, log: Log, projection: Projection, seal: Callable[[], Awaitable[Sealed]]) -> None:
-        self._log, self._projection, self._seal_now = log, projection, seal
+    def __init__(self, log: Log, projection: Projection, archiver: Archiver) -> None:
+        self._log, self._projection, self._archiver = log, projection, archiver
 
     def answers(self) -> Mapping[type[Question], Answering]:
         return {
@@ -29,28 +38,25 @@ class Desk:
             Digests: self._digests,
             ClosePeriod: self._close,
             Seal: self._seal,
+            Rebuild: self._rebuild,
         }
 
-    async def _read(self, read: Callable[[Warehouse], Found]) -> Found:
-        await self._projection.catch_up()
-        return await to_thread.run_sync(lambda: read(self._projection.warehouse))
-
     async def _sql(self, question: Sql) -> object:
-        return await self._read(lambda warehouse: warehouse.query(question.sql))
+        return await self._projection.read(lambda warehouse: warehouse.query(question.sql))
 
     async def _invoice(self, question: AskInvoice) -> object:
-        return await self._read(
+        return await self._projection.read(
             lambda warehouse: invoice.invoice(warehouse.read, question.account, question.period)
         )
 
     async def _usage(self, question: AskUsage) -> object:
         days = question.first_day, question.last_day
-        return await self._read(
+        return await self._projection.read(
             lambda warehouse: invoice.usage(warehouse.read, question.account, *days, question.group_by)
         )
 
     async def _digests(self, question: Digests) -> dict[str, Any]:
-        digests, answers = await self._read(
+        digests, answers = await self._projection.read(
             lambda warehouse: warehouse.digests(
                 ("select stream, sequence from lag", []), ("from invoice_lines", [])
             )
@@ -69,5 +75,22 @@ class Desk:
 
     async def _seal(self, question: Seal) -> object:
         await self._projection.catch_up()
-        sealed = await self._seal_now()
-        return {"positions": sealed.positions, "roots": sealed.roots}
+        return await self._seal_now()
+
+    async def _seal_now(self) -> Sealed:
+        """Archive all that is projected. Raises QuestionRefused."""
+        try:
+            manifests = await self._archiver.seal_now()
+        except (ArchiveError, OSError) as error:
+            raise QuestionRefused(f"the archive takes nothing: {error}") from error
+        return Sealed(
+            positions={stream: manifest.last for stream, manifest in manifests.items()},
+            roots={stream: manifest.sha256 for stream, manifest in manifests.items()},
+        )
+
+    async def _rebuild(self, question: Rebuild) -> object:
+        try:
+            await self._projection.rebuild()
+        except (ArchiveError, LogTrimmed, ProjectionStopped, WarehouseError) as error:
+            raise QuestionRefused(f"nothing was changed: {error}") from error
+        return self._projection.applied

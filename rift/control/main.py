@@ -7,34 +7,52 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from events import subjects
+from events import fleet, subjects
 from events.log import Log
+from replay.archive import Archive
 from replay.warehouse import Warehouse
 from rift.control.answers import answering
-from rift.control.closing import Sealed
+from rift.control.archiver import Archiver
 from rift.control.desk import Desk
 from rift.control.janitor import Janitor
 from rift.control.projection import Projection
-from rift.questions import QuestionRefused
+from rift.control.settling import Settling
 
 # What is stored when control is told to stop is applied first: then a stopped installation shows all. A
 # transaction that has begun is waited for, beyond this.
 LAST_S = 0.6
 
 
-async def run(log: Log, database: Path, *, stop: anyio.Event, shards: Iterable[int] = (0,)) -> None:
-    """Project and answer questions until `stop` is set. Raises WarehouseError, LogError, LogBehind."""
+async def run(
+    log: Log,
+    database: Path,
+    archive: Archive,
+    *,
+    stop: anyio.Event,
+    shards: Iterable[int] = (0,),
+    retention_days: int = 7,
+) -> None:
+    """Project, archive and answer questions until `stop` is set. Raises WarehouseError, LogError, LogBehind,
+    LogTrimmed, ArchiveError."""
     warehouse = await to_thread.run_sync(Warehouse.open, database)
-    projection = Projection(log, database, warehouse, shards)
+    projection = Projection(log, database, warehouse, archive, shards)
+    archiver = Archiver(
+        log,
+        archive,
+        shards=shards,
+        projected=lambda: projection.applied,
+        needed_from=partial(_needed_from, log, projection),
+        retention_days=retention_days,
+    )
     try:
-        async with (
-            answering(log, Desk(log, projection, _no_archive).answers()),
-            anyio.create_task_group() as tasks,
-        ):
+        desk = Desk(log, projection, archiver)
+        async with answering(log, desk.answers()), anyio.create_task_group() as tasks:
             for shard in shards:
-                first = await to_thread.run_sync(_first_open, warehouse, shard)
+                first = await to_thread.run_sync(_first_open, warehouse, subjects.shard_stream(shard))
                 tasks.start_soon(partial(Janitor(log, shard=shard).run, first=first))
             tasks.start_soon(projection.run)
+            tasks.start_soon(archiver.run)
+            tasks.start_soon(Settling(log, lambda: projection.warehouse).run)
             await stop.wait()
             with anyio.move_on_after(LAST_S):
                 await projection.catch_up()
@@ -44,16 +62,18 @@ async def run(log: Log, database: Path, *, stop: anyio.Event, shards: Iterable[i
             await to_thread.run_sync(projection.warehouse.close)
 
 
-def _first_open(warehouse: Warehouse, shard: int) -> int:
+async def _needed_from(log: Log, projection: Projection, stream: str) -> int:
+    """Return the first sequence of a stream that somebody needs to go on. Raises LogError, QueryRefused."""
+    if stream == subjects.FLEET:
+        return (await fleet.read(log)).needed_from
+    return await to_thread.run_sync(_first_open, projection.warehouse, stream)
+
+
+def _first_open(warehouse: Warehouse, stream: str) -> int:
     """Return a sequence at or before every request that may be open."""
-    stream = subjects.shard_stream(shard)
     applied = warehouse.positions().get(stream, 0)
     select = "select min(split_part(split_part(accepted_position, ':', 2), '.', 1)::bigint) from requests"
     (row,) = warehouse.query(
         f"{select} where finished_position is null and accepted_position like '{stream}:%'"
     ).rows
     return applied + 1 if row[0] is None else min(int(row[0]), applied + 1)
-
-
-async def _no_archive() -> Sealed:
-    raise QuestionRefused("there is no archive")

@@ -2,36 +2,60 @@
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 from anyio import to_thread
 
 from events.log import Log
+from replay.answer import QueryRefused
+from replay.archive import Archive
 from replay.warehouse import ProjectionStopped, Warehouse
 from rift.control.projector import Projector
+from rift.control.tail import fold_tail, rebuilt
 
 logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 
 class Projection:
     """`warehouse` is what questions are asked of; it may be another at the next question."""
 
-    def __init__(self, log: Log, database: Path, warehouse: Warehouse, shards: Iterable[int]) -> None:
+    def __init__(
+        self, log: Log, database: Path, warehouse: Warehouse, archive: Archive, shards: Iterable[int]
+    ) -> None:
         self._log, self._database, self._shards = log, database, tuple(shards)
+        self._archive = archive
         self._use(warehouse)
         self._scope = anyio.CancelScope()
         self._one_at_a_time = anyio.Lock()
         self._switch: anyio.Event | None = None
+        # Unset while there is no file to ask.
+        self._settled = anyio.Event()
 
     def _use(self, warehouse: Warehouse) -> None:
         self.warehouse = warehouse
         self._projector = Projector(self._log, warehouse, self._shards)
 
+    @property
+    def applied(self) -> Mapping[str, int]:
+        """The sequence up to which each stream is applied and committed; a stream not named, none."""
+        return self._projector.applied
+
     async def run(self) -> None:
-        """Project until cancelled. A projection that stopped is logged, and in relation `lag`: starting
-        again would only stop at the same record. Raises LogError, LogBehind."""
+        """Project until cancelled, from the archive first where the log is trimmed.
+
+        A projection that stopped is logged, and in relation `lag`: starting again would only stop at the
+        same record. Raises LogError, LogBehind, LogTrimmed, ArchiveError, WarehouseError.
+        """
+        if await self._projector.is_trimmed():
+            logger.info("the log is trimmed before what the database holds: it is built from the archive")
+            await self._build(_fresh(self._database))
+            await self._change()
+        self._settled.set()
         while True:
             with anyio.CancelScope() as self._scope:
                 try:
@@ -41,34 +65,62 @@ class Projection:
                         logger.error("%s", line)
                 await anyio.sleep_forever()
             assert self._switch is not None, "only a switch ends a projection"
-            await self._change(self._switch)
+            self._settled = anyio.Event()
+            await self._change()
+            self._switch.set()
 
     async def catch_up(self) -> None:
-        await self._projector.catch_up()
+        """Wait until all that is stored by now is applied, within a bound (see `Projector.catch_up`)."""
+        projector = None
+        while projector is not self._projector:
+            await self._settled.wait()
+            projector = self._projector
+            await projector.catch_up()
 
-    async def rebuild(self, build: Callable[[Path], Awaitable[None]]) -> None:
-        """Have a fresh file built beside the one in use, and go on with it. Raises what `build` raises: then
-        nothing has changed."""
+    async def read(self, read: Callable[[Warehouse], Found]) -> Found:
+        """Return what `read` finds once all is applied, in a thread. Raises what it raises."""
+        while True:
+            await self.catch_up()
+            warehouse = self.warehouse
+            try:
+                return await to_thread.run_sync(read, warehouse)
+            except QueryRefused:
+                # Or the file was changed for another meanwhile.
+                if warehouse is self.warehouse and self._settled.is_set():
+                    raise
+
+    async def rebuild(self) -> None:
+        """Fold everything again into a fresh file beside the one in use, and go on with that.
+
+        Raises ArchiveError, LogError, LogTrimmed, WarehouseError: then nothing has changed.
+        """
         async with self._one_at_a_time:
             fresh = _fresh(self._database)
-            remove(fresh)
             try:
-                await build(fresh)
+                await self._build(fresh)
                 self._switch = anyio.Event()
                 self._scope.cancel()
                 await self._switch.wait()
             finally:
                 remove(fresh)
 
-    async def _change(self, done: anyio.Event) -> None:
+    async def _build(self, fresh: Path) -> None:
+        remove(fresh)
+        warehouse = await rebuilt(self._log, self._archive, fresh)
+        try:
+            await fold_tail(self._log, warehouse, self._shards)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(warehouse.close)
+
+    async def _change(self) -> None:
         """Close the file in use, put the fresh one in its place, and open that."""
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(self.warehouse.close)
             remove(self._database)
             os.replace(_fresh(self._database), self._database)
             self._use(await to_thread.run_sync(Warehouse.open, self._database))
-        self._switch = None
-        done.set()
+            self._settled.set()
 
 
 def remove(database: Path) -> None:

@@ -29,30 +29,34 @@ class LogBehind(Exception):
     """The warehouse has applied what this log does not hold: they do not belong together."""
 
 
+class LogTrimmed(Exception):
+    """The log no longer holds what the warehouse has to apply next."""
+
+
 class Projector:
     def __init__(self, log: Log, warehouse: Warehouse, shards: Iterable[int]) -> None:
         self._log = log
         self._applying = _Applying(log, warehouse)
-        self._subjects = {subjects.BOOK: "rift.book.>", subjects.FLEET: "rift.fleet.>"}
-        self._subjects |= {subjects.shard_stream(shard): f"rift.{shard}.>" for shard in shards}
+        self._subjects = subjects.folded(shards)
         self._readers: dict[str, Follower] = {}
         self._stopped = False
         # Until told otherwise: an earlier process may have said that something is missing.
         self._heads: dict[str, tuple[int, int]] | None = None
         self._gave_up_at: anyio.Event | None = None
 
+    @property
+    def applied(self) -> Mapping[str, int]:
+        """The sequence up to which each stream is applied and committed; a stream not named, none."""
+        return self._applying.applied
+
     async def run(self) -> None:
         """Apply the book, the fleet and every shard, from the applied positions on, until cancelled.
 
-        Raises ProjectionStopped (in an exception group) at a record that cannot be folded, LogBehind.
+        Raises ProjectionStopped (in an exception group) at a record that cannot be folded, LogBehind,
+        LogTrimmed.
         """
-        for stream, applied in self._applying.applied.items():
-            last = await self._log.last_sequence(stream) if stream in self._subjects else applied
-            if applied > last:
-                raise LogBehind(
-                    f"{stream} ends at {last}, and the database has applied it up to {applied}: "
-                    "it was made from another log; delete the database file"
-                )
+        for stream in self._subjects:
+            await self._check(stream, self._applying.applied.get(stream, 0))
         try:
             async with anyio.create_task_group() as group:
                 for stream, everything in self._subjects.items():
@@ -60,6 +64,27 @@ class Projector:
         finally:
             self._stopped = True
             self._applying.changed.set()
+
+    async def is_trimmed(self) -> bool:
+        """Say whether the log no longer holds what has to be applied next."""
+        for stream in self._subjects:
+            if self._applying.applied.get(stream, 0) + 1 < await self._log.first_sequence(stream):
+                return True
+        return False
+
+    async def _check(self, stream: str, applied: int) -> None:
+        """Raises LogBehind, LogTrimmed: a reader would wait for ever, or go on behind the gap."""
+        last, first = await self._log.last_sequence(stream), await self._log.first_sequence(stream)
+        if applied > last:
+            raise LogBehind(
+                f"{stream} ends at {last}, and the database has applied it up to {applied}: "
+                "it was made from another log; delete the database file"
+            )
+        if applied + 1 < first:
+            raise LogTrimmed(
+                f"{stream} begins at {first}, and the database has applied it up to {applied}: what is "
+                "between them was trimmed and is in the archive; run `rift replay --rebuild`"
+            )
 
     async def catch_up(self) -> None:
         """Wait until all that is stored by now is applied, for CATCH_UP_S at most; and not again, as long as

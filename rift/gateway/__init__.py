@@ -6,6 +6,9 @@ app.py          routes, and one request's way through the gateway
 http.py         what of HTTP the routes need
 parse.py        bodies to what is accepted
 admission.py    who may ask for what, and whether there is room
+allowances.py   what may be spent for an account that has credit or a budget
+worst.py        the most that a request can cost
+metered.py      what it cost
 idempotency.py  one request for each key
 relay.py        a lane's reader: events to the streams that wait for them
 relays.py       the relays of one gateway

@@ -12,7 +12,7 @@ from events import subjects
 from events.book import Book
 from events.fleet import Fleet
 from events.log import Log, LogError
-from events.schema import KeyIssued, Price
+from events.schema import KeyIssued
 from rift import keys
 from rift.catalogue import Catalogue
 from rift.gateway.http import Refusal, Request
@@ -63,8 +63,8 @@ class Admission:
             raise Refusal(401, "this API key is not valid here", code="invalid_api_key", headers=challenge)
         return issued
 
-    def admit(self, wanted: Wanted) -> Price:
-        """Return the price in force. Raises Refusal."""
+    def admit(self, wanted: Wanted, account: str) -> None:
+        """Raises Refusal."""
         model, price = self._models.get(wanted.model), self._book.price(wanted.model)
         if model is None or price is None:
             known = ", ".join(name for name in self._models if self._book.price(name))
@@ -78,8 +78,10 @@ class Admission:
             param = "parameters.max_tokens" if wanted.kind == "inference" else "max_tokens"
             message = f"{param} is {limit}; the context of {wanted.model} is {model.context_tokens} tokens"
             raise Refusal(400, message, code="max_tokens_too_large", param=param)
+        if self._book.credits.of(account).plan == "per_second" and price.second_nanousd is None:
+            message = f"account {account} is on the plan per_second, and {wanted.model} has no price a second"
+            raise Refusal(400, message, code="plan_without_price", param="model")
         self._check_room(wanted.model)
-        return price
 
     def _check_room(self, model: str) -> None:
         if self.stopping:

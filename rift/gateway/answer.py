@@ -7,6 +7,7 @@ from typing import Any
 
 from events.charge import charge_nanousd
 from events.lifecycle import NEW, Life
+from events.money import usd
 from events.schema import (
     AttemptStarted,
     Price,
@@ -15,8 +16,6 @@ from events.schema import (
     RequestFinished,
     TokensGenerated,
 )
-
-NANOUSD_PER_USD = 1_000_000_000
 
 # What a client is told of an end that is not its own doing: status and words.
 FAILURES: dict[str, tuple[int, str]] = {
@@ -53,9 +52,9 @@ class Answer:
             case TokensGenerated():
                 if self._keep_text:
                     self.text.append(event.text)
-                self.cached_tokens += event.cached_tokens
                 if self.first_token_at_ns is None:
                     self.first_token_at_ns = stored_at_ns
+                    self.cached_tokens = event.cached_tokens
             case RequestAccepted():
                 self.accepted_at_ns = stored_at_ns
             case AttemptStarted():
@@ -125,9 +124,8 @@ class Answer:
         """None while the request is under way: what it will cost depends on how it ends."""
         if self.accepted.plan != "per_token" or self.life.phase != "ended":
             return None
-        nanousd = charge_nanousd(self.life, self.price)
-        usd = f"{nanousd // NANOUSD_PER_USD}.{nanousd % NANOUSD_PER_USD:09d}"
-        return {"nanousd": nanousd, "usd": usd}
+        nanousd = charge_nanousd(self.life, self.price, cached_tokens=self.cached_tokens)
+        return {"nanousd": nanousd, "usd": usd(nanousd)}
 
     def timing(self) -> dict[str, float | None]:
         """Milliseconds since the acceptance, all by the broker's clock."""

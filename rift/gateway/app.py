@@ -1,6 +1,6 @@
 """The ASGI app: routes, and one request's way through the gateway.
 
-    authenticate → parse → admit → follow → append `RequestAccepted` → relay what the log says
+    authenticate → parse → admit → reserve → follow → append `RequestAccepted` → relay what the log says
 
 Whatever is refused is refused before the append. From the append on, the log decides.
 """
@@ -24,7 +24,9 @@ from rift import __version__, catalogue
 from rift.catalogue import Catalogue
 from rift.gateway import idempotency, openai, parse
 from rift.gateway.admission import Admission, retry_after
+from rift.gateway.allowances import Allowances
 from rift.gateway.answer import Answer
+from rift.gateway.billing import Billing
 from rift.gateway.delivery import Delivery, failed
 from rift.gateway.http import ClientGone, Headers, Receive, Refusal, Request, Scope, Send
 from rift.gateway.idempotency import Claim, Entry
@@ -57,6 +59,7 @@ class Gateway:
         histories: Histories,
         admission: Admission,
         delivery: Delivery,
+        allowances: Allowances,
         *,
         book: Book,
         fleet: Fleet,
@@ -66,12 +69,13 @@ class Gateway:
         entropy: Callable[[int], bytes],
     ) -> None:
         self._log, self._relays, self._histories = log, relays, histories
-        self._admission, self._delivery = admission, delivery
+        self._admission, self._delivery, self._allowances = admission, delivery, allowances
         self._book, self._fleet = book, fleet
         self._models = models
         self._secret, self._entropy = secret, entropy
         self._shard, self._lane = lane
         listing = Models(models, admission=admission, book=book, fleet=fleet)
+        billing = Billing(log, admission)
         self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
             ("POST", re.compile("/v1/inference"), partial(self._infer, parse.native)),
             ("POST", re.compile("/v1/completions"), partial(self._infer, parse.completion)),
@@ -81,6 +85,8 @@ class Gateway:
             ("GET", re.compile("/v1/inference/([^/]+)/events"), self._resume),
             ("GET", re.compile("/v1/models"), listing.all),
             ("GET", re.compile("/v1/models/(.+)"), listing.one),
+            ("GET", re.compile("/v1/invoices/([^/]+)"), billing.invoice),
+            ("GET", re.compile("/v1/usage"), billing.usage),
             ("GET", re.compile("/health|/livez"), self._alive),
             ("GET", re.compile("/readyz"), self._ready),
             ("GET", re.compile("/version"), self._version),
@@ -137,30 +143,43 @@ class Gateway:
         wanted = read(body)
         key = request.header(b"idempotency-key")
         if key is None:
-            await self._answer_new(
-                request, wanted, self._accepted(wanted, issued, self._entry(wanted, issued))
-            )
+            accepted = self._accepted(wanted, issued, self._entry(wanted, issued))
+            await self._answer_new(request, wanted, await self._cover(wanted, accepted))
             return
         digest = idempotency.key_digest(self._secret, issued.account, key)
         entry = self._entry(wanted, issued, body=idempotency.body_digest(request.path, body))
-        claim = await self._claim(digest, entry, wanted)
-        accepted = self._accepted(wanted, issued, claim.entry, digest=digest)
+        ours = self._accepted(wanted, issued, entry, digest=digest)
+        claim, accepted = await self._claim(digest, entry, wanted, ours)
         if claim.is_new:
             await self._answer_new(request, wanted, accepted)
         else:
             headers = REPLAYED if claim.entry.nonce != entry.nonce else ()
+            accepted = self._accepted(wanted, issued, claim.entry, digest=digest)
             await self._answer_again(request, wanted, accepted, headers)
 
-    async def _claim(self, digest: str, entry: Entry, wanted: Wanted) -> Claim:
-        """Return the claim in force; a key whose request failed by our fault is taken again."""
+    async def _cover(self, wanted: Wanted, accepted: RequestAccepted) -> RequestAccepted:
+        self._admission.admit(wanted, accepted.account)
+        return await self._allowances.cover(accepted)
+
+    async def _claim(
+        self, digest: str, entry: Entry, wanted: Wanted, accepted: RequestAccepted
+    ) -> tuple[Claim, RequestAccepted]:
+        """Return the claim in force, and with a new one the acceptance with its allowance: who has claimed
+        must not wait. A key whose request failed by our fault is taken again."""
         found = await idempotency.find(self._log, digest, entry)
         if found is not None and not await self._failed_by_us(found):
-            return found
-        self._admission.admit(wanted)
-        return await idempotency.claim(self._log, digest, entry, replaces=found.sequence if found else 0)
+            return found, accepted
+        accepted, is_new = await self._cover(wanted, accepted), False
+        try:
+            last = found.sequence if found else 0
+            claim = await idempotency.claim(self._log, digest, entry, replaces=last)
+            is_new = claim.is_new
+            return claim, accepted
+        finally:
+            if not is_new:
+                self._allowances.free(accepted)
 
     async def _answer_new(self, request: Request, wanted: Wanted, accepted: RequestAccepted) -> None:
-        self._admission.admit(wanted)
         stream = self._open(wanted, accepted)
         await self._append(stream)
         await self._answer_with(request, wanted, stream)
@@ -175,8 +194,11 @@ class Gateway:
         stream = await relay.attach(parsed, make)
         if stream is None:
             # The gateway that claimed the key died before it accepted.
-            self._admission.admit(wanted)
-            await self._store(accepted)
+            accepted = await self._cover(wanted, accepted)
+            try:
+                await self._store(accepted)
+            finally:
+                self._allowances.judge(accepted)
             stream = await relay.attach(parsed, make)
             assert stream is not None, "an acceptance that was appended is found"
         await self._answer_with(request, wanted, stream, headers)
@@ -222,6 +244,7 @@ class Gateway:
             prompt_tokens_max=min(context, wanted.prompt_tokens_max or context),
             deadline_ms=DEADLINE_MS,
             price_version=entry.price_version,
+            plan=self._book.credits.of(issued.account).plan,
             book=entry.book,
             idempotency_hash=digest,
             detached=wanted.background or digest is not None,
@@ -240,7 +263,8 @@ class Gateway:
         """Follow, then append the acceptance. Raises Refusal: then nothing was accepted, or is charged."""
         accepted = stream.answer.accepted
         relay = self._relays.own
-        relay.open(stream, size=_size(accepted))
+        relay.open(stream)
+        self._allowances.follow(accepted)
         try:
             await self._store(accepted)
             return
@@ -254,6 +278,7 @@ class Gateway:
         except RecordTooLarge as error:
             refusal = Refusal(413, f"the request cannot be stored: {error}", code="body_too_large")
         relay.close(stream)
+        self._allowances.refused(accepted, may_land=refusal.code == "log_unavailable")
         raise refusal
 
     async def _store(self, accepted: RequestAccepted) -> None:
@@ -373,10 +398,3 @@ def _event_id(request: Request) -> int:
         message = f"after: {text!r} is no event id of this service"
         raise Refusal(400, message, code="invalid_event_id", param="after")
     return int(text)
-
-
-def _size(accepted: RequestAccepted) -> int:
-    """Return about how many bytes a request's input holds while it waits."""
-    if isinstance(accepted.input, str):
-        return len(accepted.input)
-    return sum(len(message.content) for message in accepted.input)

@@ -53,7 +53,12 @@ class Refusal(Exception):
 
 def error_type(status: int) -> str:
     """OpenAI's name for the kind of error, by status."""
-    named = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+    named = {
+        401: "authentication_error",
+        402: "insufficient_quota",
+        403: "permission_error",
+        404: "not_found_error",
+    }
     return named.get(status, "invalid_request_error" if status < 500 else "server_error")
 
 

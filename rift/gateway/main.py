@@ -16,6 +16,7 @@ from events.log import Log, LogError, append_until_known
 from events.schema import LaneEvent, LaneLost, LaneOpened, LaneReported
 from rift.catalogue import Catalogue
 from rift.gateway.admission import Admission
+from rift.gateway.allowances import Allowances
 from rift.gateway.app import Gateway
 from rift.gateway.delivery import STOPPING, Delivery
 from rift.gateway.relays import Relays
@@ -41,6 +42,7 @@ class Opened(NamedTuple):
 
     gateway: Gateway
     relays: Relays
+    allowances: Allowances
     lane: str
 
 
@@ -88,13 +90,18 @@ async def open_gateway(
     """Open a lane and start what a gateway does beside its clients. Raises as `run`."""
     shard, lane = 0, ids.new_lane_id(entropy(ids.RANDOM_BYTES))
     known, replicas = await books.read(log), await fleet.read(log)
+    opened_at = anyio.current_time()
     await _say(log, shard, LaneOpened(lane=lane, shard=shard), lane)
     histories = Histories(history_log)
     relays = Relays(log, histories, shard=shard, lane=lane, tasks=tasks)
     await relays.open()
-    tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known)
+    allowances = Allowances(
+        log, relays, book=known, lane=(shard, lane), opened_at=opened_at, entropy=entropy, tasks=tasks
+    )
+    tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known, allowances.changed)
     tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas)
-    tasks.start_soon(_report, log, shard, lane)
+    tasks.start_soon(_report, log, shard, lane, allowances)
+    tasks.start_soon(allowances.keep)
     admission = Admission(log, relays.own, book=known, fleet=replicas, models=models, shard=shard)
     tasks.start_soon(admission.watch_room)
     gateway = Gateway(
@@ -103,6 +110,7 @@ async def open_gateway(
         histories,
         admission,
         Delivery(log, writer=lane, fleet=replicas, tasks=tasks),
+        allowances,
         book=known,
         fleet=replicas,
         models=models,
@@ -110,7 +118,7 @@ async def open_gateway(
         lane=(shard, lane),
         entropy=entropy,
     )
-    return Opened(gateway, relays, lane)
+    return Opened(gateway, relays, allowances, lane)
 
 
 async def let_streams_go(opened: Opened) -> None:
@@ -122,16 +130,19 @@ async def let_streams_go(opened: Opened) -> None:
 
 
 async def say_goodbye(log: Log, opened: Opened) -> None:
+    await opened.allowances.settle_all()
     with anyio.move_on_after(LAST_WORD_S):
         await _say(log, 0, LaneLost(lane=opened.lane), opened.lane)
 
 
-async def _report(log: Log, shard: int, lane: str) -> None:
+async def _report(log: Log, shard: int, lane: str, allowances: Allowances) -> None:
     """Say that the gateway lives: who says nothing is lost, and its clients with it."""
     while True:
         await anyio.sleep(REPORT_S)
+        began = anyio.current_time()
         try:
             await _say(log, shard, LaneReported(lane=lane), lane)
+            allowances.reported_at = began
         except LogError as error:
             logger.warning("the lane could not report: %s", error)
 
@@ -142,9 +153,12 @@ async def _say(log: Log, shard: int, event: LaneEvent, lane: str) -> None:
     await append_until_known(log, subjects.shard_stream(shard), subject, data, within_s=OPEN_S)
 
 
-async def _follow(log: Log, stream: str, topic: str, fold: Any) -> None:
+async def _follow(
+    log: Log, stream: str, topic: str, fold: Any, changed: Callable[[], None] = lambda: None
+) -> None:
     """Keep a fold of one stream current for as long as the gateway lives."""
     async with log.follow(stream, [topic], after=fold.position) as reader:
         async for batch in reader:
             for stored in batch:
                 fold.fold(stored)
+            changed()

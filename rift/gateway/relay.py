@@ -149,6 +149,8 @@ class Relay:
         self._buffered = 0
         self._queued: dict[str, dict[str, int]] = {}
         self._pushed: dict[int, Stream] = {}
+        # The broker's time, as far as this lane's records tell: a report comes every few seconds.
+        self.newest_ns = 0
 
     @property
     def position(self) -> int:
@@ -163,12 +165,12 @@ class Relay:
         waiting = self._queued.get(model, {})
         return len(waiting), sum(waiting.values())
 
-    def open(self, stream: Stream, *, size: int) -> None:
-        """Follow a request that is about to be appended with `size` bytes."""
+    def open(self, stream: Stream) -> None:
+        """Follow a request that is about to be appended."""
         accepted = stream.answer.accepted
         assert accepted.request not in self._streams, "a request is accepted once"
         life = advance(NEW, accepted)
-        self._queued.setdefault(accepted.model, {})[accepted.request] = size
+        self._queued.setdefault(accepted.model, {})[accepted.request] = _size(accepted)
         self._lives.follow(accepted.request, life)
         self._streams[accepted.request] = [stream]
         stream.answer.life = life
@@ -214,6 +216,11 @@ class Relay:
                 self._lives.forget(request)
                 self._started(stream)
 
+    def join(self, stream: Stream) -> None:
+        """Follow with another stream what `open` follows already."""
+        stream.answer.life = self._lives[stream.answer.id]
+        self._streams[stream.answer.id].append(stream)
+
     def has_client(self, request: str) -> bool:
         """Say whether a client of this gateway still waits for the request."""
         return any(stream.attended for stream in self._streams.get(request, []))
@@ -237,6 +244,7 @@ class Relay:
             opened()
             async for batch in self._reader:
                 for stored in batch:
+                    self.newest_ns = max(self.newest_ns, stored.stored_at_ns)
                     at = subjects.parse(stored.subject)
                     for event in codec.decode(stored.data)[1]:
                         if at is not None:
@@ -288,3 +296,10 @@ class Relay:
             stream.break_off(
                 Problem(code="unreadable", message="this gateway is older than the answer's writer")
             )
+
+
+def _size(accepted: RequestAccepted) -> int:
+    """Return about how many bytes a request's input holds while it waits."""
+    if isinstance(accepted.input, str):
+        return len(accepted.input)
+    return sum(len(message.content) for message in accepted.input)

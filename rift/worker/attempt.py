@@ -21,13 +21,12 @@ from events.schema import (
     Stamps,
     TokensGenerated,
 )
+from rift.catalogue import OUTPUT_TOKENS_DEFAULT
 from rift.engines import Engine, EngineFailed, Invalid, Step
 from rift.worker.text import Text
 from rift.worker.writer import Writer
 
 logger = logging.getLogger(__name__)
-
-OUTPUT_TOKENS_DEFAULT = 1024
 
 # Encoding this much text takes about a millisecond: more goes to a thread.
 ENCODE_INLINE_CHARACTERS = 4096

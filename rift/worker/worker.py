@@ -184,7 +184,8 @@ class Worker:
             buffered = self._buffers.pop(request.text)
         if request.text not in self._held:
             return None
-        if past.life.phase == "ended":
+        if past.accepted is None or past.life.phase == "ended":
+            # What has no acceptance any more was trimmed, and so has ended.
             await self._let_end(request.text)
             return None
         if past.life.live and self._time_ns() - past.counted[-1].stored_at_ns < MOVING_NS:

@@ -17,7 +17,7 @@ from events import codec, subjects
 from events.jetstream import JetStream, connect
 from events.log import LogError
 from events.schema import ScaleDecided
-from rift import accounts, broker, catalogue, processes
+from rift import accounts, broker, catalogue, prices, processes
 from rift.installation import Installation
 from tests.chaos.expected import MODEL
 from tests.chaos.proxy import Proxy
@@ -89,7 +89,9 @@ class Apart(Rig):
                     await anyio.sleep(POLL_S)
         book = await books.read(self.log)
         await accounts.open_account(self.log, book, "dev")
-        await accounts.publish_prices(self.log, book, catalogue.shipped())
+        published = prices.default(catalogue.shipped(), book)
+        assert published is not None, "a new book has no prices"
+        await prices.publish(self.log, published)
         self.key = (await accounts.issue_key(self.log, "dev")).text
         decided = ScaleDecided(
             model=MODEL,

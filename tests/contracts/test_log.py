@@ -1,129 +1,27 @@
 """What every log keeps, the one in memory and the one on a real nats-server: one suite for both."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from itertools import count
-from typing import Any, NamedTuple
+from contextlib import aclosing
 
 import anyio
 import pytest
 
-from events import memory, subjects
-from events.jetstream import connect
-from events.log import (
-    Conflict,
-    Follower,
-    Job,
-    Jobs,
-    Log,
-    LogError,
-    LogFull,
-    RecordTooLarge,
-    Stored,
-    append_until_known,
-)
+from events import subjects
+from events.log import Conflict, Log, LogError, LogFull, RecordTooLarge, Stored, append_until_known
 from events.subjects import Address
+from tests.contracts.twins import (
+    MIB,
+    SMALL_BYTES,
+    SMALL_STREAM,
+    STREAM,
+    Twin,
+    append_many,
+    comes_nothing,
+    read,
+    scan,
+    take,
+)
 
 pytestmark = pytest.mark.anyio
-
-STREAM, SMALL_STREAM = "RIFT_0", "RIFT_9"
-SMALL_BYTES = 20_000
-MIB = 1024 * 1024
-
-names = count()
-
-
-class Twin(NamedTuple):
-    """A log, and how to get another connection to it."""
-
-    log: Log
-    connect: Callable[[], Awaitable[Log]]
-
-
-@asynccontextmanager
-async def in_memory() -> AsyncIterator[Twin]:
-    ticks = count(1_750_000_000_000_000_000)
-    async with anyio.create_task_group() as tasks:
-        broker = memory.MemoryBroker(tasks, lambda: next(ticks), shards=10)
-        broker.streams[SMALL_STREAM].bytes_max = SMALL_BYTES
-
-        async def another() -> Log:
-            return memory.connect(broker)
-
-        yield Twin(memory.connect(broker), another)
-
-
-@asynccontextmanager
-async def on_nats(server: Any) -> AsyncIterator[Twin]:
-    opened = []
-
-    async def another() -> Log:
-        log = await connect(server.address.url, token=server.address.token, name="contract")
-        opened.append(log)
-        return log
-
-    log = await connect(server.address.url, token=server.address.token, name="contract")
-    await log.ensure_streams(shards=1, replicas=1, max_bytes=64 * MIB)
-    await log.client.request(
-        f"$JS.API.STREAM.CREATE.{SMALL_STREAM}",
-        b'{"name":"RIFT_9","subjects":["rift.9.>"],"max_bytes":%d,"discard":"new","storage":"file"}'
-        % SMALL_BYTES,
-    )
-    yield Twin(log, another)
-    for connection in (log, *opened):
-        await connection.close()
-
-
-@pytest.fixture(params=["memory", "nats"])
-async def twin(request: pytest.FixtureRequest) -> AsyncIterator[Twin]:
-    server = request.getfixturevalue("server") if request.param == "nats" else None
-    async with on_nats(server) if server else in_memory() as found:
-        yield found
-
-
-@pytest.fixture
-def log(twin: Twin) -> Log:
-    return twin.log
-
-
-@pytest.fixture
-def at() -> Address:
-    """An address that no other test uses."""
-    number = next(names)
-    return Address(0, f"lane{number:04}", f"model-{number}")
-
-
-async def read(follower: Follower, wanted: int) -> list[Stored]:
-    found: list[Stored] = []
-    with anyio.fail_after(20):
-        async for batch in follower:
-            assert batch, "a batch has at least one message"
-            assert follower.position == batch[-1].sequence
-            found += batch
-            if len(found) >= wanted:
-                break
-    return found
-
-
-async def scan(log: Log, topics: Sequence[str], *, first: int, target: int) -> list[Stored]:
-    return [s async for batch in log.scan(STREAM, topics, first=first, target=target) for s in batch]
-
-
-async def append_many(log: Log, subject: str, many: int) -> list[int]:
-    return [await log.append(STREAM, subject, b"%d" % n) for n in range(many)]
-
-
-async def take(jobs: Jobs, many: int) -> list[Job]:
-    jobs.want(many)
-    with anyio.fail_after(10):
-        return [await anext(aiter(jobs)) for _ in range(many)]
-
-
-async def comes_nothing(jobs: Jobs, within_s: float = 0.3) -> bool:
-    with anyio.move_on_after(within_s) as none:
-        await anext(aiter(jobs))
-    return none.cancelled_caught
-
 
 # --- appends and reads ----------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ operations = st.lists(
         st.tuples(st.just("last"), kinds, lanes),
         st.tuples(st.just("scan"), kinds, lanes, back),
         st.tuples(st.just("follow"), kinds, lanes, back),
+        st.tuples(st.just("trim"), back),
         st.tuples(st.just("take all")),
         st.tuples(st.just("ack"), back),
         st.tuples(st.just("give back"), back),
@@ -56,7 +57,7 @@ class Run:
         self._lanes = [Address(0, f"random{example:04}n{lane}", self._model) for lane in range(LANES)]
         self._base = 0
         self._appended = 0
-        self._queued = 0
+        self._queued: set[int] = set()
         self._held: dict[int, Job] = {}
 
     async def run(self, wanted: list[Operation]) -> None:
@@ -83,7 +84,8 @@ class Run:
         except Conflict:
             return "conflict"
         self._appended += 1
-        self._queued += kind == "request"
+        if kind == "request":
+            self._queued.add(sequence)
         return self._relative(sequence)
 
     async def _append_if_last(self, kind: str, lane: int, before: int) -> Any:
@@ -122,8 +124,16 @@ class Run:
                     found += [(self._relative(s.sequence), s.data) for s in await anext(aiter(follower))]
         return found
 
+    async def _trim(self, before: int) -> Any:
+        """Up to so many before the last message; a job that is gone is nobody's any more."""
+        up_to = max(self._base, await self._log.last_sequence(STREAM) - before)
+        await self._log.trim(STREAM, up_to)
+        self._queued = {sequence for sequence in self._queued if sequence > up_to}
+        self._held = {sequence: job for sequence, job in self._held.items() if sequence > up_to}
+        return self._relative(await self._log.first_sequence(STREAM))
+
     async def _take_all(self) -> Any:
-        due = self._queued - len(self._held)
+        due = len(self._queued) - len(self._held)
         self._jobs.want(due)
         taken = []
         with anyio.fail_after(10):
@@ -137,7 +147,7 @@ class Run:
         if (job := self._pick(which)) is not None:
             await self._log.ack(job.ack)
             del self._held[job.stored.sequence]
-            self._queued -= 1
+            self._queued.remove(job.stored.sequence)
 
     async def _give_back(self, which: int) -> Any:
         if (job := self._pick(which)) is not None:
@@ -158,6 +168,7 @@ class Run:
         "last": _last,
         "scan": _scan,
         "follow": _follow,
+        "trim": _trim,
         "take all": _take_all,
         "ack": _ack,
         "give back": _give_back,

@@ -96,6 +96,12 @@ class Scribe:
         self.tell(self.accepted(request, **fields), kind="request")
         return request
 
+    def started(self, request: str, attempt: str, **fields: Any) -> AttemptStarted:
+        return started(request, attempt, **fields)
+
+    def tokens_of(self, attempt: str, index: int, count: int = 1, **fields: Any) -> TokensGenerated:
+        return tokens_of(attempt, index, count, **fields)
+
     def finished_request(self, *, tokens: int = 3, **fields: Any) -> str:
         """One request's whole ordinary life."""
         request = self.accept(**fields)
@@ -282,9 +288,24 @@ class ListLog:
         return messages[-1].sequence if messages else 0
 
     async def last(self, stream: str, subject: str) -> Stored | None:
-        assert subject.endswith(">"), "not needed here"
-        messages = self.streams.get(stream, [])
+        start = subject.removesuffix(">")
+        messages = [m for m in self.streams.get(stream, []) if m.subject.startswith(start)]
         return messages[-1] if messages else None
+
+    async def room_bytes(self, stream: str) -> int:
+        return 1 << 40
+
+    capacity_bytes = room_bytes
+
+    async def scan(
+        self, stream: str, subjects: Sequence[str], *, first: int, target: int
+    ) -> AsyncIterator[Sequence[Stored]]:
+        assert len(subjects) == 1
+        yield [m for m in self.streams.get(stream, []) if first <= m.sequence <= target]
+
+    async def first_sequence(self, stream: str) -> int:
+        messages = self.streams.get(stream, [])
+        return messages[0].sequence if messages else 1
 
     @asynccontextmanager
     async def follow(

@@ -13,11 +13,12 @@ import pytest
 
 from events import subjects
 from events.log import LogError, Stored
-from replay.answer import Answer
+from replay.archive import Archive
 from replay.warehouse import Warehouse
 from rift.control import answers, main, projection
-from rift.control.projector import AHEAD_MAX, LogBehind, Projector
-from rift.questions import QuestionRefused, Sql, ask
+from rift.control.projector import AHEAD_MAX, LogBehind, LogTrimmed, Projector
+from rift.questions import QuestionRefused, Sql
+from tests.replay.asked import ask_sql
 
 pytestmark = pytest.mark.anyio
 
@@ -25,16 +26,13 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def controlling(log: Any, database: Path) -> AsyncIterator[None]:
     async with anyio.create_task_group() as group:
-        group.start_soon(partial(main.run, log, database, stop=anyio.Event()))
+        archive = Archive(database.with_name("archive"), key=b"k")
+        group.start_soon(partial(main.run, log, database, archive, stop=anyio.Event()))
         with anyio.fail_after(5):
             while Sql.topic not in log.handlers:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
         yield
         group.cancel_scope.cancel()
-
-
-async def ask_sql(log: Any, sql: str) -> Answer:
-    return Answer(**await ask(log, Sql(sql), timeout_s=10))
 
 
 async def until(log: Any, sql: str, is_wanted: Callable[[list[list[Any]]], bool]) -> list[list[Any]]:
@@ -140,6 +138,25 @@ async def test_another_log_is_refused(scribe: Any, list_log: Any, warehouse: War
         await Projector(list_log(shorter), warehouse, [0]).run()
 
 
+@pytest.mark.parametrize("applied", [0, 1, 2])
+async def test_a_trimmed_log_is_not_gone_on_with_behind_the_gap(
+    scribe: Any, list_log: Any, warehouse: Warehouse, applied: int
+) -> None:
+    scribe.prices()
+    scribe.finished_request()
+    warehouse.apply(subjects.BOOK, scribe.streams[subjects.BOOK])
+    warehouse.apply("RIFT_0", scribe.streams["RIFT_0"][:applied])
+    log = list_log(scribe.streams | {"RIFT_0": scribe.streams["RIFT_0"][2:]})
+    if applied == 2:
+        with anyio.move_on_after(0.2):
+            await Projector(log, warehouse, [0]).run()
+        assert warehouse.positions()["RIFT_0"] == 6
+        return
+    why = f"RIFT_0 begins at 3, and the database has applied it up to {applied}.*rift replay --rebuild"
+    with pytest.raises(LogTrimmed, match=why):
+        await Projector(log, warehouse, [0]).run()
+
+
 async def test_what_is_read_ahead_is_bounded(
     scribe: Any, list_log: Any, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +218,7 @@ async def test_answers_and_errors_are_json(scribe: Any, list_log: Any, tmp_path:
         }
         assert "allowed is one SELECT over requests" in (await asked(b'{"sql": "drop view lag"}'))["error"]
         for bad in (b"", b"[]", b'{"sql": 1}', b'{"sql": "select 1", "x": 1}', b"\xff", b"[" * 100_000):
-            assert 'a question is {"sql": "select …"}' in (await asked(bad))["error"]
+            assert "rift.ask.sql takes JSON with sql" in (await asked(bad))["error"]
 
 
 async def test_ask_sql_answers_or_raises(scribe: Any, list_log: Any, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ BANNED: dict[str, tuple[str, tuple[str, ...]]] = {
     "datetime.today": ("a clock that is passed in", ("rift/clock.py",)),
     "random.*": ("randomness that is passed in, or secrets", ()),
     "uuid.*": ("the ids of events/ids.py", ()),
-    "print": ("logging, or a returned value", ("rift/cli/", "rift/engines/prepare.py")),
+    "print": ("logging, or a returned value", ("rift/cli/", "rift/engines/prepare.py", "replay/auditor.py")),
     "asyncio.create_task": ("an anyio task group", ()),
     "asyncio.ensure_future": ("an anyio task group", ()),
     "asyncio.gather": ("an anyio task group", ()),
@@ -56,7 +56,9 @@ BANNED: dict[str, tuple[str, tuple[str, ...]]] = {
 FILE_LINES_MAX, FUNCTION_LINES_MAX = 400, 70
 # A ratchet: path, or path:function, and its length today. Entries only shrink and go.
 LONGER: dict[str, int] = {}
-MONEY = ("events/charge.py",)
+MONEY = ("events/charge.py", "replay/auditor.py")
+# Handed to customers as one file: it runs on the oldest Python they may have, alone, and is read by them.
+AUDITOR, AUDITOR_PYTHON, AUDITOR_LINES_MAX = "replay/auditor.py", (3, 9), 299
 
 
 class Module(NamedTuple):
@@ -156,6 +158,16 @@ def exact_money(module: Module) -> Iterator[str]:
                 yield f"{node.lineno}: money is an integer: no float, no round"
 
 
+def alone(module: Module) -> Iterator[str]:
+    if module.path != AUDITOR:
+        return
+    for line, name in imports(module):
+        if name.partition(".")[0] not in sys.stdlib_module_names:
+            yield f"{line}: {name}: the auditor has the standard library and nothing else"
+    if module.lines > AUDITOR_LINES_MAX:
+        yield f"{module.lines} lines, at most {AUDITOR_LINES_MAX}: its readers are customers"
+
+
 def contents_only(module: Module) -> Iterator[str]:
     for node in module.tree.body if module.path.endswith("__init__.py") else ():
         match node:
@@ -168,7 +180,7 @@ def contents_only(module: Module) -> Iterator[str]:
 
 
 Rule = Callable[[Module], Iterator[str]]
-RULES: tuple[Rule, ...] = (directions, doors, banned, swallowed, lengths, exact_money, contents_only)
+RULES: tuple[Rule, ...] = (directions, doors, banned, swallowed, lengths, exact_money, alone, contents_only)
 
 
 def graph(known: Mapping[str, Module]) -> dict[str, set[str]]:
@@ -240,6 +252,13 @@ def test_the_imported_package_is_ours(name: str) -> None:
     assert Path(file).resolve() == ROOT / name / "__init__.py", "another package of that name is in the way"
 
 
+def test_the_auditor_is_for_old_pythons() -> None:
+    source = (ROOT / AUDITOR).read_text()
+    ast.parse(source, feature_version=AUDITOR_PYTHON)
+    with pytest.raises(SyntaxError):
+        ast.parse("match 1:\n    case _: pass", feature_version=AUDITOR_PYTHON)
+
+
 def test_money_in_sql_is_exact() -> None:
     files = sorted((ROOT / "replay").rglob("*.sql"))
     assert not {file.name: found for file in files if (found := money_sql_problems(file.read_text()))}
@@ -295,6 +314,10 @@ WRONG = [
     (lengths, "rift/x.py", "def f():\n" + "    x\n" * 70, "rift/x.py:f has 71 lines, at most 70"),
     (exact_money, "events/charge.py", "a = b / 2", "// and a stated rule"),
     (exact_money, "events/charge.py", "a = round(float(b) * 0.5)", "no float, no round"),
+    (exact_money, "replay/auditor.py", "a = b / 2", "// and a stated rule"),
+    (alone, "replay/auditor.py", "from events import merkle", "standard library and nothing else"),
+    (alone, "replay/auditor.py", "import msgspec", "standard library and nothing else"),
+    (alone, "replay/auditor.py", "\n" * 300, "300 lines, at most 299"),
     (contents_only, "rift/x/__init__.py", "configure()", "table of contents"),
     (contents_only, "rift/x/__init__.py", "def main(): ...", "table of contents"),
 ]

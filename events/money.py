@@ -1,0 +1,27 @@
+"""Money as people write it, and as it is counted: whole nano-USD, exactly, with no float between."""
+
+import re
+
+NANOUSD_PER_USD = 1_000_000_000
+DIGITS = 9
+
+_USD = re.compile(r"(?P<sign>-?)(?P<whole>[0-9]{1,9})(?:\.(?P<part>[0-9]{1,9}))?")
+
+
+class MoneyWrong(ValueError):
+    """The text is no amount of money; the message says what would be."""
+
+
+def usd(nanousd: int) -> str:
+    """Return an amount in USD with all its digits, like `-0.000005990`."""
+    whole, part = divmod(abs(nanousd), NANOUSD_PER_USD)
+    return f"{'-' * (nanousd < 0)}{whole}.{part:09d}"
+
+
+def nanousd(text: str) -> int:
+    """Return the nano-USD of an amount in USD, like `10`, `0.25` or `-1.5`. Raises MoneyWrong."""
+    found = _USD.fullmatch(text)
+    if found is None:
+        raise MoneyWrong(f"{text!r} is no amount; write USD with at most {DIGITS} decimals, like 12.50")
+    amount = int(found["whole"] + (found["part"] or "").ljust(DIGITS, "0"))
+    return -amount if found["sign"] else amount

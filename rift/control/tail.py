@@ -1,0 +1,71 @@
+"""From archive and log into a fresh warehouse: what is archived, and behind it what the log holds."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+
+from anyio import to_thread
+
+from events import subjects
+from events.log import Log, Stored
+from replay.archive import Archive
+from replay.rebuild import rebuild
+from replay.warehouse import Warehouse
+from rift.control.archiver import ANCHORS
+from rift.control.projector import LogTrimmed
+
+
+async def rebuilt(log: Log, archive: Archive, path: Path) -> Warehouse:
+    """Return a warehouse of what is archived, in a new file, and of the book as far as it is stored.
+
+    Raises LogError, ArchiveError, WarehouseError, ProjectionStopped.
+    """
+    last = await log.last_sequence(subjects.BOOK)
+    book = [batch async for batch in log.scan(subjects.BOOK, ["rift.book.>"], first=1, target=last)]
+    await to_thread.run_sync(partial(rebuild, archive, path, book=book))
+    return await to_thread.run_sync(Warehouse.open, path)
+
+
+async def archived(log: Log, archive: Archive, path: Path) -> Warehouse:
+    """Return a warehouse of what is archived and nothing else, in a new file.
+
+    Of the book it also has the anchors of segments behind what is archived: requests may have been admitted
+    under these, and they say nothing of money. Raises as `rebuilt`.
+    """
+    last = await log.last_sequence(subjects.BOOK)
+    first = archive.last(subjects.BOOK) + 1
+    book: list[Sequence[Stored]] = []
+    async with aclosing(log.scan(subjects.BOOK, ["rift.book.>"], first=first, target=last)) as batches:
+        async for batch in batches:
+            kept = list(takewhile(lambda stored: stored.subject.startswith(ANCHORS), batch))
+            book.append(kept)
+            if len(kept) < len(batch):
+                break
+    await to_thread.run_sync(partial(rebuild, archive, path, book=book))
+    return await to_thread.run_sync(Warehouse.open, path)
+
+
+async def fold_tail(
+    log: Log, warehouse: Warehouse, shards: Iterable[int], *, until: Mapping[str, int] | None = None
+) -> None:
+    """Apply what is stored behind the warehouse's positions, or up to `until` by stream.
+
+    Raises LogError, LogTrimmed, ProjectionStopped.
+    """
+    streams = subjects.folded(shards)
+    targets = until if until is not None else {}
+    if until is None:
+        # The book comes last: whatever was admitted under it is stored before.
+        for stream in sorted(streams, key=lambda name: name == subjects.BOOK):
+            targets = {**targets, stream: await log.last_sequence(stream)}
+    for stream in sorted(streams, key=lambda name: name != subjects.BOOK):
+        first, target = warehouse.positions().get(stream, 0) + 1, targets.get(stream, 0)
+        if first > target:
+            continue
+        if (held := await log.first_sequence(stream)) > first:
+            raise LogTrimmed(f"{stream} begins at {held}, and {first} is not in the archive: it is lost")
+        async with aclosing(log.scan(stream, [streams[stream]], first=first, target=target)) as batches:
+            async for batch in batches:
+                await to_thread.run_sync(warehouse.apply, stream, batch)

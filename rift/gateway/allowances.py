@@ -1,0 +1,379 @@
+"""Allowances: what this gateway may spend for an account that has credit or a budget.
+
+    before a request is appended   its worst case is reserved from a hold of this lane (`CreditHeld`), or
+                                   nothing is accepted
+    the request ends, on the log   what it cost is spent of the hold, the rest of the reservation is free
+    a hold is not used any more    it is settled (`CreditSettled`), and its rest is the account's again
+
+A hold is this gateway's once the book says so, and until the book says that it is settled. When the lane
+falls silent, control settles it (`rift/control/settling.py`); so a gateway that has not been able to report
+for a while reserves nothing. An account without limits passes through here untouched.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+from msgspec.structs import replace
+
+from events import codec, credit, ids, subjects
+from events.book import Book
+from events.ids import RequestId, parse_request_id
+from events.lifecycle import Life
+from events.log import Conflict, Log, LogError, OutcomeUnknown, append_until_known
+from events.money import usd
+from events.schema import CreditHeld, Price, RequestAccepted
+from rift.gateway import worst
+from rift.gateway.admission import retry_after
+from rift.gateway.answer import Answer
+from rift.gateway.http import Refusal
+from rift.gateway.metered import Metered
+from rift.gateway.relay import Stream
+from rift.gateway.relays import Relays
+
+logger = logging.getLogger(__name__)
+
+# A hold takes this part of the room: a gateway keeps little from the others, and writes seldom.
+CHUNK_PART = 8
+# And no more than a dollar: thousands of requests, and little to miss while a lost gateway's comes back.
+CHUNK_NANOUSD_MAX = 1_000_000_000
+
+# A hold that is not used for so long is settled. Two records of the book for each request is what a client
+# pays that asks less often; where the account has no room for another such hold, it is settled at once.
+IDLE_S = 30.0
+TICK_S = 0.5
+
+# Where holds keep what a request needs, it waits so long for one to be settled: a few ticks.
+ROOM_S = 2.0
+
+# A client waits for its hold as long as for its acceptance.
+HOLD_S = 10.0
+
+# The reports of a lane come every 3 s. See control/settling.py: what is reserved before that is stored, or
+# can be stored no more, before control takes the lane for silent.
+REPORTED_S = 10.0
+
+# An acceptance of unknown outcome is cancelled for 35 s (delivery.py); who finds none then finds none ever.
+LANDED_S = 45.0
+RETRY_S = 1.0
+
+# The last word of a gateway that stops; control says what it could not.
+LAST_S = 0.5
+
+
+class Hold(msgspec.Struct):
+    """A hold of this lane. `after` is the sequence it was appended behind, `reserved` the worst case of each
+    request that has not ended."""
+
+    event: CreditHeld
+    after: int
+    used_at: float
+    spent: int = 0
+    reserved: dict[str, int] = {}
+    is_closing: bool = False
+    is_settled: bool = False
+
+    @property
+    def free(self) -> int:
+        return self.event.nanousd - self.spent - sum(self.reserved.values())
+
+
+class _Watcher(Stream):
+    """Follows a request to its end, whether its client is there or not."""
+
+    def __init__(self, answer: Answer, at_end: Callable[["_Watcher"], None]) -> None:
+        super().__init__(answer, None)
+        self.attended = False
+        self._at_end = at_end
+
+    def push(self, event: Any, life: Life, stored_at_ns: int) -> int:
+        had_ended = self.ended
+        size = super().push(event, life, stored_at_ns)
+        if self.ended and not had_ended:
+            self._at_end(self)
+        return size
+
+
+class Allowances:
+    """`reported_at` is when this process last began a report of its lane that was stored."""
+
+    def __init__(
+        self,
+        log: Log,
+        relays: Relays,
+        *,
+        book: Book,
+        lane: tuple[int, str],
+        opened_at: float,
+        entropy: Callable[[int], bytes],
+        tasks: TaskGroup,
+    ) -> None:
+        self._log, self._relays, self._book = log, relays, book
+        self._shard, self._lane = lane
+        self._entropy, self._tasks = entropy, tasks
+        self._holds: dict[str, Hold] = {}
+        self._watchers: dict[str, _Watcher] = {}
+        self._holding: dict[str, anyio.Lock] = {}
+        self._changed = anyio.Event()
+        self.reported_at = opened_at
+
+    def changed(self) -> None:
+        """The book has moved on, or a reservation was freed."""
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    # --- before a request is appended ----------------------------------------------------------------
+
+    async def cover(self, accepted: RequestAccepted) -> RequestAccepted:
+        """Return the acceptance with an allowance, if its account is limited.
+
+        The worker holds the prompt to what was reserved. Raises Refusal (402, 503), LogError: then nothing
+        is reserved.
+        """
+        if not self._book.credits.of(accepted.account).is_limited:
+            return accepted
+        accepted = replace(accepted, prompt_tokens_max=worst.prompt_tokens(accepted))
+        cost = worst.nanousd(accepted, self._price(accepted))
+        hold = await self._hold_with(accepted, cost)
+        return replace(accepted, allowance=hold.event.id)
+
+    async def _hold_with(self, accepted: RequestAccepted, cost: int) -> Hold:
+        """Return a hold in which `cost` was reserved, one's own or a new one."""
+        began = anyio.current_time()
+        account = accepted.account
+        while True:
+            changed = self._changed
+            if anyio.current_time() - self.reported_at > REPORTED_S:
+                raise _unavailable("this gateway could not reach the log for a while; try again")
+            if (hold := self._find(account, cost)) is not None:
+                hold.reserved[accepted.request] = cost
+                hold.used_at = anyio.current_time()
+                return hold
+            standing = self._book.credits.of(account)
+            room = standing.room(self._month())
+            if room is None or room >= cost:
+                if anyio.current_time() > began + HOLD_S:
+                    raise _unavailable(f"others take from account {account} at the same time; try again")
+                await self._take(account, cost)
+            elif room + standing.held_nanousd < cost or anyio.current_time() >= began + ROOM_S:
+                raise _exhausted(account, standing, self._month(), self._free(account), cost)
+            else:
+                with anyio.move_on_at(began + ROOM_S):
+                    await changed.wait()
+
+    async def _take(self, account: str, cost: int) -> None:
+        """Append a hold, one of an account at a time, unless there was one or no room for it by then."""
+        async with self._holding.setdefault(account, anyio.Lock()):
+            standing = self._book.credits.of(account)
+            room = standing.room(self._month())
+            if self._find(account, cost) is not None or (room is not None and room < cost):
+                return
+            chunk = CHUNK_NANOUSD_MAX if room is None else min(room // CHUNK_PART, CHUNK_NANOUSD_MAX)
+            # Equal requests leave nothing over.
+            amount = cost * max(1, chunk // cost) if cost else chunk
+            event = CreditHeld(
+                id=f"hold.{ids.new_lane_id(self._entropy(ids.RANDOM_BYTES))}",
+                account=account,
+                shard=self._shard,
+                lane=self._lane,
+                nanousd=amount,
+            )
+            hold = Hold(event, standing.sequence, anyio.current_time())
+            self._holds[event.id] = hold
+            await self._book_reaches(await self._append(hold))
+
+    async def _append(self, hold: Hold) -> int:
+        """Return a sequence at which the book says whether the hold stands.
+
+        The identical record is repeated while its outcome is unknown. A conflict is somebody else's record,
+        or our own of an earlier try; either way no try can be stored behind it. Raises LogError.
+        """
+        subject = credit.subject(hold.event.account)
+        data = codec.encode(self._lane, [hold.event])
+        deadline = anyio.current_time() + HOLD_S
+        while True:
+            try:
+                return await self._log.append(subjects.BOOK, subject, data, expect_last=hold.after)
+            except Conflict:
+                return await self._log.last_sequence(subjects.BOOK, subject)
+            except OutcomeUnknown:
+                if anyio.current_time() > deadline:
+                    raise
+
+    async def _book_reaches(self, sequence: int) -> None:
+        with anyio.move_on_after(HOLD_S):
+            while self._book.position < sequence:
+                await self._changed.wait()
+
+    def _find(self, account: str, cost: int) -> Hold | None:
+        return next((hold for hold in self._usable(account) if hold.free >= cost), None)
+
+    def _usable(self, account: str) -> list[Hold]:
+        """The account's holds that are ours by the book, of this month: the last one's budget is not this
+        one's."""
+        standing, month = self._book.credits.of(account), self._month()
+        held = [id for id, held in standing.holds.items() if id in self._holds and held.month == month]
+        return [self._holds[id] for id in held if not self._holds[id].is_closing]
+
+    def _free(self, account: str) -> int:
+        return sum(hold.free for hold in self._usable(account))
+
+    def _month(self) -> str:
+        """The month of the newest record known here, never ahead of the broker's. What is taken from an old
+        month's room fits into the new one's: a hold that lessens that would have told the month."""
+        return credit.month_of(max(self._book.at_ns, self._relays.own.newest_ns))
+
+    def _price(self, accepted: RequestAccepted) -> Price:
+        price = self._book.price(accepted.model, accepted.price_version)
+        assert price is not None, "what is accepted has a price"
+        return price
+
+    # --- until it has ended --------------------------------------------------------------------------
+
+    def follow(self, accepted: RequestAccepted) -> None:
+        """Follow a request that the own lane's relay has opened, to its end."""
+        if accepted.allowance is not None:
+            watcher = _Watcher(Metered(accepted, self._price(accepted)), self._at_end)
+            self._watchers[accepted.request] = watcher
+            self._relays.own.join(watcher)
+
+    def free(self, accepted: RequestAccepted) -> None:
+        """Give back what was reserved for a request that is not appended."""
+        self._spend(accepted, 0)
+
+    def refused(self, accepted: RequestAccepted, *, may_land: bool) -> None:
+        """The append of a request failed; `may_land`: its outcome is unknown."""
+        watcher = self._watchers.pop(accepted.request, None)
+        if watcher is None:
+            return
+        self._relays.own.close(watcher)
+        if may_land:
+            self.judge(accepted)
+        else:
+            self.free(accepted)
+
+    def judge(self, accepted: RequestAccepted) -> None:
+        """Let the log say whether this acceptance is the one that counts, and what it cost."""
+        if accepted.allowance is not None:
+            self._tasks.start_soon(self._judge, accepted)
+
+    def _at_end(self, watcher: _Watcher) -> None:
+        self._tasks.start_soon(self._ended, watcher)
+
+    async def _ended(self, watcher: _Watcher) -> None:
+        accepted = watcher.answer.accepted
+        self._relays.own.close(watcher)
+        if self._watchers.pop(accepted.request, None) is None:
+            return
+        if accepted.idempotency_hash is not None:
+            # Another gateway may have accepted it too, before us, from a hold of its own.
+            await self._judge(accepted)
+        else:
+            self._spend(accepted, _cost(watcher))
+
+    async def _judge(self, accepted: RequestAccepted) -> None:
+        parsed = parse_request_id(accepted.request)
+        assert parsed is not None, "an id that we made is one"
+        stream = await self._attach(parsed)
+        if stream is None:
+            await anyio.sleep(LANDED_S)
+            stream = await self._attach(parsed)
+        if stream is None:
+            self._spend(accepted, 0)
+            return
+        await stream.wait_for_end()
+        (await self._relays.of(parsed.at.shard, parsed.at.lane)).close(stream)
+        if stream.answer.life.phase == "ended":
+            ours = stream.answer.accepted.allowance == accepted.allowance
+            self._spend(accepted, _cost(stream) if ours else 0)
+
+    async def _attach(self, parsed: RequestId) -> Stream | None:
+        def make(accepted: RequestAccepted) -> Stream:
+            stream = Stream(Metered(accepted, self._price(accepted)), None)
+            stream.attended = False
+            return stream
+
+        while True:
+            try:
+                relay = await self._relays.of(parsed.at.shard, parsed.at.lane)
+                return await relay.attach(parsed, make)
+            except LogError as error:
+                logger.warning("what %s costs is not known yet: %s", parsed.text, error)
+                await anyio.sleep(RETRY_S)
+
+    def _spend(self, accepted: RequestAccepted, nanousd: int) -> None:
+        hold = self._holds.get(accepted.allowance or "")
+        if hold is not None and hold.reserved.pop(accepted.request, None) is not None:
+            hold.spent += nanousd
+            hold.used_at = anyio.current_time()
+            self.changed()
+
+    # --- settling --------------------------------------------------------------------------------------
+
+    async def keep(self) -> None:
+        """Settle what is not used, for as long as the gateway lives."""
+        while True:
+            await anyio.sleep(TICK_S)
+            for hold in list(self._holds.values()):
+                if self._is_gone(hold):
+                    del self._holds[hold.event.id]
+                elif self._is_idle(hold):
+                    await self._settle(hold)
+
+    async def settle_all(self) -> None:
+        """Settle, while it stops, what has no request under way."""
+        with anyio.move_on_after(LAST_S):
+            async with anyio.create_task_group() as tasks:
+                for hold in self._holds.values():
+                    if not hold.reserved and not hold.is_settled and not self._is_gone(hold):
+                        tasks.start_soon(self._settle, hold)
+
+    def _is_gone(self, hold: Hold) -> bool:
+        """It was settled, or never stood and can be stored no more."""
+        standing = self._book.credits.of(hold.event.account)
+        return hold.event.id not in standing.holds and standing.sequence > hold.after
+
+    def _is_idle(self, hold: Hold) -> bool:
+        standing = self._book.credits.of(hold.event.account)
+        if hold.reserved or hold.is_settled or hold.event.id not in standing.holds:
+            return False
+        room = standing.room(self._month())
+        scarce = room is not None and room < hold.event.nanousd
+        return hold.is_closing or scarce or anyio.current_time() > hold.used_at + IDLE_S
+
+    async def _settle(self, hold: Hold) -> None:
+        hold.is_closing = True
+        account = hold.event.account
+        data = codec.encode(self._lane, [credit.settlement(hold.event, hold.spent)])
+        try:
+            await append_until_known(self._log, subjects.BOOK, credit.subject(account), data, within_s=HOLD_S)
+            hold.is_settled = True
+        except LogError as error:
+            logger.warning("%s is not settled yet: %s", hold.event.id, error)
+
+
+def _cost(stream: Stream) -> int:
+    assert isinstance(stream.answer, Metered), "what is spent was metered"
+    return stream.answer.nanousd
+
+
+def _unavailable(message: str) -> Refusal:
+    return Refusal(503, message, code="log_unavailable", headers=retry_after(2))
+
+
+def _exhausted(account: str, standing: credit.Standing, month: str, free: int, cost: int) -> Refusal:
+    of_credit, of_budget = standing.credit_room(), standing.budget_room(month)
+    is_budget = of_credit is None or (of_budget is not None and of_budget < of_credit)
+    left = min(room for room in (of_credit, of_budget) if room is not None) + free
+    what = f"budget of {month}" if is_budget else "credit"
+    add = "ask for a larger budget" if is_budget else "have credit added"
+    held = f" ({usd(standing.held_nanousd - free)} USD more is held for requests under way)"
+    message = (
+        f"{usd(left)} USD is left of account {account}'s {what}"
+        f"{held if standing.held_nanousd > free else ''}, and this request could cost "
+        f"{usd(cost)} USD: set a smaller max_tokens, send a shorter prompt, or {add}"
+    )
+    return Refusal(402, message, code="budget_exhausted" if is_budget else "credit_exhausted")

@@ -1,0 +1,70 @@
+"""Exports to audit, of histories written by hand, and what the auditor says to one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from events.schema import LimitsSet, Price, PricePublished, RequestFinished, UsageCorrected
+from replay import audit, auditor
+from tests.replay import reckoning
+from tests.replay.conftest import Scribe, started, tokens_of
+from tests.replay.sealed import SealedLists
+
+PERIOD = "2023-11"
+FILES = ("invoice.json", "chain.jsonl", "records.jsonl", "proofs.jsonl")
+
+
+def export(archive: SealedLists, streams: Any, invoice: Mapping[str, Any], folder: Path) -> Path:
+    told = reckoning.requests(streams, invoice["account"], invoice["period"])
+    audit.export(archive, invoice, told, folder)
+    return folder
+
+
+def exported(scribe: Scribe, folder: Path, **fields: Any) -> Path:
+    """Export the month of account dev, sealed in three segments; `fields` are put into the invoice."""
+    archive = SealedLists()
+    for part in (1, 2, 3):
+        archive.seal({name: told[: -(-len(told) * part // 3)] for name, told in scribe.streams.items()})
+    return export(archive, scribe.streams, reckoning.invoice(scribe.streams, "dev", PERIOD) | fields, folder)
+
+
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = auditor.main(str(folder))
+    told = capsys.readouterr()
+    return code, told.out + told.err
+
+
+def prices(scribe: Scribe, version: int, **fields: Any) -> None:
+    told = {"model": "tiny:1", "prompt_nanousd": 10, "output_nanousd": 20} | fields
+    scribe.book(PricePublished(id=scribe.unique(), version=version, prices=(Price(**told),)))
+
+
+def ordinary(scribe: Scribe) -> Scribe:
+    """A month with a bit of everything: accounts that share records, a failover, a correction, a zombie."""
+    prices(scribe, 1, second_nanousd=10**6, cached_prompt_nanousd=3)
+    scribe.finished_request()
+    scribe.finished_request(account="acme", key="key-of-acme")
+    mine, theirs = scribe.request_id(), scribe.request_id(account="acme")
+    scribe.tell(scribe.accepted(mine), scribe.accepted(theirs, account="acme", key="acme"), kind="request")
+    scribe.tell(started(mine, "att-mine"), started(theirs, "att-theirs", worker="worker-of-acme"))
+    scribe.tell(tokens_of("att-theirs", 0, 5), tokens_of("att-mine", 0, 2, cached_tokens=4))
+    scribe.tell(started(mine, "att-next", after="att-mine", resume_index=2))
+    scribe.tell(tokens_of("att-mine", 2, 9), tokens_of("att-next", 2, 1))
+    scribe.tell(RequestFinished(request=mine, attempt="att-next", reason="stop", output_tokens=3))
+    # A terminal that comes twice, and differs, says nothing.
+    scribe.tell(RequestFinished(request=mine, attempt=None, reason="failed", output_tokens=3))
+    scribe.tell(RequestFinished(request=theirs, attempt="att-theirs", reason="stop", output_tokens=5))
+    scribe.book(
+        UsageCorrected(id="correction-of-dev", account="dev", nanousd=-7, reason="sorry"),
+        UsageCorrected(id="correction-of-acme", account="acme", nanousd=-9, reason="sorry"),
+    )
+    scribe.book(LimitsSet(id="limits-of-dev", account="dev"))
+    scribe.finished_request(plan="per_second")
+    return scribe
+
+
+def lines_of(folder: Path, name: str) -> list[Any]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]

@@ -1,0 +1,286 @@
+"""Invoices the plainest way: one request at a time through the whole log, with the service's own rules.
+
+A second opinion for SQL, and a third beside the auditor, which must not import it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from events import codec, schema
+from events.charge import billed, cost_nanousd, is_chargeable
+from events.ids import parse_request_id
+from events.lifecycle import NEW, Life, advance
+from events.log import Stored
+from events.schema import Price
+from events.subjects import BOOK, Address, parse
+
+Streams = Mapping[str, Sequence[Stored]]
+SECOND_NS = 10**9
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+OWN_ENDS = ("draining", "host")
+
+
+class Place(NamedTuple):
+    stream: str
+    sequence: int
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.stream}:{self.sequence}.{self.index}"
+
+
+class Told(NamedTuple):
+    place: Place
+    at_ns: int
+    at: Address | None
+    event: Any
+
+
+class Ended(NamedTuple):
+    """A request that ended: `spans` are its counted attempts, `cached` its prompt's tokens from the cache."""
+
+    acceptance: schema.RequestAccepted
+    life: Life
+    place: Place
+    at_ns: int
+    cached: int
+    spans: list[tuple[int, int]]
+
+
+class Charge(NamedTuple):
+    """What one request or correction adds to a line."""
+
+    place: Place
+    tokens: tuple[int, int, int]
+    nanousd: int
+    spans: list[tuple[int, int]]
+
+
+def log(stream: str, messages: Iterable[Stored]) -> Iterator[Told]:
+    at_ns = 0
+    for stored in messages:
+        at_ns = max(at_ns, stored.stored_at_ns)
+        for index, event in enumerate(codec.decode(stored.data)[1]):
+            yield Told(Place(stream, stored.sequence, index), at_ns, parse(stored.subject), event)
+
+
+def book(streams: Streams) -> list[Told]:
+    """The entries of the book, each id once."""
+    entries: dict[str, Told] = {}
+    for told in log(BOOK, streams.get(BOOK, ())):
+        entries.setdefault(told.event.id, told)
+    return list(entries.values())
+
+
+def prices(streams: Streams) -> dict[tuple[int, str], Price]:
+    lists: dict[int, schema.PricePublished] = {}
+    for told in book(streams):
+        if isinstance(told.event, schema.PricePublished):
+            lists.setdefault(told.event.version, told.event)
+    found: dict[tuple[int, str], Price] = {}
+    for version, published in lists.items():
+        for price in published.prices:
+            found.setdefault((version, price.model), price)
+    return found
+
+
+def closes(streams: Streams) -> dict[str, schema.PeriodClosed]:
+    found: dict[str, schema.PeriodClosed] = {}
+    for told in book(streams):
+        if isinstance(told.event, schema.PeriodClosed):
+            found.setdefault(told.event.period, told.event)
+    return found
+
+
+def ends(streams: Streams) -> list[Ended]:
+    """Every request that ended, in order of stream, sequence and index."""
+    found = []
+    for stream, messages in streams.items():
+        told = list(log(stream, messages))
+        ids = {t.event.request for t in told if isinstance(t.event, schema.RequestAccepted)}
+        found += [ended for request in ids if (ended := follow(request, told)) is not None]
+    return sorted(found, key=lambda ended: ended.place)
+
+
+def follow(request: str, told: Iterable[Told]) -> Ended | None:
+    life, acceptance, attempts, counted = NEW, None, set(), []
+    parsed = parse_request_id(request)
+    for place, at_ns, at, event in told:
+        if parsed is None or at != parsed.at:
+            continue
+        if isinstance(event, schema.AttemptStarted) and event.request == request and life.phase == "open":
+            attempts.add(event.attempt)
+        if getattr(event, "request", request) != request or (
+            not hasattr(event, "request") and event.attempt not in attempts
+        ):
+            continue
+        before, life = life, advance(life, event)
+        if life.counted != before.counted:
+            counted.append((at_ns, event))
+        if isinstance(event, schema.RequestAccepted) and life is not before:
+            acceptance = event
+        if life.phase == "ended":
+            assert acceptance is not None
+            tokens = [event for _, event in counted if isinstance(event, schema.TokensGenerated)]
+            cached = tokens[0].cached_tokens if tokens else 0
+            return Ended(acceptance, life, place, at_ns, cached, spans_of(counted))
+    return None
+
+
+def spans_of(counted: Iterable[tuple[int, Any]]) -> list[tuple[int, int]]:
+    """Each counted attempt from its start to the last event of its own."""
+    spans: dict[str, tuple[int, int]] = {}
+    for at_ns, event in counted:
+        match event:
+            case schema.AttemptStarted():
+                spans[event.attempt] = at_ns, at_ns
+            case schema.TokensGenerated() | schema.RequestFinished(attempt=str()):
+                spans[event.attempt] = spans[event.attempt][0], at_ns
+            case schema.AttemptReleased() if event.why in OWN_ENDS:
+                spans[event.attempt] = spans[event.attempt][0], at_ns
+    return list(spans.values())
+
+
+def month(place: Place, at_ns: int, closed: Mapping[str, schema.PeriodClosed]) -> str:
+    day = EPOCH + timedelta(seconds=at_ns // SECOND_NS)
+    while True:
+        name = f"{day:%Y-%m}"
+        if name not in closed or place.sequence <= closed[name].positions.get(place.stream, 0):
+            return name
+        day = day.replace(day=1) + timedelta(days=32)
+
+
+def payers(found: Iterable[Ended]) -> set[str]:
+    """Return the requests that are charged their prompt: of a group only the first that is charged at all."""
+    first: dict[str, str] = {}
+    for ended in found:
+        if is_chargeable(ended.life):
+            request = ended.acceptance.request
+            first.setdefault(ended.acceptance.group or request, request)
+    return set(first.values())
+
+
+def whole_seconds(spans: Iterable[tuple[int, int]]) -> int:
+    """Walk through all starts and ends in time: whenever nothing runs any more, round up."""
+    running = total = since = 0
+    for at_ns, is_end in sorted([(start, False) for start, _ in spans] + [(end, True) for _, end in spans]):
+        if not running:
+            since = at_ns
+        running += -1 if is_end else 1
+        if not running:
+            total += -(-(at_ns - since) // SECOND_NS)
+    return total
+
+
+def requests(streams: Streams, account: str, period: str) -> set[str]:
+    """The account's requests that are the period's, and earlier ends of their groups."""
+    closed, groups, found = closes(streams), set(), set()
+    own = [ended for ended in ends(streams) if ended.acceptance.account == account]
+    for acceptance, _, place, at_ns, *_ in reversed(own):
+        if month(place, at_ns, closed) == period:
+            groups.add(acceptance.group)
+        elif acceptance.group is None or acceptance.group not in groups:
+            continue
+        found.add(acceptance.request)
+    return found
+
+
+def invoice(
+    streams: Streams, account: str, period: str, positions: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """`positions` is up to where an open month's invoice reaches; a closed one's are in its close."""
+    if positions is None:
+        positions = {stream: messages[-1].sequence for stream, messages in streams.items() if messages}
+    close = closes(streams).get(period)
+    if close is None:
+        streams = {
+            stream: [stored for stored in messages if stored.sequence <= positions.get(stream, 0)]
+            for stream, messages in streams.items()
+        }
+    lines = list(_lines(streams, account, period))
+    return {
+        "account": account,
+        "period": period,
+        "status": "open" if close is None else "closed",
+        "lines": lines,
+        "total_nanousd": sum(line["nanousd"] for line in lines),
+        "positions": dict(positions if close is None else close.positions),
+    }
+
+
+def digest(streams: Streams, period: str) -> str:
+    """What `PeriodClosed.digest` of a closed month has to be."""
+    told = [e.acceptance.account for e in ends(streams)] + [
+        t.event.account for t in book(streams) if isinstance(t.event, schema.UsageCorrected)
+    ]
+    text = ""
+    for account in sorted(set(told)):
+        if (bill := invoice(streams, account, period))["lines"]:
+            fields = ("model", "plan", "price_version", "prompt_tokens", "cached_tokens", "output_tokens")
+            fields += ("seconds", "nanousd", "requests", "digest")
+            rows = [" ".join(str(line[field]) for field in fields) + "\n" for line in bill["lines"]]
+            text += f"{account} {bill['total_nanousd']} {_sha256(''.join(rows))}\n"
+    return _sha256(text)
+
+
+def _lines(streams: Streams, account: str, period: str) -> Iterator[dict[str, Any]]:
+    charges, known = _charges(streams, account, period), prices(streams)
+    first_ns = (
+        int((datetime.fromisoformat(f"{period}-01T00:00:00+00:00") - EPOCH).total_seconds()) * SECOND_NS
+    )
+    for model, plan, version in sorted(charges):
+        told = charges[model, plan, version]
+        seconds, nanousd = 0, sum(charge.nanousd for charge in told)
+        if plan == "per_second":
+            older = [
+                end
+                for (m, p, v), others in charges.items()
+                if (m, p) == (model, plan) and v < version
+                for charge in others
+                for _, end in charge.spans
+            ]
+            floor = max([first_ns, *older])
+            spans = [(max(start, floor), end) for charge in told for start, end in charge.spans]
+            seconds = whole_seconds([span for span in spans if span[0] < span[1]])
+            nanousd = seconds * (known[version, model].second_nanousd or 0)
+        rows = [f"{c.place} {' '.join(map(str, c.tokens))} {c.nanousd}\n" for c in told]
+        yield {
+            "model": model,
+            "plan": plan,
+            "price_version": version,
+            "prompt_tokens": sum(charge.tokens[0] for charge in told),
+            "cached_tokens": sum(charge.tokens[1] for charge in told),
+            "output_tokens": sum(charge.tokens[2] for charge in told),
+            "seconds": seconds,
+            "nanousd": nanousd,
+            "requests": len(told),
+            "positions": {"first": str(told[0].place), "last": str(told[-1].place)},
+            "digest": _sha256("".join(rows)),
+        }
+
+
+def _charges(streams: Streams, account: str, period: str) -> dict[tuple[str, str, int], list[Charge]]:
+    charges: dict[tuple[str, str, int], list[Charge]] = {}
+    found, known, closed = ends(streams), prices(streams), closes(streams)
+    paying = payers(found)
+    for acceptance, life, place, at_ns, cached, spans in found:
+        if acceptance.account != account or month(place, at_ns, closed) != period or not is_chargeable(life):
+            continue
+        price = known[acceptance.price_version, acceptance.model]
+        tokens = billed(life, price, cached_tokens=cached, with_prompt=acceptance.request in paying)
+        cost = cost_nanousd(tokens, price) if acceptance.plan == "per_token" else 0
+        key = acceptance.model, acceptance.plan, acceptance.price_version
+        counts = tokens.prompt_tokens, tokens.cached_tokens, tokens.output_tokens
+        charges.setdefault(key, []).append(Charge(place, counts, cost, spans))
+    corrections = [told for told in book(streams) if isinstance(told.event, schema.UsageCorrected)]
+    for place, at_ns, _, event in corrections:
+        if event.account == account and month(place, at_ns, closed) == period:
+            told = Charge(place, (0, 0, 0), event.nanousd, [])
+            charges.setdefault((event.model or "", "correction", 0), []).append(told)
+    return charges
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

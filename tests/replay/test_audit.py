@@ -1,0 +1,226 @@
+"""What an export holds and what not, and five billing bugs that the auditor finds in it."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from events import charge
+from events.schema import (
+    AttemptReleased,
+    CancelRequested,
+    RequestAccepted,
+    RequestFinished,
+    TokensGenerated,
+)
+from replay import audit, auditor
+from tests.replay import reckoning
+from tests.replay.audits import PERIOD, export, exported, lines_of, ordinary, prices, run
+from tests.replay.conftest import CANARY, Scribe, started, tokens_of
+from tests.replay.months import ACCOUNTS, Months
+from tests.replay.sealed import SealedLists
+
+SECOND_NS = 10**9
+
+
+def accepted(scribe: Scribe) -> list[RequestAccepted]:
+    told = [told.event for told in reckoning.log("RIFT_0", scribe.streams["RIFT_0"])]
+    return [event for event in told if isinstance(event, RequestAccepted)]
+
+
+# What is exported, and what is not.
+
+
+def test_nothing_of_another_account_is_exported(scribe: Scribe, tmp_path: Path) -> None:
+    folder = exported(ordinary(scribe), tmp_path)
+    theirs = {event.request for event in accepted(scribe) if event.account == "acme"}
+    assert len(theirs) == 2
+    for file in folder.iterdir():
+        text = file.read_text()
+        for word in (*theirs, "acme", "att-theirs", CANARY):
+            assert word not in text, file.name
+    records = (folder / "records.jsonl").read_text()
+    assert all(event.request in records for event in accepted(scribe) if event.account == "dev")
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_random_exports_hold_nothing_of_others(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    history = Months(random.Random(seed))
+    streams = history.write(120)
+    period = min(history.months())
+    for account in ACCOUNTS:
+        invoice = reckoning.invoice(streams, account, period)
+        folder = export(history.archive, streams, invoice, tmp_path_factory.mktemp("export"))
+        text = "".join(file.read_text() for file in folder.iterdir())
+        requests = [name for name, told in history.acceptances.items() if told.account != account]
+        attempts = [f'"{attempt}\\"' for name in requests for attempt in history.attempts[name]]
+        for word in (*{*ACCOUNTS} - {account}, *requests, *attempts, CANARY):
+            assert word not in text
+
+
+def test_what_cannot_be_exported(scribe: Scribe, tmp_path: Path) -> None:
+    ordinary(scribe)
+    archive = SealedLists()
+    archive.seal({name: told[:-1] for name, told in scribe.streams.items()})
+    invoice = reckoning.invoice(scribe.streams, "dev", PERIOD)
+    with pytest.raises(audit.AuditError, match=r"reaches RIFT_0:\d+, and no archived segment ends there"):
+        export(archive, scribe.streams, invoice, tmp_path / "behind")
+    archive.seal(scribe.streams)
+    with pytest.raises(audit.AuditError, match="the close of 2023-11 is not archived yet: seal RIFT_BOOK"):
+        export(archive, scribe.streams, invoice | {"status": "closed"}, tmp_path / "closed")
+    theirs = next(event.request for event in accepted(scribe) if event.account == "acme")
+    with pytest.raises(audit.AuditError, match=f"does not hold request {theirs} of dev"):
+        audit.export(archive, invoice, [theirs], tmp_path / "theirs")
+    with pytest.raises(audit.AuditError, match="'x' is no request id"):
+        audit.export(archive, invoice, ["x"], tmp_path / "no-id")
+    for folder in tmp_path.iterdir():
+        assert auditor.main(str(folder)) == 2, "no half of an export is one"
+    (tmp_path / "behind" / "x").touch()
+    with pytest.raises(audit.AuditError, match="behind is not empty"):
+        export(archive, scribe.streams, invoice, tmp_path / "behind")
+
+
+# Bugs of the operator's: each in the reckoning, on a history that shows it.
+
+
+def differs(scribe: Scribe, folder: Path, capsys: Any, plant: Callable[[], None], *words: str) -> None:
+    """The invoice is equal before the bug is planted, and different after it, in these words."""
+    assert run(exported(scribe, folder / "sound"), capsys)[0] == 0
+    plant()
+    code, said = run(exported(scribe, folder / "bug"), capsys)
+    assert code == 1
+    for word in words:
+        assert word in said, said
+
+
+def test_bug_the_prompt_is_charged_twice_in_a_group(
+    scribe: Scribe, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices(scribe, 1)
+    for choice in range(3):
+        scribe.finished_request(group="grp", choice=choice)
+
+    def plant() -> None:
+        everybody = {ended.acceptance.request for ended in reckoning.ends(scribe.streams)}
+        monkeypatch.setattr(reckoning, "payers", lambda found: everybody)
+
+    differs(scribe, tmp_path, capsys, plant, "invoice.lines.0.prompt_tokens is 21, by the log it is 7")
+
+
+def test_bug_failed_requests_are_charged(
+    scribe: Scribe, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices(scribe, 1)
+    request = scribe.accept()
+    scribe.tell(started(request, "att"), tokens_of("att", 0, 3))
+    scribe.tell(RequestFinished(request=request, attempt="att", reason="failed", output_tokens=3))
+
+    def plant() -> None:
+        monkeypatch.setattr(charge, "CHARGEABLE", charge.CHARGEABLE | {"failed"})
+
+    differs(scribe, tmp_path, capsys, plant, "invoice.total_nanousd is 130, by the log it is 0")
+
+
+def test_bug_tokens_of_zombies_are_counted(
+    scribe: Scribe, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices(scribe, 1)
+    request = scribe.accept()
+    scribe.tell(started(request, "one"), tokens_of("one", 0, 2))
+    scribe.tell(started(request, "two", after="one", resume_index=2), tokens_of("one", 2, 40))
+    scribe.tell(tokens_of("two", 2, 1))
+    scribe.tell(RequestFinished(request=request, attempt="two", reason="stop", output_tokens=3))
+    sound = reckoning.ends
+
+    def every_token(streams: Any) -> Any:
+        (ended,) = sound(streams)
+        told = [told.event for told in reckoning.log("RIFT_0", streams["RIFT_0"])]
+        tokens = sum(len(event.token_ids) for event in told if isinstance(event, TokensGenerated))
+        return [ended._replace(life=replace(ended.life, next_index=tokens))]
+
+    def plant() -> None:
+        monkeypatch.setattr(reckoning, "ends", every_token)
+
+    differs(scribe, tmp_path, capsys, plant, "invoice.lines.0.output_tokens is 43, by the log it is 3")
+
+
+def test_bug_seconds_are_rounded_for_each_attempt(
+    scribe: Scribe, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices(scribe, 1, second_nanousd=100)
+    requests = [scribe.accept(plan="per_second") for _ in range(2)]
+    for request in requests:  # side by side
+        scribe.tell(started(request, request))
+    for request in requests:
+        scribe.tell(tokens_of(request, 0), step_ns=SECOND_NS)
+        scribe.tell(RequestFinished(request=request, attempt=request, reason="stop", output_tokens=1))
+
+    def plant() -> None:
+        sound = reckoning.whole_seconds
+        monkeypatch.setattr(reckoning, "whole_seconds", lambda spans: sum(sound([span]) for span in spans))
+
+    differs(scribe, tmp_path, capsys, plant, "lines.0.seconds is 5, by the log it is 3", "nanousd is 500")
+
+
+def test_bug_the_newest_price_is_taken(
+    scribe: Scribe, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices(scribe, 1)
+    scribe.finished_request(price_version=1)
+    prices(scribe, 2, output_nanousd=21)
+    sound = reckoning.ends
+
+    def newest(streams: Any) -> Any:
+        version = max(version for version, _ in reckoning.prices(streams))
+        return [e._replace(acceptance=replace(e.acceptance, price_version=version)) for e in sound(streams)]
+
+    def plant() -> None:
+        monkeypatch.setattr(reckoning, "ends", newest)
+
+    differs(scribe, tmp_path, capsys, plant, "lines.0.price_version is 2, by the log it is 1", "is 133,")
+
+
+# Rules that random histories seldom reach.
+
+
+def test_a_second_is_not_charged_by_two_price_lists(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
+    """What runs under an older list has the time up to its end; the newer list begins there."""
+    prices(scribe, 1, second_nanousd=100)
+    prices(scribe, 2, second_nanousd=1000)
+    old = scribe.accept(plan="per_second", price_version=1)
+    scribe.tell(started(old, "old"))
+    new = scribe.accept(plan="per_second", price_version=2)
+    scribe.tell(started(new, "new"), step_ns=SECOND_NS)
+    scribe.tell(tokens_of("old", 0), tokens_of("new", 0), step_ns=SECOND_NS)
+    scribe.tell(RequestFinished(request=old, attempt="old", reason="stop", output_tokens=1))
+    scribe.tell(
+        RequestFinished(request=new, attempt="new", reason="stop", output_tokens=1), step_ns=SECOND_NS
+    )
+    folder = exported(scribe, tmp_path)
+    assert run(folder, capsys)[0] == 0
+    (invoice,) = lines_of(folder, "invoice.json")
+    assert [(line["price_version"], line["seconds"], line["nanousd"]) for line in invoice["lines"]] == [
+        (1, 3, 300),  # a bit more than two seconds
+        (2, 1, 1000),  # what is left
+    ]
+
+
+def test_the_dead_minutes_of_a_lost_attempt_are_ours(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
+    prices(scribe, 1, second_nanousd=100)
+    request = scribe.accept(plan="per_second")
+    scribe.tell(started(request, "one"))
+    scribe.tell(tokens_of("one", 0), step_ns=SECOND_NS)
+    scribe.tell(AttemptReleased(attempt="one", why="lost"), step_ns=60 * SECOND_NS)
+    scribe.tell(started(request, "two", after="one", resume_index=1), tokens_of("two", 1))
+    scribe.tell(CancelRequested(request=request, why="client"), step_ns=SECOND_NS)
+    scribe.tell(AttemptReleased(attempt="two", why="host"), step_ns=SECOND_NS)
+    folder = exported(scribe, tmp_path)
+    assert run(folder, capsys)[0] == 0
+    (invoice,) = lines_of(folder, "invoice.json")
+    assert [line["seconds"] for line in invoice["lines"]] == [1 + 2]

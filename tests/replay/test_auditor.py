@@ -1,0 +1,359 @@
+"""The auditor against the plainest reckoning, against every kind of tampering, and against billing bugs."""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from events.schema import CancelRequested, PeriodClosed, RequestFinished
+from events.subjects import Address
+from replay import audit, auditor
+from tests.replay import reckoning
+from tests.replay.audits import FILES, PERIOD, export, exported, lines_of, ordinary, prices, run
+from tests.replay.conftest import Scribe, started, tokens_of
+from tests.replay.months import ACCOUNTS, Months
+from tests.replay.sealed import SealedLists
+
+AUDITOR = Path(auditor.__file__)
+
+
+# Equal, whatever happened.
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_the_auditor_equals_the_plain_reckoning(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    history = Months(random.Random(seed))
+    streams = history.write(150)
+    for period in sorted(history.months()):
+        for account in ACCOUNTS:
+            folder = tmp_path_factory.mktemp("export")
+            invoice = reckoning.invoice(streams, account, period)
+            found = auditor.Audit(export(history.archive, streams, invoice, folder))
+            bill = found.check()
+            assert found.wrong == []
+            assert bill["total_nanousd"] == invoice["total_nanousd"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_open_invoice_may_reach_less_far_than_the_archive(seed: int, tmp_path: Path) -> None:
+    history = Months(random.Random(seed))
+    streams = history.write(60)
+    positions = history.archive.positions()
+    period = max(history.months())
+    history.write(60)
+    assert positions != history.archive.positions()
+    invoice = reckoning.invoice(streams, "dev", period, positions)
+    cut = {stream: messages[: positions[stream]] for stream, messages in streams.items()}
+    found = auditor.Audit(export(history.archive, cut, invoice, tmp_path))
+    found.check()
+    assert found.wrong == []
+
+
+def test_the_words_of_an_equal_bill(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
+    folder = exported(ordinary(scribe), tmp_path)
+    code, told = run(folder, capsys)
+    # 7 + 3 tokens; 3 of the prompt, 4 cached and 3; a second; less 7.
+    total = (70 + 60) + (30 + 12 + 60) + 10**6 - 7
+    heads = json.loads((folder / "invoice.json").read_text())["heads"]
+    records = len((folder / "records.jsonl").read_text().splitlines())
+    assert code == 0
+    assert told.splitlines() == [
+        f"equal: account dev, period 2023-11 (open): {total} nano-USD (0.001000225 USD), 3 requests, "
+        f"{records} records",
+        f"head: RIFT_0:{len(scribe.streams['RIFT_0'])} {heads['RIFT_0']}",
+        f"head: RIFT_BOOK:{len(scribe.streams['RIFT_BOOK'])} {heads['RIFT_BOOK']}",
+    ]
+
+
+@pytest.mark.slow
+def test_the_file_runs_alone(scribe: Scribe, tmp_path: Path) -> None:
+    """As a customer runs it: copied, isolated from the repository."""
+    folder = exported(ordinary(scribe), tmp_path / "export")
+    copy = tmp_path / "auditor.py"
+    copy.write_bytes(AUDITOR.read_bytes())
+
+    def alone(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-I", str(copy), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    equal = alone(str(folder))
+    assert (equal.returncode, equal.stdout[:6], equal.stderr) == (0, "equal:", "")
+    invoice = folder / "invoice.json"
+    invoice.write_text(invoice.read_text().replace('"total_nanousd":1', '"total_nanousd":2'))
+    different = alone(str(folder))
+    assert (different.returncode, different.stderr) == (1, "")
+    assert "invoice.total_nanousd is 2000225, by the log it is 1000225" in different.stdout
+    (folder / "chain.jsonl").unlink()
+    unreadable = alone(str(folder))
+    assert unreadable.returncode == 2
+    assert "unreadable: chain.jsonl: FileNotFoundError" in unreadable.stderr
+
+
+# Tampering. Each is exit status 1 or 2, and named.
+
+
+def write(folder: Path, name: str, rows: list[Any]) -> None:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def leaves(value: Any, *path: Any) -> Any:
+    if isinstance(value, dict | list):
+        for name in value if isinstance(value, dict) else range(len(value)):
+            yield from leaves(value[name], *path, name)
+    else:
+        yield path
+
+
+def changed(value: Any) -> Any:
+    """The same kind of thing, another value; hex stays hex."""
+    if isinstance(value, int):
+        return value + 1
+    return value[:-1] + ("0" if value[-1:] != "0" else "1")
+
+
+def change(rows: list[Any], path: tuple[Any, ...], how: Callable[[Any], Any] = changed) -> list[Any]:
+    copy = json.loads(json.dumps(rows))
+    part = copy
+    for name in path[:-1]:
+        part = part[name]
+    part[path[-1]] = how(part[path[-1]])
+    return copy
+
+
+@pytest.fixture
+def tampered(scribe: Scribe, tmp_path: Path, capsys: Any) -> Callable[[str, list[Any]], str]:
+    """Return what the auditor says to an ordinary export, one file of which has other rows."""
+    folder = exported(ordinary(scribe), tmp_path)
+    originals = {name: (folder / name).read_bytes() for name in FILES}
+
+    def told(name: str, rows: list[Any]) -> str:
+        write(folder, name, rows)
+        code, said = run(folder, capsys)
+        (folder / name).write_bytes(originals[name])
+        assert said.startswith("equal:") if code == 0 else code in (1, 2)
+        return said
+
+    told.folder = folder  # type: ignore[attr-defined]
+    return told
+
+
+def test_every_value_of_the_invoice(tampered: Any) -> None:
+    rows = lines_of(tampered.folder, "invoice.json")
+    paths = list(leaves(rows))
+    assert len(paths) > 40
+    for path in paths:
+        for how in (changed, lambda value: float(value) if type(value) is int else None):
+            said = tampered("invoice.json", change(rows, path, how))
+            assert not said.startswith("equal:"), path
+            if path[1] not in ("account", "period"):
+                assert f"invoice.{'.'.join(map(str, path[1:]))} is " in said, path
+
+
+def test_the_lines_of_the_invoice(tampered: Any) -> None:
+    (row,) = lines_of(tampered.folder, "invoice.json")
+    first, *rest = row["lines"]
+    for lines in (rest, [first, first, *rest], [*rest, first], [first | {"discount": 5}, *rest]):
+        assert tampered("invoice.json", [row | {"lines": lines}]).startswith("different:\ninvoice.lines.")
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "proofs.jsonl", "chain.jsonl"])
+def test_every_row_dropped_doubled_or_swapped(tampered: Any, name: str) -> None:
+    rows = lines_of(tampered.folder, name)
+    assert len(rows) > 4
+    for at, row in enumerate(rows):
+        assert not tampered(name, rows[:at] + rows[at + 1 :]).startswith("equal:")
+        if name != "proofs.jsonl":  # there a row that is repeated, or stands elsewhere, proves the same
+            assert not tampered(name, [*rows[:at], row, *rows[at:]]).startswith("equal:")
+            if at and (name == "records.jsonl" or row["stream"] == rows[at - 1]["stream"]):
+                swapped = [*rows[: at - 1], row, rows[at - 1], *rows[at + 1 :]]
+                assert not tampered(name, swapped).startswith("equal:")
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "proofs.jsonl", "chain.jsonl"])
+def test_every_value_of_a_row(tampered: Any, name: str) -> None:
+    rows = lines_of(tampered.folder, name)
+    for path in leaves(rows):
+        said = tampered(name, change(rows, path))
+        assert not said.startswith("equal:"), path
+        assert any(file in said for file in (*FILES, "invoice.", "prices of the book")), said
+
+
+def test_what_is_said(tampered: Any) -> None:
+    """The message names file and line, or the segment, that was touched."""
+    chain, records, proofs = (lines_of(tampered.folder, name) for name in FILES[1:])
+    assert "chain.jsonl line 2: first is not 1" in tampered("chain.jsonl", chain[1:2] + chain[1:])
+    assert "chain.jsonl line 2: previous is not" in tampered("chain.jsonl", chain[:1] + chain[2:])
+    assert "records.jsonl: no proof of RIFT_0:1 to 9" in tampered("records.jsonl", records[1:])
+    assert "records.jsonl line 2: out of order" in tampered("records.jsonl", records[:1] + records)
+    extra = proofs[0] | {"nodes": [*proofs[0]["nodes"], "0" * 64]}
+    assert "no proof of RIFT_0:1 to 9" in tampered("proofs.jsonl", [extra, *proofs[1:]])
+    unknown = proofs[0] | {"first": 2}
+    assert "proofs.jsonl: RIFT_0:2 belongs to no record" in tampered("proofs.jsonl", [*proofs, unknown])
+    for name in FILES:
+        (tampered.folder / name).write_text('{"a":1}\nnonsense\n')
+        assert "unreadable: " in tampered(name, [{}]), name
+
+
+def test_every_event_hidden(tampered: Any) -> None:
+    """Behind its hash an event says nothing: then the bill differs, or nothing hung on it."""
+    rows = lines_of(tampered.folder, "records.jsonl")
+    bill = tampered("records.jsonl", rows)
+    assert bill.startswith("equal:")
+    hidden = 0
+    for row in rows:
+        for index, event in enumerate(row["events"]):
+            if isinstance(event, dict):
+                row["events"][index] = auditor.sha256(event["json"])
+                said = tampered("records.jsonl", rows)
+                hidden += said != bill
+                assert said == bill or not said.startswith("equal:")
+                row["events"][index] = event
+    assert hidden > 10
+
+
+def test_an_event_of_another_account_smuggled_in(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
+    """Its hash is right, and it is shown where it stands: still it is not the account's."""
+    folder = exported(ordinary(scribe), tmp_path)
+    archive = SealedLists()
+    archive.seal(scribe.streams)
+    known = {
+        auditor.sha256(event): event
+        for stream in archive.streams()
+        for record in archive.bare_records(archive.manifests(stream)[0])
+        for event in record.events
+    }
+    rows, smuggled = lines_of(folder, "records.jsonl"), 0
+    for number, row in enumerate(rows, 1):
+        for index, event in enumerate(row["events"]):
+            if not isinstance(event, dict):
+                row["events"][index] = {"json": known[event]}
+                write(folder, "records.jsonl", rows)
+                code, said = run(folder, capsys)
+                assert code == 1
+                assert f"records.jsonl line {number}: event {index} is not the account's" in said
+                row["events"][index] = event
+                smuggled += 1
+    assert smuggled == 4
+
+
+def test_an_event_that_stands_elsewhere_is_nobodys(
+    scribe: Scribe, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever lane a cancel is written to, only the request's own counts."""
+    prices(scribe, 1)
+    request = scribe.accept()
+    elsewhere = Address(0, "laneother", "tiny-1")
+    scribe.tell(CancelRequested(request=request, why="unanswered"), at=elsewhere, kind="cancel")
+    scribe.tell(started(request, "att"), tokens_of("att", 0))
+    scribe.tell(RequestFinished(request=request, attempt="att", reason="stop", output_tokens=1))
+    assert run(exported(scribe, tmp_path / "sound"), capsys)[0] == 0
+    monkeypatch.setattr(audit._Slice, "shown", lambda part, stream, record: [True for _ in record.events])
+    folder = tmp_path / "shown"
+    with pytest.raises(audit.AuditError, match="does not hold request"):
+        exported(scribe, folder)
+    (tmp_path / "sound" / "records.jsonl").write_bytes((folder / "records.jsonl").read_bytes())
+    (tmp_path / "sound" / "proofs.jsonl").write_bytes((folder / "proofs.jsonl").read_bytes())
+    code, said = run(tmp_path / "sound", capsys)
+    assert (code, said.splitlines()) == (
+        1,
+        ["different:", "records.jsonl line 2: event 0 is not the account's, or of no request here"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("stream", "RIFT_1"), ("records", 8), ("first", 2), ("previous", "0" * 64)]
+)
+def test_a_chain_that_is_written_anew(
+    name: str, value: Any, scribe: Scribe, tmp_path: Path, capsys: Any
+) -> None:
+    """A manifest that says something else is found even if all that names it is written anew."""
+    folder = exported(ordinary(scribe), tmp_path)
+    (invoice,) = lines_of(folder, "invoice.json")
+    chain, previous = lines_of(folder, "chain.jsonl"), ""
+    for row in chain:
+        if row["stream"] == "RIFT_0":
+            manifest = json.loads(row["manifest"]) | {"previous": previous}
+            row["manifest"] = json.dumps(manifest | ({name: value} if not previous else {}))
+            invoice["heads"]["RIFT_0"] = previous = auditor.sha256(row["manifest"])
+    write(folder, "chain.jsonl", chain)
+    write(folder, "invoice.json", [invoice])
+    code, said = run(folder, capsys)
+    assert code == 1
+    # The first segment begins where it says; then its size is wrong.
+    assert f"chain.jsonl line 1: {'records' if name == 'first' else name} is not " in said
+
+
+def test_a_month_that_was_closed_with_another_log(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
+    ordinary(scribe)
+    archive = SealedLists()
+    archive.seal(scribe.streams)
+    close = PeriodClosed(
+        id="close",
+        period=PERIOD,
+        positions=archive.positions(),
+        roots=archive.heads(),
+        digest="0" * 64,
+    )
+    for roots, expected in ((archive.heads(), 0), ({"RIFT_0": "0" * 64}, 1)):
+        closed = Scribe()
+        closed.streams = {name: [*told] for name, told in scribe.streams.items()}
+        closed.book(replace(close, roots=roots))
+        archive = SealedLists()
+        archive.seal(scribe.streams)
+        archive.seal(closed.streams)
+        invoice = reckoning.invoice(closed.streams, "dev", PERIOD)
+        code, said = run(export(archive, closed.streams, invoice, tmp_path / str(expected)), capsys)
+        assert code == expected
+        assert expected == 0 or "2023-11 was closed with another log of RIFT_0" in said
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_byte_of_any_file(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A byte that changes the bill never goes unseen."""
+    folder, bill = _the_export(tmp_path_factory)
+    name = data.draw(st.sampled_from(FILES))
+    text = (folder / name).read_bytes()
+    at = data.draw(st.integers(0, len(text) - 1))
+    byte = data.draw(
+        st.sampled_from(sorted({*b'0123456789abcdef"{}[],:-.\\ \n\x00\xff', text[at] ^ 1} - {text[at]}))
+    )
+    (folder / name).write_bytes(text[:at] + bytes([byte]) + text[at + 1 :])
+    try:
+        found = auditor.Audit(folder)
+        assert found.check() == bill or found.wrong
+    except auditor.NONSENSE:
+        assert found.at
+    finally:
+        (folder / name).write_bytes(text)
+
+
+_kept: list[Any] = []
+
+
+def _the_export(folders: pytest.TempPathFactory) -> tuple[Path, Any]:
+    if not _kept:
+        folder = exported(ordinary(Scribe()), folders.mktemp("export"))
+        _kept.append((folder, auditor.Audit(folder).check()))
+    return _kept[0]
+
+
+def test_a_forged_log_has_other_heads(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
+    """Who makes up a whole log is found out by the heads that were published before."""
+    honest = lines_of(exported(ordinary(scribe), tmp_path / "honest"), "invoice.json")[0]
+    forged = ordinary(Scribe())
+    forged.finished_request(tokens=900)
+    folder = exported(forged, tmp_path / "forged")
+    code, said = run(folder, capsys)
+    assert code == 0
+    assert honest["heads"]["RIFT_0"] not in said
+    assert honest["heads"]["RIFT_BOOK"] in said

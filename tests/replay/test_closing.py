@@ -1,0 +1,261 @@
+"""Control over the log in memory: periods are closed, the file is rebuilt, and all of it comes out again."""
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from events import memory, schema, subjects
+from events.memory import MemoryBroker, MemoryLog
+from replay.archive import Archive
+from replay.warehouse import Warehouse
+from rift.cli.replay import differences
+from rift.control import main
+from rift.control.tail import fold_tail, rebuilt
+from rift.control.until import PositionWrong, fold_until, parse
+from rift.questions import AskInvoice, ClosePeriod, Digests, QuestionRefused, Rebuild, Seal, Sql, ask
+
+pytestmark = pytest.mark.anyio
+
+SECOND = 1_000_000_000
+DECEMBER_NS = 1_701_388_800 * SECOND
+PERIOD, NEXT = "2023-11", "2023-12"
+
+
+class Rig:
+    """A broker whose clock is the scribe's, and what the scribe has written put into it."""
+
+    def __init__(self, broker: MemoryBroker, scribe: Any, folder: Path) -> None:
+        self.broker, self.scribe, self.folder = broker, scribe, folder
+        self.log = memory.connect(broker)
+        self.archive = Archive(folder / "archive", key=b"k")
+        self._put: dict[str, int] = {}
+
+    def put(self) -> None:
+        """Store what the scribe has written since, with its times."""
+        for stream in sorted(self.scribe.streams, key=lambda name: name != subjects.BOOK):
+            messages = self.scribe.streams[stream]
+            for message in messages[self._put.get(stream, 0) :]:
+                self.broker.clock_ns = message.stored_at_ns  # type: ignore[attr-defined]
+                self.broker.store(stream, message.subject, message.data, None)
+            self._put[stream] = len(messages)
+        self.broker.clock_ns = self.scribe.now_ns  # type: ignore[attr-defined]
+
+    def ordinary(self, *, account: str = "dev", **fields: Any) -> None:
+        if not self.scribe.streams:
+            for name in ("acme", "dev"):
+                self.scribe.book(schema.AccountOpened(id=f"account.{name}", account=name))
+            self.scribe.prices(prompt=100, output=350)
+        # The book may have grown by what control says in it.
+        self.scribe.finished_request(account=account, book=2, **fields)
+        self.put()
+
+    def over(self) -> None:
+        """Let the month be over: the gateway reports."""
+        self.scribe.now_ns = max(self.scribe.now_ns, DECEMBER_NS)
+        self.scribe.put("RIFT_0", "rift.0.lane.x", b'{"version":1,"writer":"x","events":[]}')
+        self.put()
+
+    async def ask(self, question: Any) -> Any:
+        return await ask(self.log, question, timeout_s=20)
+
+
+@pytest.fixture
+async def rig(scribe: Any, tmp_path: Path) -> AsyncIterator[Rig]:
+    async with anyio.create_task_group() as tasks:
+        broker = MemoryBroker(tasks, lambda: broker.clock_ns)  # type: ignore[attr-defined]
+        broker.clock_ns = scribe.now_ns  # type: ignore[attr-defined]
+        yield Rig(broker, scribe, tmp_path)
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def controlling(rig: Rig) -> AsyncIterator[None]:
+    log = MemoryLog(rig.broker)
+    async with anyio.create_task_group() as tasks:
+        run = partial(main.run, log, rig.folder / "rift.duckdb", rig.archive, stop=anyio.Event())
+        tasks.start_soon(run)
+        with anyio.fail_after(5):
+            while Sql.topic not in rig.broker.answers:  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_closed_period_is_frozen_archived_and_comes_out_again(rig: Rig) -> None:
+    rig.ordinary()
+    rig.ordinary(account="acme")
+    rig.over()
+    async with controlling(rig):
+        before = await rig.ask(AskInvoice("dev", PERIOD))
+        assert before["status"] == "open"
+        closed = await rig.ask(ClosePeriod(PERIOD))
+        assert (closed["accounts"], closed["total_nanousd"]) == (2, 2 * before["total_nanousd"])
+        assert closed["roots"] == {s: rig.archive.manifests(s)[-1].sha256 for s in rig.archive.streams()}
+        after = await rig.ask(AskInvoice("dev", PERIOD))
+        assert (after["status"], after["lines"]) == ("closed", before["lines"])
+        assert after["positions"] == closed["positions"]
+        with pytest.raises(QuestionRefused, match="2023-11 is closed, and stays as it is"):
+            await rig.ask(ClosePeriod(PERIOD))
+        told = await rig.ask(Digests())
+    assert await by_replay(rig, told) == []
+
+
+async def by_replay(rig: Rig, told: Any) -> list[str]:
+    warehouse = await rebuilt(rig.log, rig.archive, rig.folder / "again.duckdb")
+    try:
+        await fold_tail(rig.log, warehouse, [0], until=told["positions"])
+        return list(differences(warehouse, told))
+    finally:
+        warehouse.close()
+
+
+async def test_a_period_that_is_not_over_is_not_closed(rig: Rig) -> None:
+    rig.ordinary()
+    async with controlling(rig):
+        with pytest.raises(
+            QuestionRefused, match="2023-11 is not over: the last record was stored 2023-11-14"
+        ):
+            await rig.ask(ClosePeriod(PERIOD))
+        with pytest.raises(QuestionRefused, match="'2023-11-01' is no period"):
+            await rig.ask(ClosePeriod("2023-11-01"))
+        assert (await rig.ask(Sql("from periods")))["rows"] == []
+        assert await rig.log.last_sequence(subjects.BOOK, "rift.book.period.2023-11") == 0
+
+
+async def test_periods_are_closed_in_their_order(rig: Rig) -> None:
+    rig.ordinary()
+    rig.over()
+    rig.ordinary()
+    rig.scribe.now_ns += 40 * 86_400 * SECOND
+    rig.over()
+    async with controlling(rig):
+        with pytest.raises(QuestionRefused, match="2023-11 has charges and is open; close it first"):
+            await rig.ask(ClosePeriod(NEXT))
+        await rig.ask(ClosePeriod(PERIOD))
+        assert (await rig.ask(ClosePeriod(NEXT)))["accounts"] == 1
+
+
+async def test_a_rebuild_under_way_changes_nothing_but_the_file(rig: Rig) -> None:
+    """From the archive and the tail of the log, while questions are asked and requests come."""
+    for _ in range(5):
+        rig.ordinary()
+    async with controlling(rig):
+        await rig.ask(Seal())
+        rig.ordinary()
+        before = (await rig.ask(Digests()))["digests"]
+        inode = (rig.folder / "rift.duckdb").stat().st_ino
+        await rig.ask(Rebuild())
+        assert (await rig.ask(Digests()))["digests"] == before
+        assert (rig.folder / "rift.duckdb").stat().st_ino != inode
+        rig.ordinary()
+        assert (await rig.ask(Sql("select count(*) from requests")))["rows"] == [[7]]
+        assert not list(rig.folder.glob("*.rebuilding*"))
+
+
+async def test_a_rebuild_from_a_damaged_archive_changes_nothing(rig: Rig) -> None:
+    rig.ordinary()
+    async with controlling(rig):
+        await rig.ask(Seal())
+        before = (await rig.ask(Digests()))["digests"]
+        (damaged,) = (rig.folder / "archive" / "RIFT_0").glob("*.events.parquet")
+        damaged.write_bytes(damaged.read_bytes()[:-100])
+        with pytest.raises(QuestionRefused, match=r"nothing was changed: .*events\.parquet"):
+            await rig.ask(Rebuild())
+        assert (await rig.ask(Digests()))["digests"] == before
+
+
+async def test_a_lost_file_is_built_from_the_archive_where_the_log_is_trimmed(rig: Rig) -> None:
+    for _ in range(4):
+        rig.ordinary()
+    async with controlling(rig):
+        sealed = await rig.ask(Seal())
+        before = (await rig.ask(Digests()))["digests"]
+    rig.broker.stream("RIFT_0").trim(sealed["positions"]["RIFT_0"])
+    (rig.folder / "rift.duckdb").unlink()
+    async with controlling(rig):
+        assert (await rig.ask(Digests()))["digests"] == before
+        rig.ordinary()
+        assert (await rig.ask(Sql("select count(*) from requests")))["rows"] == [[5]]
+
+
+async def test_without_the_archive_a_trimmed_log_stops_control_by_name(rig: Rig) -> None:
+    rig.ordinary()
+    async with controlling(rig):
+        sealed = await rig.ask(Seal())
+    rig.broker.stream("RIFT_0").trim(sealed["positions"]["RIFT_0"])
+    (rig.folder / "rift.duckdb").unlink()
+    shutil.rmtree(rig.folder / "archive")
+    with pytest.raises(BaseExceptionGroup) as raised:
+        async with controlling(rig):
+            await anyio.sleep(5)
+    assert "is not in the archive: it is lost" in repr(raised.value)
+
+
+async def test_what_was_changed_in_the_file_is_found_by_replay(rig: Rig) -> None:
+    rig.ordinary()
+    rig.over()
+    async with controlling(rig):
+        await rig.ask(ClosePeriod(PERIOD))
+    warehouse = Warehouse.open(rig.folder / "rift.duckdb")
+    warehouse._writer.execute("update facts.ended_requests set charge_nanousd = charge_nanousd + 1")
+    warehouse.close()
+    async with controlling(rig):
+        found = await by_replay(rig, await rig.ask(Digests()))
+    assert [line.partition(":")[0] for line in found] == [
+        "invoice line only in use",
+        "invoice line only by replay",
+        *("requests", "usage", "charges", "invoice_lines", "balances"),
+    ]
+
+
+async def test_the_past_is_as_it_was(rig: Rig) -> None:
+    """At every position: what was known then, from the archive and from the log alike."""
+    rig.ordinary()
+    rig.ordinary()
+    async with controlling(rig):
+        await rig.ask(Seal())
+        rig.ordinary()
+    last = await rig.log.last_sequence("RIFT_0")
+    ended = []
+    for sequence in range(1, last + 1):
+        warehouse = Warehouse.open(Path(":memory:"))
+        await fold_until(rig.log, rig.archive, warehouse, parse(f"RIFT_0:{sequence}"), [0])
+        assert warehouse.positions()["RIFT_0"] == sequence
+        [[count]] = warehouse.query("select count(*) from requests where state = 'finished'").rows
+        ended.append(count)
+        warehouse.close()
+    assert ended == [sequence // 6 for sequence in range(1, last + 1)]
+
+
+async def test_of_other_streams_the_past_holds_what_was_stored_by_then(rig: Rig) -> None:
+    rig.ordinary()
+    rig.scribe.prices(2)
+    rig.ordinary()
+    warehouse = Warehouse.open(Path(":memory:"))
+    await fold_until(rig.log, rig.archive, warehouse, parse("RIFT_0:6.0"), [0])
+    assert warehouse.query("select max(version) from prices").rows == [[1]]
+    warehouse.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    {
+        "RIFT_0": "is no position; write stream:sequence",
+        "RIFT_0:x": "is no position",
+        "RIFT_7:1": "there is no stream 'RIFT_7'; known are",
+        "RIFT_0:99": "RIFT_0 holds sequences 1 to 6, not 99",
+        "RIFT_0:0": "RIFT_0 holds sequences 1 to 6, not 0",
+    }.items(),
+)
+async def test_positions_that_are_none(rig: Rig, text: str, message: str) -> None:
+    rig.ordinary()
+    warehouse = Warehouse.open(Path(":memory:"))
+    with pytest.raises(PositionWrong, match=message):
+        await fold_until(rig.log, rig.archive, warehouse, parse(text), [0])
+    warehouse.close()

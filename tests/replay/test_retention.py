@@ -1,0 +1,215 @@
+"""A log that is archived and trimmed while control lives, starts again, and starts without its database."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from events import fleet, memory, subjects
+from events.jetstream import connect
+from events.log import Log, LogError
+from events.memory import MemoryBroker
+from events.schema import ReplicaReady, ReplicaStarting, ReplicaStopped, ScaleDecided
+from replay.archive import Archive
+from replay.warehouse import Warehouse
+from rift.control import archiver as archivers
+from rift.control import main
+from rift.control.archiver import Archiver
+from rift.control.projector import LogTrimmed, Projector
+from tests.replay.asked import ask_sql
+
+pytestmark = pytest.mark.anyio
+
+SHARD = "RIFT_0"
+HOUR_NS = 3600 * 10**9
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archivers, "SEGMENT_RECORDS", 6)
+    monkeypatch.setattr(archivers, "LOOK_S", 0.02)
+
+
+def broker_of(tasks: Any, scribe: Any) -> MemoryBroker:
+    broker = MemoryBroker(tasks, lambda: scribe.now_ns)
+    for stream, messages in scribe.streams.items():
+        for stored in messages:
+            broker.streams[stream].add(stored.subject, stored.data, stored.stored_at_ns)
+    return broker
+
+
+@asynccontextmanager
+async def controlling(log: Log, folder: Path, **options: Any) -> AsyncIterator[None]:
+    stop = anyio.Event()
+    archive = Archive(folder / "archive", key=b"k" * 32)
+    async with anyio.create_task_group() as group:
+        run = partial(main.run, log, folder / "db", archive, stop=stop, **options)
+        group.start_soon(run)
+        await answers(log)
+        yield
+        began_at = anyio.current_time()
+        stop.set()
+    assert anyio.current_time() - began_at < main.LAST_S
+
+
+async def answers(log: Log) -> None:
+    """Return once control answers."""
+    with anyio.fail_after(10):
+        while True:
+            try:
+                await ask_sql(log, "select 1")
+                return
+            except LogError:
+                await anyio.sleep(0.01)
+
+
+async def begins_at(log: Log, sequence: int, stream: str = SHARD) -> None:
+    with anyio.fail_after(5):
+        while await log.first_sequence(stream) != sequence:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
+async def test_what_is_archived_leaves_the_log_and_stays_in_sql(scribe: Any, tmp_path: Path) -> None:
+    scribe.prices()
+    for _ in range(3):
+        scribe.finished_request()
+    scribe.now_ns += HOUR_NS
+    # Open, and nobody's to end: it holds its segment, the fourth.
+    open_request = scribe.accept(detached=True, deadline_ms=10**9)
+    for _ in range(2):
+        scribe.finished_request()
+    scribe.now_ns += HOUR_NS
+    for _ in range(3):
+        scribe.finished_request()
+    count = "select count(*), sum(charge_nanousd) from requests where state = 'finished'"
+    async with anyio.create_task_group() as tasks:
+        log = memory.connect(broker_of(tasks, scribe))
+        async with controlling(log, tmp_path, retention_days=0):
+            await begins_at(log, 19)
+            before = (await ask_sql(log, count)).rows
+            assert before[0][0] == 8
+        # What is left is gone on with.
+        async with controlling(log, tmp_path, retention_days=0):
+            assert (await ask_sql(log, count)).rows == before
+            still = f"select state from requests where request_id = '{open_request}'"
+            assert (await ask_sql(log, still)).rows == [["queued"]]
+            assert await log.first_sequence(SHARD) == 19
+        (tmp_path / "db").unlink()
+        async with controlling(log, tmp_path):
+            assert (await ask_sql(log, count)).rows == before, (
+                "built from the archive, and the rest of the log"
+            )
+
+
+async def test_a_projection_that_stopped_holds_the_trim(scribe: Any, tmp_path: Path) -> None:
+    scribe.prices()
+    for _ in range(2):
+        scribe.finished_request()
+    scribe.put(SHARD, "rift.0.lane.x", b"{")
+    scribe.now_ns += HOUR_NS
+    for _ in range(3):
+        scribe.finished_request()
+    async with anyio.create_task_group() as tasks:
+        log = memory.connect(broker_of(tasks, scribe))
+        async with controlling(log, tmp_path, retention_days=0):
+            pass
+        async with controlling(log, tmp_path, retention_days=0):
+            archive = Archive(tmp_path / "archive", key=b"k" * 32)
+            with anyio.fail_after(5):
+                while archive.last(SHARD) < 12:  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+            await anyio.sleep(0.2)
+            (row,) = (await ask_sql(log, "select stopped_sequence from lag where stream = 'RIFT_0'")).rows
+            assert row == [13]
+        assert archive.last(SHARD) == 12
+        assert await log.first_sequence(SHARD) == 1, "nothing newer is archived"
+
+
+async def test_the_fleet_keeps_what_still_says_something(scribe: Any, tmp_path: Path) -> None:
+    def ready(name: str) -> ReplicaReady:
+        return ReplicaReady(replica=name, model="m", slots=1, start_ns=1)
+
+    read = fleet.Fleet()
+    needed = []
+    for event in (
+        ReplicaStarting(replica="a", model="m", engine="sim"),
+        decided(2),
+        ready("a"),
+        decided(3),
+        ready("b"),
+        ReplicaStopped(replica="a", model="m"),
+        decided(0),
+        ReplicaStopped(replica="b", model="m"),
+        ReplicaStopped(replica="unknown", model="m"),
+    ):
+        scribe.fleet(event)
+        read.fold(scribe.streams[subjects.FLEET][-1])
+        needed.append(read.needed_from)
+    assert fleet.Fleet().needed_from == 1
+    assert needed == [1, 1, 1, 1, 1, 4, 5, 7, 7]
+    async with anyio.create_task_group() as tasks:
+        log = memory.connect(broker_of(tasks, scribe))
+        warehouse = Warehouse.open(tmp_path / "db")
+        assert await main._needed_from(log, warehouse, subjects.FLEET) == 7
+        await log.trim(subjects.FLEET, 6)
+        assert (await fleet.read(log)).wanted == {"m": 0}
+        assert await main._needed_from(log, warehouse, subjects.FLEET) == 7
+        warehouse.close()
+
+
+def decided(replicas: int) -> ScaleDecided:
+    return ScaleDecided(
+        model="m",
+        from_replicas=0,
+        to_replicas=replicas,
+        reason="",
+        policy="",
+        positions={},
+        decided_at_ns=0,
+        inputs={},
+    )
+
+
+async def test_on_a_real_broker(server: Any, scribe: Any, warehouse: Warehouse, tmp_path: Path) -> None:
+    scribe.prices()
+    for _ in range(4):
+        scribe.finished_request()
+    log = await connect(server.address.url, token=server.address.token, name="retention")
+    try:
+        await log.ensure_streams(shards=1, replicas=1, max_bytes=64 << 20)
+        for stream, messages in scribe.streams.items():
+            for stored in messages:
+                last = await log.append(stream, stored.subject, stored.data)
+        projected = {SHARD: last, subjects.BOOK: 1}
+
+        async def needed_from(stream: str) -> int:
+            return last - 4
+
+        archive = Archive(tmp_path, key=b"k" * 32)
+        archiver = Archiver(
+            log,
+            archive,
+            shards=[0],
+            projected=lambda: projected,
+            needed_from=needed_from,
+            retention_days=0,
+        )
+        archiver._retention_ns = 0
+        sealed = await archiver.seal_now()
+        assert {stream: found.last for stream, found in sealed.items()} == projected
+        with anyio.move_on_after(0.3):
+            await archiver.run()
+        assert await log.first_sequence(SHARD) == 19
+        assert await log.last_sequence(SHARD) == last == 24
+        assert await log.first_sequence(subjects.BOOK) == 1
+        anchor = await log.last(subjects.BOOK, "rift.book.segment.rift_0")
+        assert anchor is not None
+        assert sealed[SHARD].sha256.encode() in anchor.data
+        with pytest.raises(LogTrimmed):
+            await Projector(log, warehouse, [0]).run()
+    finally:
+        await log.close()

@@ -1,0 +1,22 @@
+"""A log in memory with small segments that is looked at often."""
+
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from events.memory import MemoryBroker
+from rift.control import archiver as archivers
+from rift.control.archiver import NANOSECONDS
+from tests.rift.control.archives import SEGMENT, START_NS, Rig
+
+
+@pytest.fixture
+async def rig(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(archivers, "SEGMENT_RECORDS", SEGMENT)
+    monkeypatch.setattr(archivers, "LOOK_S", 0.004)
+    monkeypatch.setattr(archivers, "KEPT_NS", 60 * NANOSECONDS)
+    clock = [START_NS]
+    async with anyio.create_task_group() as tasks:
+        broker = MemoryBroker(tasks, lambda: clock[0])
+        yield Rig(broker, clock)

@@ -1,0 +1,259 @@
+"""The archiver over the log in memory: what is sealed when, and that it may end anywhere."""
+
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+from events import subjects
+from events.log import OutcomeUnknown, Stored
+from events.memory import MemoryBroker, MemoryLog
+from events.subjects import BOOK, FLEET
+from replay.archive import ArchiveError
+from rift.control import archiver as archivers
+from rift.control.archiver import NANOSECONDS
+from tests.rift.control.archives import SEGMENT, SHARD, Manifest, Rig, Shelf, note
+
+pytestmark = pytest.mark.anyio
+
+
+# --- sealing ---------------------------------------------------------------------------------------------
+
+
+async def test_many_records_are_sealed_at_once_and_the_rest_waits(rig: Rig) -> None:
+    await rig.fill(3 * SEGMENT + 4)
+    await rig.run(rig.archiver())
+    assert rig.shelf.lasts() == [10, 20, 30]
+    assert [stored.sequence for stored in rig.shelf.records[SHARD]] == list(range(1, 31))
+    assert [(a.id, a.stream, a.first, a.last, a.manifest) for a in rig.anchors()] == [
+        (f"segment.RIFT_0.{m.first}", SHARD, m.first, m.last, m.sha256) for m in rig.shelf.manifests(SHARD)
+    ]
+    anchors = rig.broker.streams[BOOK].messages
+    assert {stored.subject for stored in anchors} == {"rift.book.segment.rift_0"}
+    await rig.fill(6)
+    await rig.run(rig.archiver())
+    assert rig.shelf.lasts() == [10, 20, 30, 40]
+
+
+async def test_a_segment_holds_so_many_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slowly(MemoryLog):
+        """Hands out a few messages at a time, as a broker does."""
+
+        async def scan(self, *subject: Any, **bounds: int) -> AsyncGenerator[Sequence[Stored], None]:
+            async for batch in super().scan(*subject, **bounds):
+                for at in range(0, len(batch), 2):
+                    yield batch[at : at + 2]
+
+    monkeypatch.setattr(archivers, "SEGMENT_BYTES", 500)
+    await rig.fill(2 * SEGMENT, data=b"x" * 100)
+    await rig.archiver(log=Slowly(rig.broker)).seal_now()
+    assert rig.shelf.lasts() == [6, 12, 18, 20]
+
+
+async def test_what_waited_an_hour_is_sealed_by_stored_time(rig: Rig) -> None:
+    """So a control that is often started again seals too."""
+    await rig.fill(1)
+    await rig.fill(1, apart_ns=3599 * NANOSECONDS)
+    await rig.run(rig.archiver())
+    assert rig.shelf.lasts() == []
+    await rig.fill(1)
+    await rig.run(rig.archiver())
+    assert rig.shelf.lasts() == [3]
+
+
+async def test_what_waits_is_sealed_though_nothing_comes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archivers, "SEGMENT_AGE_S", 0.2)
+    await rig.fill(3, apart_ns=1)
+    archiver = rig.archiver()
+    await rig.run(archiver, 0.1)
+    assert rig.shelf.lasts() == []
+    await rig.run(archiver, 0.3)
+    assert rig.shelf.lasts() == [3]
+
+
+async def test_only_what_is_projected_is_sealed(rig: Rig) -> None:
+    await rig.fill(5 * SEGMENT)
+    rig.projected = {SHARD: 29}
+    archiver = rig.archiver()
+    await rig.run(archiver)
+    assert rig.shelf.lasts() == [10, 20]
+    assert rig.shelf.lasts(BOOK) == []
+    assert list(await archiver.seal_now()) == [SHARD]
+    assert rig.shelf.lasts() == [10, 20, 29]
+
+
+async def test_anchors_do_not_make_segments_of_the_book(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archivers, "SEGMENT_AGE_S", 0.0)
+    await rig.fill(SEGMENT)
+    archiver = rig.archiver()
+    await rig.run(archiver)
+    for _ in range(3):
+        await archiver.seal_now()
+    assert rig.shelf.lasts(BOOK) == []
+    assert len(rig.anchors()) == 1
+    await note(rig, "a")
+    await rig.run(archiver)
+    assert rig.shelf.lasts(BOOK) == [2]
+    await rig.run(archiver)
+    await archiver.seal_now()
+    assert rig.shelf.lasts(BOOK) == [2]
+    assert [anchor.stream for anchor in rig.anchors()] == [SHARD, BOOK]
+    await note(rig, "b")
+    assert (await archiver.seal_now())[BOOK].last == 4
+
+
+async def test_seal_now_seals_whatever_there_is(rig: Rig) -> None:
+    await rig.fill(SEGMENT + 3)
+    await note(rig, "a")
+    await rig.log.append(FLEET, subjects.fleet("m"), b"x")
+    archiver = rig.archiver()
+    sealed = await archiver.seal_now()
+    assert {stream: (m.first, m.last) for stream, m in sealed.items()} == {
+        SHARD: (11, 13),
+        FLEET: (1, 1),
+        BOOK: (1, 1),
+    }
+    assert await archiver.seal_now() == sealed
+    assert len(rig.anchors()) == 4
+
+
+async def test_who_seals_at_once_waits_for_each_other(rig: Rig) -> None:
+    archiver = rig.archiver()
+    results = []
+
+    async def seal() -> None:
+        results.append((await archiver.seal_now())[SHARD].last)
+
+    await rig.fill(5)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(archiver.run)
+        for _ in range(4):
+            tasks.start_soon(seal)
+            await rig.fill(7)
+        while len(results) < 4:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    assert [s.sequence for s in rig.shelf.records[SHARD]] == list(range(1, max(results) + 1))
+    assert len(rig.anchors()) == len(rig.shelf.lasts())
+
+
+async def test_a_failure_is_said_and_tried_again_and_stops_nothing_else(
+    rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archivers, "RETRY_S", 0.1)
+    monkeypatch.setattr(archivers, "SEGMENT_AGE_S", 0.0)
+    await rig.fill(SEGMENT)
+    await note(rig, "a")
+    rig.shelf.failing = [OSError(28, "No space left on device"), ArchiveError("it is broken")]
+    archiver = rig.archiver()
+    await rig.run(archiver, 0.08)
+    assert rig.shelf.lasts() == rig.shelf.lasts(BOOK) == []
+    assert caplog.messages == [
+        "RIFT_0 is not archived, and so not trimmed: [Errno 28] No space left on device; trying again in 0 s",
+        "RIFT_BOOK is not archived, and so not trimmed: it is broken; trying again in 0 s",
+    ]
+    await rig.run(archiver, 0.2)
+    assert rig.shelf.lasts() == [10]
+    assert rig.shelf.lasts(BOOK)[0] >= 1
+    rig.shelf.failing = [OSError(28, "No space left on device")]
+    await rig.fill(1)
+    with pytest.raises(OSError, match="No space"):
+        await archiver.seal_now()
+    assert (await archiver.seal_now())[SHARD].last == 11
+
+
+async def test_control_does_not_wait_for_a_segment_to_stop(rig: Rig) -> None:
+    await rig.fill(SEGMENT)
+    rig.shelf.blocked = threading.Event()
+    archiver = rig.archiver()
+    began = time.monotonic()
+    await rig.run(archiver, 0.1)
+    assert time.monotonic() - began < 0.5
+    rig.shelf.blocked.set()
+    # What was left under way is waited for, and anchored.
+    sealed = await archiver.seal_now()
+    assert sealed[SHARD].last == 10
+    assert [anchor.manifest for anchor in rig.anchors()] == [sealed[SHARD].sha256]
+
+
+# --- ends at any point --------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+class Dying(MemoryLog):
+    """Dies before or behind its nth change of the log."""
+
+    def __init__(self, broker: MemoryBroker, shelf: Shelf, at: int) -> None:
+        super().__init__(broker)
+        self._left = at
+        seal = shelf.seal
+
+        def sealing(stream: str, messages: Iterable[Stored], *, last: int) -> Manifest:
+            self.step()
+            manifest = seal(stream, messages, last=last)
+            self.step()
+            return manifest
+
+        shelf.seal = sealing  # type: ignore[method-assign]
+
+    def step(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise Killed
+
+    async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
+        self.step()
+        sequence = await super().append(stream, subject, data, expect_last=expect_last)
+        self.step()
+        return sequence
+
+    async def trim(self, stream: str, up_to: int) -> None:
+        self.step()
+        await super().trim(stream, up_to)
+        self.step()
+
+
+@pytest.mark.parametrize("at", range(1, 16))
+async def test_it_may_end_anywhere_and_is_gone_on_with(rig: Rig, at: int) -> None:
+    """Three segments and an anchor each, a trim of the first two: fourteen steps."""
+    await rig.fill(2 * SEGMENT)
+    await rig.fill(SEGMENT, apart_ns=24 * 3600 * NANOSECONDS)
+    seal = rig.shelf.seal
+    dying = rig.archiver(log=Dying(rig.broker, rig.shelf, at))
+    killed = False
+    try:
+        await rig.run(dying)
+    except* Killed:
+        killed = True
+    assert killed == (at <= 14)
+    assert rig.first <= rig.shelf.last(SHARD) + 1
+    rig.shelf.seal = seal  # type: ignore[method-assign]
+    await rig.run(rig.archiver())
+    assert rig.shelf.lasts() == [10, 20, 30]
+    assert [stored.sequence for stored in rig.shelf.records[SHARD]] == list(range(1, 31))
+    anchored = {anchor.id: anchor.manifest for anchor in rig.anchors()}
+    assert list(anchored.values()) == [manifest.sha256 for manifest in rig.shelf.manifests(SHARD)]
+    assert len(rig.anchors()) == 3, "each was said once"
+    assert rig.first == 21
+
+
+async def test_an_anchor_whose_outcome_is_unknown_is_repeated(rig: Rig) -> None:
+    class Unanswered(MemoryLog):
+        failing = 2
+
+        async def append(self, stream: str, subject: str, data: bytes, **more: Any) -> int:
+            sequence = await super().append(stream, subject, data, **more)
+            if self.failing:
+                self.failing -= 1
+                raise OutcomeUnknown("no answer")
+            return sequence
+
+    await rig.fill(SEGMENT)
+    assert (await rig.archiver(log=Unanswered(rig.broker)).seal_now())[SHARD].last == 10
+    assert [anchor.id for anchor in rig.anchors()] == ["segment.RIFT_0.1"] * 3, "repeats say nothing new"

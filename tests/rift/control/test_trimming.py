@@ -1,0 +1,204 @@
+"""The archiver over the log in memory: what may be trimmed, and what holds it."""
+
+import pytest
+
+from events import memory
+from events.subjects import BOOK
+from replay.archive import ArchiveError
+from rift.control import archiver as archivers
+from rift.control.archiver import NANOSECONDS
+from tests.rift.control.archives import SEGMENT, SHARD, START_NS, WORK, Manifest, Rig, note
+
+pytestmark = pytest.mark.anyio
+
+DAY_NS = 24 * 3600 * NANOSECONDS
+
+
+# --- trimming --------------------------------------------------------------------------------------------
+
+
+async def aged(rig: Rig) -> None:
+    """Six segments, of which all but the last are past seven days."""
+    await rig.fill(3 * SEGMENT)
+    await rig.fill(2 * SEGMENT, apart_ns=0)
+    rig.clock[0] += 7 * DAY_NS
+    await rig.fill(SEGMENT, apart_ns=0)
+
+
+async def test_what_is_past_the_retention_is_trimmed(rig: Rig) -> None:
+    await rig.fill(2 * SEGMENT)
+    await rig.fill(1, apart_ns=7 * DAY_NS - NANOSECONDS)
+    await rig.fill(SEGMENT - 1, apart_ns=0)
+    await rig.run(rig.archiver())
+    assert rig.shelf.lasts() == [10, 20, 30]
+    assert rig.first == 11, "the second is a second short of it"
+    await rig.fill(SEGMENT)
+    await rig.run(rig.archiver())
+    assert rig.first == 21
+    assert (await rig.log.last_sequence(SHARD)) == 40
+
+
+async def test_without_a_retention_the_last_minutes_are_kept(rig: Rig) -> None:
+    await rig.fill(10 * SEGMENT)
+    await rig.run(rig.archiver(retention_days=0))
+    assert rig.first == 41, "60 of 100 seconds"
+
+
+async def test_a_retention_is_by_the_brokers_clock_alone(rig: Rig) -> None:
+    await rig.fill(3 * SEGMENT)
+    rig.clock[0] += 100 * DAY_NS
+    await rig.run(rig.archiver())
+    assert rig.first == 1, "nothing newer is archived"
+
+
+async def test_the_book_is_never_trimmed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archivers, "SEGMENT_AGE_S", 0.0)
+    for name in ("a", "b", "c"):
+        await note(rig, name)
+        rig.clock[0] += 100 * DAY_NS
+        await rig.run(rig.archiver(retention_days=0))
+    assert len(rig.shelf.lasts(BOOK)) == 3
+    assert rig.broker.streams[BOOK].first == 1
+
+
+async def test_what_is_not_projected_is_not_trimmed(rig: Rig) -> None:
+    """Where the database is behind the archive: it is being built again."""
+    await aged(rig)
+    await rig.archiver().seal_now()
+    for projected, first in ((0, 1), (19, 11), (29, 21), (60, 51)):
+        rig.projected = {SHARD: projected}
+        await rig.run(rig.archiver())
+        assert rig.first == first
+
+
+async def test_an_open_request_holds_the_trim(rig: Rig) -> None:
+    await aged(rig)
+    for open_at, first in ((1, 1), (20, 11), (21, 21), (22, 21), (61, 51)):
+        rig.open[SHARD] = open_at
+        await rig.run(rig.archiver())
+        assert rig.first == first, open_at
+
+
+async def test_what_is_not_archived_is_not_trimmed(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    await aged(rig)
+    rig.shelf.failing = [OSError(28, "No space left on device")] * 100
+    await rig.run(rig.archiver())
+    assert rig.first == 1
+    # The log has room for nothing more, and still.
+    rig.broker.is_full = True
+    await rig.run(rig.archiver())
+    assert rig.first == 1
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+async def test_an_archive_that_lost_a_segment_is_not_trusted(
+    rig: Rig, caplog: pytest.LogCaptureFixture, lost: int
+) -> None:
+    await aged(rig)
+    rig.open[SHARD] = 1
+    archiver = rig.archiver()
+    await archiver.seal_now()
+    rig.open.clear()
+    del rig.shelf.held[SHARD][lost]
+    await rig.run(archiver)
+    assert rig.first == 1
+    assert f"the archive lacks {lost * 10 + 1} to {lost * 10 + 10}" in caplog.text
+
+
+async def test_an_emptied_archive_is_not_trusted(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    await aged(rig)
+    rig.open[SHARD] = 1
+    archiver = rig.archiver()
+    await archiver.seal_now()
+    rig.open.clear()
+    rig.shelf.held.clear()
+    await rig.run(archiver)
+    assert rig.first == 1
+    await rig.run(rig.archiver())
+    assert rig.first == 1
+    assert "the book says that RIFT_0 51 to 60 is archived under manifest" in caplog.text
+    assert rig.shelf.held == {}, "nothing is archived beside what was lost"
+
+
+async def test_an_archive_of_another_log_is_not_trusted(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.shelf.held[SHARD] = [Manifest(1, 100, START_NS, "a" * 64)]
+    await aged(rig)
+    await rig.run(rig.archiver())
+    assert rig.first == 1
+    assert "the archive holds RIFT_0 up to 100, and the log ends at 60" in caplog.text
+    with pytest.raises(ArchiveError, match="RIFT_0"):
+        await rig.archiver().seal_now()
+    # As long as that one by now, and still another.
+    rig.shelf.held[SHARD] = [Manifest(1, 60, START_NS - 1, "a" * 64)]
+    await rig.run(rig.archiver())
+    assert rig.first == 1
+    assert rig.anchors() == []
+    assert "the archive's segment 1 to 60 of RIFT_0 is older than what the log holds there" in caplog.text
+
+
+async def test_a_gap_between_archive_and_log_is_said(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    await rig.fill(3 * SEGMENT)
+    await rig.log.trim(SHARD, 5)
+    await rig.run(rig.archiver())
+    assert rig.shelf.lasts() == []
+    assert "the archive holds RIFT_0 up to 0, and the log begins at 6" in caplog.text
+
+
+async def test_records_that_vanish_are_not_sealed_over(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    archiver = rig.archiver()
+    await rig.fill(SEGMENT)
+    await rig.run(archiver)
+    await rig.fill(SEGMENT)
+    await rig.log.trim(SHARD, 15)
+    with pytest.raises(ArchiveError, match="does not hold every record from 11 to 20"):
+        await archiver.seal_now()
+    assert rig.shelf.lasts() == [10]
+
+
+# --- a log that runs out of room ---------------------------------------------------------------------------
+
+
+async def crowd(rig: Rig, many: int) -> None:
+    """So many seconds of traffic, and a stream for a hundred of them."""
+    rig.broker.streams[SHARD].bytes_max = 100 * memory.broker.size_bytes(WORK, b"x" * 100)
+    await rig.fill(many, data=b"x" * 100)
+
+
+async def test_content_goes_early_where_room_runs_out(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    await crowd(rig, 74)
+    archiver = rig.archiver()
+    await rig.run(archiver)
+    assert rig.first == 1
+    assert caplog.messages == []
+    await rig.fill(16, data=b"x" * 100)
+    await rig.run(archiver)
+    assert rig.first == 21, "as little as it takes"
+    assert "RIFT_0 runs out of room: its prompts and answers up to 20 go before their time" in caplog.text
+
+
+async def test_nothing_goes_early_that_is_needed(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    await crowd(rig, 90)
+    rig.open[SHARD] = 15
+    archiver = rig.archiver()
+    await rig.run(archiver)
+    assert rig.first == 11
+    await rig.run(rig.archiver())
+    assert rig.first == 11
+    assert (
+        "RIFT_0 runs out of room, and nothing can go: it begins at 11, is archived up to 90, projected up to "
+        "90, needed from 15"
+    ) in caplog.text
+
+
+async def test_the_last_minutes_are_kept_even_so(rig: Rig) -> None:
+    await crowd(rig, 0)
+    await rig.fill(90, apart_ns=NANOSECONDS // 2, data=b"x" * 100)
+    await rig.run(rig.archiver())
+    assert rig.first == 1
+
+
+async def test_a_full_log_is_sealed_though_little_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archivers, "SEGMENT_RECORDS", 1000)
+    await crowd(rig, 90)
+    await rig.run(rig.archiver())
+    assert rig.shelf.lasts() == [90]

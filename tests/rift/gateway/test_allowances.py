@@ -1,0 +1,573 @@
+"""Allowances: never more charged than granted, and nothing stays held, whatever fails in between."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import pytest
+from msgspec.structs import replace
+
+from events import codec, ids, subjects
+from events.ids import parse_request_id
+from events.lifecycle import NEW, advance
+from events.memory import Faults, MemoryBroker
+from events.schema import (
+    AnyEvent,
+    AttemptStarted,
+    CreditGranted,
+    LimitsSet,
+    Message,
+    Parameters,
+    Price,
+    RequestAccepted,
+    RequestFinished,
+    TokensGenerated,
+)
+from events.subjects import Address
+from rift.control import settling
+from rift.gateway import allowances, worst
+from rift.gateway.allowances import Allowances
+from rift.gateway.http import Refusal
+from rift.gateway.metered import Metered
+from rift.gateway.relay import Stream
+from tests.simulation import clock, prepaid
+from tests.simulation.client import Call
+from tests.simulation.ledger import Ledger
+from tests.simulation.prepaid import ACCOUNT, PRICE, settle_lost, standing_of, write_book
+from tests.simulation.processes import MODEL, SECRET, GatewayProcess, JanitorProcess, WorkerProcess
+from tests.simulation.promise import Violation
+from tests.simulation.service import START_NS
+
+TOKENS = 20
+# The whole context, and the output.
+WORST = 512 * PRICE.prompt_nanousd + TOKENS * PRICE.output_nanousd
+HELLO = [{"role": "user", "content": "hello"}]
+SEEDS = 6
+
+# A mutant that needs more seeds than this is one that the simulation does not see.
+CAUGHT_WITHIN = 10
+
+
+@pytest.mark.slow
+def test_seeds_never_charge_more_than_granted_and_give_all_back() -> None:
+    answers, said = Counter[str](), Counter[str]()
+    for seed in range(SEEDS):
+        for limits in (prepaid.CREDIT, prepaid.BUDGET):
+            some, others = prepaid.run(seed, limits=limits)
+            answers, said = answers + some, said + others
+    assert answers["402"] > SEEDS
+    assert answers["200"] > 10 * SEEDS
+    assert said["CreditHeld"] > 10 * SEEDS
+
+
+def _reserving_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(allowances.Hold, "free", property(lambda self: self.event.nanousd - self.spent))
+
+
+def _spending_what_is_not_ours_yet(patch: pytest.MonkeyPatch) -> None:
+    def usable(self: Allowances, account: str) -> list[allowances.Hold]:
+        return [hold for hold in self._holds.values() if not hold.is_closing]
+
+    patch.setattr(Allowances, "_usable", usable)
+
+
+def _settling_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(settling, "SILENT_NS", 0)
+
+
+def _expecting_less(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(worst, "nanousd", lambda accepted, price: TOKENS * price.output_nanousd)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        _reserving_nothing,
+        _spending_what_is_not_ours_yet,
+        _settling_at_once,
+        _expecting_less,
+    ],
+)
+def test_a_planted_mistake_is_caught(
+    monkeypatch: pytest.MonkeyPatch, mutate: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    mutate(monkeypatch)
+    with pytest.raises(Violation):
+        _run_seeds()
+
+
+def _run_seeds() -> None:
+    for seed in range(CAUGHT_WITHIN):
+        prepaid.run(seed)
+
+
+# --- one thing at a time --------------------------------------------------------------------------------
+
+
+class World:
+    """A broker without faults, gateways, a janitor, control's settling, and a worker once it is started."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup, limits: tuple[AnyEvent, ...]) -> None:
+        self.chance = random.Random(7)
+        self.start_ns = START_NS
+        self.broker = MemoryBroker(
+            tasks, lambda: self.start_ns + int(anyio.current_time() * 1e9), chance=self.chance
+        )
+        self.ledger = Ledger(self.broker, PRICE)
+        self.tasks = tasks
+        self.key = write_book(self.broker, self.chance, limits)
+        tasks.start_soon(settle_lost, self.broker)
+        tasks.start_soon(JanitorProcess(self.broker, self.chance, "janitor").run)
+
+    async def gateway(self) -> GatewayProcess:
+        process = GatewayProcess(self.broker, self.chance, "gateway")
+        self.tasks.start_soon(process.run)
+        while not process.is_open:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        return process
+
+    async def work(self) -> None:
+        self.tasks.start_soon(WorkerProcess(self.broker, self.chance, "worker").run)
+        await anyio.sleep(0.1)
+
+    def ask(
+        self,
+        gateway: GatewayProcess,
+        path: str = "/v1/inference",
+        *,
+        headers: dict[str, str] | None = None,
+        **body: Any,
+    ) -> Call:
+        given = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
+        call = Call("POST", path, headers=given | (headers or {}), body={"model": MODEL} | body)
+        gateway.serve(call)
+        return call
+
+    async def answer(
+        self, gateway: GatewayProcess, *, tokens: int = TOKENS, **more: Any
+    ) -> tuple[int, dict[str, Any]]:
+        call = self.ask(gateway, prompt="a prompt", parameters={"max_tokens": tokens}, **more)
+        while await call.more():
+            pass
+        return call.status, json.loads(call.data)
+
+    def accepted(self, gateway: GatewayProcess, **more: Any) -> RequestAccepted:
+        """Return an acceptance of a lane that is not stored yet."""
+        at = Address(0, allowances_of(gateway)._lane, MODEL)
+        entropy = self.chance.randbytes(ids.RANDOM_BYTES)
+        request = ids.new_request_id(secret=SECRET, account=ACCOUNT, at=at, floor=0, entropy=entropy)
+        return RequestAccepted(
+            request=request, account=ACCOUNT, key="key", model=MODEL, kind="inference", input="a prompt",
+            parameters=Parameters(max_tokens=TOKENS), stream=False, prompt_tokens_max=512,
+            deadline_ms=600_000, price_version=1, detached=True, **more,
+        )  # fmt: skip
+
+    def store(self, accepted: RequestAccepted) -> None:
+        parsed = parse_request_id(accepted.request)
+        assert parsed is not None
+        data = codec.encode("gateway", [accepted])
+        self.broker.store("RIFT_0", subjects.request(parsed.at), data, None)
+
+    @property
+    def charged(self) -> int:
+        self.ledger.catch_up()
+        assert not self.ledger.open
+        return sum(self.ledger.charge_nanousd(entry) for entry in self.ledger.entries.values())
+
+    def check_all_is_settled(self) -> None:
+        standing = standing_of(self.broker)
+        assert not standing.holds
+        assert standing.spent_nanousd == self.charged
+
+
+def allowances_of(gateway: GatewayProcess) -> Allowances:
+    assert gateway._opened is not None
+    return gateway._opened.allowances
+
+
+def live(test: Callable[[World], Awaitable[None]], *limits: AnyEvent) -> None:
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            await test(World(tasks, limits))
+            tasks.cancel_scope.cancel()
+
+    clock.run(main)
+
+
+def granted(nanousd: int) -> CreditGranted:
+    return CreditGranted(id="grant", account=ACCOUNT, nanousd=nanousd)
+
+
+def test_an_unlimited_account_passes_untouched() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        before = len(world.broker.stream(subjects.BOOK).messages)
+        assert (await world.answer(gateway))[0] == 200
+        assert len(world.broker.stream(subjects.BOOK).messages) == before
+        world.ledger.catch_up()
+        (entry,) = world.ledger.entries.values()
+        assert entry.accepted.allowance is None
+        assert entry.accepted.prompt_tokens_max == 512
+
+    live(test)
+
+
+def test_402_says_what_is_left_what_it_could_cost_and_what_to_do() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        status, shown = await world.answer(gateway)
+        assert status == 402
+        assert shown["error"] == {
+            "message": "0.000015000 USD is left of account acme's credit, and this request could cost "
+            "0.000020512 USD: set a smaller max_tokens, send a shorter prompt, or have credit added",
+            "type": "insufficient_quota",
+            "param": None,
+            "code": "credit_exhausted",
+        }
+        assert anyio.current_time() < 1.0
+        assert (await world.answer(gateway, tokens=10))[0] == 200
+
+    live(test, granted(15_000))
+
+
+def test_the_smaller_room_wins() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        _, shown = await world.answer(gateway)
+        assert shown["error"]["code"] == "credit_exhausted"
+
+    async def other(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        _, shown = await world.answer(gateway)
+        assert shown["error"]["code"] == "budget_exhausted"
+
+    live(test, granted(15_000), LimitsSet(id="limits", account=ACCOUNT, budget_nanousd=16_000))
+    live(other, granted(16_000), LimitsSet(id="limits", account=ACCOUNT, budget_nanousd=15_000))
+
+
+def test_a_budget_is_of_one_month() -> None:
+    async def test(world: World) -> None:
+        world.start_ns = int(datetime(2026, 11, 30, 23, 59, 40, tzinfo=UTC).timestamp()) * 10**9
+        gateway = await world.gateway()
+        await world.work()
+        await anyio.sleep(5)
+        assert (await world.answer(gateway, tokens=5))[0] == 200
+        status, shown = await world.answer(gateway, tokens=100)
+        assert (status, shown["error"]["code"]) == (402, "budget_exhausted")
+        assert "acme's budget of 2026-11" in shown["error"]["message"]
+        # The hold would have room for it, and is of November.
+        await anyio.sleep(20)
+        assert (await world.answer(gateway, tokens=5))[0] == 200
+        await anyio.sleep(40)
+        spent = standing_of(world.broker).spent_in
+        assert {month: nanousd // 5000 for month, nanousd in spent.items()} == {"2026-11": 1, "2026-12": 1}
+        world.check_all_is_settled()
+
+    live(test, LimitsSet(id="limits", account=ACCOUNT, budget_nanousd=100_000))
+
+
+def test_who_finds_all_held_waits_for_what_comes_back() -> None:
+    async def test(world: World) -> None:
+        one, other = await world.gateway(), await world.gateway()
+        await world.work()
+        call = world.ask(one, "/v1/chat/completions", messages=HELLO, max_tokens=100, stream=True)
+        while b"data: " not in call.data:
+            await call.more()
+        call.leave()
+        # Its worst case was nearly all there is; it is cancelled, and what it did not cost is free again.
+        assert (await world.answer(other))[0] == 200
+        assert anyio.current_time() < 10.0
+
+    live(test, granted(110_000))
+
+
+def test_two_gateways_that_see_the_same_dollar_do_not_both_spend_it() -> None:
+    async def test(world: World) -> None:
+        world.broker.faults = Faults(append_s=0.05, reader_s=0.05)
+        gateways = [await world.gateway() for _ in range(4)]
+        await world.work()
+        covered = Counter[str]()
+
+        async def cover(gateway: GatewayProcess) -> None:
+            try:
+                await allowances_of(gateway).cover(world.accepted(gateway))
+                covered["covered"] += 1
+            except Refusal as refusal:
+                covered[refusal.code] += 1
+
+        async with anyio.create_task_group() as tasks:
+            for gateway in gateways:
+                tasks.start_soon(cover, gateway)
+        assert covered == {"covered": 1, "credit_exhausted": 3}
+
+    live(test, granted(2 * WORST - 1))
+
+
+def test_of_many_at_once_as_many_are_accepted_as_fit() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        for number in range(30):
+            world.ask(gateway, prompt=f"prompt {number}", parameters={"max_tokens": TOKENS})
+        await anyio.sleep(0.5)
+        world.ledger.catch_up()
+        assert len(world.ledger.entries) == 10
+        await anyio.sleep(100)
+        assert world.charged <= 10 * WORST
+        world.check_all_is_settled()
+
+    live(test, granted(10 * WORST))
+
+
+def test_two_clients_with_one_key_at_once_get_one_answer_and_one_charge() -> None:
+    async def test(world: World) -> None:
+        world.broker.faults = Faults(append_s=0.05)
+        one, other = await world.gateway(), await world.gateway()
+        await world.work()
+        headers = {"idempotency-key": "key"}
+        body = {"prompt": "a prompt", "parameters": {"max_tokens": TOKENS}}
+        calls = []
+        for number in range(20):
+            calls.append(world.ask((one, other)[number % 3 == 0], headers=headers, **body))
+            await anyio.sleep(0.01)
+        for call in calls:
+            while await call.more():
+                pass
+        assert {call.status for call in calls} == {200}
+        assert len({json.loads(call.data)["id"] for call in calls}) == 1
+        await anyio.sleep(100)
+        assert world.charged > 0
+        assert len(world.ledger.entries) == 1
+        world.check_all_is_settled()
+
+    live(test, granted(1_000_000))
+
+
+def test_a_client_that_goes_does_not_end_the_bill() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        call = world.ask(gateway, prompt="a prompt", parameters={"max_tokens": 200}, stream=True)
+        while b"event: token" not in call.data:
+            await call.more()
+        call.leave()
+        await anyio.sleep(60)
+        assert world.charged > 0
+        world.check_all_is_settled()
+
+    live(test, granted(1_000_000))
+
+
+@pytest.mark.parametrize("lands", [True, False])
+def test_an_acceptance_of_unknown_outcome_is_charged_if_it_lands(lands: bool) -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        ours = allowances_of(gateway)
+        accepted = await ours.cover(world.accepted(gateway))
+        stream = Stream(Metered(accepted, PRICE), None)
+        ours._relays.own.open(stream)
+        ours.follow(accepted)
+        ours._relays.own.close(stream)
+        ours.refused(accepted, may_land=True)
+        await anyio.sleep(10)
+        if lands:
+            world.store(accepted)
+        await anyio.sleep(100)
+        assert bool(world.charged) == lands
+        world.check_all_is_settled()
+
+    live(test, granted(100_000))
+
+
+def test_a_request_that_two_gateways_accepted_is_spent_once() -> None:
+    async def test(world: World) -> None:
+        first, second = await world.gateway(), await world.gateway()
+        await world.work()
+        wanted = world.accepted(first, idempotency_hash="digest")
+        of_first = await allowances_of(first).cover(wanted)
+        of_second = await allowances_of(second).cover(wanted)
+        allowances_of(first)._relays.own.open(Stream(Metered(of_first, PRICE), None))
+        allowances_of(first).follow(of_first)
+        for accepted in (of_second, of_first):
+            world.store(accepted)
+        allowances_of(second).judge(of_second)
+        await anyio.sleep(100)
+        assert world.charged > 0
+        world.check_all_is_settled()
+
+    live(test, granted(100_000))
+
+
+def test_a_gateway_that_was_away_reserves_nothing_until_it_reported() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await world.answer(gateway))[0] == 200
+        gateway.freeze()
+        await anyio.sleep(30)
+        gateway.thaw()
+        status, shown = await world.answer(gateway)
+        assert (status, shown["error"]["code"]) == (503, "log_unavailable")
+        await anyio.sleep(10)
+        assert (await world.answer(gateway))[0] == 200
+
+    live(test, granted(1_000_000))
+
+
+def test_what_a_lost_gateway_held_comes_back_once_its_requests_have_ended() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await world.answer(gateway, background=True))[0] == 202
+        await anyio.sleep(5)
+        # The second one is reserved, and never stored.
+        await allowances_of(gateway).cover(world.accepted(gateway))
+        gateway.kill()
+        await world.gateway()
+        await anyio.sleep(40)
+        assert standing_of(world.broker).holds
+        await anyio.sleep(60)
+        assert world.charged > 0
+        world.check_all_is_settled()
+
+    live(test, granted(100_000))
+
+
+def test_the_seconds_of_a_lost_gateways_request_are_spent() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await world.answer(gateway, tokens=50, background=True))[0] == 202
+        await anyio.sleep(1)
+        gateway.kill()
+        await world.gateway()
+        await anyio.sleep(120)
+        standing = standing_of(world.broker)
+        assert (len(standing.holds), standing.spent_nanousd) == (0, 3 * 5000)
+
+    live(test, granted(10**9), LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))
+
+
+def test_a_hold_of_a_lost_lane_waits_for_the_requests_that_are_open() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        accepted = await allowances_of(gateway).cover(world.accepted(gateway))
+        world.store(accepted)
+        await anyio.sleep(1)
+        gateway.kill()
+        await world.gateway()
+        await anyio.sleep(150)
+        assert list(standing_of(world.broker).holds) == [accepted.allowance]
+        await world.work()
+        await anyio.sleep(60)
+        assert world.charged > 0
+        world.check_all_is_settled()
+
+    live(test, granted(100_000))
+
+
+def test_a_gateway_that_stops_settles_what_it_can() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await world.answer(gateway))[0] == 200
+        assert standing_of(world.broker).holds
+        gateway.stop.set()
+        await gateway.ended.wait()
+        world.check_all_is_settled()
+
+    live(test, granted(1_000_000))
+
+
+def test_a_second_is_paid_for_as_the_plan_says() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await world.answer(gateway, tokens=50))[0] == 200
+        await anyio.sleep(60)
+        world.ledger.catch_up()
+        (entry,) = world.ledger.entries.values()
+        assert entry.accepted.plan == "per_second"
+        # 50 tokens at 20 a second take 2.5 s.
+        assert standing_of(world.broker).spent_nanousd == 3 * 5000
+
+    live(test, granted(10**9), LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))
+
+
+def test_a_model_without_a_price_a_second_is_refused_under_that_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepaid, "PRICE", replace(PRICE, second_nanousd=None))
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        status, shown = await world.answer(gateway)
+        assert (status, shown["error"]["code"]) == (400, "plan_without_price")
+        assert shown["error"]["message"] == (
+            "account acme is on the plan per_second, and model-a has no price a second"
+        )
+
+    live(test, LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))
+
+
+# --- what it can cost, and what it cost ------------------------------------------------------------------
+
+
+def wanted(**fields: Any) -> RequestAccepted:
+    given = {"kind": "inference", "input": "wörd", "parameters": Parameters(), "prompt_tokens_max": 8192}
+    return RequestAccepted(
+        request="r", account=ACCOUNT, key="key", model=MODEL, stream=False, deadline_ms=600_000,
+        price_version=1, **(given | fields),
+    )  # fmt: skip
+
+
+def test_a_prompt_has_at_most_a_token_for_each_byte_and_the_templates() -> None:
+    assert worst.prompt_tokens(wanted()) == 512 + 64 + 5
+    assert worst.prompt_tokens(wanted(parameters=Parameters(raw=True))) == 16 + 5
+    assert worst.prompt_tokens(wanted(kind="completion")) == 16 + 5
+    assert worst.prompt_tokens(wanted(prompt_tokens_max=100)) == 100
+    two = (Message(role="user", content="ab"), Message(role="assistant", content="cde"))
+    assert worst.prompt_tokens(wanted(kind="chat", input=two)) == 512 + 2 * 64 + 5
+
+
+def test_the_worst_case_is_all_tokens_or_all_seconds() -> None:
+    price = Price(model=MODEL, prompt_nanousd=2, output_nanousd=3, second_nanousd=7)
+    assert worst.nanousd(wanted(prompt_tokens_max=100), price) == 100 * 2 + 1024 * 3
+    assert worst.nanousd(wanted(parameters=Parameters(max_tokens=10)), price) == 8192 * 2 + 10 * 3
+    assert worst.nanousd(wanted(plan="per_second"), price) == 610 * 7
+    dear = replace(price, cached_prompt_nanousd=5)
+    assert worst.nanousd(wanted(prompt_tokens_max=100), dear) == 100 * 5 + 1024 * 3
+
+
+def test_the_dead_minutes_of_a_lost_attempt_are_not_metered() -> None:
+    answer = Metered(wanted(plan="per_second"), PRICE)
+    life = NEW
+    second = 1_000_000_000
+    for at_ns, event in (
+        (0, answer.accepted),
+        (10 * second, started("a", None)),
+        (12 * second + 1, TokensGenerated(attempt="a", index=0, token_ids=(1,), text="x")),
+        (90 * second, started("b", "a", resume_index=1)),
+        (91 * second, TokensGenerated(attempt="b", index=1, token_ids=(1,), text="x")),
+        (92 * second, RequestFinished(request="r", attempt="b", reason="stop", output_tokens=2)),
+    ):
+        life = advance(life, event)
+        answer.add(event, life, at_ns)
+    assert answer.seconds == 3 + 2
+    assert answer.nanousd == 5 * 5000
+
+
+def started(attempt: str, after: str | None, resume_index: int = 0) -> AttemptStarted:
+    return AttemptStarted(
+        request="r", attempt=attempt, after=after, resume_index=resume_index, worker="w", prompt_tokens=4,
+        accepted_at_ns=0, engine="sim", model_digest="d", delivery="ack",
+    )  # fmt: skip

@@ -1,0 +1,40 @@
+"""What an installation keeps for its archive, and the settings that say how long its log keeps what."""
+
+import hashlib
+import hmac
+from pathlib import Path
+
+import pytest
+
+from rift import settings
+from rift.installation import Installation, InstallationWrong
+from rift.settings import SettingsWrong
+
+
+def test_the_archives_key_is_made_of_the_secret(tmp_path: Path) -> None:
+    found = Installation(tmp_path / "data")
+    with pytest.raises(InstallationWrong, match="there is no installation"):
+        found.archive_key()
+    found.make()
+    assert found.archive == tmp_path / "data" / "archive"
+    assert found.archive_key() == hmac.digest(found.secret(), b"archive content", hashlib.sha256)
+    assert found.archive_key() == Installation(tmp_path / "data").archive_key()
+    other = Installation(tmp_path / "other")
+    other.make()
+    assert other.archive_key() != found.archive_key()
+
+
+@pytest.mark.parametrize(("toml", "days", "content"), [("", 7, False), ("retention_days = 0", 0, False)])
+def test_retention_settings(tmp_path: Path, toml: str, days: int, content: bool) -> None:
+    file = tmp_path / "rift.toml"
+    file.write_text(toml)
+    found = settings.load(file, {})
+    assert (found.retention_days, found.archive_content) == (days, content)
+
+
+@pytest.mark.parametrize("toml", ["retention_days = -1", 'retention_days = "7"', "archive_content = 1"])
+def test_wrong_retention_settings_are_named(tmp_path: Path, toml: str) -> None:
+    file = tmp_path / "rift.toml"
+    file.write_text(toml)
+    with pytest.raises(SettingsWrong, match=toml.partition(" ")[0]):
+        settings.load(file, {})

@@ -1,0 +1,165 @@
+"""Credit and limits of a running installation: the commands, two gateways, and one that is killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service import Service, environment
+
+pytestmark = pytest.mark.slow
+
+MODEL = "smollm2:135m"
+TOKENS = 8
+BODY: dict[str, Any] = {"model": MODEL, "prompt": "Say something.", "parameters": {"max_tokens": TOKENS}}
+# As the simulated engine counts it: 4 prompt tokens at 10, 8 output tokens at 20 nano-USD.
+CHARGE = 4 * 10 + TOKENS * 20
+
+
+def key_of(service: Service, account: str) -> str:
+    made = service.rift("keys", "create", "--account", account, "--json")
+    return str(json.loads(made.stdout)["key"])
+
+
+def done(service: Service, *words: str) -> str:
+    ran = service.rift(*words)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def standing(service: Service, account: str) -> dict[str, Any]:
+    lines = json.loads(done(service, "limits", "list", "--json"))
+    found: dict[str, Any] = next(line for line in lines if line["account"] == account)
+    return found
+
+
+def charged(service: Service, account: str) -> list[int]:
+    rows = service.sql(
+        f"select charge_nanousd from requests where account = '{account}' and finished_at_ns is not null"
+    )
+    return [row["charge_nanousd"] for row in rows if row["charge_nanousd"]]
+
+
+def usd(nanousd: int) -> str:
+    return f"0.{nanousd:09d}"
+
+
+@contextmanager
+def second_gateway(service: Service) -> Iterator[tuple[str, int]]:
+    """A gateway beside the installation's own: its address and process id."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "rift", "gateway", "--engine", "sim", "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, "--data", str(service.folder)], env=environment(), stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                httpx.get(f"{url}/readyz")
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield url, process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def settled(service: Service, account: str, within_s: float) -> dict[str, Any]:
+    deadline = time.monotonic() + within_s
+    while (found := standing(service, account))["held_nanousd"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def test_the_commands(service: Service) -> None:
+    key_of(service, "acme")
+    done(service, "credit", "grant", "--account", "acme", "--usd", "10.50", "--reason", "a present")
+    done(service, "credit", "grant", "--account", "acme", "--usd", "0.000000001")
+    done(service, "limits", "set", "--account", "acme", "--budget", "3")
+    done(service, "limits", "set", "--account", "acme", "--plan", "per_second")
+    assert standing(service, "acme") == {
+        "account": "acme", "plan": "per_second", "budget_nanousd": 3 * 10**9,
+        "granted_nanousd": 10_500_000_001, "held_nanousd": 0, "spent_nanousd": 0,
+        "available_nanousd": 3 * 10**9,
+    }  # fmt: skip
+    done(service, "limits", "set", "--account", "acme", "--budget", "none")
+    assert standing(service, "acme")["plan"] == "per_second"
+    assert standing(service, "acme")["available_nanousd"] == 10_500_000_001
+    lines = done(service, "limits", "list").splitlines()
+    assert lines[0].split() == ["account", "plan", "budget", "granted", "held", "spent", "available"]
+    (acme,) = [line for line in lines if line.startswith("acme ")]
+    none = "0.000000000"
+    assert acme.split() == ["acme", "per_second", "10.500000001", none, none, "10.500000001"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("credit", "grant", "--account", "nobody", "--usd", "1"), 1, "there is no account 'nobody'"),
+        (("limits", "set", "--account", "nobody", "--budget", "1"), 1, "there is no account 'nobody'"),
+        (("limits", "set", "--account", "dev"), 1, "name --budget, --plan or both"),
+        (("credit", "grant", "--account", "dev", "--usd", "1.0000000001"), 2, "'1.0000000001' is no amount"),
+        (("credit", "grant", "--account", "dev", "--usd", "-1"), 2, "--usd"),
+        (("credit", "grant", "--account", "dev", "--usd", "1e3"), 2, "'1e3' is no amount of USD"),
+        (("limits", "set", "--account", "dev", "--budget", "all"), 2, "'all' is no amount of USD"),
+    ],
+)
+def test_what_is_wrong_is_named(service: Service, words: tuple[str, ...], status: int, said: str) -> None:
+    before = service.sql("select sequence from lag where stream = 'RIFT_BOOK'")
+    ran = service.rift(*words)
+    assert (ran.returncode, said in ran.stderr) == (status, True), ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert service.sql("select sequence from lag where stream = 'RIFT_BOOK'") == before
+
+
+def test_200_at_once_on_a_credit_for_ten_over_two_gateways(service: Service) -> None:
+    key = key_of(service, "tight")
+    done(service, "credit", "grant", "--account", "tight", "--usd", usd(10 * CHARGE))
+    with second_gateway(service) as (url, _):
+        body = {"model": MODEL, "prompt": BODY["prompt"], "max_tokens": TOKENS}
+        client = httpx.Client(
+            headers={"Authorization": f"Bearer {key}"}, timeout=60, limits=httpx.Limits(max_connections=200)
+        )
+        with client, ThreadPoolExecutor(200) as pool:
+            urls = [f"{at}/v1/completions" for at in [service.url, url] * 100]
+            answers = list(pool.map(lambda at: client.post(at, json=body), urls))
+        found = Counter(answer.status_code for answer in answers)
+        assert set(found) == {200, 402}, found
+        codes = {answer.json()["error"]["code"] for answer in answers if answer.status_code == 402}
+        assert codes == {"credit_exhausted"}
+        assert charged(service, "tight") == [CHARGE] * found[200]
+        assert 1 <= found[200] <= 10
+        after = settled(service, "tight", 40)
+    assert after["held_nanousd"] == 0
+    assert after["spent_nanousd"] == sum(charged(service, "tight"))
+
+
+def test_a_killed_gateways_allowance_comes_back(service: Service) -> None:
+    key = key_of(service, "unlucky")
+    done(service, "credit", "grant", "--account", "unlucky", "--usd", "1")
+    headers = {"Authorization": f"Bearer {key}"}
+    with second_gateway(service) as (url, pid):
+        body = BODY | {"background": True, "parameters": {"max_tokens": 100}}
+        assert httpx.post(f"{url}/v1/inference", json=body, headers=headers).status_code == 202
+        os.kill(pid, signal.SIGKILL)
+        assert standing(service, "unlucky")["held_nanousd"] > 0
+        after = settled(service, "unlucky", 100)
+    assert after["held_nanousd"] == 0
+    assert after["spent_nanousd"] == sum(charged(service, "unlucky")) > 0
+    assert after["available_nanousd"] == 10**9 - after["spent_nanousd"]

@@ -1,0 +1,165 @@
+"""A bill on a real installation, by the commands and the routes that users have."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.service import Service, until
+
+pytestmark = pytest.mark.slow
+
+PERIOD_NOW = "select strftime(make_timestamp(max(stored_at_ns) // 1000), '%Y-%m') as period from lag"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    started = Service(tmp_path_factory.mktemp("money"), "--engine", "sim").start()
+    yield started
+    started.stop()
+
+
+def infer(service: Service, key: str | None = None, tokens: int = 5) -> dict[str, Any]:
+    body = {"model": "smollm2:135m", "prompt": "Hello there", "parameters": {"max_tokens": tokens}}
+    with service.client(key) as client:
+        answer = client.post("/v1/inference", json=body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def done(service: Service, *arguments: str) -> str:
+    ran = service.rift(*arguments)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def new_key(service: Service, account: str) -> str:
+    return str(json.loads(done(service, "keys", "create", "--account", account, "--json"))["key"])
+
+
+def period_of(service: Service) -> str:
+    return str(service.sql(PERIOD_NOW)[0]["period"])
+
+
+def test_the_invoice_is_the_sum_of_the_answers_by_every_way(service: Service) -> None:
+    key = new_key(service, "sums")
+    charged = sum(infer(service, key, tokens)["charge"]["nanousd"] for tokens in (3, 4))
+    period = period_of(service)
+    ask = ("invoice", "--account", "sums", "--period", period)
+    told = json.loads(done(service, *ask, "--json"))
+    assert (told["status"], told["total_nanousd"]) == ("open", charged)
+    [line] = told["lines"]
+    assert (line["plan"], line["requests"], line["output_tokens"]) == ("per_token", 2, 7)
+    shown = done(service, *ask)
+    assert f"({charged} nano-USD)" in shown
+    assert "provisional" in shown
+    rows = list(csv.DictReader(io.StringIO(done(service, *ask, "--csv"))))
+    assert sum(int(row["BilledCost"].replace(".", "")) for row in rows) == charged
+    with service.client(key) as client:
+        assert client.get(f"/v1/invoices/{period}").json()["lines"] == told["lines"]
+        [usage] = client.get("/v1/usage", params={"group_by": "model"}).json()["data"]
+        assert (usage["requests"], usage["charge_nanousd"]) == (2, charged)
+
+
+def test_an_account_sees_its_own_bills_only(service: Service) -> None:
+    infer(service, new_key(service, "mine"))
+    with service.client(new_key(service, "other")) as client:
+        assert client.get(f"/v1/invoices/{period_of(service)}").json()["lines"] == []
+        assert client.get("/v1/usage").json()["data"] == []
+    with service.client("rift_no_key") as client:
+        assert client.get("/v1/usage").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/v1/invoices/2026-13", "'2026-13' is no period"),
+        ("/v1/usage?from=yesterday", "'yesterday' is no day"),
+        ("/v1/usage?group_by=colour", "'colour' is no group"),
+    ],
+)
+def test_routes_name_what_is_wrong(service: Service, path: str, message: str) -> None:
+    with service.client() as client:
+        answer = client.get(path)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert message in answer.json()["error"]["message"]
+
+
+def test_a_price_holds_for_what_is_accepted_after_it(service: Service, tmp_path: Path) -> None:
+    key = new_key(service, "prices")
+    before = infer(service, key)["charge"]["nanousd"]
+    listed = tmp_path / "list.toml"
+    listed.write_text('[prices."smollm2:135m"]\nprompt_usd = "0.02"\noutput_usd = "0.04"\n')
+    diff = ("rerate", "--price-list", str(listed), "--period", period_of(service), "--diff", "--json")
+    [told] = [row for row in json.loads(done(service, *diff)) if row["account"] == "prices"]
+    assert told["difference_nanousd"] == before
+    assert "smollm2:135m: 10 in, 20 out -> 20 in, 40 out" in done(service, "prices", "publish", str(listed))
+    assert "in force already" in done(service, "prices", "publish", str(listed))
+    version = json.loads(done(service, "prices", "list", "--json"))["version"]
+    # A gateway follows the book.
+    until(service, f"select version from prices where version = {version}")
+    assert infer(service, key)["charge"]["nanousd"] == 2 * before
+    lines = service.sql(
+        "select price_version, nanousd from invoice_lines where account = 'prices' order by 1"
+    )
+    assert lines == [
+        {"price_version": version - 1, "nanousd": before},
+        {"price_version": version, "nanousd": 2 * before},
+    ]
+
+
+def test_a_correction_is_on_the_next_invoice(service: Service) -> None:
+    answer = infer(service, new_key(service, "sorry"))
+    amount = answer["charge"]["nanousd"]
+    told = done(
+        service,
+        *("correct", "--account", "sorry", f"--usd=-{answer['charge']['usd']}"),
+        *("--reason", "slow", "--request", answer["id"]),
+    )
+    assert "USD are on sorry's next invoice: slow" in told
+    lines = json.loads(
+        done(service, "invoice", "--account", "sorry", "--period", period_of(service), "--json")
+    )
+    assert [line["nanousd"] for line in lines["lines"]] == [-amount, amount]
+    assert lines["total_nanousd"] == 0
+
+
+WRONG: dict[str, tuple[str, ...]] = {
+    "there is no account 'nobody'": ("invoice", "--account", "nobody", "--period", "2026-11"),
+    "is not over": ("period", "close", "2199-01"),
+    "there is no account 'ghost'": ("correct", "--account", "ghost", "--usd", "1", "--reason", "x"),
+    "'1e3' is no amount": ("correct", "--account", "dev", "--usd", "1e3", "--reason", "x"),
+    "a correction of 0": ("correct", "--account", "dev", "--usd", "0", "--reason", "x"),
+    "'req_1' is no request id": (
+        *("correct", "--account", "dev", "--usd", "1", "--reason", "x", "--request", "req_1"),
+    ),
+    "'here' is no position": ("replay", "--until", "here"),
+    "goes with --until": ("replay", "--digest", "select 1"),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_commands_that_change_nothing_say_why(service: Service, message: str) -> None:
+    ran = service.rift(*WRONG[message])
+    assert ran.returncode == 1
+    assert message in ran.stderr
+    assert ran.stderr.startswith("rift: ")
+
+
+def test_everything_comes_out_again(service: Service) -> None:
+    infer(service)
+    first = done(service, "replay", "--digest")
+    assert done(service, "replay", "--digest") == first
+    assert "invoice_lines" in first
+    assert "lag" not in first
+    done(service, "replay", "--rebuild")
+    assert done(service, "replay", "--digest") == first
+    assert "verified up to RIFT_0:" in done(service, "replay", "--verify")
+    assert "verified" in done(service, "archive", "verify")
+    state = done(service, "replay", "--until", "RIFT_0:1", "--json", "select count(*) as many from requests")
+    assert json.loads(state) == [{"many": 0}]

@@ -1,0 +1,103 @@
+"""Price lists: what a file may say, and what it may not, by name."""
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from events import book as books
+from events import memory
+from events.book import Book
+from events.memory import MemoryBroker
+from events.schema import Price
+from rift import catalogue, prices
+from rift.prices import PricesWrong
+
+V3 = '[prices."deepseek-v3"]\nprompt_usd = "0.15"\noutput_usd = "0.40"\n'
+
+
+def load(tmp_path: Path, text: str, book: Book | None = None) -> Any:
+    file = tmp_path / "list.toml"
+    file.write_text(text)
+    return prices.load(file, book or Book())
+
+
+def test_a_list_in_whole_nano_usd(tmp_path: Path) -> None:
+    published = load(tmp_path, V3 + 'cached_prompt_usd = "0.015"\nsecond_usd = "0.0005"\n')
+    assert published.version == 1
+    assert published.prices == (
+        Price(
+            model="deepseek-v3",
+            prompt_nanousd=150,
+            output_nanousd=400,
+            cached_prompt_nanousd=15,
+            second_nanousd=500_000,
+        ),
+    )
+
+
+WRONG = {
+    "a float": (
+        V3.replace('"0.15"', "0.15"),
+        r"prices.deepseek-v3.prompt_usd: 0.15 is a number.*never a float",
+    ),
+    "an integer": (V3.replace('"0.15"', "1"), "prompt_usd: 1 is a number; write it as a string"),
+    "negative": (V3.replace("0.15", "-0.15"), "prices.deepseek-v3.prompt_usd: '-0.15' is negative"),
+    "a negative second": (V3 + 'second_usd = "-1"\n', "second_usd: '-1' is negative"),
+    "too fine": (V3.replace("0.15", "0.0001"), "prompt_usd: '0.0001' is no price"),
+    "words": (V3 + 'second_usd = "cheap"\n', "prices.deepseek-v3: 'cheap' is no amount"),
+    "half": (V3.replace('output_usd = "0.40"\n', ""), "prices.deepseek-v3: output_usd is missing"),
+    "more": (V3 + 'image_usd = "1"\n', "'image_usd' is no price; known are prompt_usd"),
+    "twice": (V3 + V3, "list.toml: "),
+    "a version that is in force": (
+        "version = 1\n" + V3,
+        "version 1 overlaps another or leaves a gap: version 1",
+    ),
+    "a gap": ("version = 3\n" + V3, "version 3 overlaps .* the next one is 2"),
+    "no model": ("[prices]\n", "it prices no model"),
+    "no prices": ("", "missing required field `prices`"),
+    "no TOML": ("[", "list.toml: "),
+    "something else": (V3 + "[models]\n", "unknown field `models`"),
+    "a name that is none": (V3.replace("deepseek-v3", "Deep Seek"), "list.toml: "),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_lists_that_are_refused(case: str, tmp_path: Path) -> None:
+    text, message = WRONG[case]
+    book = Book()
+    book.price_version = 1
+    book._prices[1] = {}
+    with pytest.raises(PricesWrong, match=message):
+        load(tmp_path, text, book)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(PricesWrong, match=r"nothing.toml: .*No such file"):
+        prices.load(tmp_path / "nothing.toml", Book())
+
+
+@pytest.mark.anyio
+async def test_lists_follow_each_other_and_models_keep_their_price(tmp_path: Path) -> None:
+    async with anyio.create_task_group() as tasks:
+        log = memory.connect(MemoryBroker(tasks, lambda: 1))
+        shipped = prices.default(catalogue.shipped(), Book())
+        assert shipped is not None
+        await prices.publish(log, shipped)
+        book = await books.read(log)
+        assert book.price("llama4:maverick") == Price(
+            model="llama4:maverick", prompt_nanousd=100, output_nanousd=350
+        )
+        assert prices.default(catalogue.shipped(), book) is None, "what has a price keeps it"
+        cheaper = load(tmp_path, V3.replace("0.15", "0.10"), book)
+        await prices.publish(log, cheaper)
+        with pytest.raises(PricesWrong, match="version 2 was published meanwhile; try again"):
+            await prices.publish(log, cheaper)
+        book = await books.read(log)
+        assert (book.price_version, book.prices().keys()) == (2, catalogue.shipped().keys())
+        v3, before = book.price("deepseek-v3"), book.price("deepseek-v3", 1)
+        assert v3 is not None
+        assert before is not None
+        assert (v3.prompt_nanousd, before.prompt_nanousd) == (100, 150)
+        tasks.cancel_scope.cancel()

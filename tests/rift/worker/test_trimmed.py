@@ -1,0 +1,65 @@
+"""A job whose request is trimmed while the worker reads it back: it had ended, and is let go."""
+
+from typing import Any
+
+import anyio
+import pytest
+
+from events import codec, ids, subjects
+from events.memory import MemoryBroker, MemoryLog
+from events.schema import Parameters, RequestAccepted
+from rift.catalogue import Profile
+from rift.engines.sim import SimEngine
+from rift.worker.worker import Worker
+from tests.simulation.processes import MODEL, MODELS
+
+pytestmark = pytest.mark.anyio
+
+AT = subjects.Address(0, "lane1234", "model-a")
+
+
+class Trimmed(MemoryLog):
+    """Trimmed as soon as somebody asks for a request's subjects."""
+
+    acked = 0
+
+    async def last_sequence(self, stream: str, subject: str | None = None) -> int:
+        if subject is not None:
+            await self.trim(stream, 1)
+        return await super().last_sequence(stream, subject)
+
+    async def ack(self, ack: str) -> None:
+        self.acked += 1
+
+
+async def test_a_request_that_is_trimmed_is_not_begun() -> None:
+    request = ids.new_request_id(
+        secret=b"s" * 32, account="dev", at=AT, floor=0, entropy=bytes(ids.RANDOM_BYTES)
+    )
+    accepted = RequestAccepted(
+        request=request,
+        account="dev",
+        key="k",
+        model=MODEL,
+        kind="inference",
+        input="x",
+        parameters=Parameters(),
+        stream=True,
+        prompt_tokens_max=1,
+        deadline_ms=1000,
+        price_version=1,
+    )
+    async with anyio.create_task_group() as tasks:
+        broker = MemoryBroker(tasks, lambda: 1)
+        held = broker.stream("RIFT_0")
+        held.add(subjects.request(AT), codec.encode("w", [accepted]), 1)
+        log: Any = Trimmed(broker)
+        engine = SimEngine(MODELS[MODEL], Profile())
+        worker = Worker(log, engine, name="w", model="model-a", shard=0, slots=1, entropy=bytes)
+        drain = anyio.Event()
+        tasks.start_soon(lambda: worker.run(opened=lambda: None, drain=drain))
+        with anyio.fail_after(5):
+            while not log.acked:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert held.last_sequence == 1, "no attempt was started"
+        drain.set()
