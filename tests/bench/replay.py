@@ -73,6 +73,8 @@ def _timed(work: Callable[[Path, Path], None], folder: Path, path: Path) -> dict
 
 def _table(folder: Path, path: Path) -> None:
     with duckdb.connect(str(path), config={"memory_limit": segments.MEMORY_MAX}) as connection:
+        # A process that multiprocessing started looks interactive to DuckDB, which shows how far it is.
+        connection.execute("set enable_progress_bar = false")
         for name in ("records", "events"):
             files = f"{folder}/{archived.STREAM}/*.{name}.parquet"
             connection.execute(f"create table {name} as from read_parquet('{files}')")

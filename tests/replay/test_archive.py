@@ -178,6 +178,14 @@ def test_a_manifest_says_what_its_files_hold(archive: Archive) -> None:
     assert manifest.encoded.startswith(b'{"version":1,"stream":"RIFT_0","first":22,"last":60,"at_ns":')
 
 
+def test_the_check_by_hand_of_the_docs_holds(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = Path(archives.__file__).with_name("README.md").read_text(encoding="utf-8")
+    query = readme.partition("# The archive")[2].partition("```sql\n")[2].partition("```")[0]
+    monkeypatch.chdir(archive.folder / "RIFT_BOOK")
+    records = archive.manifests("RIFT_BOOK")[-1].last
+    assert duckdb.execute(query).fetchall() == [(sequence + 1, True) for sequence in range(records)]
+
+
 # --- what it never holds -------------------------------------------------------------------------
 
 

@@ -146,6 +146,7 @@ ODD: dict[str, list[Any]] = {
     "ended by control": [ended_by(None, 0, "failed")],
     "another count": [started_as("a"), ended_by("a", 1)],
     "resumed from nothing": [started_as("b", resume_index=1), tokens_of("b", 1), ended_by("b", 2)],
+    "resumed from what is to come": [started_as("o", resume_index=1), tokens_of("o", 0), ended_by("o", 1)],
     "after nobody": [started_as("c", after="other"), ended_by("c", 0)],
     "a first token that is not": [started_as("d"), tokens_of("d", 1), ended_by("d", 1)],
     "a gap": [started_as("e"), tokens_of("e", 0), tokens_of("e", 2), ended_by("e", 2)],
@@ -184,7 +185,11 @@ def test_each_odd_life_is_the_folds_and_no_other(scribe: Any, tmp_path: Path) ->
     scribe.tell(started(request, "elsewhere"))
     scribe.tell(tokens_of("elsewhere", 0), at=Address(0, "laneother", "tiny-1"))
     scribe.tell(RequestFinished(request=request, attempt="elsewhere", reason="stop", output_tokens=1))
-    odd.extend(range(begin + 1, begin + 5))
+    request = scribe.request_id()
+    scribe.tell(started(request, "early"))
+    scribe.tell(scribe.accepted(request), kind="request")
+    scribe.tell(ended_by("early", 0)(request))
+    odd.extend(range(begin + 1, begin + 8))
     given = compare(scribe.streams, tmp_path, [len(scribe.streams["RIFT_0"])])
     assert sorted(set(given)) == odd
 
@@ -192,30 +197,42 @@ def test_each_odd_life_is_the_folds_and_no_other(scribe: Any, tmp_path: Path) ->
 def test_what_is_at_no_requests_address_is_nobodys(scribe: Any, tmp_path: Path) -> None:
     scribe.prices()
     request = scribe.finished_request()
-    other = Address(0, "laneother", "tiny-1")
+    other = Address(0, "laneaaab", "tiny-1")
     scribe.tell(scribe.accepted(scribe.request_id()), kind="request", at=other)
     scribe.tell(RequestFinished(request=request, attempt=None, reason="failed", output_tokens=0), at=other)
+    scribe.tell(cancelled(request), at=other)
+    elsewhere = scribe.request_id()
+    scribe.tell(scribe.accepted(elsewhere), kind="request", at=other)
+    scribe.tell(started(elsewhere, "elsewhere"), at=other)
+    scribe.tell(ended_by("elsewhere", 0)(elsewhere), at=other)
     scribe.tell(scribe.accepted("req_0_laneaaaa_tiny-1_0_short_id"), kind="request")
     scribe.put("RIFT_0", "rift.0.lane.laneaaaa", codec.encode("g", [LaneReported(lane="laneaaaa")]))
     scribe.put("RIFT_0", "rift.0.lane.laneaaaa", codec.encode("g", [ClientAttached(request=request)]))
     assert compare(scribe.streams, tmp_path, [2, len(scribe.streams["RIFT_0"])]) == []
 
 
-def test_an_acceptance_stored_again_in_a_later_segment_is_no_request(scribe: Any, tmp_path: Path) -> None:
+def test_an_acceptance_stored_again_in_a_later_segment_begins_nothing(scribe: Any, tmp_path: Path) -> None:
+    """Not of a request that ended, nor of one that the fold has, nor of one that waits."""
     scribe.prices()
-    request = scribe.finished_request()
-    open_one = scribe.accept()
-    scribe.tell(scribe.accepted(request), kind="request")
-    scribe.tell(scribe.accepted(open_one), kind="request")
-    cut = len(scribe.streams["RIFT_0"]) - 2
-    attempt = scribe.unique("att")
-    scribe.tell(started(request, attempt), started(open_one, attempt))
-    scribe.tell(
-        *(
-            RequestFinished(request=r, attempt=attempt, reason="stop", output_tokens=0)
-            for r in (request, open_one)
-        )
-    )
+    ended, odd, waiting = scribe.finished_request(), scribe.accept(), scribe.accept()
+    scribe.tell(scribe.accepted(odd), kind="request")
+    cut = len(scribe.streams["RIFT_0"])
+    for number, request in enumerate((ended, odd, waiting)):
+        scribe.tell(scribe.accepted(request), kind="request")
+        scribe.tell(started(request, f"late-{number}"))
+        scribe.tell(ended_by(f"late-{number}", 0)(request))
+    compare(scribe.streams, tmp_path, [cut, len(scribe.streams["RIFT_0"])])
+
+
+def test_odd_lives_over_the_end_of_a_segment(scribe: Any, tmp_path: Path) -> None:
+    scribe.prices()
+    released, early, ordinary, second = scribe.accept(), scribe.request_id(), scribe.accept(), scribe.accept()
+    scribe.tell(started(released, "a"), AttemptReleased(attempt="a", why="host"), started(early, "b"))
+    scribe.tell(scribe.accepted(early), kind="request")
+    scribe.tell(started(ordinary, "c"), tokens_of("c", 0, 2), started(second, "d"), tokens_of("d", 0, 2))
+    cut = len(scribe.streams["RIFT_0"])
+    scribe.tell(ended_by("a", 0)(released), ended_by("b", 0)(early), tokens_of("c", 2), tokens_of("d", 3))
+    scribe.tell(ended_by("c", 3)(ordinary), ended_by("d", 3)(second))
     compare(scribe.streams, tmp_path, [cut, len(scribe.streams["RIFT_0"])])
 
 
@@ -265,10 +282,19 @@ def test_the_book_may_go_on_in_the_log(scribe: Any, tmp_path: Path) -> None:
     with pytest.raises(BookBehind):
         rebuild(archive, path)
     rebuild(archive, path, book=[book])
+    with pytest.raises(BookBehind):
+        rebuild(archive, tmp_path / "other", book=[book[:1]])
     opened = Warehouse.open(path)
     assert opened.positions() == {subjects.BOOK: 2, "RIFT_0": len(scribe.streams["RIFT_0"])}
     assert opened.query("select price_version, state from requests").rows == [[2, "finished"]]
     opened.close()
+
+
+def test_a_request_of_a_later_book_waits_though_its_price_is_known(scribe: Any, tmp_path: Path) -> None:
+    scribe.prices()
+    scribe.finished_request(book=2)
+    with pytest.raises(BookBehind):
+        rebuilt(scribe.streams, tmp_path, [len(scribe.streams["RIFT_0"])])
 
 
 def test_a_damaged_archive_makes_no_warehouse(scribe: Any, tmp_path: Path) -> None:

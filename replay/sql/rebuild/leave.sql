@@ -7,9 +7,7 @@ select hash(request) from accepted where pos not in (select accepted_pos from co
 create or replace temp table bad_attempts as
 select hash from odd_attempts
 union
-select hash(attempt) from started where hash(request) in (from bad_requests)
-union
-select hash(attempt) from finished where hash(request) in (from bad_requests);
+select hash(attempt) from started where hash(request) in (from bad_requests);
 
 create or replace temp table waiting_requests as
 select hash(accepted.request) as hash
@@ -19,7 +17,6 @@ left join started using (request)
 left join odd_attempts attempts on attempts.hash = hash(started.attempt)
 where
     not $is_last
-    and accepted.group_id is null
     and (
         requests.rows = 1 and requests.flags = 1
         or requests.rows = 2 and requests.flags = 3 and attempts.rows = 1 and attempts.flags & 7 = 1
