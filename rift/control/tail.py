@@ -67,8 +67,8 @@ async def fold_tail(
         first, target = warehouse.positions().get(stream, 0) + 1, targets.get(stream, 0)
         if first > target:
             continue
-        if (held := await log.first_sequence(stream)) > first:
-            raise LogTrimmed(f"{stream} begins at {held}, and {first} is not in the archive: it is lost")
+        if (begins := await log.first_sequence(stream)) > first:
+            raise LogTrimmed(f"{stream} begins at {begins}, and {first} is not in the archive: it is lost")
         held: list[Stored] = []
         async with aclosing(log.scan(stream, [streams[stream]], first=first, target=target)) as batches:
             async for batch in batches:

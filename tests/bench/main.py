@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--rounds", type=int, default=5, metavar="N")
 
     command = _command(commands, "replay", "a warehouse from the archive beside DuckDB's own table of it")
-    command.add_argument("--requests", type=int, default=10_000_000, metavar="N")
+    command.add_argument("--requests", type=int, default=10_000_000, metavar="N", help="in the archive")
+    command.add_argument("--log-requests", type=int, default=25_000, metavar="N", help="in the log")
     command.add_argument("--rounds", type=int, default=1, metavar="N")
 
     command = _command(commands, "bill", "every invoice of a trace, and what the auditor says to it")
