@@ -350,6 +350,14 @@ class SegmentSealed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
     manifest: Digest
 
 
+class RecordQuarantined(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """A record that no reader can read: from now on all pass over it alike."""
+
+    stream: str
+    sequence: Natural
+    reason: str
+
+
 RequestEvent = (
     RequestAccepted | AttemptStarted | TokensGenerated | AttemptReleased | RequestFinished | CancelRequested
 )
@@ -375,6 +383,7 @@ BookEvents = (
     | UsageCorrected
     | PeriodClosed
     | SegmentSealed
+    | RecordQuarantined
 )
 AnyEvent = RequestEvent | LaneEvent | FleetEvent | BookEvents
 

@@ -8,18 +8,17 @@ What must not live here: when to seal and what to trim (the control process), ro
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from events import bare, codec, merkle
-from events.codec import RecordUnreadable, Unreadable
+from events import bare, merkle
 from events.log import Stored
 from events.schema import SegmentSealed
-from replay.fold import Read
+from replay.fold import Read, decoded
 from replay.manifest import VERSION, alone, create, file_name, measure, read_manifest, sync
 from replay.manifest import ArchiveDamaged as ArchiveDamaged
 from replay.manifest import ArchiveError as ArchiveError
@@ -72,8 +71,12 @@ class Archive:
 
     # --- sealing ---------------------------------------------------------------------------------
 
-    def seal(self, stream: str, messages: Iterable[Stored], *, last: int) -> Manifest:
+    def seal(
+        self, stream: str, messages: Iterable[Stored], *, last: int, quarantined: Container[int] = ()
+    ) -> Manifest:
         """Archive the messages from behind the last archived one to `last`, all of them, in order.
+
+        Of one that cannot be read and is `quarantined` only the hash of its bytes is kept.
 
         When this returns, the segment is on disk. Memory is bounded by DuckDB's limit, whatever their
         number. Raises ArchiveError, ArchiveDamaged.
@@ -86,7 +89,7 @@ class Archive:
                 leftover.unlink()
             paths = self._manifest_paths(stream)
             before = read_manifest(paths[-1]) if paths else None
-            sealing = _Sealing(self, stream, before)
+            sealing = _Sealing(self, stream, before, quarantined)
             if last < sealing.first:
                 raise ArchiveError(
                     f"{stream} is archived up to {sealing.first - 1}: nothing to seal up to {last}"
@@ -237,8 +240,11 @@ class Archive:
 class _Sealing:
     """One segment in the making."""
 
-    def __init__(self, archive: Archive, stream: str, before: Manifest | None) -> None:
+    def __init__(
+        self, archive: Archive, stream: str, before: Manifest | None, quarantined: Container[int]
+    ) -> None:
         self._archive, self._stream, self._before = archive, stream, before
+        self._quarantined = quarantined
         self.first = before.last + 1 if before else 1
         self._last = self.first - 1
         self._at_ns = before.at_ns if before else 0
@@ -271,15 +277,13 @@ class _Sealing:
 
     def _record(self, stored: Stored, rows: list[Event]) -> Record:
         position = f"{self._stream}:{stored.sequence}"
-        try:
-            writer, events = codec.decode(stored.data)
-        except RecordUnreadable as error:
-            raise ArchiveError(f"{position} cannot be archived: {error}") from error
+        writer, events, why = decoded(stored)
+        if why is not None and stored.sequence not in self._quarantined:
+            raise ArchiveError(f"{position} cannot be archived: {why}")
         self._at_ns = max(self._at_ns, stored.stored_at_ns)
-        hashes, contents = [], []
+        hashes: list[str] = []
+        contents: list[Any] = [] if why is None else [stored.data]
         for place, event in enumerate(events):
-            if isinstance(event, Unreadable):
-                raise ArchiveError(f"{position}.{place} ({event.type}) cannot be archived: {event.problem}")
             text, content = bare.split(event)
             rows.append((stored.sequence, place, self._at_ns, stored.subject, text.decode()))
             hashes.append(bare.event_hash(text))

@@ -18,6 +18,7 @@ from replay.rows import (
     LimitsRow,
     PeriodRow,
     PeriodStreamRow,
+    QuarantineRow,
     RevocationRow,
     Row,
     SegmentRow,
@@ -61,6 +62,8 @@ def entry_rows(event: schema.BookEvent, moment: Moment) -> Iterator[Row]:
             yield _period(event, position, at_ns)
             for stream, sequence in sorted(event.positions.items()):
                 yield PeriodStreamRow(event.period, stream, sequence)
+        case schema.RecordQuarantined():
+            yield QuarantineRow(event.stream, event.sequence, event.reason, position, at_ns)
         case schema.SegmentSealed():
             yield SegmentRow(event.stream, event.first, event.last, event.manifest, position, at_ns)
 

@@ -7,7 +7,7 @@ made monotone per stream by the largest seen so far. No content (prompts, texts)
 What must not live here: DuckDB (`warehouse.py`), waiting (the control process).
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -81,20 +81,27 @@ class Changes(msgspec.Struct):
     stop: Stop | None = None
 
 
-def read(stream: str, messages: Iterable[Stored]) -> Batch:
-    """Decode up to the first record or event this reader cannot read."""
+def read(stream: str, messages: Iterable[Stored], quarantined: Container[int] = ()) -> Batch:
+    """Decode up to the first record or event this reader cannot read; a quarantined one says nothing."""
     records: list[Read] = []
     for stored in messages:
-        try:
-            _, events = codec.decode(stored.data)
-        except RecordUnreadable as error:
-            return Batch(stream, records, Stop(stored.sequence, str(error)))
-        for index, event in enumerate(events):
-            if isinstance(event, Unreadable):
-                why = f"event {index} ({event.type}) cannot be read: {event.problem}"
-                return Batch(stream, records, Stop(stored.sequence, why))
-        records.append(Read(stored, events))
+        _, events, why = decoded(stored)
+        if why is not None and stored.sequence not in quarantined:
+            return Batch(stream, records, Stop(stored.sequence, why))
+        records.append(Read(stored, events if why is None else ()))
     return Batch(stream, records)
+
+
+def decoded(stored: Stored) -> tuple[str, Sequence[Any], str | None]:
+    """Return a record's writer and events; or none of these, and why it cannot be read."""
+    try:
+        writer, events = codec.decode(stored.data)
+    except RecordUnreadable as error:
+        return "", (), str(error)
+    for index, event in enumerate(events):
+        if isinstance(event, Unreadable):
+            return "", (), f"event {index} ({event.type}) cannot be read: {event.problem}"
+    return writer, events, None
 
 
 class Fold:
@@ -108,6 +115,7 @@ class Fold:
         self._versions: set[int] = set()
         self._book_ids: set[str] = set()
         self._closed: set[str] = set()
+        self._quarantined: dict[str, set[int]] = {}
         # Of the groups in hand, those whose prompt was charged.
         self._charged: set[str] = set()
 
@@ -128,6 +136,13 @@ class Fold:
             )
             self._versions.add(row.version)
             self._prices.setdefault((row.version, row.model), price)
+
+    def quarantine(self, stream: str, sequence: int) -> None:
+        self._quarantined.setdefault(stream, set()).add(sequence)
+
+    def quarantined(self, stream: str) -> Set[int]:
+        """Return the records of a stream that are passed over if they cannot be read."""
+        return self._quarantined.get(stream, set())
 
     def restore_request(self, row: RequestRow, life: Life, attempt: AttemptRow | None) -> None:
         """Take up an open request; the book must have been restored before."""
@@ -266,6 +281,8 @@ class Fold:
                     self._closed.add(event.period)
                     yield from entry_rows(event, moment)
             case _:
+                if isinstance(event, schema.RecordQuarantined):
+                    self.quarantine(event.stream, event.sequence)
                 yield from entry_rows(event, moment)
 
     def _published(self, event: schema.PricePublished, moment: Moment) -> Iterator[Row]:

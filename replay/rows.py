@@ -288,6 +288,18 @@ class SegmentRow(Row):
     at_ns: int
 
 
+class QuarantineRow(Row):
+    """A record that is passed over."""
+
+    table = "quarantined_records"
+
+    stream: str
+    sequence: int
+    reason: str
+    position: str
+    at_ns: int
+
+
 FACTS: tuple[type[Row], ...] = (
     RequestRow,
     AttemptRow,
@@ -306,4 +318,5 @@ FACTS: tuple[type[Row], ...] = (
     PeriodRow,
     PeriodStreamRow,
     SegmentRow,
+    QuarantineRow,
 )

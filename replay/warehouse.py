@@ -8,7 +8,7 @@ file holds nothing that the log does not say: deleting it costs the time to fold
 import hashlib
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -146,7 +146,11 @@ class Warehouse:
         Raises ProjectionStopped at a record that cannot be folded, with everything before it
         committed, and BookBehind with nothing done.
         """
-        self.apply_batch(fold.read(stream, messages))
+        self.apply_batch(fold.read(stream, messages, self._fold.quarantined(stream)))
+
+    def quarantined(self, stream: str) -> Set[int]:
+        """Return the records of a stream that are passed over if they cannot be read."""
+        return self._fold.quarantined(stream)
 
     def apply_batch(self, batch: Batch) -> None:
         """As `apply`, of records that are decoded."""
@@ -258,6 +262,10 @@ class Warehouse:
             map(_row(PriceRow), self._rows(PriceRow)),
             (period for (period,) in periods),
         )
+        for stream, sequence in self._writer.execute(
+            "select stream, sequence from facts.quarantined_records"
+        ).fetchall():
+            restored.quarantine(stream, sequence)
         attempts = {row[1]: row for row in self._rows(AttemptRow, "open_attempts")}
         for *row, life in self._rows(RequestRow, "open_requests", "life"):
             attempt = attempts.get(row[0])

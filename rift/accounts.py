@@ -1,5 +1,5 @@
-"""Writing the book: accounts, keys, limits and corrections, each a compare-and-set on its own subject; and
-credit, which only adds up."""
+"""Writing the book: accounts, keys and limits, each a compare-and-set on its own subject; and credit,
+corrections and quarantines, which only add up."""
 
 import secrets
 
@@ -13,10 +13,12 @@ from events.schema import (
     KeyIssued,
     LimitsSet,
     Plan,
+    RecordQuarantined,
     UsageCorrected,
 )
 from rift import keys
 from rift.keys import Key
+from rift.settings import SHARDS
 
 WRITER = "cli"
 
@@ -29,6 +31,10 @@ ENTRY_BYTES = 10
 
 class AccountUnknown(Exception):
     """The book has no such account."""
+
+
+class RecordReadable(Exception):
+    """There is no record there that nobody can read."""
 
 
 async def _append(log: Log, kind: str, entry: str, event: AnyEvent) -> None:
@@ -100,3 +106,31 @@ async def correct(log: Log, book: Book, correction: UsageCorrected) -> None:
     subject = subjects.book("correction", correction.account)
     data = codec.encode(WRITER, [correction])
     await append_until_known(log, subjects.BOOK, subject, data, within_s=GRANT_S)
+
+
+async def quarantine(log: Log, stream: str, sequence: int, reason: str) -> None:
+    """Raises RecordReadable, LogError."""
+    everything = subjects.folded(range(SHARDS)).get(stream)
+    if everything is None or stream == subjects.BOOK:
+        raise RecordReadable(f"{stream} is not a stream whose records can be passed over")
+    if not 1 <= sequence <= await log.last_sequence(stream):
+        raise RecordReadable(f"{stream} holds no record {sequence}")
+    async for batch in log.scan(stream, [everything], first=sequence, target=sequence):
+        for stored in batch:
+            if _is_readable(stored.data):
+                raise RecordReadable(
+                    f"{stream}:{sequence} can be read; only what nobody can read is passed over"
+                )
+    event = RecordQuarantined(
+        id=f"quarantine.{stream}.{sequence}", stream=stream, sequence=sequence, reason=reason
+    )
+    data = codec.encode(WRITER, [event])
+    subject = subjects.book("quarantine", stream.lower())
+    await append_until_known(log, subjects.BOOK, subject, data, within_s=GRANT_S)
+
+
+def _is_readable(data: bytes) -> bool:
+    try:
+        return not any(isinstance(event, codec.Unreadable) for event in codec.decode(data)[1])
+    except codec.RecordUnreadable:
+        return False

@@ -242,3 +242,12 @@ create table facts.sealed_segments (
     position varchar not null,
     at_ns bigint not null
 );
+
+-- One row per record that no reader can read, and that is passed over.
+create table facts.quarantined_records (
+    stream varchar not null,
+    sequence bigint not null,
+    reason varchar not null,
+    position varchar not null,
+    at_ns bigint not null
+);

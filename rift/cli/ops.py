@@ -15,6 +15,7 @@ from replay.answer import Answer, QueryRefused
 from replay.warehouse import Warehouse, WarehouseError
 from rift import accounts
 from rift.cli.connection import connected, installation
+from rift.control.until import parse as parse_position
 from rift.questions import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask
 
 Result = TypeVar("Result")
@@ -69,6 +70,17 @@ def create_key(options: Namespace) -> None:
         return
     print(key.text)
     print(f"key {key.id} of account {options.account}; it is not shown again", file=sys.stderr)
+
+
+def quarantine(options: Namespace) -> None:
+    """Have all readers pass over a record that none can read."""
+    position = parse_position(options.position)
+
+    async def add(log: JetStream) -> None:
+        await accounts.quarantine(log, position.stream, position.sequence, options.reason)
+
+    with_log(options, add)
+    print(f"{position.stream}:{position.sequence} is passed over from now on")
 
 
 def with_log(options: Namespace, ask: Callable[[JetStream], Awaitable[Result]]) -> Result:

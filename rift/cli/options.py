@@ -15,7 +15,7 @@ from replay.audit import AuditError
 from replay.invoice import PERIOD, BillingRefused
 from replay.warehouse import ProjectionStopped, WarehouseError
 from rift import __version__
-from rift.accounts import AccountUnknown
+from rift.accounts import AccountUnknown, RecordReadable
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
 from rift.cli import limits, money, ops, replay, roles
@@ -47,6 +47,7 @@ FAILURES = (
     PrepareFailed,
     PricesWrong,
     ProjectionStopped,
+    RecordReadable,
     SettingsWrong,
     WarehouseError,
 )
@@ -168,6 +169,14 @@ def _replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     how.add_argument("--verify", action="store_true", help="list what does not come out again; status 1")
     how.add_argument("--digest", action="store_true", help="SHA-256 of each relation that a bill rests on")
     again.add_argument("select", nargs="?", help="with --until: one SELECT (how far the streams are folded)")
+
+    quarantine = _command(
+        commands, "quarantine", ops.quarantine, "have all readers pass over a record that none can read"
+    )
+    quarantine.add_argument(
+        "position", metavar="STREAM:SEQUENCE", help="as relation `lag` says, like RIFT_0:812"
+    )
+    quarantine.add_argument("--reason", required=True, help="in words; it is on the record for ever")
 
     archive = commands.add_parser("archive", help="the archive").add_subparsers(
         metavar="ACTION", required=True

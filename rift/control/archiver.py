@@ -11,7 +11,7 @@ here: when. What must not: what a segment is (`replay/archive.py`), and what mus
 
 import logging
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
@@ -82,7 +82,8 @@ class _Stream(msgspec.Struct):
 
 class Archiver:
     """`projected` says how far each stream is applied and committed, `needed_from` the first sequence of a
-    stream that somebody still needs: of an open request, or of a replica that lives."""
+    stream that somebody still needs: of an open request, or of a replica that lives; `quarantined` which
+    records of a stream nobody can read."""
 
     def __init__(
         self,
@@ -92,10 +93,12 @@ class Archiver:
         shards: Iterable[int],
         projected: Callable[[], Mapping[str, int]],
         needed_from: Callable[[str], Awaitable[int]],
+        quarantined: Callable[[str], Container[int]],
         retention_days: int,
     ) -> None:
         self._log, self._archive = log, archive
         self._projected, self._needed_from = projected, needed_from
+        self._quarantined = quarantined
         self._retention_ns = max(retention_days * DAY_NS, KEPT_NS)
         # The book comes last: what sealing the others says in it is sealed with it.
         self._streams = [_Stream(*item) for item in subjects.folded(shards).items()]
@@ -218,7 +221,8 @@ class Archiver:
             messages = await self._read(stream, stream.sealed + 1, target)
             # Whatever ends this before its end has to look again at what is there.
             stream.known = False
-            seal = partial(self._archive.seal, last=messages[-1].sequence)
+            last, quarantined = messages[-1].sequence, self._quarantined(stream.name)
+            seal = partial(self._archive.seal, last=last, quarantined=quarantined)
             manifest = await self._in_thread(seal, stream.name, messages)
             await self._anchor(stream.name, manifest)
             stream.known, stream.sealed = True, manifest.last

@@ -42,6 +42,7 @@ async def run(
         shards=shards,
         projected=lambda: projection.applied,
         needed_from=partial(_needed_from, log, projection),
+        quarantined=lambda stream: projection.warehouse.quarantined(stream),
         retention_days=retention_days,
     )
     try:

@@ -1,5 +1,6 @@
 """The warehouse in use, and its projector: they go on together, and are changed for new ones together."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +10,8 @@ from typing import TypeVar
 import anyio
 from anyio import to_thread
 
-from events.log import Log
+from events import subjects
+from events.log import Log, LogError
 from replay.answer import QueryRefused
 from replay.archive import Archive
 from replay.warehouse import ProjectionStopped, Warehouse
@@ -19,6 +21,9 @@ from rift.control.tail import fold_tail, rebuilt
 logger = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
+
+# How often a projection that stopped looks at the book.
+LOOK_S = 1.0
 
 
 class Projection:
@@ -48,8 +53,10 @@ class Projection:
     async def run(self) -> None:
         """Project until cancelled, from the archive first where the log is trimmed.
 
-        A projection that stopped is logged, and in relation `lag`: starting again would only stop at the
-        same record. Raises LogError, LogBehind, LogTrimmed, ArchiveError, WarehouseError.
+        A projection that stopped is logged, and in relation `lag`, and starts again when the book has
+        grown: before that it would only stop at the same record.
+
+        Raises LogError, LogBehind, LogTrimmed, ArchiveError, WarehouseError.
         """
         if await self._projector.is_trimmed():
             logger.info("the log is trimmed before what the database holds: it is built from the archive")
@@ -63,11 +70,24 @@ class Projection:
                 except* ProjectionStopped as stopped:
                     for line in _messages(stopped):
                         logger.error("%s", line)
-                await anyio.sleep_forever()
-            assert self._switch is not None, "only a switch ends a projection"
-            self._settled = anyio.Event()
-            await self._change()
-            self._switch.set()
+                await self._book_grew()
+                self._use(self.warehouse)
+            if self._switch is not None:
+                self._settled = anyio.Event()
+                await self._change()
+                self._switch.set()
+                self._switch = None
+
+    async def _book_grew(self) -> None:
+        """Return once the book says more, which may be what a stopped projection waits for: a price, or that
+        a record is quarantined."""
+        while True:
+            with contextlib.suppress(LogError):
+                last = await self._log.last_sequence(subjects.BOOK)
+                if last > self.warehouse.positions().get(subjects.BOOK, 0):
+                    await fold_tail(self._log, self.warehouse, self._shards, until={subjects.BOOK: last})
+                    return
+            await anyio.sleep(LOOK_S)
 
     async def catch_up(self) -> None:
         """Wait until all that is stored by now is applied, within a bound (see `Projector.catch_up`)."""

@@ -1,7 +1,7 @@
 """The warehouse as it was: archive and log folded up to a position, and no further."""
 
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Container, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -53,11 +53,13 @@ async def fold_until(
     if not 1 <= until.sequence <= last:
         raise PositionWrong(f"{until.stream} holds sequences 1 to {last}, not {until.sequence}")
     at_ns = 0
-    async for records in _records(log, archive, until.stream, streams[until.stream], until.sequence):
+    everything = streams[until.stream], range(until.sequence + 1)
+    async for records in _records(log, archive, until.stream, *everything, until.sequence):
         at_ns = max(at_ns, *(record.stored.stored_at_ns for record in records))
     for stream in sorted(streams, key=lambda name: name != subjects.BOOK):
         end = until.sequence if stream == until.stream else await log.last_sequence(stream)
-        async with aclosing(_records(log, archive, stream, streams[stream], end)) as batches:
+        told = streams[stream], warehouse.quarantined(stream)
+        async with aclosing(_records(log, archive, stream, *told, end)) as batches:
             async for records in batches:
                 kept = [_cut(record, until) for record in records if _counts(record, until, stream, at_ns)]
                 if kept:
@@ -78,7 +80,7 @@ def _cut(record: Read, until: Until) -> Read:
 
 
 async def _records(
-    log: Log, archive: Archive, stream: str, everything: str, last: int
+    log: Log, archive: Archive, stream: str, everything: str, quarantined: Container[int], last: int
 ) -> AsyncGenerator[Sequence[Read], None]:
     """Yield a stream's records in order, from the archive as far as it goes, then from the log."""
     archived = min(last, archive.last(stream))
@@ -91,7 +93,7 @@ async def _records(
         raise LogTrimmed(f"{stream} begins at {held}, and {archived + 1} is not in the archive: it is lost")
     async with aclosing(log.scan(stream, [everything], first=archived + 1, target=last)) as batches:
         async for messages in batches:
-            batch = fold.read(stream, messages)
+            batch = fold.read(stream, messages, quarantined)
             if batch.records:
                 yield batch.records
             if batch.stop is not None:

@@ -14,6 +14,8 @@ from events import memory, schema, subjects
 from events.memory import MemoryBroker, MemoryLog
 from replay.archive import Archive
 from replay.warehouse import Warehouse
+from rift import accounts
+from rift.accounts import RecordReadable
 from rift.cli.replay import differences
 from rift.control import main
 from rift.control.tail import fold_tail, rebuilt
@@ -258,4 +260,36 @@ async def test_positions_that_are_none(rig: Rig, text: str, message: str) -> Non
     warehouse = Warehouse.open(Path(":memory:"))
     with pytest.raises(PositionWrong, match=message):
         await fold_until(rig.log, rig.archive, warehouse, parse(text), [0])
+    warehouse.close()
+
+
+async def test_a_quarantined_record_is_passed_over_by_all(rig: Rig) -> None:
+    """The projection stops at it, goes on once the book says so, and it comes out the same by every way."""
+    rig.ordinary()
+    rig.scribe.put("RIFT_0", "rift.0.lane.x", b"no record")
+    rig.ordinary()
+    rig.put()
+    count = Sql("select count(*) from requests")
+    async with controlling(rig):
+        assert (await rig.ask(count))["rows"] == [[1]]
+        with pytest.raises(RecordReadable, match="RIFT_0:6 can be read"):
+            await accounts.quarantine(rig.log, "RIFT_0", 6, "x")
+        for stream, sequence in (("RIFT_0", 99), ("RIFT_9", 1), ("RIFT_BOOK", 1)):
+            with pytest.raises(RecordReadable, match=stream):
+                await accounts.quarantine(rig.log, stream, sequence, "x")
+        await accounts.quarantine(rig.log, "RIFT_0", 7, "written by hand")
+        with anyio.fail_after(10):
+            while (await rig.ask(count))["rows"] != [[2]]:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        lag = await rig.ask(Sql("select quarantined, stopped_why from lag where stream = 'RIFT_0'"))
+        assert lag["rows"] == [[[7], None]]
+        assert (await rig.ask(Seal()))["positions"]["RIFT_0"] == 13
+        assert list(rig.archive.verify()) == []
+        told = await rig.ask(Digests())
+        await rig.ask(Rebuild())
+        assert (await rig.ask(Digests()))["digests"] == told["digests"]
+    assert await by_replay(rig, told) == []
+    warehouse = Warehouse.open(Path(":memory:"))
+    await fold_until(rig.log, rig.archive, warehouse, parse("RIFT_0:13"), [0])
+    assert warehouse.query(count.sql).rows == [[2]]
     warehouse.close()

@@ -196,6 +196,7 @@ async def test_on_a_real_broker(server: Any, scribe: Any, warehouse: Warehouse, 
             shards=[0],
             projected=lambda: projected,
             needed_from=needed_from,
+            quarantined=lambda stream: (),
             retention_days=0,
         )
         archiver._retention_ns = 0

@@ -44,7 +44,7 @@ class Shelf:
     def manifests(self, stream: str) -> list[Manifest]:
         return list(self.held.get(stream, []))
 
-    def seal(self, stream: str, messages: Iterable[Stored], *, last: int) -> Manifest:
+    def seal(self, stream: str, messages: Iterable[Stored], *, last: int, quarantined: Any = ()) -> Manifest:
         self.under_way += 1
         assert self.under_way == 1, "one at a time"
         if self.blocked is not None:
@@ -97,6 +97,7 @@ class Rig:
             shards=[0],
             projected=self.is_projected,
             needed_from=self.needed_from,
+            quarantined=lambda stream: (),
             retention_days=retention_days,
         )
 

@@ -194,7 +194,7 @@ class Dying(MemoryLog):
         self._left = at
         seal = shelf.seal
 
-        def sealing(stream: str, messages: Iterable[Stored], *, last: int) -> Manifest:
+        def sealing(stream: str, messages: Iterable[Stored], *, last: int, quarantined: Any) -> Manifest:
             self.step()
             manifest = seal(stream, messages, last=last)
             self.step()
