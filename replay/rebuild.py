@@ -27,8 +27,8 @@ from replay.requests import ITL_BOUNDS_NS
 from replay.rows import SegmentRow
 from replay.warehouse import Warehouse, WarehouseError
 
-# Bytes of event files that are settled at once: enough that requests which cross a border are few, and a
-# tenth of the memory that DuckDB is given once it is unpacked.
+# Bytes of event files that are settled at once (some 600,000 short requests): what each window leaves half full
+# in the tables is written twice, so few are better; unpacked, one takes half of the memory that DuckDB is given.
 WINDOW_BYTES = 64 << 20
 # Events that the fold is given at a time.
 BATCH_EVENTS = 20_000
@@ -134,8 +134,7 @@ class _Rebuilding(Warehouse):
         """Yield the events that are not settled, each at its place in its record."""
         after = -1
         while rows := self._writer.execute(
-            "from rest where pos > ? order by pos limit ?",
-            [after, BATCH_EVENTS],
+            "from rest where pos > ? order by pos limit ?", [after, BATCH_EVENTS]
         ).fetchall():
             records: list[Read] = []
             for (sequence, at_ns, subject), told in groupby(rows, key=lambda row: row[1:4]):
