@@ -27,8 +27,8 @@ from replay.requests import ITL_BOUNDS_NS
 from replay.rows import SegmentRow
 from replay.warehouse import Warehouse, WarehouseError
 
-# Bytes of event files that are settled at once, of some 600,000 short requests. What a window leaves half full
-# in the tables is written twice, so few are better; unpacked, one takes half of the memory that DuckDB has.
+# Bytes of event files that are settled at once, of some 600,000 short requests. What a window leaves half
+# full in the tables is written twice, so few are better; unpacked, one takes half of DuckDB's memory.
 WINDOW_BYTES = 64 << 20
 # Events that the fold is given at a time.
 BATCH_EVENTS = 20_000
