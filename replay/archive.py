@@ -115,7 +115,7 @@ class Archive:
         with Segments(self.folder) as segments:
             try:
                 rows = segments.events(records=records, events=events, first=first, last=last)
-                for (sequence, at_ns, subject, *_), told in groupby(rows, key=lambda row: row[:5]):
+                for (sequence, at_ns, subject), told in groupby(rows, key=lambda row: row[:3]):
                     decoded = [bare.decode(text) for *_, text in told if text is not None]
                     batch.append(Read(Stored(subject, sequence, at_ns, b""), decoded))
                     held += len(decoded) + 1
@@ -127,14 +127,18 @@ class Archive:
         if batch:
             yield batch
 
-    def bare_records(self, manifest: Manifest) -> Iterator[SealedRecord]:
-        """Yield a segment's records in order, their events as bare JSON. Raises ArchiveDamaged."""
+    def bare_records(
+        self, manifest: Manifest, *, requests: Sequence[str] | None = None, attempts: Sequence[str] = ()
+    ) -> Iterator[SealedRecord]:
+        """Yield a segment's records in order, their events as bare JSON; only those that hold something of
+        `requests`, if given, and of `attempts` of theirs that started before. Raises ArchiveDamaged."""
         records, events = (self.path(manifest, suffix) for suffix in ("records", "events"))
         with Segments(self.folder) as segments:
             try:
-                rows = segments.events(
-                    records=records, events=events, first=manifest.first, last=manifest.last
-                )
+                chosen = None
+                if requests is not None:
+                    chosen = segments.own(events=events, requests=requests, attempts=attempts)
+                rows = segments.whole(records=records, events=events, sequences=chosen)
                 for head, told in groupby(rows, key=lambda row: row[:5]):
                     sequence, at_ns, subject, writer, content = head
                     texts = [text for *_, text in told if text is not None]

@@ -69,6 +69,10 @@ class _Slice:
             self.floors[stream] = min(self.floors.get(stream, parsed.floor), parsed.floor)
         self._addresses = frozenset(self._at.values())
 
+    def own(self) -> dict[str, list[str]]:
+        """Return what a segment of a shard is asked for."""
+        return {"requests": list(self._at), "attempts": list(self._request_of)}
+
     def shown(self, stream: str, record: SealedRecord) -> list[bool]:
         """Return for each event whether it is the account's."""
         if stream == subjects.BOOK:
@@ -115,7 +119,8 @@ def export(archive: Archive, invoice: Mapping[str, Any], requests: Collection[st
         for stream, chain in chains.items():
             for segment in _segments(stream, chain, invoice["positions"], part.floors):
                 chosen: list[int] = []
-                for record in archive.bare_records(segment):
+                own = part.own() if stream != subjects.BOOK else {}
+                for record in archive.bare_records(segment, **own):
                     if any(shown := part.shown(stream, record)):
                         chosen.append(record.sequence - segment.first)
                         records.write(_told(stream, segment.first, record, shown))

@@ -4,7 +4,7 @@ What lives here: how events become rows and rows events again (`sql/archive/`). 
 segments there are and what proves them (`archive.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -95,11 +95,24 @@ class Segments:
 
     def events(
         self, *, records: Path, events: Path, first: int, last: int
-    ) -> Iterator[tuple[int, int, str, str, str, str | None]]:
-        """Yield sequence, at_ns, subject, writer, content and bare JSON of each event in order; of a record
-        without events, one row without. Raises SegmentUnreadable."""
+    ) -> Iterator[tuple[int, int, str, str | None]]:
+        """Yield sequence, at_ns, subject and bare JSON of each event in order; of a record without events,
+        one row without. Raises SegmentUnreadable."""
         told = {"records": str(records), "events": str(events), "first": first, "last": last}
         return self._rows("read", told)
+
+    def whole(
+        self, *, records: Path, events: Path, sequences: Sequence[int] | None
+    ) -> Iterator[tuple[int, int, str, str, str, str | None]]:
+        """As `events`, with writer and content of the record before the JSON; of some records, if named."""
+        told = {"records": str(records), "events": str(events), "sequences": sequences}
+        return self._rows("whole", told)
+
+    def own(self, *, events: Path, requests: Sequence[str], attempts: Sequence[str]) -> list[int]:
+        """Return the records that hold events of these requests, or of these attempts of theirs that were
+        started before this segment. Raises SegmentUnreadable."""
+        told = {"events": str(events), "requests": requests, "attempts": attempts}
+        return [sequence for (sequence,) in self._rows("own", told)]
 
     def _rows(self, name: str, told: dict[str, Any]) -> Iterator[Any]:
         cursor = self._connection.cursor()

@@ -16,6 +16,9 @@ from replay.warehouse import Warehouse
 from rift.control.archiver import ANCHORS
 from rift.control.projector import LogTrimmed
 
+# Messages that are applied at once, at some kilobytes each: a transaction costs as much as a thousand events.
+BATCH = 10_000
+
 
 async def rebuilt(log: Log, archive: Archive, path: Path) -> Warehouse:
     """Return a warehouse of what is archived, in a new file, and of the book as far as it is stored.
@@ -64,8 +67,12 @@ async def fold_tail(
         first, target = warehouse.positions().get(stream, 0) + 1, targets.get(stream, 0)
         if first > target:
             continue
-        if (held := await log.first_sequence(stream)) > first:
-            raise LogTrimmed(f"{stream} begins at {held}, and {first} is not in the archive: it is lost")
+        if (begins := await log.first_sequence(stream)) > first:
+            raise LogTrimmed(f"{stream} begins at {begins}, and {first} is not in the archive: it is lost")
+        held: list[Stored] = []
         async with aclosing(log.scan(stream, [streams[stream]], first=first, target=target)) as batches:
             async for batch in batches:
-                await to_thread.run_sync(warehouse.apply, stream, batch)
+                held += batch
+                if len(held) >= BATCH or held[-1].sequence >= target:
+                    await to_thread.run_sync(warehouse.apply, stream, held)
+                    held = []

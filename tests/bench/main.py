@@ -4,8 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from tests.bench import figures, gateway, log, replay, serve, servers
+from tests.bench import bill, figures, gateway, log, replay, serve, servers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,12 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--rounds", type=int, default=5, metavar="N")
 
     command = _command(commands, "replay", "a warehouse from the archive beside DuckDB's own table of it")
-    command.add_argument("--requests", type=int, default=10_000_000, metavar="N")
+    command.add_argument("--requests", type=int, default=10_000_000, metavar="N", help="in the archive")
+    command.add_argument("--log-requests", type=int, default=25_000, metavar="N", help="in the log")
     command.add_argument("--rounds", type=int, default=1, metavar="N")
+
+    command = _command(commands, "bill", "every invoice of a trace, and what the auditor says to it")
+    command.add_argument("--trace", type=Path, required=True, metavar="PATH", help="CSV, packed or not")
+    command.add_argument("--requests", type=int, metavar="N", help="only the first N")
 
     options = vars(parser.parse_args(arguments))
     name, as_json = options.pop("command"), options.pop("json")
-    module = {"serve": serve, "gateway": gateway, "log": log, "replay": replay}[name]
+    module = {"serve": serve, "gateway": gateway, "log": log, "replay": replay, "bill": bill}[name]
     try:
         found = figures.plain(module.run(module.Options(**options), say))
     except servers.ServerBroken as error:

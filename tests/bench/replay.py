@@ -1,7 +1,7 @@
 """The rebuild from the archive beside DuckDB's own `create table as select` of the same Parquet.
 
 Each runs in a process of its own, with the same memory limit, into a file of its own, and has written it when
-it ends. Peak memory is the process's largest resident set.
+it ends. Peak memory is the process's largest resident set. Then the same from the log (`projection.py`).
 """
 
 import multiprocessing
@@ -17,11 +17,14 @@ import duckdb
 from replay import segments
 from replay.archive import Archive
 from replay.rebuild import rebuild
-from tests.bench import archived, figures
+from tests.bench import archived, figures, projection
 
 
 class Options(NamedTuple):
+    """`requests` of the archive, and of the log."""
+
     requests: int
+    log_requests: int
     rounds: int
 
 
@@ -38,6 +41,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
             whole = _apart(_rebuild, folder, Path(name) / f"warehouse-{number}")
             rows.append({"table": table, "rebuild": whole, "ratio": whole["seconds"] / table["seconds"]})
             say(f"table {table['seconds']:.1f} s, rebuild {whole['seconds']:.1f} s")
+        log = projection.run(options.log_requests, say)
         manifests = [m for stream in archive.streams() for m in archive.manifests(stream)]
         return {
             "machine": figures.machine(),
@@ -47,11 +51,14 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
             "segments": len(manifests),
             "parquet_bytes": sum(file.bytes for manifest in manifests for file in manifest.files.values()),
             "rows": rows,
+            "log": log,
             "ratios": {
                 "rebuild_s": min(row["rebuild"]["seconds"] for row in rows),
                 "table_s": min(row["table"]["seconds"] for row in rows),
                 "rebuild_per_table": min(row["ratio"] for row in rows),
                 "peak_bytes": max(row["rebuild"]["peak_bytes"] for row in rows),
+                "log_events_per_s": log["events_per_s"],
+                "lag_p99_ms": log["answered_p99_ms"],
             },
         }
 

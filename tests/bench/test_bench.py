@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,11 +32,22 @@ def test_the_log_beside_the_client_library() -> None:
 
 
 def test_a_warehouse_from_the_archive() -> None:
-    found = bench("replay", "--requests", "50000")
+    found = bench("replay", "--requests", "50000", "--log-requests", "500")
     assert found["segments"] == 3
     assert found["events"] > 50_000 * 7
     assert found["ratios"]["rebuild_per_table"] > 0
     assert found["ratios"]["peak_bytes"] < 2_500_000_000
+    assert found["log"]["events"] == 500 * 43
+    assert found["ratios"]["log_events_per_s"] > 0
+
+
+def test_every_bill_of_a_trace_is_audited(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = [f"{number / 10},{number % 3},{100 + number},{number % 50}" for number in range(300)]
+    trace.write_text("t_s,client,input_tokens,output_tokens\n" + "\n".join(rows) + "\n")
+    found = bench("bill", "--trace", str(trace))
+    assert (found["accounts"], found["audited_equal"]) == (3, 3)
+    assert found["total_nanousd"] == found["by_the_trace_nanousd"] > 0
 
 
 def test_what_a_gateway_holds() -> None:

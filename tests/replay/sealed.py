@@ -54,7 +54,7 @@ class SealedLists:
     def manifests(self, stream: str) -> list[Segment]:
         return self.chains.get(stream, [])
 
-    def bare_records(self, segment: Segment) -> Iterator[SealedRecord]:
+    def bare_records(self, segment: Segment, **_: object) -> Iterator[SealedRecord]:
         return iter(segment.records)
 
     def hashes(self, segment: Segment) -> list[bytes]:

@@ -1,5 +1,5 @@
 -- One row per event in order, with what its record says; a record without events has one row without an event.
-select records.sequence, records.at_ns, records.subject, records.writer, records.content, events.bare
+select records.sequence, records.at_ns, records.subject, events.bare
 from read_parquet($records) records
 left join exploded($events) events using (sequence)
 where records.sequence between $first and $last

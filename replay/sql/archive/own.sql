@@ -1,0 +1,16 @@
+-- One row per record that holds an event of some requests, or of some attempts that were started before.
+with own as (
+    select unnest($requests::varchar[]) as request
+),
+attempts as (
+    select unnest($attempts::varchar[]) as attempt
+    union
+    select attempt from read_parquet($events) join own using (request) where attempt is not null
+),
+held as (
+    select sequence, sequences from read_parquet($events) join own using (request)
+    union all
+    select sequence, sequences from read_parquet($events) join attempts using (attempt) where request is null
+)
+select distinct unnest(coalesce(sequences, [sequence])) as sequence
+from held
