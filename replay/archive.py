@@ -189,11 +189,15 @@ class Archive:
                     yield from self._segment_problems(segments, manifest, at_ns)
                     at_ns = manifest.at_ns
 
-    def check(self, stream: str) -> list[Manifest]:
-        """Return the manifests of a stream once each follows the one before it and every file's bytes are
-        those that were sealed; its rows are then, too. Raises ArchiveDamaged."""
+    def check(self, stream: str, anchors: Sequence[SegmentSealed] = ()) -> list[Manifest]:
+        """Return the manifests of a stream once each follows the one before it and is the one that the book
+        names, and every file's bytes are those that were sealed; its rows are then, too.
+
+        Raises ArchiveDamaged.
+        """
         found, problems = self._chain(stream)
-        for problem in chain(problems, chain.from_iterable(map(self._damaged_files, found))):
+        damaged = chain.from_iterable(map(self._damaged_files, found))
+        for problem in chain(problems, _anchor_problems(stream, found, anchors), damaged):
             raise ArchiveDamaged(problem)
         return found
 

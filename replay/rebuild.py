@@ -9,6 +9,7 @@ The file appears when it is complete. What must not live here: what counts and w
 SQL says it for the common case only), and the switch to the new file (the control process).
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby
@@ -23,10 +24,11 @@ from replay.archive import Archive, Manifest
 from replay.fold import Batch, Changes, Position, Read
 from replay.manifest import file_name
 from replay.requests import ITL_BOUNDS_NS
-from replay.warehouse import Warehouse
+from replay.rows import SegmentRow
+from replay.warehouse import Warehouse, WarehouseError
 
-# Bytes of event files that are settled at once: enough that requests which cross a border are few, and a
-# tenth of the memory that DuckDB is given once it is unpacked.
+# Bytes of event files that are settled at once, of some 600,000 short requests. What a window leaves half
+# full in the tables is written twice, so few are better; unpacked, one takes half of DuckDB's memory.
 WINDOW_BYTES = 64 << 20
 # Events that the fold is given at a time.
 BATCH_EVENTS = 20_000
@@ -38,20 +40,29 @@ def rebuild(archive: Archive, path: Path, *, book: Iterable[Sequence[Stored]] = 
     """Write the warehouse of what is archived to `path`, where no file may be.
 
     `book` is what the log holds of the book, in batches: requests may have been admitted under entries
-    that are not archived. Raises ArchiveDamaged where the files are not as they were sealed, BookBehind,
-    ProjectionStopped.
+    that are not archived. Raises ArchiveDamaged where the files are not as they were sealed, or not what
+    the book says was sealed, BookBehind, ProjectionStopped, WarehouseError.
     """
-    manifests = {stream: archive.check(stream) for stream in archive.streams()}
+    if path.exists():
+        raise WarehouseError(f"{path} exists already")
     part = path.with_name(f"{path.name}.part")
     for leftover in (part, part.with_name(f"{part.name}.wal")):
         leftover.unlink(missing_ok=True)
+    archive.check(subjects.BOOK)
     with closing(_Rebuilding.open(part, reading=archive.folder)) as warehouse:
         warehouse.fold_all(archive, subjects.BOOK)
         for messages in book:
             warehouse.apply(subjects.BOOK, messages)
-        warehouse.fold_all(archive, subjects.FLEET)
-        for stream in manifests.keys() - {subjects.BOOK, subjects.FLEET}:
-            warehouse.settle_all(archive, manifests[stream])
+        anchors = warehouse.anchors()
+        manifests = {
+            stream: archive.check(stream, anchors.get(stream, ()))
+            for stream in sorted({*archive.streams(), *anchors})
+        }
+        for stream, sealed in manifests.items():
+            if stream == subjects.FLEET:
+                warehouse.fold_all(archive, stream)
+            elif stream != subjects.BOOK and sealed:
+                warehouse.settle_all(archive, sealed)
     part.rename(path)
 
 
@@ -65,6 +76,15 @@ class _Rebuilding(Warehouse):
     def fold_all(self, archive: Archive, stream: str) -> None:
         for records in archive.records(stream):
             self.apply_batch(Batch(stream, records))
+
+    def anchors(self) -> dict[str, list[schema.SegmentSealed]]:
+        """What the book says was sealed, by stream."""
+        found: dict[str, list[schema.SegmentSealed]] = defaultdict(list)
+        for row in self._rows(SegmentRow):
+            stream, first, last, manifest, *_ = row
+            sealed = schema.SegmentSealed(id="", stream=stream, first=first, last=last, manifest=manifest)
+            found[stream].append(sealed)
+        return found
 
     def settle_all(self, archive: Archive, manifests: Sequence[Manifest]) -> None:
         """Enter all of a shard."""
@@ -114,8 +134,7 @@ class _Rebuilding(Warehouse):
         """Yield the events that are not settled, each at its place in its record."""
         after = -1
         while rows := self._writer.execute(
-            "from rest where pos > ? order by pos limit ?",
-            [after, BATCH_EVENTS],
+            "from rest where pos > ? order by pos limit ?", [after, BATCH_EVENTS]
         ).fetchall():
             records: list[Read] = []
             for (sequence, at_ns, subject), told in groupby(rows, key=lambda row: row[1:4]):

@@ -57,7 +57,7 @@ def anchors(archive: Archive) -> dict[str, list[SegmentSealed]]:
 def anchor(manifest: Manifest) -> SegmentSealed:
     sealed = manifest.sha256
     return SegmentSealed(
-        id="x", stream=manifest.stream, first=manifest.first, last=manifest.last, manifest=sealed
+        id=sealed, stream=manifest.stream, first=manifest.first, last=manifest.last, manifest=sealed
     )
 
 

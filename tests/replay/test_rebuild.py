@@ -1,6 +1,7 @@
 """The rebuild from the archive: set-wise and through the fold, always the same rows."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from replay.answer import QueryRefused
 from replay.archive import Archive, ArchiveDamaged
 from replay.fold import BookBehind
 from replay.rebuild import rebuild
-from replay.warehouse import ProjectionStopped, Warehouse
+from replay.warehouse import ProjectionStopped, Warehouse, WarehouseError
 from tests.replay.conftest import started, tokens_of
-from tests.replay.test_archive import KEY, seal_all
+from tests.replay.test_archive import KEY, anchor, seal_all
 from tests.replay.test_fold import apply_all, everything
 
 Streams = dict[str, list[Stored]]
@@ -310,6 +311,32 @@ def test_a_damaged_archive_makes_no_warehouse(scribe: Any, tmp_path: Path) -> No
     assert not (tmp_path / "db").exists()
     damaged.write_bytes(whole)
     rebuild(archive, tmp_path / "db")
+
+
+def test_an_archive_that_the_book_does_not_name_makes_no_warehouse(scribe: Any, tmp_path: Path) -> None:
+    scribe.prices()
+    scribe.finished_request()
+    scribe.finished_request()
+    shard = scribe.streams["RIFT_0"]
+    archive = Archive(tmp_path / "archive", key=KEY)
+    for last in (6, 12):
+        manifest = archive.seal("RIFT_0", shard[last - 6 : last], last=last)
+        scribe.book(anchor(manifest))
+    seal_all(archive, {subjects.BOOK: scribe.streams[subjects.BOOK]})
+    rebuild(archive, tmp_path / "db")
+    with pytest.raises(WarehouseError, match="db exists already"):
+        rebuild(archive, tmp_path / "db")
+    for path in (tmp_path / "archive" / "RIFT_0").glob("00000000000000000007.*"):
+        path.unlink()
+    with pytest.raises(ArchiveDamaged, match="the segment of 7 to 12 was sealed and is missing"):
+        rebuild(archive, tmp_path / "less")
+    archive.seal("RIFT_0", [*shard[6:11], Stored(shard[11].subject, 12, 2**62, shard[11].data)], last=12)
+    with pytest.raises(ArchiveDamaged, match="the manifest of 7 to 12 is not the one that the book names"):
+        rebuild(archive, tmp_path / "other")
+    shutil.rmtree(tmp_path / "archive" / "RIFT_0")
+    with pytest.raises(ArchiveDamaged, match="the segment of 1 to 6 was sealed and is missing"):
+        rebuild(archive, tmp_path / "none")
+    assert not [name for name in ("less", "other", "none") if (tmp_path / name).exists()]
 
 
 def test_its_sql_reads_the_archive_and_nothing_else(tmp_path: Path) -> None:
