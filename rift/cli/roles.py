@@ -106,7 +106,7 @@ def worker(options: Namespace) -> None:
 
 def control(options: Namespace) -> None:
     found, settings = installation(options), load_settings(options)
-    archive = Archive(found.archive, key=found.archive_key())
+    archive = Archive(found.archive, key=found.archive_key(), content=settings.archive_content)
 
     async def serve(stop: anyio.Event) -> None:
         async with connected_role(options, settings, "control") as log:

@@ -151,6 +151,43 @@ def test_commands_that_change_nothing_say_why(service: Service, message: str) ->
     assert ran.stderr.startswith("rift: ")
 
 
+@pytest.mark.parametrize("read", [1, 4])
+def test_leaving_early_is_no_way_to_a_free_answer(service: Service, read: int) -> None:
+    """Whoever has read tokens pays for all that were made by the time it was seen to be gone."""
+    account = f"leaver-{read}"
+    body = {"model": "smollm2:135m", "prompt": "Hello there", "max_tokens": 300, "stream": True}
+    with (
+        service.client(new_key(service, account)) as client,
+        client.stream("POST", "/v1/completions", json=body) as answer,
+    ):
+        lines = (line for line in answer.iter_lines() if line.startswith("data: "))
+        for _ in range(read):
+            next(lines)
+    row = until(
+        service,
+        "select finish_reason, cancel_reason, prompt_tokens, output_tokens, charge_nanousd, prompt_nanousd,"
+        " output_nanousd from requests"
+        " join prices on version = price_version and prices.model = requests.model"
+        f" where account = '{account}' and finished_at_ns is not null",
+    )
+    assert (row["finish_reason"], row["cancel_reason"]) == ("cancelled", "disconnect")
+    assert read <= row["output_tokens"] < 300
+    tokens = row["prompt_tokens"] * row["prompt_nanousd"] + row["output_tokens"] * row["output_nanousd"]
+    assert row["charge_nanousd"] == tokens > 0
+
+
+def test_asking_twice_by_one_key_is_one_charge(service: Service) -> None:
+    key = new_key(service, "again")
+    body = {"model": "smollm2:135m", "prompt": "Hello there", "parameters": {"max_tokens": 5}}
+    with service.client(key) as client:
+        answers = [
+            client.post("/v1/inference", json=body, headers={"Idempotency-Key": "k"}).json() for _ in range(3)
+        ]
+    assert len({answer["id"] for answer in answers}) == 1
+    [line] = service.sql("select requests, nanousd from invoice_lines where account = 'again'")
+    assert line == {"requests": 1, "nanousd": answers[0]["charge"]["nanousd"]}
+
+
 def test_everything_comes_out_again(service: Service) -> None:
     infer(service)
     first = done(service, "replay", "--digest")
