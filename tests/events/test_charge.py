@@ -1,15 +1,20 @@
 """The charge table, every row, from the events that lead to it."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from events.charge import charge_nanousd, is_chargeable
 from events.lifecycle import NEW, Life, advance
 from events.schema import (
     AttemptReleased,
     AttemptStarted,
+    CancelReason,
     CancelRequested,
+    FinishReason,
     Parameters,
     Price,
     RequestAccepted,
@@ -134,3 +139,48 @@ def test_large_charges_are_exact() -> None:
     million = fold(START, tokens("x", 0, 1_000_000), ended("stop", count=1_000_000))
     price = Price(model="m", prompt_nanousd=10**12 + 1, output_nanousd=10**12 + 3)
     assert charge_nanousd(million, price) == 11 * (10**12 + 1) + 10**6 * (10**12 + 3)
+
+
+# The table as a person would read it: by reason, ender and the cancel that counted.
+CHARGED_REASONS = ("stop", "length", "tool_calls", "cancelled", "revoked", "expired")
+ends = st.builds(
+    Life,
+    phase=st.just("ended"),
+    reason=st.sampled_from(get_args(FinishReason)),
+    ender=st.sampled_from(("worker", "control", "fold")),
+    wanted=st.sampled_from((None, *get_args(CancelReason))),
+    prompt_tokens=st.integers(0, 10_000),
+    next_index=st.integers(0, 10_000),
+)
+prices = st.builds(
+    Price,
+    model=st.just("m"),
+    prompt_nanousd=st.integers(0, 10**12),
+    output_nanousd=st.integers(0, 10**12),
+    cached_prompt_nanousd=st.none() | st.integers(0, 10**12),
+)
+
+
+@given(life=ends, price=prices, cached=st.integers(0, 20_000), with_prompt=st.booleans())
+def test_every_end_is_charged_by_the_table(life: Life, price: Price, cached: int, with_prompt: bool) -> None:
+    charge = charge_nanousd(life, price, cached_tokens=cached, with_prompt=with_prompt)
+    ours = life.reason in ("invalid", "failed", "poison")
+    if ours or life.ender == "control" or life.wanted == "unanswered" or not life.next_index:
+        assert charge == 0
+        return
+    assert life.reason in CHARGED_REASONS
+    output = life.next_index * price.output_nanousd
+    prompt = 0
+    if with_prompt:
+        cheap = min(cached, life.prompt_tokens) if price.cached_prompt_nanousd is not None else 0
+        prompt = (life.prompt_tokens - cheap) * price.prompt_nanousd + cheap * (
+            price.cached_prompt_nanousd or 0
+        )
+    assert charge == prompt + output
+
+
+@given(life=ends, price=prices)
+def test_nothing_is_charged_of_what_was_not_logged(life: Life, price: Price) -> None:
+    more = replace(life, next_index=life.next_index + 1)
+    assert charge_nanousd(more, price) >= charge_nanousd(life, price)
+    assert charge_nanousd(replace(life, phase="open"), price) == 0
