@@ -42,7 +42,10 @@ class Book:
                     self.keys.pop(event.key, None)
                 case PricePublished() if event.version == self.price_version + 1:
                     self.price_version = event.version
-                    self._prices[event.version] = {price.model: price for price in event.prices}
+                    listed = self._prices[event.version] = {}
+                    for price in event.prices:
+                        # Of a model that is listed twice the first price, as for the bill.
+                        listed.setdefault(price.model, price)
                 case _:
                     self.credits.fold(event, at_ns=self.at_ns)
         self.credits.see(stored.subject, stored.sequence)

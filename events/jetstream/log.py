@@ -39,8 +39,12 @@ RECONNECT_S = 0.1
 # What closing a reader may take before the process goes on without it.
 CLOSE_S = 1.0
 
-# The fleet, the book and the keys say little: each gets this part of a shard's room.
+# The fleet and the keys say little, and forget: each gets this part of a shard's room.
 SMALL = 16
+
+# The book forgets nothing, and when it is full no key is revoked and nothing is trimmed. A quarter of a shard's
+# room is a million holds with their settlements, by default: years of many prepaid accounts.
+BOOK_PART = 4
 
 # How long a client may repeat a request by its idempotency key and get the first one's answer.
 KEYS_AGE_S = 24 * 3600
@@ -156,7 +160,8 @@ class JetStream:
     # --- streams -------------------------------------------------------------------------------
 
     async def ensure_streams(self, *, shards: int, replicas: int, max_bytes: int) -> None:
-        """Create what is missing and compare what is there. Raises BrokerWrong naming a difference."""
+        """Create what is missing, give more room where there is less, and compare what is there. Raises
+        BrokerWrong naming a difference."""
         version = self.client.connected_server_version
         if (version.major, version.minor) < SERVER_VERSION_MIN:
             raise BrokerWrong(f"nats-server {version} is too old; Rift needs 2.15 or newer")
@@ -169,7 +174,7 @@ class JetStream:
         ]
         configs += [
             stream_config(names.FLEET, "rift.fleet.>", replicas=replicas, max_bytes=small),
-            stream_config(names.BOOK, "rift.book.>", replicas=replicas, max_bytes=small),
+            stream_config(names.BOOK, "rift.book.>", replicas=replicas, max_bytes=max_bytes // BOOK_PART),
             stream_config(
                 names.KEYS, "rift.keys.>", replicas=replicas, max_bytes=small, max_age_s=KEYS_AGE_S
             ),
@@ -183,17 +188,26 @@ class JetStream:
         except ApiError as error:
             if error.err_code != ERR_STREAM_NOT_FOUND:
                 raise
-            try:
-                found = (await self._api(f"STREAM.CREATE.{name}", config))["config"]
-            except ApiError as refused:
-                raise BrokerWrong(f"stream {name} of {config['max_bytes']} bytes: {refused}") from refused
-        if not found.get("allow_atomic"):
-            # Made by an older Rift; nothing that is stored changes.
-            found = (await self._api(f"STREAM.UPDATE.{name}", found | {"allow_atomic": True}))["config"]
+            found = await self._put_stream("CREATE", name, config)
+        # Made by an older Rift, or with less room; nothing that is stored changes. Room is never taken away:
+        # what is stored may need it.
+        more = {"allow_atomic": True, "max_bytes": max(found["max_bytes"], config["max_bytes"])}
+        if found != found | more:
+            found = await self._put_stream("UPDATE", name, found | more)
         wanted = config | {"persist_mode": "default", "max_bytes": found["max_bytes"]}
         for field, value in wanted.items():
             if (is_now := found.get(field, type(value)() if value != "default" else value)) != value:
                 raise BrokerWrong(f"stream {name}: {field} is {is_now!r}, Rift needs {value!r}")
+
+    async def _put_stream(self, verb: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
+        try:
+            put: dict[str, Any] = (await self._api(f"STREAM.{verb}.{name}", config))["config"]
+        except ApiError as refused:
+            raise BrokerWrong(
+                f"stream {name} of {config['max_bytes']} bytes: {refused}; if that is more than the disk has, "
+                "set a smaller log_bytes_max"
+            ) from refused
+        return put
 
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
         return await self._appends.append(stream, subject, data, expect_last=expect_last)

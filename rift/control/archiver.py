@@ -3,7 +3,8 @@
     seal     a stream's next records become one segment, once they are many or the oldest has waited
     anchor   `SegmentSealed` in the book names the segment's manifest
     trim     whole segments leave the log that are archived, anchored, projected, before every open request,
-             and past the retention; or earlier, where the log runs out of room
+             and past the retention; or earlier, where the log runs out of room; of the book, which is
+             kept for ever, it is only told
 
 Each step looks at what the one before it left on disk, so it may end anywhere and is gone on with. What lives
 here: when. What must not: what a segment is (`replay/archive.py`), and what must be kept for whom.
@@ -50,6 +51,9 @@ SHORT_AGE_S = 60.0
 # that was cut off finds the ends of its requests in the log only.
 KEPT_NS = 900 * NANOSECONDS
 
+# How often the book's room is looked at, and so told of. A quarter of it lasts for months (ops/README.md).
+BOOK_LOOK_S = 600.0
+
 # Between two looks at how much waits and how much room there is: a question or two to the broker a stream.
 LOOK_S = 5.0
 # What failed (a full disk, a log that is away) is tried again after this.
@@ -78,6 +82,8 @@ class _Stream(msgspec.Struct):
     considered: int = -1
     considered_at: float = 0.0
     retry_at: float = 0.0
+    # When the room of what is never trimmed is looked at again.
+    look_at: float = 0.0
 
 
 class Archiver:
@@ -145,6 +151,9 @@ class Archiver:
             stream.retry_at = anyio.current_time() + RETRY_S
 
     async def _keep(self, stream: _Stream) -> None:
+        if stream.name == subjects.BOOK and anyio.current_time() >= stream.look_at:
+            stream.look_at = anyio.current_time() + BOOK_LOOK_S
+            await self._tell_of_book()
         await self._know(stream)
         is_short = stream.name != subjects.BOOK and await self._is_short(stream)
         target = self._projected().get(stream.name, 0)
@@ -285,6 +294,19 @@ class Archiver:
     async def _is_short(self, stream: _Stream) -> bool:
         room = await self._log.room_bytes(stream.name)
         return room * ROOM_PART < await self._log.capacity_bytes(stream.name)
+
+    async def _tell_of_book(self) -> None:
+        room = await self._log.room_bytes(subjects.BOOK)
+        capacity = await self._log.capacity_bytes(subjects.BOOK)
+        if room * ROOM_PART < capacity:
+            logger.warning(
+                "%s has %d of its %d bytes left, and is kept for ever: when it is full no key is revoked, no "
+                "price is published and nothing is trimmed. Most of it are holds and settlements of accounts "
+                "with credit or a budget. Raise log_bytes_max in rift.toml and start Rift again",
+                subjects.BOOK,
+                room,
+                capacity,
+            )
 
     async def _trim(self, stream: _Stream, *, is_short: bool) -> None:
         stream.considered, stream.considered_at = stream.sealed, anyio.current_time()

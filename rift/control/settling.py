@@ -30,28 +30,49 @@ SILENT_NS = 60 * 1_000_000_000
 TICK_S = 2.0
 APPEND_S = 5.0
 
+# Seconds as a hold counts them (`rift/gateway/allowances.py`), united as those of invoice lines are.
 SPENT = """
 with mine as (
     from requests where allowance in (select unnest({holds}))
 ),
 ran as (
-    select request_id, sum((last_event_at_ns - started_at_ns + 999999999) // 1000000000) as seconds
+    select allowance, mine.model, price_version, attempts.started_at_ns as from_ns, last_event_at_ns as to_ns
     from attempts
-    where request_id in (select request_id from mine)
-    group by request_id
+    join mine using (request_id)
+    where plan = 'per_second' and billed_output_tokens > 0
+),
+begun as (
+    select *, from_ns > coalesce(max(to_ns) over (
+        partition by allowance, model, price_version order by from_ns, to_ns
+        rows between unbounded preceding and 1 preceding
+    ), -1) as is_first
+    from ran
+),
+united as (
+    select *, sum(is_first::integer) over (
+        partition by allowance, model, price_version order by from_ns, to_ns rows unbounded preceding
+    ) as number
+    from begun
+),
+unions as (
+    select allowance, model, price_version, (max(to_ns) - min(from_ns) + 999999999) // 1000000000 as seconds
+    from united
+    group by allowance, model, price_version, number
+),
+costs as (
+    select allowance, seconds * coalesce(second_nanousd, 0) as nanousd
+    from unions
+    join prices on prices.version = unions.price_version and prices.model = unions.model
+    union all
+    select allowance, charge_nanousd from mine where plan = 'per_token'
+),
+spent as (
+    select allowance, sum(nanousd) as nanousd from costs group by allowance
 )
-select
-    mine.allowance,
-    bool_and(mine.finished_at_ns is not null) as all_ended,
-    sum(case
-        when mine.plan = 'per_token' then mine.charge_nanousd
-        when mine.billed_output_tokens > 0 then ran.seconds * coalesce(prices.second_nanousd, 0)
-        else 0
-    end)::bigint as nanousd
+select allowance, bool_and(finished_at_ns is not null), coalesce(any_value(nanousd), 0)::bigint
 from mine
-left join ran using (request_id)
-left join prices on prices.version = mine.price_version and prices.model = mine.model
-group by mine.allowance
+left join spent using (allowance)
+group by allowance
 """
 
 
@@ -62,15 +83,20 @@ class Settling:
         self._heard_ns: dict[tuple[int, str], int] = {}
 
     async def run(self) -> None:
-        """Give back what is due for as long as control lives. Raises LogError."""
+        """Give back what is due for as long as the book can be read. Raises LogError."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._follow)
-            while True:
-                await anyio.sleep(TICK_S)
-                try:
-                    await self.settle_lost()
-                except (LogError, QueryRefused) as error:
-                    logger.warning("holds of lost lanes are not settled yet: %s", error)
+            tasks.start_soon(self._keep_settling)
+            await self._follow()
+            # What is settled would not be seen, and be settled again for ever.
+            tasks.cancel_scope.cancel()
+
+    async def _keep_settling(self) -> None:
+        while True:
+            await anyio.sleep(TICK_S)
+            try:
+                await self.settle_lost()
+            except (LogError, QueryRefused) as error:
+                logger.warning("holds of lost lanes are not settled yet: %s", error)
 
     async def settle_lost(self) -> None:
         """Settle every hold of a silent lane whose requests have all ended. Raises LogError, QueryRefused."""
@@ -114,11 +140,12 @@ class Settling:
         return (await to_thread.run_sync(self._warehouse().query, select)).rows
 
     async def _follow(self) -> None:
-        """Fold the book from its beginning. What is settled once more meanwhile counts once."""
+        """Fold the book from its beginning, and return at what cannot be read. What is settled once more
+        meanwhile counts once."""
         async with self._log.follow(subjects.BOOK, ["rift.book.>"], after=0) as reader:
             try:
                 async for batch in reader:
                     for stored in batch:
                         self._book.fold(stored)
             except codec.RecordUnreadable as error:
-                logger.error("holds of lost lanes are not settled any more: %s", error)
+                logger.error("holds of lost lanes are not settled until control is newer: %s", error)

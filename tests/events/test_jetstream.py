@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ from events.jetstream import log as jetstream
 from events.jetstream.jobs import PULL_EXPIRES_S
 from events.log import LogError, LogFull, OutcomeUnknown, Stored, append_until_known
 from events.subjects import Address
+from tests.conftest import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +51,37 @@ async def test_a_stream_that_differs_stops_the_start(server: Any) -> None:
     with pytest.raises(BrokerWrong, match="stream RIFT_1: discard is 'old', Rift needs 'new'"):
         await log.ensure_streams(shards=2, replicas=1, max_bytes=MIB)
     await log.close()
+
+
+async def room_of(log: JetStream) -> dict[str, int]:
+    names = (STREAM, subjects.BOOK, subjects.FLEET)
+    return {name: (await log._api(f"STREAM.INFO.{name}"))["config"]["max_bytes"] for name in names}
+
+
+async def test_a_larger_setting_gives_full_streams_room_and_a_smaller_one_takes_none(tmp_path: Path) -> None:
+    """The book is kept for ever: once it is full, only the operator's setting brings it back."""
+    server = Server(tmp_path)
+    server.start()
+    log = await connect(server.address.url, token=server.address.token, name="small")
+    await log.ensure_streams(shards=1, replicas=1, max_bytes=MIB)
+    assert await room_of(log) == {STREAM: MIB, subjects.BOOK: MIB // 4, subjects.FLEET: MIB // 16}
+    with pytest.raises(LogFull):
+        for n in range(300):
+            await log.append(subjects.BOOK, f"rift.book.credit.{n}", b"x" * 1024)
+    await log.ensure_streams(shards=1, replicas=1, max_bytes=MIB // 2)
+    with pytest.raises(LogFull):
+        await log.append(subjects.BOOK, "rift.book.key.a", b"x" * 1024)
+    await log.ensure_streams(shards=1, replicas=1, max_bytes=4 * MIB)
+    assert await room_of(log) == {STREAM: 4 * MIB, subjects.BOOK: MIB, subjects.FLEET: MIB // 4}
+    last = await log.last_sequence(subjects.BOOK)
+    assert await log.append(subjects.BOOK, "rift.book.key.a", b"x" * 1024) == last + 1
+    await log.close()
+    server.kill()
+
+
+async def test_room_that_the_broker_has_not_stops_the_start(log: JetStream) -> None:
+    with pytest.raises(BrokerWrong, match="stream RIFT_0 of [0-9]+ bytes: .*insufficient"):
+        await log.ensure_streams(shards=1, replicas=1, max_bytes=1 << 60)
 
 
 async def test_an_old_server_stops_the_start(log: JetStream, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,31 @@ async def test_a_failure_is_said_and_tried_again_and_stops_nothing_else(
     assert (await archiver.seal_now())[SHARD].last == 11
 
 
+async def test_a_book_that_fills_is_told_in_time_and_not_at_every_look(
+    rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await note(rig, "a")
+    held = rig.broker.streams[BOOK]
+    held.bytes_max = 4 * held.size
+    await rig.run(rig.archiver())
+    assert caplog.messages == [], "three quarters are left"
+    for name in "bcd":
+        await note(rig, name)
+    assert await rig.log.room_bytes(BOOK) == 0
+    archiver = rig.archiver()
+    await rig.run(archiver)
+    await rig.run(archiver)
+    assert caplog.messages == [
+        f"RIFT_BOOK has 0 of its {held.bytes_max} bytes left, and is kept for ever: when it is full no key is "
+        "revoked, no price is published and nothing is trimmed. Most of it are holds and settlements of "
+        "accounts with credit or a budget. Raise log_bytes_max in rift.toml and start Rift again"
+    ]
+    monkeypatch.setattr(archivers, "BOOK_LOOK_S", 0.0)
+    archiver = rig.archiver()
+    await rig.run(archiver)
+    assert len(caplog.messages) > 5
+
+
 async def test_control_does_not_wait_for_a_segment_to_stop(rig: Rig) -> None:
     await rig.fill(SEGMENT)
     rig.shelf.blocked = threading.Event()
