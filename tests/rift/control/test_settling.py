@@ -6,7 +6,7 @@ from pathlib import Path
 
 import anyio
 
-from events import codec, subjects
+from events import codec, ids, subjects
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import (
     AccountOpened,
@@ -15,6 +15,7 @@ from events.schema import (
     CreditHeld,
     CreditSettled,
     LaneReported,
+    Parameters,
     Price,
     PricePublished,
     RequestAccepted,
@@ -50,26 +51,28 @@ class World:
     def work(self, *events: AnyEvent) -> None:
         self.broker.store(SHARD, subjects.work(AT), codec.encode("test", list(events)), None)
 
-    async def run_a_second(self, request: str, hold: str) -> None:
+    async def run_a_second(self, number: int, hold: str) -> None:
         """Have a request of plan per_second answered in a second."""
+        entropy = bytes([number]) * ids.RANDOM_BYTES
+        request = ids.new_request_id(secret=b"secret", account="dev", at=AT, floor=0, entropy=entropy)
         accepted = RequestAccepted(
-            request=request, account="dev", key="k", model="m", kind="inference", input="x", stream=False,
+            request=request, account="dev", key="k", model="m", kind="inference", input="x", parameters=Parameters(), stream=False,
             prompt_tokens_max=9, deadline_ms=1000, price_version=1, plan="per_second", book=2, allowance=hold,
         )  # fmt: skip
         self.broker.store(SHARD, subjects.request(AT), codec.encode("test", [accepted]), None)
-        self.work(
-            AttemptStarted(
-                request=request, attempt=f"of-{request}", resume_index=0, worker="w", prompt_tokens=1,
-                accepted_at_ns=0, engine="sim", model_digest="d", delivery="ack",
-            )  # fmt: skip
-        )
+        started = AttemptStarted(
+            request=request, attempt=f"of-{request}", after=None, resume_index=0, worker="w", prompt_tokens=1,
+            accepted_at_ns=0, engine="sim", model_digest="d", delivery="ack",
+        )  # fmt: skip
+        self.work(started)
         await anyio.sleep(1)
         self.work(TokensGenerated(attempt=f"of-{request}", index=0, token_ids=(1,), text="x"))
         self.work(RequestFinished(request=request, attempt=f"of-{request}", reason="stop", output_tokens=1))
 
     async def project(self) -> None:
         await anyio.sleep(100)
-        self.broker.store(SHARD, subjects.lane(0, "other"), codec.encode("test", [LaneReported(lane="other")]), None)
+        data = codec.encode("test", [LaneReported(lane="other")])
+        self.broker.store(SHARD, subjects.lane(0, "other"), data, None)
         for stream in (subjects.BOOK, SHARD):
             self.warehouse.apply(stream, self.broker.stream(stream).messages)
 
@@ -97,9 +100,9 @@ def test_of_a_second_in_which_many_ran_one_is_spent_of_each_hold() -> None:
             world.hold(hold)
         async with anyio.create_task_group() as tasks:
             for number in range(16):
-                tasks.start_soon(world.run_a_second, f"r{number}", "one" if number else "other")
+                tasks.start_soon(world.run_a_second, number, "one" if number else "other")
         await anyio.sleep(5)
-        await world.run_a_second("later", "one")
+        await world.run_a_second(99, "one")
         await world.project()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(world.settling.run)
