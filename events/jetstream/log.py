@@ -42,8 +42,8 @@ CLOSE_S = 1.0
 # The fleet and the keys say little, and forget: each gets this part of a shard's room.
 SMALL = 16
 
-# The book forgets nothing, and when it is full no key is revoked and nothing is trimmed. A quarter of a shard's
-# room is a million holds with their settlements, by default: years of many prepaid accounts.
+# The book forgets nothing, and when it is full no key is revoked and nothing is trimmed. A quarter of a
+# shard's room is a million holds with their settlements, by default: years of many prepaid accounts.
 BOOK_PART = 4
 
 # How long a client may repeat a request by its idempotency key and get the first one's answer.
@@ -204,8 +204,8 @@ class JetStream:
             put: dict[str, Any] = (await self._api(f"STREAM.{verb}.{name}", config))["config"]
         except ApiError as refused:
             raise BrokerWrong(
-                f"stream {name} of {config['max_bytes']} bytes: {refused}; if that is more than the disk has, "
-                "set a smaller log_bytes_max"
+                f"stream {name} of {config['max_bytes']} bytes: {refused}; if the disk has less, set a "
+                "smaller log_bytes_max"
             ) from refused
         return put
 

@@ -26,6 +26,7 @@ from events.lifecycle import Life
 from events.log import Conflict, Log, LogError, OutcomeUnknown, append_until_known
 from events.money import usd
 from events.schema import CreditHeld, Price, RequestAccepted
+from events.spans import Span, unite, whole_seconds
 from rift.gateway import worst
 from rift.gateway.admission import retry_after
 from rift.gateway.answer import Answer
@@ -41,9 +42,11 @@ CHUNK_PART = 8
 # And no more than a dollar: thousands of requests, and little to miss while a lost gateway's comes back.
 CHUNK_NANOUSD_MAX = 1_000_000_000
 
-# A hold that is not used for so long is settled. Two records of the book for each request is what a client
-# pays that asks less often; where the account has no room for another such hold, it is settled at once.
-IDLE_S = 30.0
+# A hold that is not used for so long is settled. Each is two records of the book, which forgets nothing: by
+# this, who asks now and then writes at most 24 pairs a day. Where the account has no room for another such
+# hold, it is settled at once; where more is held than is free, others may need it soon.
+IDLE_S = 3600.0
+SCARCE_IDLE_S = 30.0
 TICK_S = 0.5
 
 # Where holds keep what a request needs, it waits so long for one to be settled: a few ticks.
@@ -66,19 +69,29 @@ LAST_S = 0.5
 
 class Hold(msgspec.Struct):
     """A hold of this lane. `after` is the sequence it was appended behind, `reserved` the worst case of each
-    request that has not ended."""
+    request that has not ended, `ran` when those of plan per_second ran, by model and price version."""
 
     event: CreditHeld
     after: int
     used_at: float
     spent: int = 0
     reserved: dict[str, int] = {}
+    ran: dict[tuple[str, int], list[Span]] = {}
     is_closing: bool = False
     is_settled: bool = False
 
     @property
     def free(self) -> int:
         return self.event.nanousd - self.spent - sum(self.reserved.values())
+
+    def spend(self, answer: Metered) -> None:
+        """A second in which several of its requests ran is spent once, as it is charged."""
+        self.spent += answer.nanousd
+        if price := answer.price.second_nanousd:
+            line = answer.accepted.model, answer.accepted.price_version
+            before = self.ran.get(line, [])
+            self.ran[line] = unite([*before, *answer.ran])
+            self.spent += (whole_seconds(self.ran[line]) - whole_seconds(before)) * price
 
 
 class _Watcher(Stream):
@@ -161,6 +174,8 @@ class Allowances:
             elif room + standing.held_nanousd < cost or anyio.current_time() >= began + ROOM_S:
                 raise _exhausted(account, standing, self._month(), self._free(account), cost)
             else:
+                for hold in self._usable(account):
+                    hold.is_closing = not hold.reserved
                 with anyio.move_on_at(began + ROOM_S):
                     await changed.wait()
 
@@ -242,7 +257,7 @@ class Allowances:
 
     def free(self, accepted: RequestAccepted) -> None:
         """Give back what was reserved for a request that is not appended."""
-        self._spend(accepted, 0)
+        self._spend(accepted)
 
     def refused(self, accepted: RequestAccepted, *, may_land: bool) -> None:
         """The append of a request failed; `may_land`: its outcome is unknown."""
@@ -272,7 +287,7 @@ class Allowances:
             # Another gateway may have accepted it too, before us, from a hold of its own.
             await self._judge(accepted)
         else:
-            self._spend(accepted, _cost(watcher))
+            self._spend(accepted, watcher)
 
     async def _judge(self, accepted: RequestAccepted) -> None:
         parsed = parse_request_id(accepted.request)
@@ -282,13 +297,13 @@ class Allowances:
             await anyio.sleep(LANDED_S)
             stream = await self._attach(parsed)
         if stream is None:
-            self._spend(accepted, 0)
+            self._spend(accepted)
             return
         await stream.wait_for_end()
         (await self._relays.of(parsed.at.shard, parsed.at.lane)).close(stream)
         if stream.answer.life.phase == "ended":
             ours = stream.answer.accepted.allowance == accepted.allowance
-            self._spend(accepted, _cost(stream) if ours else 0)
+            self._spend(accepted, stream if ours else None)
 
     async def _attach(self, parsed: RequestId) -> Stream | None:
         def make(accepted: RequestAccepted) -> Stream:
@@ -304,10 +319,12 @@ class Allowances:
                 logger.warning("what %s costs is not known yet: %s", parsed.text, error)
                 await anyio.sleep(RETRY_S)
 
-    def _spend(self, accepted: RequestAccepted, nanousd: int) -> None:
+    def _spend(self, accepted: RequestAccepted, stream: Stream | None = None) -> None:
         hold = self._holds.get(accepted.allowance or "")
         if hold is not None and hold.reserved.pop(accepted.request, None) is not None:
-            hold.spent += nanousd
+            if stream is not None:
+                assert isinstance(stream.answer, Metered), "what is spent was metered"
+                hold.spend(stream.answer)
             hold.used_at = anyio.current_time()
             self.changed()
 
@@ -340,9 +357,15 @@ class Allowances:
         standing = self._book.credits.of(hold.event.account)
         if hold.reserved or hold.is_settled or hold.event.id not in standing.holds:
             return False
-        room = standing.room(self._month())
-        scarce = room is not None and room < hold.event.nanousd
-        return hold.is_closing or scarce or anyio.current_time() > hold.used_at + IDLE_S
+        month = self._month()
+        if hold.is_closing or standing.holds[hold.event.id].month != month:
+            return True
+        room, idle_s = standing.room(month), IDLE_S
+        if room is not None and room < hold.event.nanousd:
+            return True
+        if room is not None and room < standing.held_nanousd:
+            idle_s = SCARCE_IDLE_S
+        return anyio.current_time() > hold.used_at + idle_s
 
     async def _settle(self, hold: Hold) -> None:
         hold.is_closing = True
@@ -353,11 +376,6 @@ class Allowances:
             hold.is_settled = True
         except LogError as error:
             logger.warning("%s is not settled yet: %s", hold.event.id, error)
-
-
-def _cost(stream: Stream) -> int:
-    assert isinstance(stream.answer, Metered), "what is spent was metered"
-    return stream.answer.nanousd
 
 
 def _unavailable(message: str) -> Refusal:

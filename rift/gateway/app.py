@@ -193,7 +193,8 @@ class Gateway:
         make = partial(self._open, wanted)
         stream = await relay.attach(parsed, make)
         if stream is None:
-            # The gateway that claimed the key died before it accepted.
+            # The gateway that claimed the key died before it accepted, or the log was trimmed.
+            await idempotency.check_kept(self._log, parsed)
             accepted = await self._cover(wanted, accepted)
             try:
                 await self._store(accepted)
@@ -303,8 +304,7 @@ class Gateway:
         """202: the log knows of the wish; 200: the request had ended."""
         answer = await self._read(request, match[1])
         if answer.life.phase == "ended":
-            await request.answer(200, _shown(answer))
-            return
+            return await request.answer(200, _shown(answer))
         await self._delivery.say_cancel(answer.id, "client")
         await request.answer(202, {"id": answer.id, "object": "inference", "status": "cancelling"})
 

@@ -5,7 +5,8 @@
     2. accept  who surely made the entry appends the acceptance, with the id that it holds
     3. attach  everybody else waits for that request; who finds its acceptance missing appends it
 
-A gateway that dies between 1 and 2 leaves an entry whose request the next client's gateway accepts.
+A gateway that dies between 1 and 2 leaves an entry whose request the next client's gateway accepts, unless
+the log was trimmed where its acceptance would be: then it may have been charged, and is gone (410).
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import hmac
 import msgspec
 
 from events import subjects
+from events.ids import RequestId
 from events.log import Conflict, Log, OutcomeUnknown
 from rift.gateway.http import Refusal
 
@@ -97,3 +99,15 @@ async def claim(log: Log, digest: str, entry: Entry, *, replaces: int) -> Claim:
             if attempt == CLAIMS_MAX - 1:
                 raise
     raise OutcomeUnknown("the key's entry came and went; try again")
+
+
+async def check_kept(log: Log, request: RequestId) -> None:
+    """Raises Refusal (410) where the log may have held the acceptance that it does not hold now; LogError."""
+    if await log.first_sequence(subjects.shard_stream(request.at.shard)) > request.floor + 1:
+        raise Refusal(
+            410,
+            "the request of this Idempotency-Key is no longer kept; to run it again, use a new key",
+            code="answer_removed",
+            param="Idempotency-Key",
+            headers=[(b"x-should-retry", b"false")],
+        )

@@ -180,8 +180,8 @@ async def test_a_book_that_fills_is_told_in_time_and_not_at_every_look(
     await rig.run(archiver)
     await rig.run(archiver)
     assert caplog.messages == [
-        f"RIFT_BOOK has 0 of its {held.bytes_max} bytes left, and is kept for ever: when it is full no key is "
-        "revoked, no price is published and nothing is trimmed. Most of it are holds and settlements of "
+        f"RIFT_BOOK has 0 of its {held.bytes_max} bytes left, and is kept for ever: when it is full no key "
+        "is revoked, no price is published and nothing is trimmed. Most of it are holds and settlements of "
         "accounts with credit or a budget. Raise log_bytes_max in rift.toml and start Rift again"
     ]
     monkeypatch.setattr(archivers, "BOOK_LOOK_S", 0.0)

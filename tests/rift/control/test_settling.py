@@ -56,7 +56,8 @@ class World:
         entropy = bytes([number]) * ids.RANDOM_BYTES
         request = ids.new_request_id(secret=b"secret", account="dev", at=AT, floor=0, entropy=entropy)
         accepted = RequestAccepted(
-            request=request, account="dev", key="k", model="m", kind="inference", input="x", parameters=Parameters(), stream=False,
+            request=request, account="dev", key="k", model="m", kind="inference", input="x",
+            parameters=Parameters(), stream=False,
             prompt_tokens_max=9, deadline_ms=1000, price_version=1, plan="per_second", book=2, allowance=hold,
         )  # fmt: skip
         self.broker.store(SHARD, subjects.request(AT), codec.encode("test", [accepted]), None)
