@@ -51,6 +51,10 @@ class Book:
         self.credits.see(stored.subject, stored.sequence)
         self.position = stored.sequence
 
+    def has(self, id: str) -> bool:
+        """Say whether an event of this id counts already."""
+        return id in self._seen
+
     def authenticate(self, key: str) -> KeyIssued | None:
         """Return the key's entry if this exact key was issued, in constant time once it is found."""
         parts = key.split("_")

@@ -5,7 +5,7 @@ import secrets
 
 from events import codec, credit, subjects
 from events.book import Book, key_digest
-from events.log import Conflict, Log, append_until_known
+from events.log import Conflict, Log, OutcomeUnknown, append_until_known
 from events.schema import (
     AccountOpened,
     AnyEvent,
@@ -31,6 +31,10 @@ ENTRY_BYTES = 10
 
 class AccountUnknown(Exception):
     """The book has no such account."""
+
+
+class OutcomeOpen(Exception):
+    """An entry that adds up may be stored or not; the message says how to repeat it, to count once."""
 
 
 class RecordReadable(Exception):
@@ -63,12 +67,31 @@ async def issue_key(log: Log, account: str) -> Key:
     return key
 
 
-async def grant_credit(log: Log, book: Book, account: str, nanousd: int, reason: str) -> None:
-    """Raises AccountUnknown, LogError."""
-    _check_account(book, account)
-    granted = CreditGranted(id=f"grant.{_unique()}", account=account, nanousd=nanousd, reason=reason)
-    data = codec.encode(WRITER, [granted])
-    await append_until_known(log, subjects.BOOK, credit.subject(account), data, within_s=GRANT_S)
+def entry_id(kind: str, account: str, text: str | None) -> str:
+    """Return the id of an entry that adds up: for the same text (without dots) the same, else a new one."""
+    return f"{kind}.{account}.{text or _unique()}"
+
+
+async def add(log: Log, book: Book, event: CreditGranted | UsageCorrected) -> bool:
+    """Add credit or a correction; return False if the book has its id already, so that it adds nothing.
+
+    Raises AccountUnknown, OutcomeOpen, LogError.
+    """
+    _check_account(book, event.account)
+    if book.has(event.id):
+        return False
+    is_credit = isinstance(event, CreditGranted)
+    subject = credit.subject(event.account) if is_credit else subjects.book("correction", event.account)
+    data = codec.encode(WRITER, [event])
+    try:
+        await append_until_known(log, subjects.BOOK, subject, data, within_s=GRANT_S)
+    except OutcomeUnknown as error:
+        text = event.id.rpartition(".")[2]
+        raise OutcomeOpen(
+            f"{error}; the entry may be stored, or be stored yet: repeat the command with `--id {text}`, "
+            "and it counts once"
+        ) from error
+    return True
 
 
 async def set_limits(
@@ -98,14 +121,6 @@ def _check_account(book: Book, account: str) -> None:
 
 def _unique() -> str:
     return secrets.token_hex(ENTRY_BYTES)
-
-
-async def correct(log: Log, book: Book, correction: UsageCorrected) -> None:
-    """Raises AccountUnknown, LogError."""
-    _check_account(book, correction.account)
-    subject = subjects.book("correction", correction.account)
-    data = codec.encode(WRITER, [correction])
-    await append_until_known(log, subjects.BOOK, subject, data, within_s=GRANT_S)
 
 
 async def quarantine(log: Log, stream: str, sequence: int, reason: str) -> None:

@@ -11,6 +11,7 @@ from events.book import Book
 from events.jetstream import JetStream
 from events.log import Log
 from events.money import nanousd, usd
+from events.schema import CreditGranted
 from replay.answer import Answer
 from rift import accounts
 from rift.cli.ops import CommandFailed, table, with_log
@@ -25,10 +26,14 @@ def grant(options: Namespace) -> None:
             f"{options.usd} is no credit; grant more than 0, or `rift correct` what was charged"
         )
 
-    async def add(log: JetStream) -> None:
-        await accounts.grant_credit(log, await books.read(log), options.account, amount, options.reason)
+    entry = accounts.entry_id("grant", options.account, options.id)
+    granted = CreditGranted(id=entry, account=options.account, nanousd=amount, reason=options.reason)
 
-    with_log(options, add)
+    async def add(log: JetStream) -> bool:
+        return await accounts.add(log, await books.read(log), granted)
+
+    if not with_log(options, add):
+        raise CommandFailed(f"the book has {entry} already, and it counts once: nothing was added")
     _say(options, {"account": options.account, "nanousd": amount})
 
 

@@ -1,7 +1,6 @@
 """Money: `rift invoice`, `rift prices`, `rift period`, `rift correct`, `rift rerate`."""
 
 import json
-import secrets
 import sys
 from argparse import Namespace
 from typing import Any
@@ -88,7 +87,7 @@ def correct(options: Namespace) -> None:
         book = await books.read(log)
         model = await _model_of(log, options) if options.request else options.model
         correction = UsageCorrected(
-            id=f"correction.{secrets.token_hex(8)}",
+            id=accounts.entry_id("correction", options.account, options.id),
             account=options.account,
             nanousd=nanousd(options.usd),
             reason=options.reason,
@@ -97,7 +96,10 @@ def correct(options: Namespace) -> None:
         )
         if not correction.nanousd:
             raise CommandFailed("a correction of 0 corrects nothing")
-        await accounts.correct(log, book, correction)
+        if not await accounts.add(log, book, correction):
+            raise CommandFailed(
+                f"the book has {correction.id} already, and it counts once: nothing was added"
+            )
         return correction
 
     stored = with_log(options, append)

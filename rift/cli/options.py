@@ -15,7 +15,7 @@ from replay.audit import AuditError
 from replay.invoice import PERIOD, BillingRefused
 from replay.warehouse import ProjectionStopped, WarehouseError
 from rift import __version__
-from rift.accounts import AccountUnknown, RecordReadable
+from rift.accounts import AccountUnknown, OutcomeOpen, RecordReadable
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
 from rift.cli import limits, money, ops, replay, roles
@@ -43,6 +43,7 @@ FAILURES = (
     LogTrimmed,
     MoneyWrong,
     OSError,
+    OutcomeOpen,
     PositionWrong,
     PrepareFailed,
     PricesWrong,
@@ -118,6 +119,7 @@ def _credit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     _account_option(grant)
     grant.add_argument("--usd", required=True, metavar="AMOUNT", help="like 10.50")
     grant.add_argument("--reason", default="", metavar="TEXT", help="kept in the book")
+    _id_option(grant)
 
     about = commands.add_parser("limits", help="plans and budgets").add_subparsers(
         metavar="ACTION", required=True
@@ -154,6 +156,7 @@ def _money(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     correct.add_argument("--reason", required=True, help="in words; it is on the record for ever")
     correct.add_argument("--request", metavar="ID", help="what is corrected")
     correct.add_argument("--model", metavar="NAME", help="whose line it is on (the request's)")
+    _id_option(correct)
 
     rerate = _command(commands, "rerate", money.rerate, "show what another price list would have charged")
     rerate.add_argument("--price-list", type=Path, required=True, metavar="FILE")
@@ -192,6 +195,12 @@ def _replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def _account_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--account", required=True, type=_account, metavar="NAME")
+
+
+def _id_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--id", type=_entry, metavar="TEXT", help="said again with the same, it counts once (a new one)"
+    )
 
 
 def _period_option(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +245,14 @@ def _period(text: str) -> str:
 
 
 def _account(text: str) -> str:
+    return _name(text, "account name")
+
+
+def _entry(text: str) -> str:
+    return _name(text, "id")
+
+
+def _name(text: str, what: str) -> str:
     if not re.fullmatch("[a-z0-9-]{1,40}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no account name; use a-z, 0-9 and -, at most 40")
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}; use a-z, 0-9 and -, at most 40")
     return text

@@ -90,7 +90,10 @@ def settled(service: Service, account: str, within_s: float) -> dict[str, Any]:
 def test_the_commands(service: Service) -> None:
     key_of(service, "acme")
     done(service, "credit", "grant", "--account", "acme", "--usd", "10.50", "--reason", "a present")
-    done(service, "credit", "grant", "--account", "acme", "--usd", "0.000000001")
+    again = ("credit", "grant", "--account", "acme", "--usd", "0.000000001", "--id", "twice")
+    done(service, *again)
+    ran = service.rift(*again)
+    assert (ran.returncode, "grant.acme.twice already, and it counts once" in ran.stderr) == (1, True)
     done(service, "limits", "set", "--account", "acme", "--budget", "3")
     done(service, "limits", "set", "--account", "acme", "--plan", "per_second")
     assert standing(service, "acme") == {
@@ -117,6 +120,7 @@ def test_the_commands(service: Service) -> None:
         (("credit", "grant", "--account", "dev", "--usd", "1.0000000001"), 2, "'1.0000000001' is no amount"),
         (("credit", "grant", "--account", "dev", "--usd", "-1"), 2, "--usd"),
         (("credit", "grant", "--account", "dev", "--usd", "1e3"), 2, "'1e3' is no amount of USD"),
+        (("credit", "grant", "--account", "dev", "--usd", "1", "--id", "a.b"), 2, "'a.b' is no id"),
         (("limits", "set", "--account", "dev", "--budget", "all"), 2, "'all' is no amount of USD"),
     ],
 )
@@ -145,6 +149,8 @@ def test_200_at_once_on_a_credit_for_ten_over_two_gateways(service: Service) -> 
         assert codes == {"credit_exhausted"}
         assert charged(service, "tight") == [CHARGE] * found[200]
         assert 1 <= found[200] <= 10
+        # Nothing is free any more, so gateways do not keep what they hold and do not use.
+        done(service, "limits", "set", "--account", "tight", "--budget", "0")
         after = settled(service, "tight", 40)
     assert after["held_nanousd"] == 0
     assert after["spent_nanousd"] == sum(charged(service, "tight"))

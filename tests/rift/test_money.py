@@ -119,8 +119,12 @@ def test_a_correction_is_on_the_next_invoice(service: Service) -> None:
     told = done(
         service,
         *("correct", "--account", "sorry", f"--usd=-{answer['charge']['usd']}"),
-        *("--reason", "slow", "--request", answer["id"]),
+        *("--reason", "slow", "--request", answer["id"], "--id", "ticket-7"),
     )
+    repeated = service.rift(
+        *("correct", "--account", "sorry", "--usd=-1", "--reason", "slow", "--id", "ticket-7")
+    )
+    assert (repeated.returncode, "nothing was added" in repeated.stderr) == (1, True)
     assert "USD are on sorry's next invoice: slow" in told
     lines = json.loads(
         done(service, "invoice", "--account", "sorry", "--period", period_of(service), "--json")

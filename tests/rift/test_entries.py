@@ -1,0 +1,77 @@
+"""Entries that add up, which an operator repeats where it is not known what became of them."""
+
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from events import book as books
+from events.log import OutcomeUnknown
+from events.memory import MemoryBroker, MemoryLog
+from events.schema import CreditGranted, UsageCorrected
+from rift import accounts
+from rift.accounts import OutcomeOpen
+
+pytestmark = pytest.mark.anyio
+
+Entry = CreditGranted | UsageCorrected
+Make = Callable[[str | None], Entry]
+
+
+def grant(text: str | None) -> Entry:
+    return CreditGranted(id=accounts.entry_id("grant", "acme", text), account="acme", nanousd=7)
+
+
+def correction(text: str | None) -> Entry:
+    id = accounts.entry_id("correction", "acme", text)
+    return UsageCorrected(id=id, account="acme", nanousd=7, reason="r")
+
+
+class Unanswered(MemoryLog):
+    """Stores, and does not say so."""
+
+    async def append(self, *what: Any, **more: Any) -> int:
+        await super().append(*what, **more)
+        raise OutcomeUnknown("no answer")
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[MemoryBroker]:
+    async with anyio.create_task_group() as tasks:
+        found = MemoryBroker(tasks, lambda: 1_750_000_000_000_000_000)
+        log = MemoryLog(found)
+        await accounts.open_account(log, await books.read(log), "acme")
+        yield found
+
+
+async def counted(log: MemoryLog) -> int:
+    standing = (await books.read(log)).credits.of("acme")
+    return (standing.granted_nanousd or 0) + standing.spent_nanousd
+
+
+@pytest.mark.parametrize("make", [grant, correction])
+async def test_what_is_said_again_with_its_id_counts_once(
+    broker: MemoryBroker, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "GRANT_S", 0.0)
+    log = MemoryLog(broker)
+    with pytest.raises(OutcomeOpen) as told:
+        await accounts.add(Unanswered(broker), await books.read(log), make(None))
+    found = re.search("`--id ([a-z0-9-]{1,40})`, and it counts once", str(told.value))
+    assert found is not None
+    book = await books.read(log)
+    assert not await accounts.add(log, book, make(found[1]))
+    assert await counted(log) == 7
+    assert await accounts.add(log, book, make("other"))
+    assert await accounts.add(log, book, make("other")), "who has read an older book stores it once more"
+    assert await counted(log) == 14
+    assert await accounts.add(log, book, make(None))
+    assert await accounts.add(log, book, make(None))
+    assert await counted(log) == 28
+
+
+async def test_an_id_is_its_accounts() -> None:
+    ids = {accounts.entry_id(kind, account, "x") for kind in ("grant", "correction") for account in "ab"}
+    assert len(ids) == 4
