@@ -43,7 +43,7 @@ CLOSE_S = 1.0
 SMALL = 16
 
 # The book forgets nothing, and when it is full no key is revoked and nothing is trimmed. A quarter of a
-# shard's room is a million holds with their settlements, by default: years of many prepaid accounts.
+# shard's room is by default two million holds with their settlements: two years of 100 prepaid accounts.
 BOOK_PART = 4
 
 # How long a client may repeat a request by its idempotency key and get the first one's answer.
