@@ -191,7 +191,8 @@ class JetStream:
             found = await self._put_stream("CREATE", name, config)
         # Made by an older Rift, or with less room; nothing that is stored changes. Room is never taken away:
         # what is stored may need it.
-        more = {"allow_atomic": True, "max_bytes": max(found["max_bytes"], config["max_bytes"])}
+        room = found["max_bytes"] if found["max_bytes"] < 0 else max(found["max_bytes"], config["max_bytes"])
+        more = {"allow_atomic": True, "max_bytes": room}
         if found != found | more:
             found = await self._put_stream("UPDATE", name, found | more)
         wanted = config | {"persist_mode": "default", "max_bytes": found["max_bytes"]}

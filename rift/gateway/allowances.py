@@ -87,7 +87,8 @@ class Hold(msgspec.Struct):
     def spend(self, answer: Metered) -> None:
         """A second in which several of its requests ran is spent once, as it is charged."""
         self.spent += answer.nanousd
-        if price := answer.price.second_nanousd:
+        price = answer.price.second_nanousd
+        if price and answer.ran:
             line = answer.accepted.model, answer.accepted.price_version
             before = self.ran.get(line, [])
             self.ran[line] = unite([*before, *answer.ran])

@@ -78,6 +78,16 @@ async def test_a_larger_setting_gives_full_streams_room_and_a_smaller_one_takes_
     server.kill()
 
 
+async def test_a_stream_without_a_limit_gets_none(log: JetStream) -> None:
+    """Somebody made it so; a limit would take room away."""
+    name = subjects.FLEET
+    limited = (await log._api(f"STREAM.INFO.{name}"))["config"]
+    await log._api(f"STREAM.UPDATE.{name}", limited | {"max_bytes": -1})
+    await log.ensure_streams(shards=1, replicas=1, max_bytes=64 * MIB)
+    assert (await room_of(log))[name] == -1
+    await log._api(f"STREAM.UPDATE.{name}", limited)
+
+
 async def test_room_that_the_broker_has_not_stops_the_start(log: JetStream) -> None:
     with pytest.raises(BrokerWrong, match=r"stream RIFT_0 of [0-9]+ bytes: .*insufficient"):
         await log.ensure_streams(shards=1, replicas=1, max_bytes=1 << 60)

@@ -117,11 +117,11 @@ def test_the_commands(service: Service) -> None:
         (("credit", "grant", "--account", "nobody", "--usd", "1"), 1, "there is no account 'nobody'"),
         (("limits", "set", "--account", "nobody", "--budget", "1"), 1, "there is no account 'nobody'"),
         (("limits", "set", "--account", "dev"), 1, "name --budget, --plan or both"),
-        (("credit", "grant", "--account", "dev", "--usd", "1.0000000001"), 2, "'1.0000000001' is no amount"),
-        (("credit", "grant", "--account", "dev", "--usd", "-1"), 2, "--usd"),
-        (("credit", "grant", "--account", "dev", "--usd", "1e3"), 2, "'1e3' is no amount of USD"),
+        (("credit", "grant", "--account", "dev", "--usd", "1.0000000001"), 1, "'1.0000000001' is no amount"),
+        (("credit", "grant", "--account", "dev", "--usd", "-1"), 1, "-1 is no credit"),
+        (("credit", "grant", "--account", "dev", "--usd", "1e3"), 1, "'1e3' is no amount; write USD"),
         (("credit", "grant", "--account", "dev", "--usd", "1", "--id", "a.b"), 2, "'a.b' is no id"),
-        (("limits", "set", "--account", "dev", "--budget", "all"), 2, "'all' is no amount of USD"),
+        (("limits", "set", "--account", "dev", "--budget", "all"), 1, "'all' is no amount; write USD"),
     ],
 )
 def test_what_is_wrong_is_named(service: Service, words: tuple[str, ...], status: int, said: str) -> None:
