@@ -60,8 +60,8 @@ def publish_prices(options: Namespace) -> None:
         known = {*load_settings(options).catalogue(), *before.prices()}
         if unknown := sorted({price.model for price in published.prices} - known):
             raise CommandFailed(
-                f"model {unknown[0]!r} is not in the catalogue: name it in rift.toml first, or mend the list; "
-                f"known are {', '.join(sorted(known))}"
+                f"model {unknown[0]!r} is not in the catalogue: put it in rift.toml first, or mend the list. "
+                f"Known are {', '.join(sorted(known))}"
             )
         if before.prices() != {price.model: price for price in published.prices}:
             await prices.publish(log, published)
