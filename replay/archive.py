@@ -50,9 +50,11 @@ class Archive:
         self.folder, self._key, self._content = folder, key, content
 
     def streams(self) -> list[str]:
+        """Return the streams that have a segment."""
         if not self.folder.is_dir():
             return []
-        return sorted(path.name for path in self.folder.iterdir() if _STREAM.fullmatch(path.name))
+        named = sorted(path.name for path in self.folder.iterdir() if _STREAM.fullmatch(path.name))
+        return [name for name in named if self._manifest_paths(name)]
 
     def manifests(self, stream: str) -> list[Manifest]:
         """Return the manifests of a stream in order. Raises ArchiveDamaged."""
@@ -196,7 +198,7 @@ class Archive:
         Raises ArchiveDamaged.
         """
         found, problems = self._chain(stream)
-        damaged = chain.from_iterable(map(self._damaged_files, found))
+        damaged = chain.from_iterable(map(self.damaged_files, found))
         for problem in chain(problems, _anchor_problems(stream, found, anchors), damaged):
             raise ArchiveDamaged(problem)
         return found
@@ -212,7 +214,7 @@ class Archive:
                 problems.append(str(error))
         return found, problems + list(_chain_problems(self.folder / stream, stream, found))
 
-    def _damaged_files(self, manifest: Manifest) -> Iterator[str]:
+    def damaged_files(self, manifest: Manifest) -> Iterator[str]:
         """Yield what is wrong with the bytes of a segment's files."""
         wanted = {file_name(manifest.first, suffix) for suffix in SUFFIXES[:2]}
         allowed = wanted | {file_name(manifest.first, "content")}
@@ -230,7 +232,7 @@ class Archive:
                 yield f"{path} is not as it was sealed: its bytes have another SHA-256"
 
     def _segment_problems(self, segments: Segments, manifest: Manifest, at_ns: int) -> Iterator[str]:
-        damaged = list(self._damaged_files(manifest))
+        damaged = list(self.damaged_files(manifest))
         yield from damaged
         if damaged:
             return

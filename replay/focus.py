@@ -90,7 +90,8 @@ def _row(invoice: Invoice, line: Line, what: str, cost_nanousd: int) -> dict[str
         "ChargeCategory": "Usage",
         "ChargeDescription": f"{line.model or 'account'}: {described}",
         "ChargeFrequency": "Usage-Based",
-        "InvoiceId": f"{invoice.account}/{invoice.period}/{invoice.status}",
+        # A provisional invoice has no number.
+        "InvoiceId": f"{invoice.account}/{invoice.period}" if invoice.status == "closed" else "",
         "PricingCategory": "Standard",
         "ResourceId": line.model,
         "ServiceCategory": "AI and Machine Learning",

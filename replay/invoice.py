@@ -17,7 +17,8 @@ from replay.answer import Answer
 Read = Callable[..., list[Answer]]
 """`Warehouse.read`: questions, answered as of one moment."""
 
-PERIOD = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
+PERIOD = re.compile(r"2[0-9]{3}-(0[1-9]|1[0-2])")
+DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 GROUPS = ("day", "model", "key", "plan")
 MEASURES = ("requests", "charged_requests", "prompt_tokens", "cached_tokens", "output_tokens")
@@ -137,9 +138,13 @@ def usage(read: Read, account: str, first_day: str, last_day: str, groups: Seque
 
 def _check_day(day: str) -> None:
     try:
-        datetime.date.fromisoformat(day)
-    except ValueError as error:
-        raise BillingRefused(f"{day!r} is no day; write it as YYYY-MM-DD, in UTC") from error
+        if DAY.fullmatch(day):
+            datetime.date.fromisoformat(day)
+            return
+    except ValueError:
+        # Of the right form, and in no calendar.
+        pass
+    raise BillingRefused(f"{day!r} is no day; write it as YYYY-MM-DD, in UTC")
 
 
 def _line(row: Sequence[Any]) -> Line:

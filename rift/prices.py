@@ -7,7 +7,7 @@
     cached_prompt_usd = "0.05"         # may be left out: then cached tokens are prompt tokens
     second_usd = "0.0005"              # USD a second, for accounts of plan per_second; may be left out
 
-Models that a file does not name keep their price.
+Models that a file does not name keep their prices; of one that it names, all are replaced.
 """
 
 from pathlib import Path

@@ -21,6 +21,10 @@ class QuestionRefused(Exception):
     """The control process does not answer this; the message says why, and what it would answer."""
 
 
+class AnswerFailed(QuestionRefused):
+    """The question was a good one, and control could not answer it; the message says why."""
+
+
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is asked; `topic` is the subject it is asked on."""
 
@@ -77,7 +81,7 @@ AnyQuestion = Sql | AskInvoice | AskUsage | ClosePeriod | Seal | Digests | Rebui
 
 
 async def ask(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:
-    """Return the answer as JSON's values. Raises QuestionRefused, LogError where nobody answers."""
+    """Return the answer as JSON's values. Raises QuestionRefused, AnswerFailed, LogError (nobody answers)."""
     topic = question.topic
     data = await log.ask(topic, msgspec.json.encode(question), timeout_s=timeout_s)
     try:
@@ -88,5 +92,5 @@ async def ask(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) 
     if not isinstance(reply, dict) or not reply.keys() & {"answer", "error"}:
         raise LogError(f"{topic} answered with something else: {data[:100]!r}")
     if "error" in reply:
-        raise QuestionRefused(reply["error"])
+        raise (AnswerFailed if reply.get("failed") else QuestionRefused)(reply["error"])
     return reply["answer"]

@@ -32,7 +32,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hardware: str = "cpu"
     drain_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
     replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
-    log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 24)] = 4 << 30
+    # Below 64 MiB of room gateways refuse, and before that the archiver makes room.
+    log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 28)] = 4 << 30
     retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 7
     archive_content: bool = False
     models: dict[str, Model] = {}

@@ -1,7 +1,7 @@
 -- One row per account; money that it may spend, holds and has spent.
 create view balances as
 with limits as (
-    select account, arg_max(plan, rowid) as plan, arg_max(budget_nanousd, rowid) as budget_nanousd
+    select account, unnest(arg_max({'plan': plan, 'budget_nanousd': budget_nanousd}, rowid))
     from facts.set_limits
     group by account
 ),

@@ -27,31 +27,45 @@ with facts_of_money as (
 dated as (
     select *, strftime(make_timestamp(at_ns // 1000), '%Y-%m') as month from facts_of_money
 ),
--- What a closed month does not hold any more: it goes to the first later one that is open, or holds it.
-late as (
-    select dated.position, dated.month, dated.stream, dated.sequence
-    from dated
-    join facts.closed_periods as closed on closed.period = dated.month
+-- Of each closed month, and each stream: the closed months from it on that follow each other without a gap, and
+-- up to where each holds what ended in the first. What none of them holds goes to the month after.
+numbered as (
+    select
+        closed.period,
+        year((closed.period || '-01')::date) * 12 + month((closed.period || '-01')::date) as number,
+        applied.stream,
+        coalesce(reached.sequence, 0) as sequence
+    from facts.closed_periods as closed
+    cross join facts.applied as applied
     left join facts.closed_streams as reached
-        on reached.period = dated.month and reached.stream = dated.stream
-    where dated.sequence > coalesce(reached.sequence, 0)
+        on reached.period = closed.period and reached.stream = applied.stream
 ),
 following as (
-    select strftime((period || '-01')::date + interval 1 month, '%Y-%m') as period from facts.closed_periods
+    select first.period as month, first.stream, later.period, later.sequence,
+        later.number - first.number - row_number() over (
+            partition by first.period, first.stream order by later.number
+        ) as gap
+    from numbered as first
+    join numbered as later on later.stream = first.stream and later.number >= first.number
 ),
-moved as (
-    select late.position, min(following.period) as period
-    from late
-    join following on following.period > late.month
-    left join facts.closed_periods as closed on closed.period = following.period
-    left join facts.closed_streams as reached
-        on reached.period = following.period and reached.stream = late.stream
-    where closed.period is null or late.sequence <= coalesce(reached.sequence, 0)
-    group by late.position
+closed as (
+    select
+        month,
+        stream,
+        list({'period': period, 'sequence': sequence} order by period) as steps,
+        strftime((max(period) || '-01')::date + interval 1 month, '%Y-%m') as after
+    from following
+    where gap = -1
+    group by month, stream
 )
 select
     dated.account,
-    coalesce(moved.period, dated.month) as period,
+    case
+        when closed.month is null then dated.month
+        else coalesce(
+            list_filter(closed.steps, lambda step: dated.sequence <= step.sequence)[1].period, closed.after
+        )
+    end as period,
     dated.model,
     dated.plan,
     dated.price_version,
@@ -66,4 +80,4 @@ select
     dated.event_index,
     dated.position
 from dated
-left join moved on moved.position = dated.position;
+left join closed on closed.month = dated.month and closed.stream = dated.stream;

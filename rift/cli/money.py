@@ -18,6 +18,7 @@ from replay import focus
 from replay.answer import Answer
 from replay.invoice import Invoice
 from rift import accounts, prices
+from rift.cli.connection import load_settings
 from rift.cli.ops import CommandFailed, asked, table, with_log
 from rift.questions import LONG_TIMEOUT_S, AskInvoice, ClosePeriod, Sql
 
@@ -55,6 +56,12 @@ def publish_prices(options: Namespace) -> None:
     async def publish(log: JetStream) -> tuple[Book, Book]:
         before = await books.read(log)
         published = prices.load(options.file, before)
+        known = {*load_settings(options).catalogue(), *before.prices()}
+        if unknown := sorted({price.model for price in published.prices} - known):
+            raise CommandFailed(
+                f"model {unknown[0]!r} is not in the catalogue: put it in rift.toml first, or mend the list. "
+                f"Known are {', '.join(sorted(known))}"
+            )
         if before.prices() != {price.model: price for price in published.prices}:
             await prices.publish(log, published)
         return before, await books.read(log)
@@ -83,8 +90,13 @@ def close_period(options: Namespace) -> None:
 
 
 def correct(options: Namespace) -> None:
+    if not options.reason.strip() or not options.reason.isprintable():
+        raise CommandFailed(f"{options.reason!r} is no reason; write one line of words")
+
     async def append(log: JetStream) -> UsageCorrected:
         book = await books.read(log)
+        if options.model is not None and book.price(options.model) is None:
+            raise CommandFailed(f"model {options.model!r} has no price, and so no line on an invoice")
         model = await _model_of(log, options) if options.request else options.model
         correction = UsageCorrected(
             id=accounts.entry_id("correction", options.account, options.id),
@@ -170,7 +182,7 @@ def rerate(options: Namespace) -> None:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in answer]))
     else:
         print(table(Answer(columns, answer)))
-        print("nothing was changed; `rift correct` appends a correction", file=sys.stderr)
+        print("without corrections; nothing was changed, `rift correct` appends one", file=sys.stderr)
 
 
 def _shown(found: Invoice) -> str:

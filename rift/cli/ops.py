@@ -33,7 +33,7 @@ def sql(options: Namespace) -> None:
         except* LogError as nobody:
             answer = _from_file(options, nobody)
     except* (QueryRefused, QuestionRefused, WarehouseError) as refused:
-        raise CommandFailed(_first(refused)) from refused
+        raise CommandFailed(first_of(refused)) from refused
     show(answer, as_json=options.json)
 
 
@@ -51,7 +51,7 @@ def show(answer: Answer, *, as_json: bool) -> None:
 def _from_file(options: Namespace, nobody: BaseExceptionGroup[LogError]) -> Answer:
     found = installation(options)
     if options.nats or not found.database.exists():
-        raise CommandFailed(_first(nobody))
+        raise CommandFailed(first_of(nobody))
     warehouse = Warehouse.open(found.database)
     try:
         return warehouse.query(options.select)
@@ -99,7 +99,7 @@ async def asked(log: JetStream, question: AnyQuestion, timeout_s: float = TIMEOU
         raise CommandFailed(str(refused)) from refused
 
 
-def _first(group: BaseExceptionGroup[Any]) -> str:
+def first_of(group: BaseExceptionGroup[Any]) -> str:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -28,6 +28,9 @@ from rift.installation import InstallationWrong
 from rift.prices import PricesWrong
 from rift.settings import SettingsWrong
 
+# They say one line, or print what has a form of its own.
+WITHOUT_JSON = ("gateway", "worker", "control", "verify", "export", "publish", "quarantine")
+
 FAILURES = (
     AccountUnknown,
     ArchiveError,
@@ -140,6 +143,7 @@ def _money(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     prices = commands.add_parser("prices", help="price lists").add_subparsers(metavar="ACTION", required=True)
     _command(prices, "list", money.list_prices, "show the prices in force")
     publish = _command(prices, "publish", money.publish_prices, "put a price list in force")
+    publish.add_argument("--config", type=Path, metavar="FILE", help="settings and models (DIR/rift.toml)")
     publish.add_argument(
         "file", type=Path, metavar="FILE", help='TOML: [prices."MODEL"] prompt_usd = "0.15" …'
     )
@@ -222,7 +226,7 @@ def _command(
     parser.add_argument(
         "--nats", metavar="URL", help="NATS server (RIFT_NATS_URL, else the installation's own)"
     )
-    if name not in ("gateway", "worker", "control"):
+    if name not in WITHOUT_JSON:
         parser.add_argument("--json", action="store_true", help="one JSON value on standard output")
     return parser
 

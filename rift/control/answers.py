@@ -1,6 +1,7 @@
 """Answers to the questions of `rift/questions.py`, by the process that has the warehouse open."""
 
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -11,7 +12,9 @@ import msgspec
 from events.log import Log
 from replay.answer import QueryRefused
 from replay.invoice import BillingRefused
-from rift.questions import Question, QuestionRefused
+from rift.questions import Question, QuestionRefused, Sql
+
+logger = logging.getLogger(__name__)
 
 # Below the broker's max_payload of 8 MB.
 REPLY_BYTES_MAX = 8_000_000
@@ -37,15 +40,20 @@ async def _reply(kind: type[Question], answer: Answering, data: bytes) -> bytes:
         return _error(f"{kind.topic} takes JSON with {fields or 'no fields'}: {error}")
     try:
         found = msgspec.to_builtins(await answer(question))
-    except (QueryRefused, BillingRefused, QuestionRefused) as refused:
+    except (BillingRefused, QuestionRefused) as refused:
         return _error(str(refused))
+    except QueryRefused as refused:
+        return _error(str(refused), failed=kind is not Sql)
+    except Exception as error:  # who asks must not wait for an answer that will not come
+        logger.exception("%s could not be answered", kind.topic)
+        return _error(f"control failed to answer: {type(error).__name__}: {error}", failed=True)
     reply = json.dumps({"answer": found}, ensure_ascii=False).encode()
     if len(reply) > REPLY_BYTES_MAX:
-        return _error(
-            f"the answer is {len(reply)} bytes, more than {REPLY_BYTES_MAX}; use LIMIT or name fewer columns"
-        )
+        why = f"the answer is {len(reply)} bytes, more than {REPLY_BYTES_MAX}"
+        return _error(f"{why}; use LIMIT or name fewer columns", failed=kind is not Sql)
     return reply
 
 
-def _error(message: str) -> bytes:
-    return json.dumps({"error": message}, ensure_ascii=False).encode()
+def _error(message: str, *, failed: bool = False) -> bytes:
+    """`failed`: the question was a good one."""
+    return json.dumps({"error": message, "failed": failed}, ensure_ascii=False).encode()

@@ -308,6 +308,11 @@ class Archiver:
                 capacity,
             )
 
+    def _check_files(self, manifest: Manifest) -> None:
+        """Raise ArchiveError unless its files are as they were sealed: the log has the only other copy."""
+        for problem in self._archive.damaged_files(manifest):
+            raise ArchiveError(f"{problem}; put the file back")
+
     async def _trim(self, stream: _Stream, *, is_short: bool) -> None:
         stream.considered, stream.considered_at = stream.sealed, anyio.current_time()
         name, projected = stream.name, self._projected().get(stream.name, 0)
@@ -319,6 +324,8 @@ class Archiver:
         ages_ns = [manifests[-1].at_ns - found.at_ns for found in may_go]
         old = sum(age_ns >= self._retention_ns for age_ns in ages_ns)
         early = sum(age_ns >= KEPT_NS for age_ns in ages_ns) if is_short else 0
+        for found in may_go[: max(old, early)]:
+            await self._in_thread(self._check_files, found)
         if old:
             await self._log.trim(name, may_go[old - 1].last)
             logger.info("%s is trimmed up to %d: archived, and past its time", name, may_go[old - 1].last)

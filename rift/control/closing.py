@@ -1,7 +1,7 @@
 """Closing a period: its invoices become final, up to what is projected and archived, by one event."""
 
 import datetime
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -34,13 +34,16 @@ async def close(
     log: Log,
     period: str,
     *,
+    streams: Iterable[str],
     warehouse: Callable[[], Warehouse],
     catch_up: Callable[[], Awaitable[None]],
     seal: Callable[[], Awaitable[Sealed]],
 ) -> dict[str, Any]:
     """Close a period and return what it came to. Raises QuestionRefused, BillingRefused, LogError."""
+    invoice.checked_period(period)
+    ends = {stream: await log.last_sequence(stream) for stream in streams}
     await catch_up()
-    await to_thread.run_sync(_check, warehouse(), invoice.checked_period(period))
+    await to_thread.run_sync(_check, warehouse(), period, ends)
     for _ in range(TRIES):
         sealed = await seal()
         await catch_up()
@@ -72,10 +75,19 @@ async def close(
     }
 
 
-def _check(warehouse: Warehouse, period: str) -> None:
-    """Raise QuestionRefused unless the period is over, and every one before it with a charge is closed."""
-    now, closed, before = warehouse.read(
+def _check(warehouse: Warehouse, period: str, ends: Mapping[str, int]) -> None:
+    """Raise QuestionRefused unless the period is over, all that was stored (`ends`) is folded, and every
+    period before it with a charge is closed."""
+    applied = warehouse.positions()
+    for stream, end in ends.items():
+        if applied.get(stream, 0) < end:
+            raise QuestionRefused(
+                f"{stream} is folded up to {applied.get(stream, 0)} of {end}, and may hold more of {period}: "
+                "try again; relation `lag` says what holds it up"
+            )
+    now, first, closed, before = warehouse.read(
         ("select max(stored_at_ns) from lag", []),
+        ("select min(at_ns) from facts.book_entries", []),
         ("select closed_at_ns from periods where period = ?", [period]),
         ("select min(period) from invoice_lines where period < ? and status = 'open'", [period]),
     )
@@ -83,12 +95,17 @@ def _check(warehouse: Warehouse, period: str) -> None:
         raise QuestionRefused(f"{period} is closed, and stays as it is; correct it with `rift correct`")
     if (now_ns := now.rows[0][0] or 0) < end_ns(period):
         raise QuestionRefused(f"{period} is not over: the last record was stored {_moment(now_ns)}")
+    if (first.rows[0][0] or 0) >= end_ns(period):
+        raise QuestionRefused(f"{period} was over before anything was stored here")
     if (earlier := before.rows[0][0]) is not None:
         raise QuestionRefused(f"{earlier} has charges and is open; close it first")
 
 
 def _closing(warehouse: Warehouse, period: str, sealed: Sealed) -> Closing | None:
-    """Return what the period comes to, or None if it holds what was not sealed."""
+    """Return what the period comes to, or None if it holds what was not sealed, or not all that was."""
+    applied = warehouse.positions()
+    if any(applied.get(stream, 0) < sequence for stream, sequence in sealed.positions.items()):
+        return None
     select = "select stream, max(sequence) from charges where period = ? group by stream"
     [last] = warehouse.read((select, [period]))
     if any(sequence > sealed.positions.get(stream, 0) for stream, sequence in last.rows):

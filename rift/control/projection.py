@@ -33,6 +33,7 @@ class Projection:
         self, log: Log, database: Path, warehouse: Warehouse, archive: Archive, shards: Iterable[int]
     ) -> None:
         self._log, self._database, self._shards = log, database, tuple(shards)
+        self.streams = tuple(subjects.folded(self._shards))
         self._archive = archive
         self._use(warehouse)
         self._scope = anyio.CancelScope()
@@ -58,25 +59,31 @@ class Projection:
 
         Raises LogError, LogBehind, LogTrimmed, ArchiveError, WarehouseError.
         """
-        if await self._projector.is_trimmed():
-            logger.info("the log is trimmed before what the database holds: it is built from the archive")
-            await self._build(_fresh(self._database))
-            await self._change()
-        self._settled.set()
+        async with self._one_at_a_time:
+            if await self._projector.is_trimmed():
+                logger.info("the log is trimmed before what the database holds: it is built from the archive")
+                await self._build(_fresh(self._database))
+                await self._change()
+            self._settled.set()
         while True:
-            with anyio.CancelScope() as self._scope:
-                try:
-                    await self._projector.run()
-                except* ProjectionStopped as stopped:
-                    for line in _messages(stopped):
-                        logger.error("%s", line)
-                await self._book_grew()
-                self._use(self.warehouse)
+            if self._switch is None:
+                with anyio.CancelScope() as self._scope:
+                    await self._project()
             if self._switch is not None:
                 self._settled = anyio.Event()
                 await self._change()
                 self._switch.set()
                 self._switch = None
+
+    async def _project(self) -> None:
+        """Project until it stops, and the book has grown since."""
+        try:
+            await self._projector.run()
+        except* ProjectionStopped as stopped:
+            for line in _messages(stopped):
+                logger.error("%s", line)
+        await self._book_grew()
+        self._use(self.warehouse)
 
     async def _book_grew(self) -> None:
         """Return once the book says more, which may be what a stopped projection waits for: a price, or that
@@ -145,8 +152,8 @@ class Projection:
 
 def remove(database: Path) -> None:
     """Remove a DuckDB file and what belongs to it, if it is there."""
-    for file in (database, database.with_name(f"{database.name}.wal")):
-        file.unlink(missing_ok=True)
+    for suffix in ("", ".wal", ".part", ".part.wal"):
+        database.with_name(f"{database.name}{suffix}").unlink(missing_ok=True)
 
 
 def _fresh(database: Path) -> Path:

@@ -7,7 +7,7 @@ from events.log import Log, LogError
 from events.schema import KeyIssued
 from rift.gateway.admission import Admission, retry_after
 from rift.gateway.http import Refusal, Request
-from rift.questions import AskInvoice, AskUsage, QuestionRefused, ask
+from rift.questions import AnswerFailed, AskInvoice, AskUsage, QuestionRefused, ask
 
 # A client waits so long for an answer that says why there is none.
 ANSWER_S = 5.0
@@ -42,6 +42,9 @@ class Billing:
     async def _ask(self, question: AskInvoice | AskUsage, code: str) -> Any:
         try:
             return await ask(self._log, question, timeout_s=ANSWER_S)
+        except AnswerFailed as error:
+            message = "the answer could not be made; try again, or ask for less"
+            raise Refusal(503, message, code="answer_failed", headers=retry_after(5)) from error
         except QuestionRefused as refused:
             raise Refusal(400, str(refused), code=code) from refused
         except LogError as error:

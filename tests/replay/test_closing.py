@@ -12,6 +12,7 @@ import pytest
 
 from events import memory, schema, subjects
 from events.memory import MemoryBroker, MemoryLog
+from replay import invoice as invoices
 from replay.archive import Archive
 from replay.warehouse import Warehouse
 from rift import accounts
@@ -20,7 +21,18 @@ from rift.cli.replay import differences
 from rift.control import main
 from rift.control.tail import fold_tail, rebuilt
 from rift.control.until import PositionWrong, fold_until, parse
-from rift.questions import AskInvoice, ClosePeriod, Digests, QuestionRefused, Rebuild, Seal, Sql, ask
+from rift.questions import (
+    AnswerFailed,
+    AskInvoice,
+    AskUsage,
+    ClosePeriod,
+    Digests,
+    QuestionRefused,
+    Rebuild,
+    Seal,
+    Sql,
+    ask,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +95,7 @@ async def controlling(rig: Rig) -> AsyncIterator[None]:
         run = partial(main.run, log, rig.folder / "rift.duckdb", rig.archive, stop=anyio.Event())
         tasks.start_soon(run)
         with anyio.fail_after(5):
-            while Sql.topic not in rig.broker.answers:  # noqa: ASYNC110
+            while Rebuild.topic not in rig.broker.answers:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
         yield
         tasks.cancel_scope.cancel()
@@ -196,7 +208,7 @@ async def test_without_the_archive_a_trimmed_log_stops_control_by_name(rig: Rig)
     with pytest.raises(BaseExceptionGroup) as raised:
         async with controlling(rig):
             await anyio.sleep(5)
-    assert "is not in the archive: it is lost" in repr(raised.value)
+    assert "RIFT_0: the segment of 1 to 6 was sealed and is missing" in repr(raised.value)
 
 
 async def test_what_was_changed_in_the_file_is_found_by_replay(rig: Rig) -> None:
@@ -293,3 +305,67 @@ async def test_a_quarantined_record_is_passed_over_by_all(rig: Rig) -> None:
     await fold_until(rig.log, rig.archive, warehouse, parse("RIFT_0:13"), [0])
     assert warehouse.query(count.sql).rows == [[2]]
     warehouse.close()
+
+
+async def test_a_period_is_not_closed_over_what_is_not_folded(rig: Rig) -> None:
+    """The month is over by one stream's time, and another is stopped in the middle of it."""
+    rig.ordinary()
+    rig.scribe.put("RIFT_0", "rift.0.lane.x", b"no record")
+    rig.ordinary()
+    rig.scribe.now_ns = DECEMBER_NS
+    rig.scribe.fleet(schema.ReplicaDraining(replica="r", model="tiny:1"))
+    rig.put()
+    async with controlling(rig):
+        with pytest.raises(
+            QuestionRefused, match="RIFT_0 is folded up to 6 of 13, and may hold more of 2023-11"
+        ):
+            await rig.ask(ClosePeriod(PERIOD))
+        assert await rig.log.last_sequence(subjects.BOOK, "rift.book.period.2023-11") == 0
+
+
+@pytest.mark.parametrize(
+    ("period", "message"),
+    [
+        ("2001-01", "2001-01 was over before anything was stored here"),
+        ("0001-01", "'0001-01' is no period"),
+        ("9999-12", "'9999-12' is no period"),
+    ],
+)
+async def test_months_that_nobody_lived_in(rig: Rig, period: str, message: str) -> None:
+    rig.ordinary()
+    async with controlling(rig):
+        with pytest.raises(QuestionRefused, match=message):
+            await rig.ask(ClosePeriod(period))
+
+
+async def test_control_answers_whatever_goes_wrong(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.ordinary()
+    async with controlling(rig):
+        monkeypatch.setattr(invoices, "usage", lambda *_: 1 // 0)
+        with pytest.raises(AnswerFailed, match="control failed to answer: ZeroDivisionError"):
+            await rig.ask(AskUsage("dev", "2023-11-01", "2023-11-30"))
+        with pytest.raises(QuestionRefused, match="Catalog Error"):
+            await rig.ask(Sql("from nothing"))
+
+
+async def test_a_rebuild_asked_at_the_start_waits_for_it(rig: Rig) -> None:
+    for _ in range(3):
+        rig.ordinary()
+    async with controlling(rig):
+        sealed = await rig.ask(Seal())
+        before = (await rig.ask(Digests()))["digests"]
+    rig.broker.stream("RIFT_0").trim(sealed["positions"]["RIFT_0"])
+    (rig.folder / "rift.duckdb").unlink()
+    async with controlling(rig):
+        await rig.ask(Rebuild())
+        assert (await rig.ask(Digests()))["digests"] == before
+
+
+async def test_a_folder_without_a_segment_is_no_archive(rig: Rig) -> None:
+    """A first seal that was cut off leaves one."""
+    rig.ordinary()
+    (rig.folder / "archive" / "RIFT_0").mkdir(parents=True)
+    async with controlling(rig):
+        assert rig.archive.streams() == []
+        await rig.ask(Rebuild())
+        assert (await rig.ask(Sql("select count(*) from requests")))["rows"] == [[1]]

@@ -113,6 +113,14 @@ def test_a_price_holds_for_what_is_accepted_after_it(service: Service, tmp_path:
     ]
 
 
+def test_a_list_that_prices_an_unknown_model_is_not_published(service: Service, tmp_path: Path) -> None:
+    listed = tmp_path / "list.toml"
+    listed.write_text('[prices."gpt-9"]\nprompt_usd = "0.02"\noutput_usd = "0.04"\n')
+    ran = service.rift("prices", "publish", str(listed))
+    assert ran.returncode == 1
+    assert "model 'gpt-9' is not in the catalogue" in ran.stderr
+
+
 def test_a_correction_is_on_the_next_invoice(service: Service) -> None:
     answer = infer(service, new_key(service, "sorry"))
     amount = answer["charge"]["nanousd"]
@@ -139,6 +147,10 @@ WRONG: dict[str, tuple[str, ...]] = {
     "there is no account 'ghost'": ("correct", "--account", "ghost", "--usd", "1", "--reason", "x"),
     "'1e3' is no amount": ("correct", "--account", "dev", "--usd", "1e3", "--reason", "x"),
     "a correction of 0": ("correct", "--account", "dev", "--usd", "0", "--reason", "x"),
+    "is no reason": ("correct", "--account", "dev", "--usd", "1", "--reason", " "),
+    "model 'nope' has no price": (
+        *("correct", "--account", "dev", "--usd", "1", "--reason", "x", "--model", "nope"),
+    ),
     "'req_1' is no request id": (
         *("correct", "--account", "dev", "--usd", "1", "--reason", "x", "--request", "req_1"),
     ),

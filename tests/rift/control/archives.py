@@ -35,6 +35,7 @@ class Shelf:
         self.held: dict[str, list[Manifest]] = {}
         self.records: dict[str, list[Stored]] = {}
         self.failing: list[Exception] = []
+        self.damaged: dict[int, list[str]] = {}
         self.blocked: threading.Event | None = None
         self.under_way = 0
 
@@ -61,6 +62,9 @@ class Shelf:
         self.held.setdefault(stream, []).append(manifest)
         self.records.setdefault(stream, []).extend(found)
         return manifest
+
+    def damaged_files(self, manifest: Manifest) -> Iterable[str]:
+        return self.damaged.get(manifest.last, ())
 
     def lasts(self, stream: str = SHARD) -> list[int]:
         return [manifest.last for manifest in self.manifests(stream)]

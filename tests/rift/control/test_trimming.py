@@ -105,6 +105,20 @@ async def test_an_archive_that_lost_a_segment_is_not_trusted(
     assert f"the archive lacks {lost * 10 + 1} to {lost * 10 + 10}" in caplog.text
 
 
+async def test_a_segment_whose_files_are_damaged_is_not_trimmed(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    await aged(rig)
+    rig.open[SHARD] = 1
+    archiver = rig.archiver()
+    await archiver.seal_now()
+    rig.open.clear()
+    rig.shelf.damaged[rig.shelf.lasts()[0]] = ["x.events.parquet is not as it was sealed"]
+    await rig.run(archiver)
+    assert rig.first == 1
+    assert "x.events.parquet is not as it was sealed; put the file back" in caplog.text
+
+
 async def test_an_emptied_archive_is_not_trusted(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     await aged(rig)
     rig.open[SHARD] = 1
