@@ -87,6 +87,17 @@ def prices(streams: Streams) -> dict[tuple[int, str], Price]:
     return found
 
 
+def terms(streams: Streams, account: str, position: int) -> tuple[int, str]:
+    """The price list and the plan in force at a position of the book."""
+    version, plan = 0, "per_token"
+    for place, _, _, event in book(streams):
+        if place.sequence <= position and isinstance(event, schema.PricePublished):
+            version = max(version, event.version)
+        elif place.sequence <= position and isinstance(event, schema.LimitsSet) and event.account == account:
+            plan = event.plan
+    return version, plan
+
+
 def closes(streams: Streams) -> dict[str, schema.PeriodClosed]:
     found: dict[str, schema.PeriodClosed] = {}
     for told in book(streams):

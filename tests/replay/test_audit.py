@@ -14,16 +14,18 @@ from events import charge
 from events.schema import (
     AttemptReleased,
     CancelRequested,
+    PeriodClosed,
     RequestAccepted,
     RequestFinished,
     TokensGenerated,
 )
 from replay import audit, auditor
 from tests.replay import reckoning
-from tests.replay.audits import PERIOD, export, exported, lines_of, ordinary, prices, run
+from tests.replay.audits import PERIOD, export, exported, limits, lines_of, ordinary, prices, run
 from tests.replay.conftest import CANARY, Scribe, started, tokens_of
 from tests.replay.months import ACCOUNTS, Months
 from tests.replay.sealed import SealedLists
+from tests.replay.seconds import SECONDS, runs_of
 
 SECOND_NS = 10**9
 
@@ -154,6 +156,7 @@ def test_bug_seconds_are_rounded_for_each_attempt(
     scribe: Scribe, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prices(scribe, 1, second_nanousd=100)
+    limits(scribe, plan="per_second")
     requests = [scribe.accept(plan="per_second") for _ in range(2)]
     for request in requests:  # side by side
         scribe.tell(started(request, request))
@@ -186,33 +189,62 @@ def test_bug_the_newest_price_is_taken(
     differs(scribe, tmp_path, capsys, plant, "lines.0.price_version is 2, by the log it is 1", "is 133,")
 
 
+def test_bug_the_price_in_force_is_not_taken(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
+    """The log itself says another list, or another plan, than the book at the position it names."""
+    prices(scribe, 1, second_nanousd=100)
+    limits(scribe, plan="per_second")
+    limits(scribe, account="acme")
+    prices(scribe, 2, second_nanousd=101)
+    terms: list[dict[str, Any]] = [
+        {"price_version": 1, "plan": "per_token", "book": 1},
+        {"price_version": 1, "plan": "per_second", "book": 3},
+        {"price_version": 2, "plan": "per_second", "book": 4},
+    ]
+    for fields in terms:
+        scribe.finished_request(**fields)
+    assert run(exported(scribe, tmp_path / "sound"), capsys)[0] == 0
+    wrong = {
+        "price_version is 2, at RIFT_BOOK:3 it is 1": terms[1] | {"price_version": 2},
+        "price_version is 1, at RIFT_BOOK:4 it is 2": terms[2] | {"price_version": 1},
+        "plan is per_second, at RIFT_BOOK:1 it is per_token": terms[0] | {"plan": "per_second"},
+        "plan is per_token, at RIFT_BOOK:2 it is per_second": terms[1] | {"plan": "per_token", "book": 2},
+        "price_version is 1, at RIFT_BOOK:0 it is 0": terms[0] | {"book": 0},
+    }
+    for number, (words, fields) in enumerate(wrong.items()):
+        cheated = Scribe()
+        cheated.streams = {name: [*told] for name, told in scribe.streams.items()}
+        cheated.now_ns = scribe.now_ns
+        request = cheated.finished_request(**fields)
+        code, said = run(exported(cheated, tmp_path / str(number)), capsys)
+        assert (code, said) == (1, f"different:\n{request}: {words}\n")
+
+
 # Rules that random histories seldom reach.
 
 
-def test_a_second_is_not_charged_by_two_price_lists(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
-    """What runs under an older list has the time up to its end; the newer list begins there."""
-    prices(scribe, 1, second_nanousd=100)
-    prices(scribe, 2, second_nanousd=1000)
-    old = scribe.accept(plan="per_second", price_version=1)
-    scribe.tell(started(old, "old"))
-    new = scribe.accept(plan="per_second", price_version=2)
-    scribe.tell(started(new, "new"), step_ns=SECOND_NS)
-    scribe.tell(tokens_of("old", 0), tokens_of("new", 0), step_ns=SECOND_NS)
-    scribe.tell(RequestFinished(request=old, attempt="old", reason="stop", output_tokens=1))
-    scribe.tell(
-        RequestFinished(request=new, attempt="new", reason="stop", output_tokens=1), step_ns=SECOND_NS
-    )
-    folder = exported(scribe, tmp_path)
-    assert run(folder, capsys)[0] == 0
-    (invoice,) = lines_of(folder, "invoice.json")
-    assert [(line["price_version"], line["seconds"], line["nanousd"]) for line in invoice["lines"]] == [
-        (1, 3, 300),  # a bit more than two seconds
-        (2, 1, 1000),  # what is left
-    ]
+@pytest.mark.parametrize("name", SECONDS)
+def test_a_second_is_charged_once(name: str, scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
+    """Also by the lines of another month, whose requests are then shown."""
+    expected, archive = runs_of(scribe, name), SealedLists()
+    archive.seal({stream: told[:-1] for stream, told in scribe.streams.items()})
+    if name.startswith("late"):
+        close = PeriodClosed(
+            id="close", period=PERIOD, positions=archive.positions(), roots={}, digest="0" * 64
+        )
+        scribe.book(close)
+    archive.seal(scribe.streams)
+    found = []
+    for period in (PERIOD, "2023-12"):
+        invoice = reckoning.invoice(scribe.streams, "dev", period)
+        code, said = run(export(archive, scribe.streams, invoice, tmp_path / period), capsys)
+        assert code == 0, said
+        found += [(period, line["price_version"], line["seconds"]) for line in invoice["lines"]]
+    assert found == expected
 
 
 def test_the_dead_minutes_of_a_lost_attempt_are_ours(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
     prices(scribe, 1, second_nanousd=100)
+    limits(scribe, plan="per_second")
     request = scribe.accept(plan="per_second")
     scribe.tell(started(request, "one"))
     scribe.tell(tokens_of("one", 0), step_ns=SECOND_NS)

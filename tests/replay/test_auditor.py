@@ -351,7 +351,7 @@ def test_a_forged_log_has_other_heads(scribe: Scribe, tmp_path: Path, capsys: An
     """Who makes up a whole log is found out by the heads that were published before."""
     honest = lines_of(exported(ordinary(scribe), tmp_path / "honest"), "invoice.json")[0]
     forged = ordinary(Scribe())
-    forged.finished_request(tokens=900)
+    forged.finished_request(tokens=900, plan="per_second")
     folder = exported(forged, tmp_path / "forged")
     code, said = run(folder, capsys)
     assert code == 0

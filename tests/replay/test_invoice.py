@@ -12,10 +12,10 @@ from replay import focus
 from replay.invoice import BillingRefused, closing, invoice, usage
 from replay.warehouse import Warehouse, checks, sql
 from tests.replay import reckoning
+from tests.replay.seconds import SECONDS, runs_of
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
-DECEMBER_NS = 1_701_388_800 * SECOND
 # The scribe begins at 2023-11-14 22:13:20 UTC.
 PERIOD, NEXT, LATER = "2023-11", "2023-12", "2024-01"
 PRICES = {"prompt": 100, "output": 350}
@@ -168,45 +168,9 @@ def test_dead_minutes_are_ours(scribe: Any, warehouse: Warehouse) -> None:
     assert line.seconds == 5
 
 
-# Runs of one request each: price version, from and to in seconds of December (below 0: before it). Then the
-# lines: period, price version, seconds. What is "late" was not yet stored when November was closed.
-SECONDS: dict[str, tuple[list[tuple[int, float, float]], list[tuple[str, int, int]]]] = {
-    "across midnight": ([(1, -590, 1)], [(NEXT, 1, 591)]),
-    "across midnight, beside one that paid": ([(1, -10, -6), (1, -8, 3)], [(PERIOD, 1, 4), (NEXT, 1, 9)]),
-    "beside a newer version, paid before": ([(2, -10, -4), (1, -10, 3)], [(PERIOD, 2, 6), (NEXT, 1, 7)]),
-    "late": ([(1, -10, -5)], [(NEXT, 1, 5)]),
-    "late, some of it paid": ([(1, -20, -12), (1, -15, -5)], [(PERIOD, 1, 8), (NEXT, 1, 7)]),
-    "an older version": ([(1, -10, -6), (2, -10, -4)], [(PERIOD, 1, 4), (PERIOD, 2, 2)]),
-    "an older version that ran last": (
-        [(2, -50, -40), (2, -38, -28), (1, -20, -19.5)],
-        [(PERIOD, 1, 1), (PERIOD, 2, 20)],
-    ),
-    "an older version in the middle": (
-        [(1, -15.5, -14.75), (2, -20, -10)],
-        [(PERIOD, 1, 1), (PERIOD, 2, 5 + 5)],
-    ),
-    "an older version all along": ([(1, -20, -5), (2, -15, -10)], [(PERIOD, 1, 15), (PERIOD, 2, 0)]),
-    "an older version for no time": ([(1, -15, -15), (2, -20.5, -10)], [(PERIOD, 1, 0), (PERIOD, 2, 11)]),
-}
-
-
 @pytest.mark.parametrize("name", SECONDS)
 def test_a_second_is_paid_once_and_none_is_lost(name: str, scribe: Any, warehouse: Warehouse) -> None:
-    opened(scribe)
-    scribe.prices(**PRICES, second_nanousd=1)
-    scribe.prices(2, **PRICES, second_nanousd=100)
-    scribe.now_ns = DECEMBER_NS - 1000 * SECOND
-    runs, expected = SECONDS[name]
-    events: list[Any] = []
-    for number, (version, start, end) in enumerate(runs):
-        request, attempt = scribe.accept(plan="per_second", price_version=version), f"a{number}"
-        events.append((start, scribe.started(request, attempt), scribe.tokens_of(attempt, 0)))
-        events.append(
-            (end, RequestFinished(request=request, attempt=attempt, reason="stop", output_tokens=1))
-        )
-    for at, *told in sorted(events, key=lambda event: event[0]):
-        scribe.now_ns = DECEMBER_NS + int(at * SECOND)
-        scribe.tell(*told, step_ns=0)
+    expected = runs_of(scribe, name)
     if name.startswith("late"):
         close(scribe, PERIOD, RIFT_0=len(scribe.streams["RIFT_0"]) - 1)
     applied(warehouse, scribe)
