@@ -256,7 +256,7 @@ def test_an_event_that_stands_elsewhere_is_nobodys(
     scribe.tell(started(request, "att"), tokens_of("att", 0))
     scribe.tell(RequestFinished(request=request, attempt="att", reason="stop", output_tokens=1))
     assert run(exported(scribe, tmp_path / "sound"), capsys)[0] == 0
-    monkeypatch.setattr(audit._Slice, "shown", lambda part, stream, record: [True for _ in record.events])
+    monkeypatch.setattr(audit._Shard, "shown", lambda part, record: [True for _ in record.events])
     folder = tmp_path / "shown"
     with pytest.raises(audit.AuditError, match="does not hold request"):
         exported(scribe, folder)
