@@ -180,7 +180,7 @@ async def write_export(log: Log, archive: Archive, account: str, period: str, fo
                 f"the archive does not hold all of {subjects.BOOK} yet: {behind}; try again"
             ) from behind
         try:
-            return await to_thread.run_sync(_export, archive, warehouse, account, period, folder)
+            return await to_thread.run_sync(export_of, archive, warehouse, account, period, folder)
         finally:
             await to_thread.run_sync(warehouse.close)
 
@@ -215,7 +215,8 @@ REQUESTS = """
 """
 
 
-def _export(archive: Archive, warehouse: Warehouse, account: str, period: str, folder: Path) -> Invoice:
+def export_of(archive: Archive, warehouse: Warehouse, account: str, period: str, folder: Path) -> Invoice:
+    """Write what the warehouse holds of an account's period; the archive holds that, and maybe more."""
     for stream in archive.streams():
         archive.check(stream)
     found = invoice.invoice(warehouse.read, account, period)

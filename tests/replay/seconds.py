@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from events.schema import AccountOpened, LimitsSet, RequestFinished
+from events.schema import AccountOpened, LimitsSet, PeriodClosed, RequestFinished
 from tests.replay.conftest import Scribe, started, tokens_of
 
 SECOND = 1_000_000_000
@@ -51,4 +51,7 @@ def runs_of(scribe: Scribe, name: str) -> list[tuple[str, int, int]]:
     for at, *told in sorted(events, key=lambda event: event[0]):
         scribe.now_ns = DECEMBER_NS + int(at * SECOND)
         scribe.tell(*told, step_ns=0)
+    if name.startswith("late"):
+        reached = {"RIFT_0": len(scribe.streams["RIFT_0"]) - 1}
+        scribe.book(PeriodClosed(id="close", period=PERIOD, positions=reached, roots={}, digest="0" * 64))
     return expected

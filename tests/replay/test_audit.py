@@ -1,5 +1,6 @@
 """What an export holds and what not, and five billing bugs that the auditor finds in it."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,6 @@ from events import charge
 from events.schema import (
     AttemptReleased,
     CancelRequested,
-    PeriodClosed,
     RequestAccepted,
     RequestFinished,
     TokensGenerated,
@@ -86,6 +86,42 @@ def test_what_cannot_be_exported(scribe: Scribe, tmp_path: Path) -> None:
     (tmp_path / "behind" / "x").touch()
     with pytest.raises(audit.AuditError, match="behind is not empty"):
         export(archive, scribe.streams, invoice, tmp_path / "behind")
+
+
+def test_each_segment_is_asked_for_what_is_under_way_there(scribe: Scribe, tmp_path: Path) -> None:
+    """However many requests: a segment is asked for those between their floors and their ends."""
+    prices(scribe, 1)
+    archive = SealedLists()
+    long = scribe.request_id()
+    scribe.tell(scribe.accepted(long), kind="request")
+    scribe.tell(started(long, "long"))
+    between = []
+    for number in range(20):
+        between.append(scribe.finished_request())
+        if number % 2:
+            archive.seal(scribe.streams)
+        if number == 9:
+            scribe.tell(tokens_of("long", 0))
+            scribe.tell(RequestFinished(request=long, attempt="long", reason="stop", output_tokens=1))
+            scribe.tell(tokens_of("long", 1), step_ns=1)  # in the segment of its end
+    scribe.tell(tokens_of("long", 1, 77), step_ns=1)  # a zombie's, in a later one
+    archive.seal(scribe.streams)
+    folder = export(archive, scribe.streams, reckoning.invoice(scribe.streams, "dev", PERIOD), tmp_path)
+    assert auditor.main(str(folder)) == 0
+    asked = [own for _, own in archive.asked if own]
+    assert len(asked) == 10, "the last has only the zombie's"
+    for pair, own in enumerate(asked):
+        under_way = between[2 * pair : 2 * pair + 2] + ([long] if pair <= 5 else [])
+        assert sorted(own["requests"]) == sorted(under_way)
+        assert own["attempts"] == (["long"] if 1 <= pair <= 5 else [])
+    told = [
+        json.loads(event["json"])
+        for row in lines_of(folder, "records.jsonl")
+        for event in row["events"]
+        if isinstance(event, dict)
+    ]
+    late = [event["tokens"] for event in told if event.get("attempt") == "long" and event.get("index") == 1]
+    assert late == [1]
 
 
 # Bugs of the operator's: each in the reckoning, on a history that shows it.
@@ -226,12 +262,6 @@ def test_bug_the_price_in_force_is_not_taken(scribe: Scribe, tmp_path: Path, cap
 def test_a_second_is_charged_once(name: str, scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
     """Also by the lines of another month, whose requests are then shown."""
     expected, archive = runs_of(scribe, name), SealedLists()
-    archive.seal({stream: told[:-1] for stream, told in scribe.streams.items()})
-    if name.startswith("late"):
-        close = PeriodClosed(
-            id="close", period=PERIOD, positions=archive.positions(), roots={}, digest="0" * 64
-        )
-        scribe.book(close)
     archive.seal(scribe.streams)
     found = []
     for period in (PERIOD, "2023-12"):

@@ -171,8 +171,6 @@ def test_dead_minutes_are_ours(scribe: Any, warehouse: Warehouse) -> None:
 @pytest.mark.parametrize("name", SECONDS)
 def test_a_second_is_paid_once_and_none_is_lost(name: str, scribe: Any, warehouse: Warehouse) -> None:
     expected = runs_of(scribe, name)
-    if name.startswith("late"):
-        close(scribe, PERIOD, RIFT_0=len(scribe.streams["RIFT_0"]) - 1)
     applied(warehouse, scribe)
     found = [
         (period, line.price_version, line.seconds)
