@@ -4,14 +4,12 @@ One file for who pays: Python 3.9 or newer, its standard library, no code of the
 Exit status 0: equal; 1: different, each difference is a line; 2: a file is missing or makes no sense. In DIR:
 `invoice.json`, what is claimed; `chain.jsonl`, the manifest of each segment of the log, with the SHA-256 of
 the one before; `records.jsonl`, records of the log, the account's own events as JSON, of others the hashes;
-`proofs.jsonl`, what joins those records to the Merkle root in their manifest. Times are the log's own (Unix
-nanoseconds), money is whole nano-USD. Two things cannot be seen here: whether the heads of the chains are
-those that the operator published (compare them), and what was held back or left as a hash.
+`proofs.jsonl`, what joins those records to the Merkle root in their manifest. Two things cannot be seen here:
+whether the heads of the chains are those that were published (compare them), and what was held back.
 """
 
 from __future__ import annotations
 
-import calendar
 import hashlib
 import json
 import sys
@@ -38,9 +36,9 @@ class Request:
         self.model, self.plan = accepted["model"], accepted.get("plan", "per_token")
         self.price_version, self.group = accepted["price_version"], accepted.get("group")
         self.attempt, self.wanted, self.reason, self.ender = None, None, "", ""
-        self.is_live, self.seen, self.spans = False, set[str](), list[list[int]]()
-        self.prompt = self.cached = self.output = self.end_ns = 0
-        self.end: Place = ("", 0, 0)
+        self.book, self.is_live, self.seen = accepted.get("book", 0), False, set[str]()
+        self.spans, self.end, self.end_ns = list[list[int]](), ("", 0, 0), 0
+        self.prompt = self.cached = self.output = 0
 
     def fold(self, event: Any, place: Place, at_ns: int) -> None:
         if self.reason:
@@ -76,24 +74,20 @@ class Audit:
     def __init__(self, folder: Path) -> None:
         self.folder, self.at, self.records, self.wrong = folder, "", 0, list[str]()  # at: what is being read
         self.reached: dict[str, int] = {}  # by stream: the last sequence
-        self.ends: dict[
-            tuple[str, int], str
-        ] = {}  # stream, last sequence of a segment: its manifest's SHA-256
+        self.ends: dict[tuple[str, int], str] = {}  # stream, last of a segment: its manifest's SHA-256
         self.segments: dict[tuple[str, int], tuple[int, str]] = {}  # stream, first: last, Merkle root
-        self.requests: dict[str, Request] = {}
-        self.owners: dict[str, str] = {}  # the request of an attempt
-        self.entries: set[str] = set()
-        self.prices: dict[int, dict[str, Any]] = {}
-        self.closed: dict[str, Any] = {}
-        self.corrections: list[Any] = []
+        self.requests, self.owners = dict[str, Request](), dict[str, str]()  # owners: by attempt
+        self.entries, self.closed, self.corrections = set[str](), dict[str, Any](), list[Any]()
+        self.prices, self.paid = dict[int, dict[str, Any]](), dict[str, list[list[int]]]()  # paid: by model
+        self.terms: dict[str, list[tuple[int, Any]]] = {"price_version": [(0, 0)], "plan": [(0, "per_token")]}
 
     def check(self) -> Any:
         """Return the invoice as it should be; `wrong` then holds the differences."""
         (claimed,) = self.read("invoice.json")
         self.account, self.period = claimed["account"], claimed["period"]
-        self.start_ns = calendar.timegm(time.strptime(self.period, "%Y-%m")) * SECOND_NS
         self.read_chains()
         self.read_records({(row["stream"], row["first"]): row["nodes"] for row in self.read("proofs.jsonl")})
+        self.check_terms()
         found = self.invoice()
         says, is_so = dict(leaves(claimed)), dict(leaves(found))
         for name in sorted({*says, *is_so}):
@@ -129,18 +123,14 @@ class Audit:
                     continue
                 before = row["stream"], row["sequence"]
                 chosen[row["sequence"] - segment[1]] = record_hash(row)
-                self.fold(row)
+                take = self.entry if row["stream"] == "RIFT_BOOK" else self.work
+                for at, shown in enumerate(row["events"]):
+                    if isinstance(shown, dict) and not take(parse(shown["json"]), (*before, at), row):
+                        self.wrong += [f"{self.at}: event {at} is not the account's, or of no request here"]
             self.records += len(chosen)
             if root != merkle_root(last - segment[1] + 1, chosen, proofs.pop(segment, ["00"])):
                 self.wrong.append(f"records.jsonl: no proof of {segment[0]}:{segment[1]} to {last}")
         self.wrong += [f"proofs.jsonl: {stream}:{first} belongs to no record" for stream, first in proofs]
-
-    def fold(self, row: Any) -> None:
-        take = self.entry if row["stream"] == "RIFT_BOOK" else self.work
-        for index, shown in enumerate(row["events"]):
-            place = row["stream"], row["sequence"], index
-            if isinstance(shown, dict) and not take(parse(shown["json"]), place, row):
-                self.wrong.append(f"{self.at}: event {index} is not the account's, or of no request here")
 
     def entry(self, event: Any, place: Place, row: Any) -> bool:
         """An entry of the book counts once, and the first list of a version, the first close of a month."""
@@ -148,6 +138,9 @@ class Audit:
         self.entries.add(event["id"])
         if kind == "PricePublished":
             self.prices.setdefault(event["version"], {p["model"]: p for p in reversed(event["prices"])})
+            self.terms["price_version"].append((place[1], max(self.prices)))
+        elif kind == "LimitsSet":
+            self.terms["plan"].append((place[1], event.get("plan", "per_token")))
         elif kind == "PeriodClosed":
             self.closed.setdefault(event["period"], event)
             for stream, root in event["roots"].items():
@@ -172,16 +165,23 @@ class Audit:
             self.requests[name].fold(event, place, row["at_ns"])
         return name in self.requests
 
-    def is_billed(self, place: Place, at_ns: int) -> bool:
-        """Whether it is of the period: of its own month, or the next that was not closed before it came."""
+    def check_terms(self) -> None:
+        """Each request has the prices and the plan in force up to where its gateway had read the book."""
+        for name, request in self.requests.items():
+            for term, found in self.terms.items():
+                says, (_, is_so) = getattr(request, term), found[bisect_left(found, (request.book + 1,)) - 1]
+                if says != is_so:
+                    self.wrong.append(f"{name}: {term} is {says}, at RIFT_BOOK:{request.book} it is {is_so}")
+
+    def period_of(self, place: Place, at_ns: int) -> str:
+        """Return its own month, or the next that was not closed before it came."""
         month = time.strftime("%Y-%m", time.gmtime(at_ns // SECOND_NS))
         while month in self.closed and place[1] > self.closed[month]["positions"].get(place[0], 0):
             month = f"{int(month[:4]) + int(month[5:]) // 12:04}-{int(month[5:]) % 12 + 1:02}"
-        return bool(month == self.period)
+        return month
 
     def invoice(self) -> dict[str, Any]:
-        facts, prompted = self.corrections, set()
-        self.at = "prices of the book, by version and model"
+        facts, prompted, self.at = self.corrections, set(), "prices of the book, by version and model"
         for request in sorted(self.requests.values(), key=lambda request: request.end):
             # Nobody pays for nothing, for our failures, or for what could not reach him because of us.
             is_ours = request.ender == "control" or request.wanted == "unanswered"
@@ -197,12 +197,11 @@ class Audit:
                 tokens = prompt - cached, cached, request.output, cost if request.plan == "per_token" else 0
                 key = request.model, request.plan, request.price_version
                 facts.append((request.end, request.end_ns, key, tokens, request.spans))
-        lines: dict[tuple[str, str, int], list[Any]] = {}
+        lines: dict[tuple[str, str, str, int], list[Any]] = {}
         for place, at_ns, key, tokens, spans in facts:
-            if self.is_billed(place, at_ns):
-                lines.setdefault(key, []).append(("{}:{}.{}".format(*place), tokens, spans))
-        until: dict[str, int] = {}  # of a model's time: up to where older price lists have charged it
-        told = [self.line(key, lines[key], until) for key in sorted(lines)]
+            entry = "{}:{}.{}".format(*place), tokens, spans
+            lines.setdefault((self.period_of(place, at_ns), *key), []).append(entry)
+        told = [it for key in sorted(lines) if (it := self.line(key, lines[key])) and key[0] == self.period]
         return {
             "account": self.account,
             "period": self.period,
@@ -213,16 +212,14 @@ class Audit:
             "heads": {stream: self.ends[stream, last] for stream, last in self.reached.items()},
         }
 
-    def line(self, key: tuple[str, str, int], entries: list[Any], until: dict[str, int]) -> dict[str, Any]:
-        (model, plan, version), seconds = key, 0
+    def line(self, key: Any, entries: list[Any]) -> dict[str, Any]:
+        (_, model, plan, version), seconds = key, 0
         digest = sha256("".join(" ".join(map(str, (at, *tokens))) + "\n" for at, tokens, _ in entries))
         prompt, cached, output, nanousd = (sum(tokens[at] for _, tokens, _ in entries) for at in range(4))
         if plan == "per_second":
-            spans = [span for _, _, spans in entries for span in spans]
-            floor = max(self.start_ns, until.get(model, 0))
-            seconds = whole_seconds(spans, floor)
+            spans, older = [span for _, _, spans in entries for span in spans], self.paid.get(model, [])
+            seconds, self.paid[model] = whole_seconds(spans, older), older + spans
             nanousd = seconds * self.prices[version][model].get("second_nanousd", 0)
-            until[model] = max(floor, *(end for _, end in spans))
         numbers = prompt, cached, output, seconds, nanousd, len(entries)
         line = {"model": model, "plan": plan, "price_version": version, **dict(zip(NUMBERS, numbers))}  # noqa: B905
         return {**line, "positions": {"first": entries[0][0], "last": entries[-1][0]}, "digest": digest}
@@ -265,15 +262,18 @@ def merkle_root(size: int, chosen: dict[int, bytes], nodes: list[str]) -> str:
     return root(0, size).hex() + "".join(given)  # a node that stays spoils it
 
 
-def whole_seconds(spans: list[list[int]], floor: int) -> int:
-    """Unite what overlaps or touches from `floor` on, and round each union up."""
-    unions: list[list[int]] = []
-    for start, end in sorted((max(start, floor), end) for start, end in spans):
-        if unions and start <= unions[-1][1]:
-            unions[-1][1] = max(unions[-1][1], end)
-        elif start < end:
-            unions.append([start, end])
-    return sum(-((start - end) // SECOND_NS) for start, end in unions)
+def whole_seconds(spans: list[list[int]], older: list[list[int]]) -> int:
+    """Return the time in which one of `spans` runs and none of `older`; each piece of it is rounded up."""
+    steps, runs, since, seconds = list[tuple[int, int]](), 0, 0, 0
+    for some, weight in (spans, 1), (older, -1 - len(spans)):  # below 0 whenever an older one runs
+        steps += [(at, step) for span in some for at, step in zip(span, (weight, -weight))]  # noqa: B905
+    for at, group in groupby(sorted(steps), lambda step: step[0]):
+        before, runs = runs, runs + sum(step for _, step in group)
+        if before <= 0:
+            since = at
+        elif runs <= 0:
+            seconds -= (since - at) // SECOND_NS
+    return seconds
 
 
 def main(folder: str = ".") -> int:

@@ -21,61 +21,66 @@ with lines as (
     from charges
     group by account, period, model, plan, price_version
 ),
--- Plan per_second: when attempts of charged requests ran. A second is paid once, under the older version,
--- and none before the period began.
+-- Plan per_second: when attempts of charged requests ran. What an earlier line (by period and version) has
+-- of an account's and model's time, no later one pays again.
 ran as (
-    select account, period, charges.model, price_version, started_at_ns as from_ns, last_event_at_ns as to_ns
+    select account, model, period, price_version, started_at_ns as from_ns, last_event_at_ns as to_ns
     from charges
-    join facts.ended_attempts using (request_id)
+    join facts.ended_attempts using (request_id, model)
     where plan = 'per_second'
 ),
-ended as (
-    select account, period, model, price_version, max(to_ns) as to_ns
+spans as (
+    select account, model, period, price_version, min(from_ns) as from_ns, max(to_ns) as to_ns
     from ran
-    group by account, period, model, price_version
-),
-paid as (
-    select account, period, model, price_version, max(to_ns) over (
-        partition by account, period, model order by price_version
-        rows between unbounded preceding and 1 preceding
-    ) as until_ns
-    from ended
-),
-clipped as (
-    select
-        account,
-        period,
-        model,
-        price_version,
-        greatest(from_ns, coalesce(until_ns, 0), epoch_ns((period || '-01')::timestamp)) as from_ns,
-        to_ns
-    from ran
-    join paid using (account, period, model, price_version)
-),
-begun as (
-    select *, from_ns > coalesce(max(to_ns) over (
-        partition by account, period, model, price_version order by from_ns, to_ns
-        rows between unbounded preceding and 1 preceding
-    ), -1) as is_first
-    from clipped
-    where to_ns > from_ns
-),
-united as (
-    select *, sum(is_first::integer) over (
-        partition by account, period, model, price_version order by from_ns, to_ns
-        rows unbounded preceding
-    ) as interval_number
-    from begun
+    group by account, model, period, price_version
 ),
 intervals as (
-    select account, period, model, price_version, (max(to_ns) - min(from_ns) + 999999999) // 1000000000 as seconds
-    from united
-    group by account, period, model, price_version, interval_number
+    select account, model, period, price_version, from_ns, to_ns, 1 as own, 0 as older from ran
+    union all
+    select spans.account, spans.model, spans.period, spans.price_version, ran.from_ns, ran.to_ns, 0, 1
+    from spans
+    join ran
+        on ran.account = spans.account and ran.model = spans.model
+        and (ran.period < spans.period
+            or ran.period = spans.period and ran.price_version < spans.price_version)
+        and ran.from_ns < spans.to_ns and ran.to_ns > spans.from_ns
+),
+steps as (
+    select account, model, period, price_version, from_ns as at_ns, own, older from intervals
+    union all
+    select account, model, period, price_version, to_ns, -own, -older from intervals
+),
+instants as (
+    select account, model, period, price_version, at_ns, sum(own) as own, sum(older) as older
+    from steps
+    group by account, model, period, price_version, at_ns
 ),
 running as (
-    select account, period, model, price_version, 'per_second' as plan, sum(seconds) as seconds
-    from intervals
-    group by account, period, model, price_version
+    select
+        account, model, period, price_version, at_ns,
+        sum(own) over line > 0 and sum(older) over line = 0 as is_paid
+    from instants
+    window line as (partition by account, model, period, price_version order by at_ns)
+),
+turning as (
+    select *, is_paid <> lag(is_paid, 1, false) over line as is_turn
+    from running
+    window line as (partition by account, model, period, price_version order by at_ns)
+),
+unions as (
+    select
+        account, model, period, price_version, is_paid, at_ns as from_ns,
+        lead(at_ns) over (partition by account, model, period, price_version order by at_ns) as to_ns
+    from turning
+    where is_turn
+),
+paid as (
+    select
+        account, model, period, price_version, 'per_second' as plan,
+        sum((to_ns - from_ns + 999999999) // 1000000000) as seconds
+    from unions
+    where is_paid
+    group by account, model, period, price_version
 )
 select
     lines.account,
@@ -88,17 +93,17 @@ select
     lines.prompt_tokens,
     lines.cached_tokens,
     lines.output_tokens,
-    coalesce(running.seconds, 0) as seconds,
+    coalesce(paid.seconds, 0) as seconds,
     case
         when lines.plan = 'per_second'
-            then coalesce(running.seconds, 0) * coalesce(prices.second_nanousd, 0)::hugeint
+            then coalesce(paid.seconds, 0) * coalesce(prices.second_nanousd, 0)::hugeint
         else lines.nanousd
     end as nanousd,
     lines.first_position,
     lines.last_position,
     lines.digest
 from lines
-left join running using (account, period, model, plan, price_version)
+left join paid using (account, period, model, plan, price_version)
 left join facts.published_prices as prices
     on prices.version = lines.price_version and prices.model = lines.model
 left join facts.closed_periods as closed on closed.period = lines.period;

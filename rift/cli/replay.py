@@ -13,10 +13,12 @@ from anyio import to_thread
 
 from events import codec, subjects
 from events.jetstream import JetStream
+from events.log import Log
 from events.schema import SegmentSealed
 from replay import audit, invoice
 from replay.answer import Answer, QueryRefused
 from replay.archive import Archive
+from replay.fold import BookBehind
 from replay.invoice import Invoice
 from replay.warehouse import Warehouse, checks
 from replay.warehouse import sql as sql_of
@@ -165,12 +167,7 @@ def export(options: Namespace) -> None:
 
     async def write(log: JetStream) -> Invoice:
         await asked(log, Seal(), LONG_TIMEOUT_S)
-        with _temporary() as path:
-            warehouse = await archived(log, archive, path)
-            try:
-                return await to_thread.run_sync(_export, archive, warehouse, account, period, options.folder)
-            finally:
-                await to_thread.run_sync(warehouse.close)
+        return await write_export(log, archive, account, period, options.folder)
 
     found = with_log(options, write)
     print(
@@ -179,7 +176,23 @@ def export(options: Namespace) -> None:
     print(f"check it with: python replay/auditor.py {options.folder}", file=sys.stderr)
 
 
-# What ended in the month, charged or not, or is on its invoice; and the others of a group.
+async def write_export(log: Log, archive: Archive, account: str, period: str, folder: Path) -> Invoice:
+    """Write what is archived of an account's period. Raises CommandFailed, and as `archived`."""
+    with _temporary() as path:
+        try:
+            warehouse = await archived(log, archive, path)
+        except BookBehind as behind:
+            raise CommandFailed(
+                f"the archive does not hold all of {subjects.BOOK} yet: {behind}; try again"
+            ) from behind
+        try:
+            return await to_thread.run_sync(export_of, archive, warehouse, account, period, folder)
+        finally:
+            await to_thread.run_sync(warehouse.close)
+
+
+# What ended in the month, charged or not, or is on its invoice; the others of a group; and what was charged
+# before for seconds that this month's requests ran in too. With the sequences of their ends.
 REQUESTS = """
     with mine as (
         select request_id, group_id from requests
@@ -187,24 +200,46 @@ REQUESTS = """
             strftime(make_timestamp(finished_at_ns // 1000), '%Y-%m') = $period
             or request_id in (select request_id from charges where account = $account and period = $period)
         )
+    ),
+    ran as (
+        select period, charges.model, request_id, started_at_ns, last_event_at_ns
+        from charges join attempts using (request_id)
+        where account = $account and plan = 'per_second' and period <= $period
+    ),
+    named as (
+        select request_id from mine
+        union
+        select requests.request_id from requests join mine using (group_id) where requests.account = $account
+        union
+        select older.request_id from ran as older join ran
+            on ran.period = $period and older.period < $period and older.model = ran.model
+            and older.started_at_ns < ran.last_event_at_ns and older.last_event_at_ns > ran.started_at_ns
     )
-    select request_id from mine
-    union
-    select requests.request_id from requests join mine using (group_id) where requests.account = $account
+    select request_id, split_part(split_part(finished_position, ':', 2), '.', 1)::bigint
+    from requests join named using (request_id)
+    where finished_position is not null
 """
 
 
-def _export(archive: Archive, warehouse: Warehouse, account: str, period: str, folder: Path) -> Invoice:
+def export_of(archive: Archive, warehouse: Warehouse, account: str, period: str, folder: Path) -> Invoice:
+    """Write what the warehouse holds of an account's period; the archive holds that, and maybe more."""
     for stream in archive.streams():
         archive.check(stream)
     found = invoice.invoice(warehouse.read, account, period)
     if found.status == "open":
-        reached = {stream: archive.last(stream) for stream in archive.streams()}
-        found = msgspec.structs.replace(found, positions=reached)
+        found = msgspec.structs.replace(found, positions=_reached(archive, warehouse))
     [requests] = warehouse.read((REQUESTS, {"account": account, "period": period}))
-    named = [request for (request,) in requests.rows]
-    audit.export(archive, msgspec.to_builtins(found), named, folder)
+    audit.export(archive, msgspec.to_builtins(found), dict(requests.rows), folder)
     return found
+
+
+def _reached(archive: Archive, warehouse: Warehouse) -> dict[str, int]:
+    """Return where segments end in what the warehouse holds: the archive may have grown since it was read."""
+    reached: dict[str, int] = {}
+    for stream, applied in warehouse.positions().items():
+        ends = [manifest.last for manifest in archive.manifests(stream) if manifest.last <= applied]
+        reached |= {stream: ends[-1]} if ends else {}
+    return reached
 
 
 def _archive(options: Namespace) -> Archive:

@@ -221,8 +221,10 @@ def _audited(archive: Archive, warehouse: Warehouse, bills: list[Invoice], folde
     equal = 0
     for number, bill in enumerate(bills):
         export = folder / f"export-{number}"
-        [found] = warehouse.read(("select request_id from charges where account = ?", [bill.account]))
-        audit.export(archive, msgspec.to_builtins(bill), [request for (request,) in found.rows], export)
+        [found] = warehouse.read(
+            ("select request_id, sequence from charges where account = ?", [bill.account])
+        )
+        audit.export(archive, msgspec.to_builtins(bill), dict(found.rows), export)
         ran = subprocess.run(
             [sys.executable, auditor.__file__, str(export)], capture_output=True, check=False
         )

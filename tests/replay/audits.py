@@ -42,6 +42,10 @@ def prices(scribe: Scribe, version: int, **fields: Any) -> None:
     scribe.book(PricePublished(id=scribe.unique(), version=version, prices=(Price(**told),)))
 
 
+def limits(scribe: Scribe, **fields: Any) -> None:
+    scribe.book(LimitsSet(id=scribe.unique(), **({"account": "dev"} | fields)))
+
+
 def ordinary(scribe: Scribe) -> Scribe:
     """A month with a bit of everything: accounts that share records, a failover, a correction, a zombie."""
     prices(scribe, 1, second_nanousd=10**6, cached_prompt_nanousd=3)
@@ -61,7 +65,7 @@ def ordinary(scribe: Scribe) -> Scribe:
         UsageCorrected(id="correction-of-dev", account="dev", nanousd=-7, reason="sorry"),
         UsageCorrected(id="correction-of-acme", account="acme", nanousd=-9, reason="sorry"),
     )
-    scribe.book(LimitsSet(id="limits-of-dev", account="dev"))
+    limits(scribe, plan="per_second")
     scribe.finished_request(plan="per_second")
     return scribe
 

@@ -15,6 +15,7 @@ from events.schema import (
     RequestFinished,
     UsageCorrected,
 )
+from events.subjects import BOOK
 from tests.replay import reckoning
 from tests.replay.conftest import Chaos
 from tests.replay.sealed import SealedLists
@@ -29,9 +30,11 @@ class Months(Chaos):
     def __init__(self, dice: random.Random) -> None:
         super().__init__(dice)
         self.archive = SealedLists()
+        self.listed = 0  # where the book has its first price list
 
     def write(self, steps: int) -> dict[str, list[Any]]:
         self.publish()
+        self.limit(*ACCOUNTS)
         for _ in range(steps):
             if events := self.some_events():
                 kind = self.dice.choice(("request", "work", "cancel"))
@@ -60,9 +63,14 @@ class Months(Chaos):
                     UsageCorrected(id=f"again-{account}", account=account, nanousd=5, reason="r")
                 )
             case "limits":
-                self.scribe.book(LimitsSet(id=self.scribe.unique(), account=account))
+                self.limit(account)
             case "close":
                 self.close(streams)
+
+    def limit(self, *accounts: str) -> None:
+        for account in accounts:
+            plan = self.dice.choice(("per_token", "per_second"))
+            self.scribe.book(LimitsSet(id=self.scribe.unique(), account=account, plan=plan))
 
     def close(self, streams: dict[str, list[Any]]) -> None:
         """Close the oldest open month that is over, at what is archived: what is not comes too late."""
@@ -85,6 +93,7 @@ class Months(Chaos):
 
     def publish(self) -> None:
         self.versions += 1
+        self.listed = self.listed or len(self.scribe.streams.get(BOOK, ())) + 1
         listed = []
         for model in MODELS:
             prompt, output = self.dice.choice((0, 1, 150)), self.dice.choice((0, 3, 400))
@@ -120,13 +129,18 @@ class Months(Chaos):
         group = self.dice.choice((None, *3 * (f"grp-{account}-{len(siblings) // 4}",)))
         request = self.scribe.request_id(account=account)
         self.attempts[request] = []
+        # Its gateway may have read less of the book than there is.
+        streams = self.scribe.streams
+        book = max(len(streams[BOOK]) - self.dice.randint(0, 12), self.listed)
+        version, plan = reckoning.terms(streams, account, book)
         accepted = self.acceptances[request] = self.scribe.accepted(
             request,
             account=account,
             key=f"key-of-{account}",
             model=self.dice.choice((*MODELS, MODELS[0])),
-            price_version=max(1, self.versions - self.dice.randint(0, 1)),
-            plan=self.dice.choice(("per_token", "per_second")),
+            price_version=version,
+            plan=plan,
+            book=book,
             group=group,
         )
         return accepted

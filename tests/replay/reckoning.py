@@ -17,6 +17,7 @@ from events.schema import Price
 from events.subjects import BOOK, Address, parse
 
 Streams = Mapping[str, Sequence[Stored]]
+Line = tuple[str, str, str, int]  # period, model, plan, price version
 SECOND_NS = 10**9
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 OWN_ENDS = ("draining", "host")
@@ -84,6 +85,17 @@ def prices(streams: Streams) -> dict[tuple[int, str], Price]:
         for price in published.prices:
             found.setdefault((version, price.model), price)
     return found
+
+
+def terms(streams: Streams, account: str, position: int) -> tuple[int, str]:
+    """The price list and the plan in force at a position of the book."""
+    version, plan = 0, "per_token"
+    for place, _, _, event in book(streams):
+        if place.sequence <= position and isinstance(event, schema.PricePublished):
+            version = max(version, event.version)
+        elif place.sequence <= position and isinstance(event, schema.LimitsSet) and event.account == account:
+            plan = event.plan
+    return version, plan
 
 
 def closes(streams: Streams) -> dict[str, schema.PeriodClosed]:
@@ -174,16 +186,42 @@ def whole_seconds(spans: Iterable[tuple[int, int]]) -> int:
     return total
 
 
-def requests(streams: Streams, account: str, period: str) -> set[str]:
-    """The account's requests that are the period's, and earlier ends of their groups."""
-    closed, groups, found = closes(streams), set(), set()
+def left(spans: Iterable[tuple[int, int]], older: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is left of each span where none of the older ones is."""
+    pieces = list(spans)
+    for low, high in older:
+        cut = (
+            [part for start, end in pieces for part in ((start, min(end, low)), (max(start, high), end))]
+            if low < high
+            else pieces
+        )
+        pieces = [(start, end) for start, end in cut if start < end]
+    return [(start, end) for start, end in pieces if start < end]
+
+
+def requests(streams: Streams, account: str, period: str) -> dict[str, int]:
+    """The account's requests that are the period's, earlier ends of their groups, and those of earlier
+    periods that ran in seconds of these; with the sequences of their ends."""
+    closed, groups, found = closes(streams), set(), {}
     own = [ended for ended in ends(streams) if ended.acceptance.account == account]
+    timed = [ended for ended in own if ended.acceptance.plan == "per_second" and is_chargeable(ended.life)]
+    spans: list[tuple[str, int, int]] = []
     for acceptance, _, place, at_ns, *_ in reversed(own):
         if month(place, at_ns, closed) == period:
             groups.add(acceptance.group)
         elif acceptance.group is None or acceptance.group not in groups:
             continue
-        found.add(acceptance.request)
+        found[acceptance.request] = place.sequence
+    for ended in timed:
+        if month(ended.place, ended.at_ns, closed) == period:
+            spans += [(ended.acceptance.model, *span) for span in ended.spans]
+    for ended in timed:
+        if month(ended.place, ended.at_ns, closed) < period and any(
+            ended.acceptance.model == model and start < last and first < end
+            for model, first, last in spans
+            for start, end in ended.spans
+        ):
+            found[ended.acceptance.request] = ended.place.sequence
     return found
 
 
@@ -226,24 +264,21 @@ def digest(streams: Streams, period: str) -> str:
 
 
 def _lines(streams: Streams, account: str, period: str) -> Iterator[dict[str, Any]]:
-    charges, known = _charges(streams, account, period), prices(streams)
-    first_ns = (
-        int((datetime.fromisoformat(f"{period}-01T00:00:00+00:00") - EPOCH).total_seconds()) * SECOND_NS
-    )
-    for model, plan, version in sorted(charges):
-        told = charges[model, plan, version]
-        seconds, nanousd = 0, sum(charge.nanousd for charge in told)
+    charges, known = _charges(streams, account), prices(streams)
+    for line, told in sorted(charges.items()):
+        (billed_in, model, plan, version), seconds = line, 0
+        if billed_in != period:
+            continue
+        nanousd = sum(charge.nanousd for charge in told)
         if plan == "per_second":
             older = [
-                end
-                for (m, p, v), others in charges.items()
-                if (m, p) == (model, plan) and v < version
+                span
+                for other, others in charges.items()
+                if other[1:3] == (model, plan) and (other[0], other[3]) < (period, version)
                 for charge in others
-                for _, end in charge.spans
+                for span in charge.spans
             ]
-            floor = max([first_ns, *older])
-            spans = [(max(start, floor), end) for charge in told for start, end in charge.spans]
-            seconds = whole_seconds([span for span in spans if span[0] < span[1]])
+            seconds = whole_seconds(left([span for charge in told for span in charge.spans], older))
             nanousd = seconds * (known[version, model].second_nanousd or 0)
         rows = [f"{c.place} {' '.join(map(str, c.tokens))} {c.nanousd}\n" for c in told]
         yield {
@@ -261,24 +296,25 @@ def _lines(streams: Streams, account: str, period: str) -> Iterator[dict[str, An
         }
 
 
-def _charges(streams: Streams, account: str, period: str) -> dict[tuple[str, str, int], list[Charge]]:
-    charges: dict[tuple[str, str, int], list[Charge]] = {}
+def _charges(streams: Streams, account: str) -> dict[Line, list[Charge]]:
+    charges: dict[Line, list[Charge]] = {}
     found, known, closed = ends(streams), prices(streams), closes(streams)
     paying = payers(found)
     for acceptance, life, place, at_ns, cached, spans in found:
-        if acceptance.account != account or month(place, at_ns, closed) != period or not is_chargeable(life):
+        if acceptance.account != account or not is_chargeable(life):
             continue
         price = known[acceptance.price_version, acceptance.model]
         tokens = billed(life, price, cached_tokens=cached, with_prompt=acceptance.request in paying)
         cost = cost_nanousd(tokens, price) if acceptance.plan == "per_token" else 0
-        key = acceptance.model, acceptance.plan, acceptance.price_version
+        key = month(place, at_ns, closed), acceptance.model, acceptance.plan, acceptance.price_version
         counts = tokens.prompt_tokens, tokens.cached_tokens, tokens.output_tokens
         charges.setdefault(key, []).append(Charge(place, counts, cost, spans))
     corrections = [told for told in book(streams) if isinstance(told.event, schema.UsageCorrected)]
     for place, at_ns, _, event in corrections:
-        if event.account == account and month(place, at_ns, closed) == period:
+        if event.account == account:
             told = Charge(place, (0, 0, 0), event.nanousd, [])
-            charges.setdefault((event.model or "", "correction", 0), []).append(told)
+            key = month(place, at_ns, closed), event.model or "", "correction", 0
+            charges.setdefault(key, []).append(told)
     return charges
 
 

@@ -24,6 +24,7 @@ class Segment(NamedTuple):
 class SealedLists:
     def __init__(self) -> None:
         self.chains: dict[str, list[Segment]] = {}
+        self.asked: list[tuple[Segment, Mapping[str, Sequence[str]]]] = []  # what of which segment
 
     def seal(self, streams: Mapping[str, Sequence[Stored]]) -> None:
         """Seal what came since the last time, as one segment a stream."""
@@ -54,7 +55,8 @@ class SealedLists:
     def manifests(self, stream: str) -> list[Segment]:
         return self.chains.get(stream, [])
 
-    def bare_records(self, segment: Segment, **_: object) -> Iterator[SealedRecord]:
+    def bare_records(self, segment: Segment, **own: Sequence[str]) -> Iterator[SealedRecord]:
+        self.asked.append((segment, own))
         return iter(segment.records)
 
     def hashes(self, segment: Segment) -> list[bytes]:

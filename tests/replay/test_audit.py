@@ -1,5 +1,6 @@
 """What an export holds and what not, and five billing bugs that the auditor finds in it."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +21,11 @@ from events.schema import (
 )
 from replay import audit, auditor
 from tests.replay import reckoning
-from tests.replay.audits import PERIOD, export, exported, lines_of, ordinary, prices, run
+from tests.replay.audits import PERIOD, export, exported, limits, lines_of, ordinary, prices, run
 from tests.replay.conftest import CANARY, Scribe, started, tokens_of
 from tests.replay.months import ACCOUNTS, Months
 from tests.replay.sealed import SealedLists
+from tests.replay.seconds import SECONDS, runs_of
 
 SECOND_NS = 10**9
 
@@ -76,14 +78,50 @@ def test_what_cannot_be_exported(scribe: Scribe, tmp_path: Path) -> None:
         export(archive, scribe.streams, invoice | {"status": "closed"}, tmp_path / "closed")
     theirs = next(event.request for event in accepted(scribe) if event.account == "acme")
     with pytest.raises(audit.AuditError, match=f"does not hold request {theirs} of dev"):
-        audit.export(archive, invoice, [theirs], tmp_path / "theirs")
+        audit.export(archive, invoice, {theirs: 9}, tmp_path / "theirs")
     with pytest.raises(audit.AuditError, match="'x' is no request id"):
-        audit.export(archive, invoice, ["x"], tmp_path / "no-id")
+        audit.export(archive, invoice, {"x": 9}, tmp_path / "no-id")
     for folder in tmp_path.iterdir():
         assert auditor.main(str(folder)) == 2, "no half of an export is one"
     (tmp_path / "behind" / "x").touch()
     with pytest.raises(audit.AuditError, match="behind is not empty"):
         export(archive, scribe.streams, invoice, tmp_path / "behind")
+
+
+def test_each_segment_is_asked_for_what_is_under_way_there(scribe: Scribe, tmp_path: Path) -> None:
+    """However many requests: a segment is asked for those between their floors and their ends."""
+    prices(scribe, 1)
+    archive = SealedLists()
+    long = scribe.request_id()
+    scribe.tell(scribe.accepted(long), kind="request")
+    scribe.tell(started(long, "long"))
+    between = []
+    for number in range(20):
+        between.append(scribe.finished_request())
+        if number % 2:
+            archive.seal(scribe.streams)
+        if number == 9:
+            scribe.tell(tokens_of("long", 0))
+            scribe.tell(RequestFinished(request=long, attempt="long", reason="stop", output_tokens=1))
+            scribe.tell(tokens_of("long", 1), step_ns=1)  # in the segment of its end
+    scribe.tell(tokens_of("long", 1, 77), step_ns=1)  # a zombie's, in a later one
+    archive.seal(scribe.streams)
+    folder = export(archive, scribe.streams, reckoning.invoice(scribe.streams, "dev", PERIOD), tmp_path)
+    assert auditor.main(str(folder)) == 0
+    asked = [own for _, own in archive.asked if own]
+    assert len(asked) == 10, "the last has only the zombie's"
+    for pair, own in enumerate(asked):
+        under_way = between[2 * pair : 2 * pair + 2] + ([long] if pair <= 5 else [])
+        assert sorted(own["requests"]) == sorted(under_way)
+        assert own["attempts"] == (["long"] if 1 <= pair <= 5 else [])
+    told = [
+        json.loads(event["json"])
+        for row in lines_of(folder, "records.jsonl")
+        for event in row["events"]
+        if isinstance(event, dict)
+    ]
+    late = [event["tokens"] for event in told if event.get("attempt") == "long" and event.get("index") == 1]
+    assert late == [1]
 
 
 # Bugs of the operator's: each in the reckoning, on a history that shows it.
@@ -154,6 +192,7 @@ def test_bug_seconds_are_rounded_for_each_attempt(
     scribe: Scribe, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prices(scribe, 1, second_nanousd=100)
+    limits(scribe, plan="per_second")
     requests = [scribe.accept(plan="per_second") for _ in range(2)]
     for request in requests:  # side by side
         scribe.tell(started(request, request))
@@ -186,33 +225,56 @@ def test_bug_the_newest_price_is_taken(
     differs(scribe, tmp_path, capsys, plant, "lines.0.price_version is 2, by the log it is 1", "is 133,")
 
 
+def test_bug_the_price_in_force_is_not_taken(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
+    """The log itself says another list, or another plan, than the book at the position it names."""
+    prices(scribe, 1, second_nanousd=100)
+    limits(scribe, plan="per_second")
+    limits(scribe, account="acme")
+    prices(scribe, 2, second_nanousd=101)
+    terms: list[dict[str, Any]] = [
+        {"price_version": 1, "plan": "per_token", "book": 1},
+        {"price_version": 1, "plan": "per_second", "book": 3},
+        {"price_version": 2, "plan": "per_second", "book": 4},
+    ]
+    for fields in terms:
+        scribe.finished_request(**fields)
+    assert run(exported(scribe, tmp_path / "sound"), capsys)[0] == 0
+    wrong = {
+        "price_version is 2, at RIFT_BOOK:3 it is 1": terms[1] | {"price_version": 2},
+        "price_version is 1, at RIFT_BOOK:4 it is 2": terms[2] | {"price_version": 1},
+        "plan is per_second, at RIFT_BOOK:1 it is per_token": terms[0] | {"plan": "per_second"},
+        "plan is per_token, at RIFT_BOOK:2 it is per_second": terms[1] | {"plan": "per_token", "book": 2},
+        "price_version is 1, at RIFT_BOOK:0 it is 0": terms[0] | {"book": 0},
+    }
+    for number, (words, fields) in enumerate(wrong.items()):
+        cheated = Scribe()
+        cheated.streams = {name: [*told] for name, told in scribe.streams.items()}
+        cheated.now_ns = scribe.now_ns
+        request = cheated.finished_request(**fields)
+        code, said = run(exported(cheated, tmp_path / str(number)), capsys)
+        assert (code, said) == (1, f"different:\n{request}: {words}\n")
+
+
 # Rules that random histories seldom reach.
 
 
-def test_a_second_is_not_charged_by_two_price_lists(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
-    """What runs under an older list has the time up to its end; the newer list begins there."""
-    prices(scribe, 1, second_nanousd=100)
-    prices(scribe, 2, second_nanousd=1000)
-    old = scribe.accept(plan="per_second", price_version=1)
-    scribe.tell(started(old, "old"))
-    new = scribe.accept(plan="per_second", price_version=2)
-    scribe.tell(started(new, "new"), step_ns=SECOND_NS)
-    scribe.tell(tokens_of("old", 0), tokens_of("new", 0), step_ns=SECOND_NS)
-    scribe.tell(RequestFinished(request=old, attempt="old", reason="stop", output_tokens=1))
-    scribe.tell(
-        RequestFinished(request=new, attempt="new", reason="stop", output_tokens=1), step_ns=SECOND_NS
-    )
-    folder = exported(scribe, tmp_path)
-    assert run(folder, capsys)[0] == 0
-    (invoice,) = lines_of(folder, "invoice.json")
-    assert [(line["price_version"], line["seconds"], line["nanousd"]) for line in invoice["lines"]] == [
-        (1, 3, 300),  # a bit more than two seconds
-        (2, 1, 1000),  # what is left
-    ]
+@pytest.mark.parametrize("name", SECONDS)
+def test_a_second_is_charged_once(name: str, scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
+    """Also by the lines of another month, whose requests are then shown."""
+    expected, archive = runs_of(scribe, name), SealedLists()
+    archive.seal(scribe.streams)
+    found = []
+    for period in (PERIOD, "2023-12"):
+        invoice = reckoning.invoice(scribe.streams, "dev", period)
+        code, said = run(export(archive, scribe.streams, invoice, tmp_path / period), capsys)
+        assert code == 0, said
+        found += [(period, line["price_version"], line["seconds"]) for line in invoice["lines"]]
+    assert found == expected
 
 
 def test_the_dead_minutes_of_a_lost_attempt_are_ours(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
     prices(scribe, 1, second_nanousd=100)
+    limits(scribe, plan="per_second")
     request = scribe.accept(plan="per_second")
     scribe.tell(started(request, "one"))
     scribe.tell(tokens_of("one", 0), step_ns=SECOND_NS)

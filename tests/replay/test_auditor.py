@@ -256,7 +256,7 @@ def test_an_event_that_stands_elsewhere_is_nobodys(
     scribe.tell(started(request, "att"), tokens_of("att", 0))
     scribe.tell(RequestFinished(request=request, attempt="att", reason="stop", output_tokens=1))
     assert run(exported(scribe, tmp_path / "sound"), capsys)[0] == 0
-    monkeypatch.setattr(audit._Slice, "shown", lambda part, stream, record: [True for _ in record.events])
+    monkeypatch.setattr(audit._Shard, "shown", lambda part, record: [True for _ in record.events])
     folder = tmp_path / "shown"
     with pytest.raises(audit.AuditError, match="does not hold request"):
         exported(scribe, folder)
@@ -351,7 +351,7 @@ def test_a_forged_log_has_other_heads(scribe: Scribe, tmp_path: Path, capsys: An
     """Who makes up a whole log is found out by the heads that were published before."""
     honest = lines_of(exported(ordinary(scribe), tmp_path / "honest"), "invoice.json")[0]
     forged = ordinary(Scribe())
-    forged.finished_request(tokens=900)
+    forged.finished_request(tokens=900, plan="per_second")
     folder = exported(forged, tmp_path / "forged")
     code, said = run(folder, capsys)
     assert code == 0

@@ -3,6 +3,7 @@
 import hashlib
 from typing import Any
 
+import msgspec
 import pytest
 
 from events import schema, subjects
@@ -10,6 +11,8 @@ from events.schema import RequestFinished
 from replay import focus
 from replay.invoice import BillingRefused, closing, invoice, usage
 from replay.warehouse import Warehouse, checks, sql
+from tests.replay import reckoning
+from tests.replay.seconds import SECONDS, runs_of
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
@@ -165,25 +168,19 @@ def test_dead_minutes_are_ours(scribe: Any, warehouse: Warehouse) -> None:
     assert line.seconds == 5
 
 
-def test_no_second_is_paid_under_two_versions_or_before_its_month(scribe: Any, warehouse: Warehouse) -> None:
-    opened(scribe)
-    scribe.prices(**PRICES, second_nanousd=1)
-    scribe.prices(2, **PRICES, second_nanousd=100)
-    scribe.now_ns = 1_701_388_800 * SECOND - 10 * SECOND  # ten seconds before December
-    old, new, over = (scribe.accept(plan="per_second", price_version=version) for version in (1, 2, 2))
-    for request in (old, new, over):
-        scribe.tell(scribe.started(request, request), scribe.tokens_of(request, 0), step_ns=0)
-
-    def end(request: str, after_s: int) -> None:
-        finished = RequestFinished(request=request, attempt=request, reason="stop", output_tokens=1)
-        scribe.tell(finished, step_ns=after_s * SECOND)
-
-    end(old, 4)
-    end(new, 2)
-    end(over, 7)
+@pytest.mark.parametrize("name", SECONDS)
+def test_a_second_is_paid_once_and_none_is_lost(name: str, scribe: Any, warehouse: Warehouse) -> None:
+    expected = runs_of(scribe, name)
     applied(warehouse, scribe)
-    assert [(line.price_version, line.seconds) for line in lines(warehouse)] == [(1, 4), (2, 2)]
-    assert [(line.price_version, line.seconds) for line in lines(warehouse, period=NEXT)] == [(2, 4)]
+    found = [
+        (period, line.price_version, line.seconds)
+        for period in (PERIOD, NEXT)
+        for line in lines(warehouse, period=period)
+    ]
+    assert found == expected
+    for period in (PERIOD, NEXT):
+        told = msgspec.to_builtins(invoice(warehouse.read, "dev", period))
+        assert told == reckoning.invoice(scribe.streams, "dev", period)
 
 
 def close(scribe: Any, period: str, **positions: int) -> None:

@@ -15,14 +15,18 @@ from hypothesis import strategies as st
 
 from events import subjects
 from events.schema import AccountOpened
-from replay import audit, auditor
+from replay import auditor
 from replay.archive import Archive
 from replay.fold import BookBehind
 from replay.invoice import closing, invoice
 from replay.rebuild import rebuild
 from replay.warehouse import Warehouse
+from rift.cli.ops import CommandFailed
+from rift.cli.replay import export_of, write_export
 from tests.replay import reckoning
+from tests.replay.conftest import ListLog, Scribe
 from tests.replay.months import ACCOUNTS, Months
+from tests.replay.seconds import NEXT, PERIOD, SECONDS, runs_of
 from tests.service import ROOT
 
 
@@ -54,7 +58,8 @@ def folded(path: Path, streams: Any, dice: random.Random | None = None) -> Wareh
 def sealed(folder: Path, streams: Any, dice: random.Random) -> Archive:
     archive = Archive(folder, key=b"k")
     for stream, messages in streams.items():
-        cuts = sorted({dice.randint(1, len(messages)) for _ in range(2)} | {len(messages)})
+        first = archive.last(stream) + 1
+        cuts = sorted({dice.randint(first, len(messages)) for _ in range(2)} | {len(messages)})
         for cut in cuts:
             archive.seal(stream, messages[archive.last(stream) : cut], last=cut)
     return archive
@@ -98,15 +103,60 @@ def test_an_export_of_the_archive_is_equal_to_the_bill_in_sql(seed: int, tmp_pat
     closed = reckoning.closes(streams)
     for period in sorted(history.months() - closed.keys()):
         for account in ACCOUNTS:
-            found = invoice(warehouse.read, account, period)
             folder = tmp_path / f"{account}-{period}"
-            audit.export(
-                archive, msgspec.to_builtins(found), reckoning.requests(streams, account, period), folder
-            )
+            found = export_of(archive, warehouse, account, period, folder)
             audited = auditor.Audit(folder)
             assert audited.check()["total_nanousd"] == found.total_nanousd
             assert [wrong for wrong in audited.wrong if "was closed with another log" not in wrong] == []
     warehouse.close()
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_an_export_has_who_paid_for_the_seconds_before(name: str, scribe: Scribe, tmp_path: Path) -> None:
+    runs_of(scribe, name)
+    warehouse = folded(Path(":memory:"), scribe.streams)
+    archive = sealed(tmp_path / "archive", scribe.streams, random.Random(1))
+    for period in (PERIOD, NEXT):
+        bill = export_of(archive, warehouse, "dev", period, tmp_path / period)
+        audited = auditor.Audit(tmp_path / period)
+        assert (audited.check()["total_nanousd"], audited.wrong) == (bill.total_nanousd, [])
+    warehouse.close()
+
+
+def test_an_export_reaches_no_further_than_its_warehouse(scribe: Scribe, tmp_path: Path) -> None:
+    """Control seals while the export is made."""
+    scribe.book(AccountOpened(id="account.dev", account="dev"))
+    scribe.prices()
+    scribe.finished_request()
+    warehouse = folded(Path(":memory:"), scribe.streams)
+    sealed(tmp_path / "archive", scribe.streams, random.Random(1))
+    reached = warehouse.positions()
+    scribe.prices(2)
+    scribe.finished_request(price_version=2)
+    archive = sealed(tmp_path / "archive", scribe.streams, random.Random(1))
+    bill = export_of(archive, warehouse, "dev", PERIOD, tmp_path / "export")
+    assert (bill.positions, [line.requests for line in bill.lines]) == (reached, [1])
+    assert auditor.main(str(tmp_path / "export")) == 0
+    warehouse.close()
+
+
+@pytest.mark.anyio
+async def test_an_export_of_less_of_the_book_than_of_a_shard(scribe: Scribe, tmp_path: Path) -> None:
+    """Between the two, control sealed a request of a newer price list: the next try has both."""
+    scribe.book(AccountOpened(id="account.dev", account="dev"))
+    scribe.prices()
+    book = [*scribe.streams[subjects.BOOK]]
+    scribe.prices(2)
+    scribe.finished_request(price_version=2)
+    archive = Archive(tmp_path / "archive", key=b"k")
+    archive.seal(subjects.BOOK, book, last=len(book))
+    archive.seal("RIFT_0", scribe.streams["RIFT_0"], last=len(scribe.streams["RIFT_0"]))
+    log: Any = ListLog(scribe.streams)
+    with pytest.raises(CommandFailed, match=r"was admitted under RIFT_BOOK:3, not folded yet; try again"):
+        await write_export(log, archive, "dev", PERIOD, tmp_path / "export")
+    archive.seal(subjects.BOOK, scribe.streams[subjects.BOOK][len(book) :], last=3)
+    bill = await write_export(log, archive, "dev", PERIOD, tmp_path / "export")
+    assert [line.price_version for line in bill.lines] == [2]
 
 
 DIGESTS = """
