@@ -100,9 +100,8 @@ class Credits:
                 standing = self._standing(event.account)
                 standing.granted_nanousd = (standing.granted_nanousd or 0) + event.nanousd
             case UsageCorrected():
-                standing, month = self._standing(event.account), month_of(at_ns)
-                standing.spent_nanousd += event.nanousd
-                standing.spent_in[month] = standing.spent_in.get(month, 0) + event.nanousd
+                # Credit that was charged wrongly is there again. A budget bounds what a month's requests cost.
+                self._standing(event.account).spent_nanousd += event.nanousd
             case CreditHeld():
                 self._standing(event.account).holds[event.id] = Held(event, month_of(at_ns))
             case CreditSettled():

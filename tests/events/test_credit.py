@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from events import codec, credit
 from events.book import Book
 from events.log import Stored
-from events.schema import CreditGranted, CreditHeld, CreditSettled, LimitsSet
+from events.schema import CreditGranted, CreditHeld, CreditSettled, LimitsSet, UsageCorrected
 
 NOVEMBER, DECEMBER = 1_793_500_000_000_000_000, 1_796_500_000_000_000_000
 ACCOUNTS = ("acme", "shop")
@@ -92,6 +92,15 @@ def test_the_smaller_room_wins_and_none_is_negative() -> None:
     assert writer.book.credits.room("acme", "2026-11") == 0
     writer.say(LimitsSet(id="n", account="acme"))
     assert writer.book.credits.room("acme", "2026-11") == 20
+
+
+def test_a_correction_is_credit_again_and_no_budget() -> None:
+    writer = Writer()
+    writer.say(granted("g", 50))
+    writer.say(LimitsSet(id="l", account="acme", budget_nanousd=0))
+    writer.say(UsageCorrected(id="c", account="acme", nanousd=-20, reason="sorry"))
+    assert writer.book.credits.of("acme").credit_room() == 70
+    assert writer.book.credits.room("acme", "2026-11") == 0, "a budget of 0 stops an account"
 
 
 def test_the_sequence_is_the_subjects_whatever_stands_there() -> None:

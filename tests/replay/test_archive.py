@@ -225,7 +225,7 @@ REFUSED: dict[str, tuple[Callable[[list[Stored]], list[Stored]], int, str]] = {
     "an unknown event": (
         lambda m: broken(m, b'{"version":1,"writer":"w","events":[{"type":"Odd"}]}'),
         8,
-        r"RIFT_0:5.0 \(Odd\) cannot be archived",
+        r"RIFT_0:5 cannot be archived: event 0 \(Odd\) cannot be read",
     ),
 }
 
