@@ -100,7 +100,7 @@ class Credits:
                 standing = self._standing(event.account)
                 standing.granted_nanousd = (standing.granted_nanousd or 0) + event.nanousd
             case UsageCorrected():
-                # Credit that was charged wrongly is there again. A budget bounds what a month's requests cost.
+                # Wrongly charged credit is there again. A budget bounds what a month's requests cost.
                 self._standing(event.account).spent_nanousd += event.nanousd
             case CreditHeld():
                 self._standing(event.account).holds[event.id] = Held(event, month_of(at_ns))
