@@ -80,7 +80,8 @@ def verify(options: Namespace) -> None:
 
     async def compare(log: JetStream) -> tuple[list[str], Mapping[str, int]]:
         with _temporary() as path:
-            warehouse = await rebuilt(log, archive, path)
+            with _book_first():
+                warehouse = await rebuilt(log, archive, path)
             try:
                 # Asked now, control is at or behind every record that the archive holds.
                 told = await asked(log, Digests(), LONG_TIMEOUT_S)
@@ -179,12 +180,8 @@ def export(options: Namespace) -> None:
 async def write_export(log: Log, archive: Archive, account: str, period: str, folder: Path) -> Invoice:
     """Write what is archived of an account's period. Raises CommandFailed, and as `archived`."""
     with _temporary() as path:
-        try:
+        with _book_first():
             warehouse = await archived(log, archive, path)
-        except BookBehind as behind:
-            raise CommandFailed(
-                f"the archive does not hold all of {subjects.BOOK} yet: {behind}; try again"
-            ) from behind
         try:
             return await to_thread.run_sync(export_of, archive, warehouse, account, period, folder)
         finally:
@@ -245,6 +242,17 @@ def _reached(archive: Archive, warehouse: Warehouse) -> dict[str, int]:
 def _archive(options: Namespace) -> Archive:
     found = installation(options)
     return Archive(found.archive, key=found.archive_key())
+
+
+@contextmanager
+def _book_first() -> Iterator[None]:
+    """The archive may grow behind the book that was read before it. Raises CommandFailed."""
+    try:
+        yield
+    except BookBehind as behind:
+        raise CommandFailed(
+            f"while this read the book, requests were archived: {behind}; try again"
+        ) from behind
 
 
 @contextmanager
