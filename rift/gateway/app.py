@@ -31,7 +31,7 @@ from rift.gateway.delivery import Delivery, failed
 from rift.gateway.http import ClientGone, Headers, Receive, Refusal, Request, Scope, Send
 from rift.gateway.idempotency import Claim, Entry
 from rift.gateway.models import Models
-from rift.gateway.native import NativeStream
+from rift.gateway.native import NativeStream, event_id
 from rift.gateway.parse import Wanted
 from rift.gateway.relay import Format, Stream
 from rift.gateway.relays import Relays
@@ -225,8 +225,9 @@ class Gateway:
             floor=self._relays.own.position,
             entropy=self._entropy(ids.RANDOM_BYTES),
         )
-        nonce = self._entropy(ids.RANDOM_BYTES).hex()
-        return Entry(request, body, nonce, self._book.price_version, self._book.position)
+        book, nonce = self._book, self._entropy(ids.RANDOM_BYTES).hex()
+        plan = book.credits.of(issued.account).plan
+        return Entry(request, body, nonce, book.price_version, book.position, plan)
 
     def _accepted(
         self, wanted: Wanted, issued: KeyIssued, entry: Entry, *, digest: str | None = None
@@ -245,7 +246,7 @@ class Gateway:
             prompt_tokens_max=min(context, wanted.prompt_tokens_max or context),
             deadline_ms=DEADLINE_MS,
             price_version=entry.price_version,
-            plan=self._book.credits.of(issued.account).plan,
+            plan=entry.plan,
             book=entry.book,
             idempotency_hash=digest,
             detached=wanted.background or digest is not None,
@@ -311,7 +312,7 @@ class Gateway:
     async def _resume(self, request: Request, match: re.Match[str]) -> None:
         """Stream the frames behind `Last-Event-ID` or `?after=`, the same as live; 204 behind the last."""
         parsed = self._verified(request, match[1])
-        after = _event_id(request)
+        after = event_id(request)
         relay = await self._relays.of(parsed.at.shard, parsed.at.lane)
 
         def make(accepted: RequestAccepted) -> Stream:
@@ -389,12 +390,3 @@ def _parsed(request: str) -> RequestId:
 
 def _unknown(text: str) -> Refusal:
     return Refusal(404, f"there is no request {text!r} here", code="request_not_found", param="id")
-
-
-def _event_id(request: Request) -> int:
-    """Return the number of the last event that the client has; 0: none."""
-    text = request.header(b"last-event-id") or request.query().get("after") or "0"
-    if not re.fullmatch(r"\d{1,9}", text):
-        message = f"after: {text!r} is no event id of this service"
-        raise Refusal(400, message, code="invalid_event_id", param="after")
-    return int(text)

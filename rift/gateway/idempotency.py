@@ -17,6 +17,7 @@ import msgspec
 from events import subjects
 from events.ids import RequestId
 from events.log import Conflict, Log, OutcomeUnknown
+from events.schema import Plan
 from rift.gateway.http import Refusal
 
 KEY_CHARACTERS_MAX = 255
@@ -26,13 +27,14 @@ CLAIMS_MAX = 5
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What a key stands for. `price_version` and `book` are what the acceptance freezes."""
+    """What a key stands for. `price_version`, `book` and `plan` are what the acceptance freezes."""
 
     request: str
     body: str
     nonce: str
     price_version: int
     book: int
+    plan: Plan = "per_token"
 
 
 class Claim(msgspec.Struct, frozen=True):

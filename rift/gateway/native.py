@@ -4,13 +4,14 @@ An id is the number of the request's events that counted so far, so it names a p
 nothing of anybody else's traffic, and is the same from every gateway, live or later.
 """
 
+import re
 from typing import Any
 
 import msgspec
 
 from events.schema import AttemptStarted, TokensGenerated
 from rift.gateway.answer import Answer
-from rift.gateway.http import error_type
+from rift.gateway.http import Refusal, Request, error_type
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -73,3 +74,12 @@ def error_body(status: int, problem: Any) -> dict[str, Any]:
             "code": problem.code,
         }
     }
+
+
+def event_id(request: Request) -> int:
+    """Return the number of the last event that the client has; 0: none. Raises Refusal."""
+    text = request.header(b"last-event-id") or request.query().get("after") or "0"
+    if not re.fullmatch(r"\d{1,9}", text):
+        message = f"after: {text!r} is no event id of this service"
+        raise Refusal(400, message, code="invalid_event_id", param="after")
+    return int(text)
