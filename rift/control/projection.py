@@ -59,12 +59,11 @@ class Projection:
 
         Raises LogError, LogBehind, LogTrimmed, ArchiveError, WarehouseError.
         """
-        async with self._one_at_a_time:
-            if await self._projector.is_trimmed():
-                logger.info("the log is trimmed before what the database holds: it is built from the archive")
-                await self._build(_fresh(self._database))
-                await self._change()
-            self._settled.set()
+        if await self._projector.is_trimmed():
+            logger.info("the log is trimmed before what the database holds: it is built from the archive")
+            await self._build(_fresh(self._database))
+            await self._change()
+        self._settled.set()
         while True:
             if self._switch is None:
                 with anyio.CancelScope() as self._scope:
@@ -121,6 +120,8 @@ class Projection:
 
         Raises ArchiveError, LogError, LogTrimmed, WarehouseError: then nothing has changed.
         """
+        # The start may build the same file.
+        await self._settled.wait()
         async with self._one_at_a_time:
             fresh = _fresh(self._database)
             try:
