@@ -20,7 +20,7 @@ from msgspec.structs import astuple
 
 from events.lifecycle import Life
 from events.log import Stored
-from replay import fold
+from replay import fold, segments
 from replay.answer import Answer
 from replay.asking import ROWS_MAX, TIME_MAX_S, Asking, Question
 from replay.fold import Batch, Changes, Fold, Position, Stop
@@ -43,21 +43,13 @@ DIGESTED = (
     *("charges", "invoice_lines", "balances"),
 )
 
-# DuckDB's own default is 80 % of the machine, which an engine wants for itself. Two gigabytes fold
-# and aggregate ten million requests; what does not fit is spilled beside the file.
-MEMORY_MAX = "2GB"
-SPILL_MAX = "8GB"
 # A pivot over more columns takes memory that no limit counts.
 PIVOT_MAX = 1_000
 
-CONFIG: dict[str, str | bool | int | float | list[str]] = {
+CONFIG: segments.Config = segments.CONFIG | {
     "enable_external_access": False,
     "python_enable_replacements": False,
-    "autoload_known_extensions": False,
-    "autoinstall_known_extensions": False,
     "allow_community_extensions": False,
-    "memory_limit": MEMORY_MAX,
-    "max_temp_directory_size": SPILL_MAX,
     "pivot_limit": PIVOT_MAX,
     "lock_configuration": True,
 }
@@ -104,7 +96,7 @@ class Warehouse:
         self._writer = connection.cursor()
         self._writing = threading.Lock()
         self._is_closed = False
-        self._asking = Asking(connection, MEMORY_MAX)
+        self._asking = Asking(connection, segments.MEMORY_MAX)
         self._fold = self._restored()
 
     @classmethod

@@ -16,8 +16,10 @@ from replay.warehouse import Warehouse
 from rift.control.archiver import ANCHORS
 from rift.control.projector import LogTrimmed
 
-# Messages that are applied at once, at some kilobytes each: a transaction costs as much as a thousand events.
+# Messages that are applied at once: a transaction costs as much as a thousand events. And what they may hold
+# of memory: a record is mostly some kilobytes, and at most 8 MB.
 BATCH = 10_000
+BATCH_BYTES = 64 * 1024 * 1024
 
 
 async def rebuilt(log: Log, archive: Archive, path: Path) -> Warehouse:
@@ -70,9 +72,13 @@ async def fold_tail(
         if (begins := await log.first_sequence(stream)) > first:
             raise LogTrimmed(f"{stream} begins at {begins}, and {first} is not in the archive: it is lost")
         held: list[Stored] = []
+        size = 0
         async with aclosing(log.scan(stream, [streams[stream]], first=first, target=target)) as batches:
             async for batch in batches:
                 held += batch
-                if len(held) >= BATCH or held[-1].sequence >= target:
+                size += sum(len(stored.data) for stored in batch)
+                if len(held) >= BATCH or size >= BATCH_BYTES:
                     await to_thread.run_sync(warehouse.apply, stream, held)
-                    held = []
+                    held, size = [], 0
+        if held:
+            await to_thread.run_sync(warehouse.apply, stream, held)
