@@ -1,62 +1,157 @@
-"""The fleet as its readers hold it: which models have replicas, or are meant to have some."""
+"""The fleet as its readers hold it: who leads, what was decided for each model, and how its replicas are.
+
+    ControlElected   counts if its epoch is one more than the last
+    ScaleDecided     counts if its epoch is the last, and `from_replicas` is what was decided last
+
+So of two that would lead one does, and a decision that is late or repeated changes nothing: the order of
+the stream is the fence. A reader that begins behind a trim takes the first election and the first decision of
+each model that it meets.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
 
 from events import codec
 from events.log import Log, Stored
 from events.schema import (
+    ControlElected,
     ReplicaDraining,
     ReplicaLost,
     ReplicaReady,
+    ReplicaReported,
     ReplicaStarting,
     ReplicaStopped,
     ScaleDecided,
 )
 from events.subjects import FLEET
 
+# How many of a model's starts say how long the next takes: the middle one of five forgets one odd start.
+STARTS = 5
+
+
+class Replica(msgspec.Struct):
+    """One that lives. Times are stored times; `heard_at_ns` is its last word, `at` its first position."""
+
+    state: Literal["starting", "ready", "draining"]
+    began_at_ns: int
+    heard_at_ns: int
+    at: int
+
+
+class Starts(msgspec.Struct):
+    """How a model's starts went: `took_ns` of the last that succeeded, and how many failed since."""
+
+    took_ns: tuple[int, ...] = ()
+    failed: int = 0
+    failed_at_ns: int = 0
+    why: str = ""
+
 
 class Fleet:
-    """`replicas` holds each live replica's state by model and id; `wanted` the number decided last."""
+    """`replicas` holds each live replica by model and id; `wanted` the number decided last."""
 
     def __init__(self) -> None:
         self.position = 0
-        self.replicas: dict[str, dict[str, str]] = {}
+        self.at_ns = 0
+        self.epoch = 0
+        self.leader = ""
+        self.replicas: dict[str, dict[str, Replica]] = {}
         self.wanted: dict[str, int] = {}
-        self._first: dict[tuple[str, str], int] = {}
+        self.decided: dict[str, ScaleDecided] = {}
+        self.starts: dict[str, Starts] = {}
+        self._needed: dict[str, int] = {}
 
-    def fold(self, stored: Stored) -> None:
-        for event in codec.decode(stored.data)[1]:
-            match event:
-                case ReplicaStarting():
-                    self._is(event, "starting", stored)
-                case ReplicaReady():
-                    self._is(event, "ready", stored)
-                case ReplicaDraining():
-                    self._is(event, "draining", stored)
-                case ReplicaStopped() | ReplicaLost():
-                    self.replicas.get(event.model, {}).pop(event.replica, None)
-                    self._first.pop((event.model, event.replica), None)
-                case ScaleDecided():
-                    self.wanted[event.model] = event.to_replicas
-                    self._first[event.model, ""] = stored.sequence
+    def fold(self, stored: Stored) -> Sequence[object]:
+        """Return the record's events that count, in their order. Raises codec.RecordUnreadable."""
+        self.at_ns = max(self.at_ns, stored.stored_at_ns)
+        counted = [event for event in codec.decode(stored.data)[1] if self._event(event, stored.sequence)]
         self.position = stored.sequence
+        return counted
 
-    def _is(
-        self, event: ReplicaStarting | ReplicaReady | ReplicaDraining, state: str, stored: Stored
-    ) -> None:
-        self.replicas.setdefault(event.model, {})[event.replica] = state
-        self._first.setdefault((event.model, event.replica), stored.sequence)
+    def _event(self, event: object, sequence: int) -> bool:
+        match event:
+            case ControlElected():
+                return self._elected(event, sequence)
+            case ScaleDecided():
+                return self._decided(event, sequence)
+            case ReplicaStarting():
+                return self._began(event, sequence)
+            case ReplicaReady() | ReplicaReported() | ReplicaDraining():
+                return self._heard(event, sequence)
+            case ReplicaStopped() | ReplicaLost():
+                return self._ended(event)
+        return False
+
+    def _elected(self, event: ControlElected, sequence: int) -> bool:
+        if self.epoch and event.epoch != self.epoch + 1:
+            return False
+        self.epoch, self.leader = event.epoch, event.control
+        self._needed[""] = sequence
+        return True
+
+    def _decided(self, event: ScaleDecided, sequence: int) -> bool:
+        if event.epoch != self.epoch:
+            return False
+        if event.from_replicas != self.wanted.get(event.model, event.from_replicas):
+            return False
+        self.wanted[event.model] = event.to_replicas
+        self.decided[event.model] = event
+        self._needed[event.model] = sequence
+        return True
+
+    def _began(self, event: ReplicaStarting, sequence: int) -> bool:
+        """A repeated or late word begins nothing again."""
+        replicas = self.replicas.setdefault(event.model, {})
+        if event.replica in replicas:
+            return False
+        replicas[event.replica] = Replica("starting", self.at_ns, self.at_ns, sequence)
+        return True
+
+    def _heard(self, event: ReplicaReady | ReplicaReported | ReplicaDraining, sequence: int) -> bool:
+        replicas = self.replicas.setdefault(event.model, {})
+        replica = replicas.setdefault(event.replica, Replica("ready", self.at_ns, self.at_ns, sequence))
+        replica.heard_at_ns = self.at_ns
+        if isinstance(event, ReplicaReady):
+            replica.state = "ready"
+            took = self.starts.get(event.model, Starts()).took_ns
+            self.starts[event.model] = Starts(took_ns=(*took, event.start_ns)[-STARTS:])
+        elif isinstance(event, ReplicaDraining):
+            replica.state = "draining"
+        return True
+
+    def _ended(self, event: ReplicaStopped | ReplicaLost) -> bool:
+        replica = self.replicas.get(event.model, {}).pop(event.replica, None)
+        if replica is None:
+            return False
+        if isinstance(event, ReplicaLost) and replica.state == "starting":
+            starts = self.starts.setdefault(event.model, Starts())
+            starts.failed, starts.failed_at_ns, starts.why = starts.failed + 1, self.at_ns, event.why
+        return True
 
     @property
     def needed_from(self) -> int:
-        """The first sequence that who reads the fleet later cannot do without: the first word of a live
-        replica, or a model's last decision."""
-        return min(self._first.values(), default=self.position + 1)
+        """The first sequence that who reads the fleet later cannot do without: the last election, a model's
+        last decision, or the first word of a live replica."""
+        living = (replica.at for replicas in self.replicas.values() for replica in replicas.values())
+        return min((*self._needed.values(), *living), default=self.position + 1)
+
+    def count(self, model: str, state: str) -> int:
+        """Return how many of a model's replicas are in a state."""
+        return sum(replica.state == state for replica in self.replicas.get(model, {}).values())
 
     def can_serve(self, model: str) -> bool:
         """Say whether a request for the model will be taken, now or once a replica has started."""
         return bool(self.replicas.get(model)) or self.wanted.get(model, 0) > 0
 
     def is_ready(self, model: str) -> bool:
-        return "ready" in self.replicas.get(model, {}).values()
+        return self.count(model, "ready") > 0
+
+    def start_ns(self, model: str) -> int | None:
+        """Return how long a start of the model takes, by its last ones; None before the first."""
+        took = sorted(self.starts.get(model, Starts()).took_ns)
+        return took[len(took) // 2] if took else None
 
 
 async def read(log: Log) -> Fleet:

@@ -2,7 +2,7 @@
 the broker's memory does not grow with traffic.
 
     RIFT_<shard>  rift.<shard>.request|work|cancel.<lane>.<model>, rift.<shard>.lane.<lane>
-    RIFT_FLEET    rift.fleet.<model>
+    RIFT_FLEET    rift.fleet.<model>, and elections on rift.fleet._leader
     RIFT_BOOK     rift.book.<kind>.<id>
     RIFT_KEYS     rift.keys.<digest of an account's idempotency key>
 
@@ -72,6 +72,10 @@ def of_model(shard: int, model: str) -> tuple[str, str]:
 
 def queue(shard: int, model: str) -> str:
     return f"rift.{shard}.request.*.{model}"
+
+
+# Where leaders are elected: `_` begins no model's slug.
+LEADER = "rift.fleet._leader"
 
 
 def fleet(model: str) -> str:

@@ -137,12 +137,12 @@ async def test_the_fleet_keeps_what_still_says_something(scribe: Any, tmp_path: 
     needed = []
     for event in (
         ReplicaStarting(replica="a", model="m", engine="sim"),
-        decided(2),
+        decided(0, 2),
         ready("a"),
-        decided(3),
+        decided(2, 3),
         ready("b"),
         ReplicaStopped(replica="a", model="m"),
-        decided(0),
+        decided(3, 0),
         ReplicaStopped(replica="b", model="m"),
         ReplicaStopped(replica="unknown", model="m"),
     ):
@@ -161,11 +161,11 @@ async def test_the_fleet_keeps_what_still_says_something(scribe: Any, tmp_path: 
         warehouse.close()
 
 
-def decided(replicas: int) -> ScaleDecided:
+def decided(before: int, now: int) -> ScaleDecided:
     return ScaleDecided(
         model="m",
-        from_replicas=0,
-        to_replicas=replicas,
+        from_replicas=before,
+        to_replicas=now,
         reason="",
         policy="",
         positions={},

@@ -1,0 +1,163 @@
+"""Every event of the log, and the record that carries them.
+
+Events are facts in the past tense: frozen, tagged by their class name, never edited once released.
+A schema only grows: a new field has a default, a removed one stays. The golden files in
+`tests/events/golden/` hold every version that was ever written.
+
+What lives here: shapes. What must not: rules (see `lifecycle.py`), bytes (`codec.py`), subjects.
+"""
+
+from events.schema.book import (
+    AccountOpened,
+    BookEvent,
+    CreditGranted,
+    CreditHeld,
+    CreditSettled,
+    KeyIssued,
+    KeyRevoked,
+    LimitsSet,
+    PeriodClosed,
+    Price,
+    PricePublished,
+    RecordQuarantined,
+    SegmentSealed,
+    UsageCorrected,
+)
+from events.schema.fleet import (
+    ControlElected,
+    ReplicaDraining,
+    ReplicaLost,
+    ReplicaReady,
+    ReplicaReported,
+    ReplicaStarting,
+    ReplicaStopped,
+    ScaleDecided,
+)
+from events.schema.request import (
+    AttemptReleased,
+    AttemptStarted,
+    CancelRequested,
+    ClientAttached,
+    LaneLost,
+    LaneOpened,
+    LaneReported,
+    Message,
+    Parameters,
+    Problem,
+    RequestAccepted,
+    RequestFinished,
+    Stamps,
+    TokensGenerated,
+)
+from events.schema.shapes import (
+    Account,
+    Amount,
+    CancelReason,
+    Digest,
+    Event,
+    FinishReason,
+    Kind,
+    Natural,
+    Period,
+    Plan,
+    ReleaseReason,
+    Shape,
+)
+
+__all__ = [
+    "RECORD_VERSION",
+    "Account",
+    "AccountOpened",
+    "Amount",
+    "AnyEvent",
+    "AttemptReleased",
+    "AttemptStarted",
+    "BookEvent",
+    "BookEvents",
+    "CancelReason",
+    "CancelRequested",
+    "ClientAttached",
+    "ControlElected",
+    "CreditGranted",
+    "CreditHeld",
+    "CreditSettled",
+    "Digest",
+    "Event",
+    "FinishReason",
+    "FleetEvent",
+    "KeyIssued",
+    "KeyRevoked",
+    "Kind",
+    "LaneEvent",
+    "LaneLost",
+    "LaneOpened",
+    "LaneReported",
+    "LimitsSet",
+    "Message",
+    "Natural",
+    "Parameters",
+    "Period",
+    "PeriodClosed",
+    "Plan",
+    "Price",
+    "PricePublished",
+    "Problem",
+    "Record",
+    "RecordQuarantined",
+    "ReleaseReason",
+    "ReplicaDraining",
+    "ReplicaLost",
+    "ReplicaReady",
+    "ReplicaReported",
+    "ReplicaStarting",
+    "ReplicaStopped",
+    "RequestAccepted",
+    "RequestEvent",
+    "RequestFinished",
+    "ScaleDecided",
+    "SegmentSealed",
+    "Shape",
+    "Stamps",
+    "TokensGenerated",
+    "UsageCorrected",
+]
+
+RECORD_VERSION = 1
+
+RequestEvent = (
+    RequestAccepted | AttemptStarted | TokensGenerated | AttemptReleased | RequestFinished | CancelRequested
+)
+LaneEvent = LaneOpened | LaneReported | LaneLost | ClientAttached
+FleetEvent = (
+    ControlElected
+    | ScaleDecided
+    | ReplicaStarting
+    | ReplicaReady
+    | ReplicaReported
+    | ReplicaDraining
+    | ReplicaStopped
+    | ReplicaLost
+)
+BookEvents = (
+    AccountOpened
+    | KeyIssued
+    | KeyRevoked
+    | PricePublished
+    | LimitsSet
+    | CreditGranted
+    | CreditHeld
+    | CreditSettled
+    | UsageCorrected
+    | PeriodClosed
+    | SegmentSealed
+    | RecordQuarantined
+)
+AnyEvent = RequestEvent | LaneEvent | FleetEvent | BookEvents
+
+
+class Record(Shape, frozen=True, kw_only=True, omit_defaults=False):
+    """One message of the log: what one writer had to say at one moment, in its order."""
+
+    version: int = RECORD_VERSION
+    writer: str
+    events: tuple[AnyEvent, ...]
