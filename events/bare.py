@@ -48,12 +48,15 @@ def split(event: AnyEvent) -> tuple[bytes, Any]:
                 tokens=len(event.token_ids),
                 cached_tokens=event.cached_tokens,
             )
-            return _encoder.encode(bare), [event.token_ids, event.text]
+            said = (event.reasoning, event.tool_calls, event.logprobs)
+            return _encoder.encode(bare), [event.token_ids, event.text, *(said if any(said) else ())]
         case RequestAccepted():
-            parameters = replace(event.parameters, stop=())
+            told = event.parameters
+            shapes = (told.tools, told.tool_name, told.response_format, told.template, event.metadata)
+            parameters = replace(told, stop=(), tools=(), tool_name=None, response_format=None, template=None)
             return (
-                _encoder.encode(replace(event, input="", parameters=parameters)),
-                [event.input, event.parameters.stop],
+                _encoder.encode(replace(event, input="", parameters=parameters, metadata={})),
+                [event.input, told.stop, *(shapes if any(shapes) else ())],
             )
         case RequestFinished() if event.error is not None:
             words = event.error.message

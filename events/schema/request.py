@@ -17,9 +17,41 @@ from events.schema.shapes import (
 )
 
 
+class ToolCall(Shape, frozen=True, kw_only=True, omit_defaults=True):
+    """`arguments` is JSON text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class Message(Shape, frozen=True, kw_only=True, omit_defaults=True):
+    """One turn. `tool_call_id` is of a tool's turn: the call that it answers."""
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str
+    content: str = ""
+    name: str | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+class Tool(Shape, frozen=True, kw_only=True, omit_defaults=True):
+    """A function that the model may call. `parameters` is a JSON schema, as JSON text."""
+
+    name: str
+    description: str | None = None
+    parameters: str | None = None
+    strict: bool = False
+
+
+class ResponseFormat(Shape, frozen=True, kw_only=True, omit_defaults=True):
+    """What the answer has to be. `schema` is JSON text."""
+
+    type: Literal["json_object", "json_schema"]
+    name: str | None = None
+    schema: str | None = None
+    strict: bool = False
 
 
 class Parameters(Shape, frozen=True, kw_only=True, omit_defaults=True):
@@ -37,6 +69,19 @@ class Parameters(Shape, frozen=True, kw_only=True, omit_defaults=True):
     repetition_penalty: float | None = None
     ignore_eos: bool = False
     raw: bool = False
+    # By token id.
+    logit_bias: dict[str, float] = msgspec.field(default_factory=dict)
+    # How many alternatives are shown beside each token's own logprob; None: no logprobs.
+    logprobs: Natural | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: str | None = None
+    tools: tuple[Tool, ...] = ()
+    # `function` with `tool_name`: that one has to be called.
+    tool_choice: Literal["none", "auto", "required", "function"] | None = None
+    tool_name: str | None = None
+    parallel_tool_calls: bool = True
+    # What the chat template is told beside the messages, as JSON text.
+    template: str | None = None
 
 
 class Problem(Shape, frozen=True, kw_only=True, omit_defaults=True):
@@ -72,6 +117,8 @@ class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
     # Goes on without a client: nobody's disconnect ends it.
     detached: bool = False
     traceparent: str | None = None
+    # The client's own words on the request, given back with it.
+    metadata: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class AttemptStarted(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -94,14 +141,35 @@ class AttemptStarted(Event, frozen=True, kw_only=True, omit_defaults=True):
     simulated: bool = False
 
 
+class ToolCallDelta(Shape, frozen=True, kw_only=True, omit_defaults=True):
+    """What tokens add to the answer's tool call number `index`; its first delta has id and name."""
+
+    index: Natural
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class Logprob(Shape, frozen=True, kw_only=True, omit_defaults=True):
+    """A token's text, its log probability, and the most likely tokens in its place."""
+
+    token: str
+    logprob: float
+    top: tuple["Logprob", ...] = ()
+
+
 class TokensGenerated(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """Output tokens `index`, `index + 1`, …; `text` is what they add to the answer."""
+    """Output tokens `index`, `index + 1`, …; `text`, `reasoning` and `tool_calls` are what they add to the
+    answer. `logprobs`, where they are wanted, are one a token."""
 
     attempt: str
     index: Natural
     token_ids: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
     text: str
     cached_tokens: Natural = 0
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
 
 
 class AttemptReleased(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -129,6 +197,8 @@ class RequestFinished(Event, frozen=True, kw_only=True, omit_defaults=True):
     model: str | None = None
     price_version: Natural | None = None
     prompt_tokens: Natural = 0
+    # Of `output_tokens`, those that were reasoning.
+    reasoning_tokens: Natural = 0
     stamps: Stamps = Stamps()
 
 
