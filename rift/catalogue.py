@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from events.money import MoneyWrong, nanousd
+
 # What a request may produce that does not say how much.
 OUTPUT_TOKENS_DEFAULT = 1024
 
@@ -21,12 +23,35 @@ ModelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._:-]{0,62}$")
 Argument = bool | int | float | str
 
 
-class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How one hardware serves a model: vLLM's engine arguments and environment."""
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 
-    gpus: int = 0
+
+class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How fast the simulated engine is. A step gives each running request a token, and takes `step_us` and
+    `step_us_per_running` for each of them; prompts are read one after the other (0: at once)."""
+
+    step_us: Positive = 20_000
+    step_us_per_running: Natural = 0
+    prefill_tokens_per_s: Natural = 0
+    running_max: Positive | None = None
+    start_ms: Natural = 0
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How one hardware serves a model: vLLM's engine arguments and environment, what one of its GPUs costs an
+    hour ("": not said), and how fast the simulated engine is in its place."""
+
+    gpus: Natural = 0
+    gpu_hour_usd: str = ""
     args: dict[str, Argument] = {}
     env: dict[str, str] = {}
+    sim: Pace = Pace()
+
+    @property
+    def hour_nanousd(self) -> int:
+        """What a whole replica costs an hour; 0: not known."""
+        return self.gpus * nanousd_an_hour(self.gpu_hour_usd, where="gpu_hour_usd")
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,6 +100,8 @@ def _model(name: str, entry: Any) -> Model:
         raise CatalogueWrong(f"models.{name}: {error}") from error
     for field in ("prompt_usd", "output_usd"):
         nanousd_per_token(getattr(model, field), where=f"models.{name}.{field}")
+    for hardware, profile in model.profiles.items():
+        nanousd_an_hour(profile.gpu_hour_usd, where=f"models.{name}.profiles.{hardware}.gpu_hour_usd")
     return model
 
 
@@ -94,3 +121,14 @@ def nanousd_per_token(usd_per_million: str, *, where: str) -> int:
             'in steps of 0.001, like "0.15"'
         )
     return int(digits["whole"] + (digits["part"] or "").ljust(NANOUSD_DIGITS, "0"))
+
+
+def nanousd_an_hour(usd: str, *, where: str) -> int:
+    """Return nano-USD of USD as a string; "" is 0. Raises CatalogueWrong."""
+    try:
+        amount = nanousd(usd or "0")
+    except MoneyWrong as error:
+        raise CatalogueWrong(f"{where}: {error}") from error
+    if amount < 0:
+        raise CatalogueWrong(f'{where}: {usd!r} is below zero; write USD an hour as a string, like "1.99"')
+    return amount

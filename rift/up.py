@@ -84,7 +84,7 @@ class Up:
 
     async def _start(self, tasks: TaskGroup, port: int) -> None:
         settings = self._settings
-        names = [f"worker-{number}" for number in range(settings.workers)]
+        names = [f"worker-{number}" for number in range(settings.scales()[settings.model].max)]
         parts = ", ".join(["nats-server", "control", "gateway", *names])
         self._say(f"rift {__version__} in {self._installation.folder}: starting {parts}")
         broker.configure(self._installation.nats)
@@ -188,7 +188,10 @@ class Up:
             for replica in replicas:
                 lost = ReplicaLost(replica=replica, model=model, why="found dead at the start", cause="host")
                 await self._say_fleet(model, lost)
-        wanted = {**dict.fromkeys(found.wanted, 0), self._settings.model: self._settings.workers}
+        wanted = {
+            **dict.fromkeys(found.wanted, 0),
+            self._settings.model: self._settings.scales()[self._settings.model].max,
+        }
         for model, replicas_wanted in wanted.items():
             before = found.wanted.get(model, 0)
             if before != replicas_wanted:

@@ -127,7 +127,7 @@ async def _start_engine(settings: Settings, profile: Profile) -> Engine:
     if settings.engine == "sim":
         from rift.engines.sim import SimEngine
 
-        return SimEngine(model, profile)
+        return await SimEngine.start(model, profile)
     from rift.engines.prepare import path_of
 
     try:

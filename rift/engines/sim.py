@@ -5,18 +5,21 @@ live here: faults (tests make those) and any likeness to a model's judgement.
 """
 
 import codecs
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 
 import anyio
 
 from events.schema import Message, Parameters
-from rift.catalogue import Model, Profile
+from rift.catalogue import Model, Pace, Profile
 from rift.engines import Emit, Invalid, Step
 
 PROMPT_BYTES_PER_TOKEN = 4
-TOKENS_PER_S = 50.0
 SLOTS = 64
+
+# Of a step: less than any timer can tell, more than sums of floats are wrong by.
+STEP_DONE = 1e-6
 
 # Ids below 256 are raw bytes, ids from 256 on are these words, each with its leading space.
 WORD_LIST = """
@@ -64,8 +67,41 @@ class SimDecoder:
         return self._utf8.decode(b"", final=True)
 
 
+class Steps:
+    """How many steps the engine has made: everybody who runs advances with each, and makes it longer."""
+
+    def __init__(self, pace: Pace, now: Callable[[], float]) -> None:
+        self._pace, self._now = pace, now
+        self._running = 0
+        self._made = 0.0
+        self._at = 0.0
+
+    @property
+    def step_s(self) -> float:
+        return (self._pace.step_us + self._pace.step_us_per_running * self._running) / 1_000_000
+
+    def made(self) -> float:
+        """Return the steps until now, the unfinished part of one included."""
+        now = self._now()
+        if self._running:
+            self._made += (now - self._at) / self.step_s
+        self._at = now
+        return self._made
+
+    @contextmanager
+    def one_more(self) -> Iterator[float]:
+        """Run one more request; the steps it begins at."""
+        began = self.made()
+        self._running += 1
+        try:
+            yield began
+        finally:
+            self.made()
+            self._running -= 1
+
+
 class SimEngine:
-    """Implements `rift.engines.Engine` at `tokens_per_s` for each stream, however many run.
+    """Implements `rift.engines.Engine` at its profile's pace (50 tokens a second for each stream).
 
     Output token k is a function of the prompt's ids, the seed and k alone, so a continuation from
     logged ids goes on exactly as the first attempt would have. `sleep` and `now` (seconds) are the
@@ -81,15 +117,23 @@ class SimEngine:
         model: Model,
         profile: Profile | None = None,
         *,
-        tokens_per_s: float = TOKENS_PER_S,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
         now: Callable[[], float] = anyio.current_time,
     ) -> None:
-        assert 0 < tokens_per_s < float("inf"), "a stream has to move, and to be paced"
-        self.slots = int(profile.args.get("max_num_seqs", SLOTS)) if profile else SLOTS
+        profile = profile or Profile()
+        self.slots = profile.sim.running_max or int(profile.args.get("max_num_seqs", SLOTS))
         self.context_tokens = model.context_tokens
-        self._tokens_per_s = tokens_per_s
+        self._pace = profile.sim
         self._sleep, self._now = sleep, now
+        self._steps = Steps(profile.sim, now)
+        self._prefill = anyio.Lock()
+
+    @classmethod
+    async def start(cls, model: Model, profile: Profile) -> "SimEngine":
+        """Take as long as the profile says."""
+        engine = cls(model, profile)
+        await engine._sleep(profile.sim.start_ms / 1000)
+        return engine
 
     def encode(self, prompt: str | tuple[Message, ...], *, raw: bool) -> list[int]:
         """One id for every 4 bytes, at least one. There is no chat template, so `raw` changes nothing."""
@@ -130,17 +174,24 @@ class SimEngine:
             )
         key = _key(prompt_ids, parameters.seed)
         first, wanted = len(output_ids), min(max_tokens, room)
-        started = self._now()
+        await self._read(len(prompt_ids) + len(output_ids))
         done = 0
-        while done < wanted:
-            await self._sleep(max(0.0, started + (done + 1) / self._tokens_per_s - self._now()))
-            elapsed = self._now() - started
-            # A timer may fire a hair early: the token that was waited for is due in any case.
-            due = min(wanted, max(done + 1, int(elapsed * self._tokens_per_s)))
-            ids = tuple(_token(key, index) for index in range(first + done, first + due))
-            done = due
-            if not emit(Step(token_ids=ids, finish="length" if done == wanted else None)):
-                return
+        with self._steps.one_more() as began:
+            while done < wanted:
+                # Others come meanwhile, and steps take longer.
+                while (left := began + done + 1 - self._steps.made()) > STEP_DONE:
+                    await self._sleep(left * self._steps.step_s)
+                due = min(wanted, int(self._steps.made() - began + STEP_DONE))
+                ids = tuple(_token(key, index) for index in range(first + done, first + due))
+                done = due
+                if not emit(Step(token_ids=ids, finish="length" if done == wanted else None)):
+                    return
+
+    async def _read(self, tokens: int) -> None:
+        """Read a prompt, after those that came before."""
+        if self._pace.prefill_tokens_per_s:
+            async with self._prefill:
+                await self._sleep(tokens / self._pace.prefill_tokens_per_s)
 
     async def close(self) -> None:
         return None

@@ -9,10 +9,10 @@ import time
 from typing import Any
 
 from rift import cli
+from rift.catalogue import Model, Pace, Profile
 from rift.engines.sim import SimEngine
 
-SLOTS = 8192
-TOKENS_PER_S = 10.0
+PROFILE = Profile(sim=Pace(step_us=100_000, running_max=8192))
 
 
 class Stamps:
@@ -26,9 +26,8 @@ class Stamps:
 if __name__ == "__main__":
     start = SimEngine.__init__
 
-    def stamping(engine: Any, *options: Any) -> None:
-        start(engine, *options, tokens_per_s=TOKENS_PER_S)
-        engine.slots = SLOTS
+    def stamping(engine: Any, model: Model, profile: Profile) -> None:
+        start(engine, model, PROFILE)
 
     SimEngine.__init__ = stamping
     # The gateway is measured, not how slowly Python tokenizes and hashes a megabyte.

@@ -16,7 +16,7 @@ from events.log import LogError, append_until_known
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import AnyEvent, Parameters, ReplicaLost, ReplicaReady, ReplicaStarting, ReplicaStopped
 from rift import catalogue
-from rift.catalogue import Catalogue, Model
+from rift.catalogue import Catalogue, Model, Pace, Profile
 from rift.control.janitor import Janitor
 from rift.engines import Emit, EngineFailed
 from rift.engines.sim import SimEngine
@@ -27,7 +27,7 @@ MODEL = "model-a"
 MODELS: Catalogue = {MODEL: Model(source="sim", context_tokens=512, prompt_usd="0.1", output_usd="0.35")}
 SECRET = b"simulated" * 4
 SLOTS = 3
-TOKENS_PER_S = 20.0
+PROFILE = Profile(sim=Pace(step_us=50_000, running_max=SLOTS))
 
 # What a supervisor takes to say that a process has ended.
 NOTICED_S = 1.0
@@ -155,8 +155,7 @@ class Engine(SimEngine):
     """Counts what it runs, freezes with its process, and can be told to hang."""
 
     def __init__(self, process: Process) -> None:
-        super().__init__(MODELS[MODEL], tokens_per_s=TOKENS_PER_S, sleep=self._pass)
-        self.slots = SLOTS
+        super().__init__(MODELS[MODEL], PROFILE, sleep=self._pass)
         self.running: dict[str, float] = {}
         self.hangs = False
         self._process = process

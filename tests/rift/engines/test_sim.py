@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.schema import Message, Parameters
-from rift.catalogue import Model, Profile
+from rift.catalogue import Model, Pace, Profile
 from rift.engines import Engine, Invalid, Step
 from rift.engines.sim import ENDINGS, SENTENCE_TOKENS, WORD_IDS_FROM, SimEngine
 
@@ -30,8 +30,8 @@ class Clock:
         return self.now_s
 
 
-def engine_on(clock: Clock, **options: float) -> SimEngine:
-    return SimEngine(MODEL, sleep=clock.sleep, now=clock.now, **options)
+def engine_on(clock: Clock, **pace: int) -> SimEngine:
+    return SimEngine(MODEL, Profile(sim=Pace(**pace)), sleep=clock.sleep, now=clock.now)
 
 
 def run(
@@ -117,7 +117,7 @@ def test_the_pace_does_not_drift() -> None:
 
 def test_a_late_step_carries_all_that_is_due() -> None:
     clock = Clock(late_s=0.1)
-    steps = run(engine_on(clock, tokens_per_s=100.0), [1], max_tokens=100)
+    steps = run(engine_on(clock, step_us=10_000), [1], max_tokens=100)
     assert {len(step.token_ids) for step in steps[:-1]} <= {10, 11, 12}
     assert clock.now_s - 100.0 == pytest.approx(1.0, abs=0.11)
 
@@ -173,3 +173,41 @@ def test_the_text_is_words_and_some_characters_that_take_several_tokens() -> Non
 def test_an_unfinished_character_ends_as_a_replacement() -> None:
     assert text_of(SimEngine(MODEL), [256, *"🌊".encode()[:3], 256]) == " a\ufffd a"
     assert text_of(SimEngine(MODEL), [256, *"🌊".encode()[:3]]) == " a\ufffd"
+
+
+def test_a_profile_says_how_fast_it_is() -> None:
+    profile = Profile(args={"max_num_seqs": 7}, sim=Pace(running_max=3))
+    assert SimEngine(MODEL, profile).slots == 3
+    clock = Clock()
+    run(engine_on(clock, step_us=2000, step_us_per_running=1000, prefill_tokens_per_s=100), [1] * 50)
+    assert clock.now_s - 100.0 == pytest.approx(0.5 + 40 * 0.003, abs=0.001)
+
+
+@pytest.mark.anyio
+async def test_all_that_run_share_each_step() -> None:
+    """10 ms a step and 10 ms for each that runs: alone 20 ms a token, two together 30 ms."""
+    engine = SimEngine(MODEL, Profile(sim=Pace(step_us=10_000, step_us_per_running=10_000)))
+    took_s: dict[str, float] = {}
+
+    async def one(name: str, tokens: int) -> None:
+        began = anyio.current_time()
+        await engine.generate(name, [1], [], Parameters(), max_tokens=tokens, salt="", emit=lambda step: True)
+        took_s[name] = anyio.current_time() - began
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one, "long", 30)
+        tasks.start_soon(one, "short", 10)
+    assert took_s["short"] == pytest.approx(10 * 0.03, abs=0.06)
+    assert took_s["long"] == pytest.approx(10 * 0.03 + 20 * 0.02, abs=0.1)
+
+
+@pytest.mark.anyio
+async def test_prompts_are_read_one_after_the_other_and_a_start_takes_its_time() -> None:
+    began = anyio.current_time()
+    pace = Pace(step_us=1, prefill_tokens_per_s=1000, start_ms=100)
+    engine = await SimEngine.start(MODEL, Profile(sim=pace))
+    async with anyio.create_task_group() as tasks:
+        for name in "abc":
+            run_one = partial(engine.generate, max_tokens=1, salt="", emit=lambda step: True)
+            tasks.start_soon(run_one, name, [1] * 100, [], Parameters())
+    assert anyio.current_time() - began == pytest.approx(0.1 + 3 * 0.1, abs=0.1)

@@ -7,7 +7,7 @@ import pytest
 from events.history import Counted, Past
 from events.lifecycle import NEW
 from events.schema import AttemptStarted, Parameters, RequestAccepted, RequestFinished, TokensGenerated
-from rift.catalogue import Model
+from rift.catalogue import Model, Pace, Profile
 from rift.engines import Invalid
 from rift.engines.sim import SimEngine
 from rift.worker.attempt import Attempt, NotContinuable, Prompt, prepare
@@ -49,7 +49,7 @@ def accepted(prompt: str = "tell me", **parameters: Any) -> RequestAccepted:
 
 
 async def run(asked: RequestAccepted, past: Past | None = None) -> list[Any]:
-    engine = SimEngine(MODEL, tokens_per_s=1e6)
+    engine = SimEngine(MODEL, Profile(sim=Pace(step_us=1)))
     index = sum(len(counted.event.token_ids) for counted in past.counted) if past else 0
     started = AttemptStarted(
         request="r",

@@ -1,0 +1,84 @@
+"""What an installation serves, with how many replicas; and what is wrong is named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rift.settings import Scale, Settings, SettingsWrong, load
+
+DEFAULT = "smollm2:135m"
+
+
+def settings(tmp_path: Path, toml: str, **overrides: Any) -> Settings:
+    file = tmp_path / "rift.toml"
+    file.write_text(toml)
+    return load(file, overrides)
+
+
+@pytest.mark.parametrize(
+    ("workers", "bounds"),
+    [("3", (3, 3)), ('"3"', (3, 3)), ('"0..4"', (0, 4)), ('"2..2"', (2, 2)), ("64", (64, 64))],
+)
+def test_the_default_model_has_so_many_workers(tmp_path: Path, workers: str, bounds: tuple[int, int]) -> None:
+    (scale,) = settings(tmp_path, f"workers = {workers}").scales().values()
+    assert (scale.min, scale.max) == bounds
+
+
+def test_without_a_word_one_worker_serves_the_default_model() -> None:
+    assert load(None, {}).scales() == Settings().scales() == {DEFAULT: Scale(min=1, max=1)}
+
+
+def test_tables_add_models_that_are_served(tmp_path: Path) -> None:
+    toml = """
+    workers = 2
+    [scale."deepseek-r1"]
+    max = 3
+    idle_s = 60
+    ttft_ms = 5000
+    hour_usd_max = "47.76"
+    [scale."llama4:maverick"]
+    """
+    served = settings(tmp_path, toml).scales()
+    assert list(served) == [DEFAULT, "deepseek-r1", "llama4:maverick"]
+    assert served["deepseek-r1"].hour_nanousd_max == 47_760_000_000
+    assert served["llama4:maverick"] == Scale(min=0, max=1, idle_s=300, ttft_ms=2000)
+    assert served["llama4:maverick"].hour_nanousd_max is None
+
+
+def test_the_default_models_table_says_the_rest_or_all(tmp_path: Path) -> None:
+    rest = settings(tmp_path, f'[scale."{DEFAULT}"]\nidle_s = 5', workers="0..2")
+    assert rest.scales() == {DEFAULT: Scale(min=0, max=2, idle_s=5)}
+    whole = settings(tmp_path, f'[scale."{DEFAULT}"]\nmin = 1\nmax = 2')
+    assert whole.scales() == {DEFAULT: Scale(min=1, max=2)}
+
+
+def test_what_has_no_replicas_or_is_started_by_hand_is_not_served(tmp_path: Path) -> None:
+    assert settings(tmp_path, "workers = 0").scales() == {}
+    assert settings(tmp_path, 'workers = 2\nfleet = "none"').scales() == {}
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("workers = 65", "$.workers"),
+        ('workers = "x"', "$.workers"),
+        ('workers = "4..2"', "workers: '4..2': write N or MIN..MAX"),
+        ('workers = "0..65"', "workers: '0..65': write N or MIN..MAX"),
+        ('[scale."gpt"]\nmax = 1', 'scale."gpt": no such model in the catalogue'),
+        ('[scale."deepseek-r1"]\nmin = 2', 'scale."deepseek-r1": min is 2 and max 1'),
+        ('[scale."deepseek-r1"]\nmost = 2', "most"),
+        ('[scale."deepseek-r1"]\nhour_usd_max = "much"', "scale.\"deepseek-r1\".hour_usd_max: 'much'"),
+        ('[scale."deepseek-r1"]\nhour_usd_max = "-1"', "is below zero"),
+        ('fleet = "cloud"', "$.fleet"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, toml: str, words: str) -> None:
+    with pytest.raises(SettingsWrong) as raised:
+        settings(tmp_path, toml)
+    assert words in str(raised.value)
+
+
+def test_two_words_for_the_same_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsWrong, match="leave one of them out"):
+        settings(tmp_path, f'[scale."{DEFAULT}"]\nmin = 1', workers="0..2")
