@@ -1,14 +1,15 @@
 """The fleet as its readers hold it: who leads, what was decided for each model, and how its replicas are.
 
-    ControlElected   counts if its epoch is one more than the last
+    ControlElected   counts if its epoch is higher than the last; who writes it has read that, and adds one
     ScaleDecided     counts if its epoch is the last, and `from_replicas` is what was decided last
+    ReplicaStarting  begins a replica; what is said of one that has ended, or never began, says nothing
 
 So of two that would lead one does, and a decision that is late or repeated changes nothing: the order of
 the stream is the fence. A reader that begins behind a trim takes the first election and the first decision of
-each model that it meets.
+each model that it meets, and comes to the same: a trim keeps the last decisions, and their elections.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -26,6 +27,9 @@ from events.schema import (
     ScaleDecided,
 )
 from events.subjects import FLEET
+
+# Beside the models in what is needed; no model is named so.
+ELECTION = ""
 
 # How many of a model's starts say how long the next takes: the middle one of five forgets one odd start.
 STARTS = 5
@@ -49,19 +53,61 @@ class Starts(msgspec.Struct):
     why: str = ""
 
 
+class Course:
+    """Which elections and decisions count: `leader` leads in `epoch`, `wanted` is what was decided last."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.leader = ""
+        self._wanted: dict[str, int] = {}
+
+    @property
+    def wanted(self) -> Mapping[str, int]:
+        return self._wanted
+
+    def elect(self, epoch: int, control: str) -> bool:
+        """Say whether the election counts."""
+        if epoch <= self.epoch:
+            return False
+        if epoch > self.epoch + 1:
+            # An election was missed, so this reader began behind a trim. What it took for decisions since
+            # may be nobody's; those that count follow.
+            self._wanted.clear()
+        self.epoch, self.leader = epoch, control
+        return True
+
+    def decide(self, epoch: int, model: str, before: int, now: int) -> bool:
+        """Say whether the decision counts."""
+        if epoch != self.epoch or before != self._wanted.get(model, before):
+            return False
+        self._wanted[model] = now
+        return True
+
+
 class Fleet:
     """`replicas` holds each live replica by model and id; `wanted` the number decided last."""
 
     def __init__(self) -> None:
         self.position = 0
         self.at_ns = 0
-        self.epoch = 0
-        self.leader = ""
         self.replicas: dict[str, dict[str, Replica]] = {}
-        self.wanted: dict[str, int] = {}
         self.decided: dict[str, ScaleDecided] = {}
         self.starts: dict[str, Starts] = {}
+        self._course = Course()
         self._needed: dict[str, int] = {}
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that counted last; 0 before any."""
+        return self._course.epoch
+
+    @property
+    def leader(self) -> str:
+        return self._course.leader
+
+    @property
+    def wanted(self) -> Mapping[str, int]:
+        return self._course.wanted
 
     def fold(self, stored: Stored) -> Sequence[object]:
         """Return the record's events that count, in their order. Raises codec.RecordUnreadable."""
@@ -79,26 +125,24 @@ class Fleet:
             case ReplicaStarting():
                 return self._began(event, sequence)
             case ReplicaReady() | ReplicaReported() | ReplicaDraining():
-                return self._heard(event, sequence)
+                return self._heard(event)
             case ReplicaStopped() | ReplicaLost():
                 return self._ended(event)
         return False
 
     def _elected(self, event: ControlElected, sequence: int) -> bool:
-        if self.epoch and event.epoch != self.epoch + 1:
+        if not self._course.elect(event.epoch, event.control):
             return False
-        self.epoch, self.leader = event.epoch, event.control
-        self._needed[""] = sequence
+        for model in self.decided.keys() - self.wanted.keys():
+            del self.decided[model], self._needed[model]
+        self._needed[ELECTION] = sequence
         return True
 
     def _decided(self, event: ScaleDecided, sequence: int) -> bool:
-        if event.epoch != self.epoch:
+        if not self._course.decide(event.epoch, event.model, event.from_replicas, event.to_replicas):
             return False
-        if event.from_replicas != self.wanted.get(event.model, event.from_replicas):
-            return False
-        self.wanted[event.model] = event.to_replicas
         self.decided[event.model] = event
-        self._needed[event.model] = sequence
+        self._needed[event.model] = self._needed.get(ELECTION, sequence)
         return True
 
     def _began(self, event: ReplicaStarting, sequence: int) -> bool:
@@ -109,9 +153,10 @@ class Fleet:
         replicas[event.replica] = Replica("starting", self.at_ns, self.at_ns, sequence)
         return True
 
-    def _heard(self, event: ReplicaReady | ReplicaReported | ReplicaDraining, sequence: int) -> bool:
-        replicas = self.replicas.setdefault(event.model, {})
-        replica = replicas.setdefault(event.replica, Replica("ready", self.at_ns, self.at_ns, sequence))
+    def _heard(self, event: ReplicaReady | ReplicaReported | ReplicaDraining) -> bool:
+        replica = self.replicas.get(event.model, {}).get(event.replica)
+        if replica is None:
+            return False
         replica.heard_at_ns = self.at_ns
         if isinstance(event, ReplicaReady):
             replica.state = "ready"
@@ -132,8 +177,8 @@ class Fleet:
 
     @property
     def needed_from(self) -> int:
-        """The first sequence that who reads the fleet later cannot do without: the last election, a model's
-        last decision, or the first word of a live replica."""
+        """The first sequence that who reads the fleet later cannot do without: the last election, that of a
+        model's last decision, or the first word of a live replica."""
         living = (replica.at for replicas in self.replicas.values() for replica in replicas.values())
         return min((*self._needed.values(), *living), default=self.position + 1)
 

@@ -32,6 +32,10 @@ class Conflict(LogError):
     """The subject's last sequence is not the expected one; nothing was stored."""
 
 
+class NobodyAnswers(LogError):
+    """Nobody is there who would answer this question."""
+
+
 class Stored(msgspec.Struct, frozen=True, gc=False):
     """One message as the log holds it. `stored_at_ns` is the broker's clock, Unix nanoseconds."""
 
@@ -135,12 +139,14 @@ class Log(Protocol):
         """Return a delivery, to be made again at once or after `delay_s`."""
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
-        """Ask whoever answers on `subject`, in no stream. Raises LogError where nobody does in time."""
+        """Ask whoever answers on `subject`, in no stream, and return the first answer. Raises NobodyAnswers
+        at once where nobody would, LogError where nobody does in time."""
 
     def answer(
         self, subject: str, handler: Callable[[bytes], Awaitable[bytes]]
     ) -> AbstractAsyncContextManager[None]:
-        """Answer questions on `subject`, one at a time, while the context is open."""
+        """Answer questions on `subject`, one at a time, while the context is open. Of several who answer,
+        each is asked: one that hangs must not keep questions from the others."""
 
 
 # Between two tries of the same record; the append's own timeout is most of the wait.

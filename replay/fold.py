@@ -14,6 +14,7 @@ import msgspec
 
 from events import codec, schema, subjects
 from events.codec import RecordUnreadable, Unreadable
+from events.fleet import Course
 from events.ids import parse_request_id
 from events.lifecycle import Life
 from events.lives import Lives
@@ -26,6 +27,7 @@ from replay.rows import (
     AttemptRow,
     BookRow,
     DecisionRow,
+    ElectionRow,
     PriceRow,
     ReplicaRow,
     RequestRow,
@@ -111,6 +113,7 @@ class Fold:
         self.positions: dict[str, Position] = {}
         self.open: dict[str, Open] = {}
         self.lives = Lives()
+        self.course = Course()
         self._prices: dict[tuple[int, str], Price] = {}
         self._versions: set[int] = set()
         self._book_ids: set[str] = set()
@@ -229,7 +232,7 @@ class Fold:
         if moment.stream == subjects.BOOK:
             return self._book_event(event, moment)
         if moment.stream == subjects.FLEET:
-            return _fleet_event(event, moment)
+            return self._fleet_event(event, moment)
         if isinstance(event, schema.RequestAccepted) and self._is_new(event, subject, ended):
             price = self._prices[event.price_version, event.model]
             self.open[event.request] = Open(accepted_row(event, moment), price)
@@ -303,22 +306,27 @@ class Fold:
                     moment.at_ns,
                 )
 
-
-def _fleet_event(event: Any, moment: Moment) -> Iterator[Row]:
-    if isinstance(event, schema.ScaleDecided):
-        yield DecisionRow(
-            event.model,
-            event.from_replicas,
-            event.to_replicas,
-            event.reason,
-            event.policy,
-            msgspec.json.encode(event.positions, order="sorted").decode(),
-            msgspec.json.encode(event.inputs, order="sorted").decode(),
-            event.epoch,
-            event.decided_at_ns,
-            moment.position,
-            moment.at_ns,
-        )
-    elif (name := REPLICA_EVENTS.get(type(event))) is not None:
-        told = {field: getattr(event, field) for field in REPLICA_FIELDS if hasattr(event, field)}
-        yield ReplicaRow(event=name, position=moment.position, at_ns=moment.at_ns, **told)
+    def _fleet_event(self, event: Any, moment: Moment) -> Iterator[Row]:
+        match event:
+            case schema.ControlElected():
+                counts = self.course.elect(event.epoch, event.control)
+                yield ElectionRow(event.epoch, event.control, counts, moment.position, moment.at_ns)
+            case schema.ScaleDecided():
+                before, now = event.from_replicas, event.to_replicas
+                yield DecisionRow(
+                    event.model,
+                    before,
+                    now,
+                    event.reason,
+                    event.policy,
+                    msgspec.json.encode(event.positions, order="sorted").decode(),
+                    msgspec.json.encode(event.inputs, order="sorted").decode(),
+                    event.epoch,
+                    self.course.decide(event.epoch, event.model, before, now),
+                    event.decided_at_ns,
+                    moment.position,
+                    moment.at_ns,
+                )
+            case _ if (name := REPLICA_EVENTS.get(type(event))) is not None:
+                told = {field: getattr(event, field) for field in REPLICA_FIELDS if hasattr(event, field)}
+                yield ReplicaRow(event=name, position=moment.position, at_ns=moment.at_ns, **told)

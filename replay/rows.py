@@ -104,6 +104,7 @@ class ReplicaRow(Row, kw_only=True):
     engine: str | None = None
     hardware: str | None = None
     gpus: int | None = None
+    hour_nanousd: int | None = None
     slots: int | None = None
     start_ns: int | None = None
     context_tokens: int | None = None
@@ -111,12 +112,14 @@ class ReplicaRow(Row, kw_only=True):
     waiting: int | None = None
     kv_used_tokens: int | None = None
     why: str | None = None
+    lived_ns: int | None = None
     position: str
     at_ns: int
 
 
 class DecisionRow(Row):
-    """One scaling decision; `positions` and `inputs` are JSON objects of integers."""
+    """One scaling decision; `positions` and `inputs` are JSON objects of integers. `counts` as
+    `events.fleet` says."""
 
     table = "scale_decisions"
 
@@ -128,7 +131,20 @@ class DecisionRow(Row):
     positions: str
     inputs: str
     epoch: int
+    counts: bool
     decided_at_ns: int
+    position: str
+    at_ns: int
+
+
+class ElectionRow(Row):
+    """Somebody stood for leader; `counts` says whether it leads."""
+
+    table = "held_elections"
+
+    epoch: int
+    control: str
+    counts: bool
     position: str
     at_ns: int
 
@@ -305,6 +321,7 @@ FACTS: tuple[type[Row], ...] = (
     AttemptRow,
     ReplicaRow,
     DecisionRow,
+    ElectionRow,
     BookRow,
     AccountRow,
     KeyRow,

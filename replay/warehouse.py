@@ -30,7 +30,7 @@ from replay.rows import AttemptRow, PriceRow, RequestRow, Row
 RELATIONS = (
     *("requests", "attempts", "replicas", "decisions", "usage", "latency", "itl_bounds", "demand"),
     *("prices", "accounts", "keys", "corrections", "periods", "segments", "charges", "invoice_lines"),
-    *("balances", "lag"),
+    *("balances", "elections", "unit_economics", "lag"),
 )
 
 # What the rows mean. Raise it when the fold changes and the tables do not: older files are then refused.
@@ -42,6 +42,20 @@ DIGESTED = (
     *("requests", "attempts", "usage", "latency", "prices", "accounts", "keys", "corrections", "periods"),
     *("charges", "invoice_lines", "balances"),
 )
+
+# The elections and decisions that count, in the order of the log.
+COURSE = """
+with told as (
+    select epoch, control, null as model, null as before, null as now, position
+    from facts.held_elections where counts
+    union all
+    select epoch, null, model, from_replicas, to_replicas, position
+    from facts.scale_decisions where counts
+)
+select epoch, control, model, before, now
+from told
+order by split_part(split_part(position, ':', 2), '.', 1)::bigint, split_part(position, '.', 2)::bigint
+"""
 
 # A pivot over more columns takes memory that no limit counts.
 PIVOT_MAX = 1_000
@@ -258,6 +272,11 @@ class Warehouse:
             "select stream, sequence from facts.quarantined_records"
         ).fetchall():
             restored.quarantine(stream, sequence)
+        for epoch, control, model, before, now in self._writer.execute(COURSE).fetchall():
+            if model is None:
+                restored.course.elect(epoch, control)
+            else:
+                restored.course.decide(epoch, model, before, now)
         attempts = {row[1]: row for row in self._rows(AttemptRow, "open_attempts")}
         for *row, life in self._rows(RequestRow, "open_requests", "life"):
             attempt = attempts.get(row[0])

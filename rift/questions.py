@@ -77,7 +77,13 @@ class Rebuild(Question, frozen=True, forbid_unknown_fields=True):
     topic = "rift.ask.rebuild"
 
 
-AnyQuestion = Sql | AskInvoice | AskUsage | ClosePeriod | Seal | Digests | Rebuild
+class AskLeader(Question, frozen=True, forbid_unknown_fields=True):
+    """Which control process leads, and in which epoch."""
+
+    topic = "rift.ask.leader"
+
+
+AnyQuestion = AskLeader | Sql | AskInvoice | AskUsage | ClosePeriod | Seal | Digests | Rebuild
 
 
 async def ask(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:

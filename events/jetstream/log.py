@@ -22,7 +22,7 @@ from events.jetstream.paced import PacedFollower
 from events.jetstream.replies import Replies
 from events.jetstream.scan import first_sequence, scan
 from events.jetstream.wire import ApiError
-from events.log import LogError, OutcomeUnknown, Stored
+from events.log import LogError, NobodyAnswers, OutcomeUnknown, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -318,6 +318,8 @@ class JetStream:
         try:
             with anyio.fail_after(timeout_s):
                 return bytes((await self.replies.ask(subject, data)).data)
+        except nats.errors.NoRespondersError as error:
+            raise NobodyAnswers(f"nobody answers {subject}") from error
         except (nats.errors.Error, OSError) as error:
             raise LogError(f"nobody answers {subject}: {error or type(error).__name__}") from error
 
@@ -326,7 +328,7 @@ class JetStream:
         async def on_message(message: Msg) -> None:
             await self.client.publish(message.reply, await handler(message.data))
 
-        subscription = await self.client.subscribe(subject, queue="answers", cb=on_message)
+        subscription = await self.client.subscribe(subject, cb=on_message)
         try:
             # Until the broker has read that, who asks is told that nobody answers. The client's own flush
             # overtakes what it has not sent yet; a request does not.
@@ -334,4 +336,6 @@ class JetStream:
             yield
         finally:
             if self.client.is_connected:
-                await subscription.unsubscribe()
+                # Who is cancelled would go on being asked.
+                with anyio.CancelScope(shield=True):
+                    await subscription.unsubscribe()

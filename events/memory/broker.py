@@ -1,6 +1,7 @@
 """The streams in memory, their queues, and what goes wrong with them."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from itertools import permutations
 from typing import Protocol
 
@@ -76,7 +77,7 @@ class MemoryBroker:
         self.streams = {names.shard_stream(shard): Stream(f"rift.{shard}.") for shard in range(shards)}
         self.streams |= {names.FLEET: Stream("rift.fleet."), names.BOOK: Stream("rift.book.")}
         self.streams[names.KEYS] = Stream("rift.keys.")
-        self.answers: dict[str, Handler] = {}
+        self.answers: dict[str, list[Answerer]] = {}
         self._chance = chance
         self._connections: list[Connection] = []
 
@@ -165,6 +166,24 @@ class Connection:
         if anyio.current_time() < self.up_at:
             await anyio.sleep_until(self.up_at)
             await self.running()
+
+
+class Answerer:
+    """Who answers a subject's questions: one at a time, and none while its process is frozen."""
+
+    def __init__(self, connection: Connection, handler: Handler) -> None:
+        self.connection, self._handler = connection, handler
+        self._one_at_a_time = anyio.Lock()
+
+    async def answer(self, data: bytes, answered: list[bytes], first: anyio.Event) -> None:
+        """Go on when who asked has given up, as a process does that does not know."""
+        with suppress(OutcomeUnknown):
+            async with self._one_at_a_time:
+                await self.connection.running()
+                answer = await self._handler(data)
+                await self.connection.running()
+            answered.append(answer)
+            first.set()
 
 
 class Stream:

@@ -2,14 +2,13 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 
 import anyio
 import anyio.lowlevel
 
 from events import subjects as names
-from events.log import Log, LogError, OutcomeUnknown, RecordTooLarge, Stored
-from events.memory.broker import Consumer, Filter, Handler, MemoryBroker, Stream
+from events.log import Log, LogError, NobodyAnswers, OutcomeUnknown, RecordTooLarge, Stored
+from events.memory.broker import Answerer, Consumer, Filter, Handler, MemoryBroker, Stream
 from events.memory.readers import MemoryFollower, MemoryJobs
 
 # As the real client has them.
@@ -195,21 +194,28 @@ class MemoryLog:
     # --- questions -----------------------------------------------------------------------------------
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
+        answered: list[bytes] = []
+        first = anyio.Event()
         with anyio.move_on_after(timeout_s):
             await self.connection.running()
-            if (handler := self._broker.answers.get(subject)) is not None:
-                return await handler(data)
-        raise LogError(f"nobody answers {subject}")
+            there = [one for one in self._broker.answers.get(subject, ()) if one.connection.is_connected]
+            if not there:
+                raise NobodyAnswers(f"nobody answers {subject}")
+            for answerer in there:
+                self._broker.tasks.start_soon(answerer.answer, data, answered, first)
+            await first.wait()
+            await self.connection.running()
+            return answered[0]
+        raise LogError(f"nobody answers {subject} within {timeout_s:g} s")
 
     @asynccontextmanager
     async def answer(self, subject: str, handler: Handler) -> AsyncIterator[None]:
-        self._broker.answers[subject] = partial(_one_at_a_time, anyio.Lock(), handler)
+        answerer = Answerer(self.connection, handler)
+        there = self._broker.answers.setdefault(subject, [])
+        there.append(answerer)
         try:
             yield
         finally:
-            self._broker.answers.pop(subject, None)
-
-
-async def _one_at_a_time(lock: anyio.Lock, handler: Handler, data: bytes) -> bytes:
-    async with lock:
-        return await handler(data)
+            there.remove(answerer)
+            if not there:
+                del self._broker.answers[subject]

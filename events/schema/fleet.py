@@ -6,8 +6,8 @@ from events.schema.shapes import Event, Natural
 
 
 class ControlElected(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """`control` leads from here on. It counts if `epoch` is one more than the epoch before it: of two
-    that stand, the first in the log is elected."""
+    """`control` leads from here on. Who stands names the epoch after the last that it has read; it counts if
+    `epoch` is higher than all before it: of two that stand, the first in the log is elected."""
 
     epoch: Natural
     control: str

@@ -9,6 +9,7 @@ select
     positions,
     inputs,
     epoch,
+    counts,
     decided_at_ns,
     at_ns as stored_at_ns,
     position

@@ -101,6 +101,7 @@ create table facts.replica_events (
     engine varchar,
     hardware varchar,
     gpus bigint,
+    hour_nanousd bigint,
     slots bigint,
     start_ns bigint,
     context_tokens bigint,
@@ -108,6 +109,7 @@ create table facts.replica_events (
     waiting bigint,
     kv_used_tokens bigint,
     why varchar,
+    lived_ns bigint,
     position varchar not null,
     at_ns bigint not null
 );
@@ -122,7 +124,17 @@ create table facts.scale_decisions (
     positions varchar not null,
     inputs varchar not null,
     epoch bigint not null,
+    counts boolean not null,
     decided_at_ns bigint not null,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+-- One row per control process that stood for leader.
+create table facts.held_elections (
+    epoch bigint not null,
+    control varchar not null,
+    counts boolean not null,
     position varchar not null,
     at_ns bigint not null
 );

@@ -97,8 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     _engine_options(worker)
     worker.add_argument("--replica", help="name of this replica (a random one)")
 
-    control = _command(commands, "control", roles.control, "run the projector and the ops questions")
+    control = _command(commands, "control", roles.control, "run a control process: one leads")
     _engine_options(control)
+    control.add_argument(
+        "--database", type=Path, metavar="FILE", help="its DuckDB file: each has its own (DIR/rift.duckdb)"
+    )
 
     sql = _command(commands, "sql", ops.sql, "ask DuckDB about everything that happened")
     sql.add_argument("select", help="one SELECT; relations and columns are in replay/README.md")

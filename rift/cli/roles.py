@@ -112,7 +112,7 @@ def control(options: Namespace) -> None:
         async with connected_role(options, settings, "control") as log:
             await control_process.run(
                 log,
-                found.database,
+                options.database or found.database,
                 archive,
                 stop=stop,
                 retention_days=settings.retention_days,

@@ -1,6 +1,10 @@
-"""The control process: everything that follows the log for the whole installation."""
+"""The control process: everything that follows the log for the whole installation.
 
-from collections.abc import Iterable
+Each projects; of several, one leads and does the rest. A standby has all that it takes to go on.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from rift.control.answers import answering
 from rift.control.archiver import Archiver
 from rift.control.desk import Desk
 from rift.control.janitor import Janitor
+from rift.control.leader import Leadership
 from rift.control.projection import Projection
 from rift.control.settling import Settling
 
@@ -29,31 +34,19 @@ async def run(
     archive: Archive,
     *,
     stop: anyio.Event,
-    shards: Iterable[int] = (0,),
+    shards: Sequence[int] = (0,),
     retention_days: int = 7,
 ) -> None:
-    """Project, archive and answer questions until `stop` is set. Raises WarehouseError, LogError, LogBehind,
+    """Project, and lead or stand by, until `stop` is set. Raises WarehouseError, LogError, LogBehind,
     LogTrimmed, ArchiveError."""
     warehouse = await to_thread.run_sync(Warehouse.open, database)
     projection = Projection(log, database, warehouse, archive, shards)
-    archiver = Archiver(
-        log,
-        archive,
-        shards=shards,
-        projected=lambda: projection.applied,
-        needed_from=partial(_needed_from, log, projection),
-        quarantined=lambda stream: projection.warehouse.quarantined(stream),
-        retention_days=retention_days,
-    )
+    leadership = Leadership(log, f"control-{secrets.token_hex(4)}")
+    archiving = partial(Archiver, log, archive, shards=shards, retention_days=retention_days)
     try:
-        desk = Desk(log, projection, archiver)
-        async with answering(log, desk.answers()), anyio.create_task_group() as tasks:
-            for shard in shards:
-                first = await to_thread.run_sync(_first_open, warehouse, subjects.shard_stream(shard))
-                tasks.start_soon(partial(Janitor(log, shard=shard).run, first=first))
+        async with anyio.create_task_group() as tasks:
             tasks.start_soon(projection.run)
-            tasks.start_soon(archiver.run)
-            tasks.start_soon(Settling(log, lambda: projection.warehouse).run)
+            tasks.start_soon(leadership.run, partial(_lead, log, projection, archiving, shards))
             await stop.wait()
             with anyio.move_on_after(LAST_S):
                 await projection.catch_up()
@@ -61,6 +54,28 @@ async def run(
     finally:
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(projection.warehouse.close)
+
+
+async def _lead(
+    log: Log,
+    projection: Projection,
+    archiving: Callable[..., Archiver],
+    shards: Iterable[int],
+    epoch: int,
+) -> None:
+    """Do what one does for all, until cancelled. See `leader.py` for what it must not rely upon."""
+    archiver = archiving(
+        projected=lambda: projection.applied,
+        needed_from=partial(_needed_from, log, projection),
+        quarantined=lambda stream: projection.warehouse.quarantined(stream),
+    )
+    desk = Desk(log, projection, archiver)
+    async with answering(log, desk.answers()), anyio.create_task_group() as tasks:
+        for shard in shards:
+            first = await to_thread.run_sync(_first_open, projection.warehouse, subjects.shard_stream(shard))
+            tasks.start_soon(partial(Janitor(log, shard=shard).run, first=first))
+        tasks.start_soon(archiver.run)
+        tasks.start_soon(Settling(log, lambda: projection.warehouse).run)
 
 
 async def _needed_from(log: Log, projection: Projection, stream: str) -> int:

@@ -128,7 +128,17 @@ class Projector:
             inbox = _Inbox()
             group.start_soon(inbox.fill, reader)
             while True:
-                await self._applying.apply(stream, await inbox.take())
+                messages = await inbox.take()
+                self._check_gap(stream, messages[0].sequence)
+                await self._applying.apply(stream, messages)
+
+    def _check_gap(self, stream: str, first: int) -> None:
+        """Raises LogTrimmed: who was frozen for long may find that others went on without it."""
+        if (applied := self._applying.applied.get(stream, 0)) + 1 < first:
+            raise LogTrimmed(
+                f"{stream} was trimmed up to {first - 1} while this process was away, and the database has "
+                f"applied it up to {applied}: start it again, and it is built from the archive"
+            )
 
 
 class _Inbox:

@@ -6,7 +6,16 @@ import anyio
 import pytest
 
 from events import subjects
-from events.log import Conflict, Log, LogError, LogFull, RecordTooLarge, Stored, append_until_known
+from events.log import (
+    Conflict,
+    Log,
+    LogError,
+    LogFull,
+    NobodyAnswers,
+    RecordTooLarge,
+    Stored,
+    append_until_known,
+)
 from events.subjects import Address
 from tests.contracts.twins import (
     MIB,
@@ -338,6 +347,48 @@ async def test_questions_are_answered_and_unanswered_ones_say_so(twin: Twin) -> 
         assert await twin.log.ask("rift.ask.test", b"hello", timeout_s=2) == b"HELLO"
     with pytest.raises(LogError, match=r"nobody answers rift\.ask\.test"):
         await twin.log.ask("rift.ask.test", b"hello", timeout_s=0.5)
+
+
+async def test_who_hangs_keeps_no_question_from_another_who_answers(twin: Twin) -> None:
+    async def hang(data: bytes) -> bytes:
+        await anyio.sleep(2)
+        return b"late"
+
+    async def answer(data: bytes) -> bytes:
+        return b"soon"
+
+    hanging, answering = await twin.connect(), await twin.connect()
+    async with hanging.answer("rift.ask.two", hang):
+        with pytest.raises(LogError) as raised:
+            await twin.log.ask("rift.ask.two", b"", timeout_s=0.1)
+        assert not isinstance(raised.value, NobodyAnswers)
+        async with answering.answer("rift.ask.two", answer):
+            for _ in range(8):
+                assert await twin.log.ask("rift.ask.two", b"", timeout_s=1) == b"soon"
+    await anyio.sleep(0.05)
+    with anyio.fail_after(0.4), pytest.raises(NobodyAnswers):
+        await twin.log.ask("rift.ask.two", b"", timeout_s=5)
+
+
+async def test_who_is_cancelled_is_not_asked_any_more(twin: Twin) -> None:
+    async def answer(data: bytes) -> bytes:
+        return data
+
+    other = await twin.connect()
+    opened = anyio.Event()
+
+    async def serve() -> None:
+        async with other.answer("rift.ask.cancelled", answer):
+            opened.set()
+            await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(serve)
+        await opened.wait()
+        tasks.cancel_scope.cancel()
+    await anyio.sleep(0.05)
+    with anyio.fail_after(0.4), pytest.raises(NobodyAnswers):
+        await twin.log.ask("rift.ask.cancelled", b"", timeout_s=5)
 
 
 async def test_questions_are_answered_one_at_a_time(twin: Twin) -> None:

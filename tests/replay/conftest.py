@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from events import codec, ids, subjects
-from events.log import LogError, Stored
+from events.log import Conflict, LogError, NobodyAnswers, Stored
 from events.schema import (
     AccountOpened,
     AttemptReleased,
@@ -25,7 +25,7 @@ from events.schema import (
     RequestFinished,
     TokensGenerated,
 )
-from events.subjects import BOOK, Address
+from events.subjects import BOOK, LEADER, Address
 from replay.warehouse import Warehouse
 
 CANARY = "canary-in-the-prompt-7f3a"
@@ -267,7 +267,7 @@ class ListFollower:
 
 
 class ListLog:
-    """The parts of `events.log.Log` that the control process uses, over lists. It takes no appends."""
+    """The parts of `events.log.Log` that the control process uses, over lists. It takes elections only."""
 
     epoch = 0
     is_connected = True
@@ -283,8 +283,9 @@ class ListLog:
         self.grown = anyio.Event()
 
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
-        assert subject is None, "not needed here"
         messages = self.streams.get(stream, [])
+        if subject is not None:
+            messages = [m for m in messages if m.subject == subject]
         return messages[-1].sequence if messages else 0
 
     async def last(self, stream: str, subject: str) -> Stored | None:
@@ -314,8 +315,16 @@ class ListLog:
         assert len(subjects) == 1
         yield ListFollower(self, stream, after)
 
-    async def append(self, stream: str, subject: str, data: bytes) -> int:
-        raise LogError(f"{stream} takes nothing here")
+    async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
+        if subject != LEADER:
+            raise LogError(f"{stream} takes nothing here")
+        if await self.last_sequence(stream, subject) != expect_last:
+            raise Conflict(subject)
+        messages = self.streams.setdefault(stream, [])
+        sequence = messages[-1].sequence + 1 if messages else 1
+        messages.append(Stored(subject, sequence, START_NS, data))
+        self.grow()
+        return sequence
 
     @asynccontextmanager
     async def answer(self, subject: str, handler: Callable[[bytes], Awaitable[bytes]]) -> AsyncIterator[None]:
@@ -327,7 +336,7 @@ class ListLog:
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
         if subject not in self.handlers:
-            raise LogError(f"nobody answers {subject}")
+            raise NobodyAnswers(f"nobody answers {subject}")
         with anyio.fail_after(timeout_s):
             return await self.handlers[subject](data)
 

@@ -140,7 +140,7 @@ async def test_the_fleet_keeps_what_still_says_something(scribe: Any, tmp_path: 
         decided(0, 2),
         ready("a"),
         decided(2, 3),
-        ready("b"),
+        ReplicaStarting(replica="b", model="m", engine="sim"),
         ReplicaStopped(replica="a", model="m"),
         decided(3, 0),
         ReplicaStopped(replica="b", model="m"),

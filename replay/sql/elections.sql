@@ -1,0 +1,9 @@
+-- One row per control process that stood for leader.
+create view elections as
+select
+    epoch,
+    control,
+    counts,
+    at_ns as elected_at_ns,
+    position
+from facts.held_elections;
