@@ -111,12 +111,14 @@ class Fleet:
 
     def fold(self, stored: Stored) -> Sequence[object]:
         """Return the record's events that count, in their order. Raises codec.RecordUnreadable."""
-        self.at_ns = max(self.at_ns, stored.stored_at_ns)
-        counted = [event for event in codec.decode(stored.data)[1] if self._event(event, stored.sequence)]
         self.position = stored.sequence
-        return counted
+        events = codec.decode(stored.data)[1]
+        return [event for event in events if self.apply(event, stored.sequence, stored.stored_at_ns)]
 
-    def _event(self, event: object, sequence: int) -> bool:
+    def apply(self, event: object, sequence: int, stored_at_ns: int) -> bool:
+        """Say whether the event counts."""
+        self.at_ns = max(self.at_ns, stored_at_ns)
+        self.position = sequence
         match event:
             case ControlElected():
                 return self._elected(event, sequence)

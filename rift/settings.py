@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from replay.hardware import Hardware
 from rift import catalogue
 from rift.catalogue import Catalogue, CatalogueWrong, Model, Natural, Positive
 
@@ -48,7 +49,8 @@ class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an installation is told. `models` adds to the shipped catalogue, or replaces entries; `scale` adds
-    models that are served beside the default one, or says more of it."""
+    models that are served beside the default one, or says more of it; `profiles` says what one replica is, as
+    `rift calibrate` prints it."""
 
     host: str = "127.0.0.1"
     port: Port = 8000
@@ -64,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 7
     archive_content: bool = False
     scale: dict[str, Scale] = {}
+    profiles: dict[str, Hardware] = {}
     models: dict[str, Model] = {}
 
     def catalogue(self) -> Catalogue:

@@ -15,7 +15,7 @@ from events import codec, subjects
 from events.jetstream import JetStream
 from events.log import Log
 from events.schema import SegmentSealed
-from replay import audit, invoice
+from replay import audit, decisions, invoice
 from replay.answer import Answer, QueryRefused
 from replay.archive import Archive
 from replay.fold import BookBehind
@@ -96,7 +96,8 @@ def verify(options: Namespace) -> None:
     if found:
         raise CommandFailed(f"{len(found)} differences")
     print(
-        f"verified up to {_positions(positions)}: invoices, closed periods and every relation come out again"
+        f"verified up to {_positions(positions)}: "
+        "invoices, closed periods, decisions and every relation come out again"
     )
 
 
@@ -115,6 +116,7 @@ def differences(rebuilt: Warehouse, told: Mapping[str, Any]) -> Iterator[str]:
         again = invoice.closing(rebuilt.read, period["period"]).digest
         if again != period["digest"]:
             yield f"period {period['period']}: closed with digest {period['digest']}, and it is {again}"
+    yield from decisions.differences(rebuilt)
     for check in checks():
         for wrong, which in rebuilt.query(sql_of(check)).rows:
             yield f"{check}: {wrong}: {which}"

@@ -25,6 +25,7 @@ from rift.cli.connection import (
     load_settings,
 )
 from rift.control import main as control_process
+from rift.control.served import served
 from rift.engines import Engine, EngineFailed
 from rift.gateway import main as gateway_process
 from rift.processes import Guard
@@ -116,6 +117,7 @@ def control(options: Namespace) -> None:
                 archive,
                 stop=stop,
                 retention_days=settings.retention_days,
+                served=served(settings),
             )
 
     _run(partial(_until_told, serve))

@@ -4,13 +4,13 @@ It makes one promise true: every accepted request ends. What is due is `watch.py
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
 from events import codec, subjects
 from events.log import Follower, Log, LogError, Stored, append_until_known
-from events.schema import AnyEvent, LaneLost
+from events.schema import AnyEvent, LaneLost, RequestAccepted
 from rift.control.watch import Due, End, Offer, Release, Watch
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,10 @@ APPEND_S = 5.0
 
 
 class Janitor:
-    def __init__(self, log: Log, *, shard: int) -> None:
-        self._log, self._shard = log, shard
+    """`accepted` is told the slug of the model that each request is for."""
+
+    def __init__(self, log: Log, *, shard: int, accepted: Callable[[str], None] = lambda slug: None) -> None:
+        self._log, self._shard, self._accepted = log, shard, accepted
         self._stream = subjects.shard_stream(shard)
         self._watch = Watch()
         self._newest_ns = 0
@@ -98,6 +100,8 @@ class Janitor:
                         self._watch.see_lane(event, stored.stored_at_ns)
                     else:
                         self._watch.see(event, at, stored.sequence, stored.stored_at_ns)
+                        if isinstance(event, RequestAccepted):
+                            self._accepted(at.model)
 
     async def _act(self, due: Due) -> None:
         logger.info("%s", due)

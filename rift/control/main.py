@@ -4,9 +4,10 @@ Each projects; of several, one leads and does the rest. A standby has all that i
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 from anyio import to_thread
@@ -17,11 +18,14 @@ from replay.archive import Archive
 from replay.warehouse import Warehouse
 from rift.control.answers import answering
 from rift.control.archiver import Archiver
+from rift.control.autoscaler import Autoscaler, Served
 from rift.control.desk import Desk
 from rift.control.janitor import Janitor
 from rift.control.leader import Leadership
 from rift.control.projection import Projection
 from rift.control.settling import Settling
+from rift.fleet import Driver
+from rift.fleet.follow import follow
 
 # What is stored when control is told to stop is applied first: then a stopped installation shows all. A
 # transaction that has begun is waited for, beyond this.
@@ -36,6 +40,8 @@ async def run(
     stop: anyio.Event,
     shards: Sequence[int] = (0,),
     retention_days: int = 7,
+    served: Mapping[str, Served] | None = None,
+    driver: Driver | None = None,
 ) -> None:
     """Project, and lead or stand by, until `stop` is set. Raises WarehouseError, LogError, LogBehind,
     LogTrimmed, ArchiveError."""
@@ -43,10 +49,12 @@ async def run(
     projection = Projection(log, database, warehouse, archive, shards)
     leadership = Leadership(log, f"control-{secrets.token_hex(4)}")
     archiving = partial(Archiver, log, archive, shards=shards, retention_days=retention_days)
+    scaling = partial(Autoscaler, log, projection, served or {})
+    duties = Duties(log, projection, archiving, scaling, driver, shards)
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(projection.run)
-            tasks.start_soon(leadership.run, partial(_lead, log, projection, archiving, shards))
+            tasks.start_soon(leadership.run, partial(_lead, duties))
             await stop.wait()
             with anyio.move_on_after(LAST_S):
                 await projection.catch_up()
@@ -56,24 +64,36 @@ async def run(
             await to_thread.run_sync(projection.warehouse.close)
 
 
-async def _lead(
-    log: Log,
-    projection: Projection,
-    archiving: Callable[..., Archiver],
-    shards: Iterable[int],
-    epoch: int,
-) -> None:
+class Duties(NamedTuple):
+    """What a leader does, but for the epoch that it does it in; `driver` if control itself scales."""
+
+    log: Log
+    projection: Projection
+    archiving: Callable[..., Archiver]
+    scaling: Callable[..., Autoscaler]
+    driver: Driver | None
+    shards: Sequence[int]
+
+
+async def _lead(duties: Duties, epoch: int) -> None:
     """Do what one does for all, until cancelled. See `leader.py` for what it must not rely upon."""
-    archiver = archiving(
+    log, projection, driver = duties.log, duties.projection, duties.driver
+    archiver = duties.archiving(
         projected=lambda: projection.applied,
         needed_from=partial(_needed_from, log, projection),
         quarantined=lambda stream: projection.warehouse.quarantined(stream),
     )
+    autoscaler = duties.scaling(epoch=epoch)
     desk = Desk(log, projection, archiver)
     async with answering(log, desk.answers()), anyio.create_task_group() as tasks:
-        for shard in shards:
+        for shard in duties.shards:
             first = await to_thread.run_sync(_first_open, projection.warehouse, subjects.shard_stream(shard))
-            tasks.start_soon(partial(Janitor(log, shard=shard).run, first=first))
+            janitor = Janitor(log, shard=shard, accepted=autoscaler.asked)
+            tasks.start_soon(partial(janitor.run, first=first))
+        tasks.start_soon(autoscaler.run)
+        if driver is not None:
+            tasks.start_soon(driver.run)
+            tasks.start_soon(follow, log, driver)
         tasks.start_soon(archiver.run)
         tasks.start_soon(Settling(log, lambda: projection.warehouse).run)
 

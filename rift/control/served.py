@@ -1,0 +1,61 @@
+"""What the autoscaler is told of each served model: the operator's settings, and what one replica is."""
+
+import msgspec
+
+from replay.decide import Policy
+from replay.hardware import Hardware, profiles
+from rift import catalogue
+from rift.catalogue import Profile
+from rift.control.autoscaler import UNKNOWN, Served
+from rift.settings import Scale, Settings
+
+SECOND_NS = 1_000_000_000
+
+# The simulated engine reads prompts at once where it is not told how fast, and has no memory to fill.
+UNBOUNDED = 1_000_000_000
+
+
+def served(settings: Settings) -> dict[str, Served]:
+    return {
+        model: Served(_policy(scale), hardware_of(settings, model))
+        for model, scale in settings.scales().items()
+    }
+
+
+def hardware_of(settings: Settings, model: str) -> Hardware:
+    """Return what one replica of the model is: as `rift.toml` says, or the shipped profiles; or a guess."""
+    profile = settings.catalogue()[model].profiles.get(settings.hardware, Profile())
+    name = f"{settings.hardware}-{catalogue.slug(model)}"
+    found = settings.profiles.get(name) or profiles().get(name) or UNKNOWN
+    if settings.engine == "sim":
+        found = _simulated(profile)
+    if not profile.hour_nanousd:
+        return found
+    return msgspec.structs.replace(
+        found, gpus=profile.gpus, gpu_hour_nanousd=profile.hour_nanousd // profile.gpus
+    )
+
+
+def _policy(scale: Scale) -> Policy:
+    return Policy(
+        replicas_min=scale.min,
+        replicas_max=scale.max,
+        idle_ns=scale.idle_s * SECOND_NS,
+        ttft_ms=scale.ttft_ms,
+        hour_nanousd_max=scale.hour_nanousd_max or 0,
+    )
+
+
+def _simulated(profile: Profile) -> Hardware:
+    pace = profile.sim
+    return Hardware(
+        gpus=profile.gpus,
+        running_max=pace.running_max or int(profile.args.get("max_num_seqs", UNKNOWN.running_max)),
+        kv_tokens=UNBOUNDED,
+        prefill_tokens_per_s=pace.prefill_tokens_per_s or UNBOUNDED,
+        step_us=pace.step_us,
+        step_us_per_running=pace.step_us_per_running,
+        start_ms=pace.start_ms,
+        gpu_hour_nanousd=0,
+        source="the simulated engine's pace",
+    )
