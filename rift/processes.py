@@ -17,10 +17,22 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+# Groups come and go as the fleet grows and shrinks, and a number that is free is another's soon.
 GUARD = """
-while read -r group; do groups="$groups -$group"; done
+while read -r word group; do
+  rest=
+  for one in $groups; do [ "$one" = "-$group" ] || rest="$rest $one"; done
+  groups=$rest
+  [ "$word" = end ] || groups="$groups -$group"
+done
 [ -z "$groups" ] || kill -9 $groups
 """
+
+# Tells a worker to take nothing more, to finish all that it has, and to end.
+RETIRE = signal.SIGUSR1
+
+# A child that ends by one of these was ended by somebody else; by any other, by itself.
+KILLED_BY_HOST = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # A child that lives this long was well: the next start is at once again.
 WELL_S = 60.0
@@ -46,8 +58,15 @@ class Guard:
         )
 
     def add(self, group: int) -> None:
+        self._tell(b"add %d\n" % group)
+
+    def ended(self, group: int) -> None:
+        """The group is gone, and its number free for others."""
+        self._tell(b"end %d\n" % group)
+
+    def _tell(self, words: bytes) -> None:
         assert self._shell.stdin is not None, "the guard reads our words"
-        self._shell.stdin.write(b"%d\n" % group)
+        self._shell.stdin.write(words)
         self._shell.stdin.flush()
 
     def dismiss(self) -> None:
@@ -74,7 +93,12 @@ class Child:
         self._environment = environment or {}
         self._log = logs / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopping = False
+        self._status = 0
+        self._stopping = self._retiring = False
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None
 
     def start(self) -> None:
         with self._log.open("ab") as output:
@@ -89,57 +113,74 @@ class Child:
         self._guard.add(self._process.pid)
 
     async def supervise(self) -> None:
-        """Start the child again whenever it ends, later each time, until `stop`."""
+        """Start the child again whenever it ends, later each time, until `stop` or `retire`."""
         failures = 0
-        while not self._stopping:
+        while True:
             began_at = anyio.current_time()
-            status = await self._exit_status()
-            self._end_group()
+            await self._exit()
+            self.kill()
             if self._stopping:
                 return
+            status = self._status
             if self._ended is not None:
                 await self._ended(status)
+            if self._retiring:
+                return
             failures = 0 if anyio.current_time() - began_at > WELL_S else failures
             pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
             failures += 1
-            self._say(f"{self.name} ended ({_words(status)}): {self._last_line()}")
+            self._say(f"{self.name} ended ({words(status)}): {self.last_line()}")
             self._say(f"starting it again in {pause_s:g} s; its log is {self._log}")
             await anyio.sleep(pause_s)
-            if not self._stopping:
-                self.start()
+            if self._stopping or self._retiring:
+                return
+            self.start()
 
     async def stop(self, within_s: float) -> None:
         """Ask the child to end; end its whole group after `within_s`, or once it has."""
         self._stopping = True
-        if self._process is None:
+        self._signal(signal.SIGTERM)
+        with anyio.move_on_after(within_s):
+            await self._exit()
+        self.kill()
+
+    def retire(self) -> None:
+        """Ask the child to finish what it has, and do not start it again. `ended` is told of its end."""
+        self._retiring = True
+        self._signal(RETIRE)
+
+    def kill(self) -> None:
+        """End the child's whole group at once, or what its leader left of it."""
+        if (process := self._process) is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
-        with anyio.move_on_after(within_s):
-            await self._exit_status()
-        self._end_group()
+            os.killpg(process.pid, signal.SIGKILL)
+        self._status, self._process = process.wait(), None
+        self._guard.ended(process.pid)
 
-    async def _exit_status(self) -> int:
-        assert self._process is not None, f"{self.name} was never started"
-        while (status := self._process.poll()) is None:  # noqa: ASYNC110  # another process
-            await anyio.sleep(POLL_S)
-        return status
-
-    def _last_line(self) -> str:
+    def last_line(self) -> str:
+        """Return the last line of the child's log."""
         try:
             with self._log.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError as error:
             return str(error)
-        return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
-    def _end_group(self) -> None:
-        assert self._process is not None, f"{self.name} was never started"
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    async def _exit(self) -> None:
+        while self._process is not None and self._process.poll() is None:  # noqa: ASYNC110  # another process
+            await anyio.sleep(POLL_S)
 
 
-def _words(status: int) -> str:
+def words(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def is_killed(status: int) -> bool:
+    """Say whether somebody else ended the process that left this status."""
+    return -status in KILLED_BY_HOST

@@ -1,20 +1,19 @@
 """`rift up`: the whole installation on this machine, in the foreground.
 
-    broker → book and fleet → control → gateway → workers → ready
+    broker → book → control → gateway → as many workers as are decided → ready
 
-and, on Ctrl-C, back: gateway, workers, control, broker.
+and, on Ctrl-C, back: gateway, workers, control, broker. How many workers there shall be is not decided here.
 """
 
 import json
-import secrets
+import os
 import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,8 +22,11 @@ from events import book as books
 from events import codec, fleet, subjects
 from events.jetstream import JetStream, connect
 from events.log import Log, LogError, append_until_known
-from events.schema import AnyEvent, ReplicaLost, ScaleDecided
+from events.schema import ReplicaLost
 from rift import __version__, accounts, broker, catalogue, prices
+from rift.catalogue import Profile
+from rift.fleet.follow import follow
+from rift.fleet.local import Host, LocalFleet
 from rift.installation import Installation, InstallationWrong
 from rift.processes import Child, Guard
 from rift.settings import SHARDS, Settings
@@ -37,8 +39,11 @@ PROMPT = "Explain quantum computing to a 12-year-old."
 BROKER_START_S = 60.0
 FLEET_APPEND_S = 30.0
 
-# A worker that ends by one of these was ended by somebody else; by any other, by itself.
-KILLED_BY_HOST = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# A fleet's stream that cannot be read is read again this soon.
+FOLLOW_AGAIN_S = 1.0
+
+# vLLM's own choice is the same core for every engine of a machine.
+CORES = "VLLM_CPU_OMP_THREADS_BIND"
 
 # In order, and together below the 10 s that are promised: streams' last frames, attempts' releases and
 # the engine's end, the last transaction, the last write.
@@ -52,16 +57,19 @@ class Up:
         settings: Settings,
         options: Sequence[str],
         *,
+        serving: Sequence[str],
         say: Callable[[str], None],
         greet: Callable[[str, str], None],
     ) -> None:
         self._installation, self._settings, self._say = installation, settings, say
         self._greet = greet
         self._options = ["--data", str(installation.folder), *options]
+        self._serving = serving
         self._guard = Guard()
         temporary = str(installation.temporary)
         self._environment = {"TMPDIR": temporary, "VLLM_RPC_BASE_PATH": temporary}
         self._children: list[Child] = []
+        self._fleet: LocalFleet | None = None
         self._log: JetStream
 
     async def run(self) -> None:
@@ -84,9 +92,8 @@ class Up:
 
     async def _start(self, tasks: TaskGroup, port: int) -> None:
         settings = self._settings
-        names = [f"worker-{number}" for number in range(settings.scales()[settings.model].max)]
-        parts = ", ".join(["nats-server", "control", "gateway", *names])
-        self._say(f"rift {__version__} in {self._installation.folder}: starting {parts}")
+        where = self._installation.folder
+        self._say(f"rift {__version__} in {where}: starting nats-server, control, gateway")
         broker.configure(self._installation.nats)
         self._child(tasks, "nats", lambda: broker.command(self._installation.nats))
         self._log = await self._connected()
@@ -95,19 +102,22 @@ class Up:
         )
         key = await self._write_book()
         await self._write_fleet()
-        self._child(tasks, "control", partial(self._role, "control"))
-        where = ["--host", settings.host, "--port", str(port)]
-        self._child(tasks, "gateway", partial(self._role, "gateway", *where))
-        for name in names:
-            self._worker(tasks, name)
+        self._child(tasks, "control", partial(self._role, "control", *self._serving))
+        listen = ["--host", settings.host, "--port", str(port)]
+        self._child(tasks, "gateway", partial(self._role, "gateway", *self._serving, *listen))
+        if settings.fleet == "local":
+            self._fleet = LocalFleet(self._log, self._host())
+            tasks.start_soon(self._fleet.run)
+            tasks.start_soon(self._follow, self._fleet)
         await self._ready(settings.host, port)
         self._greet(self._url(port), key)
 
     async def _stop(self) -> None:
+        workers = self._fleet.children if self._fleet is not None else []
         for kind, stop_s in STOP_S.items():
             within_s = stop_s + (self._settings.drain_s if kind == "worker" else 0)
             async with anyio.create_task_group() as tasks:
-                for child in reversed(self._children):
+                for child in reversed([*self._children, *workers]):
                     if child.name.startswith(kind):
                         tasks.start_soon(child.stop, within_s)
             if kind == "control" and hasattr(self, "_log"):
@@ -117,9 +127,7 @@ class Up:
 
     # --- children --------------------------------------------------------------------------------------
 
-    def _child(
-        self, tasks: TaskGroup, name: str, command: Callable[[], Sequence[str]], **more: object
-    ) -> None:
+    def _child(self, tasks: TaskGroup, name: str, command: Callable[[], Sequence[str]]) -> None:
         child = Child(
             name,
             command,
@@ -127,30 +135,38 @@ class Up:
             guard=self._guard,
             say=self._say,
             environment=self._environment,
-            **more,  # type: ignore[arg-type]
         )
         child.start()
         self._children.append(child)
         tasks.start_soon(child.supervise)
 
-    def _worker(self, tasks: TaskGroup, name: str) -> None:
-        """A worker is another replica at each start; the fleet is told of one that ended without a word."""
-        model, replica = self._settings.model, ""
+    def _host(self) -> Host:
+        return Host(
+            serves=frozenset(self._settings.scales()),
+            command=lambda model, replica: self._role("worker", "--model", model, "--replica", replica),
+            environment=self._worker_environment,
+            logs=self._installation.logs,
+            guard=self._guard,
+            say=self._say,
+        )
 
-        def command() -> list[str]:
-            nonlocal replica
-            replica = f"{catalogue.slug(model)}-{secrets.token_hex(4)}"
-            return self._role("worker", "--replica", replica)
+    def _worker_environment(self, model: str, place: int) -> Mapping[str, str]:
+        """Give an engine on the processor cores of its own, where there may be several."""
+        settings = self._settings
+        profile = settings.catalogue()[model].profiles.get(settings.hardware, Profile())
+        places = sum(scale.max for scale in settings.scales().values())
+        if profile.gpus or places < 2 or CORES in {**os.environ, **profile.env}:
+            return self._environment
+        cores = share(sorted(os.sched_getaffinity(0)), place, places)
+        return self._environment | {CORES: ",".join(map(str, cores))}
 
-        async def ended(status: int) -> None:
-            cause: Literal["host", "engine"] = "host" if -status in KILLED_BY_HOST else "engine"
-            lost = ReplicaLost(replica=replica, model=model, why=f"exit status {status}", cause=cause)
+    async def _follow(self, workers: LocalFleet) -> None:
+        while True:
             try:
-                await self._say_fleet(model, lost)
-            except LogError as error:
-                self._say(f"the loss of {replica} could not be stored: {error}")
-
-        self._child(tasks, name, command, ended=ended)
+                await follow(self._log, workers)
+            except (LogError, codec.RecordUnreadable) as error:
+                self._say(f"what is decided cannot be read: {error}; trying again")
+                await anyio.sleep(FOLLOW_AGAIN_S)
 
     def _role(self, role: str, *more: str) -> list[str]:
         return [sys.executable, "-P", "-m", "rift", role, *self._options, *more]
@@ -188,28 +204,8 @@ class Up:
             for replica in replicas:
                 lost = ReplicaLost(replica=replica, model=model, why="found dead at the start", cause="host")
                 await self._say_fleet(model, lost)
-        wanted = {
-            **dict.fromkeys(found.wanted, 0),
-            self._settings.model: self._settings.scales()[self._settings.model].max,
-        }
-        for model, replicas_wanted in wanted.items():
-            before = found.wanted.get(model, 0)
-            if before != replicas_wanted:
-                await self._say_fleet(model, self._decided(model, before, replicas_wanted))
 
-    def _decided(self, model: str, before: int, now: int) -> ScaleDecided:
-        return ScaleDecided(
-            model=model,
-            from_replicas=before,
-            to_replicas=now,
-            reason=f"rift up --model {self._settings.model} --workers {self._settings.workers}",
-            policy="static",
-            positions={},
-            decided_at_ns=0,
-            inputs={},
-        )
-
-    async def _say_fleet(self, model: str, event: AnyEvent) -> None:
+    async def _say_fleet(self, model: str, event: ReplicaLost) -> None:
         subject = subjects.fleet(catalogue.slug(model))
         data = codec.encode(WRITER, [event])
         await append_until_known(self._log, subjects.FLEET, subject, data, within_s=FLEET_APPEND_S)
@@ -233,11 +229,15 @@ class Up:
             return port
 
     async def _ready(self, host: str, port: int) -> None:
-        """Return once the gateway answers and, where there are workers, the default model is ready."""
+        """Return once the gateway answers and the default model is ready, unless a request starts it."""
         while not await _gateway_answers(host, port):  # noqa: ASYNC110  # another process
             await anyio.sleep(0.05)
-        if self._settings.workers:
-            await _model_ready(self._log, self._settings.model)
+        model = self._settings.model
+        scale = self._settings.scales().get(model)
+        if scale is not None and scale.min and self._fleet is not None:
+            await _model_ready(self._log, model)
+        elif scale is not None and not scale.min:
+            self._say(f"no worker serves {model} yet: the first request starts one")
 
     def _url(self, port: int) -> str:
         host = self._settings.host
@@ -278,5 +278,17 @@ async def _model_ready(log: Log, model: str) -> None:
 
 def role_options(settings: Settings, config: Path | None) -> list[str]:
     """What each role is told beside the data folder."""
-    options = ["--model", settings.model, "--engine", settings.engine]
+    options = ["--engine", settings.engine]
     return [*options, "--config", str(config)] if config else options
+
+
+def serving_options(settings: Settings, workers: str | None) -> list[str]:
+    """What gateway and control are told of the models: as `rift up` was."""
+    options = ["--model", settings.model]
+    return [*options, "--workers", workers] if workers is not None else options
+
+
+def share(cores: Sequence[int], place: int, places: int) -> Sequence[int]:
+    """Return the cores of one place, none of them another's; one that it shares, where there are too few."""
+    groups = min(places, len(cores))
+    return cores[place % groups :: groups]

@@ -87,11 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     up = _command(commands, "up", roles.up, "run a whole installation on this machine")
     _engine_options(up)
     _listen_options(up)
-    up.add_argument("--workers", type=int, choices=range(65), metavar="N", help="workers for the model (1)")
+    _workers_option(up)
 
     gateway = _command(commands, "gateway", roles.gateway, "run a gateway")
     _engine_options(gateway)
     _listen_options(gateway)
+    _workers_option(gateway)
 
     worker = _command(commands, "worker", roles.worker, "run a worker for one model")
     _engine_options(worker)
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     control.add_argument(
         "--database", type=Path, metavar="FILE", help="its DuckDB file: each has its own (DIR/rift.duckdb)"
     )
+    _workers_option(control)
 
     sql = _command(commands, "sql", ops.sql, "ask DuckDB about everything that happened")
     sql.add_argument("select", help="one SELECT; relations and columns are in replay/README.md")
@@ -238,6 +240,10 @@ def _engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings and models (DIR/rift.toml)")
     parser.add_argument("--model", metavar="NAME", help="model to serve (smollm2:135m)")
     parser.add_argument("--engine", choices=["vllm", "sim"], help="real or simulated (vllm)")
+
+
+def _workers_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", metavar="N|MIN..MAX", help="workers for the model (1)")
 
 
 def _listen_options(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import secrets
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,9 +28,10 @@ from rift.control import main as control_process
 from rift.control.served import served
 from rift.engines import Engine, EngineFailed
 from rift.gateway import main as gateway_process
-from rift.processes import Guard
+from rift.processes import RETIRE, Guard
 from rift.settings import SHARDS, Settings
 from rift.worker import main as worker_process
+from rift.worker.leaving import Leaving
 
 
 def up(options: Namespace) -> None:
@@ -49,7 +50,8 @@ def up(options: Namespace) -> None:
             say(installation_up.greeting(url, key, settings.model))
 
     roles = installation_up.role_options(settings, configuration(options))
-    _run(installation_up.Up(found, settings, roles, say=say, greet=greet).run)
+    serving = installation_up.serving_options(settings, options.workers)
+    _run(installation_up.Up(found, settings, roles, serving=serving, say=say, greet=greet).run)
 
 
 def gateway(options: Namespace) -> None:
@@ -67,6 +69,7 @@ def gateway(options: Namespace) -> None:
                 host=settings.host,
                 port=settings.port,
                 models=settings.catalogue(),
+                served=frozenset(settings.scales()),
                 secret=secret,
                 stop=stop,
             )
@@ -84,22 +87,22 @@ def worker(options: Namespace) -> None:
         engine=settings.engine,
         hardware=settings.hardware,
         gpus=profile.gpus,
+        hour_nanousd=profile.hour_nanousd,
     )
-    guard = _guard()
+    guard, leaving = _guard(), Leaving()
 
-    async def serve(stop: anyio.Event) -> None:
+    async def serve() -> None:
         async with connected_role(options, settings, replica) as log:
-            await worker_process.serve(
-                log,
-                partial(_start_engine, settings, profile),
-                starting,
-                shards=SHARDS,
-                drain=stop,
-                drain_s=settings.drain_s,
-            )
+            start_engine = partial(_start_engine, settings, profile)
+            await worker_process.serve(log, start_engine, starting, shards=SHARDS, leaving=leaving)
 
+    words: dict[signal.Signals, Callable[[], None]] = {
+        signal.SIGTERM: partial(leaving.drain, settings.drain_s),
+        signal.SIGINT: partial(leaving.drain, settings.drain_s),
+        RETIRE: leaving.retire,
+    }
     try:
-        _run(partial(_until_told, serve))
+        _run(partial(_listening, words, serve))
     finally:
         if guard is not None:
             guard.dismiss()
@@ -142,15 +145,22 @@ async def _start_engine(settings: Settings, profile: Profile) -> Engine:
 async def _until_told(serve: Callable[[anyio.Event], Awaitable[None]]) -> None:
     """Serve, and set the event it is given once SIGTERM or SIGINT comes."""
     stop = anyio.Event()
+    await _listening({signal.SIGTERM: stop.set, signal.SIGINT: stop.set}, partial(serve, stop))
+
+
+async def _listening(
+    words: Mapping[signal.Signals, Callable[[], None]], serve: Callable[[], Awaitable[None]]
+) -> None:
+    """Serve, and do what a signal says when it comes."""
 
     async def listen() -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-            async for _ in received:
-                stop.set()
+        with anyio.open_signal_receiver(*words) as received:
+            async for number in received:
+                words[number]()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listen)
-        await serve(stop)
+        await serve()
         tasks.cancel_scope.cancel()
 
 

@@ -16,6 +16,7 @@ from rift.control.watch import Due, End, Offer, Release, Watch
 logger = logging.getLogger(__name__)
 
 WRITER = "janitor"
+FLEET = ("rift.fleet.>",)
 
 # A client whose worker died waits for this; a look at a thousand requests costs a millisecond.
 TICK_S = 0.05
@@ -47,8 +48,11 @@ class Janitor:
         """Keep the promise for as long as control lives. `first` is at or before every open request."""
         caught_up = await self._log.last_sequence(self._stream)
         everything = f"rift.{self._shard}.>"
+        fleet_up_to = await self._log.last_sequence(subjects.FLEET)
+        async for batch in self._log.scan(subjects.FLEET, FLEET, first=1, target=fleet_up_to):
+            self._see_fleet(batch)
         async with (
-            self._log.follow(subjects.FLEET, ["rift.fleet.>"], after=0) as fleet,
+            self._log.follow(subjects.FLEET, FLEET, after=fleet_up_to) as fleet,
             self._log.follow(self._stream, [everything], after=first - 1, pace_s=PACE_S) as reader,
             anyio.create_task_group() as tasks,
         ):
@@ -84,9 +88,14 @@ class Janitor:
 
     async def _follow_fleet(self, reader: Follower) -> None:
         async for batch in reader:
-            for stored in batch:
-                for event in _events(stored):
-                    self._watch.see_fleet(event)
+            self._see_fleet(batch)
+
+    def _see_fleet(self, batch: Sequence[Stored]) -> None:
+        for stored in batch:
+            try:
+                self._watch.see_fleet(stored)
+            except codec.RecordUnreadable as error:
+                logger.error("%s %d: %s", stored.subject, stored.sequence, error)
 
     async def _follow_shard(self, reader: Follower) -> None:
         async for batch in reader:

@@ -4,6 +4,7 @@
     a live attempt has not moved for a bound   the same: it is stalled
     nobody works on a request for a bound      offer it again: the same acceptance, a new delivery
     a cancel is wanted for 10 s                end it
+    its model does not start                   end it
     its deadline has passed                    end it
     its lane is lost, and nobody attached      end it
 
@@ -15,8 +16,10 @@ from typing import Any
 import msgspec
 
 from events import subjects
+from events.fleet import Fleet
 from events.lifecycle import Life, cancelled_as
 from events.lives import Lives
+from events.log import Stored
 from events.schema import (
     AttemptReleased,
     AttemptStarted,
@@ -28,6 +31,8 @@ from events.schema import (
     Problem,
     ReleaseReason,
     ReplicaLost,
+    ReplicaReady,
+    ReplicaReported,
     RequestAccepted,
     RequestFinished,
 )
@@ -49,6 +54,9 @@ CANCELLED_NS = 10 * SECOND
 # Three reports of a lane; and how long its clients may take to come back elsewhere.
 LANE_NS = 10 * SECOND
 GRACE_NS = 15 * SECOND
+
+# A start that fails once is tried again for who waits; a third in a row is no accident.
+FAILED_STARTS_MAX = 3
 
 # What was found due is not found again while the log is read back.
 AGAIN_NS = 2 * SECOND
@@ -81,6 +89,7 @@ class Watched(msgspec.Struct):
     """An open request. Times are the broker's."""
 
     at: subjects.Address
+    model: str
     sequence: int
     deadline_ns: int
     detached: bool
@@ -104,14 +113,21 @@ class Watch:
         self._ended: dict[str, int] = {}
         self._lanes: dict[str, int] = {}
         self._lost_lanes: dict[str, int] = {}
+        self._fleet = Fleet()
         self._lost_replicas: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def see_fleet(self, event: Any) -> None:
-        if isinstance(event, ReplicaLost):
-            self._lost_replicas[event.replica] = event.cause
+    def see_fleet(self, stored: Stored) -> None:
+        """Take a record of the fleet's stream. Raises codec.RecordUnreadable."""
+        for event in self._fleet.fold(stored):
+            match event:
+                case ReplicaLost():
+                    self._lost_replicas[event.replica] = event.cause
+                case ReplicaReady() | ReplicaReported():
+                    # It was silent, and is back.
+                    self._lost_replicas.pop(event.replica, None)
 
     def see_lane(self, event: Any, stored_at_ns: int) -> None:
         match event:
@@ -150,6 +166,7 @@ class Watch:
         self._lives.follow(event.request)
         self._open[event.request] = Watched(
             at=at,
+            model=event.model,
             sequence=sequence,
             deadline_ns=stored_at_ns + event.deadline_ms * SECOND // 1000,
             detached=event.detached,
@@ -186,6 +203,8 @@ class Watch:
             return _end(request, watched, cancelled_as(life.wanted), "cancelled while no worker answered")
         if self._is_abandoned(watched, now_ns):
             return _end(request, watched, "cancelled", "its gateway was lost and no client came back")
+        if not life.live and (why_not := self._why_unavailable(watched)):
+            return _end(request, watched, "failed", why_not, code="model_unavailable")
         if life.live:
             why = self._why_release(watched, now_ns)
             return _release(watched, why) if why else None
@@ -201,6 +220,16 @@ class Watch:
             return False
         return now_ns - max(lost_ns, watched.attached_ns, self.began_ns) > GRACE_NS
 
+    def _why_unavailable(self, watched: Watched) -> str | None:
+        """Say why no replica will take a request that waits: starts failed in a row, the last after it came,
+        and no other replica serves."""
+        starts = self._fleet.starts.get(watched.model)
+        if starts is None or starts.failed < FAILED_STARTS_MAX or starts.failed_at_ns < watched.moved_ns:
+            return None
+        if self._fleet.is_ready(watched.model):
+            return None
+        return f"{watched.model} does not start: {starts.failed} starts failed, the last one: {starts.why}"
+
     def _why_release(self, watched: Watched, now_ns: int) -> ReleaseReason | None:
         if (cause := self._lost_replicas.get(watched.worker)) is not None:
             return "host" if cause == "host" else "lost"
@@ -210,13 +239,15 @@ class Watch:
         return "stalled" if now_ns - watched.moved_ns > bound_ns else None
 
 
-def _end(request: str, watched: Watched, reason: FinishReason, message: str) -> End:
+def _end(
+    request: str, watched: Watched, reason: FinishReason, message: str, *, code: str | None = None
+) -> End:
     event = RequestFinished(
         request=request,
         attempt=None,
         reason=reason,
         output_tokens=watched.life.next_index,
-        error=Problem(code=reason, message=message),
+        error=Problem(code=code or reason, message=message),
     )
     return End(watched.at, event)
 

@@ -5,6 +5,7 @@ Everything that is refused is refused here, before anything is stored.
 
 import contextlib
 import logging
+from collections.abc import Collection
 
 import anyio
 
@@ -34,10 +35,18 @@ ROOM_CHECK_S = 1.0
 
 class Admission:
     def __init__(
-        self, log: Log, relay: Relay, *, book: Book, fleet: Fleet, models: Catalogue, shard: int
+        self,
+        log: Log,
+        relay: Relay,
+        *,
+        book: Book,
+        fleet: Fleet,
+        models: Catalogue,
+        served: Collection[str],
+        shard: int,
     ) -> None:
         self._log, self._relay = log, relay
-        self._book, self._fleet, self._models = book, fleet, models
+        self._book, self._fleet, self._models, self._served = book, fleet, models, served
         self._stream = subjects.shard_stream(shard)
         self._has_room = True
         self.stopping = False
@@ -63,6 +72,10 @@ class Admission:
             raise Refusal(401, "this API key is not valid here", code="invalid_api_key", headers=challenge)
         return issued
 
+    def serves(self, model: str) -> bool:
+        """Say whether a request for the model is taken: by a replica that runs, or one that it starts."""
+        return model in self._served or self._fleet.can_serve(model)
+
     def admit(self, wanted: Wanted, account: str) -> None:
         """Raises Refusal."""
         model, price = self._models.get(wanted.model), self._book.price(wanted.model)
@@ -70,8 +83,11 @@ class Admission:
             known = ", ".join(name for name in self._models if self._book.price(name))
             message = f"model {wanted.model!r} is not known here; known: {known}"
             raise Refusal(404, message, code="model_not_found", param="model")
-        if not self._fleet.can_serve(wanted.model):
-            message = f"nothing serves {wanted.model} now; start it with `rift worker --model {wanted.model}`"
+        if not self.serves(wanted.model):
+            message = (
+                f"nothing serves {wanted.model} now; name it in rift.toml as [scale.{wanted.model!r}], "
+                f"or start it with `rift worker --model {wanted.model}`"
+            )
             raise Refusal(503, message, code="model_unavailable", param="model", headers=retry_after(30))
         limit = wanted.parameters.max_tokens
         if limit is not None and limit > model.context_tokens:

@@ -31,6 +31,10 @@ FAILURES: dict[str, tuple[int, str]] = {
 UNANSWERED = 503, Problem(code="unanswered", message="the log did not answer in time; nothing is charged")
 
 
+# What another try may find again.
+UNAVAILABLE = {"model_unavailable": 503}
+
+
 class Answer:
     """What counted so far of one request, in log order."""
 
@@ -93,7 +97,8 @@ class Answer:
         if self.life.reason not in FAILURES:
             return None
         status, words = FAILURES[self.life.reason]
-        return status, self.life.error or Problem(code=self.life.reason, message=words)
+        problem = self.life.error or Problem(code=self.life.reason, message=words)
+        return UNAVAILABLE.get(problem.code, status), problem
 
     def inference(self, *, output: bool) -> dict[str, Any]:
         """The native object; with `output` the whole text so far."""

@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 # A client that waits for its acceptance waits this long for the broker; a restart takes a second or two.
 ACCEPT_S = 10.0
 
-# Queue and answer together. Nobody waits longer for an answer.
+# Queue, a start of the model and answer together; nobody waits longer for an answer. The slowest start that
+# is known takes 150 s, which leaves 7 minutes; three that fail end a request sooner.
 DEADLINE_MS = 600_000
 
 REPLAYED = [(b"idempotent-replayed", b"true")]

@@ -11,7 +11,6 @@ import anyio
 from anyio.abc import TaskGroup
 
 from events import codec, subjects
-from events.fleet import Fleet
 from events.ids import parse_request_id
 from events.log import Log, LogError, append_until_known
 from events.schema import AnyEvent, CancelReason, CancelRequested, ClientAttached, Problem, RequestAccepted
@@ -19,14 +18,12 @@ from rift.gateway import openai
 from rift.gateway.admission import retry_after
 from rift.gateway.http import Headers, Refusal, Request
 from rift.gateway.relay import Relay, Stream
+from rift.gateway.waiting import KEEP_ALIVE_S, STATUS_S, Notices, Status, Waiting
 
 logger = logging.getLogger(__name__)
 
 # Until then a worker's refusal can still be a status code of its own.
 STATUS_LINE_S = 1.0
-
-# Proxies close what is silent for 30 s or more.
-KEEP_ALIVE_S = 12.0
 
 # How long a native stream's client may be away. A client that resumed says so three times as often.
 GRACE_S = 15.0
@@ -39,6 +36,9 @@ SAY_AGAIN_S = 1.0
 # A publish can land after its sender gave up on it, by as long as a connection takes to come back.
 LATE_LANDING_S = (0.0, 5.0, 30.0)
 
+# To a format that does not tell one wait from another.
+ANY = Status("queued")
+
 STOPPING = Problem(
     code="gateway_stopping", message="this gateway stops; resume the stream, or fetch the answer"
 )
@@ -49,8 +49,8 @@ class Delivery:
     """`tasks` outlives each client: it says what must be said after one has gone. `stopping`: the gateway
     goes, and its lane's loss says the rest."""
 
-    def __init__(self, log: Log, *, writer: str, fleet: Fleet, tasks: TaskGroup) -> None:
-        self._log, self._writer, self._fleet, self._tasks = log, writer, fleet, tasks
+    def __init__(self, log: Log, *, writer: str, waiting: Waiting, tasks: TaskGroup) -> None:
+        self._log, self._writer, self._waiting, self._tasks = log, writer, waiting, tasks
         self.stopping = False
 
     async def deliver(
@@ -135,23 +135,35 @@ class Delivery:
             if stream.ended and (failure := stream.answer.failure()):
                 return failed(*failure)
         await request.start(200, b"text/event-stream", [*SSE_HEADERS, *headers])
-        if not stream.moved.is_set():
-            ready = self._fleet.is_ready(stream.answer.accepted.model)
-            await request.write(stream.format.waiting("queued" if ready else "starting"), more=True)
         stream.sent_at = anyio.current_time()
+        notices = Notices()
         while True:
-            with anyio.move_on_at(stream.sent_at + KEEP_ALIVE_S) as silence:
+            if stream.is_waiting:
+                await self._tell_status(request, stream, notices)
+            look_at = stream.sent_at + KEEP_ALIVE_S
+            if stream.is_waiting and stream.format.tells_status:
+                look_at = anyio.current_time() + STATUS_S
+            with anyio.move_on_at(look_at):
                 await stream.wait(request.write_chunk)
-            if not silence.cancelled_caught:
+            if stream.has_news:
                 more = not stream.ended
                 data = stream.take()
                 relay.taken(stream)
                 await request.write(data, more=more)
                 if not more:
                     return None
-            elif anyio.current_time() >= stream.sent_at + KEEP_ALIVE_S:
+            elif not stream.is_waiting and anyio.current_time() >= stream.sent_at + KEEP_ALIVE_S:
                 stream.sent_at = anyio.current_time()
                 await request.write(stream.format.keep_alive, more=True)
+
+    async def _tell_status(self, request: Request, stream: Stream, notices: Notices) -> None:
+        """Tell what the request waits for, if that is news or nothing was said for long."""
+        assert stream.format is not None, "a stream has a format"
+        status = self._waiting.status(stream.answer.accepted.model)
+        shown = status if stream.format.tells_status else ANY
+        if notices.due(shown, now := anyio.current_time()):
+            stream.sent_at = now
+            await request.write(stream.format.waiting(status.name, status.estimate_ms), more=True)
 
     # --- a client that went, or came back -----------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 import gc
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import anyio
@@ -21,6 +21,7 @@ from rift.gateway.app import Gateway
 from rift.gateway.delivery import STOPPING, Delivery
 from rift.gateway.relays import Relays
 from rift.gateway.server import serve
+from rift.gateway.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +54,24 @@ async def run(
     host: str,
     port: int,
     models: Catalogue,
+    served: Collection[str],
     secret: bytes,
     stop: anyio.Event,
 ) -> None:
-    """Serve until `stop` is set. `history_log` is a connection for reading the past, so that a burst of
-    clients that resume cannot slow what is live.
+    """Serve until `stop` is set. `served` models are accepted without a replica, too. `history_log` is a
+    connection for reading the past, so that a burst of clients that resume cannot slow what is live.
 
     Raises LogError, OSError (the port), codec.RecordUnreadable.
     """
     async with anyio.create_task_group() as tasks:
         opened = await open_gateway(
-            log, history_log, models=models, secret=secret, entropy=secrets.token_bytes, tasks=tasks
+            log,
+            history_log,
+            models=models,
+            served=served,
+            secret=secret,
+            entropy=secrets.token_bytes,
+            tasks=tasks,
         )
 
         # What is here by now stays: the collector need not look at it again and again.
@@ -83,6 +91,7 @@ async def open_gateway(
     history_log: Log,
     *,
     models: Catalogue,
+    served: Collection[str],
     secret: bytes,
     entropy: Callable[[int], bytes],
     tasks: TaskGroup,
@@ -99,17 +108,20 @@ async def open_gateway(
         log, relays, book=known, lane=(shard, lane), opened_at=opened_at, entropy=entropy, tasks=tasks
     )
     tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known, allowances.changed)
-    tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas)
+    waiting = Waiting(replicas, relays.every, relays.own.now_ns)
+    tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas, waiting.changed)
     tasks.start_soon(_report, log, shard, lane, allowances)
     tasks.start_soon(allowances.keep)
-    admission = Admission(log, relays.own, book=known, fleet=replicas, models=models, shard=shard)
+    admission = Admission(
+        log, relays.own, book=known, fleet=replicas, models=models, served=served, shard=shard
+    )
     tasks.start_soon(admission.watch_room)
     gateway = Gateway(
         log,
         relays,
         histories,
         admission,
-        Delivery(log, writer=lane, fleet=replicas, tasks=tasks),
+        Delivery(log, writer=lane, waiting=waiting, tasks=tasks),
         allowances,
         book=known,
         fleet=replicas,

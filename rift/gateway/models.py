@@ -20,7 +20,7 @@ class Models:
     async def all(self, request: Request, match: re.Match[str]) -> None:
         self._admission.authenticate(request)
         whole = request.query().get("all") == "true"
-        names = [name for name in self._models if whole or self._fleet.can_serve(name)]
+        names = [name for name in self._models if whole or self._admission.serves(name)]
         await request.answer(200, {"object": "list", "data": [self._shown(name) for name in names]})
 
     async def one(self, request: Request, match: re.Match[str]) -> None:
@@ -42,6 +42,8 @@ class Models:
             "max_model_len": model.context_tokens,
             "default": name == next(iter(self._models)),
             "ready": self._fleet.is_ready(name),
+            "replicas": self._fleet.count(name, "ready"),
+            "starting": self._fleet.count(name, "starting"),
         }
         if price is not None:
             shown["price_nanousd"] = {

@@ -24,15 +24,17 @@ _encode = msgspec.json.Encoder().encode
 
 class NativeStream:
     keep_alive = KEEP_ALIVE
+    tells_status = True
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._id = _encode(answer.id)
         self._first = True
 
-    def waiting(self, status: str) -> bytes:
+    def waiting(self, name: str, estimate_ms: int | None) -> bytes:
         """Tell that the request waits: `queued`, or `starting` while the model has no ready replica."""
-        return self._frame(b"status", _encode({"id": self._answer.id, "status": status}))
+        estimate = {} if estimate_ms is None else {"estimate_ms": estimate_ms}
+        return self._frame(b"status", _encode({"id": self._answer.id, "status": name, **estimate}))
 
     def event(self, event: Any) -> bytes:
         """Return the frame of an event that the answer has just taken."""

@@ -40,13 +40,14 @@ class OpenAIStream:
     """Chunks of a streamed completion. The first token's chunk carries the role; none comes before."""
 
     keep_alive = KEEP_ALIVE
+    tells_status = False
 
     def __init__(self, answer: Answer, *, include_usage: bool) -> None:
         self._answer, self._include_usage = answer, include_usage
         self._chat = answer.accepted.kind == "chat"
         self._open = self._between = b""
 
-    def waiting(self, status: str) -> bytes:
+    def waiting(self, name: str, estimate_ms: int | None) -> bytes:
         return KEEP_ALIVE
 
     def event(self, event: Any) -> bytes:

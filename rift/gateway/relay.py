@@ -5,7 +5,7 @@ waits for its request. Nothing reaches a client that did not come from the log.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import anyio
@@ -32,9 +32,11 @@ SLOW = Problem(code="slow_reader", message="the client reads slower than the ans
 class Format(Protocol):
     """How a stream's frames look; `native.py` and `openai.py` have one each."""
 
+    # What is sent when there is nothing to say; and whether a client is told what it waits for.
     keep_alive: bytes
+    tells_status: bool
 
-    def waiting(self, status: str) -> bytes: ...
+    def waiting(self, name: str, estimate_ms: int | None) -> bytes: ...
 
     def event(self, event: Any) -> bytes: ...
 
@@ -61,6 +63,17 @@ class Stream:
         self._write: WriteChunk | None = None
         self._frames: list[bytes] = []
         self._wake = anyio.Event()
+        self._nudged = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Nobody has begun with the request yet."""
+        return not self.moved.is_set()
+
+    @property
+    def has_news(self) -> bool:
+        """There is something to take, or the end."""
+        return bool(self._frames) or self.ended
 
     def push(self, event: Any, life: Life, stored_at_ns: int) -> int:
         """Take an event that counted; return how many bytes it put into the buffer."""
@@ -112,14 +125,19 @@ class Stream:
         wake, self._wake = self._wake, anyio.Event()
         wake.set()
 
+    def nudge(self) -> None:
+        """Have `wait` return, whatever there is."""
+        self._nudged = True
+        self._notify()
+
     async def wait(self, write: WriteChunk | None = None) -> None:
         """Return once there is something to take, or the end. Meanwhile the relay may `write` by itself."""
         try:
-            while not self._frames and not self.ended:
+            while not self.has_news and not self._nudged:
                 self._write = write
                 await self._wake.wait()
         finally:
-            self._write = None
+            self._write, self._nudged = None, False
 
     async def wait_for_end(self, *, or_attached: bool = False) -> None:
         """Return once the request has ended, or if so wanted once some gateway's client has attached."""
@@ -151,6 +169,11 @@ class Relay:
         self._pushed: dict[int, Stream] = {}
         # The broker's time, as far as this lane's records tell: a report comes every few seconds.
         self.newest_ns = 0
+        self._newest_at = 0.0
+
+    def now_ns(self) -> int:
+        """The broker's time, as far as this lane's records tell: never ahead of it."""
+        return self.newest_ns + int((anyio.current_time() - self._newest_at) * 1e9) if self.newest_ns else 0
 
     @property
     def position(self) -> int:
@@ -230,6 +253,13 @@ class Relay:
         self._buffered -= stream.buffered
         stream.buffered = 0
 
+    def nudge(self, models: Collection[str]) -> None:
+        """Wake the streams that wait for one of these models."""
+        for streams in self._streams.values():
+            for stream in streams:
+                if stream.is_waiting and stream.answer.accepted.model in models:
+                    stream.nudge()
+
     def break_off_all(self, problem: Problem) -> None:
         for streams in self._streams.values():
             for stream in streams:
@@ -244,7 +274,8 @@ class Relay:
             opened()
             async for batch in self._reader:
                 for stored in batch:
-                    self.newest_ns = max(self.newest_ns, stored.stored_at_ns)
+                    if stored.stored_at_ns > self.newest_ns:
+                        self.newest_ns, self._newest_at = stored.stored_at_ns, anyio.current_time()
                     at = subjects.parse(stored.subject)
                     for event in codec.decode(stored.data)[1]:
                         if at is not None:

@@ -112,6 +112,11 @@ class Attempt:
         self._stamps = Stamps()
         self._text = Text(engine.decoder(), accepted.parameters.stop)
 
+    @property
+    def tokens(self) -> int:
+        """Prompt and output so far: what the engine holds of it."""
+        return len(self._prompt.ids) + self._index
+
     def resume(self, past: Past) -> None:
         """Bring the decoder to where the log ends; what it says there must be what was logged.
 

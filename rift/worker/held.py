@@ -1,6 +1,7 @@
 """Jobs in a worker's hands, and what it remembers of those in others'."""
 
 import logging
+from collections.abc import Iterable
 
 import msgspec
 
@@ -9,7 +10,13 @@ from events.history import Past
 from events.ids import RequestId, parse_request_id
 from events.lifecycle import Life
 from events.log import Job
-from events.schema import AttemptReleased, AttemptStarted, RequestAccepted
+from events.schema import (
+    AttemptReleased,
+    AttemptStarted,
+    CancelRequested,
+    RequestAccepted,
+    RequestFinished,
+)
 from rift.worker.attempt import Attempt
 
 logger = logging.getLogger(__name__)
@@ -26,6 +33,24 @@ class Held(msgspec.Struct):
     acks: list[str]
     attempt: Attempt | None = None
     prompt_tokens: int = 0
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What a worker has: requests in the engine, jobs that are not begun, and the tokens of the former."""
+
+    running: int = 0
+    waiting: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: "Load") -> "Load":
+        return Load(self.running + other.running, self.waiting + other.waiting, self.tokens + other.tokens)
+
+
+def load(jobs: Iterable[Held]) -> Load:
+    attempts = [held.attempt for held in jobs]
+    running = [attempt for attempt in attempts if attempt is not None and not attempt.finished]
+    tokens = sum(attempt.tokens for attempt in running)
+    return Load(len(running), attempts.count(None), tokens)
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -83,3 +108,13 @@ def takes_away(event: object, attempt: Attempt | None) -> bool:
     if isinstance(event, AttemptStarted):
         return attempt is None or event.attempt != attempt.id
     return isinstance(event, AttemptReleased) and attempt is not None and event.attempt == attempt.id
+
+
+def is_against(event: object, attempt: Attempt | None, life: Life) -> bool:
+    """Say whether an event that did not count says that `attempt` never will. `life` is its request's."""
+    if attempt is None or getattr(event, "attempt", None) != attempt.id:
+        return False
+    if isinstance(event, AttemptStarted):
+        # The same record may be stored twice: the second is against nobody.
+        return life.attempt != attempt.id
+    return isinstance(event, CancelRequested | RequestFinished)

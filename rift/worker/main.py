@@ -3,21 +3,38 @@
 import contextlib
 import gc
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import anyio
 
 from events import codec, subjects
 from events.log import Log, LogError, append_until_known
-from events.schema import AnyEvent, ReplicaReady, ReplicaStarting, ReplicaStopped
+from events.schema import (
+    AnyEvent,
+    ReplicaDraining,
+    ReplicaLost,
+    ReplicaReady,
+    ReplicaReported,
+    ReplicaStarting,
+    ReplicaStopped,
+)
 from rift import catalogue
 from rift.engines import Engine
+from rift.worker.held import Load
+from rift.worker.leaving import Leaving
 from rift.worker.worker import Worker
 
-# A broker's restart is waited out; for the last word of a worker that stops there is less time.
+# A broker's restart is waited out; for the last words of a worker that goes there is less time.
 FLEET_APPEND_S = 60.0
 LAST_WORD_S = 2.0
+
+# Who is silent for 35 s is given up: three reports may be late or lost.
+REPORT_S = 10.0
+
+# What a reader of the fleet is told of a failure: a line, however long an engine's own words are.
+WHY_CHARACTERS = 300
 
 
 async def serve(
@@ -26,61 +43,120 @@ async def serve(
     starting: ReplicaStarting,
     *,
     shards: int,
-    drain: anyio.Event,
-    drain_s: float,
+    leaving: Leaving,
 ) -> None:
-    """Start the engine and serve until `drain` is set. Raises EngineFailed, LogError."""
-
-    async def say(event: AnyEvent) -> None:
-        data = codec.encode(starting.replica, [event])
-        subject = subjects.fleet(catalogue.slug(starting.model))
-        await append_until_known(log, subjects.FLEET, subject, data, within_s=FLEET_APPEND_S)
-
-    await say(starting)
-    began_at = anyio.current_time()
-    engine = await start_engine()
-    # What an engine imported stays: millions of objects that the collector need not look at again, for
-    # half a second each time, while every stream waits.
-    gc.freeze()
-    await _log_answers(log)
-    why = "failed"
+    """Start the engine and serve until told to leave. Raises EngineFailed, LogError."""
+    replica = _Replica(log, starting)
+    await replica.say(starting, within_s=FLEET_APPEND_S)
+    engine: Engine | None = None
+    last: AnyEvent | None = None
     try:
-        opened = anyio.Event()
-
-        async def announce() -> None:
-            await opened.wait()
-            await say(
-                ReplicaReady(
-                    replica=starting.replica,
-                    model=starting.model,
-                    slots=engine.slots,
-                    context_tokens=engine.context_tokens,
-                    start_ns=int((anyio.current_time() - began_at) * 1e9),
-                )
-            )
-
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(announce)
-            for shard in range(shards):
-                worker = Worker(
-                    log,
-                    engine,
-                    name=starting.replica,
-                    model=catalogue.slug(starting.model),
-                    shard=shard,
-                    slots=max(1, engine.slots // shards),
-                    entropy=secrets.token_bytes,
-                )
-                tasks.start_soon(partial(worker.run, opened=opened.set, drain=drain, drain_s=drain_s))
-        why = "drained"
+            tasks.start_soon(replica.report)
+            engine = await start_engine()
+            # What an engine imported stays: millions of objects that the collector need not look at again,
+            # for half a second each time, while every stream waits.
+            gc.freeze()
+            await _log_answers(log)
+            await _serve(log, engine, replica, shards=shards, leaving=leaving)
+            tasks.cancel_scope.cancel()
+        last = replica.stopped("drained")
+    except Exception as error:
+        last = replica.lost(error)
+        raise
     finally:
-        with (
-            anyio.CancelScope(shield=True),
-            anyio.move_on_after(LAST_WORD_S),
-            contextlib.suppress(LogError),
-        ):
-            await say(ReplicaStopped(replica=starting.replica, model=starting.model, why=why))
-        await engine.close()
+        with anyio.CancelScope(shield=True):
+            if last is not None:
+                await replica.say_at_last(last)
+            if engine is not None:
+                await engine.close()
+
+
+async def _serve(log: Log, engine: Engine, replica: "_Replica", *, shards: int, leaving: Leaving) -> None:
+    opened = anyio.Event()
+
+    async def announce() -> None:
+        await opened.wait()
+        await replica.say(replica.ready(engine), within_s=FLEET_APPEND_S)
+        await leaving.wait()
+        await replica.say_at_last(ReplicaDraining(replica=replica.name, model=replica.model))
+
+    replica.workers = [
+        Worker(
+            log,
+            engine,
+            name=replica.name,
+            model=catalogue.slug(replica.model),
+            shard=shard,
+            slots=max(1, engine.slots // shards),
+            entropy=secrets.token_bytes,
+        )
+        for shard in range(shards)
+    ]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(announce)
+        for worker in replica.workers:
+            tasks.start_soon(partial(worker.run, opened=opened.set, leaving=leaving))
+
+
+class _Replica:
+    """What the replica says of itself."""
+
+    def __init__(self, log: Log, starting: ReplicaStarting) -> None:
+        self.name, self.model = starting.replica, starting.model
+        self.workers: Sequence[Worker] = ()
+        self._log = log
+        self._subject = subjects.fleet(catalogue.slug(starting.model))
+        self._began_at = anyio.current_time()
+
+    async def say(self, event: AnyEvent, *, within_s: float) -> None:
+        """Raises LogError."""
+        data = codec.encode(self.name, [event])
+        await append_until_known(self._log, subjects.FLEET, self._subject, data, within_s=within_s)
+
+    async def say_at_last(self, event: AnyEvent) -> None:
+        """What a log that does not answer is not told, its silence will."""
+        with anyio.move_on_after(LAST_WORD_S), contextlib.suppress(LogError):
+            await self.say(event, within_s=LAST_WORD_S)
+
+    async def report(self) -> None:
+        """Say every so often that the replica lives, and with how much work; a report that is not stored by
+        the next one is let go of."""
+        while True:
+            await anyio.sleep(REPORT_S)
+            load = sum((worker.load for worker in self.workers), Load())
+            event = ReplicaReported(
+                replica=self.name,
+                model=self.model,
+                running=load.running,
+                waiting=load.waiting,
+                kv_used_tokens=load.tokens,
+            )
+            with anyio.move_on_after(REPORT_S), contextlib.suppress(LogError):
+                await self._log.append(subjects.FLEET, self._subject, codec.encode(self.name, [event]))
+
+    def ready(self, engine: Engine) -> ReplicaReady:
+        return ReplicaReady(
+            replica=self.name,
+            model=self.model,
+            slots=engine.slots,
+            context_tokens=engine.context_tokens,
+            start_ns=self._lived_ns(),
+        )
+
+    def stopped(self, why: str) -> ReplicaStopped:
+        return ReplicaStopped(replica=self.name, model=self.model, why=why, lived_ns=self._lived_ns())
+
+    def lost(self, error: BaseException) -> ReplicaLost:
+        """A log that does not answer is the host's failure, whatever else is the engine's."""
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        words = " ".join(str(error).split()) or type(error).__name__
+        cause: Literal["host", "engine"] = "host" if isinstance(error, LogError) else "engine"
+        return ReplicaLost(replica=self.name, model=self.model, why=words[:WHY_CHARACTERS], cause=cause)
+
+    def _lived_ns(self) -> int:
+        return int((anyio.current_time() - self._began_at) * 1e9)
 
 
 async def _log_answers(log: Log) -> None:

@@ -36,7 +36,8 @@ from events.schema import (
 )
 from rift.engines import Engine, EngineFailed, Invalid
 from rift.worker.attempt import Attempt, NotContinuable, prepare_or_refuse
-from rift.worker.held import Held, Taken, Touched, open_job, takes_away
+from rift.worker.held import Held, Load, Taken, Touched, is_against, load, open_job, takes_away
+from rift.worker.leaving import Leaving
 from rift.worker.solo import DEATHS_MAX, POISON, Solo, is_suspect
 from rift.worker.writer import LaneWriter
 
@@ -52,6 +53,9 @@ HANG_PER_PROMPT_TOKEN_S = 0.02
 
 # What draining may take: the broker's answer to one last record, and the supervisor's patience is 10 s.
 DRAIN_S = 4.0
+
+# How soon a worker that leaves looks whether it was told to hurry.
+LEAVING_S = 0.2
 
 # A suspect that cannot run now may run alone elsewhere; who asks again sooner only asks more often.
 SUSPECT_DELAY_S = 1.0
@@ -91,15 +95,21 @@ class Worker:
         self._now_at = anyio.current_time()
         self._moved_at = 0.0
         self._tasks: TaskGroup
+        self._leaving: Leaving
         self._touched: Touched
         self._jobs: Jobs
         self._reader: Follower
 
-    async def run(self, *, opened: Callable[[], None], drain: anyio.Event, drain_s: float = 0.0) -> None:
-        """Serve until `drain` is set; finish what ends within `drain_s`, and let go of the rest.
+    @property
+    def load(self) -> Load:
+        return load(self._held.values())
+
+    async def run(self, *, opened: Callable[[], None], leaving: Leaving) -> None:
+        """Serve until told to leave; finish what ends in time, and let go of the rest.
 
         Raises EngineFailed, LogError.
         """
+        self._leaving = leaving
         stream = subjects.shard_stream(self._shard)
         opened_at = await self._log.last_sequence(stream)
         self._touched = Touched(opened_at)
@@ -109,15 +119,15 @@ class Worker:
             self._log.jobs(self._shard, self._model) as self._jobs,
             anyio.create_task_group() as self._tasks,
         ):
-            fetching = anyio.CancelScope()
             self._tasks.start_soon(self._read)
             self._tasks.start_soon(self._keep)
-            self._tasks.start_soon(self._fetch, fetching)
+            self._tasks.start_soon(self._fetch)
             opened()
-            await drain.wait()
-            fetching.cancel()
-            with anyio.move_on_after(drain_s):
-                while self._held:
+            await leaving.wait()
+            self._want()
+            await self._give_back_unbegun()
+            while self._held and anyio.current_time() < leaving.until:
+                with anyio.move_on_after(LEAVING_S):
                     await self._read_to.wait()
             with anyio.move_on_after(DRAIN_S):
                 await self._let_go()
@@ -125,15 +135,15 @@ class Worker:
 
     # --- taking ------------------------------------------------------------------------------------
 
-    async def _fetch(self, scope: anyio.CancelScope) -> None:
-        with scope:
-            self._want()
-            async for job in self._jobs:
-                self._running += 1
-                self._tasks.start_soon(self._serve, job)
+    async def _fetch(self) -> None:
+        self._want()
+        async for job in self._jobs:
+            self._running += 1
+            self._tasks.start_soon(self._serve, job)
 
     def _want(self) -> None:
-        self._jobs.want(0 if self._solo.is_wanted else self._slots - self._running)
+        is_full = self._solo.is_wanted or self._leaving.is_told
+        self._jobs.want(0 if is_full else self._slots - self._running)
 
     async def _serve(self, job: Job) -> None:
         try:
@@ -153,6 +163,9 @@ class Worker:
         accepted, request = opened
         if (held := self._held.get(request.text)) is not None:
             held.acks.append(job.ack)
+            return
+        if self._leaving.is_told:
+            await self._log.give_back(job.ack)
             return
         held = self._held[request.text] = Held(accepted, request.at, [job.ack])
         taken = await self._take(accepted, request)
@@ -297,7 +310,7 @@ class Worker:
         counted = self._lives.fold(event, at)
         if counted is not None:
             await self._obey(request, event, counted[1])
-        elif self._is_against_us(request, event):
+        elif is_against(event, self._held[request].attempt, self._lives[request]):
             self._drop(request)
 
     async def _obey(self, request: str, event: object, life: Life) -> None:
@@ -308,16 +321,6 @@ class Worker:
             self._drop(request)
         elif life.wanted is not None and attempt is not None and life.attempt == attempt.id:
             attempt.stop(cancelled_as(life.wanted))
-
-    def _is_against_us(self, request: str, event: object) -> bool:
-        """An event that did not count, and that says that our attempt will not."""
-        attempt = self._held[request].attempt
-        if attempt is None or getattr(event, "attempt", None) != attempt.id:
-            return False
-        if isinstance(event, AttemptStarted):
-            # The same record may be stored twice: the second is against nobody.
-            return self._lives[request].attempt != attempt.id
-        return isinstance(event, CancelRequested | RequestFinished)
 
     async def _let_end(self, request: str) -> None:
         """The reader has seen the request ended: nobody needs its job any more."""
@@ -371,15 +374,19 @@ class Worker:
                     # Behind all it said: when the log takes it, nobody thinks that the engine died.
                     self._writer(held.at).put(AttemptReleased(attempt=attempt.id, why="host"))
 
+    async def _give_back_unbegun(self) -> None:
+        """What is not begun must not begin while we go."""
+        for request, held in list(self._held.items()):
+            if held.attempt is None:
+                for ack in self._drop(request).acks:
+                    await self._log.give_back(ack)
+
     async def _let_go(self) -> None:
         """Release every attempt, so that another worker continues it at once."""
         released = []
-        for request, held in list(self._held.items()):
+        for held in list(self._held.values()):
             attempt = held.attempt
-            if attempt is None:
-                # Not begun: it must not begin while we go.
-                released += self._drop(request).acks
-            elif not attempt.finished:
+            if attempt is not None and not attempt.finished:
                 released += held.acks
                 attempt.stop(None)
                 self._writer(held.at).put(AttemptReleased(attempt=attempt.id, why="draining"))

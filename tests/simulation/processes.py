@@ -21,6 +21,7 @@ from rift.control.janitor import Janitor
 from rift.engines import Emit, EngineFailed
 from rift.engines.sim import SimEngine
 from rift.gateway import main as gateway
+from rift.worker.leaving import Leaving
 from rift.worker.worker import Worker
 
 MODEL = "model-a"
@@ -124,6 +125,7 @@ class GatewayProcess(Process):
                 self.log,
                 self.second_log,
                 models=MODELS,
+                served=(),
                 secret=SECRET,
                 entropy=self.chance.randbytes,
                 tasks=self._tasks,
@@ -191,7 +193,7 @@ class WorkerProcess(Process):
 
     def __init__(self, broker: MemoryBroker, chance: Chance, name: str) -> None:
         super().__init__(broker, chance, name)
-        self.drain = anyio.Event()
+        self.leaving = Leaving()
         self.engine = Engine(self)
         self.worker: Worker | None = None
 
@@ -215,7 +217,7 @@ class WorkerProcess(Process):
         opened = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._announce, opened)
-            await worker.run(opened=opened.set, drain=self.drain)
+            await worker.run(opened=opened.set, leaving=self.leaving)
             tasks.cancel_scope.cancel()
         await say(self.log, ReplicaStopped(replica=self.name, model=MODEL, why="drained"))
 
@@ -251,7 +253,7 @@ class Supervisor:
         await process.run()
         self.processes.remove(process)
         noticed = self._chance.random() < 0.7
-        if isinstance(process, WorkerProcess) and not process.drain.is_set() and noticed:
+        if isinstance(process, WorkerProcess) and not process.leaving.is_told and noticed:
             await anyio.sleep(self._chance.uniform(0.0, NOTICED_S))
             cause: Any = "host" if process.why is None else "engine"
             await say(self._log, ReplicaLost(replica=process.name, model=MODEL, cause=cause))

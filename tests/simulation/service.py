@@ -188,7 +188,11 @@ class Service:
 
     async def drain_a_worker(self) -> None:
         if isinstance(process := self._some(WorkerProcess), WorkerProcess):
-            process.drain.set()
+            process.leaving.drain(0.0)
+
+    async def retire_a_worker(self) -> None:
+        if isinstance(process := self._some(WorkerProcess), WorkerProcess):
+            process.leaving.retire()
 
     async def stop_a_gateway(self) -> None:
         if isinstance(process := self._some(GatewayProcess), GatewayProcess):
@@ -292,6 +296,7 @@ MISHAPS = {
     "kill a gateway": Service.kill_a_gateway,
     "kill the janitor": Service.kill_the_janitor,
     "drain a worker": Service.drain_a_worker,
+    "retire a worker": Service.retire_a_worker,
     "stop a gateway": Service.stop_a_gateway,
     "hang an engine": Service.hang_an_engine,
     "freeze": Service.freeze,

@@ -2,8 +2,10 @@
 
 import pytest
 
-from events import ids, subjects
+from events import codec, ids, subjects
+from events.log import Stored
 from events.schema import (
+    AnyEvent,
     AttemptReleased,
     AttemptStarted,
     CancelRequested,
@@ -12,6 +14,9 @@ from events.schema import (
     LaneReported,
     Parameters,
     ReplicaLost,
+    ReplicaReady,
+    ReplicaReported,
+    ReplicaStarting,
     RequestAccepted,
     RequestFinished,
     TokensGenerated,
@@ -54,6 +59,11 @@ class Story:
             self.sequence += 1
             self.watch.see(event, AT, self.sequence, self.now_ns)
 
+    def fleet(self, *events: AnyEvent) -> None:
+        self.sequence += 1
+        data = codec.encode("fleet", events)
+        self.watch.see_fleet(Stored(subjects.fleet("m"), self.sequence, self.now_ns, data))
+
     def start(self, attempt: str = "a", after: str | None = None, index: int = 0) -> None:
         self.tell(
             AttemptStarted(
@@ -93,19 +103,95 @@ def test_nothing_is_due_while_all_goes_well() -> None:
 @pytest.mark.parametrize("lost_first", [False, True])
 def test_a_lost_replicas_attempt_is_released_at_once(cause: str, why: str, lost_first: bool) -> None:
     story = Story()
+    story.fleet(starting("worker-of-a"), ready("worker-of-a"))
     lost = ReplicaLost(replica="worker-of-a", model="m", cause=cause)
     if lost_first:
-        story.watch.see_fleet(lost)
+        story.fleet(lost)
     story.start()
     if not lost_first:
         assert story.after(0) == []
-        story.watch.see_fleet(lost)
+        story.fleet(lost)
     (due,) = story.after(0)
     assert due == Release(AT, AttemptReleased(attempt="a", why=why), "ack-of-a")
     assert story.after(0.5) == [], "said once, until the log had time to answer"
     assert story.after(2) == [due], "and again if it was not heard"
     story.tell(due.event)
     assert story.after(3) == []
+
+
+def test_a_replica_that_was_silent_and_is_back_keeps_its_attempts() -> None:
+    story = Story()
+    story.fleet(starting("worker-of-a"), ready("worker-of-a"))
+    story.fleet(ReplicaLost(replica="worker-of-a", model="m", cause="host"))
+    story.fleet(ReplicaReported(replica="worker-of-a", model="m", running=0, waiting=0))
+    story.start()
+    assert story.after(1) == []
+
+
+def starting(replica: str) -> ReplicaStarting:
+    return ReplicaStarting(replica=replica, model="m", engine="sim")
+
+
+def ready(replica: str) -> ReplicaReady:
+    return ReplicaReady(replica=replica, model="m", slots=1, start_ns=1)
+
+
+def fails(story: Story, times: int, *, model: str = "m") -> None:
+    for number in range(times):
+        name = f"{story.sequence}-{number}"
+        story.now_ns += SECOND
+        story.fleet(
+            ReplicaStarting(replica=name, model=model, engine="sim"),
+            ReplicaLost(replica=name, model=model, why="no weights"),
+        )
+
+
+def test_who_waits_is_told_after_three_failed_starts() -> None:
+    story = Story()
+    fails(story, 2)
+    fails(story, 5, model="another")
+    assert story.after(1) == []
+    fails(story, 1)
+    (due,) = story.after(1)
+    assert isinstance(due, End)
+    assert (due.at, due.event.attempt, due.event.reason) == (AT, None, "failed")
+    assert due.event.error is not None
+    assert due.event.error.code == "model_unavailable"
+    assert due.event.error.message == "m does not start: 3 starts failed, the last one: no weights"
+
+
+def test_who_comes_after_three_failed_starts_waits_for_one_more() -> None:
+    story = Story()
+    story.watch = Watch()
+    fails(story, 3)
+    story.now_ns += SECOND
+    story.tell(story.accepted)
+    assert story.after(100) == []
+    fails(story, 1)
+    assert [type(due) for due in story.after(1)] == [End]
+
+
+def test_a_start_that_succeeds_is_a_new_beginning() -> None:
+    story = Story()
+    fails(story, 2)
+    story.fleet(starting("good"), ready("good"), ReplicaLost(replica="good", model="m"))
+    fails(story, 2)
+    assert story.after(1) == []
+
+
+def test_failed_starts_end_nobody_whom_a_replica_serves() -> None:
+    story = Story()
+    story.fleet(starting("good"), ready("good"))
+    fails(story, 3)
+    assert story.after(1) == []
+    story = Story()
+    story.start()
+    fails(story, 3)
+    assert story.after(1) == [], "it runs"
+    story.tell(AttemptReleased(attempt="a", why="host"))
+    assert story.after(1) == [], "it has waited for no start that failed"
+    fails(story, 1)
+    assert [type(due) for due in story.after(1)] == [End]
 
 
 def test_a_released_request_that_nobody_takes_is_offered_again_and_later_each_time() -> None:
