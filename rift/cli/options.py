@@ -18,7 +18,7 @@ from rift import __version__
 from rift.accounts import AccountUnknown, OutcomeOpen, RecordReadable
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
-from rift.cli import limits, money, ops, replay, roles
+from rift.cli import calibrate, limits, money, ops, replay, roles
 from rift.cli.ops import CommandFailed
 from rift.control.projector import LogBehind, LogTrimmed
 from rift.control.until import PositionWrong
@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # Each request would be a line.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     status = 0
     try:
         options.run(options)
@@ -116,7 +118,20 @@ def _parser() -> argparse.ArgumentParser:
     _money(commands)
     _credit_commands(commands)
     _replay(commands)
+    _calibrate(commands)
     return parser
+
+
+def _calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    fit = _command(commands, "calibrate", calibrate.run, "fit a hardware profile to a replica that runs")
+    fit.add_argument("--config", type=Path, metavar="FILE", help="settings and models (DIR/rift.toml)")
+    fit.add_argument("--model", required=True, metavar="NAME", help="it must have one replica, and no users")
+    fit.add_argument("--url", help="the gateway (that of rift.toml)")
+    fit.add_argument("--key", help="API key (the installation's first)")
+    fit.add_argument("--seconds", type=_positive, default=60, metavar="S", help="about how long (60)")
+    fit.add_argument("--concurrency-max", type=_positive, metavar="N", help="streams at once (its slots)")
+    fit.add_argument("--kv-tokens", type=_positive, metavar="N", help="what its KV cache holds")
+    fit.add_argument("--gpu-hour-usd", metavar="USD", help="what one GPU costs an hour")
 
 
 def _credit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -249,6 +264,12 @@ def _workers_option(parser: argparse.ArgumentParser) -> None:
 def _listen_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (8000)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def _period(text: str) -> str:

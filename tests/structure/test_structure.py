@@ -26,6 +26,7 @@ ENGINE = ("rift/engines/vllm.py", "rift/engines/prepare.py")
 DOORS: dict[str, tuple[str, ...]] = {
     "anyio": ("events/", "replay/", "rift/"),
     "duckdb": ("replay/warehouse.py", "replay/asking.py", "replay/segments.py"),
+    "httpx": ("rift/cli/calibrate.py", "rift/fleet/cluster.py"),
     "hypercorn": ("rift/gateway/server.py",),
     "jinja2": ("rift/engines/vllm.py",),
     "msgspec": ("events/", "replay/", "rift/"),

@@ -1,0 +1,262 @@
+"""The manifests of ops/kubernetes fit one another, the catalogue, the command line and what control calls."""
+
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rift import broker, catalogue, settings
+from rift.catalogue import nanousd_per_token, slug
+from rift.cli import options
+from rift.fleet.cluster import SELECTOR
+from rift.up import STOP_S
+from tests.rift.fleet.apiserver import NAMESPACE, ApiServer, ObjectMeta
+from tests.rift.fleet.test_kubernetes import running, until
+
+FOLDER = Path(__file__).resolve().parents[2] / "ops" / "kubernetes"
+KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+OBJECTS: list[dict[str, Any]] = [
+    document
+    for file in KUSTOMIZATION["resources"]
+    for document in yaml.safe_load_all((FOLDER / file).read_text())
+]
+# The models of the price list that this hardware serves.
+SERVED = {
+    name: model.profiles["mi300x"]
+    for name, model in catalogue.shipped().items()
+    if "mi300x" in model.profiles
+}
+
+
+def named(kind: str) -> dict[str, dict[str, Any]]:
+    return {found["metadata"]["name"]: found for found in OBJECTS if found["kind"] == kind}
+
+
+WORKLOADS = named("Deployment") | named("StatefulSet")
+WORKERS = {name: found for name, found in WORKLOADS.items() if name.startswith("rift-worker-")}
+
+
+def pod(workload: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = workload["spec"]["template"]["spec"]
+    return found
+
+
+def container(workload: dict[str, Any]) -> dict[str, Any]:
+    (found,) = pod(workload)["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_every_file_is_applied_in_one_namespace() -> None:
+    assert {*KUSTOMIZATION["resources"], "kustomization.yaml"} == {f.name for f in FOLDER.glob("*.yaml")}
+    assert len({(found["kind"], found["metadata"]["name"]) for found in OBJECTS}) == len(OBJECTS)
+    for found in OBJECTS:
+        if found["kind"] != "Namespace":
+            assert found["metadata"]["namespace"] == NAMESPACE == KUSTOMIZATION["namespace"]
+            assert found["metadata"]["labels"]["app.kubernetes.io/part-of"] == "rift"
+
+
+def labels_of(workload: dict[str, Any]) -> set[tuple[str, str]]:
+    return set(workload["spec"]["template"]["metadata"]["labels"].items())
+
+
+def test_every_selector_finds_its_pods() -> None:
+    for workload in WORKLOADS.values():
+        assert set(workload["spec"]["selector"]["matchLabels"].items()) <= labels_of(workload)
+        for spread in pod(workload).get("topologySpreadConstraints", ()):
+            assert set(spread["labelSelector"]["matchLabels"].items()) <= labels_of(workload)
+    own = [set(workload["spec"]["selector"]["matchLabels"].items()) for workload in WORKLOADS.values()]
+    for workload in WORKLOADS.values():
+        assert sum(selector <= labels_of(workload) for selector in own) == 1
+    selectors = [service["spec"]["selector"] for service in named("Service").values()]
+    selectors += [
+        budget["spec"]["selector"]["matchLabels"] for budget in named("PodDisruptionBudget").values()
+    ]
+    for selector in selectors:
+        assert any(set(selector.items()) <= labels_of(workload) for workload in WORKLOADS.values())
+
+
+def test_what_a_pod_refers_to_is_there() -> None:
+    claims, maps = named("PersistentVolumeClaim"), named("ConfigMap")
+    for workload in WORKLOADS.values():
+        templates = [t["metadata"]["name"] for t in workload["spec"].get("volumeClaimTemplates", ())]
+        volumes = {volume["name"]: volume for volume in pod(workload).get("volumes", ())}
+        for volume in volumes.values():
+            assert volume.get("persistentVolumeClaim", {}).get("claimName", "rift-archive") in claims
+            assert volume.get("configMap", {}).get("name", "rift") in maps
+            assert volume.get("secret", {}).get("secretName", "rift") == "rift"
+        mounts = container(workload)["volumeMounts"]
+        assert {mount["name"] for mount in mounts} == {*volumes, *templates}
+        for mount in mounts:
+            if mount["name"] == "settings" and "subPath" in mount:
+                assert mount["subPath"] in maps["rift"]["data"]
+        ports = {port["name"] for port in container(workload).get("ports", ())}
+        probes = [probe for name, probe in container(workload).items() if name.endswith("Probe")]
+        assert {probe["httpGet"]["port"] for probe in probes} <= ports
+    images = {image["name"] for image in KUSTOMIZATION["images"]}
+    assert images == {container(w)["image"] for w in WORKLOADS.values()} - {"nats:2.15.1"}
+
+
+def test_only_control_has_an_account() -> None:
+    accounts = {name: pod(found).get("serviceAccountName") for name, found in WORKLOADS.items()}
+    assert {name for name, account in accounts.items() if account} == {"rift-control"}
+    assert named("ServiceAccount").keys() == {accounts["rift-control"]}
+    for name, workload in WORKLOADS.items():
+        assert pod(workload).get("automountServiceAccountToken", True) is (name == "rift-control")
+    (binding,) = named("RoleBinding").values()
+    assert binding["roleRef"]["name"] in named("Role")
+    assert [subject["name"] for subject in binding["subjects"]] == ["rift-control"]
+
+
+@pytest.mark.anyio
+async def test_control_may_do_what_it_does_and_nothing_else(tmp_path: Path) -> None:
+    (role,) = named("Role").values()
+    server = ApiServer(role["rules"])
+    name = server.create("deepseek-r1")
+    server.pods = {f"{name}-x": ObjectMeta(name=f"{name}-x", namespace=NAMESPACE)}
+    async with running(server, tmp_path) as fleet:
+        fleet.want("deepseek-r1", 2)
+        await until(lambda: server.replicas(name) == 2 and server.watches == 1)
+        fleet.lost("deepseek-r1", f"{name}-x")
+        await until(lambda: not server.pods)
+    allowed = {
+        (verb, group, resource)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert server.refused == 0
+    assert {call[:3] for call in server.calls} == allowed
+
+
+# --- workers ----------------------------------------------------------------------------------------------
+
+
+def test_every_model_has_its_workload_with_the_catalogues_gpus() -> None:
+    found = {
+        name: container(worker)["resources"]["limits"]["amd.com/gpu"] for name, worker in WORKERS.items()
+    }
+    assert found == {f"rift-worker-{slug(model)}": profile.gpus for model, profile in SERVED.items()}
+
+
+def test_the_fleet_finds_the_workloads_by_their_labels() -> None:
+    for model in SERVED:
+        worker = WORKERS[f"rift-worker-{slug(model)}"]
+        labels = worker["metadata"]["labels"]
+        assert labels["rift/model"] == slug(model)
+        for part in SELECTOR.split(","):
+            key, _, value = part.partition("=")
+            assert labels[key] == value or not value
+        assert "replicas" not in worker["spec"], "apply would fight with control"
+
+
+def test_workers_differ_in_nothing_but_their_model_and_its_size() -> None:
+    def rest(model: str) -> str:
+        worker = WORKERS[f"rift-worker-{slug(model)}"]
+        found = container(worker)
+        found = {**worker, "args": found["args"], "resources": None}
+        text = yaml.safe_dump({**found, "spec": _without_resources(worker["spec"])})
+        return text.replace(slug(model), "MODEL").replace(model, "MODEL")
+
+    assert len({rest(model) for model in SERVED}) == 1
+
+
+def _without_resources(spec: dict[str, Any]) -> dict[str, Any]:
+    template = spec["template"]
+    (found,) = template["spec"]["containers"]
+    bare = {**found, "resources": None}
+    return {**spec, "template": {**template, "spec": {**template["spec"], "containers": [bare]}}}
+
+
+def test_a_role_is_started_with_words_that_rift_knows() -> None:
+    for name, workload in WORKLOADS.items():
+        if name != "rift-nats":
+            options._parser().parse_args(container(workload)["args"])
+    for model in SERVED:
+        found = container(WORKERS[f"rift-worker-{slug(model)}"])
+        told = options._parser().parse_args(found["args"])
+        assert (told.model, told.replica) == (model, "$(RIFT_REPLICA)")
+        (replica,) = [entry for entry in found["env"] if entry["name"] == "RIFT_REPLICA"]
+        assert replica["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+
+
+def test_a_pod_has_the_time_that_its_worker_takes_to_drain() -> None:
+    told = tomllib.loads(named("ConfigMap")["rift"]["data"]["rift.toml"])
+    for worker in WORKERS.values():
+        assert pod(worker)["terminationGracePeriodSeconds"] >= told["drain_s"] + STOP_S["worker"]
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+
+def test_the_settings_are_settings(tmp_path: Path) -> None:
+    (tmp_path / "rift.toml").write_text(named("ConfigMap")["rift"]["data"]["rift.toml"])
+    told = settings.load(tmp_path / "rift.toml", {})
+    assert (told.fleet, told.hardware, told.replicas) == ("kubernetes", "mi300x", 3)
+    assert {told.model, *told.scale} == set(SERVED)
+
+
+def test_the_prices_are_the_price_lists() -> None:
+    told = tomllib.loads(named("ConfigMap")["rift"]["data"]["prices.toml"])["prices"]
+    shipped = catalogue.shipped()
+    assert told == {
+        name: {"prompt_usd": shipped[name].prompt_usd, "output_usd": shipped[name].output_usd}
+        for name in SERVED
+    }
+    assert all(nanousd_per_token(price["output_usd"], where=name) for name, price in told.items())
+
+
+def nats_environment() -> Iterator[tuple[str, str]]:
+    """What the servers' pods have, as Kubernetes would fill it in."""
+    known = {"POD_NAME": "rift-nats-0", "NATS_TOKEN": "rift-5e1f"}
+    for entry in container(WORKLOADS["rift-nats"])["env"]:
+        known[entry["name"]] = known.get(entry["name"]) or entry["value"].replace(
+            "$(NATS_TOKEN)", known["NATS_TOKEN"]
+        )
+    yield from known.items()
+
+
+def test_nats_server_takes_its_configuration(tmp_path: Path) -> None:
+    text = named("ConfigMap")["rift-nats"]["data"]["nats.conf"]
+    (tmp_path / "nats.conf").write_text(text)
+    command = [str(Path(sys.executable).with_name("nats-server")), "-c", str(tmp_path / "nats.conf"), "-t"]
+    done = subprocess.run(command, env=dict(nats_environment()), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert f"max_payload: {broker.MAX_PAYLOAD_BYTES}" in text
+    assert f"max_pending: {broker.MAX_PENDING_BYTES}" in text
+    assert "sync_interval: always" in text
+
+
+def test_every_role_finds_every_nats_server() -> None:
+    servers = WORKLOADS["rift-nats"]["spec"]["replicas"]
+    service = WORKLOADS["rift-nats"]["spec"]["serviceName"]
+    assert service in named("Service")
+    urls = [f"nats://$(NATS_TOKEN)@rift-nats-{number}.{service}:4222" for number in range(servers)]
+    for name, workload in WORKLOADS.items():
+        told = {entry["name"]: entry.get("value") for entry in container(workload)["env"]}
+        if name != "rift-nats":
+            assert told["RIFT_NATS_URL"] == ",".join(urls)
+            assert list(told).index("NATS_TOKEN") < list(told).index("RIFT_NATS_URL"), "or it stays as it is"
+    routes = [value for key, value in nats_environment() if key.startswith("ROUTE_")]
+    assert routes == [f"nats://rift:rift-5e1f@rift-nats-{n}.{service}:6222" for n in range(servers)]
+
+
+def test_the_runbook_knows_what_control_says() -> None:
+    runbook = (FOLDER.parent / "README.md").read_text().partition("## Kubernetes")[2].partition("\n## ")[0]
+    words = [row.split("`")[1].strip("… ") for row in runbook.splitlines() if row.startswith("| `")]
+    assert len(words) == 4
+    said = (FOLDER.parents[1] / "rift" / "fleet" / "kubernetes.py").read_text()
+    assert all(text in said for text in words)
+
+
+def test_containers_are_made_of_what_is_there() -> None:
+    root = FOLDER.parents[1]
+    for line in (FOLDER / "Containerfile").read_text().splitlines():
+        if line.startswith("COPY "):
+            assert all((root / name).exists() for name in line.split()[1:-1]), line
