@@ -7,12 +7,15 @@ lives here: the questions and how they are asked. The answers are in `control/an
 import json
 from typing import Any, ClassVar
 
+import anyio
 import msgspec
 
-from events.log import Log, LogError
+from events.log import Log, LogError, NobodyAnswers
 
 # Longer than an answer in SQL may take (10 s, `replay/asking.py`) and than one before it in the queue.
 TIMEOUT_S = 25.0
+# A leader that hangs has a successor within this (`control/leader.py`); and how long one look takes.
+TAKEOVER_S, LOOK_S = 6.0, 0.5
 # Rebuilding, closing and digests read everything there is.
 LONG_TIMEOUT_S = 1800.0
 
@@ -84,6 +87,20 @@ class AskLeader(Question, frozen=True, forbid_unknown_fields=True):
 
 
 AnyQuestion = AskLeader | Sql | AskInvoice | AskUsage | ClosePeriod | Seal | Digests | Rebuild
+
+
+async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:
+    """As `ask`, once there is a leader that answers: nothing shall wait long for one that hangs."""
+    with anyio.move_on_after(TAKEOVER_S):
+        while True:
+            try:
+                await ask(log, AskLeader(), timeout_s=LOOK_S)
+                break
+            except NobodyAnswers:
+                break
+            except LogError:
+                continue
+    return await ask(log, question, timeout_s=timeout_s)
 
 
 async def ask(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:

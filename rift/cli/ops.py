@@ -16,7 +16,7 @@ from replay.warehouse import Warehouse, WarehouseError
 from rift import accounts
 from rift.cli.connection import connected, installation
 from rift.control.until import parse as parse_position
-from rift.questions import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask
+from rift.questions import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask_leader
 
 Result = TypeVar("Result")
 
@@ -29,7 +29,7 @@ def sql(options: Namespace) -> None:
     """Ask the control process; where no broker answers, the database file itself."""
     try:
         try:
-            answer = Answer(**with_log(options, lambda log: ask(log, Sql(options.select))))
+            answer = Answer(**with_log(options, lambda log: ask_leader(log, Sql(options.select))))
         except* LogError as nobody:
             answer = _from_file(options, nobody)
     except* (QueryRefused, QuestionRefused, WarehouseError) as refused:
@@ -94,7 +94,7 @@ def with_log(options: Namespace, ask: Callable[[JetStream], Awaitable[Result]]) 
 async def asked(log: JetStream, question: AnyQuestion, timeout_s: float = TIMEOUT_S) -> Any:
     """Return control's answer. Raises CommandFailed with its reason for giving none, LogError."""
     try:
-        return await ask(log, question, timeout_s=timeout_s)
+        return await ask_leader(log, question, timeout_s=timeout_s)
     except QuestionRefused as refused:
         raise CommandFailed(str(refused)) from refused
 

@@ -89,6 +89,7 @@ class Leadership:
 
     async def _stand_by(self, missing_max: int) -> None:
         """Return once it stood for leader, or another took its place."""
+        is_told = False
         silences = missing = 0
         while silences < SILENCES and missing < missing_max:
             began_at, epoch = anyio.current_time(), self._log.epoch
@@ -99,6 +100,9 @@ class Leadership:
             silences = silences + 1 if heard == "silence" else 0
             missing = missing + 1 if heard == "nobody" else 0
             if heard == "leader":
+                if not is_told:
+                    logger.info("%s stands by: %s leads", self.name, self.fleet.leader)
+                is_told = True
                 await anyio.sleep_until(began_at + ASK_S)
             elif missing and missing < missing_max:
                 await anyio.sleep(MISSING_S)
