@@ -7,15 +7,16 @@ Everything is an integer, so it is the same on every machine; times are stored t
 window of W holds what happened in (now - W, now]: at the moment itself yes, W before it no longer.
 """
 
-from collections import deque
+from bisect import bisect_right
+from collections.abc import Mapping
 
 import msgspec
 
 SECOND_NS = 1_000_000_000
-# Arrivals are counted over a burst's beginning, over about what a start takes, and over the slow curve.
-BURST_NS = 15 * SECOND_NS
 MINUTE_NS = 60 * SECOND_NS
-CURVE_NS = 300 * SECOND_NS
+# How many were under way is looked up every half minute over the last ten: the first two say how fast it grows,
+# and the highest of all what is not given up yet.
+PAST_NS, PASTS = 30 * SECOND_NS, 20
 # How long answers are is remembered for an hour: enough of them to know, and it outlives an idle quarter.
 ENDED_NS = 3600 * SECOND_NS
 # Decoding slows with the load, so the same minutes say how fast it was and how full replicas were.
@@ -35,10 +36,11 @@ class Demand(msgspec.Struct, frozen=True):
     # Accepted, not ended, no attempt that counted has started; and: one has.
     waiting: int = 0
     running: int = 0
-    # Accepted in the windows of BURST_NS, MINUTE_NS, CURVE_NS.
-    arrived_burst: int = 0
+    # How many were under way, waiting or running, at now - PAST_NS, now - 2 PAST_NS ...: accepted by then, and
+    # not ended by then.
+    past: tuple[int, ...] = (0,) * PASTS
+    # Accepted in the window of MINUTE_NS.
     arrived_minute: int = 0
-    arrived_curve: int = 0
     # Ended in the window of ENDED_NS with at least one output token, and the sums of their tokens.
     ended: int = 0
     prompt_tokens: int = 0
@@ -72,109 +74,109 @@ class Replicas(msgspec.Struct, frozen=True):
     running_square_sum: int = 0
 
 
-class _Open:
-    __slots__ = ("accepted_at_ns", "started_at_ns")
+def inputs(demand: Demand, replicas: Replicas) -> dict[str, int]:
+    """Return both as one flat object: what a decision's event says that it followed from."""
+    flat = {**msgspec.structs.asdict(demand), **msgspec.structs.asdict(replicas)}
+    past = flat.pop("past")
+    return flat | {f"past_{back}": count for back, count in enumerate(past, start=1)}
 
-    def __init__(self, accepted_at_ns: int) -> None:
-        self.accepted_at_ns = accepted_at_ns
-        self.started_at_ns: int | None = None
+
+def of_inputs(flat: Mapping[str, int]) -> tuple[Demand, Replicas]:
+    """Return what `inputs` made flat. Raises KeyError where a field is missing."""
+    demand = {name: flat[name] for name in Demand.__struct_fields__ if name != "past"}
+    past = tuple(flat[f"past_{back}"] for back in range(1, PASTS + 1))
+    replicas = {name: flat[name] for name in Replicas.__struct_fields__}
+    return Demand(past=past, **demand), Replicas(**replicas)
 
 
-class _Window:
-    """Sums over the last W of what was added in order of time."""
+class _Sums:
+    """What was added in order of time, as running totals: a window's sums are two look-ups."""
 
-    __slots__ = ("_rows", "_width_ns", "count", "first", "second")
+    __slots__ = ("at_ns", "first", "second", "width_ns")
 
     def __init__(self, width_ns: int) -> None:
-        self._width_ns = width_ns
-        self._rows: deque[tuple[int, int, int]] = deque()
-        self.count = self.first = self.second = 0
+        self.width_ns = width_ns
+        self.at_ns: list[int] = []
+        self.first = [0]
+        self.second = [0]
 
-    def add(self, at_ns: int, first: int = 0, second: int = 0) -> None:
-        self._rows.append((at_ns, first, second))
-        self.count += 1
-        self.first += first
-        self.second += second
+    def add(self, at_ns: int, first: int, second: int) -> None:
+        self.at_ns.append(at_ns)
+        self.first.append(self.first[-1] + first)
+        self.second.append(self.second[-1] + second)
 
-    def until(self, now_ns: int) -> "_Window":
-        """Forget what the window that ends now no longer holds."""
-        rows, oldest = self._rows, now_ns - self._width_ns
-        while rows and rows[0][0] <= oldest:
-            _, first, second = rows.popleft()
-            self.count -= 1
-            self.first -= first
-            self.second -= second
-        return self
+    def until(self, now_ns: int) -> tuple[int, int, int]:
+        """Return the count and the two sums of the window that ends now: at the time of the last or later."""
+        past = bisect_right(self.at_ns, now_ns - self.width_ns)
+        count = len(self.at_ns) - past
+        return count, self.first[-1] - self.first[past], self.second[-1] - self.second[past]
 
 
 class Demands:
-    """A Demand that is kept up to date: told what happens in order of time, it answers for now or later.
-
-    `running` counts requests that run, not attempts: a second start of a request changes nothing.
-    """
+    """A Demand that is kept up to date: it is told what happens, in order of time. It keeps all of it."""
 
     def __init__(self) -> None:
-        self._open: dict[object, _Open] = {}
-        self._running = 0
+        # When it was accepted, until it is started; and how long it waited, from then on.
+        self._waiting: dict[object, int] = {}
+        self._running: dict[object, int] = {}
+        self._arrived_at_ns: list[int] = []
+        self._left_at_ns: list[int] = []
+        self._ended = _Sums(ENDED_NS)
+        self._decoded = _Sums(SPEED_NS)
         self._active_at_ns = 0
-        self._arrived = tuple(_Window(width) for width in (BURST_NS, MINUTE_NS, CURVE_NS))
-        self._ended = _Window(ENDED_NS)
-        self._decoded = _Window(SPEED_NS)
 
     def accepted(self, request: object, at_ns: int) -> None:
-        self._open[request] = _Open(at_ns)
-        self._active_at_ns = at_ns
-        for window in self._arrived:
-            window.add(at_ns)
+        self._waiting[request] = self._active_at_ns = at_ns
+        self._arrived_at_ns.append(at_ns)
 
     def started(self, request: object, at_ns: int) -> None:
-        one = self._open[request]
-        if one.started_at_ns is None:
-            one.started_at_ns = at_ns
-            self._running += 1
+        """Its first attempt that counts; a later one changes nothing and is not told."""
+        self._running[request] = at_ns - self._waiting.pop(request)
 
     def ended(
         self, request: object, at_ns: int, *, prompt_tokens: int, output_tokens: int, decode_ns: int
     ) -> None:
         """`decode_ns` is the last token's time less the first's."""
-        one = self._open.pop(request)
         self._active_at_ns = at_ns
-        started_at_ns = one.started_at_ns
-        if started_at_ns is not None:
-            self._running -= 1
+        self._left_at_ns.append(at_ns)
+        waited_ns = self._running.pop(request, None)
+        if waited_ns is None:
+            del self._waiting[request]
         if output_tokens:
             self._ended.add(at_ns, prompt_tokens, output_tokens)
-        if output_tokens > 1 and started_at_ns is not None and started_at_ns - one.accepted_at_ns <= WARM_NS:
+        if output_tokens > 1 and waited_ns is not None and waited_ns <= WARM_NS:
             self._decoded.add(at_ns, decode_ns, output_tokens - 1)
 
     def at(self, now_ns: int) -> Demand:
-        burst, minute, curve = (window.until(now_ns).count for window in self._arrived)
-        ended, decoded = self._ended.until(now_ns), self._decoded.until(now_ns)
+        """Return the Demand as of now: the time of what was told last, or later."""
+        arrived, left = self._arrived_at_ns, self._left_at_ns
+        times_ns = [now_ns - PAST_NS * back for back in range(1, PASTS + 1)]
+        ended, prompt_tokens, output_tokens = self._ended.until(now_ns)
+        _, decode_ns, decode_tokens = self._decoded.until(now_ns)
         return Demand(
             now_ns=now_ns,
-            waiting=len(self._open) - self._running,
-            running=self._running,
-            arrived_burst=burst,
-            arrived_minute=minute,
-            arrived_curve=curve,
-            ended=ended.count,
-            prompt_tokens=ended.first,
-            output_tokens=ended.second,
-            decode_ns=decoded.first,
-            decode_tokens=decoded.second,
+            waiting=len(self._waiting),
+            running=len(self._running),
+            past=tuple(bisect_right(arrived, at_ns) - bisect_right(left, at_ns) for at_ns in times_ns),
+            arrived_minute=len(arrived) - bisect_right(arrived, now_ns - MINUTE_NS),
+            ended=ended,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            decode_ns=decode_ns,
+            decode_tokens=decode_tokens,
             active_at_ns=self._active_at_ns,
         )
 
 
 class Reports:
-    """The sums of `running` and its square over the ReplicaReported of the last SPEED_NS."""
+    """The sums of `running` and of its square over the ReplicaReported of the last SPEED_NS."""
 
     def __init__(self) -> None:
-        self._reported = _Window(SPEED_NS)
+        self._reported = _Sums(SPEED_NS)
 
     def reported(self, at_ns: int, running: int) -> None:
         self._reported.add(at_ns, running, running * running)
 
     def at(self, now_ns: int) -> tuple[int, int]:
-        window = self._reported.until(now_ns)
-        return window.first, window.second
+        _, running, square = self._reported.until(now_ns)
+        return running, square

@@ -1,0 +1,316 @@
+from pathlib import Path
+p=Path('replay/demand.py'); t=p.read_text()
+def sub(a,b):
+    global t
+    assert a in t,a
+    t=t.replace(a,b)
+sub('''# Arrivals are counted over a burst's beginning, over about what a start takes, and over the slow curve.
+BURST_NS = 15 * SECOND_NS
+MINUTE_NS = 60 * SECOND_NS
+CURVE_NS = 300 * SECOND_NS
+''','''MINUTE_NS = 60 * SECOND_NS
+# How many were under way is looked up every half minute over the last ten: the first two say how fast it grows,
+# and the highest of all what is not given up yet.
+PAST_NS, PASTS = 30 * SECOND_NS, 20
+''')
+sub('''    # Accepted in the windows of BURST_NS, MINUTE_NS, CURVE_NS.
+    arrived_burst: int = 0
+    arrived_minute: int = 0
+    arrived_curve: int = 0
+''','''    # How many were under way, waiting or running, at now - PAST_NS, now - 2 PAST_NS ...: accepted by then, and
+    # not ended by then.
+    past: tuple[int, ...] = (0,) * PASTS
+    # Accepted in the window of MINUTE_NS.
+    arrived_minute: int = 0
+''')
+sub('''        self._arrived_at_ns: list[int] = []
+''','''        self._arrived_at_ns: list[int] = []
+        self._left_at_ns: list[int] = []
+''')
+sub('''        self._active_at_ns = at_ns
+        waited_ns''','''        self._active_at_ns = at_ns
+        self._left_at_ns.append(at_ns)
+        waited_ns''')
+sub('''        arrived = self._arrived_at_ns
+        burst, minute, curve = (
+            len(arrived) - bisect_right(arrived, now_ns - width) for width in (BURST_NS, MINUTE_NS, CURVE_NS)
+        )
+''','''        arrived, left = self._arrived_at_ns, self._left_at_ns
+        times_ns = [now_ns - PAST_NS * back for back in range(1, PASTS + 1)]
+''')
+sub('''            arrived_burst=burst,
+            arrived_minute=minute,
+            arrived_curve=curve,
+''','''            past=tuple(bisect_right(arrived, at_ns) - bisect_right(left, at_ns) for at_ns in times_ns),
+            arrived_minute=len(arrived) - bisect_right(arrived, now_ns - MINUTE_NS),
+''')
+sub('''class _Sums:''','''def inputs(demand: Demand, replicas: Replicas) -> dict[str, int]:
+    """Return both as one flat object: what a decision's event says that it followed from."""
+    flat = {**msgspec.structs.asdict(demand), **msgspec.structs.asdict(replicas)}
+    past = flat.pop("past")
+    return flat | {f"past_{back}": count for back, count in enumerate(past, start=1)}
+
+
+def of_inputs(flat: Mapping[str, int]) -> tuple[Demand, Replicas]:
+    """Return what `inputs` made flat. Raises KeyError where a field is missing."""
+    demand = {name: flat[name] for name in Demand.__struct_fields__ if name != "past"}
+    past = tuple(flat[f"past_{back}"] for back in range(1, PASTS + 1))
+    replicas = {name: flat[name] for name in Replicas.__struct_fields__}
+    return Demand(past=past, **demand), Replicas(**replicas)
+
+
+class _Sums:''')
+sub('from bisect import bisect_right\n','from bisect import bisect_right\nfrom collections.abc import Mapping\n')
+p.write_text(t)
+p=Path('replay/decide.py'); t=p.read_text()
+a=t.index('In ten lines:'); b=t.index('class Policy(')
+t=t[:a]+'''In ten lines:
+
+1. What is asked for has at least one replica at once; what nobody asks for keeps one until its idle time is
+   over, then its minimum.
+2. All replicas pull from one queue, so their slots are one pool: it must hold what is under way, waiting or
+   running, and three standard deviations (a root of it), so a larger pool may be fuller.
+3. Expected is what is under way, grown as in the last 30 or 60 s until a replica ordered now is ready, 60 s
+   at most, and less where answers are short: those who come push no further than those who go.
+4. More are wanted if the pool cannot hold that; but no more than serve what arrives and drain the rest in as
+   long as a start takes, since who waits for a start is served late anyhow.
+5. Prompts are filled one by one: they keep a replica so busy at most that their wait stays in the TTFT target.
+6. Fewer are wanted when nothing waits or starts, nothing was decided for two starts (60 s at least), the rest
+   would hold the most of the last ten minutes, and the work of now once it has come to rest there.
+7. Tokens of a request are the last hour's mean; speed is the profile's, corrected by the last ten minutes.
+8. Never more than the maximum, nor than the price ceiling pays for.
+9. After three failed starts in a row only what is ready is wanted; one more is tried after 10, 20, 40 s ...
+10. It says why, with the numbers.
+"""
+
+from math import isqrt
+
+import msgspec
+
+from replay.demand import SECOND_NS, Demand, Replicas
+from replay.hardware import Hardware
+
+# The name that a decision carries: it changes with every change of what `decide` says.
+POLICY = "pool-1"
+
+# Standard deviations of what is under way that fit beside it: 99.9 % of a normal law's, its skew, and luck.
+SPREAD = 3
+# Growth is believed for no longer than it has been seen.
+GROWTH_NS_MAX = 60 * SECOND_NS
+# Between a decision and one for fewer lie two starts: what is given up costs one to get back, and its answers
+# take about another to end. A fast start is no reason to hurry.
+HELD_STARTS, HELD_NS_MIN = 2, 60 * SECOND_NS
+# An answer's length until one has been seen: a chat's, a little long.
+TOKENS_ASSUMED = 256
+# Waits for prompts are M/D/1's: 99 % are shorter than 2.3 times prefill / (1 - busy). Busier than 70 % that
+# formula is too hopeful; less busy than 20 % a replica is wasted on a target that long prompts miss anyhow.
+WAIT_PERMILLE, BUSY_PERMILLE_MIN, BUSY_PERMILLE_MAX = 2300, 200, 700
+# The observed speed is believed between half and double the profile's, and from so many tokens on.
+SPEED_PERMILLE_MIN, SPEED_PERMILLE_MAX, SPEED_TOKENS_MIN = 500, 2000, 1000
+# Failed starts in a row until no more than one is tried at a time, and how long after; doubled each time.
+FAILED_MAX, RETRY_NS, RETRY_NS_MAX = 3, 10 * SECOND_NS, 600 * SECOND_NS
+
+
+'''+t[b:]
+a=t.index('class _Need('); 
+t=t[:a]+'''class _Need(msgspec.Struct, frozen=True):
+    replicas: int
+    why: str
+
+
+class _Replica(msgspec.Struct, frozen=True):
+    """What one replica holds and does, of requests as they were lately."""
+
+    prompt_tokens: int
+    output_tokens: int
+    slots: int
+    # The slots, and those that come free while the TTFT target passes.
+    room: int
+    # A decode step is step_ns + slope_ns x running.
+    step_ns: int
+    slope_ns: int
+    # Tokens in a thousand seconds with all slots taken.
+    tokens_per_ks: int
+
+
+def decide(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> Decision | None:
+    """Return how many replicas there shall be, and why; None leaves it as it was decided last."""
+    low, high = bounds(policy, hardware)
+    need = _idle(demand, replicas, policy) or _needed(demand, replicas, policy, hardware)
+    if need.replicas > high:
+        limit = f"the maximum is {high}"
+        if high < policy.replicas_max:
+            limit = f"the price ceiling pays for {high} at {hardware.hour_nanousd} nano-USD an hour"
+        need = _Need(high, f"{need.why}; {limit}")
+    elif need.replicas < low:
+        need = _Need(low, f"{need.why}; the minimum is {low}")
+    if (tried := _after_failures(need, demand, replicas, low)) is not None:
+        need = tried
+    elif replicas.wanted > high:
+        need = _Need(high, f"{replicas.wanted} were wanted, and {high} are allowed")
+    return None if need.replicas == replicas.wanted else Decision(need.replicas, need.why)
+
+
+def bounds(policy: Policy, hardware: Hardware) -> tuple[int, int]:
+    """Return the fewest and the most replicas the policy allows; the price ceiling is above the minimum."""
+    high = policy.replicas_max
+    if policy.hour_nanousd_max and hardware.hour_nanousd:
+        high = min(high, policy.hour_nanousd_max // hardware.hour_nanousd)
+    return min(policy.replicas_min, high), high
+
+
+def speed_permille(demand: Demand, replicas: Replicas, hardware: Hardware) -> int:
+    """Return how long a decode step took lately, in permille of the profile's with as many running."""
+    if demand.decode_tokens < SPEED_TOKENS_MIN or not replicas.running_sum:
+        return 1000
+    slope = hardware.step_us_per_running * replicas.running_square_sum // replicas.running_sum
+    seen = demand.decode_ns // demand.decode_tokens // (hardware.step_us + slope)
+    return max(SPEED_PERMILLE_MIN, min(SPEED_PERMILLE_MAX, seen))
+
+
+def _idle(demand: Demand, replicas: Replicas, policy: Policy) -> _Need | None:
+    """What to do while nothing is under way; None: there is."""
+    if demand.waiting or demand.running:
+        return None
+    idle_ns = demand.now_ns - demand.active_at_ns
+    why = f"nothing was under way for {idle_ns // SECOND_NS} s"
+    if not demand.active_at_ns or idle_ns >= policy.idle_ns:
+        return _Need(0, why)
+    if idle_ns >= _held_ns(replicas):
+        return _Need(min(1, replicas.wanted), why)
+    return _Need(replicas.wanted, why)
+
+
+def _needed(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> _Need:
+    one = _replica(demand, replicas, policy, hardware)
+    more = _more(demand, replicas, one, hardware)
+    prompts = _prompts(demand, policy, hardware, one)
+    need = max(more, prompts, key=lambda need: need.replicas)
+    if need.replicas >= replicas.wanted:
+        return need
+    held_ns = demand.now_ns - replicas.decided_at_ns
+    if demand.waiting or replicas.starting or held_ns < _held_ns(replicas):
+        return _Need(replicas.wanted, "")
+    return _fewer(demand, replicas, one, need)
+
+
+def _held_ns(replicas: Replicas) -> int:
+    return max(HELD_NS_MIN, HELD_STARTS * replicas.start_ns)
+
+
+def _replica(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> _Replica:
+    prompt = output = TOKENS_ASSUMED
+    if demand.ended:
+        prompt, output = demand.prompt_tokens // demand.ended, max(1, demand.output_tokens // demand.ended)
+    permille = speed_permille(demand, replicas, hardware)
+    slots = hardware.running_of(prompt + output)
+    step_ns, slope_ns = hardware.step_us * permille, hardware.step_us_per_running * permille
+    tokens_per_ks = slots * 1_000_000_000_000 // (step_ns + slope_ns * slots)
+    return _Replica(
+        prompt_tokens=prompt,
+        output_tokens=output,
+        slots=slots,
+        room=slots + tokens_per_ks * policy.ttft_ms // output // 1_000_000,
+        step_ns=step_ns,
+        slope_ns=slope_ns,
+        tokens_per_ks=tokens_per_ks,
+    )
+
+
+def _more(demand: Demand, replicas: Replicas, one: _Replica, hardware: Hardware) -> _Need:
+    """As many as hold what is expected, or serve what arrives and drain the rest, whichever is fewer."""
+    under_way = demand.waiting + demand.running
+    expected = under_way + _growth(demand, replicas, one)
+    holding = _up(expected + _spread(under_way), one.room)
+    arriving = demand.arrived_minute * one.output_tokens * 1000 // 60
+    drained = expected * one.output_tokens * 1000 * SECOND_NS // max(SECOND_NS, replicas.start_ns)
+    serving = _up(arriving + drained, one.tokens_per_ks)
+    found = max(1, min(holding, serving))
+    why = f"{demand.waiting} waiting and {demand.running} running, {expected} expected: "
+    if serving < holding:
+        why += f"{_replicas(found)} of {one.tokens_per_ks // 1000} tokens/s serve and drain them"
+    else:
+        why += f"{_replicas(found)} of {one.slots} hold them"
+    return _Need(found, f"{why}; {replicas.ready} ready, {replicas.starting} starting")
+
+
+def _growth(demand: Demand, replicas: Replicas, one: _Replica) -> int:
+    """How many more will be under way once a replica that is ordered now is ready.
+
+    With more running each is slower, but all together are faster: below full slots growth ends by itself, in
+    about output x step^2 / step_ns.
+    """
+    under_way = demand.waiting + demand.running
+    doubled = max(0, 2 * (under_way - demand.past[0]), under_way - demand.past[1])
+    ahead_ns = min(replicas.start_ns, GROWTH_NS_MAX)
+    if under_way < replicas.ready * one.slots:
+        step_ns = one.step_ns + one.slope_ns * under_way // replicas.ready
+        rest_ns = one.output_tokens * step_ns * step_ns // one.step_ns
+        ahead_ns = ahead_ns * rest_ns // (ahead_ns + rest_ns)
+    return doubled * ahead_ns // GROWTH_NS_MAX
+
+
+def _prompts(demand: Demand, policy: Policy, hardware: Hardware, one: _Replica) -> _Need:
+    """As many as fill the prompts that arrive without too long a wait for each other."""
+    prefill_ms = one.prompt_tokens * 1000 // hardware.prefill_tokens_per_s
+    busy_permille = BUSY_PERMILLE_MAX
+    if prefill_ms < policy.ttft_ms:
+        wait = WAIT_PERMILLE * prefill_ms // (policy.ttft_ms - prefill_ms)
+        busy_permille = max(BUSY_PERMILLE_MIN, min(BUSY_PERMILLE_MAX, 1000 - wait))
+    arriving = demand.arrived_minute * one.prompt_tokens * 1000 // 60
+    found = _up(arriving, hardware.prefill_tokens_per_s * busy_permille)
+    return _Need(
+        found, f"{arriving // 1000} prompt tokens/s keep {_replicas(found)} busy for {busy_permille} permille"
+    )
+
+
+def _fewer(demand: Demand, replicas: Replicas, one: _Replica, need: _Need) -> _Need:
+    """The fewest, down to `need`, that would hold the most of the last minutes and the work of now at rest.
+
+    Of r replicas with N under way each token takes step + slope x N / r, so N follows a negative binomial law:
+    of shape r x step / slope + 1, and of load (tokens a second x slope) / r.
+    """
+    under_way = demand.waiting + demand.running
+    most = max(under_way, *demand.past)
+    live = max(1, replicas.ready + replicas.draining)
+    slope_ns = max(1, one.slope_ns)
+    load_ppm = demand.running * slope_ns * 1_000_000 // (one.step_ns + slope_ns * demand.running // live)
+    found = max(need.replicas, _up(most + _spread(under_way), one.room))
+    while found < replicas.wanted:
+        rest_ppm = 1_000_000 - load_ppm // found
+        if rest_ppm > 0:
+            mean = (one.step_ns * found // slope_ns + 1) * (load_ppm // found) // rest_ppm
+            if mean + _spread(mean * 1_000_000 // rest_ppm) <= found * one.room:
+                break
+        found += 1
+    return _Need(
+        min(found, replicas.wanted),
+        f"{under_way} under way, {most} at most in ten minutes: {_replicas(found)} of {one.slots} are enough",
+    )
+
+
+def _after_failures(need: _Need, demand: Demand, replicas: Replicas, low: int) -> _Need | None:
+    """After too many failed starts: what is ready, or one more once its time has come. None: go on."""
+    if replicas.failed < FAILED_MAX or need.replicas <= replicas.ready:
+        return None
+    doubled = min(replicas.failed - FAILED_MAX, 16)
+    retry_at_ns = replicas.failed_at_ns + min(RETRY_NS << doubled, RETRY_NS_MAX)
+    failed = f"{replicas.failed} starts failed in a row"
+    if demand.now_ns < retry_at_ns:
+        left = max(low, replicas.ready)
+        return _Need(left, f"{failed}; the next is tried in {(retry_at_ns - demand.now_ns) // SECOND_NS} s")
+    return _Need(max(low, replicas.ready + 1), f"{failed}; one more is tried: {need.why}")
+
+
+def _spread(variance: int) -> int:
+    return isqrt(SPREAD * SPREAD * variance)
+
+
+def _up(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _replicas(count: int) -> str:
+    return f"{count} replica" if count == 1 else f"{count} replicas"
+'''
+p.write_text(t)

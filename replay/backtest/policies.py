@@ -1,0 +1,183 @@
+"""Who says how many replicas in a simulation: our `decide`, Knative's autoscaler, a fixed number.
+
+What lives here: each as `engine.Scaling`. What must not: the one that knows the future (`oracle.py`).
+"""
+
+import math
+from collections import deque
+
+import msgspec
+
+from replay.backtest.engine import Fleet
+from replay.decide import Policy, decide
+from replay.demand import Demands, Replicas, Reports
+from replay.hardware import Hardware
+
+# As often as control looks, and as often as a worker reports.
+TICK_S, REPORT_S = 2.0, 10.0
+
+
+class Ours:
+    """The `decide` of production, fed by the same events."""
+
+    tick_s = TICK_S
+
+    def __init__(self, policy: Policy, hardware: Hardware, *, start_s: float) -> None:
+        self.demands: Demands | None = Demands()
+        self._told = self.demands
+        self._policy = policy
+        self._hardware = hardware
+        self._start_ns = int(start_s * 1e9)
+        self._decided_at_ns = 0
+        self._reports = Reports()
+        self._report_s = 0.0
+
+    def decide(self, now_s: float, fleet: Fleet) -> int | None:
+        now_ns = int(now_s * 1e9)
+        if now_s >= self._report_s:
+            self._report_s = now_s + REPORT_S
+            for replica in (*fleet.ready, *fleet.draining):
+                self._reports.reported(now_ns, replica.load)
+        running_sum, running_square_sum = self._reports.at(now_ns)
+        replicas = Replicas(
+            wanted=fleet.wanted,
+            ready=len(fleet.ready),
+            starting=len(fleet.starting),
+            draining=len(fleet.draining),
+            start_ns=self._start_ns,
+            decided_at_ns=self._decided_at_ns,
+            running_sum=running_sum,
+            running_square_sum=running_square_sum,
+        )
+        decision = decide(self._told.at(now_ns), replicas, self._policy, self._hardware)
+        if decision is None:
+            return None
+        self._decided_at_ns = now_ns
+        return decision.to_replicas
+
+
+class Static:
+    """The same number from the first request on."""
+
+    tick_s = TICK_S
+    demands: Demands | None = None
+
+    def __init__(self, replicas: int) -> None:
+        self._replicas = replicas
+
+    def decide(self, now_s: float, fleet: Fleet) -> int | None:
+        return self._replicas
+
+
+class KnativeSettings(msgspec.Struct, frozen=True):
+    """Knative Pod Autoscaler's, with its defaults; `target` is the concurrency of one replica."""
+
+    target: float
+    stable_s: int = 60
+    panic_s: int = 6
+    panic_threshold: float = 2.0
+    grace_s: int = 30
+    up_rate: float = 1000.0
+    down_rate: float = 2.0
+
+
+class _Average:
+    """Concurrency by seconds over a window, as Knative's buckets have it: over the seconds since the first
+    that was written, while these are fewer than the window; a window without any begins anew."""
+
+    def __init__(self, window_s: int) -> None:
+        self._window_s = window_s
+        self._seconds: deque[tuple[int, float]] = deque()
+        self._first = 0
+
+    def write(self, second: int, value: float) -> None:
+        if not self._seconds or second - self._seconds[-1][0] >= self._window_s:
+            self._first = second
+            self._seconds.clear()
+        self._seconds.append((second, value))
+        while self._seconds[0][0] <= second - self._window_s:
+            self._seconds.popleft()
+
+    def value(self) -> float:
+        if not self._seconds:
+            return 0.0
+        valid = min(self._seconds[-1][0] - self._first + 1, self._window_s)
+        return sum(value for _, value in self._seconds) / valid
+
+
+class Knative:
+    """Knative Pod Autoscaler on concurrency, from its documentation and pkg/autoscaler/scaling/autoscaler.go,
+    pkg/autoscaler/aggregation/bucketing.go, pkg/reconciler/autoscaling/kpa/scaler.go.
+
+    Each second it is told the mean concurrency of the last one, what waits included. Every other second it
+    wants concurrency / target over the stable window, rounded up. Where the panic window wants twice what is
+    ready it panics: it wants the more of the two, and no less than before, until it was below that threshold
+    for a stable window. A request that finds no replica is decided on at once. The last replica goes when
+    a whole stable window was empty, and the grace period after that.
+    """
+
+    tick_s = 1.0
+    demands: Demands | None = None
+
+    def __init__(self, settings: KnativeSettings) -> None:
+        self._settings = settings
+        self._stable, self._panic = _Average(settings.stable_s), _Average(settings.panic_s)
+        self._area_s = 0.0
+        self._second = 0
+        self._panic_at_s: float | None = None
+        self._panic_wanted = 0
+        self._active_s: float | None = None
+        self._inactive_s: float | None = None
+
+    def decide(self, now_s: float, fleet: Fleet) -> int | None:
+        if not fleet.wanted and fleet.under_way == 1:
+            # The activator's word on the first request that it holds.
+            self._write(self._second, 1.0)
+            self._area_s = fleet.area_s
+            return self._scaled(now_s, fleet)
+        self._second += 1
+        concurrency, self._area_s = fleet.area_s - self._area_s, fleet.area_s
+        if fleet.wanted or fleet.under_way:
+            self._write(self._second, concurrency)
+        return self._scaled(now_s, fleet) if self._second % 2 == 0 else None
+
+    def _write(self, second: int, concurrency: float) -> None:
+        self._stable.write(second, concurrency)
+        self._panic.write(second, concurrency)
+
+    def _scaled(self, now_s: float, fleet: Fleet) -> int | None:
+        desired = self.desired(now_s, len(fleet.ready), self._stable.value(), self._panic.value())
+        return self._at_zero(now_s, fleet, desired)
+
+    def desired(self, now_s: float, ready: int, stable: float, panic: float) -> int:
+        """Return what it wants of the two averages: `Scale` of its autoscaler."""
+        settings, pods = self._settings, max(1, ready)
+        most, least = math.ceil(settings.up_rate * pods), math.floor(pods / settings.down_rate)
+        by_stable, by_panic = math.ceil(stable / settings.target), math.ceil(panic / settings.target)
+        desired = min(max(by_stable, least), most)
+        if by_panic / pods >= settings.panic_threshold:
+            self._panic_at_s = now_s
+        elif self._panic_at_s is not None and self._panic_at_s + settings.stable_s < now_s:
+            self._panic_at_s, self._panic_wanted = None, 0
+        if self._panic_at_s is not None:
+            desired = max(desired, min(max(by_panic, least), most))
+            self._panic_wanted = desired = max(desired, self._panic_wanted)
+        return desired
+
+    def _at_zero(self, now_s: float, fleet: Fleet, desired: int) -> int | None:
+        if fleet.ready and self._active_s is None:
+            self._active_s = now_s
+        if desired:
+            if self._inactive_s is not None:
+                self._inactive_s, self._active_s = None, now_s
+            return desired
+        if not fleet.ready or self._active_s is None:
+            return None
+        if self._inactive_s is None:
+            if now_s - self._active_s < self._settings.stable_s:
+                return 1
+            self._inactive_s = now_s
+        if now_s - self._inactive_s < self._settings.grace_s:
+            return None
+        self._active_s = self._inactive_s = None
+        return 0

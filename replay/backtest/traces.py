@@ -1,0 +1,152 @@
+"""Workloads: published traces in their own formats, and Rift's own log.
+
+What lives here: one reader for each format, and whole clients left out. What must not: what is done with them.
+Each reads its file line by line; what is wrong in it names file and line.
+"""
+
+import csv
+import gzip
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+
+from replay.backtest.engine import Asked
+
+FORMATS = ("azure", "mooncake", "servegen", "log")
+
+
+class TraceWrong(ValueError):
+    """A trace cannot be read; the message names the file, the line and what is wrong there."""
+
+
+class _Mooncake(msgspec.Struct):
+    timestamp: float
+    input_length: int
+    output_length: int
+
+
+def read(path: Path, kind: str, *, thin: int = 1) -> list[Asked]:
+    """Return a file's requests in order of time, from 0 on. Raises TraceWrong, OSError.
+
+    `thin` N keeps a client if the SHA-256 of its name, as a number, divides by N: whole clients, always the
+    same ones.
+    """
+    if kind not in READERS:
+        raise TraceWrong(f"{path}: {kind!r} is no format of a file; there are {', '.join(READERS)}")
+    if thin > 1 and kind != "servegen":
+        raise TraceWrong(
+            f"{path}: a trace of format {kind} names no clients, so none can be left out (--thin)"
+        )
+    with _opened(path) as lines:
+        found = list(READERS[kind](path, lines, thin))
+    return _from_zero(found, path)
+
+
+def of_rows(rows: Iterable[tuple[int, int, int]]) -> list[Asked]:
+    """Return what Rift's own log holds: rows of accepted_at_ns, prompt_tokens, output_tokens. Raises TraceWrong."""
+    return _from_zero(
+        [Asked(at_ns / 1e9, prompt, max(1, output)) for at_ns, prompt, output in rows], "the log"
+    )
+
+
+def guessed(path: Path) -> str:
+    """Return the format that a file's name promises. Raises TraceWrong."""
+    if path.suffix == ".jsonl":
+        return "mooncake"
+    if path.name.endswith((".csv", ".csv.gz")):
+        with _opened(path) as lines:
+            return "azure" if lines.readline().startswith("TIMESTAMP") else "servegen"
+    raise TraceWrong(f"{path}: say what it is with --trace-format: {', '.join(FORMATS)}")
+
+
+def keeps(client: str, thin: int) -> bool:
+    """Say whether a client is among the N-th part that is kept."""
+    return int.from_bytes(hashlib.sha256(client.encode()).digest()) % thin == 0
+
+
+def _azure(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
+    """TIMESTAMP, ContextTokens, GeneratedTokens."""
+    for number, row in _rows(path, lines, ("TIMESTAMP", "ContextTokens", "GeneratedTokens")):
+        # Seven digits of a second's part, one more than datetime takes.
+        at_s = _value(
+            path, number, lambda row=row: datetime.fromisoformat(row[0][:26] + "+00:00").timestamp()
+        )
+        yield _asked(path, number, at_s, row[1], row[2])
+
+
+def _servegen(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
+    """t_s, client, input_tokens, output_tokens, whatever else."""
+    clients: dict[str, bool] = {}
+    for number, row in _rows(path, lines, ("t_s", "client", "input_tokens", "output_tokens")):
+        kept = clients.get(row[1])
+        if kept is None:
+            kept = clients[row[1]] = keeps(row[1], thin)
+        if kept:
+            yield _asked(path, number, _value(path, number, lambda row=row: float(row[0])), row[2], row[3])
+
+
+def _mooncake(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
+    """JSON lines: timestamp in ms, input_length, output_length."""
+    decoder = msgspec.json.Decoder(_Mooncake)
+    for number, line in enumerate(lines, start=1):
+        try:
+            one = decoder.decode(line)
+        except msgspec.DecodeError as error:
+            raise TraceWrong(f"{path}:{number}: {error}") from error
+        yield _asked(path, number, one.timestamp / 1000, one.input_length, one.output_length)
+
+
+READERS: dict[str, Callable[[Path, TextIO, int], Iterator[Asked]]] = {
+    "azure": _azure,
+    "mooncake": _mooncake,
+    "servegen": _servegen,
+}
+
+
+def _opened(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
+
+
+def _rows(path: Path, lines: TextIO, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    rows = csv.reader(lines)
+    header = next(rows, [])
+    if header[: len(columns)] != list(columns):
+        raise TraceWrong(
+            f"{path}:1: the columns are {','.join(header)!r}; expected are {','.join(columns)!r}"
+        )
+    for number, row in enumerate(rows, start=2):
+        if len(row) < len(columns):
+            raise TraceWrong(f"{path}:{number}: {len(row)} values, expected are {len(columns)}")
+        yield number, row
+
+
+def _value(path: Path, number: int, read: Callable[[], float]) -> float:
+    try:
+        return read()
+    except ValueError as error:
+        raise TraceWrong(f"{path}:{number}: {error}") from error
+
+
+def _asked(path: Path, number: int, at_s: float, prompt: str | int, output: str | int) -> Asked:
+    try:
+        # What made no token was asked all the same: its prompt is filled.
+        one = Asked(at_s, int(prompt), max(1, int(output)))
+    except ValueError as error:
+        raise TraceWrong(f"{path}:{number}: {error}") from error
+    if at_s < 0 or one.prompt_tokens < 0:
+        raise TraceWrong(f"{path}:{number}: a negative time or count")
+    return one
+
+
+def _from_zero(found: list[Asked], where: Path | str) -> list[Asked]:
+    if not found:
+        raise TraceWrong(f"{where}: there is no request in it")
+    found.sort()
+    first_s = found[0].at_s
+    return [one._replace(at_s=one.at_s - first_s) for one in found]
