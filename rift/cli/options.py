@@ -24,6 +24,7 @@ from rift.control.projector import LogBehind, LogTrimmed
 from rift.control.until import PositionWrong
 from rift.engines import EngineFailed
 from rift.engines.prepare import PrepareFailed
+from rift.fleet.cluster import ClusterWrong
 from rift.installation import InstallationWrong
 from rift.prices import PricesWrong
 from rift.settings import SettingsWrong
@@ -38,6 +39,7 @@ FAILURES = (
     BillingRefused,
     BrokerMissing,
     CatalogueWrong,
+    ClusterWrong,
     CommandFailed,
     EngineFailed,
     InstallationWrong,

@@ -27,7 +27,7 @@ WITHIN_S = 10.0
 
 @asynccontextmanager
 async def running(
-    server: ApiServer, folder: Path, *, look_s: float = 50.0, call_s: float = 0.3
+    server: ApiServer, folder: Path, *, look_s: float = 50.0, call_s: float = 5.0
 ) -> AsyncIterator[KubernetesFleet]:
     """Run a fleet on a server, with hardly a pause behind failures."""
     (folder / "token").write_text("first\n")
@@ -87,7 +87,7 @@ FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 async def test_a_fault_that_passes_changes_nothing(server: ApiServer, tmp_path: Path, fault: Fault) -> None:
     server.scale(NAME, 1)
-    async with running(server, tmp_path) as fleet:
+    async with running(server, tmp_path, call_s=0.3) as fleet:
         await until(lambda: server.watches == 1)
         server.faults += [fault] * 3
         fleet.want(MODEL, 3)
