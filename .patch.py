@@ -1,50 +1,76 @@
 from pathlib import Path
-p=Path('replay/demand.py'); t=p.read_text()
-def sub(a,b):
+
+p = Path("replay/demand.py")
+t = p.read_text()
+
+
+def sub(a, b):
     global t
-    assert a in t,a
-    t=t.replace(a,b)
-sub('''# Arrivals are counted over a burst's beginning, over about what a start takes, and over the slow curve.
+    assert a in t, a
+    t = t.replace(a, b)
+
+
+sub(
+    """# Arrivals are counted over a burst's beginning, over about what a start takes, and over the slow curve.
 BURST_NS = 15 * SECOND_NS
 MINUTE_NS = 60 * SECOND_NS
 CURVE_NS = 300 * SECOND_NS
-''','''MINUTE_NS = 60 * SECOND_NS
+""",
+    """MINUTE_NS = 60 * SECOND_NS
 # How many were under way is looked up every half minute over the last ten: the first two say how fast it grows,
 # and the highest of all what is not given up yet.
 PAST_NS, PASTS = 30 * SECOND_NS, 20
-''')
-sub('''    # Accepted in the windows of BURST_NS, MINUTE_NS, CURVE_NS.
+""",
+)
+sub(
+    """    # Accepted in the windows of BURST_NS, MINUTE_NS, CURVE_NS.
     arrived_burst: int = 0
     arrived_minute: int = 0
     arrived_curve: int = 0
-''','''    # How many were under way, waiting or running, at now - PAST_NS, now - 2 PAST_NS ...: accepted by then, and
+""",
+    """    # How many were under way, waiting or running, at now - PAST_NS, now - 2 PAST_NS ...: accepted by then, and
     # not ended by then.
     past: tuple[int, ...] = (0,) * PASTS
     # Accepted in the window of MINUTE_NS.
     arrived_minute: int = 0
-''')
-sub('''        self._arrived_at_ns: list[int] = []
-''','''        self._arrived_at_ns: list[int] = []
+""",
+)
+sub(
+    """        self._arrived_at_ns: list[int] = []
+""",
+    """        self._arrived_at_ns: list[int] = []
         self._left_at_ns: list[int] = []
-''')
-sub('''        self._active_at_ns = at_ns
-        waited_ns''','''        self._active_at_ns = at_ns
+""",
+)
+sub(
+    """        self._active_at_ns = at_ns
+        waited_ns""",
+    """        self._active_at_ns = at_ns
         self._left_at_ns.append(at_ns)
-        waited_ns''')
-sub('''        arrived = self._arrived_at_ns
+        waited_ns""",
+)
+sub(
+    """        arrived = self._arrived_at_ns
         burst, minute, curve = (
             len(arrived) - bisect_right(arrived, now_ns - width) for width in (BURST_NS, MINUTE_NS, CURVE_NS)
         )
-''','''        arrived, left = self._arrived_at_ns, self._left_at_ns
+""",
+    """        arrived, left = self._arrived_at_ns, self._left_at_ns
         times_ns = [now_ns - PAST_NS * back for back in range(1, PASTS + 1)]
-''')
-sub('''            arrived_burst=burst,
+""",
+)
+sub(
+    """            arrived_burst=burst,
             arrived_minute=minute,
             arrived_curve=curve,
-''','''            past=tuple(bisect_right(arrived, at_ns) - bisect_right(left, at_ns) for at_ns in times_ns),
+""",
+    """            past=tuple(bisect_right(arrived, at_ns) - bisect_right(left, at_ns) for at_ns in times_ns),
             arrived_minute=len(arrived) - bisect_right(arrived, now_ns - MINUTE_NS),
-''')
-sub('''class _Sums:''','''def inputs(demand: Demand, replicas: Replicas) -> dict[str, int]:
+""",
+)
+sub(
+    """class _Sums:""",
+    '''def inputs(demand: Demand, replicas: Replicas) -> dict[str, int]:
     """Return both as one flat object: what a decision's event says that it followed from."""
     flat = {**msgspec.structs.asdict(demand), **msgspec.structs.asdict(replicas)}
     past = flat.pop("past")
@@ -59,12 +85,20 @@ def of_inputs(flat: Mapping[str, int]) -> tuple[Demand, Replicas]:
     return Demand(past=past, **demand), Replicas(**replicas)
 
 
-class _Sums:''')
-sub('from bisect import bisect_right\n','from bisect import bisect_right\nfrom collections.abc import Mapping\n')
+class _Sums:''',
+)
+sub(
+    "from bisect import bisect_right\n",
+    "from bisect import bisect_right\nfrom collections.abc import Mapping\n",
+)
 p.write_text(t)
-p=Path('replay/decide.py'); t=p.read_text()
-a=t.index('In ten lines:'); b=t.index('class Policy(')
-t=t[:a]+'''In ten lines:
+p = Path("replay/decide.py")
+t = p.read_text()
+a = t.index("In ten lines:")
+b = t.index("class Policy(")
+t = (
+    t[:a]
+    + '''In ten lines:
 
 1. What is asked for has at least one replica at once; what nobody asks for keeps one until its idle time is
    over, then its minimum.
@@ -111,9 +145,13 @@ SPEED_PERMILLE_MIN, SPEED_PERMILLE_MAX, SPEED_TOKENS_MIN = 500, 2000, 1000
 FAILED_MAX, RETRY_NS, RETRY_NS_MAX = 3, 10 * SECOND_NS, 600 * SECOND_NS
 
 
-'''+t[b:]
-a=t.index('class _Need('); 
-t=t[:a]+'''class _Need(msgspec.Struct, frozen=True):
+'''
+    + t[b:]
+)
+a = t.index("class _Need(")
+t = (
+    t[:a]
+    + '''class _Need(msgspec.Struct, frozen=True):
     replicas: int
     why: str
 
@@ -313,4 +351,5 @@ def _up(count: int, size: int) -> int:
 def _replicas(count: int) -> str:
     return f"{count} replica" if count == 1 else f"{count} replicas"
 '''
+)
 p.write_text(t)

@@ -42,16 +42,32 @@ class Inputs(msgspec.Struct, frozen=True):
 
     def flat(self) -> dict[str, int]:
         """Every number under its part's name, as an event holds them."""
-        parts = msgspec.to_builtins(self).items()
-        return {f"{part}.{name}": n for part, of in parts for name, n in of.items() if type(n) is int}
+        flat: dict[str, int] = {}
+        for part, fields in msgspec.to_builtins(self).items():
+            for name, told in fields.items():
+                match told:
+                    case int():
+                        flat[f"{part}.{name}"] = told
+                    case list() | tuple():
+                        flat |= {f"{part}.{name}.{at}": n for at, n in enumerate(told)}
+        return flat
 
 
 def parsed(inputs: Mapping[str, int]) -> Inputs:
     """Raises msgspec.ValidationError: another version of the policy wrote them."""
     parts: dict[str, dict[str, Any]] = {"hardware": {"source": ""}}
     for name, value in inputs.items():
-        part, _, field = name.partition(".")
-        parts.setdefault(part, {})[field] = value
+        part, _, rest = name.partition(".")
+        field, _, at = rest.partition(".")
+        told = parts.setdefault(part, {})
+        if at:
+            told.setdefault(field, {})[at] = value
+        else:
+            told[field] = value
+    for told in parts.values():
+        for field, of in told.items():
+            if isinstance(of, dict):
+                told[field] = [of[at] for at in sorted(of, key=int)]
     return msgspec.convert(parts, Inputs)
 
 

@@ -12,25 +12,16 @@ from events.fleet import Fleet
 from events.subjects import FLEET
 from replay.answer import Answer
 from replay.asking import Question
-from replay.demand import (
-    BURST_NS,
-    CURVE_NS,
-    ENDED_NS,
-    MINUTE_NS,
-    SPEED_NS,
-    WARM_NS,
-    Demand,
-    Replicas,
-)
+from replay.demand import ENDED_NS, MINUTE_NS, PAST_NS, PASTS, SPEED_NS, WARM_NS, Demand, Replicas
 from replay.hardware import Hardware
 from replay.warehouse import Warehouse, sql
 
 Read = Callable[..., list[Answer]]
 
 WINDOWS = {
-    "burst_ns": BURST_NS,
     "minute_ns": MINUTE_NS,
-    "curve_ns": CURVE_NS,
+    "past_ns": PAST_NS,
+    "pasts": PASTS,
     "ended_ns": ENDED_NS,
     "speed_ns": SPEED_NS,
     "warm_ns": WARM_NS,

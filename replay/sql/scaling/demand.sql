@@ -2,6 +2,11 @@
 with cuts as (
     select unnest($streams::varchar[]) as stream, unnest($sequences::bigint[]) as sequence
 ),
+accepted as (
+    select * from facts.ended_requests
+    union all
+    select * exclude (life) from facts.open_requests
+),
 asked as (
     select
         request_id,
@@ -12,12 +17,10 @@ asked as (
         started_at_ns,
         last_token_at_ns - first_token_at_ns as decode_ns,
         finished_at_ns,
-        coalesce(split_part(split_part(finished_position, ':', 2), '.', 1)::bigint <= cuts.sequence, false) as has_ended
-    from requests
-    join cuts on cuts.stream = split_part(accepted_position, ':', 1)
-    where model = $model
-        and accepted_at_ns > $since_ns
-        and split_part(split_part(accepted_position, ':', 2), '.', 1)::bigint <= cuts.sequence
+        coalesce(finished_sequence <= cuts.sequence, false) as has_ended
+    from accepted
+    join cuts on starts_with(accepted_position, cuts.stream || ':')
+    where model = $model and accepted_at_ns > $since_ns and accepted_sequence <= cuts.sequence
 ),
 begun as (
     select request_id
@@ -29,14 +32,26 @@ begun as (
 ),
 stood as (
     select *, request_id in (from begun) as has_begun from asked
+),
+lately as (
+    select accepted_at_ns, case when has_ended then finished_at_ns end as ended_at_ns
+    from stood
+    where not has_ended or finished_at_ns > $now_ns - $pasts * $past_ns
+),
+pasts as (
+    select back, count(accepted_at_ns) as under_way
+    from (select unnest(range(1, $pasts::bigint + 1)) as back)
+    left join lately
+        on accepted_at_ns <= $now_ns - back * $past_ns
+        and (ended_at_ns is null or ended_at_ns > $now_ns - back * $past_ns)
+    group by back
 )
 select
     $now_ns::bigint as now_ns,
     count(*) filter (where not has_ended and not has_begun) as waiting,
     count(*) filter (where not has_ended and has_begun) as running,
-    count(*) filter (where accepted_at_ns > $now_ns - $burst_ns) as arrived_burst,
     count(*) filter (where accepted_at_ns > $now_ns - $minute_ns) as arrived_minute,
-    count(*) filter (where accepted_at_ns > $now_ns - $curve_ns) as arrived_curve,
+    (select list(under_way order by back) from pasts) as past,
     count(*) filter (where answered) as ended,
     coalesce(sum(prompt_tokens) filter (where answered), 0)::bigint as prompt_tokens,
     coalesce(sum(output_tokens) filter (where answered), 0)::bigint as output_tokens,
