@@ -27,6 +27,9 @@ from rift.cli.connection import (
 from rift.control import main as control_process
 from rift.control.served import served
 from rift.engines import Engine, EngineFailed
+from rift.fleet import Driver
+from rift.fleet.cluster import Cluster
+from rift.fleet.kubernetes import KubernetesFleet
 from rift.gateway import main as gateway_process
 from rift.processes import RETIRE, Guard
 from rift.settings import SHARDS, Settings
@@ -121,9 +124,17 @@ def control(options: Namespace) -> None:
                 stop=stop,
                 retention_days=settings.retention_days,
                 served=served(settings),
+                driver=_driver(settings),
             )
 
     _run(partial(_until_told, serve))
+
+
+def _driver(settings: Settings) -> Driver | None:
+    """Return what the leader scales with; None: `rift up` does, or somebody. Raises ClusterWrong."""
+    if settings.fleet != "kubernetes":
+        return None
+    return KubernetesFleet(Cluster.around(os.environ), jitter=secrets.SystemRandom().random)
 
 
 async def _start_engine(settings: Settings, profile: Profile) -> Engine:

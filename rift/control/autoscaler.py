@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 WRITER = "autoscaler"
 
-# A start takes many times that, and a look costs some 50 ms of a core where a model had 100,000 requests in
+# A start takes many times that, and a look costs some 25 ms of a core where a model had 100,000 requests in
 # the last two hours.
 TICK_S = 2.0
 

@@ -8,6 +8,7 @@ import pytest
 from events.memory import MemoryBroker
 from rift.control import archiver as archivers
 from rift.control.archiver import NANOSECONDS
+from tests.replay.conftest import scribe as scribe
 from tests.rift.control.archives import SEGMENT, START_NS, Rig
 
 

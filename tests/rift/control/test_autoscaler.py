@@ -1,0 +1,263 @@
+"""The leader decides from the log, says why, and each decision comes out of the log again."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from events import codec, fleet, memory, subjects
+from events.memory import MemoryBroker
+from events.schema import (
+    ControlElected,
+    ReplicaLost,
+    ReplicaReady,
+    ReplicaReported,
+    ReplicaStarting,
+    RequestFinished,
+    ScaleDecided,
+)
+from events.subjects import Address
+from replay import decide, decisions
+from replay.archive import Archive
+from replay.decide import Policy
+from replay.warehouse import Warehouse
+from rift.control import autoscaler, main
+from rift.control.autoscaler import UNKNOWN, Served
+from tests.replay.asked import ask_sql
+
+pytestmark = pytest.mark.anyio
+
+MODEL, AT = "tiny:1", Address(0, "laneaaaa", "tiny-1")
+SECOND = 1_000_000_000
+
+
+class World:
+    """Control on a log in memory whose clock is the test's: `ahead_ns` on top of the real one."""
+
+    def __init__(self, tasks: Any, scribe: Any, folder: Path) -> None:
+        self.scribe, self.folder = scribe, folder
+        self.ahead_ns = 0
+        began = anyio.current_time()
+        start_ns = scribe.now_ns
+
+        def now_ns() -> int:
+            return start_ns + self.ahead_ns + int((anyio.current_time() - began) * 1e9)
+
+        self.broker = MemoryBroker(tasks, now_ns)
+        for stream, messages in scribe.streams.items():
+            for stored in messages:
+                self.broker.streams[stream].add(stored.subject, stored.data, stored.stored_at_ns)
+        self.log = memory.connect(self.broker)
+
+    @asynccontextmanager
+    async def controlling(self, served: dict[str, Served]) -> AsyncIterator[None]:
+        stop = anyio.Event()
+        archive = Archive(self.folder / "archive", key=b"k" * 32)
+        async with anyio.create_task_group() as tasks:
+
+            async def run() -> None:
+                await main.run(self.log, self.folder / "db", archive, stop=stop, served=served)
+
+            tasks.start_soon(run)
+            try:
+                yield
+            finally:
+                stop.set()
+
+    async def say(self, *events: Any, to: str = "fleet") -> None:
+        if to == "fleet":
+            where = subjects.FLEET, subjects.fleet(AT.model)
+        else:
+            where = "RIFT_0", subjects.request(AT) if to == "request" else subjects.work(AT)
+        await self.log.append(*where, codec.encode("test", events))
+
+    async def ask(self, **fields: Any) -> str:
+        request = self.scribe.request_id()
+        await self.say(self.scribe.accepted(request, **fields), to="request")
+        return request
+
+    async def finish(self, request: str) -> None:
+        attempt = self.scribe.unique("att")
+        await self.say(self.scribe.started(request, attempt), to="work")
+        end = RequestFinished(request=request, attempt=attempt, reason="stop", output_tokens=0)
+        await self.say(end, to="work")
+
+    async def fleet(self) -> fleet.Fleet:
+        return await fleet.read(self.log)
+
+    async def wants(self, replicas: int) -> ScaleDecided:
+        with anyio.fail_after(10):
+            while (found := await self.fleet()).wanted.get(MODEL) != replicas:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        return found.decided[MODEL]
+
+    def replay(self) -> list[str]:
+        """Fold the whole log into a fresh file, and return what does not come out again."""
+        warehouse = Warehouse.open(self.folder / f"again-{len(list(self.folder.iterdir()))}")
+        try:
+            for stream in (subjects.BOOK, subjects.FLEET, "RIFT_0"):
+                warehouse.apply(stream, list(self.broker.stream(stream).messages))
+            return list(decisions.differences(warehouse))
+        finally:
+            warehouse.close()
+
+
+@pytest.fixture
+async def world(scribe: Any, tmp_path: Path) -> AsyncIterator[World]:
+    scribe.prices()
+    async with anyio.create_task_group() as tasks:
+        yield World(tasks, scribe, tmp_path)
+        tasks.cancel_scope.cancel()
+
+
+def served(**policy: Any) -> dict[str, Served]:
+    return {MODEL: Served(Policy(**policy), UNKNOWN)}
+
+
+async def test_a_request_for_a_model_at_zero_decides_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoscaler, "TICK_S", 1000)
+    async with world.controlling(served(replicas_max=3)):
+        await ask_until_answered(world)
+        await world.ask()
+        decided = await world.wants(1)
+        assert "1 waiting" in decided.reason
+        assert decided.epoch == 1
+        assert decided.inputs["demand.waiting"] == 1
+        assert decided.inputs["policy.replicas_max"] == 3
+        assert decided.positions.keys() == {"RIFT_0", "RIFT_FLEET"}
+        (row,) = (await ask_sql(world.log, "select reason, counts, inputs from decisions")).rows
+        assert row[:2] == [decided.reason, True]
+        assert json.loads(row[2]) == decided.inputs
+    assert world.replay() == []
+
+
+async def ask_until_answered(world: World) -> None:
+    with anyio.fail_after(10):
+        while not (await world.fleet()).epoch:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+    await anyio.sleep(0.2)
+
+
+async def test_it_goes_to_the_minimum_and_to_zero_when_it_is_served_no_more(
+    world: World,
+) -> None:
+    async with world.controlling(served(replicas_min=2, replicas_max=2)):
+        assert "minimum" in (await world.wants(2)).reason
+    async with world.controlling({}):
+        await world.wants(0)
+    assert world.replay() == []
+
+
+async def test_it_scales_to_zero_once_it_was_idle(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoscaler, "TICK_S", 0.05)
+    async with world.controlling(served(idle_ns=300 * SECOND)):
+        request = await world.ask()
+        await world.wants(1)
+        await world.say(ReplicaStarting(replica="r", model=MODEL, engine="sim"))
+        await world.say(ReplicaReady(replica="r", model=MODEL, slots=4, start_ns=SECOND))
+        await world.finish(request)
+        await anyio.sleep(0.3)
+        assert (await world.fleet()).wanted[MODEL] == 1
+        world.ahead_ns += 301 * SECOND
+        await world.say(ReplicaReported(replica="r", model=MODEL, running=0, waiting=0))
+        assert "300" in (await world.wants(0)).reason or "30" in (await world.wants(0)).reason
+    assert world.replay() == []
+
+
+async def test_a_silent_replica_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoscaler, "TICK_S", 0.05)
+    async with world.controlling(served(replicas_min=1, replicas_max=1)):
+        await world.wants(1)
+        for name in ("heard", "silent"):
+            await world.say(ReplicaStarting(replica=name, model=MODEL, engine="sim"))
+        await anyio.sleep(0.3)
+        assert len((await world.fleet()).replicas[MODEL]) == 2
+        world.ahead_ns += 36 * SECOND
+        await world.say(ReplicaReported(replica="heard", model=MODEL, running=0, waiting=0))
+        with anyio.fail_after(10):
+            while "silent" in (await world.fleet()).replicas[MODEL]:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert "heard" in (await world.fleet()).replicas[MODEL]
+        (why,) = (await ask_sql(world.log, "select why from replicas where state = 'lost'")).rows[0]
+        assert why.startswith("silent for 3")
+    assert world.replay() == []
+
+
+async def test_silence_from_before_it_led_is_not_the_replicas(world: World) -> None:
+    world.scribe.now_ns -= 3600 * SECOND
+    await world.say(ReplicaStarting(replica="r", model=MODEL, engine="sim"))
+    world.ahead_ns += 3600 * SECOND
+    async with world.controlling(served(replicas_min=1, replicas_max=1)):
+        await world.wants(1)
+        await anyio.sleep(0.5)
+        assert "r" in (await world.fleet()).replicas[MODEL]
+
+
+async def test_it_decides_nothing_in_an_epoch_that_is_over(world: World) -> None:
+    async with world.controlling(served(replicas_max=3)):
+        await ask_until_answered(world)
+        other = codec.encode("other", [ControlElected(epoch=2, control="other")])
+        await world.log.append(subjects.FLEET, subjects.LEADER, other)
+        await world.ask()
+        # Nobody answers for the other: so the one that is there stands again.
+        assert (await world.wants(1)).epoch == 3
+    messages = world.broker.stream(subjects.FLEET).messages
+    events = [event for stored in messages for event in codec.decode(stored.data)[1]]
+    assert [event.epoch for event in events if isinstance(event, ScaleDecided)] == [3]
+
+
+async def test_verification_finds_what_does_not_come_out_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.controlling(served(replicas_max=3)):
+        await world.ask()
+        decided = await world.wants(1)
+    assert world.replay() == []
+    # Another number, another reason, another input, another policy: each is named.
+    stream = world.broker.stream(subjects.FLEET)
+    at = next(i for i, stored in enumerate(stream.messages) if b"ScaleDecided" in stored.data)
+    honest = stream.messages[at]
+    for changed, found in (
+        ({"to_replicas": 2}, "it was 2"),
+        ({"reason": "because"}, "because"),
+        ({"inputs": decided.inputs | {"demand.waiting": 7}}, "demand.waiting was 7, and is 1"),
+        ({"inputs": {}}, "not those of policy"),
+        ({"policy": "pool-0"}, "by policy 'pool-0'"),
+        ({"positions": {"RIFT_0": 0, "RIFT_FLEET": 1}}, "demand.waiting was 1, and is 0"),
+    ):
+        event = ScaleDecided(**{name: getattr(decided, name) for name in decided.__struct_fields__} | changed)
+        data = codec.encode("autoscaler", [event])
+        stream.messages[at] = type(honest)(honest.subject, honest.sequence, honest.stored_at_ns, data)
+        (line,) = world.replay()
+        assert found in line
+        assert line.startswith("decision RIFT_FLEET:")
+    stream.messages[at] = honest
+    # And a decide that decides otherwise.
+    monkeypatch.setattr(decisions, "decide", lambda *inputs: decide.Decision(9, "nine"))
+    (line,) = world.replay()
+    assert "Decision(to_replicas=9" in line
+
+
+async def test_what_was_trimmed_from_the_log_still_counts(world: World) -> None:
+    """How long starts take is in the facts: who begins behind a trim decides as one that did not."""
+    async with world.controlling(served(replicas_max=3)):
+        await world.say(ReplicaStarting(replica="old", model=MODEL, engine="sim"))
+        await world.say(ReplicaReady(replica="old", model=MODEL, slots=4, start_ns=7 * SECOND))
+        await world.say(ReplicaLost(replica="old", model=MODEL))
+        await ask_until_answered(world)
+    last = await world.log.last_sequence(subjects.FLEET)
+    whole = list(world.broker.stream(subjects.FLEET).messages)
+    await world.log.trim(subjects.FLEET, last)
+    async with world.controlling(served(replicas_max=3)):
+        await world.ask()
+        assert (await world.wants(1)).inputs["replicas.start_ns"] == 7 * SECOND
+    stream = world.broker.stream(subjects.FLEET)
+    kept = {stored.sequence for stored in stream.messages}
+    stream.messages[:0] = [stored for stored in whole if stored.sequence not in kept]
+    assert world.replay() == []
