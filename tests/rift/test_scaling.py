@@ -1,0 +1,170 @@
+"""From zero, under load, and back, with real processes: workers come and go as the log says they shall."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.service import Service, environment, frames, joined, running, until
+
+LOAD = """
+[scale."load:1"]
+idle_s = 4
+
+[models."load:1"]
+source = "/simulated"
+context_tokens = 4096
+prompt_usd = "0.10"
+output_usd = "0.35"
+
+[models."load:1".profiles.cpu.sim]
+step_us = 20_000
+running_max = 4
+start_ms = 500
+"""
+
+STREAMS, TOKENS = 24, 60
+# A look every 2 s, an idle time of 4 s, and what processes take to come and go on a busy machine.
+ZERO_S = 40.0
+
+pytestmark = pytest.mark.slow
+
+
+@contextlib.contextmanager
+def up(folder: Path, settings: str, *options: str) -> Iterator[Service]:
+    folder.mkdir()
+    (folder / "rift.toml").write_text(settings)
+    service = Service(folder, *options).start()
+    try:
+        yield service
+    finally:
+        service.stop()
+    assert [line for _, line in running() if str(folder) in line] == []
+
+
+def workers(service: Service) -> list[int]:
+    """Return the workers' processes, and all that their engines started."""
+    mark = str(service.folder).encode()
+    found = []
+    for pid, line in running():
+        with contextlib.suppress(OSError):
+            ours = mark in (Path("/proc") / str(pid) / "environ").read_bytes()
+            if ours and not any(f" rift {part}" in line for part in ("up", "control", "gateway")):
+                found.append(pid)
+    return [pid for pid in found if "nats-server" not in (Path("/proc") / str(pid) / "cmdline").read_text()]
+
+
+def replicas(service: Service) -> int:
+    """Return how many were decided last."""
+    (row,) = service.sql(
+        "select coalesce(arg_max(to_replicas, stored_at_ns), 0) as n from decisions where counts"
+    )
+    return int(row["n"])
+
+
+def scaled_to_zero(service: Service) -> None:
+    deadline = time.monotonic() + ZERO_S
+    while time.monotonic() < deadline and (replicas(service) or workers(service)):
+        time.sleep(0.3)
+    assert replicas(service) == 0
+    assert workers(service) == []
+
+
+def stream(service: Service, model: str, prompt: str, tokens: int) -> list[dict[str, Any]]:
+    body = {"model": model, "prompt": prompt, "parameters": {"max_tokens": tokens}, "stream": True}
+    with (
+        service.client() as client,
+        client.stream("POST", "/v1/inference", json=body, timeout=200) as response,
+    ):
+        assert response.status_code == 200
+        return list(frames(response))
+
+
+def test_a_load_step_scales_from_zero_to_four_and_back_while_the_leader_is_killed(tmp_path: Path) -> None:
+    options = ("--engine", "sim", "--model", "load:1", "--workers", "0..4")
+    with up(tmp_path / "data", LOAD, *options) as service, standby(service):
+        assert workers(service) == []
+        (leader,) = [pid for pid, line in running() if f"rift control --data {service.folder} " in line]
+        with ThreadPoolExecutor(STREAMS) as clients:
+            told = [clients.submit(stream, service, "load:1", f"{n}", TOKENS) for n in range(STREAMS)]
+            until(service, "select 1 from decisions where to_replicas = 4", within_s=20)
+            os.kill(leader, signal.SIGKILL)
+            killed_at = time.monotonic()
+            until(service, "select 1 from elections where counts and epoch > 1", within_s=10)
+            assert time.monotonic() - killed_at < 5 + 2, (
+                "another leads within 5 s (and a command took its time)"
+            )
+            answers = [future.result() for future in told]
+        for events in answers:
+            assert events[-1]["event"] == "done"
+            assert events[-1]["data"]["usage"]["output_tokens"] == TOKENS
+            assert joined(events)
+        assert len(
+            {event["data"]["status"] for events in answers for event in events if "status" in event["data"]}
+        )
+        scaled_to_zero(service)
+        (row,) = service.sql("select count(*) as n from requests where state = 'finished'")
+        assert row["n"] == STREAMS
+        assert service.sql("select 1 from replicas where state not in ('stopped')") == []
+        for row in service.sql("select lived_ns, lifetime_ns, gpus from replicas where state = 'stopped'"):
+            assert 0 < row["lived_ns"] <= row["lifetime_ns"] + 10**9
+        counted = service.sql("select from_replicas, to_replicas, reason from decisions where counts")
+        assert all(row["reason"] for row in counted)
+        assert [row["from_replicas"] for row in counted[1:]] == [row["to_replicas"] for row in counted[:-1]]
+        done = service.rift("replay", "--verify")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "decisions" in done.stdout
+
+
+@contextlib.contextmanager
+def standby(service: Service) -> Iterator[None]:
+    """A second control process with a database of its own."""
+    database = service.folder / "standby.duckdb"
+    command = [sys.executable, "-P", "-m", "rift", "control", "--database", str(database)]
+    told = ["--data", str(service.folder), *service.options]
+    log = (service.folder / "logs" / "standby.log").open("wb")
+    process = subprocess.Popen([*command, *told], env=environment(), stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 20
+        while not database.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+        log.close()
+
+
+@pytest.mark.engine
+def test_the_real_engine_starts_at_the_first_request_and_is_gone_once_idle(tmp_path: Path) -> None:
+    settings = '[scale."smollm2:135m"]\nidle_s = 5\n'
+    with up(tmp_path / "data", settings, "--workers", "0..1") as service:
+        assert "the first request starts one" in "".join(service.screen)
+        with service.client() as client:
+            (listed,) = [m for m in client.get("/v1/models").json()["data"] if m["id"] == "smollm2:135m"]
+            assert listed["ready"] is False
+        assert workers(service) == []
+        events = stream(service, "smollm2:135m", "Say hello.", 8)
+        statuses = [event["data"]["status"] for event in events if event.get("event") == "status"]
+        assert statuses[0] == "starting"
+        assert statuses[-1] == "running"
+        assert events[-1]["event"] == "done"
+        assert joined(events)
+        scaled_to_zero(service)
+        # The second start has a history to estimate from.
+        again = stream(service, "smollm2:135m", "Say hello.", 8)
+        estimates = [e["data"].get("estimate_ms") for e in again if e.get("event") == "status"]
+        assert estimates[0] is not None
+        assert estimates[0] > 1000
+        assert again[-1]["event"] == "done"
+        scaled_to_zero(service)
+        done = service.rift("replay", "--verify")
+        assert done.returncode == 0, done.stdout + done.stderr
