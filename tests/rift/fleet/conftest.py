@@ -5,7 +5,6 @@ Each test has a model of its own, so that one's replicas are not another's.
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -58,6 +57,14 @@ PACES = {
 SERVED = 'model = "cold"\nworkers = "0..4"\n' + "".join(
     f"[scale.{name}]\nmax = 4\n" for name in PACES if name != "cold"
 )
+
+# A worker whose engine has a process of its own, which ends only if somebody ends it.
+WORKS = """
+import subprocess, sys
+from rift import cli
+subprocess.Popen(["sleep", "1000"])
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 # A worker whose engine does not start: what vLLM says where weights are missing.
 FAILS = """
@@ -175,8 +182,8 @@ class Rig:
 
     def _command(self, model: str, replica: str) -> Sequence[str]:
         options = self._place.command("worker", "--config", str(self._place.config), "--model", model)
-        start = ["-c", FAILS] if model == "broken" else ["-P", "-m", "rift"]
-        return [sys.executable, *start, *options, "--replica", replica]
+        script = FAILS if model == "broken" else WORKS
+        return [sys.executable, "-c", script, *options, "--replica", replica]
 
     async def decide(self, replicas: int, **inputs: int) -> None:
         await decide(self.log, self.model, replicas, **inputs)
@@ -208,14 +215,16 @@ class Rig:
         records = [stored async for batch in batches for stored in batch]
         return [event for stored in records for event in codec.decode(stored.data)[1] if type(event) is kind]
 
-    def pids(self, replica: str) -> list[int]:
-        """Return the processes of a replica's group."""
-        leaders = [pid for pid, line in running() if replica in line]
-        return [pid for pid, _ in running() if _group(pid) in leaders]
+    def pid(self, replica: str) -> int:
+        """Return the process of a replica, which leads its group."""
+        (pid,) = [pid for pid, line in running() if f"--replica {replica}" in line]
+        return pid
 
-    def kill(self, replica: str, number: signal.Signals) -> None:
-        for pid in self.pids(replica):
-            os.kill(pid, number)
+    async def until_gone(self, group: int) -> None:
+        """Return once no process of the group is left."""
+        with anyio.fail_after(5):
+            while any(_group(pid) == group for pid, _ in running()):  # noqa: ASYNC110  # other processes
+                await anyio.sleep(0.05)
 
     def body(self, tokens: int, **more: object) -> dict[str, object]:
         return {"model": self.model, "prompt": "Hello", "parameters": {"max_tokens": tokens}, **more}

@@ -1,5 +1,6 @@
 """Real workers on this machine, in the number that is decided: they come, serve, go, and are replaced."""
 
+import os
 import signal
 from typing import Any
 
@@ -46,13 +47,13 @@ async def test_from_zero_to_one_and_back(rig: Rig) -> None:
             tasks.start_soon(ask)
             await anyio.sleep(1.5)
             await rig.decide(1)
-        (replica,) = await rig.ready(1)
+        group = rig.pid(*await rig.ready(1))
         assert is_whole(found[number], 5)
         (first, *_, last) = statuses(found[number])
         assert (first, last) == ("starting", "running")
         await rig.decide(0)
         await rig.until(lambda fleet: not fleet.replicas[rig.model])
-        await until_gone(rig, replica)
+        await rig.until_gone(group)
     first, second = (next(data for kind, data in frames if kind == "status") for frames in found)
     assert "estimate_ms" not in first
     assert 1000 <= second["estimate_ms"] <= 30_000
@@ -63,12 +64,6 @@ async def test_from_zero_to_one_and_back(rig: Rig) -> None:
         assert stopped.why == "drained"
         assert 1_500_000_000 < stopped.lived_ns < 60_000_000_000
     assert await rig.events(ReplicaLost) == []
-
-
-async def until_gone(rig: Rig, replica: str) -> None:
-    with anyio.fail_after(5):
-        while rig.pids(replica):  # noqa: ASYNC110  # another process
-            await anyio.sleep(0.05)
 
 
 @of("crowded")
@@ -109,7 +104,7 @@ async def test_who_waits_for_a_slot_is_queued(rig: Rig) -> None:
 @of("retired")
 async def test_who_is_not_needed_any_more_finishes_what_it_has(rig: Rig) -> None:
     await rig.decide(2)
-    before = await rig.ready(2)
+    groups = {replica: rig.pid(replica) for replica in await rig.ready(2)}
     answers: list[Frames] = []
 
     async def ask() -> None:
@@ -126,8 +121,8 @@ async def test_who_is_not_needed_any_more_finishes_what_it_has(rig: Rig) -> None
     assert all(is_whole(frames, 200) for frames in answers)
     assert {data["attempts"] for frames in answers for kind, data in frames if kind == "done"} == {1}
     (left,) = await rig.ready(1)
-    (gone,) = set(before) - {left}
-    await until_gone(rig, gone)
+    (gone,) = groups.keys() - {left}
+    await rig.until_gone(groups[gone])
     (stopped,) = await rig.events(ReplicaStopped)
     assert (stopped.replica, stopped.why) == (gone, "drained")
     assert stopped.lived_ns > 4_000_000_000
@@ -173,7 +168,8 @@ async def test_a_replica_that_is_killed_is_replaced(rig: Rig) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ask)
         await anyio.sleep(1)
-        rig.kill(first, signal.SIGKILL)
+        os.kill(group := rig.pid(first), signal.SIGKILL)
+    await rig.until_gone(group)
     assert is_whole(frames[0], 100)
     assert frames[0][-1][1]["attempts"] == 2
     (second,) = await rig.ready(1)
@@ -187,9 +183,9 @@ async def test_a_replica_that_is_killed_is_replaced(rig: Rig) -> None:
 async def test_a_frozen_replica_that_is_given_up_is_ended_and_replaced(rig: Rig) -> None:
     await rig.decide(1)
     (first,) = await rig.ready(1)
-    rig.kill(first, signal.SIGSTOP)
+    os.kill(group := rig.pid(first), signal.SIGSTOP)
     await rig.say(ReplicaLost(replica=first, model=rig.model, why="silent for 35 s", cause="host"))
-    await until_gone(rig, first)
+    await rig.until_gone(group)
     (second,) = await rig.ready(1)
     assert second != first
     assert [lost.why for lost in await rig.events(ReplicaLost)] == ["silent for 35 s"]
@@ -201,13 +197,14 @@ async def test_who_still_starts_goes_first_and_at_once(rig: Rig) -> None:
     await rig.decide(2)
     await rig.until(lambda fleet: fleet.count(rig.model, "starting") == 2)
     replicas = [event.replica for event in await rig.events(ReplicaStarting)]
+    groups = [rig.pid(replica) for replica in replicas]
     await anyio.sleep(10.5)
     reported = {event.replica for event in await rig.events(ReplicaReported)}
     assert reported == set(replicas), "who starts says that it lives"
     await rig.decide(0)
     await rig.until(lambda fleet: not fleet.replicas[rig.model])
-    for replica in replicas:
-        await until_gone(rig, replica)
+    for group in groups:
+        await rig.until_gone(group)
     stopped = await rig.events(ReplicaStopped)
     assert {(event.replica, event.why) for event in stopped} == {(name, "not needed") for name in replicas}
     assert all(event.lived_ns > 10_000_000_000 for event in stopped)
