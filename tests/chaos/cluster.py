@@ -13,13 +13,10 @@ import anyio
 from anyio.abc import TaskGroup
 
 from events import book as books
-from events import codec, subjects
 from events.jetstream import JetStream, connect
 from events.log import LogError
-from events.schema import ScaleDecided
 from rift import accounts, broker, catalogue, prices, processes
 from rift.installation import Installation
-from tests.chaos.expected import MODEL
 from tests.chaos.proxy import Proxy
 from tests.chaos.rig import POLL_S, READY_S, STOP_S, Rig, RigBroken, free_port
 
@@ -67,7 +64,7 @@ class Apart(Rig):
         installation = Installation(self.folder)
         installation.make()
         (self.folder / "rift.toml").write_text(
-            f"replicas = {self.servers}\nlog_bytes_max = {LOG_BYTES_MAX}\n"
+            f'fleet = "none"\nreplicas = {self.servers}\nlog_bytes_max = {LOG_BYTES_MAX}\n'
         )
         for name in self._names:
             self._configure(name)
@@ -79,7 +76,7 @@ class Apart(Rig):
         await self.settled()
 
     async def _prepare(self) -> None:
-        """What `rift up` does for its one broker: streams, the book, the fleet's first word."""
+        """What `rift up` does for its one broker: streams and the book."""
         with anyio.move_on_after(READY_S):
             while True:
                 try:
@@ -93,18 +90,6 @@ class Apart(Rig):
         assert published is not None, "a new book has no prices"
         await prices.publish(self.log, published)
         self.key = (await accounts.issue_key(self.log, "dev")).text
-        decided = ScaleDecided(
-            model=MODEL,
-            from_replicas=0,
-            to_replicas=self.workers,
-            reason="chaos",
-            policy="static",
-            positions={},
-            decided_at_ns=0,
-            inputs={},
-        )
-        subject = subjects.fleet(catalogue.slug(MODEL))
-        await self.log.append(subjects.FLEET, subject, codec.encode("chaos", [decided]))
 
     def screen(self) -> str:
         files = sorted((self.folder / "logs").glob("*.log"))

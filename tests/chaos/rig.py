@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from events.log import LogError
 from rift import broker, processes
 from rift.processes import Child, Guard
 from tests.chaos.expected import MODEL
+from tests.deciding import decide_there
 from tests.service import environment, running
 
 READY_S = 180.0
@@ -97,6 +100,9 @@ class Rig:
                 start_new_session=True,
             )
         self.guard.add(self._up.pid)
+        # Until the leader decides by itself: what `--workers` says.
+        deciding = partial(decide_there, self.folder, MODEL, self.workers, while_=lambda: self.runs)
+        threading.Thread(target=deciding, daemon=True).start()
         with anyio.move_on_after(READY_S):
             while not (ready := re.search(r"rift is ready: (\S+)\nAPI key: (\S+)\n", self.screen())):
                 if self._up.poll() is not None:
@@ -212,8 +218,7 @@ class Rig:
         """Return once every worker that is wanted has said that it is ready. Raises RigBroken."""
         with anyio.move_on_after(READY_S):
             while True:
-                replicas = (await fleet.read(self.log)).replicas.get(MODEL, {})
-                if list(replicas.values()).count("ready") >= self.workers:
+                if (await fleet.read(self.log)).count(MODEL, "ready") >= self.workers:
                     return
                 await anyio.sleep(POLL_S)
         raise RigBroken(f"not all of {self.workers} workers became ready again: {self.screen()}")

@@ -1,0 +1,89 @@
+"""A replica's life in the fleet's stream, from its own mouth."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import pytest
+
+from events import codec, subjects
+from events.memory import MemoryBroker, MemoryLog
+from events.schema import (
+    ReplicaDraining,
+    ReplicaLost,
+    ReplicaReady,
+    ReplicaReported,
+    ReplicaStarting,
+    ReplicaStopped,
+)
+from rift.catalogue import Model
+from rift.engines import EngineFailed
+from rift.engines.sim import SimEngine
+from rift.worker import main
+from rift.worker.leaving import Leaving
+
+pytestmark = pytest.mark.anyio
+
+STARTING = ReplicaStarting(replica="r", model="m", engine="sim")
+MODEL = Model(source="sim", context_tokens=64, prompt_usd="0.1", output_usd="0.1")
+
+
+async def said(
+    start: Callable[[], Awaitable[SimEngine]], then: Callable[[Leaving], Awaitable[None]]
+) -> list[Any]:
+    """Return what a worker says whose engine starts so, and to which this happens then."""
+    async with anyio.create_task_group() as tasks:
+        broker = MemoryBroker(tasks, lambda: int(anyio.current_time() * 1e9))
+        leaving = Leaving()
+        tasks.start_soon(then, leaving)
+        with suppress(ExceptionGroup):
+            await main.serve(MemoryLog(broker), start, STARTING, shards=1, leaving=leaving)
+        tasks.cancel_scope.cancel()
+    records = broker.stream(subjects.FLEET).behind(0)
+    return [event for stored in records for event in codec.decode(stored.data)[1]]
+
+
+async def nothing(leaving: Leaving) -> None:
+    """Nobody tells it to go."""
+
+
+async def good() -> SimEngine:
+    return SimEngine(MODEL)
+
+
+@pytest.mark.parametrize("word", [Leaving.retire, lambda leaving: leaving.drain(0.0)])
+async def test_it_says_that_it_goes_before_it_is_gone(word: Callable[[Leaving], None]) -> None:
+    async def then(leaving: Leaving) -> None:
+        await anyio.sleep(0.3)
+        word(leaving)
+
+    starting, ready, draining, stopped = await said(good, then)
+    assert starting == STARTING
+    assert isinstance(ready, ReplicaReady)
+    assert isinstance(draining, ReplicaDraining)
+    assert isinstance(stopped, ReplicaStopped)
+    assert stopped.why == "drained"
+    assert stopped.lived_ns > 250_000_000
+
+
+async def test_an_engine_that_does_not_start_is_a_replica_lost_by_it() -> None:
+    async def bad() -> SimEngine:
+        raise EngineFailed("there is\n  no such model" + "!" * 1000)
+
+    _, lost = await said(bad, nothing)
+    assert isinstance(lost, ReplicaLost)
+    assert (lost.replica, lost.model, lost.cause) == ("r", "m", "engine")
+    assert lost.why.startswith("there is no such model!")
+    assert len(lost.why) == main.WHY_CHARACTERS
+
+
+async def test_it_reports_from_its_start_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "REPORT_S", 0.1)
+
+    async def slow() -> SimEngine:
+        await anyio.sleep(0.35)
+        raise EngineFailed("in the end it did not")
+
+    events = await said(slow, nothing)
+    assert events[1:-1] == [ReplicaReported(replica="r", model="m", running=0, waiting=0)] * 3
