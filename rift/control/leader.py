@@ -104,9 +104,8 @@ class Leadership:
                 if not is_told:
                     logger.info("%s stands by: %s leads", self.name, self.fleet.leader)
                 is_told = True
-                await anyio.sleep_until(began_at + ASK_S)
-            elif missing and missing < missing_max:
-                await anyio.sleep(MISSING_S)
+            if missing < missing_max and silences < SILENCES:
+                await anyio.sleep_until(began_at + (MISSING_S if missing else ASK_S))
         await self._stand()
 
     async def _ask(self) -> Heard:
