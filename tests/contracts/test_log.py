@@ -350,8 +350,10 @@ async def test_questions_are_answered_and_unanswered_ones_say_so(twin: Twin) -> 
 
 
 async def test_who_hangs_keeps_no_question_from_another_who_answers(twin: Twin) -> None:
+    released = anyio.Event()
+
     async def hang(data: bytes) -> bytes:
-        await anyio.sleep(2)
+        await released.wait()
         return b"late"
 
     async def answer(data: bytes) -> bytes:
@@ -368,6 +370,7 @@ async def test_who_hangs_keeps_no_question_from_another_who_answers(twin: Twin) 
     await anyio.sleep(0.05)
     with anyio.fail_after(0.4), pytest.raises(NobodyAnswers):
         await twin.log.ask("rift.ask.two", b"", timeout_s=5)
+    released.set()
 
 
 async def test_who_is_cancelled_is_not_asked_any_more(twin: Twin) -> None:

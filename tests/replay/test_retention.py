@@ -1,7 +1,7 @@
 """A log that is archived and trimmed while control lives, starts again, and starts without its database."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,17 @@ from typing import Any
 import anyio
 import pytest
 
-from events import fleet, memory, subjects
+from events import codec, fleet, memory, subjects
 from events.jetstream import connect
 from events.log import Log, LogError
 from events.memory import MemoryBroker
-from events.schema import ReplicaReady, ReplicaStarting, ReplicaStopped, ScaleDecided
+from events.schema import ControlElected, ReplicaReady, ReplicaStarting, ReplicaStopped, ScaleDecided
 from replay.archive import Archive
 from replay.warehouse import Warehouse
 from rift.control import archiver as archivers
 from rift.control import main
 from rift.control.archiver import Archiver
+from rift.control.leader import Leadership
 from rift.control.projector import LogTrimmed, Projector
 from tests.replay.asked import ask_sql
 
@@ -161,7 +162,58 @@ async def test_the_fleet_keeps_what_still_says_something(scribe: Any, tmp_path: 
         warehouse.close()
 
 
-def decided(before: int, now: int) -> ScaleDecided:
+async def test_a_trimmed_fleet_still_says_who_leads_and_what_was_decided(scribe: Any) -> None:
+    for epoch in (1, 2, 3):
+        scribe.fleet(ControlElected(epoch=epoch, control=f"control-{epoch}"))
+        scribe.fleet(decided(epoch - 1, epoch, epoch=epoch))
+        # What one says that is over, and what stands for an epoch that is.
+        scribe.fleet(decided(epoch, 9, epoch=epoch - 1), ControlElected(epoch=epoch, control="late"))
+    async with anyio.create_task_group() as tasks:
+        log = memory.connect(broker_of(tasks, scribe))
+        before = await fleet.read(log)
+        await log.trim(subjects.FLEET, before.needed_from - 1)
+        assert await log.first_sequence(subjects.FLEET) == 7
+        after = await fleet.read(log)
+        assert (after.epoch, after.leader, after.wanted) == (3, "control-3", {"m": 3})
+        assert after.wanted == before.wanted
+        leadership = Leadership(log, "control-4")
+        tasks.start_soon(leadership.run, lambda epoch: anyio.sleep_forever())
+        with anyio.fail_after(5):
+            while not leadership.leads:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert leadership.fleet.epoch == 4
+        assert leadership.fleet.wanted == {"m": 3}
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_standby_that_was_trimmed_away_under_ends(scribe: Any, tmp_path: Path) -> None:
+    """Its reader would go on behind the gap, and be told nothing."""
+    scribe.prices()
+    for _ in range(3):
+        scribe.finished_request()
+    async with anyio.create_task_group() as tasks:
+        broker = broker_of(tasks, scribe)
+        log = memory.MemoryLog(broker)
+        with closing(Warehouse.open(tmp_path / "db")) as warehouse:
+
+            async def be_away() -> None:
+                while warehouse.positions().get(SHARD) != 18:  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+                log.connection.freeze()
+                for _ in range(20):
+                    broker.store(SHARD, "rift.0.lane.x", codec.encode("x", []), None)
+                broker.stream(SHARD).trim(30)
+                log.connection.thaw()
+
+            tasks.start_soon(be_away)
+            with anyio.fail_after(5), pytest.raises(BaseExceptionGroup) as raised:
+                await Projector(log, warehouse, [0]).run()
+            assert raised.group_contains(LogTrimmed, match="RIFT_0 was trimmed up to 30 while", depth=None)
+            assert warehouse.positions()[SHARD] == 18
+        tasks.cancel_scope.cancel()
+
+
+def decided(before: int, now: int, *, epoch: int = 0) -> ScaleDecided:
     return ScaleDecided(
         model="m",
         from_replicas=before,
@@ -171,6 +223,7 @@ def decided(before: int, now: int) -> ScaleDecided:
         positions={},
         decided_at_ns=0,
         inputs={},
+        epoch=epoch,
     )
 
 

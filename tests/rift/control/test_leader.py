@@ -179,7 +179,7 @@ def test_one_that_is_cut_off_stops_before_another_leads(down_s: float) -> None:
             assert not first.is_leading, "it knows of no other, and does nothing any more"
         await anyio.sleep(down_s + 10)
         assert len(world.leaders()) == 1
-        assert world.leaders() == [second.name] or down_s < DOUBT_S
+        assert world.leaders() == [second.name] or down_s <= DOUBT_S
         assert len(world.elections()) <= 2
 
     played(play)
@@ -365,7 +365,7 @@ def test_processes_take_over_from_each_other(server: Any, tmp_path: Path) -> Non
         assert last not in (name, other)
         second.send_signal(signal.SIGCONT)
         rift.until_logged(f"{other} stands by: {last} leads", 1)
-        for _ in range(4):
+        for _ in range(2):
             rows = rift.sql("select control, counts from elections order by epoch desc")
             assert rows[0] == {"control": last, "counts": True}
             assert len(rows) == epoch
@@ -374,4 +374,3 @@ def test_processes_take_over_from_each_other(server: Any, tmp_path: Path) -> Non
         assert again == other, "the one that was frozen is as good as any"
         assert third.wait(5) == 0
         print(f"killed {killed_s:.2f} s, frozen {frozen_s:.2f} s, stopped {stopped_s:.2f} s")
-        print(rift.logs())
