@@ -28,6 +28,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "duckdb": ("replay/warehouse.py", "replay/asking.py", "replay/segments.py"),
     "hypercorn": ("rift/gateway/server.py",),
     "jinja2": ("rift/engines/vllm.py",),
+    "matplotlib": ("replay/backtest/plot.py",),
     "msgspec": ("events/", "replay/", "rift/"),
     "nats": ("events/jetstream/",),
     "nats_server": ("rift/broker.py",),
