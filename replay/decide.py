@@ -12,7 +12,7 @@ In ten lines:
    at most, and less where answers are short: those who come push no further than those who go.
 4. More are wanted if the pool cannot hold that; but no more than serve what arrives and drain the rest in as
    long as a start takes, since who waits for a start is served late anyhow.
-5. Prompts are filled one by one: they keep a replica so busy at most that their wait stays in the TTFT target.
+5. Prompts are filled one by one: they may keep a replica as busy as their wait stays in the TTFT target.
 6. Fewer are wanted when nothing waits or starts, nothing was decided for two starts (60 s at least), the rest
    would hold the most of the last ten minutes, and the work of now once it has come to rest there.
 7. Tokens of a request are the last hour's mean; speed is the profile's, corrected by the last ten minutes.
@@ -77,7 +77,7 @@ class _Replica(msgspec.Struct, frozen=True):
     prompt_tokens: int
     output_tokens: int
     slots: int
-    # The slots, and those that come free while the TTFT target passes.
+    # The slots, and those that come free in half the TTFT target: the other half is margin.
     room: int
     # A decode step is step_ns + slope_ns x running.
     step_ns: int
@@ -163,7 +163,7 @@ def _replica(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardw
         prompt_tokens=prompt,
         output_tokens=output,
         slots=slots,
-        room=slots + tokens_per_ks * policy.ttft_ms // output // 1_000_000,
+        room=slots + tokens_per_ks * (policy.ttft_ms // 2) // output // 1_000_000,
         step_ns=step_ns,
         slope_ns=slope_ns,
         tokens_per_ks=tokens_per_ks,
@@ -220,8 +220,8 @@ def _prompts(demand: Demand, policy: Policy, hardware: Hardware, one: _Replica) 
 def _fewer(demand: Demand, replicas: Replicas, one: _Replica, need: _Need) -> _Need:
     """The fewest, down to `need`, that would hold the most of the last minutes and the work of now at rest.
 
-    Of r replicas with N under way each token takes step + slope x N / r, so N follows a negative binomial law:
-    of shape r x step / slope + 1, and of load (tokens a second x slope) / r.
+    Of r replicas with N under way each token takes step + slope x N / r. So N follows a negative binomial
+    law, of shape r x step / slope + 1, and of load (tokens a second x slope) / r.
     """
     under_way = demand.waiting + demand.running
     most = max(under_way, *demand.past)

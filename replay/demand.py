@@ -14,8 +14,8 @@ import msgspec
 
 SECOND_NS = 1_000_000_000
 MINUTE_NS = 60 * SECOND_NS
-# How many were under way is looked up every half minute over the last ten: the first two say how fast it grows,
-# and the highest of all what is not given up yet.
+# How many were under way is looked up every half minute over the last ten: the first two say how fast it
+# grows, and the highest of all what is not given up yet.
 PAST_NS, PASTS = 30 * SECOND_NS, 20
 # How long answers are is remembered for an hour: enough of them to know, and it outlives an idle quarter.
 ENDED_NS = 3600 * SECOND_NS
@@ -36,8 +36,8 @@ class Demand(msgspec.Struct, frozen=True):
     # Accepted, not ended, no attempt that counted has started; and: one has.
     waiting: int = 0
     running: int = 0
-    # How many were under way, waiting or running, at now - PAST_NS, now - 2 PAST_NS ...: accepted by then, and
-    # not ended by then.
+    # How many were under way, waiting or running, at now - PAST_NS, now - 2 PAST_NS ...: accepted by then
+    # (then included), and not ended by then.
     past: tuple[int, ...] = (0,) * PASTS
     # Accepted in the window of MINUTE_NS.
     arrived_minute: int = 0

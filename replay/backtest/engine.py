@@ -6,15 +6,15 @@ What lives here: the queue, the replicas and their clocks. What must not: how ma
 Requests wait in one queue, first come, first served; each ready replica with a free slot and room for their
 tokens takes them, the emptiest first. A replica fills their prompts one by one; the end of that is the first
 token. From then on each step gives every request one token, and takes `step_us` + `step_us_per_running` x
-running, prompts not counted: the profile's decode figures hold what prefill takes from decoding. A draining
-replica takes nothing more and stops once it is empty. No start fails.
+running, prompts not counted: the profile's decode figures hold what prefill takes from decoding. A
+draining replica takes nothing more and stops once it is empty. No start fails.
 
-Of a replica all that decode advance alike, so it has one clock in tokens: a request ends where the clock reads
-what it did at its first token, and the rest of its tokens. Each event costs O(log n).
+Of a replica all that decode advance alike, so it has one clock in tokens: a request ends where the clock
+reads what it did at its first token, and the rest of its tokens. Each event costs O(log n).
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
@@ -26,6 +26,8 @@ NEVER = float("inf")
 TOKEN_ERROR = 1e-6
 # So long after the last arrival nobody waits for a replica any more: the policy starts none.
 PATIENCE_S = 86_400.0
+# After so many ticks progress is told: some ten times a second.
+TICKS_TOLD = 512
 
 
 class NothingStarts(Exception):
@@ -85,7 +87,7 @@ class Replica:
 
 
 class Fleet:
-    """Serves `asked`, which is in order of time. After `run`, `ttft_s` holds each request's time to first token."""
+    """Serves `asked`, which is in order of time; after `run`, `ttft_s` is each one's time to first token."""
 
     def __init__(
         self, asked: Sequence[Asked], hardware: Hardware, *, start_s: float, scaling: Scaling
@@ -116,19 +118,21 @@ class Fleet:
         steps = range(hardware.running_max + 1)
         self._step_s = [hardware.step_us_at(running) / 1e6 for running in steps]
 
-    def run(self) -> None:
-        """Raises NothingStarts."""
+    def run(self, progress: Callable[[float], None] | None = None) -> None:
+        """Serve all; `progress` is told the share of what has ended, now and then. Raises NothingStarts."""
         asked, events, tick_s = self.asked, self._events, self._scaling.tick_s
-        number, count, tick = 0, len(asked), 0.0
+        number, count, ticks = 0, len(asked), 0
         come_s = asked[0].at_s if asked else NEVER
-        tick = come_s
-        now_s = come_s
+        tick = now_s = come_s
         while self._ended < count:
             due_s = events[0][0] if events else NEVER
             if tick <= due_s and tick < come_s:
                 now_s = tick
                 self._ask(now_s)
                 tick += tick_s
+                ticks += 1
+                if progress is not None and ticks % TICKS_TOLD == 0:
+                    progress(self._ended / count)
                 if number == count and now_s > asked[-1].at_s + PATIENCE_S and not self._replicas:
                     raise NothingStarts(f"{len(self.queue)} requests wait, and the policy starts no replica")
             elif come_s <= due_s:

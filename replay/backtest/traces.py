@@ -1,7 +1,7 @@
 """Workloads: published traces in their own formats, and Rift's own log.
 
-What lives here: one reader for each format, and whole clients left out. What must not: what is done with them.
-Each reads its file line by line; what is wrong in it names file and line.
+What lives here: one reader for each format, and which clients are left out. What must not: what is done
+with them. Each reads its file line by line; what is wrong in it names file and line.
 """
 
 import csv
@@ -10,12 +10,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import msgspec
 
 from replay.backtest.engine import Asked
 
+# A time beyond this is none: nan, infinite, or of another unit.
+SECONDS_MAX = 1e11
 FORMATS = ("azure", "mooncake", "servegen", "log")
 
 
@@ -47,7 +49,7 @@ def read(path: Path, kind: str, *, thin: int = 1) -> list[Asked]:
 
 
 def of_rows(rows: Iterable[tuple[int, int, int]]) -> list[Asked]:
-    """Return what Rift's own log holds: rows of accepted_at_ns, prompt_tokens, output_tokens. Raises TraceWrong."""
+    """Return what Rift's log holds: accepted_at_ns, prompt_tokens, output_tokens a row. Raises TraceWrong."""
     return _from_zero(
         [Asked(at_ns / 1e9, prompt, max(1, output)) for at_ns, prompt, output in rows], "the log"
     )
@@ -70,12 +72,13 @@ def keeps(client: str, thin: int) -> bool:
 
 def _azure(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
     """TIMESTAMP, ContextTokens, GeneratedTokens."""
-    for number, row in _rows(path, lines, ("TIMESTAMP", "ContextTokens", "GeneratedTokens")):
+
+    def seconds(text: str) -> float:
         # Seven digits of a second's part, one more than datetime takes.
-        at_s = _value(
-            path, number, lambda row=row: datetime.fromisoformat(row[0][:26] + "+00:00").timestamp()
-        )
-        yield _asked(path, number, at_s, row[1], row[2])
+        return datetime.fromisoformat(text[:26] + "+00:00").timestamp()
+
+    for number, row in _rows(path, lines, ("TIMESTAMP", "ContextTokens", "GeneratedTokens")):
+        yield _asked(path, number, seconds, row)
 
 
 def _servegen(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
@@ -86,7 +89,7 @@ def _servegen(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
         if kept is None:
             kept = clients[row[1]] = keeps(row[1], thin)
         if kept:
-            yield _asked(path, number, _value(path, number, lambda row=row: float(row[0])), row[2], row[3])
+            yield _asked(path, number, float, (row[0], row[2], row[3]))
 
 
 def _mooncake(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
@@ -97,7 +100,7 @@ def _mooncake(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
             one = decoder.decode(line)
         except msgspec.DecodeError as error:
             raise TraceWrong(f"{path}:{number}: {error}") from error
-        yield _asked(path, number, one.timestamp / 1000, one.input_length, one.output_length)
+        yield _asked(path, number, float, (one.timestamp / 1000, one.input_length, one.output_length))
 
 
 READERS: dict[str, Callable[[Path, TextIO, int], Iterator[Asked]]] = {
@@ -126,21 +129,14 @@ def _rows(path: Path, lines: TextIO, columns: Sequence[str]) -> Iterator[tuple[i
         yield number, row
 
 
-def _value(path: Path, number: int, read: Callable[[], float]) -> float:
-    try:
-        return read()
-    except ValueError as error:
-        raise TraceWrong(f"{path}:{number}: {error}") from error
-
-
-def _asked(path: Path, number: int, at_s: float, prompt: str | int, output: str | int) -> Asked:
+def _asked(path: Path, number: int, seconds: Callable[[Any], float], row: Sequence[Any]) -> Asked:
     try:
         # What made no token was asked all the same: its prompt is filled.
-        one = Asked(at_s, int(prompt), max(1, int(output)))
+        one = Asked(seconds(row[0]), int(row[1]), max(1, int(row[2])))
     except ValueError as error:
         raise TraceWrong(f"{path}:{number}: {error}") from error
-    if at_s < 0 or one.prompt_tokens < 0:
-        raise TraceWrong(f"{path}:{number}: a negative time or count")
+    if not 0 <= one.at_s < SECONDS_MAX or one.prompt_tokens < 0:
+        raise TraceWrong(f"{path}:{number}: {row[0]} is no time, or {row[1]} no count")
     return one
 
 

@@ -4,6 +4,7 @@ options.py   what each command takes
 roles.py     the processes: up, gateway, worker, control
 ops.py       questions and entries: sql, keys
 limits.py    credit and limits
+backtest.py  scaling policies on traces
 """
 
 from rift.cli.options import main

@@ -12,13 +12,14 @@ from events.log import LogError
 from events.money import MoneyWrong
 from replay.archive import ArchiveError
 from replay.audit import AuditError
+from replay.backtest.traces import FORMATS
 from replay.invoice import PERIOD, BillingRefused
 from replay.warehouse import ProjectionStopped, WarehouseError
 from rift import __version__
 from rift.accounts import AccountUnknown, OutcomeOpen, RecordReadable
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
-from rift.cli import calibrate, limits, money, ops, replay, roles
+from rift.cli import backtest, calibrate, limits, money, ops, replay, roles
 from rift.cli.ops import CommandFailed
 from rift.control.projector import LogBehind, LogTrimmed
 from rift.control.until import PositionWrong
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     _credit_commands(commands)
     _replay(commands)
     _calibrate(commands)
+    _backtest(commands)
     return parser
 
 
@@ -217,6 +219,19 @@ def _replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     _account_option(export)
     _period_option(export)
     export.add_argument("folder", type=Path, metavar="DIR", help="a new folder, for replay/auditor.py")
+
+
+def _backtest(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    test = _command(commands, "backtest", backtest.backtest, "try a scaling policy on a trace, and price it")
+    test.add_argument("--trace", type=Path, metavar="PATH", help="a file; without one, Rift's own log")
+    test.add_argument("--trace-format", choices=FORMATS, help="what it is (by its name, else log)")
+    test.add_argument("--profile", required=True, metavar="NAME", help="of replay/hardware.toml")
+    test.add_argument("--policy", default="default", metavar="P", help=backtest.POLICIES)
+    test.add_argument("--start-s", type=float, metavar="S", help="how long a start takes (the profile's)")
+    test.add_argument("--ttft-ms", type=int, default=backtest.TTFT_MS, metavar="MS", help="target (2000)")
+    test.add_argument("--thin", type=int, default=1, metavar="N", help="keep an N-th part of the clients (1)")
+    test.add_argument("--model", metavar="NAME", help="with the log: whose requests")
+    test.add_argument("--plot", type=Path, metavar="FILE.png", help="draw demand, replicas, missed targets")
 
 
 def _account_option(parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "httpx": ("rift/cli/calibrate.py", "rift/fleet/cluster.py"),
     "hypercorn": ("rift/gateway/server.py",),
     "jinja2": ("rift/engines/vllm.py",),
+    "matplotlib": ("replay/backtest/plot.py",),
     "msgspec": ("events/", "replay/", "rift/"),
     "nats": ("events/jetstream/",),
     "nats_server": ("rift/broker.py",),

@@ -1,0 +1,46 @@
+"""A picture of a run: what was asked, how many replicas there were, and who waited too long.
+
+What lives here: the one place that knows matplotlib, which is optional. What must not: figures of their own.
+"""
+
+from pathlib import Path
+
+from replay.backtest.engine import Fleet
+
+# A trace's time is divided into so many bars: as many as can be told apart.
+BARS = 240
+
+
+class PlotMissing(Exception):
+    """Pictures need matplotlib; the message says how to get it."""
+
+
+def plot(fleet: Fleet, path: Path, *, title: str, ttft_ms: int) -> None:
+    """Draw to a file of a kind that its name says. Raises PlotMissing, OSError, ValueError."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as missing:
+        raise PlotMissing(f"--plot: {missing}; the extra `plot` has it: pip install '.[plot]'") from missing
+    first_s = fleet.asked[0].at_s
+    width_s = max(1.0, (fleet.asked[-1].at_s - first_s) / BARS)
+    came, missed = [0] * (BARS + 1), [0] * (BARS + 1)
+    for one, ttft_s in zip(fleet.asked, fleet.ttft_s, strict=True):
+        bar = int((one.at_s - first_s) / width_s)
+        came[bar] += 1
+        missed[bar] += ttft_s * 1000 > ttft_ms
+    hours = [bar * width_s / 3600 for bar in range(BARS + 1)]
+    changes = [(at_s - first_s) / 3600 for at_s, _, _ in fleet.history]
+
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure.suptitle(title)
+    demand, replicas, late = figure.subplots(3, 1, sharex=True)
+    demand.fill_between(hours, [count / width_s for count in came], step="post", color="tab:blue")
+    demand.set_ylabel("requests/s")
+    replicas.step(changes, [wanted for _, wanted, _ in fleet.history], where="post", label="wanted")
+    replicas.step(changes, [ready for _, _, ready in fleet.history], where="post", label="ready")
+    replicas.set_ylabel("replicas")
+    replicas.legend(loc="upper right")
+    late.fill_between(hours, [count / width_s for count in missed], step="post", color="tab:red")
+    late.set_ylabel(f"requests/s later than {ttft_ms} ms")
+    late.set_xlabel("hours")
+    figure.savefig(path)

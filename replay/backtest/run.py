@@ -1,0 +1,116 @@
+"""A trace through a policy: what it would have cost, and how many would have had their answer in time.
+
+What lives here: policies by name, and the figures of a run. What must not: reading traces (`traces.py`).
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from replay.backtest import oracle
+from replay.backtest.engine import Asked, Fleet, Scaling
+from replay.backtest.policies import Knative, KnativeSettings, Ours, Static
+from replay.decide import Policy
+from replay.hardware import Hardware, concurrency_max
+
+# Knative fills a replica to 70 % of what it can hold (its default target-utilization-percentage).
+KNATIVE_UTILIZATION = 0.7
+# Backtests are not bounded by a machine: more than any of their traces asks for.
+REPLICAS_MAX = 1000
+STATIC = re.compile(r"static:([0-9]{1,4})")
+
+
+class PolicyWrong(ValueError):
+    """A policy cannot be used; the message names it and says what can."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What came of a run.
+
+    slo_attainment              share of requests whose time to first token is at most the target
+    ttft_p50_ms, ttft_p99_ms    queue, start and prompt included
+    gpu_seconds                 of each replica from its order to its stop, by its GPUs; a replica without
+                                any counts as one; the run ends with its last request
+    cost_usd                    of these, at the profile's price
+    cold_starts                 replicas that were ordered
+    requests_hit_by_cold_start  served by a replica that was not ready when they came
+    scale_actions               changes of the wanted number
+    """
+
+    policy: str
+    requests: int
+    slo_attainment: float
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+    gpu_seconds: float
+    cost_usd: float
+    cold_starts: int
+    requests_hit_by_cold_start: int
+    scale_actions: int
+
+
+def run(
+    asked: Sequence[Asked],
+    hardware: Hardware,
+    policy: str,
+    *,
+    start_s: float,
+    ttft_ms: int,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[Result, Fleet]:
+    """Serve a trace. Raises PolicyWrong, engine.NothingStarts, OSError."""
+    if policy == "oracle":
+        fleet = oracle.best(asked, hardware, start_s=start_s, ttft_ms=ttft_ms)
+    else:
+        scaling = _scaling(policy, asked, hardware, start_s=start_s, ttft_ms=ttft_ms)
+        fleet = Fleet(asked, hardware, start_s=start_s, scaling=scaling)
+        fleet.run(progress)
+    return result(policy, fleet, ttft_ms=ttft_ms), fleet
+
+
+def _scaling(
+    policy: str, asked: Sequence[Asked], hardware: Hardware, *, start_s: float, ttft_ms: int
+) -> Scaling:
+    if policy == "default":
+        return Ours(Policy(replicas_max=REPLICAS_MAX, ttft_ms=ttft_ms), hardware, start_s=start_s)
+    if policy == "knative":
+        most = concurrency_max(
+            hardware,
+            ttft_ms=ttft_ms,
+            prompt_tokens=sum(one.prompt_tokens for one in asked) // len(asked),
+            output_tokens=sum(one.output_tokens for one in asked) // len(asked),
+        )
+        return Knative(KnativeSettings(target=KNATIVE_UTILIZATION * most))
+    if number := STATIC.fullmatch(policy):
+        return Static(int(number[1]))
+    if policy.endswith(".toml"):
+        return Ours(_of_file(Path(policy)), hardware, start_s=start_s)
+    raise PolicyWrong(f"{policy!r} is no policy; there are default, knative, static:N, oracle and FILE.toml")
+
+
+def _of_file(path: Path) -> Policy:
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Policy)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PolicyWrong(f"{path}: {error}; its fields are {', '.join(Policy.__struct_fields__)}") from error
+
+
+def result(policy: str, fleet: Fleet, *, ttft_ms: int) -> Result:
+    """Return the figures of a fleet that has served all."""
+    waits = sorted(fleet.ttft_s)
+    count = len(waits)
+    hardware = fleet.hardware
+    return Result(
+        policy=policy,
+        requests=count,
+        slo_attainment=sum(wait_s * 1000 <= ttft_ms for wait_s in waits) / count,
+        ttft_p50_ms=round(waits[count // 2] * 1000, 3),
+        ttft_p99_ms=round(waits[min(count - 1, count * 99 // 100)] * 1000, 3),
+        gpu_seconds=round(fleet.replica_s * max(1, hardware.gpus), 3),
+        cost_usd=round(fleet.replica_s * hardware.hour_nanousd / 3600 / 1e9, 6),
+        cold_starts=fleet.started,
+        requests_hit_by_cold_start=fleet.waited_for_start,
+        scale_actions=fleet.actions,
+    )
