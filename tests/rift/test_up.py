@@ -70,6 +70,20 @@ def test_the_screen_says_what_starts_then_ready_key_and_curl(service: Service) -
     }  # fmt: skip
 
 
+def test_a_model_that_starts_when_it_is_asked_for_is_not_waited_for(folder: Path) -> None:
+    service = Service(folder, "--engine", "sim", "--workers", "0..1").start()
+    try:
+        assert service.screen[1] == "no worker serves smollm2:135m yet: the first request starts one\n"
+        with service.client() as client:
+            (listed,) = client.get("/v1/models").json()["data"]
+        assert (listed["id"], listed["ready"], listed["replicas"]) == (MODEL, False, 0)
+        service.decide(1)
+        answer(service)
+    finally:
+        service.stop()
+    gone(service)
+
+
 def test_ctrl_c_stops_everything_and_a_second_start_goes_on(service: Service, folder: Path) -> None:
     first = answer(service)
     with service.client() as client, client.stream("POST", "/v1/inference", json=LONG) as response:

@@ -53,6 +53,8 @@ PACES = {
     "unneeded": "start_ms = 60000",
     "broken": "start_ms = 200",
     "burst": "step_us = 2000",
+    "chat": "",
+    "left": "",
 }
 SERVED = 'model = "cold"\nworkers = "0..4"\n' + "".join(
     f"[scale.{name}]\nmax = 4\n" for name in PACES if name != "cold"
@@ -147,11 +149,11 @@ class Place:
     def command(self, role: str, *options: str) -> list[str]:
         address = self.server.address
         nats = address.url.replace("nats://", f"nats://{address.token}@")
-        return [role, "--data", str(self.folder), "--nats", nats, "--engine", "sim", *options]
+        return [role, "--data", str(self.folder), "--nats", nats, *options]
 
     def _role(self, role: str, *options: str) -> None:
         with (self.folder / "logs" / f"{role}.log").open("ab") as log:
-            command = [sys.executable, "-m", "rift", *self.command(role, *options)]
+            command = [sys.executable, "-m", "rift", *self.command(role, "--engine", "sim", *options)]
             self._roles.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment()))
 
 
@@ -181,9 +183,17 @@ class Rig:
         self.fleet = LocalFleet(log, host)
 
     def _command(self, model: str, replica: str) -> Sequence[str]:
-        options = self._place.command("worker", "--config", str(self._place.config), "--model", model)
+        config = ["--engine", "sim", "--config", str(self._place.config)]
+        options = self._place.command("worker", *config, "--model", model)
         script = FAILS if model == "broken" else WORKS
         return [sys.executable, "-c", script, *options, "--replica", replica]
+
+    async def sql(self, select: str) -> list[dict[str, Any]]:
+        command = [sys.executable, "-m", "rift", *self._place.command("sql", "--json", select)]
+        done = await anyio.run_process(command, check=False, env=environment())
+        assert done.returncode == 0, done.stderr.decode()
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        return rows
 
     async def decide(self, replicas: int, **inputs: int) -> None:
         await decide(self.log, self.model, replicas, **inputs)
@@ -249,6 +259,11 @@ def _group(pid: int) -> int:
         return os.getpgid(pid)
     except ProcessLookupError:
         return 0
+
+
+def of(model: str) -> pytest.MarkDecorator:
+    """Each test has a model of its own."""
+    return pytest.mark.parametrize("rig", [model], indirect=True)
 
 
 @pytest.fixture

@@ -8,14 +8,9 @@ import anyio
 import pytest
 
 from events.schema import ReplicaDraining, ReplicaLost, ReplicaReported, ReplicaStarting, ReplicaStopped
-from tests.rift.fleet.conftest import Rig
+from tests.rift.fleet.conftest import Rig, of
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
-
-
-def of(model: str) -> pytest.MarkDecorator:
-    """Each test has a model of its own."""
-    return pytest.mark.parametrize("rig", [model], indirect=True)
 
 
 Frames = list[tuple[str, dict[str, Any]]]
