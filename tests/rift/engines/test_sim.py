@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from events.schema import Message, Parameters
 from rift.catalogue import Model, Profile
-from rift.engines import Engine, Invalid, Step
+from rift.engines import Engine, Invalid, Rendered, Step
 from rift.engines.sim import ENDINGS, SENTENCE_TOKENS, WORD_IDS_FROM, SimEngine
 
 MODEL = Model(source="sim", context_tokens=4096, prompt_usd="0.01", output_usd="0.02")
@@ -49,8 +49,8 @@ def run(
             found.append(step)
             return True
 
-        parameters = Parameters(seed=seed)
-        await engine.generate("a", prompt, output, parameters, max_tokens=max_tokens, salt="s", emit=emit)
+        rendered = Rendered(prompt, Parameters(seed=seed))
+        await engine.generate("a", rendered, output, max_tokens=max_tokens, salt="s", emit=emit)
         return found
 
     return anyio.run(collect)

@@ -65,7 +65,7 @@ async def run(asked: RequestAccepted, past: Past | None = None) -> list[Any]:
     )
     written = Written()
     prompt = await prepare(engine, asked)
-    attempt = Attempt(asked, started, Prompt(prompt.ids, TOKENS), engine=engine, writer=written)
+    attempt = Attempt(asked, started, Prompt(prompt.rendered, TOKENS), engine=engine, writer=written)
     if past is not None:
         attempt.resume(past)
     await attempt.run(30)
