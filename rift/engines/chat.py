@@ -236,6 +236,8 @@ def chat_request(messages: Sequence[Message], parameters: Parameters) -> Any:
         "messages": [_turn(message) for message in messages],
         "parallel_tool_calls": parameters.parallel_tool_calls,
         "reasoning_effort": parameters.reasoning_effort,
+        # What is left for the answer is the worker's business.
+        "max_completion_tokens": 0,
         "stream": True,
     }
     if parameters.tools:

@@ -12,8 +12,8 @@ from rift.engines import Invalid
 # A schema of 40,000 characters with 1,500 properties took 1.5 s on an idle core and 8 s on a busy one; twenty
 # tools have 20,000.
 SCHEMA_CHARACTERS_MAX = 64 * 1024
-# States of all the schemas' patterns, counted repetitions written out. On busy cores 5,000 took 24 s and 18,000
-# more than a minute; 4,000,000 never came back. A quarter of that where the cores are idle.
+# States of all the schemas' patterns, counted repetitions written out. On busy cores 5,000 took 24 s, 18,000
+# more than a minute, and 4,000,000 did not come back; on idle ones a quarter of that.
 PATTERN_STATES_MAX = 4_000
 
 ATOM = re.compile(

@@ -1,5 +1,6 @@
 """The simulated engine says the same for the same prompt and seed, at its pace, wherever it starts."""
 
+import json
 from collections.abc import Sequence
 from functools import partial
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.schema import Message, Parameters
+from events.schema import Message, Parameters, ResponseFormat, Tool
 from rift.catalogue import Model, Profile
 from rift.engines import Engine, Invalid, Rendered, Step
 from rift.engines.sim import ENDINGS, SENTENCE_TOKENS, WORD_IDS_FROM, SimEngine
@@ -130,9 +131,8 @@ def test_it_ends_at_once_where_no_more_is_wanted() -> None:
         found.append(step)
         return False
 
-    anyio.run(
-        partial(engine_on(clock).generate, "a", [1], [], Parameters(), max_tokens=10, salt="s", emit=emit)
-    )
+    rendered = Rendered([1], Parameters())
+    anyio.run(partial(engine_on(clock).generate, "a", rendered, [], max_tokens=10, salt="s", emit=emit))
     assert len(found) == 1
     assert clock.now_s < 100.1
 
@@ -173,3 +173,78 @@ def test_the_text_is_words_and_some_characters_that_take_several_tokens() -> Non
 def test_an_unfinished_character_ends_as_a_replacement() -> None:
     assert text_of(SimEngine(MODEL), [256, *"🌊".encode()[:3], 256]) == " a\ufffd a"
     assert text_of(SimEngine(MODEL), [256, *"🌊".encode()[:3]]) == " a\ufffd"
+
+
+# --- answers that the request prescribes ---------------------------------------------------------
+
+
+def forced(parameters: Parameters) -> list[Step]:
+    engine, found = engine_on(Clock()), []
+
+    def emit(step: Step) -> bool:
+        found.append(step)
+        return True
+
+    async def ask() -> None:
+        rendered = await engine.render("any", parameters, raw=False)
+        await engine.generate("a", rendered, [], max_tokens=1000, salt="s", emit=emit)
+
+    anyio.run(ask)
+    return found
+
+
+def test_wanted_json_is_the_least_that_satisfies_its_schema() -> None:
+    properties = {
+        "text": {"type": "string"},
+        "one_of": {"enum": ["b", "a"]},
+        "count": {"type": "integer", "minimum": 3},
+        "yes": {"type": "boolean"},
+        "list": {"type": "array"},
+        "inner": {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]},
+        "nothing": {"type": "null"},
+        "not required": {"type": "string"},
+    }
+    required = [name for name in properties if name != "not required"]
+    schema = json.dumps({"type": "object", "properties": properties, "required": required})
+    wanted = Parameters(response_format=ResponseFormat(type="json_schema", schema=schema))
+    steps = forced(wanted)
+    assert json.loads(text_of(engine_on(Clock()), ids_of(steps))) == {
+        "text": "",
+        "one_of": "b",
+        "count": 3,
+        "yes": False,
+        "list": [],
+        "inner": {"x": 0},
+        "nothing": None,
+    }
+    assert steps[-1].finish == "stop"
+
+
+@pytest.mark.parametrize("schema", ["{", "[]", '{"properties": 5, "required": ["a"]}', "[" * 100_000])
+def test_what_is_no_schema_is_invalid(schema: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        forced(Parameters(response_format=ResponseFormat(type="json_schema", schema=schema)))
+    assert refused.value.param == "response_format"
+
+
+def test_a_tool_that_nobody_offered_cannot_be_forced() -> None:
+    with pytest.raises(Invalid) as refused:
+        forced(Parameters(tools=(Tool(name="f"),), tool_choice="function", tool_name="g"))
+    assert refused.value.param == "tool_choice"
+
+
+def test_logprobs_are_one_for_each_token_and_the_likeliest_is_its_own() -> None:
+    engine, found = engine_on(Clock()), []
+
+    def emit(step: Step) -> bool:
+        found.append(step)
+        return True
+
+    for wanted in (0, 3):
+        found.clear()
+        rendered = Rendered([1], Parameters(logprobs=wanted))
+        anyio.run(partial(engine.generate, "a", rendered, [], max_tokens=40, salt="s", emit=emit))
+        shown = [logprob for step in found for logprob in step.logprobs]
+        assert len(shown) == 40
+        assert all(len(logprob.top) == wanted for logprob in shown)
+        assert all(not wanted or logprob.top[0].token == logprob.token for logprob in shown)
