@@ -135,10 +135,10 @@ class Attempt:
             again = Delta(self._text.feed(self._logged_ids)[1])
         else:
             _, again = self._parsed.feed(self._logged_ids, None)
-        unsent = rest(again, logged)
-        if unsent is None:
+        if (unsent := rest(again, logged)) is None:
             raise NotContinuable("the logged ids decode to another answer here")
-        self._unsent = unsent
+        if unsent != NOTHING:
+            self._unsent = unsent
 
     async def run(self, deadline_s: float) -> None:
         """Generate to the end, to the deadline or until `stop`; the last event put is the end.
@@ -197,8 +197,36 @@ class Attempt:
         self.progressed_at = anyio.current_time()
         if self._stamps.first_token_ns is None:
             self._stamps = msgspec.structs.replace(self._stamps, first_token_ns=self._elapsed_ns())
-        used, delta = self._read(step)
-        tokens = TokensGenerated(
+        tokens = self._tokens(step)
+        self._index += len(tokens.token_ids)
+        reason: FinishReason | None = "stop" if self._text.stopped else step.finish
+        if reason == "stop" and self._parsed is not None:
+            reason = self._stop_reason(self._parsed)
+        # The last tokens and the end are one entry: a successor never finds one without the other.
+        self._put([tokens, self._end(reason)] if reason else [tokens])
+        return not self.finished
+
+    def _tokens(self, step: Step) -> TokensGenerated:
+        """Return what of the step belongs to the answer, and what it adds."""
+        if self._parsed is not None:
+            used, delta = self._parsed.feed(step.token_ids, step.finish)
+        else:
+            used, text = self._text.feed(step.token_ids)
+            if step.finish and not self._text.stopped:
+                text += self._text.flush()
+            if self._unsent is NOTHING and not step.logprobs:
+                # Nearly every token of nearly every answer.
+                return TokensGenerated(
+                    attempt=self.id,
+                    index=self._index,
+                    token_ids=step.token_ids[:used],
+                    text=text,
+                    cached_tokens=step.cached_tokens,
+                )
+            delta = Delta(text)
+        if self._unsent is not NOTHING:
+            delta, self._unsent = joined((self._unsent, delta)), NOTHING
+        return TokensGenerated(
             attempt=self.id,
             index=self._index,
             token_ids=step.token_ids[:used],
@@ -208,31 +236,11 @@ class Attempt:
             tool_calls=delta.tool_calls,
             logprobs=step.logprobs[:used],
         )
-        self._index += used
-        reason = self._reason(step)
-        # The last tokens and the end are one entry: a successor never finds one without the other.
-        self._put([tokens, self._end(reason)] if reason else [tokens])
-        return not self.finished
 
-    def _read(self, step: Step) -> tuple[int, Delta]:
-        """Return how many of the step's ids belong to the answer, and what they add to it."""
-        if self._parsed is not None:
-            used, delta = self._parsed.feed(step.token_ids, step.finish)
-        else:
-            used, text = self._text.feed(step.token_ids)
-            if step.finish and not self._text.stopped:
-                text += self._text.flush()
-            delta = Delta(text)
-        if self._unsent is not NOTHING:
-            delta, self._unsent = joined((self._unsent, delta)), NOTHING
-        return used, delta
-
-    def _reason(self, step: Step) -> FinishReason | None:
+    def _stop_reason(self, parsed: Parsed) -> FinishReason:
         """As vLLM's server has it: who was told which tool to call has not called one by itself."""
-        reason = "stop" if self._text.stopped else step.finish
-        if reason != "stop" or self._parsed is None or not self._parsed.has_called:
-            return reason
-        return "stop" if self._accepted.parameters.tool_choice == "function" else "tool_calls"
+        is_named = self._accepted.parameters.tool_choice == "function"
+        return "tool_calls" if parsed.has_called and not is_named else "stop"
 
     def _put(self, events: Sequence[TokensGenerated | RequestFinished]) -> None:
         assert not self.finished, "nothing follows the end"
