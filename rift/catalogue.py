@@ -6,7 +6,7 @@ must not: whether a replica runs now (the log says that) and the price in force 
 
 import re
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -56,7 +56,9 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`source` is a local path, a model hub's id, or `builtin:` and a name known to `prepare`; `sampling`
-    what holds where a request says nothing, before the model's own generation config."""
+    what holds where a request says nothing, before the model's own generation config. The parsers are
+    vLLM's names of how the model writes tool calls and reasoning; at the level "parameter" a tool call's
+    arguments always satisfy the tool's schema."""
 
     source: str
     context_tokens: Annotated[int, msgspec.Meta(ge=16)]
@@ -64,6 +66,9 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_usd: str
     title: str = ""
     sampling: dict[str, float] = {}
+    tool_parser: str = ""
+    tool_strict_level: Literal["auto", "function", "parameter"] = "auto"
+    reasoning_parser: str = ""
     profiles: dict[str, Profile] = {}
 
 

@@ -4,11 +4,11 @@ An engine knows tokens and text of one model. It knows nothing of requests, lane
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
-from events.schema import Message, Parameters
+from events.schema import Logprob, Message, Parameters, ToolCallDelta
 
 
 class Invalid(Exception):
@@ -19,20 +19,44 @@ class Invalid(Exception):
         self.message, self.code, self.param = message, code, param
 
 
+class GaveUp(Exception):
+    """The engine cannot finish this one request. Others go on."""
+
+
 class EngineFailed(Exception):
     """The engine cannot go on. The worker's process has to end."""
 
 
 class Step(msgspec.Struct, frozen=True):
-    """What the engine did since the last step: at least one new output token."""
+    """What the engine did since the last step: at least one new output token. `logprobs`, where they are
+    wanted, are one a token."""
 
     token_ids: tuple[int, ...]
     finish: Literal["stop", "length"] | None = None
     cached_tokens: int = 0
+    logprobs: tuple[Logprob, ...] = ()
 
 
 # Takes a step; says whether the next is wanted.
 Emit = Callable[[Step], bool]
+
+
+class Rendered(msgspec.Struct, frozen=True):
+    """A request as the engine reads it. `grammar` says that its tokens are held to a grammar from the first
+    on, so that nobody can begin in their midst; `own` is the engine's business."""
+
+    prompt_ids: Sequence[int]
+    parameters: Parameters
+    grammar: bool = False
+    own: Any = None
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What tokens add to an answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 class Decoder(Protocol):
@@ -43,6 +67,22 @@ class Decoder(Protocol):
 
     def flush(self) -> str:
         """Return what is left of an unfinished character at the end of the answer."""
+
+
+class Parser(Protocol):
+    """Tells content, reasoning and tool calls of one answer apart. A pure function of what it was fed, but
+    for the ids of tool calls, which mean only where one begins.
+
+    `decoder` gives the text that it reads: with special tokens, where its marks are such.
+    """
+
+    decoder: Decoder
+
+    def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Delta:
+        """Return what the ids and their text add; `finished` with the answer's last. Never raises."""
+
+    def reasoning_tokens(self, output_ids: Sequence[int]) -> int:
+        """Return how many of the whole answer's ids were reasoning."""
 
 
 class Engine(Protocol):
@@ -58,32 +98,36 @@ class Engine(Protocol):
     slots: int
     context_tokens: int
 
-    def encode(self, prompt: str | tuple[Message, ...], *, raw: bool) -> list[int]:
-        """Return the prompt's token ids. A str goes through the model's chat template as one user
-        turn unless `raw`, or the model has none; messages always do. May take a second for 1 MB of text: call
-        it in a thread. Raises Invalid."""
+    async def render(
+        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
+    ) -> Rendered:
+        """Encode the prompt. A str goes through the model's chat template as one user turn unless `raw`, or
+        the model has none; messages always do. Raises Invalid."""
 
-    def decoder(self) -> Decoder: ...
+    def decoder(self) -> Decoder:
+        """Return a decoder for an answer that needs no parser."""
+
+    def parser(self, rendered: Rendered) -> Parser | None:
+        """Return a new parser, or None if the answer's text is all content."""
 
     async def generate(
         self,
         attempt: str,
-        prompt_ids: Sequence[int],
+        rendered: Rendered,
         output_ids: Sequence[int],
-        parameters: Parameters,
         *,
         max_tokens: int,
         salt: str,
         emit: Emit,
     ) -> None:
         """Hand each step after `output_ids` (empty at first; the logged ids on a continuation) to `emit`,
-        until one has a finish or `emit` returns False. `max_tokens` bounds what is new. `parameters.stop`
-        and `parameters.max_tokens` are the caller's business. `salt` separates the prefix caches of accounts.
+        until one has a finish or `emit` returns False. `max_tokens` bounds what is new. The parameters `stop`
+        and `max_tokens` are the caller's business. `salt` separates the prefix caches of accounts.
 
         `emit` is called where the engine's output is read, with no task between, so it must be quick.
         Cancelled, or once `emit` returned False, the request is aborted in the engine. Returning without
-        either means that the engine aborted it. Raises Invalid before the first step, EngineFailed at any,
-        and whatever `emit` raises.
+        either means that the engine aborted it. Raises Invalid before the first step, GaveUp and
+        EngineFailed at any, and whatever `emit` raises.
         """
 
     async def close(self) -> None:

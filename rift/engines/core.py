@@ -5,11 +5,13 @@ detokenizes. What a worker needs of a step is its ids and its end, so it is told
 No parameters, prompts or log in here; and nothing of vLLM's is imported, its client is handed in.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import anyio
 
-from rift.engines import Emit, Step
+from events.schema import Logprob
+from rift.engines import Emit, GaveUp, Step
 
 # vLLM's other reasons, abort and error, are no end of an answer.
 FINISHES: dict[str, Literal["stop", "length"]] = {
@@ -17,13 +19,17 @@ FINISHES: dict[str, Literal["stop", "length"]] = {
     "repetition": "stop",
     "length": "length",
 }
+ERROR = "error"
+
+# Reads the log probabilities of an `EngineCoreOutput`.
+Logprobs = Callable[[Any], tuple[Logprob, ...]]
 
 
 class _Running:
     """One request in the engine. `over` says that nothing more is taken, `ended` that the engine knows."""
 
-    def __init__(self, emit: Emit) -> None:
-        self.emit = emit
+    def __init__(self, emit: Emit, logprobs: Logprobs | None) -> None:
+        self.emit, self.logprobs = emit, logprobs
         self.over = self.ended = False
         self.error: Exception | None = None
         self.wake = anyio.Event()
@@ -34,14 +40,18 @@ class _Running:
         if output.prefill_stats is not None:
             self._cached_tokens = output.prefill_stats.num_cached_tokens
         wanted = True
-        if output.new_token_ids:
+        finish = None if output.finish_reason is None else str(output.finish_reason)
+        if finish == ERROR:
+            self.error = GaveUp("the engine could not go on with this request")
+        elif output.new_token_ids:
             cached_tokens, self._cached_tokens = self._cached_tokens, 0
-            step = Step(tuple(output.new_token_ids), FINISHES.get(str(output.finish_reason)), cached_tokens)
             try:
-                wanted = self.emit(step)
+                logprobs = self.logprobs(output) if self.logprobs is not None else ()
+                ids = tuple(output.new_token_ids)
+                wanted = self.emit(Step(ids, FINISHES.get(finish or ""), cached_tokens, logprobs))
             except Exception as error:  # noqa: BLE001  # raised where the request was started; others go on
                 self.error, wanted = error, False
-        self.ended = output.finish_reason is not None
+        self.ended = finish is not None
         if self.ended or not wanted:
             self.stop()
 
@@ -62,14 +72,14 @@ class Core:
     def running(self) -> int:
         return len(self._running)
 
-    async def run(self, request: Any, emit: Emit) -> None:
+    async def run(self, request: Any, emit: Emit, logprobs: Logprobs | None = None) -> None:
         """Run an `EngineCoreRequest` to its end. It is aborted if `emit` returns False or we are cancelled.
 
-        Raises what `emit` raises, and what the client raises once the engine is dead.
+        Raises GaveUp if the engine did, what `emit` raises, and what the client raises once it is dead.
         """
         name = request.request_id
         assert name not in self._running, "an attempt runs once"
-        running = self._running[name] = _Running(emit)
+        running = self._running[name] = _Running(emit, logprobs)
         try:
             await self._client.add_request_async(request)
             while not running.over:

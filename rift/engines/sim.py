@@ -1,19 +1,22 @@
 """The simulated engine: deterministic words at a steady pace, for load, failure and scaling tests.
 
-It needs no weights and no engine package. Every answer says that it is simulated. What must not
-live here: faults (tests make those) and any likeness to a model's judgement.
+It needs no weights and no engine package. Every answer says that it is simulated. Who has to call a tool,
+or wants JSON, gets the least that satisfies the schema; nobody gets reasoning. What must not live here:
+faults (tests make those) and any likeness to a model's judgement.
 """
 
 import codecs
+import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from typing import Any, Literal, NamedTuple
 
 import anyio
 
-from events.schema import Message, Parameters
+from events.schema import Logprob, Message, Parameters, ToolCallDelta
 from rift.catalogue import Model, Pace, Profile
-from rift.engines import Emit, Invalid, Step
+from rift.engines import Decoder, Delta, Emit, Invalid, Parser, Rendered, Step
 
 PROMPT_BYTES_PER_TOKEN = 4
 SLOTS = 64
@@ -47,6 +50,8 @@ WORD_LIST = """
 """
 WORDS = tuple(WORD_LIST.split())
 WORD_IDS_FROM = 256
+# It ends an answer that ends by itself, and has no text.
+END_ID = WORD_IDS_FROM + len(WORDS)
 SENTENCE_TOKENS = 16
 # Some sentences end in one of these, byte by byte, so that readers meet unfinished characters.
 ENDINGS = tuple(text.encode() for text in ("🌊", "🙂", "。水", "×é"))
@@ -61,6 +66,8 @@ class SimDecoder:
     def feed(self, token_id: int) -> str:
         if token_id < WORD_IDS_FROM:
             return self._utf8.decode(bytes((token_id,)))
+        if token_id == END_ID:
+            return ""
         return self._utf8.decode(f" {WORDS[token_id - WORD_IDS_FROM]}".encode())
 
     def flush(self) -> str:
@@ -98,6 +105,30 @@ class Steps:
         finally:
             self.made()
             self._running -= 1
+
+
+class Forced(NamedTuple):
+    """An answer that the request prescribes: a tool's arguments, or with no tool the text."""
+
+    json: str
+    tool: str | None = None
+
+
+class SimParser:
+    """The text of an answer is its one tool call's arguments."""
+
+    def __init__(self, tool: str) -> None:
+        self.decoder: Decoder = SimDecoder()
+        self._tool: str | None = tool
+
+    def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Delta:
+        del token_ids, finished
+        name, self._tool = self._tool, None
+        return Delta(tool_calls=(ToolCallDelta(index=0, id=name, name=name, arguments=text),))
+
+    def reasoning_tokens(self, output_ids: Sequence[int]) -> int:
+        del output_ids
+        return 0
 
 
 class SimEngine:
@@ -147,24 +178,33 @@ class SimEngine:
         size = PROMPT_BYTES_PER_TOKEN
         return [int.from_bytes(data[at : at + size], "big") for at in range(0, len(data), size)] or [0]
 
+    async def render(
+        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
+    ) -> Rendered:
+        return Rendered(self.encode(prompt, raw=raw), parameters, own=_forced(parameters))
+
     def decoder(self) -> SimDecoder:
         return SimDecoder()
+
+    def parser(self, rendered: Rendered) -> Parser | None:
+        forced: Forced | None = rendered.own
+        return SimParser(forced.tool) if forced is not None and forced.tool is not None else None
 
     async def generate(
         self,
         attempt: str,
-        prompt_ids: Sequence[int],
+        rendered: Rendered,
         output_ids: Sequence[int],
-        parameters: Parameters,
         *,
         max_tokens: int,
         salt: str,
         emit: Emit,
     ) -> None:
-        """Run to `max_tokens`, or to the end of the context. A late step carries all that is due, so
-        the pace does not drift."""
+        """Run to `max_tokens`, to the end of the context, or of a forced answer. A late step carries all that
+        is due, so the pace does not drift."""
         del attempt, salt
         assert max_tokens >= 1, "max_tokens bounds what is new: at least one token"
+        prompt_ids, parameters = rendered.prompt_ids, rendered.parameters
         room = self.context_tokens - len(prompt_ids) - len(output_ids)
         if room < 1:
             raise Invalid(
@@ -173,7 +213,11 @@ class SimEngine:
                 param="prompt",
             )
         key = _key(prompt_ids, parameters.seed)
+        forced: Forced | None = rendered.own
+        script = None if forced is None else [*forced.json.encode(), END_ID]
         first, wanted = len(output_ids), min(max_tokens, room)
+        if script is not None:
+            wanted = min(wanted, len(script) - first)
         await self._read(len(prompt_ids) + len(output_ids))
         done = 0
         with self._steps.one_more() as began:
@@ -182,9 +226,13 @@ class SimEngine:
                 while (left := began + done + 1 - self._steps.made()) > STEP_DONE:
                     await self._sleep(left * self._steps.step_s)
                 due = min(wanted, int(self._steps.made() - began + STEP_DONE))
-                ids = tuple(_token(key, index) for index in range(first + done, first + due))
+                places = range(first + done, first + due)
+                ids = tuple(script[index] if script else _token(key, index) for index in places)
                 done = due
-                if not emit(Step(token_ids=ids, finish="length" if done == wanted else None)):
+                finish: Literal["stop", "length"] | None = None
+                if done == wanted:
+                    finish = "stop" if ids[-1] == END_ID else "length"
+                if not emit(Step(ids, finish, logprobs=_logprobs(ids, parameters.logprobs))):
                     return
 
     async def _read(self, tokens: int) -> None:
@@ -215,3 +263,55 @@ def _token(key: bytes, index: int) -> int:
 
 def _draw(key: bytes, sentence: int, place: int) -> int:
     return int.from_bytes(blake2b(f"{sentence}.{place}".encode(), key=key, digest_size=8).digest(), "big")
+
+
+def _logprobs(ids: Sequence[int], wanted: int | None) -> tuple[Logprob, ...]:
+    """Each token is as likely as the next words of the list are less so."""
+    if wanted is None:
+        return ()
+    shown = []
+    for token_id in ids:
+        word = WORDS[token_id % len(WORDS)] if token_id >= WORD_IDS_FROM else f"<{token_id:02x}>"
+        own = Logprob(token=SimDecoder().feed(token_id) or word, logprob=-0.5)
+        others = [Logprob(token=f" {WORDS[at]}", logprob=-1.0 - at) for at in range(max(0, wanted - 1))]
+        shown.append(Logprob(token=own.token, logprob=own.logprob, top=(own, *others)[:wanted]))
+    return tuple(shown)
+
+
+def _forced(parameters: Parameters) -> Forced | None:
+    tool, wanted, param = None, parameters.response_format, "response_format"
+    if parameters.tool_choice in ("required", "function"):
+        tools = {tool.name: tool for tool in parameters.tools}
+        tool = parameters.tool_name or next(iter(tools), "")
+        if tool not in tools:
+            raise Invalid(f"there is no tool {tool!r}", code="invalid_value", param="tool_choice")
+        schema, param = tools[tool].parameters or "{}", "tools"
+    elif wanted is None:
+        return None
+    else:
+        schema = wanted.schema or "{}"
+    try:
+        answer = _least(json.loads(schema))
+    except (ValueError, RecursionError, TypeError, AttributeError) as error:
+        raise Invalid(f"this is no schema: {error}", code="invalid_value", param=param) from error
+    return Forced(json.dumps(answer), tool)
+
+
+def _least(schema: dict[str, Any]) -> Any:
+    """Return the least value of a simple schema: without references, bounds or combinations."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    match schema.get("type", "object"):
+        case "object":
+            properties = schema.get("properties", {})
+            return {name: _least(properties.get(name, {})) for name in schema.get("required", ())}
+        case "string":
+            return ""
+        case "integer" | "number":
+            return schema.get("minimum", 0)
+        case "boolean":
+            return False
+        case "array":
+            return []
+        case _:
+            return None

@@ -1,4 +1,4 @@
-"""vLLM as the engine: the only file that imports it, in the process that serves one model.
+"""vLLM as the engine, in the process that serves one model; `chat.py` has its renderer and parsers.
 
 vLLM neither detokenizes nor matches stop strings here: the text comes from the logged ids (see
 `rift/worker/text.py`). What must not live here: requests, lanes, the log, retries. An engine that
@@ -18,9 +18,11 @@ import anyio.to_thread
 
 from events.schema import Message, Parameters
 from rift.catalogue import Model, Profile
-from rift.engines import Emit, EngineFailed, Invalid
+from rift.engines import Decoder, Emit, EngineFailed, GaveUp, Invalid, Parser, Rendered, Step
+from rift.engines.chat import Chat, Own, invalid, logit_bias, no_grammar, structured_outputs
 from rift.engines.core import Core
 from rift.engines.prepare import digest_of
+from rift.engines.tokens import Tokenizer
 
 # What the environment already says wins over the profile, and the profile over these. `spawn`, since
 # a forked engine would hold the worker's own sockets open after the worker is gone.
@@ -41,9 +43,8 @@ SAMPLED = (
     "frequency_penalty",
     "repetition_penalty",
 )
-# A UTF-8 character has at most 4 bytes, so 32 ids without one are no character in the making, and
-# each further one would make the tokenizer decode all of them again.
-UNFINISHED_IDS_MAX = 32
+# Encoding this much text takes about a millisecond: more goes to a thread.
+ENCODE_INLINE_CHARACTERS = 4096
 # A killed process is gone in milliseconds.
 CLOSE_S = 2.0
 
@@ -69,7 +70,8 @@ class VllmEngine:
         self._llm = loaded.llm
         self._core = Core(loaded.llm.engine_core)
         self._processes = loaded.processes
-        self._tokenizer = _Tokenizer(loaded.tokenizer)
+        self._tokenizer = Tokenizer(loaded.tokenizer)
+        self._chat = Chat(loaded.llm, model, self._tokenizer)
         # Where the request says nothing: the catalogue, then as `vllm serve` the model's generation config.
         self._defaults: dict[str, Any] = config.model_config.get_diff_sampling_param() | model.sampling
         self._defaults.pop("max_tokens", None)
@@ -85,48 +87,91 @@ class VllmEngine:
             await anyio.to_thread.run_sync(_import, str(model_path), profile)
             loaded = await anyio.to_thread.run_sync(_load, str(model_path), model, profile)
             engine = cls(loaded, model)
+            rendered = Rendered([0], Parameters())
             await engine.generate(
-                "warm-up", [0], [], Parameters(), max_tokens=1, salt="warm-up", emit=lambda step: True
+                "warm-up", rendered, [], max_tokens=1, salt="warm-up", emit=lambda step: True
             )
         except Exception as error:
             raise EngineFailed(f"{model_path} does not start: {error}") from error
         return engine
 
-    def encode(self, prompt: str | tuple[Message, ...], *, raw: bool) -> list[int]:
-        return self._tokenizer.encode(prompt, raw=raw)
+    async def render(
+        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
+    ) -> Rendered:
+        templated = self._tokenizer.is_templated(prompt, raw=raw)
+        if templated and not self._chat.is_plain(prompt, parameters):
+            return await self._chat.render(prompt, parameters)
+        grammar = None if templated else structured_outputs(parameters)
+        size = len(prompt) if isinstance(prompt, str) else sum(len(turn.content) for turn in prompt)
+        if size > ENCODE_INLINE_CHARACTERS:
+            ids = await anyio.to_thread.run_sync(lambda: self._tokenizer.encode(prompt, raw=raw))
+        else:
+            ids = self._tokenizer.encode(prompt, raw=raw)
+        return Rendered(ids, parameters, grammar=grammar is not None, own=Own(structured_outputs=grammar))
 
-    def decoder(self) -> "VllmDecoder":
-        return VllmDecoder(self._tokenizer.backend, self._tokenizer.silent_ids)
+    def decoder(self) -> Decoder:
+        return self._tokenizer.decoder()
+
+    def parser(self, rendered: Rendered) -> Parser | None:
+        return self._chat.parser(rendered)
 
     async def generate(
         self,
         attempt: str,
-        prompt_ids: Sequence[int],
+        rendered: Rendered,
         output_ids: Sequence[int],
-        parameters: Parameters,
         *,
         max_tokens: int,
         salt: str,
         emit: Emit,
     ) -> None:
         """As the interface says. A reader that lags gets fewer steps with more ids each."""
-        from vllm.exceptions import VLLMClientError, VLLMServerError
-        from vllm.inputs import tokens_input
+        from vllm.exceptions import VLLMServerError
 
-        prompt = tokens_input([*prompt_ids, *output_ids], cache_salt=salt)
-        self._check_room(len(prompt["prompt_token_ids"]))
+        ids = [*rendered.prompt_ids, *output_ids]
+        self._check_room(len(ids))
+        wanted = rendered.parameters.logprobs
+        logprobs = None if wanted is None else self._chat.logprobs(wanted, output_ids)
+        begun = not rendered.grammar
+
+        def noting(step: Step) -> bool:
+            nonlocal begun
+            begun = True
+            return emit(step)
+
         try:
-            sampling = self._sampling(parameters, max_tokens)
-            tasks = await self._llm.get_supported_tasks()
-            request = self._llm.input_processor.process_inputs(
-                attempt, prompt, sampling, supported_tasks=tasks
-            )
-            request.external_req_id = attempt
-            await self._core.run(request, emit)
-        except VLLMClientError as error:
-            raise _invalid(error) from error
+            request = await self._request(attempt, rendered, ids, max_tokens=max_tokens, salt=salt)
+            await self._core.run(request, emit if begun else noting, logprobs)
+        except GaveUp as error:
+            raise error if begun else no_grammar(rendered.parameters) from error
         except VLLMServerError as error:
             raise EngineFailed(str(error.__cause__ or error)) from error
+
+    async def _request(
+        self, attempt: str, rendered: Rendered, ids: list[int], *, max_tokens: int, salt: str
+    ) -> Any:
+        """Return vLLM's `EngineCoreRequest`. Raises Invalid, and what vLLM raises if the engine is dead."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
+
+        tasks = await self._llm.get_supported_tasks()
+        parameters, own = rendered.parameters, rendered.own or Own()
+
+        def build() -> Any:
+            sampling = self._sampling(parameters, max_tokens, own.structured_outputs)
+            prompt = tokens_input(ids, cache_salt=salt)
+            return self._llm.input_processor.process_inputs(attempt, prompt, sampling, supported_tasks=tasks)
+
+        try:
+            # A grammar is made once to see whether it can be.
+            request = await anyio.to_thread.run_sync(build) if rendered.grammar else build()
+        except (VLLMClientError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise invalid(error, parameters) from error
+        request.external_req_id = attempt
+        if own.template_kwargs is not None:
+            request.reasoning_ended = own.reasoning_ended
+            request.reasoning_parser_kwargs = {"chat_template_kwargs": own.template_kwargs}
+        return request
 
     async def close(self) -> None:
         if self._llm is not None:
@@ -145,7 +190,7 @@ class VllmEngine:
                 param="prompt",
             )
 
-    def _sampling(self, parameters: Parameters, max_tokens: int) -> Any:
+    def _sampling(self, parameters: Parameters, max_tokens: int, structured_outputs: Any = None) -> Any:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         for name in ("seed", "top_k"):
@@ -156,112 +201,14 @@ class VllmEngine:
         return SamplingParams(
             **(self._defaults | {name: value for name, value in wanted.items() if value is not None}),
             ignore_eos=parameters.ignore_eos,
+            logit_bias=logit_bias(parameters),
+            logprobs=parameters.logprobs,
+            structured_outputs=structured_outputs,
             max_tokens=max_tokens,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             skip_clone=True,
         )
-
-
-class _Tokenizer:
-    """The model's tokenizer and chat template, apart from vLLM's own: safe to call from threads."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.backend = tokenizer.backend_tokenizer
-        # A tokenizer file may ask for truncation or padding; a prompt wants neither.
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        self.silent_ids = frozenset(
-            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
-        )
-        self._hf = tokenizer
-        self._template = str(tokenizer.chat_template or "")
-
-    def encode(self, prompt: str | tuple[Message, ...], *, raw: bool) -> list[int]:
-        if isinstance(prompt, str):
-            templated = bool(self._template) and not raw
-            param, turns = "prompt", [{"role": "user", "content": prompt}]
-        else:
-            templated = True
-            param, turns = "messages", [self._turn(message) for message in prompt]
-        try:
-            text = self._render(turns) if templated else turns[0]["content"]
-            text.encode()  # half a surrogate pair is no text
-            # The batch form releases the interpreter; a template writes its own special tokens.
-            (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=not templated)
-        except UnicodeEncodeError as error:
-            raise Invalid(f"{param} is not text: {error.reason}", code="invalid_text", param=param) from error
-        if not encoding.ids:
-            raise Invalid(f"{param} has no tokens", code="empty_prompt", param=param)
-        ids: list[int] = encoding.ids
-        return ids
-
-    def _turn(self, message: Message) -> dict[str, str]:
-        # Most templates drop a role they do not know without a word.
-        known = message.role != "developer" or "developer" in self._template
-        return {"role": message.role if known else "system", "content": message.content}
-
-    def _render(self, turns: list[dict[str, str]]) -> str:
-        from jinja2 import TemplateError
-
-        if not self._template:
-            raise Invalid(
-                "this model has no chat template; send a prompt instead of messages",
-                code="no_chat_template",
-                param="messages",
-            )
-        try:
-            text: str = self._hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise Invalid(
-                f"this model's chat template refuses these messages: {error}",
-                code="invalid_messages",
-                param="messages",
-            ) from error
-        return text
-
-
-class VllmDecoder:
-    """The tokenizers library's own incremental decoder, without special tokens.
-
-    All that it returned and `flush` together are what decoding all ids at once gives. (Not where a
-    byte-fallback tokenizer, like Llama 2's, is fed bytes that are no UTF-8, or after
-    `UNFINISHED_IDS_MAX` ids without a whole character: there it stays a function of the ids alone.)
-    """
-
-    def __init__(self, backend: Any, silent_ids: frozenset[int]) -> None:
-        self._backend = backend
-        self._silent_ids = silent_ids
-        self._unfinished: list[int] = []
-        self._restart()
-
-    def feed(self, token_id: int) -> str:
-        if token_id in self._silent_ids:
-            return ""
-        try:
-            text: str | None = self._stream.step(self._backend, token_id)
-        except Exception as error:
-            if not str(error).startswith("Invalid prefix"):
-                raise
-            # Bytes that were a character turn out to be none: go on behind them, as vLLM does.
-            return self._restart() + self.feed(token_id)
-        self._unfinished.append(token_id)
-        if text is None:
-            return self._restart() if len(self._unfinished) >= UNFINISHED_IDS_MAX else ""
-        self._unfinished.clear()
-        return text
-
-    def flush(self) -> str:
-        text: str = self._backend.decode(self._unfinished)
-        return text
-
-    def _restart(self) -> str:
-        from tokenizers.decoders import DecodeStream
-
-        text = self.flush()
-        self._unfinished.clear()
-        self._stream = DecodeStream(skip_special_tokens=True)
-        return text
 
 
 def _import(model_path: str, profile: Profile) -> None:
@@ -308,10 +255,18 @@ def mend_cpu_seeds() -> None:
 def _load(model_path: str, model: Model, profile: Profile) -> _Loaded:
     import psutil
     from transformers import AutoTokenizer
+    from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    wanted = {"max_model_len": model.context_tokens, "disable_log_stats": True, **profile.args}
+    wanted = {
+        "max_model_len": model.context_tokens,
+        "disable_log_stats": True,
+        "reasoning_parser": model.reasoning_parser,
+        # By itself vLLM lets the first request that needs one choose it for all others.
+        "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
+        **profile.args,
+    }
     others = set(psutil.Process().children(recursive=True))
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model_path, **wanted))
     # Noted now: the children of a core that is killed are no one's children any more.
@@ -344,11 +299,3 @@ def _shutdown(llm: Any, processes: Sequence[Any]) -> None:
         process.kill()
     psutil.wait_procs(engines, timeout=CLOSE_S)
     llm.shutdown(timeout=CLOSE_S)
-
-
-def _invalid(error: Exception) -> Invalid:
-    """vLLM names the parameter in a field of the error, or only as the first word of its message."""
-    message = str(error.args[0])
-    param = getattr(error, "parameter", None) or message.split(" ", 1)[0]
-    known = param if param in Parameters.__struct_fields__ else None
-    return Invalid(message, code="invalid_value", param=known)

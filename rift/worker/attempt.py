@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from events.history import Past
@@ -22,21 +21,25 @@ from events.schema import (
     TokensGenerated,
 )
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT
-from rift.engines import Engine, EngineFailed, Invalid, Step
+from rift.engines import Delta, Engine, EngineFailed, GaveUp, Invalid, Rendered, Step
+from rift.worker.parsed import Parsed, joined, rest
 from rift.worker.text import Text
 from rift.worker.writer import Writer
 
 logger = logging.getLogger(__name__)
 
-# Encoding this much text takes about a millisecond: more goes to a thread.
-ENCODE_INLINE_CHARACTERS = 4096
+NOTHING = Delta()
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """The prompt's ids and how many output tokens the whole answer may have."""
+    """The request as the engine reads it, and how many output tokens the whole answer may have."""
 
-    ids: Sequence[int]
+    rendered: Rendered
     max_tokens: int
+
+    @property
+    def ids(self) -> Sequence[int]:
+        return self.rendered.prompt_ids
 
 
 class NotContinuable(Exception):
@@ -46,11 +49,8 @@ class NotContinuable(Exception):
 async def prepare(engine: Engine, accepted: RequestAccepted) -> Prompt:
     """Encode and count. Raises Invalid: the sender asked for what does not fit."""
     prompt, raw = accepted.input, accepted.parameters.raw or accepted.kind == "completion"
-    size = len(prompt) if isinstance(prompt, str) else sum(len(message.content) for message in prompt)
-    if size > ENCODE_INLINE_CHARACTERS:
-        ids = await anyio.to_thread.run_sync(lambda: engine.encode(prompt, raw=raw))
-    else:
-        ids = engine.encode(prompt, raw=raw)
+    rendered = await engine.render(prompt, accepted.parameters, raw=raw)
+    ids = rendered.prompt_ids
     param = "prompt" if isinstance(prompt, str) else "messages"
     limit = min(accepted.prompt_tokens_max, engine.context_tokens - 1)
     if len(ids) > limit:
@@ -66,23 +66,24 @@ async def prepare(engine: Engine, accepted: RequestAccepted) -> Prompt:
             code="max_tokens_too_large",
             param="parameters.max_tokens" if accepted.kind == "inference" else "max_tokens",
         )
-    return Prompt(ids, wanted or min(OUTPUT_TOKENS_DEFAULT, room))
+    return Prompt(rendered, wanted or min(OUTPUT_TOKENS_DEFAULT, room))
 
 
 async def prepare_or_refuse(
     engine: Engine, accepted: RequestAccepted
 ) -> tuple[Prompt, tuple[FinishReason, Problem] | None]:
     """Return the prompt, or why the attempt is over before it began."""
+    nothing = Rendered((), accepted.parameters)
     try:
         return await prepare(engine, accepted), None
     except Invalid as error:
         problem = Problem(code=error.code, message=error.message, param=error.param)
-        return Prompt((), 0), ("invalid", problem)
+        return Prompt(nothing, 0), ("invalid", problem)
     except Exception as error:
         # A template or tokenizer that breaks on this prompt must not take worker after worker with it.
         logger.exception("%s: the prompt cannot be prepared", accepted.request)
         message = f"the prompt cannot be prepared: {type(error).__name__}"
-        return Prompt((), 0), ("failed", Problem(code="prompt_unreadable", message=message))
+        return Prompt(nothing, 0), ("failed", Problem(code="prompt_unreadable", message=message))
 
 
 class Attempt:
@@ -108,9 +109,12 @@ class Attempt:
         self._started = started
         self._index = started.resume_index
         self._logged_ids: Sequence[int] = ()
-        self._unsent = ""
+        self._unsent = NOTHING
         self._stamps = Stamps()
-        self._text = Text(engine.decoder(), accepted.parameters.stop)
+        parser = engine.parser(prompt.rendered)
+        decoder = engine.decoder() if parser is None else parser.decoder
+        self._text = Text(decoder, accepted.parameters.stop)
+        self._parsed = None if parser is None else Parsed(self._text, parser, request=self.request)
 
     @property
     def tokens(self) -> int:
@@ -118,7 +122,7 @@ class Attempt:
         return len(self._prompt.ids) + self._index
 
     def resume(self, past: Past) -> None:
-        """Bring the decoder to where the log ends; what it says there must be what was logged.
+        """Bring decoder and parser to where the log ends; what they say there must be what was logged.
 
         Raises NotContinuable.
         """
@@ -128,12 +132,18 @@ class Attempt:
         parameters = self._accepted.parameters
         if parameters.presence_penalty or parameters.frequency_penalty:
             raise NotContinuable("penalties over output tokens cannot be continued")
+        if self._prompt.rendered.grammar:
+            raise NotContinuable("an answer that is held to a grammar cannot be continued")
         self._logged_ids = [token_id for event in tokens for token_id in event.token_ids]
-        logged = "".join(event.text for event in tokens)
-        _, again = self._text.feed(self._logged_ids)
-        if not again.startswith(logged):
-            raise NotContinuable("the logged ids decode to another text here")
-        self._unsent = again[len(logged) :]
+        logged = joined(Delta(event.text, event.reasoning, event.tool_calls) for event in tokens)
+        if self._parsed is None:
+            again = Delta(self._text.feed(self._logged_ids)[1])
+        else:
+            _, again = self._parsed.feed(self._logged_ids, None)
+        if (unsent := rest(again, logged)) is None:
+            raise NotContinuable("the logged ids decode to another answer here")
+        if unsent != NOTHING:
+            self._unsent = unsent
 
     async def run(self, deadline_s: float) -> None:
         """Generate to the end, to the deadline or until `stop`; the last event put is the end.
@@ -170,15 +180,18 @@ class Attempt:
             self.finish("stop" if self._text.stopped else "length")
             return
         self._stamps = Stamps(engine_ns=self._elapsed_ns())
-        await self._engine.generate(
-            self.id,
-            self._prompt.ids,
-            self._logged_ids,
-            self._accepted.parameters,
-            max_tokens=room,
-            salt=self._accepted.account,
-            emit=self._emit,
-        )
+        try:
+            await self._engine.generate(
+                self.id,
+                self._prompt.rendered,
+                self._logged_ids,
+                max_tokens=room,
+                salt=self._accepted.account,
+                emit=self._emit,
+            )
+        except GaveUp as error:
+            self.finish("failed", Problem(code="engine_gave_up", message=str(error)))
+            return
         if not self.finished and not self._silent:
             raise EngineFailed(f"{self.id} ended in the engine without a reason")
 
@@ -189,23 +202,50 @@ class Attempt:
         self.progressed_at = anyio.current_time()
         if self._stamps.first_token_ns is None:
             self._stamps = msgspec.structs.replace(self._stamps, first_token_ns=self._elapsed_ns())
-        used, text = self._text.feed(step.token_ids)
-        if step.finish and not self._text.stopped:
-            text += self._text.flush()
-        if self._unsent:
-            text, self._unsent = self._unsent + text, ""
-        tokens = TokensGenerated(
-            attempt=self.id,
-            index=self._index,
-            token_ids=step.token_ids[:used],
-            text=text,
-            cached_tokens=step.cached_tokens,
-        )
-        self._index += used
-        reason = "stop" if self._text.stopped else step.finish
+        tokens = self._tokens(step)
+        self._index += len(tokens.token_ids)
+        reason: FinishReason | None = "stop" if self._text.stopped else step.finish
+        if reason == "stop" and self._parsed is not None:
+            reason = self._stop_reason(self._parsed)
         # The last tokens and the end are one entry: a successor never finds one without the other.
         self._put([tokens, self._end(reason)] if reason else [tokens])
         return not self.finished
+
+    def _tokens(self, step: Step) -> TokensGenerated:
+        """Return what of the step belongs to the answer, and what it adds."""
+        if self._parsed is not None:
+            used, delta = self._parsed.feed(step.token_ids, step.finish)
+        else:
+            used, text = self._text.feed(step.token_ids)
+            if step.finish and not self._text.stopped:
+                text += self._text.flush()
+            if self._unsent is NOTHING and not step.logprobs:
+                # Nearly every token of nearly every answer.
+                return TokensGenerated(
+                    attempt=self.id,
+                    index=self._index,
+                    token_ids=step.token_ids[:used],
+                    text=text,
+                    cached_tokens=step.cached_tokens,
+                )
+            delta = Delta(text)
+        if self._unsent is not NOTHING:
+            delta, self._unsent = joined((self._unsent, delta)), NOTHING
+        return TokensGenerated(
+            attempt=self.id,
+            index=self._index,
+            token_ids=step.token_ids[:used],
+            text=delta.text,
+            cached_tokens=step.cached_tokens,
+            reasoning=delta.reasoning,
+            tool_calls=delta.tool_calls,
+            logprobs=step.logprobs[:used],
+        )
+
+    def _stop_reason(self, parsed: Parsed) -> FinishReason:
+        """As vLLM's server has it: who was told which tool to call has not called one by itself."""
+        is_named = self._accepted.parameters.tool_choice == "function"
+        return "tool_calls" if parsed.has_called and not is_named else "stop"
 
     def _put(self, events: Sequence[TokensGenerated | RequestFinished]) -> None:
         assert not self.finished, "nothing follows the end"
@@ -224,6 +264,7 @@ class Attempt:
             model=accepted.model,
             price_version=accepted.price_version,
             prompt_tokens=len(self._prompt.ids),
+            reasoning_tokens=self._parsed.reasoning_tokens if self._parsed is not None else 0,
             stamps=msgspec.structs.replace(self._stamps, finished_ns=self._elapsed_ns()),
         )
 

@@ -30,6 +30,11 @@ class Text:
         self._held = ""
         self.stopped = False
 
+    @property
+    def holds(self) -> bool:
+        """Say whether something is held back that may begin a stop string."""
+        return bool(self._held)
+
     def feed(self, token_ids: Sequence[int]) -> tuple[int, str]:
         """Return how many of the ids belong to the answer, and the text that is now certain.
 

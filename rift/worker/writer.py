@@ -144,4 +144,7 @@ def _joined(first: AnyEvent, then: TokensGenerated) -> TokensGenerated:
         token_ids=first.token_ids + then.token_ids,
         text=first.text + then.text,
         cached_tokens=first.cached_tokens + then.cached_tokens,
+        reasoning=first.reasoning + then.reasoning,
+        tool_calls=first.tool_calls + then.tool_calls,
+        logprobs=first.logprobs + then.logprobs,
     )

@@ -25,8 +25,8 @@ async def answer(prompt: str, *, seed: int, max_tokens: int) -> Expected:
         return True
 
     parameters = Parameters(max_tokens=max_tokens, seed=seed)
-    prompt_ids = engine.encode(prompt, raw=False)
-    await engine.generate("", prompt_ids, (), parameters, max_tokens=max_tokens, salt="", emit=emit)
+    rendered = await engine.render(prompt, parameters, raw=False)
+    await engine.generate("", rendered, (), max_tokens=max_tokens, salt="", emit=emit)
     pieces[-1] += decoder.flush()
     assert len(pieces) == max_tokens, "the simulated engine runs to max_tokens"
     return Expected(pieces, -(-len(prompt.encode()) // PROMPT_BYTES_PER_TOKEN))

@@ -14,11 +14,11 @@ from anyio.abc import TaskGroup
 from events import codec, subjects
 from events.log import LogError, append_until_known
 from events.memory import MemoryBroker, MemoryLog
-from events.schema import AnyEvent, Parameters, ReplicaLost, ReplicaReady, ReplicaStarting, ReplicaStopped
+from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaStarting, ReplicaStopped
 from rift import catalogue
 from rift.catalogue import Catalogue, Model, Pace, Profile
 from rift.control.janitor import Janitor
-from rift.engines import Emit, EngineFailed
+from rift.engines import Emit, EngineFailed, Rendered
 from rift.engines.sim import SimEngine
 from rift.gateway import main as gateway
 from rift.worker.leaving import Leaving
@@ -171,9 +171,8 @@ class Engine(SimEngine):
     async def generate(
         self,
         attempt: str,
-        prompt_ids: Sequence[int],
+        rendered: Rendered,
         output_ids: Sequence[int],
-        parameters: Parameters,
         *,
         max_tokens: int,
         salt: str,
@@ -181,9 +180,7 @@ class Engine(SimEngine):
     ) -> None:
         self.running[attempt] = anyio.current_time()
         try:
-            await super().generate(
-                attempt, prompt_ids, output_ids, parameters, max_tokens=max_tokens, salt=salt, emit=emit
-            )
+            await super().generate(attempt, rendered, output_ids, max_tokens=max_tokens, salt=salt, emit=emit)
         finally:
             del self.running[attempt]
 

@@ -22,19 +22,19 @@ MAY_IMPORT = {"events": {"events"}, "replay": {"events", "replay"}, "rift": set(
 # These answer clients and run models; what follows from the log must not slow or break them.
 WITHOUT_REPLAY = ("rift.gateway", "rift.worker", "rift.engines")
 # The doors: where a third party may be imported. One that is not named here may be imported nowhere.
-ENGINE = ("rift/engines/vllm.py", "rift/engines/prepare.py")
+ENGINE = ("rift/engines/vllm.py", "rift/engines/chat.py", "rift/engines/prepare.py")
 DOORS: dict[str, tuple[str, ...]] = {
     "anyio": ("events/", "replay/", "rift/"),
     "duckdb": ("replay/warehouse.py", "replay/asking.py", "replay/segments.py"),
     "httpx": ("rift/cli/calibrate.py", "rift/fleet/cluster.py"),
     "hypercorn": ("rift/gateway/server.py",),
-    "jinja2": ("rift/engines/vllm.py",),
+    "jinja2": ("rift/engines/tokens.py",),
     "matplotlib": ("replay/backtest/plot.py",),
     "msgspec": ("events/", "replay/", "rift/"),
     "nats": ("events/jetstream/",),
     "nats_server": ("rift/broker.py",),
     "psutil": ("rift/engines/vllm.py",),
-    "tokenizers": ("rift/engines/vllm.py",),
+    "tokenizers": ("rift/engines/tokens.py",),
     "torch": ENGINE,
     "transformers": ENGINE,
     "uvloop": ("rift/",),

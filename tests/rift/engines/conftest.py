@@ -28,11 +28,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model.make(tmp_path_factory.mktemp("tiny"))
 
 
-async def start(path: Path) -> VllmEngine:
+async def start(path: Path, model: Model = MODEL, profile: Profile = PROFILE) -> VllmEngine:
     with warnings.catch_warnings():
         # What torch and vLLM deprecate of one another while they are imported is not ours to mend.
         warnings.simplefilter("ignore")
-        return await VllmEngine.start(path, MODEL, PROFILE)
+        return await VllmEngine.start(path, model, profile)
 
 
 async def stop(engine: VllmEngine) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import anyio
 import pytest
 
-from rift.engines import Step
+from events.schema import Logprob
+from rift.engines import GaveUp, Step
 from rift.engines.core import Core
 
 pytestmark = pytest.mark.anyio
@@ -90,7 +91,7 @@ class Asked:
                 try:
                     await self.core.run(SimpleNamespace(request_id=name), emit)
                     self.ends[name] = "returned"
-                except (OSError, ZeroDivisionError) as error:
+                except (OSError, ZeroDivisionError, GaveUp) as error:
                     self.ends[name] = type(error).__name__
             self.ends.setdefault(name, "cancelled")
 
@@ -121,6 +122,40 @@ async def test_who_reads_first_ends_first_and_another_goes_on(client: Client) ->
     assert [step.cached_tokens for step in asked.steps["a"]] == [2, 2]
     assert client.aborted == []
     assert asked.core.running == 0
+
+
+async def test_a_request_that_the_engine_gives_up_ends_alone_and_its_last_token_is_not_told(
+    client: Client,
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        asked = Asked(client, tasks)
+        for name in "ab":
+            asked.start(name)
+        await settle()
+        client.say(a=(1,), b=(2,))
+        client.say(a="error", b="stop")
+        await settle()
+    assert asked.ends == {"a": "GaveUp", "b": "returned"}
+    assert [step.token_ids for step in asked.steps["a"]] == [(1,)]
+    assert client.aborted == []
+
+
+async def test_log_probabilities_are_read_where_they_are_wanted(client: Client) -> None:
+    found: list[Step] = []
+
+    def emit(step: Step) -> bool:
+        found.append(step)
+        return True
+
+    def logprobs(output: Any) -> tuple[Logprob, ...]:
+        return tuple(Logprob(token=str(token_id), logprob=-1.0) for token_id in output.new_token_ids)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Core(client).run, SimpleNamespace(request_id="a"), emit, logprobs)
+        await settle()
+        client.say(a=(1, 2))
+        client.say(a="stop")
+    assert [[logprob.token for logprob in step.logprobs] for step in found] == [["1", "2"], ["7"]]
 
 
 async def test_a_cancelled_reader_is_aborted_and_another_reads_on(client: Client) -> None:

@@ -1,5 +1,6 @@
 """The simulated engine says the same for the same prompt and seed, at its pace, wherever it starts."""
 
+import json
 from collections.abc import Sequence
 from functools import partial
 
@@ -8,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.schema import Message, Parameters
+from events.schema import Message, Parameters, ResponseFormat, Tool
 from rift.catalogue import Model, Pace, Profile
-from rift.engines import Engine, Invalid, Step
+from rift.engines import Engine, Invalid, Rendered, Step
 from rift.engines.sim import ENDINGS, SENTENCE_TOKENS, WORD_IDS_FROM, SimEngine
 
 MODEL = Model(source="sim", context_tokens=4096, prompt_usd="0.01", output_usd="0.02")
@@ -49,8 +50,8 @@ def run(
             found.append(step)
             return True
 
-        parameters = Parameters(seed=seed)
-        await engine.generate("a", prompt, output, parameters, max_tokens=max_tokens, salt="s", emit=emit)
+        rendered = Rendered(prompt, Parameters(seed=seed))
+        await engine.generate("a", rendered, output, max_tokens=max_tokens, salt="s", emit=emit)
         return found
 
     return anyio.run(collect)
@@ -130,9 +131,8 @@ def test_it_ends_at_once_where_no_more_is_wanted() -> None:
         found.append(step)
         return False
 
-    anyio.run(
-        partial(engine_on(clock).generate, "a", [1], [], Parameters(), max_tokens=10, salt="s", emit=emit)
-    )
+    rendered = Rendered([1], Parameters())
+    anyio.run(partial(engine_on(clock).generate, "a", rendered, [], max_tokens=10, salt="s", emit=emit))
     assert len(found) == 1
     assert clock.now_s < 100.1
 
@@ -191,7 +191,9 @@ async def test_all_that_run_share_each_step() -> None:
 
     async def one(name: str, tokens: int) -> None:
         began = anyio.current_time()
-        await engine.generate(name, [1], [], Parameters(), max_tokens=tokens, salt="", emit=lambda step: True)
+        await engine.generate(
+            name, Rendered([1], Parameters()), [], max_tokens=tokens, salt="", emit=lambda step: True
+        )
         took_s[name] = anyio.current_time() - began
 
     async with anyio.create_task_group() as tasks:
@@ -209,5 +211,80 @@ async def test_prompts_are_read_one_after_the_other_and_a_start_takes_its_time()
     async with anyio.create_task_group() as tasks:
         for name in "abc":
             run_one = partial(engine.generate, max_tokens=1, salt="", emit=lambda step: True)
-            tasks.start_soon(run_one, name, [1] * 100, [], Parameters())
+            tasks.start_soon(run_one, name, Rendered([1] * 100, Parameters()), [])
     assert anyio.current_time() - began == pytest.approx(0.1 + 3 * 0.1, abs=0.1)
+
+
+# --- answers that the request prescribes ---------------------------------------------------------
+
+
+def forced(parameters: Parameters) -> list[Step]:
+    engine, found = engine_on(Clock()), []
+
+    def emit(step: Step) -> bool:
+        found.append(step)
+        return True
+
+    async def ask() -> None:
+        rendered = await engine.render("any", parameters, raw=False)
+        await engine.generate("a", rendered, [], max_tokens=1000, salt="s", emit=emit)
+
+    anyio.run(ask)
+    return found
+
+
+def test_wanted_json_is_the_least_that_satisfies_its_schema() -> None:
+    properties = {
+        "text": {"type": "string"},
+        "one_of": {"enum": ["b", "a"]},
+        "count": {"type": "integer", "minimum": 3},
+        "yes": {"type": "boolean"},
+        "list": {"type": "array"},
+        "inner": {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]},
+        "nothing": {"type": "null"},
+        "not required": {"type": "string"},
+    }
+    required = [name for name in properties if name != "not required"]
+    schema = json.dumps({"type": "object", "properties": properties, "required": required})
+    wanted = Parameters(response_format=ResponseFormat(type="json_schema", schema=schema))
+    steps = forced(wanted)
+    assert json.loads(text_of(engine_on(Clock()), ids_of(steps))) == {
+        "text": "",
+        "one_of": "b",
+        "count": 3,
+        "yes": False,
+        "list": [],
+        "inner": {"x": 0},
+        "nothing": None,
+    }
+    assert steps[-1].finish == "stop"
+
+
+@pytest.mark.parametrize("schema", ["{", "[]", '{"properties": 5, "required": ["a"]}', "[" * 100_000])
+def test_what_is_no_schema_is_invalid(schema: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        forced(Parameters(response_format=ResponseFormat(type="json_schema", schema=schema)))
+    assert refused.value.param == "response_format"
+
+
+def test_a_tool_that_nobody_offered_cannot_be_forced() -> None:
+    with pytest.raises(Invalid) as refused:
+        forced(Parameters(tools=(Tool(name="f"),), tool_choice="function", tool_name="g"))
+    assert refused.value.param == "tool_choice"
+
+
+def test_logprobs_are_one_for_each_token_and_the_likeliest_is_its_own() -> None:
+    engine, found = engine_on(Clock()), []
+
+    def emit(step: Step) -> bool:
+        found.append(step)
+        return True
+
+    for wanted in (0, 3):
+        found.clear()
+        rendered = Rendered([1], Parameters(logprobs=wanted))
+        anyio.run(partial(engine.generate, "a", rendered, [], max_tokens=40, salt="s", emit=emit))
+        shown = [logprob for step in found for logprob in step.logprobs]
+        assert len(shown) == 40
+        assert all(len(logprob.top) == wanted for logprob in shown)
+        assert all(not wanted or logprob.top[0].token == logprob.token for logprob in shown)

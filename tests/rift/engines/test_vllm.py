@@ -1,23 +1,21 @@
 """The real engine: vLLM with a tiny model, once for all tests, and once more to see it die."""
 
+import math
 import os
 import signal
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import anyio
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from events.schema import Message, Parameters
+from events.schema import Parameters
 from rift.catalogue import Profile
-from rift.engines import Engine, EngineFailed, Invalid, Step
+from rift.engines import Engine, EngineFailed, Invalid, Rendered, Step
 from rift.engines.prepare import digest_of
-from rift.engines.vllm import UNFINISHED_IDS_MAX, VllmDecoder, VllmEngine, _Tokenizer
+from rift.engines.vllm import VllmEngine
 from tests.rift.engines.conftest import MODEL, start, stop
 
 psutil = pytest.importorskip("psutil")  # it comes with vLLM
@@ -43,7 +41,8 @@ async def steps(
         found.append(step)
         return True
 
-    await engine.generate(attempt, prompt, output, parameters, max_tokens=max_tokens, salt=salt, emit=emit)
+    rendered = Rendered(prompt, parameters)
+    await engine.generate(attempt, rendered, output, max_tokens=max_tokens, salt=salt, emit=emit)
     return found
 
 
@@ -135,11 +134,15 @@ async def test_every_parameter_reaches_vllm(engine: VllmEngine) -> None:
         "frequency_penalty": 0.3,
         "repetition_penalty": 1.1,
         "ignore_eos": True,
+        "logprobs": 3,
     }
     callers_own = {"max_tokens", "stop", "raw"}
-    assert set(Parameters.__struct_fields__) == set(given_values) | callers_own, "a new one needs a mapping"
-    sampling = engine._sampling(msgspec.convert(given_values, Parameters), 40)
+    the_chats = {"reasoning_effort", "tools", "tool_choice", "tool_name", "parallel_tool_calls", "template"}
+    others = callers_own | the_chats | {"response_format", "logit_bias"}
+    assert set(Parameters.__struct_fields__) == set(given_values) | others, "a new one needs a mapping"
+    sampling = engine._sampling(msgspec.convert(given_values | {"logit_bias": {"7": 200}}, Parameters), 40)
     assert {name: getattr(sampling, name) for name in given_values} == given_values
+    assert sampling.logit_bias == {7: 100.0}
     assert (sampling.max_tokens, sampling.detokenize, sampling.stop) == (40, False, [])
 
 
@@ -164,11 +167,16 @@ async def test_what_a_request_leaves_open_is_the_models_own_default(engine: Vllm
         ("presence_penalty", 2.5),
         ("frequency_penalty", -2.5),
         ("repetition_penalty", 0.0),
+        ("logprobs", 21),
+        ("logit_bias", {"100000": 1.0}),
+        ("logit_bias", {"-1": 1.0}),
+        ("logit_bias", {"9" * 5000: 1.0}),
+        ("logit_bias", {"seven": 1.0}),
+        ("logit_bias", {"7": float("nan")}),
+        ("logit_bias", {str(token_id): 1.0 for token_id in range(1025)}),
     ],
 )
-async def test_a_value_out_of_range_is_invalid_by_its_name(
-    engine: VllmEngine, name: str, value: float
-) -> None:
+async def test_a_value_out_of_range_is_invalid_by_its_name(engine: VllmEngine, name: str, value: Any) -> None:
     with pytest.raises(Invalid, match=name) as refused:
         await steps(engine, [5], (), msgspec.structs.replace(Parameters(), **{name: value}))
     assert (refused.value.code, refused.value.param) == ("invalid_value", name)
@@ -189,6 +197,30 @@ async def test_a_value_out_of_range_is_invalid_by_its_name(
 async def test_extreme_but_valid_values_do_not_kill_it(engine: VllmEngine, parameters: Parameters) -> None:
     assert ids_of(await steps(engine, [5, 6], [7], parameters, max_tokens=4))
     assert len(ids_of(await steps(engine, [5, 6], max_tokens=4))) == 4
+
+
+async def test_logprobs_are_one_a_token_and_the_greedy_one_is_the_likeliest(engine: VllmEngine) -> None:
+    got = await steps(engine, [5, 6], [], msgspec.structs.replace(GREEDY, logprobs=20), max_tokens=12)
+    shown = [logprob for step in got for logprob in step.logprobs]
+    assert len(shown) == len(ids_of(got)) == 12
+    for logprob in shown:
+        assert len(logprob.top) == 20
+        assert (logprob.token, logprob.logprob) == (logprob.top[0].token, logprob.top[0].logprob)
+        assert [entry.logprob for entry in logprob.top] == sorted(
+            (entry.logprob for entry in logprob.top), reverse=True
+        )
+        assert 0.0 < sum(math.exp(entry.logprob) for entry in logprob.top) <= 1.0001
+    assert [step.logprobs for step in await steps(engine, [5, 6], max_tokens=4)] == [()] * 4
+
+
+async def test_no_logprobs_but_its_own_may_be_wanted(engine: VllmEngine) -> None:
+    got = await steps(engine, [5, 6], [], msgspec.structs.replace(GREEDY, logprobs=0), max_tokens=3)
+    assert [(len(step.logprobs), step.logprobs[0].top) for step in got] == [(1, ())] * 3
+
+
+async def test_a_bias_decides(engine: VllmEngine) -> None:
+    parameters = msgspec.structs.replace(GREEDY, logit_bias={"99": 100})
+    assert ids_of(await steps(engine, [5, 6], [], parameters, max_tokens=5)) == [99] * 5
 
 
 # --- limits --------------------------------------------------------------------------------------
@@ -223,7 +255,7 @@ async def test_who_wants_no_more_has_the_request_aborted(engine: VllmEngine) -> 
         found.append(step)
         return len(found) < 3
 
-    await engine.generate("unwanted", [5], [], GREEDY, max_tokens=16_000, salt="a", emit=emit)
+    await engine.generate("unwanted", Rendered([5], GREEDY), [], max_tokens=16_000, salt="a", emit=emit)
     assert len(found) == 3
     await assert_idle(engine)
 
@@ -242,7 +274,7 @@ async def test_what_emit_raises_ends_its_own_request_only(engine: VllmEngine) ->
         group.start_soon(other, 7)
         await anyio.sleep(0.02)
         with pytest.raises(ZeroDivisionError):
-            await engine.generate("raises", [5], [], GREEDY, max_tokens=16_000, salt="a", emit=emit)
+            await engine.generate("raises", Rendered([5], GREEDY), [], max_tokens=16_000, salt="a", emit=emit)
     assert [len(ids_of(found)) for found in others] == [200, 200]
     await assert_idle(engine)
 
@@ -280,143 +312,6 @@ async def test_a_killed_engine_fails_its_requests_and_leaves_no_process(tiny: Pa
 async def test_an_engine_that_cannot_start_says_why(tiny: Path) -> None:
     with pytest.raises(EngineFailed, match="no_such_argument"):
         await VllmEngine.start(tiny, MODEL, Profile(args={"no_such_argument": 1}))
-
-
-# --- prompts to ids ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def hf(tiny: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny)
-
-
-def test_a_prompt_is_one_user_turn_of_the_chat_template(hf: Any) -> None:
-    tokenizer = _Tokenizer(hf)
-    ids = tokenizer.encode("the log", raw=False)
-    assert ids == hf.apply_chat_template(
-        [{"role": "user", "content": "the log"}], add_generation_prompt=True, return_dict=False
-    )
-    assert ids == tokenizer.encode((Message(role="user", content="the log"),), raw=True)
-    assert hf.decode(ids).endswith("<|im_start|>assistant\n")
-    assert tokenizer.encode("the log", raw=True) == hf.encode("the log")
-
-
-def test_a_template_writes_its_own_special_tokens_and_a_raw_prompt_gets_them(tiny: Path) -> None:
-    from tokenizers.processors import TemplateProcessing
-    from transformers import AutoTokenizer
-
-    hf = AutoTokenizer.from_pretrained(tiny)
-    begin = "<|endoftext|>"
-    hf.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{begin} $A", special_tokens=[(begin, 0)]
-    )
-    tokenizer = _Tokenizer(hf)
-    assert tokenizer.encode("the log", raw=True)[0] == 0
-    assert 0 not in tokenizer.encode("the log", raw=False)
-
-
-def test_a_role_that_the_template_does_not_know_is_not_lost(hf: Any) -> None:
-    tokenizer = _Tokenizer(hf)
-    developer = tokenizer.encode((Message(role="developer", content="be short"),), raw=False)
-    assert developer == tokenizer.encode((Message(role="system", content="be short"),), raw=False)
-
-
-def test_without_a_chat_template_a_prompt_is_raw_and_messages_are_invalid(tiny: Path) -> None:
-    from transformers import AutoTokenizer
-
-    plain = AutoTokenizer.from_pretrained(tiny)
-    plain.chat_template = None
-    tokenizer = _Tokenizer(plain)
-    assert tokenizer.encode("the log", raw=False) == tokenizer.encode("the log", raw=True)
-    with pytest.raises(Invalid) as refused:
-        tokenizer.encode((Message(role="user", content="the log"),), raw=False)
-    assert (refused.value.code, refused.value.param) == ("no_chat_template", "messages")
-
-
-def test_a_template_that_refuses_is_the_senders_to_mend(tiny: Path) -> None:
-    from transformers import AutoTokenizer
-
-    strict = AutoTokenizer.from_pretrained(tiny)
-    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(Invalid, match="roles must alternate") as refused:
-        _Tokenizer(strict).encode((Message(role="user", content="a"),), raw=False)
-    assert refused.value.code == "invalid_messages"
-
-
-@pytest.mark.parametrize(("prompt", "code"), [("", "empty_prompt"), ("a\ud800", "invalid_text")])
-def test_what_gives_no_ids_is_invalid(hf: Any, prompt: str, code: str) -> None:
-    with pytest.raises(Invalid) as refused:
-        _Tokenizer(hf).encode(prompt, raw=True)
-    assert (refused.value.code, refused.value.param) == (code, "prompt")
-
-
-def test_prompts_may_be_encoded_in_threads(hf: Any) -> None:
-    tokenizer = _Tokenizer(hf)
-    prompts = [f"{number} prompt tokens, " * 2000 for number in range(8)]
-    alone = [tokenizer.encode(prompt, raw=False) for prompt in prompts]
-    with ThreadPoolExecutor(8) as threads:
-        together = list(threads.map(lambda prompt: tokenizer.encode(prompt, raw=False), prompts * 4))
-    assert together == alone * 4
-
-
-# --- ids to text ---------------------------------------------------------------------------------
-
-
-def decoded(decoder: VllmDecoder, ids: Sequence[int]) -> str:
-    return "".join(map(decoder.feed, ids)) + decoder.flush()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        " leading",
-        "  two",
-        "水は流れる",
-        "🌊🙂",
-        "👩\u200d👩\u200d👧",
-        "e\u0301",
-        "\ufffd",
-        "a\n\n\tb ",
-        "¿Dónde?",
-    ],
-)
-def test_pieces_and_rest_are_the_whole_text(hf: Any, text: str) -> None:
-    tokenizer = _Tokenizer(hf)
-    decoder = VllmDecoder(tokenizer.backend, tokenizer.silent_ids)
-    assert decoded(decoder, tokenizer.encode(text, raw=True)) == text
-
-
-@given(ids=st.lists(st.integers(0, 520), max_size=UNFINISHED_IDS_MAX - 1))
-def test_any_ids_decode_as_all_at_once_would(hf: Any, ids: list[int]) -> None:
-    """The highest ids are none of this tokenizer; those below 3 are special. Neither has a text."""
-    tokenizer = _Tokenizer(hf)
-    decoder = VllmDecoder(tokenizer.backend, tokenizer.silent_ids)
-    assert decoded(decoder, ids) == hf.decode(ids, skip_special_tokens=True)
-
-
-def test_an_endless_unfinished_character_is_not_kept_for_ever(hf: Any) -> None:
-    tokenizer = _Tokenizer(hf)
-    (token_id,) = tokenizer.backend.encode("\ufffd").ids[:1]
-    decoder = VllmDecoder(tokenizer.backend, tokenizer.silent_ids)
-    pieces = [decoder.feed(token_id) for _ in range(10 * UNFINISHED_IDS_MAX)]
-    assert sum(bool(piece) for piece in pieces) == 10
-    assert "".join(pieces) + decoder.flush() == tokenizer.backend.decode([token_id] * 10 * UNFINISHED_IDS_MAX)
-
-
-def test_a_byte_fallback_tokenizer_survives_bytes_that_are_no_text() -> None:
-    from tokenizers import Tokenizer, decoders, models
-
-    vocabulary = {"<unk>": 0, "▁a": 1, "b": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    water = [3 + byte for byte in "水".encode()]
-    assert decoded(VllmDecoder(backend, frozenset()), [1, 2, *water, 1]) == "ab水 a"
-    assert decoded(VllmDecoder(backend, frozenset()), [1, *water, 3 + 0xFF, 2, 1]) == "a水\ufffdb a"
-    assert decoded(VllmDecoder(backend, frozenset()), [1, *water, 3 + 0xFF]) == "a水\ufffd"
 
 
 async def test_a_seed_and_a_prompt_of_several_steps_do_not_harm_the_engine(engine: VllmEngine) -> None:

@@ -1,90 +1,45 @@
 """An answer that is cut at any token and continued by another attempt is the uninterrupted one."""
 
+import json
 from typing import Any
 
 import pytest
 
-from events.history import Counted, Past
-from events.lifecycle import NEW
-from events.schema import AttemptStarted, Parameters, RequestAccepted, RequestFinished, TokensGenerated
+from events.schema import RequestFinished, ResponseFormat, TokensGenerated, Tool
 from rift.catalogue import Model, Pace, Profile
 from rift.engines import Invalid
-from rift.engines.sim import SimEngine
-from rift.worker.attempt import Attempt, NotContinuable, Prompt, prepare
+from rift.engines.sim import SimDecoder, SimEngine
+from rift.worker.attempt import NotContinuable, prepare
 from rift.worker.text import Text
+from tests.rift.worker import answers
+from tests.rift.worker.answers import answer_of, ids_of, past_of, run, tokens_of
+from tests.scripted import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 
 MODEL = Model(source="sim", context_tokens=4096, prompt_usd="0.01", output_usd="0.02")
 TOKENS = 80
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1}},
+    "required": ["city", "days"],
+}
+WEATHER = Tool(name="get_weather", parameters=json.dumps(SCHEMA))
+HELD = ResponseFormat(type="json_schema", schema=json.dumps(SCHEMA))
 
 
-class Written:
-    """The lane's writer, as a list."""
-
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-
-    def put(self, *events: Any) -> None:
-        self.events += events
-
-    async def put_durably(self, event: Any) -> int:
-        raise AssertionError("an attempt only puts")
+def accepted(prompt: Any = "tell me", **parameters: Any) -> Any:
+    return answers.accepted(prompt, **{"max_tokens": TOKENS, **parameters})
 
 
-def accepted(prompt: str = "tell me", **parameters: Any) -> RequestAccepted:
-    return RequestAccepted(
-        request="r",
-        account="dev",
-        key="k",
-        model="m",
-        kind="inference",
-        input=prompt,
-        parameters=Parameters(**{"max_tokens": TOKENS, **parameters}),
-        stream=True,
-        prompt_tokens_max=8192,
-        deadline_ms=60_000,
-        price_version=1,
-    )
+def sim() -> SimEngine:
+    return SimEngine(MODEL, Profile(sim=Pace(step_us=1)))
 
 
-async def run(asked: RequestAccepted, past: Past | None = None) -> list[Any]:
-    engine = SimEngine(MODEL, Profile(sim=Pace(step_us=1)))
-    index = sum(len(counted.event.token_ids) for counted in past.counted) if past else 0
-    started = AttemptStarted(
-        request="r",
-        attempt="a",
-        after=None,
-        resume_index=index,
-        worker="w",
-        prompt_tokens=1,
-        accepted_at_ns=0,
-        engine="sim",
-        model_digest="",
-        delivery="",
-    )
-    written = Written()
-    prompt = await prepare(engine, asked)
-    attempt = Attempt(asked, started, Prompt(prompt.ids, TOKENS), engine=engine, writer=written)
-    if past is not None:
-        attempt.resume(past)
-    await attempt.run(30)
-    return written.events
-
-
-def one_by_one(events: list[Any]) -> list[TokensGenerated]:
-    return [event for event in events if isinstance(event, TokensGenerated)]
-
-
-def ids_of(events: list[Any]) -> list[int]:
-    return [token_id for event in one_by_one(events) for token_id in event.token_ids]
-
-
-async def log_of(asked: RequestAccepted) -> tuple[list[Any], list[TokensGenerated]]:
+async def log_of(asked: Any) -> tuple[list[Any], list[TokensGenerated]]:
     """Return an uninterrupted answer, and the same told token by token as a slow engine would."""
-    events = await run(asked)
-    engine = SimEngine(MODEL)
-    text, told = Text(engine.decoder(), asked.parameters.stop), []
+    events = await run(sim(), asked)
+    text, told = Text(SimDecoder(), asked.parameters.stop), []
     for index, token_id in enumerate(ids_of(events)):
         _, piece = text.feed([token_id])
         told.append(TokensGenerated(attempt="a", index=index, token_ids=(token_id,), text=piece))
@@ -96,12 +51,11 @@ async def log_of(asked: RequestAccepted) -> tuple[list[Any], list[TokensGenerate
 async def test_cut_at_every_token(prompt: str, stop: tuple[str, ...]) -> None:
     asked = accepted(prompt, stop=stop, seed=3)
     whole, told = await log_of(asked)
-    text = "".join(event.text for event in one_by_one(whole))
+    text = "".join(event.text for event in tokens_of(whole))
     for cut in range(1, len(told)):
-        past = Past(counted=[Counted(event, NEW, 0) for event in told[:cut]])
-        rest = await run(asked, past)
+        rest = await run(sim(), asked, past_of(told[:cut]))
         logged = "".join(event.text for event in told[:cut])
-        assert logged + "".join(event.text for event in one_by_one(rest)) == text, f"cut at {cut}"
+        assert logged + "".join(event.text for event in tokens_of(rest)) == text, f"cut at {cut}"
         assert ids_of(rest) == ids_of(whole)[cut:]
         assert (rest[-1].reason, rest[-1].output_tokens) == (whole[-1].reason, whole[-1].output_tokens)
 
@@ -109,7 +63,7 @@ async def test_cut_at_every_token(prompt: str, stop: tuple[str, ...]) -> None:
 async def test_an_answer_that_was_whole_is_ended_without_the_engine() -> None:
     asked = accepted(seed=3)
     _, told = await log_of(asked)
-    (end,) = await run(asked, Past(counted=[Counted(event, NEW, 0) for event in told]))
+    (end,) = await run(sim(), asked, past_of(told))
     assert isinstance(end, RequestFinished)
     assert (end.reason, end.output_tokens) == ("length", TOKENS)
 
@@ -117,17 +71,79 @@ async def test_an_answer_that_was_whole_is_ended_without_the_engine() -> None:
 async def test_another_text_than_was_logged_is_not_continued() -> None:
     event = TokensGenerated(attempt="a", index=0, token_ids=(300,), text="something else")
     with pytest.raises(NotContinuable):
-        await run(accepted(), Past(counted=[Counted(event, NEW, 0)]))
+        await run(sim(), accepted(), past_of([event]))
 
 
 @pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
 async def test_penalties_over_output_tokens_are_not_continued(penalty: str) -> None:
     _, told = await log_of(accepted())
     with pytest.raises(NotContinuable):
-        await run(accepted(**{penalty: 0.5}), Past(counted=[Counted(told[0], NEW, 0)]))
+        await run(sim(), accepted(**{penalty: 0.5}), past_of(told[:1]))
 
 
 @pytest.mark.parametrize(("prompt", "parameters"), [("x" * 4 * 4096, {}), ("x" * 4000, {"max_tokens": 4000})])
 async def test_what_does_not_fit_is_invalid(prompt: str, parameters: dict[str, int]) -> None:
     with pytest.raises(Invalid):
         await prepare(SimEngine(MODEL), accepted(prompt, **parameters))
+
+
+# --- what stands apart from the text --------------------------------------------------------------
+
+
+async def test_a_forced_call_is_no_text_and_is_named_the_same_by_every_attempt() -> None:
+    asked = accepted(tools=(WEATHER,), tool_choice="required")
+    whole = await run(sim(), asked)
+    answer = answer_of(whole)
+    (call,) = answer.tool_calls
+    assert (answer.text, call.name, json.loads(call.arguments)) == (
+        "",
+        "get_weather",
+        {"city": "", "days": 1},
+    )
+    assert call.id is not None
+    assert call.id.startswith("call_")
+    assert whole[-1].reason == "tool_calls"
+    for cut in range(1, len(ids_of(whole))):
+        cut_short = await run(sim(), accepted(tools=(WEATHER,), tool_choice="required", max_tokens=cut))
+        rest = await run(sim(), asked, past_of(tokens_of(cut_short)))
+        assert answer_of([*cut_short, *rest]) == answer, f"cut at {cut}"
+        assert (cut_short[-1].reason, rest[-1].reason) == ("length", "tool_calls")
+
+
+async def test_who_was_told_which_tool_to_call_ends_with_stop() -> None:
+    asked = accepted(tools=(WEATHER,), tool_choice="function", tool_name="get_weather")
+    assert (await run(sim(), asked))[-1].reason == "stop"
+
+
+async def test_another_call_than_was_logged_is_not_continued() -> None:
+    asked = accepted(tools=(WEATHER,), tool_choice="required")
+    event = tokens_of(await run(sim(), accepted(tools=(WEATHER,), tool_choice="required", max_tokens=9)))[0]
+    text_instead = TokensGenerated(attempt="a", index=0, token_ids=event.token_ids, text='{"city": ')
+    with pytest.raises(NotContinuable):
+        await run(sim(), asked, past_of([text_instead]))
+
+
+async def test_json_that_is_wanted_is_what_the_simulated_engine_says() -> None:
+    answer = answer_of(await run(sim(), accepted(response_format=HELD)))
+    assert json.loads(answer.text) == {"city": "", "days": 1}
+
+
+async def test_an_answer_under_a_grammar_is_continued_only_if_nothing_was_said() -> None:
+    engine = ScriptedEngine(b"{}", grammar=True)
+    whole = await run(engine, accepted(), past_of([]))
+    assert answer_of(whole).text == "{}"
+    with pytest.raises(NotContinuable, match="grammar"):
+        await run(engine, accepted(), past_of(tokens_of(whole)[:1]))
+
+
+async def test_logprobs_are_one_for_each_id_of_the_answer() -> None:
+    engine = ScriptedEngine(b"to be END or not", step_tokens=5)
+    events = await run(engine, accepted(logprobs=1, stop=("END",)))
+    shown = [logprob.token for event in tokens_of(events) for logprob in event.logprobs]
+    assert shown == [str(token_id) for token_id in b"to be END"]
+    assert not any(event.logprobs for event in tokens_of(await run(engine, accepted())))
+
+
+async def test_an_engine_that_gives_a_request_up_fails_it_alone() -> None:
+    events = await run(ScriptedEngine(b"half an answ", finish=None), accepted())
+    assert (events[-1].reason, events[-1].error.code) == ("failed", "engine_gave_up")

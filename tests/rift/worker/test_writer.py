@@ -5,11 +5,19 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import anyio
+import msgspec
 import pytest
 
 from events import codec
 from events.log import Log
-from events.schema import AttemptReleased, AttemptStarted, RequestFinished, TokensGenerated
+from events.schema import (
+    AttemptReleased,
+    AttemptStarted,
+    Logprob,
+    RequestFinished,
+    TokensGenerated,
+    ToolCallDelta,
+)
 from rift.worker import writer as writers
 from rift.worker.writer import LaneWriter
 
@@ -102,6 +110,31 @@ async def test_the_end_stays_with_the_last_tokens_and_a_release_behind_them() ->
         tokens("b", 1, 5),
         AttemptReleased(attempt="b", why="draining"),
     ]
+
+
+async def test_nothing_that_tokens_say_is_lost_where_they_are_joined() -> None:
+    log = SlowLog()
+    calls = (ToolCallDelta(index=0, arguments="{"), ToolCallDelta(index=0, arguments="}"))
+    shown = (Logprob(token="x", logprob=-1.0), Logprob(token="y", logprob=-2.0))
+    async with writing(log) as writer:
+        writer.put(tokens("b", 0, 9))
+        await anyio.wait_all_tasks_blocked()
+        for index in (0, 1):
+            writer.put(
+                msgspec.structs.replace(
+                    tokens("a", index, index),
+                    reasoning="rs"[index],
+                    tool_calls=calls[index : index + 1],
+                    logprobs=shown[index : index + 1],
+                    cached_tokens=index,
+                )
+            )
+        await log.store()
+        await anyio.sleep(2 * writers.PACE_S)
+        await log.store()
+    (joined,) = log.records[1]
+    assert (joined.reasoning, joined.tool_calls, joined.logprobs) == ("rs", calls, shown)
+    assert (joined.token_ids, joined.index, joined.cached_tokens) == ((0, 1), 0, 1)
 
 
 async def test_what_is_being_appended_does_not_grow() -> None:

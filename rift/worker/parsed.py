@@ -1,0 +1,108 @@
+"""Output token ids to content, reasoning and tool calls: a text, and the parser that tells its parts apart.
+
+The parser is fed one id after the other, however they came: so what it says, like the text, is a pure
+function of the ids, and a successor that replays the log goes on with the same. What must not live here:
+finish reasons, token budgets, and how any model writes a tool call.
+"""
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Literal
+
+import msgspec
+
+from events.schema import ToolCallDelta
+from rift.engines import Delta, Parser
+from rift.worker.text import Text
+
+CALL_ID_BYTES = 12
+
+
+class Parsed:
+    """One answer in its parts. `has_called` says that a tool call has begun."""
+
+    def __init__(self, text: Text, parser: Parser, *, request: str) -> None:
+        self._text, self._parser, self._request = text, parser, request
+        self._ids: list[int] = []
+        self._fed = 0
+        self._piece = ""
+        self.has_called = False
+
+    def feed(self, token_ids: Sequence[int], finish: Literal["stop", "length"] | None) -> tuple[int, Delta]:
+        """Return how many of the ids belong to the answer, and what they add: at its `finish`, all."""
+        deltas = []
+        for used, token_id in enumerate(token_ids, 1):
+            is_last = finish is not None and used == len(token_ids)
+            # The id that ends an answer is none of its text, though a parser sees special tokens.
+            if not (is_last and finish == "stop"):
+                self._piece += self._text.feed((token_id,))[1]
+            if is_last and not self._text.stopped:
+                self._piece += self._text.flush()
+            self._ids.append(token_id)
+            is_over = is_last or self._text.stopped
+            # A parser compares ids with text: it gets neither while a part of the text is held back.
+            if is_over or not self._text.holds:
+                deltas.append(self._parse(finished=is_over))
+            if self._text.stopped:
+                break
+        return used, joined(deltas)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return self._parser.reasoning_tokens(self._ids)
+
+    def _parse(self, *, finished: bool) -> Delta:
+        delta = self._parser.feed(self._piece, self._ids[self._fed :], finished=finished)
+        self._piece, self._fed = "", len(self._ids)
+        if not delta.tool_calls:
+            return delta
+        self.has_called = True
+        calls = [
+            call if call.id is None else msgspec.structs.replace(call, id=_call_id(self._request, call.index))
+            for call in delta.tool_calls
+        ]
+        return msgspec.structs.replace(delta, tool_calls=tuple(calls))
+
+
+def joined(deltas: Iterable[Delta]) -> Delta:
+    """Return what the deltas add together: each tool call once, in the order they began."""
+    text, reasoning = [], []
+    calls: dict[int, ToolCallDelta] = {}
+    for delta in deltas:
+        text.append(delta.text)
+        reasoning.append(delta.reasoning)
+        for call in delta.tool_calls:
+            known = calls.setdefault(call.index, call)
+            if known is not call:
+                calls[call.index] = msgspec.structs.replace(
+                    known,
+                    id=known.id or call.id,
+                    name=known.name or call.name,
+                    arguments=known.arguments + call.arguments,
+                )
+    return Delta("".join(text), "".join(reasoning), tuple(calls.values()))
+
+
+def rest(whole: Delta, logged: Delta) -> Delta | None:
+    """Return what of `whole` follows `logged`; None if that is not how it begins. Both are joined."""
+    if not (whole.text.startswith(logged.text) and whole.reasoning.startswith(logged.reasoning)):
+        return None
+    known = {call.index: call for call in logged.tool_calls}
+    calls = []
+    for call in whole.tool_calls:
+        if (begun := known.pop(call.index, None)) is None:
+            calls.append(call)
+        elif (begun.id, begun.name) != (call.id, call.name) or not call.arguments.startswith(begun.arguments):
+            return None
+        elif arguments := call.arguments.removeprefix(begun.arguments):
+            calls.append(ToolCallDelta(index=call.index, arguments=arguments))
+    if known:
+        return None
+    return Delta(
+        whole.text.removeprefix(logged.text), whole.reasoning.removeprefix(logged.reasoning), tuple(calls)
+    )
+
+
+def _call_id(request: str, index: int) -> str:
+    """The same for every attempt at the request."""
+    return "call_" + blake2b(f"{request}/{index}".encode(), digest_size=CALL_ID_BYTES).hexdigest()

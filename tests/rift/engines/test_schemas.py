@@ -1,0 +1,84 @@
+"""How large schemas and patterns may be."""
+
+import json
+from typing import Any
+
+import pytest
+
+from events.schema import Parameters, ResponseFormat, Tool
+from rift.engines import Invalid
+from rift.engines.schemas import PATTERN_STATES_MAX, SCHEMA_CHARACTERS_MAX, check_schemas, pattern_states
+
+
+def format_of(schema: Any) -> Parameters:
+    return Parameters(response_format=ResponseFormat(type="json_schema", schema=json.dumps(schema)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "states"),
+    [
+        ("", 0),
+        ("abc", 3),
+        ("a{3}", 3),
+        ("a{2,5}b", 6),
+        ("(ab){3}", 6),
+        ("((a{10}){10}){10}", 1000),
+        ("[a-z{}]{4}", 4),
+        (r"\d{4}-\d{2}", 7),
+        (r"\{5\}", 3),
+        ("a{3,}", 3),
+        ("a{0}", 1),
+        (")(", 1),
+        ("a{99999999999999999999}", 99_999_999),
+    ],
+)
+def test_repetitions_are_counted_written_out(pattern: str, states: int) -> None:
+    assert pattern_states(pattern) == states
+
+
+def test_what_people_write_is_taken() -> None:
+    email = r"^[a-zA-Z0-9._%+-]{1,64}@[a-zA-Z0-9.-]{1,255}\.[a-zA-Z]{2,10}$"
+    check_schemas(
+        format_of({"properties": {f"address_{number}": {"pattern": email} for number in range(10)}})
+    )
+    tool = Tool(
+        name="f", parameters=json.dumps({"properties": {f"p{n}": {"type": "string"} for n in range(20)}})
+    )
+    check_schemas(Parameters(tools=(tool,) * 50))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"pattern": "((a{1,100}){1,100}){1,100}"},
+        {
+            "properties": {
+                f"p{number}": {"pattern": "a{50}"} for number in range(PATTERN_STATES_MAX // 50 + 1)
+            }
+        },
+        {"anyOf": [{"patternProperties": {"(a{90}){90}": {}}}]},
+        {"enum": ["x" * SCHEMA_CHARACTERS_MAX]},
+    ],
+)
+def test_what_would_take_minutes_is_not(schema: Any) -> None:
+    with pytest.raises(Invalid) as refused:
+        check_schemas(format_of(schema))
+    assert (refused.value.code, refused.value.param) == ("schema_too_large", "response_format")
+
+
+def test_all_schemas_count_together() -> None:
+    half = json.dumps({"enum": ["x" * (SCHEMA_CHARACTERS_MAX // 2)]})
+    check_schemas(Parameters(tools=(Tool(name="f", parameters=half),)))
+    with pytest.raises(Invalid) as refused:
+        check_schemas(Parameters(tools=(Tool(name="f", parameters=half), Tool(name="g", parameters=half))))
+    assert refused.value.param == "tools"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 10_000, "nonsense"])
+def test_what_is_no_json_is_invalid(text: str) -> None:
+    wanted = ResponseFormat(type="json_schema", schema=text)
+    if text:
+        with pytest.raises(Invalid):
+            check_schemas(Parameters(response_format=wanted))
+    else:
+        check_schemas(Parameters(response_format=wanted))

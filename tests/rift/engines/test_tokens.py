@@ -1,0 +1,154 @@
+"""Prompts to ids and ids to text, with a tiny model's tokenizer: no engine runs."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events.schema import Message
+from rift.engines import Invalid
+from rift.engines.tokens import UNFINISHED_IDS_MAX, Tokenizer, VllmDecoder
+
+pytestmark = pytest.mark.engine
+
+
+# --- prompts to ids ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hf(tiny: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny)
+
+
+def test_a_prompt_is_one_user_turn_of_the_chat_template(hf: Any) -> None:
+    tokenizer = Tokenizer(hf)
+    ids = tokenizer.encode("the log", raw=False)
+    assert ids == hf.apply_chat_template(
+        [{"role": "user", "content": "the log"}], add_generation_prompt=True, return_dict=False
+    )
+    assert ids == tokenizer.encode((Message(role="user", content="the log"),), raw=True)
+    assert hf.decode(ids).endswith("<|im_start|>assistant\n")
+    assert tokenizer.encode("the log", raw=True) == hf.encode("the log")
+
+
+def test_a_template_writes_its_own_special_tokens_and_a_raw_prompt_gets_them(tiny: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    hf = AutoTokenizer.from_pretrained(tiny)
+    begin = "<|endoftext|>"
+    hf.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, 0)]
+    )
+    tokenizer = Tokenizer(hf)
+    assert tokenizer.encode("the log", raw=True)[0] == 0
+    assert 0 not in tokenizer.encode("the log", raw=False)
+
+
+def test_without_a_chat_template_a_prompt_is_raw_and_messages_are_invalid(tiny: Path) -> None:
+    from transformers import AutoTokenizer
+
+    plain = AutoTokenizer.from_pretrained(tiny)
+    plain.chat_template = None
+    tokenizer = Tokenizer(plain)
+    assert tokenizer.encode("the log", raw=False) == tokenizer.encode("the log", raw=True)
+    with pytest.raises(Invalid) as refused:
+        tokenizer.encode((Message(role="user", content="the log"),), raw=False)
+    assert (refused.value.code, refused.value.param) == ("no_chat_template", "messages")
+
+
+def test_a_template_that_refuses_is_the_senders_to_mend(tiny: Path) -> None:
+    from transformers import AutoTokenizer
+
+    strict = AutoTokenizer.from_pretrained(tiny)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(Invalid, match="roles must alternate") as refused:
+        Tokenizer(strict).encode((Message(role="user", content="a"),), raw=False)
+    assert refused.value.code == "invalid_messages"
+
+
+@pytest.mark.parametrize(("prompt", "code"), [("", "empty_prompt"), ("a\ud800", "invalid_text")])
+def test_what_gives_no_ids_is_invalid(hf: Any, prompt: str, code: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        Tokenizer(hf).encode(prompt, raw=True)
+    assert (refused.value.code, refused.value.param) == (code, "prompt")
+
+
+def test_prompts_may_be_encoded_in_threads(hf: Any) -> None:
+    tokenizer = Tokenizer(hf)
+    prompts = [f"{number} prompt tokens, " * 2000 for number in range(8)]
+    alone = [tokenizer.encode(prompt, raw=False) for prompt in prompts]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda prompt: tokenizer.encode(prompt, raw=False), prompts * 4))
+    assert together == alone * 4
+
+
+# --- ids to text ---------------------------------------------------------------------------------
+
+
+def decoded(decoder: VllmDecoder, ids: Sequence[int]) -> str:
+    return "".join(map(decoder.feed, ids)) + decoder.flush()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " leading",
+        "  two",
+        "水は流れる",
+        "🌊🙂",
+        "👩\u200d👩\u200d👧",
+        "e\u0301",
+        "\ufffd",
+        "a\n\n\tb ",
+        "¿Dónde?",
+    ],
+)
+def test_pieces_and_rest_are_the_whole_text(hf: Any, text: str) -> None:
+    tokenizer = Tokenizer(hf)
+    decoder = tokenizer.decoder()
+    assert decoded(decoder, tokenizer.encode(text, raw=True)) == text
+
+
+@given(ids=st.lists(st.integers(0, 520), max_size=UNFINISHED_IDS_MAX - 1))
+def test_any_ids_decode_as_all_at_once_would(hf: Any, ids: list[int]) -> None:
+    """The highest ids are none of this tokenizer; those below 3 are special. Neither has a text."""
+    tokenizer = Tokenizer(hf)
+    decoder = tokenizer.decoder()
+    assert decoded(decoder, ids) == hf.decode(ids, skip_special_tokens=True)
+
+
+def test_an_endless_unfinished_character_is_not_kept_for_ever(hf: Any) -> None:
+    tokenizer = Tokenizer(hf)
+    (token_id,) = tokenizer.backend.encode("\ufffd").ids[:1]
+    decoder = tokenizer.decoder()
+    pieces = [decoder.feed(token_id) for _ in range(10 * UNFINISHED_IDS_MAX)]
+    assert sum(bool(piece) for piece in pieces) == 10
+    assert "".join(pieces) + decoder.flush() == tokenizer.backend.decode([token_id] * 10 * UNFINISHED_IDS_MAX)
+
+
+def test_a_byte_fallback_tokenizer_survives_bytes_that_are_no_text() -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    vocabulary = {"<unk>": 0, "▁a": 1, "b": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    water = [3 + byte for byte in "水".encode()]
+    assert decoded(VllmDecoder(backend, frozenset()), [1, 2, *water, 1]) == "ab水 a"
+    assert decoded(VllmDecoder(backend, frozenset()), [1, *water, 3 + 0xFF, 2, 1]) == "a水\ufffdb a"
+    assert decoded(VllmDecoder(backend, frozenset()), [1, *water, 3 + 0xFF]) == "a水\ufffd"
+
+
+def test_special_tokens_are_text_only_where_they_are_asked_for(hf: Any) -> None:
+    tokenizer = Tokenizer(hf)
+    ids = [1, *tokenizer.encode("water 水", raw=True), 2]
+    assert decoded(tokenizer.decoder(), ids) == "water 水"
+    assert decoded(tokenizer.decoder(special=True), ids) == "<|im_start|>water 水<|im_end|>"

@@ -1,0 +1,81 @@
+"""One attempt at an answer, run to its end on any engine, with a list for a writer; and a log that is cut."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from events.history import Counted, Past
+from events.lifecycle import NEW
+from events.schema import AttemptStarted, Parameters, RequestAccepted, TokensGenerated
+from rift.engines import Delta, Engine
+from rift.worker.attempt import Attempt, prepare
+from rift.worker.parsed import joined
+
+
+class Written:
+    """The lane's writer, as a list."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def put(self, *events: Any) -> None:
+        self.events += events
+
+    async def put_durably(self, event: Any) -> int:
+        raise AssertionError("an attempt only puts")
+
+
+def accepted(prompt: Any = "tell me", **parameters: Any) -> RequestAccepted:
+    return RequestAccepted(
+        request="r",
+        account="dev",
+        key="k",
+        model="m",
+        kind="inference" if isinstance(prompt, str) else "chat",
+        input=prompt,
+        parameters=Parameters(**parameters),
+        stream=True,
+        prompt_tokens_max=8192,
+        deadline_ms=60_000,
+        price_version=1,
+    )
+
+
+async def run(engine: Engine, asked: RequestAccepted, past: Past | None = None) -> list[Any]:
+    """Return the events of an attempt that continues what is logged."""
+    index = sum(len(event.token_ids) for event in tokens_of(past.counted)) if past else 0
+    started = AttemptStarted(
+        request=asked.request,
+        attempt=f"a-{asked.request}",
+        after=None,
+        resume_index=index,
+        worker="w",
+        prompt_tokens=1,
+        accepted_at_ns=0,
+        engine="sim",
+        model_digest="",
+        delivery="",
+    )
+    written = Written()
+    attempt = Attempt(asked, started, await prepare(engine, asked), engine=engine, writer=written)
+    if past is not None:
+        attempt.resume(past)
+    await attempt.run(30)
+    return written.events
+
+
+def past_of(events: Sequence[TokensGenerated]) -> Past:
+    return Past(counted=[Counted(event, NEW, 0) for event in events])
+
+
+def tokens_of(events: Sequence[Any]) -> list[TokensGenerated]:
+    said = [getattr(event, "event", event) for event in events]
+    return [event for event in said if isinstance(event, TokensGenerated)]
+
+
+def ids_of(events: Sequence[Any]) -> list[int]:
+    return [token_id for event in tokens_of(events) for token_id in event.token_ids]
+
+
+def answer_of(events: Sequence[Any]) -> Delta:
+    """Return what the events say together."""
+    return joined(Delta(event.text, event.reasoning, event.tool_calls) for event in tokens_of(events))

@@ -1,0 +1,111 @@
+"""Content, reasoning and calls: however the ids come, and whatever is held back, the parts are the same."""
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events.schema import ToolCallDelta
+from rift.engines import Delta
+from rift.engines.sim import SimDecoder
+from rift.worker.parsed import Parsed, joined, rest
+from rift.worker.text import Text
+
+CALLS = st.builds(
+    ToolCallDelta,
+    index=st.integers(0, 2),
+    id=st.none() | st.just("call_x"),
+    name=st.none() | st.just("f"),
+    arguments=st.text("{}1", max_size=3),
+)
+DELTAS = st.builds(
+    Delta, st.text("ab", max_size=3), st.text("cd", max_size=3), st.lists(CALLS, max_size=2).map(tuple)
+)
+
+
+class Halves:
+    """What stands before the first "|" is reasoning, and `seen` is what it was fed."""
+
+    def __init__(self) -> None:
+        self.decoder = SimDecoder()
+        self.seen: list[tuple[str, bytes, bool]] = []
+        self._text = ""
+
+    def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Delta:
+        self.seen.append((text, bytes(token_ids), finished))
+        before, self._text = self._text, self._text + text
+        if "|" in before:
+            return Delta(text)
+        reasoning, _, content = text.partition("|")
+        return Delta(content, reasoning)
+
+    def reasoning_tokens(self, output_ids: Sequence[int]) -> int:
+        return bytes(output_ids).find(b"|")
+
+
+def parsed(stop: tuple[str, ...] = ()) -> tuple[Parsed, Halves]:
+    parser = Halves()
+    return Parsed(Text(parser.decoder, stop), parser, request="r"), parser
+
+
+@given(
+    st.text("a|é🌊", min_size=1, max_size=20), st.lists(st.integers(1, 5)), st.sampled_from([(), ("a|a",)])
+)
+def test_any_cut_gives_the_same_parts_to_the_same_parser(
+    text: str, cuts: list[int], stop: tuple[str, ...]
+) -> None:
+    ids = [*text.encode(), 0]
+    whole, once = parsed(stop)
+    used, expected = whole.feed(ids, "stop")
+    again, cut_up = parsed(stop)
+    at, deltas, sizes = 0, [], iter(cuts)
+    while at < used:
+        step = ids[at : at + next(sizes, len(ids))]
+        taken, delta = again.feed(step, "stop" if at + len(step) == len(ids) else None)
+        at += taken
+        deltas.append(delta)
+    assert (at, joined(deltas)) == (used, expected)
+    assert once.seen == cut_up.seen
+    assert [finished for _, _, finished in once.seen] == [False] * (len(once.seen) - 1) + [True]
+    assert b"".join(fed for _, fed, _ in once.seen) == bytes(ids[:used])
+
+
+def test_ids_wait_for_the_text_that_is_held_back() -> None:
+    answer, parser = parsed(("|END",))
+    answer.feed(b"a|EN", None)
+    assert parser.seen == [("a", b"a", False)]
+    assert answer.feed(b"d", None) == (1, Delta("ENd", ""))
+    assert parser.seen[1] == ("|ENd", b"|ENd", False)
+
+
+def test_the_id_that_ends_an_answer_has_no_text_and_the_last_of_a_cut_one_has() -> None:
+    assert parsed()[0].feed(b"a|b!", "stop") == (4, Delta("b", "a"))
+    assert parsed()[0].feed(b"a|b!", "length") == (4, Delta("b!", "a"))
+
+
+def test_a_stop_string_ends_the_parts_too() -> None:
+    answer, parser = parsed(("STOP",))
+    assert answer.feed(b"a|b STOP c", "length") == (8, Delta("b ", "a"))
+    assert parser.seen[-1] == ("", b"STOP", True)
+    assert answer.reasoning_tokens == 1
+
+
+@given(st.lists(DELTAS, max_size=6), st.integers(0, 6))
+def test_what_follows_a_beginning_completes_it(deltas: list[Delta], cut: int) -> None:
+    whole, begun = joined(deltas), joined(deltas[:cut])
+    after = rest(whole, begun)
+    if after is not None:
+        assert joined((begun, after)) == whole
+    assert rest(whole, whole) == Delta()
+    assert rest(whole, Delta()) == whole
+
+
+def test_what_is_no_beginning_is_refused() -> None:
+    call = ToolCallDelta(index=0, id="c", name="f", arguments="{}")
+    assert rest(Delta("ab"), Delta("b")) is None
+    assert rest(Delta("", "ab"), Delta("", "b")) is None
+    assert rest(Delta("ab"), Delta("ab", "", (call,))) is None
+    assert (
+        rest(Delta(tool_calls=(call,)), Delta(tool_calls=(ToolCallDelta(index=0, id="d", name="f"),))) is None
+    )
+    assert rest(Delta(tool_calls=(call,)), Delta(tool_calls=(ToolCallDelta(index=0, arguments="["),))) is None
