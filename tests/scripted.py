@@ -2,6 +2,7 @@
 worker's place what a script says, event by event. For what depends on bytes, not on a model."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -133,6 +134,7 @@ class Served:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = ""
+        self.routes: list[tuple[str, re.Pattern[str]]] = []
         self.broker: MemoryBroker
         self._stop: Callable[[], object]
         self._ends: dict[str, anyio.Event] = {}
@@ -162,6 +164,8 @@ class Served:
                 entropy=chance.randbytes,
                 tasks=tasks,
             )
+
+            self.routes = [(method, pattern) for method, pattern, _ in opened.gateway._routes]
 
             async def stopped() -> None:
                 await stop.wait()

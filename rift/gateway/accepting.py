@@ -76,6 +76,9 @@ class Accepting:
             raise Refusal(415, message, code="unsupported_media_type")
         body = await request.body()
         wanted = read(body)
+        if wanted.model not in self._models:
+            # It raises: of a name that is not known no id is made.
+            self._admission.admit(wanted, issued.account)
         key = request.header(b"idempotency-key")
         if key is None:
             group = self._group(wanted, issued, self._entry(wanted, issued))

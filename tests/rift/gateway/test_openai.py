@@ -171,6 +171,12 @@ def test_a_groups_chunks_carry_their_choice_and_end_once(served: Served) -> None
     assert len({chunk["id"] for chunk in found}) == 1
 
 
+def test_a_group_of_a_model_that_is_not_known_is_refused_as_any(served: Served) -> None:
+    for model in ("", "Ä", "no such"):
+        response = ask(served, model=model, n=2)
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_one_choice_that_fails_is_the_answers_failure_and_nobody_pays_for_the_rest(
     served: Served, stream: bool
