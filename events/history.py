@@ -4,6 +4,7 @@ The target is the last sequence that the request's subjects have when the read b
 leader states it: whoever appended before is seen. Who waits for the same lane and model shares one scan.
 """
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -15,17 +16,18 @@ from events import codec, subjects
 from events.ids import RequestId
 from events.lifecycle import NEW, Life
 from events.lives import Lives
-from events.log import Log, Stored
+from events.log import Log, LogError, Stored
 from events.schema import RequestAccepted
 from events.subjects import Address
 
 
 class Counted(msgspec.Struct, frozen=True, gc=False):
-    """An event that counted, and the life after it."""
+    """An event that counted, the life after it, and where it stands: sequence and index."""
 
     event: Any
     life: Life
     stored_at_ns: int
+    position: tuple[int, int] = (0, 0)
 
 
 class Past(msgspec.Struct):
@@ -60,6 +62,21 @@ class Histories:
                 await self._lead(request.at)
             if reader.past is not None:
                 return reader.past
+
+    async def read_all(self, requests: Sequence[RequestId]) -> list[Past]:
+        """Return the past of each, in one scan where they stand together. Raises LogError."""
+        pasts: dict[str, Past] = {}
+
+        async def read(request: RequestId) -> None:
+            pasts[request.text] = await self.read(request)
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for request in requests:
+                    tasks.start_soon(read, request)
+        except* LogError as failed:
+            raise LogError(f"the past cannot be read: {failed.exceptions[0]}") from failed
+        return [pasts[request.text] for request in requests]
 
     async def _lead(self, at: Address) -> None:
         """Scan for everybody who waits by then, ourselves among them."""
@@ -96,14 +113,20 @@ class Histories:
         return pasts
 
 
+def in_order(pasts: Sequence[Past]) -> list[tuple[str, Counted]]:
+    """Return what counted of all of them, each with its request, in the log's order."""
+    every = [(past.accepted.request, counted) for past in pasts if past.accepted for counted in past.counted]
+    return sorted(every, key=lambda item: item[1].position) if len(pasts) > 1 else every
+
+
 def _fold(stored: Stored, lives: Lives, pasts: dict[str, Past]) -> None:
     at = subjects.parse(stored.subject)
     assert at is not None, "a history's subjects are those of requests"
-    for event in codec.decode(stored.data)[1]:
+    for index, event in enumerate(codec.decode(stored.data)[1]):
         if (counted := lives.fold(event, at)) is None:
             continue
         past = pasts[counted[0]]
         past.life = counted[1]
-        past.counted.append(Counted(event, counted[1], stored.stored_at_ns))
+        past.counted.append(Counted(event, counted[1], stored.stored_at_ns, (stored.sequence, index)))
         if isinstance(event, RequestAccepted):
             past.accepted = event

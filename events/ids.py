@@ -56,6 +56,13 @@ def parse_request_id(text: str) -> RequestId | None:
     return RequestId(text, Address(int(match[1]), match[2], match[3]), int(match[4]))
 
 
+def parsed(request: str) -> RequestId:
+    """As `parse_request_id`, of what an accepted request is named."""
+    found = parse_request_id(request)
+    assert found is not None, f"{request!r} is no id that we made"
+    return found
+
+
 def new_attempt_id(entropy: bytes) -> str:
     return f"att_{_base32(entropy)}"
 

@@ -1,10 +1,11 @@
 """A real nats-server for each test module that asks for one, on a free port, in a folder of its own."""
 
 import importlib.util
+import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import hypothesis
 import pytest
 
 from rift import broker
+from tests import scripted
+from tests.scripted import Served
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -56,6 +59,40 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.start()
     yield running
     running.kill()
+
+
+@pytest.fixture(scope="module")
+def scripted_gateway() -> Iterator[Served]:
+    with scripted.serving() as running:
+        yield running
+
+
+@pytest.fixture
+def served(scripted_gateway: Served) -> Served:
+    """A gateway over HTTP whose worker says what a script says."""
+    scripted_gateway.forget()
+    return scripted_gateway
+
+
+def _no_skips(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Where everything has to be there, as in .ci/run, a skip is a failure with the skip's reason."""
+    if os.environ.get("RIFT_NO_SKIPS") and report.skipped and not hasattr(report, "wasxfail"):
+        why = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"RIFT_NO_SKIPS is set, and this is skipped: {why}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _no_skips(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _no_skips(report)
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

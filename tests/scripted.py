@@ -1,75 +1,300 @@
-"""An engine that says what it is told: the ids of a script, in steps of any size, decoded and parsed by any.
+"""A gateway over HTTP whose answers a test writes: Rift's own gateway and server, the log in memory, and in a
+worker's place what a script says, event by event. For what depends on bytes, not on a model."""
 
-For tests in which every token of an answer has to be known beforehand.
-"""
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from random import Random
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+import anyio
+import httpx
+import msgspec
 
-from events.schema import Logprob, Message, Parameters
-from rift.engines import Decoder, Emit, GaveUp, Parser, Rendered, Step
-from rift.engines.sim import SimDecoder
+from events import codec, subjects
+from events.book import key_digest
+from events.ids import parsed
+from events.log import Log
+from events.memory import MemoryBroker, connect
+from events.schema import (
+    AccountOpened,
+    AnyEvent,
+    AttemptStarted,
+    CancelRequested,
+    KeyIssued,
+    Logprob,
+    Price,
+    PricePublished,
+    Problem,
+    ReplicaReady,
+    ReplicaStarting,
+    RequestAccepted,
+    RequestFinished,
+    TokensGenerated,
+    ToolCallDelta,
+)
+from rift import catalogue, keys
+from rift.catalogue import Catalogue, Model
+from rift.gateway import main as gateway
+from rift.gateway.server import serve
+from tests.chaos.rig import free_port
+
+MODEL = "model-a"
+MODELS: Catalogue = {
+    MODEL: Model(source="sim", context_tokens=4096, prompt_usd="0.1", output_usd="0.35"),
+    "idle": Model(source="sim", context_tokens=4096, prompt_usd="0.1", output_usd="0.35"),
+}
+READY_S = 10.0
 
 
-class ScriptedEngine:
-    """Implements `rift.engines.Engine`. After the script comes `finish`; None: the engine gives up."""
+class Tokens(msgspec.Struct, frozen=True):
+    """What one event says; `count` tokens."""
 
-    name = "sim"
-    simulated = True
-    model_digest = "scripted"
-    slots = 64
-    context_tokens = 100_000
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+    count: int = 1
 
-    def __init__(
-        self,
-        script: Sequence[int],
-        *,
-        finish: Literal["stop", "length"] | None = "stop",
-        decoder: Callable[[], Decoder] = SimDecoder,
-        parser: Callable[[], Parser] | None = None,
-        step_tokens: int = 1,
-        grammar: bool = False,
-    ) -> None:
-        self.script, self.finish, self.step_tokens = list(script), finish, step_tokens
-        self._decoder, self._parser, self._grammar = decoder, parser, grammar
 
-    async def render(
-        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
-    ) -> Rendered:
-        del prompt, raw
-        return Rendered([1, 2, 3], parameters, grammar=self._grammar)
+class Pause(msgspec.Struct, frozen=True):
+    seconds: float
 
-    def decoder(self) -> Decoder:
-        return self._decoder()
 
-    def parser(self, rendered: Rendered) -> Parser | None:
-        del rendered
-        return self._parser() if self._parser is not None else None
+class End(msgspec.Struct, frozen=True):
+    reason: str = "stop"
+    error: Problem | None = None
 
-    async def generate(
-        self,
-        attempt: str,
-        rendered: Rendered,
-        output_ids: Sequence[int],
-        *,
-        max_tokens: int,
-        salt: str,
-        emit: Emit,
-    ) -> None:
-        del attempt, salt
-        assert list(output_ids) == self.script[: len(output_ids)], "a continuation goes on in the script"
-        rest = self.script[len(output_ids) :][:max_tokens]
-        for at in range(0, len(rest), self.step_tokens):
-            ids = tuple(rest[at : at + self.step_tokens])
-            is_last = at + len(ids) == len(rest)
-            is_whole = len(output_ids) + len(rest) == len(self.script)
-            finish = (self.finish if is_whole else "length") if is_last else None
-            logprobs = tuple(Logprob(token=str(token_id), logprob=-0.5) for token_id in ids)
-            shown = logprobs if rendered.parameters.logprobs is not None else ()
-            if not emit(Step(ids, finish, logprobs=shown)):
-                return
-        if self.finish is None:
-            raise GaveUp("the script has no end")
 
-    async def close(self) -> None:
-        return None
+Step = Tokens | Pause | End
+Script = Callable[[RequestAccepted], Sequence[Step]]
+
+
+def hello(accepted: RequestAccepted) -> list[Step]:
+    return [*(Tokens(text) for text in ("Hello", ",", " world", " 🌊", "!")), End()]
+
+
+def by_request(accepted: RequestAccepted) -> list[Step]:
+    """What a model would say to each kind of request, in a few tokens."""
+    said, asked = accepted.parameters, accepted.input
+    prompt = asked if isinstance(asked, str) else asked[-1].content
+    if "fail at once" in prompt:
+        return [End("failed", Problem(code="engine", message="the engine failed"))]
+    if "fail late" in prompt:
+        return [
+            Tokens("some"),
+            Pause(1.2),
+            End("failed", Problem(code="engine", message="the engine failed")),
+        ]
+    if "too long" in prompt:
+        return [End("invalid", Problem(code="prompt_too_long", message="too long", param="messages"))]
+    steps: list[Step] = []
+    if said.reasoning_effort is not None:
+        steps += [Tokens(reasoning="Let me"), Tokens(reasoning=" think.")]
+    is_answered = not isinstance(asked, str) and asked[-1].role == "tool"
+    if said.tools and not is_answered and said.tool_choice not in (None, "none"):
+        name = said.tool_name or said.tools[0].name
+        call = ToolCallDelta(index=0, id=f"call_{accepted.choice}", name=name)
+        steps.append(Tokens(tool_calls=(call,)))
+        for piece in ('{"city"', ': "Paris"}'):
+            steps.append(Tokens(tool_calls=(ToolCallDelta(index=0, arguments=piece),)))
+        return [*steps, End("tool_calls")]
+    pieces = ["Hello", ",", " world", " 🌊", "!"]
+    if said.response_format is not None:
+        pieces = ['{"city"', ': "Paris",', ' "people": 2}']
+    if "slowly" in prompt:
+        pieces = [f" {number}" for number in range(200)]
+    if accepted.group is not None:
+        pieces[-1] += f" {accepted.choice}"
+    for piece in pieces[: said.max_tokens]:
+        steps.append(Tokens(piece, logprobs=_logprobs(piece, said.logprobs)))
+        if "slowly" in prompt:
+            steps.append(Pause(0.05))
+    cut = said.max_tokens is not None and said.max_tokens < len(pieces)
+    return [*steps, End("length" if cut else "stop")]
+
+
+def _logprobs(piece: str, alternatives: int | None) -> tuple[Logprob, ...]:
+    if alternatives is None:
+        return ()
+    others = [Logprob(token=f"{piece}{n}", logprob=-1.5 - n) for n in range(alternatives)]
+    return (Logprob(token=piece, logprob=-0.5, top=tuple(others)),)
+
+
+class Served:
+    """A running gateway. `script` answers; `accepted` and `cancelled` are what the log was asked for."""
+
+    def __init__(self) -> None:
+        self.script: Script = by_request
+        self.accepted: list[RequestAccepted] = []
+        self.cancelled: list[CancelRequested] = []
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.key = ""
+        self.routes: list[tuple[str, re.Pattern[str]]] = []
+        self.broker: MemoryBroker
+        self._stop: Callable[[], object]
+        self._ends: dict[str, anyio.Event] = {}
+        self._started = 0
+
+    def forget(self) -> None:
+        self.script = by_request
+        self.accepted.clear()
+        self.cancelled.clear()
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {key or self.key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=20)
+
+    async def main(self, ready: threading.Event) -> None:
+        stop, chance, loop = anyio.Event(), Random(7), anyio.lowlevel.current_token()
+        self._stop = partial(anyio.from_thread.run_sync, stop.set, token=loop)
+        async with anyio.create_task_group() as tasks:
+            self.broker = MemoryBroker(tasks, time.time_ns, chance=chance)
+            self._write_book(chance)
+            tasks.start_soon(self._work, connect(self.broker), tasks)
+            opened = await gateway.open_gateway(
+                connect(self.broker),
+                connect(self.broker),
+                models=MODELS,
+                secret=b"scripted" * 4,
+                entropy=chance.randbytes,
+                tasks=tasks,
+            )
+
+            self.routes = [(method, pattern) for method, pattern, _ in opened.gateway._routes]
+
+            async def stopped() -> None:
+                await stop.wait()
+                await gateway.let_streams_go(opened)
+
+            tasks.start_soon(self._say_ready, ready)
+            await serve(opened.gateway, host="127.0.0.1", port=self.port, stopped=stopped)
+            tasks.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        self._stop()
+
+    def _write_book(self, chance: Random) -> None:
+        prices = tuple(Price(model=name, prompt_nanousd=100, output_nanousd=350) for name in MODELS)
+        events: list[AnyEvent] = [PricePublished(id="price", version=1, prices=prices)]
+        for account in ("acme", "stranger"):
+            key = keys.new_key(chance.randbytes(keys.ID_BYTES + keys.SECRET_BYTES))
+            self.key = self.key or key.text
+            events.append(AccountOpened(id=account, account=account))
+            issued = KeyIssued(id=f"key-{account}", key=key.id, account=account, sha256=key_digest(key.text))
+            events.append(issued)
+        self.strangers_key = key.text
+        self.broker.store(subjects.BOOK, subjects.book("test", "all"), codec.encode("test", events), None)
+        there: list[AnyEvent] = [
+            ReplicaStarting(replica="r", model=MODEL, engine="sim"),
+            ReplicaReady(replica="r", model=MODEL, slots=64, start_ns=1),
+        ]
+        subject = subjects.fleet(catalogue.slug(MODEL))
+        self.broker.store(subjects.FLEET, subject, codec.encode("test", there), None)
+
+    async def _say_ready(self, ready: threading.Event) -> None:
+        with anyio.fail_after(READY_S):
+            while not ready.is_set():
+                try:
+                    await (await anyio.connect_tcp("127.0.0.1", self.port)).aclose()
+                    ready.set()
+                except OSError:
+                    await anyio.sleep(0.02)
+
+    # --- in a worker's place ---------------------------------------------------------------------------
+
+    async def _work(self, log: Log, tasks: anyio.abc.TaskGroup) -> None:
+        stream = subjects.shard_stream(0)
+        topics = [subjects.queue(0, catalogue.slug(MODEL)), f"rift.0.cancel.*.{catalogue.slug(MODEL)}"]
+        async with log.follow(stream, topics, after=0) as reader:
+            async for batch in reader:
+                for stored in batch:
+                    for event in codec.decode(stored.data)[1]:
+                        if isinstance(event, RequestAccepted):
+                            self.accepted.append(event)
+                            self._ends[event.request] = anyio.Event()
+                            tasks.start_soon(self._answer, log, event, stored.stored_at_ns)
+                        elif isinstance(event, CancelRequested):
+                            self.cancelled.append(event)
+                            if event.request in self._ends:
+                                self._ends[event.request].set()
+
+    async def _answer(self, log: Log, accepted: RequestAccepted, at_ns: int) -> None:
+        self._started += 1
+        attempt, index, thought = f"att_{self._started}", 0, 0
+
+        async def say(*events: AnyEvent) -> None:
+            at = parsed(accepted.request).at
+            await log.append("RIFT_0", subjects.work(at), codec.encode("worker", events))
+
+        def end(reason: str, error: Problem | None = None) -> RequestFinished:
+            return RequestFinished(
+                request=accepted.request, attempt=attempt, reason=reason, output_tokens=index, error=error,
+                prompt_tokens=7, reasoning_tokens=thought,
+            )  # type: ignore[arg-type]  # fmt: skip
+
+        started = AttemptStarted(
+            request=accepted.request, attempt=attempt, after=None, resume_index=0, worker="scripted",
+            prompt_tokens=7, accepted_at_ns=at_ns, engine="sim", model_digest="d", delivery="ack",
+        )  # fmt: skip
+        first, *steps = self.script(accepted)
+        if isinstance(first, End):
+            # As a worker refuses: in one record.
+            return await say(started, end(first.reason, first.error))
+        await say(started)
+        for step in (first, *steps):
+            if isinstance(step, Pause):
+                with anyio.move_on_after(step.seconds):
+                    await self._ends[accepted.request].wait()
+            if self._ends[accepted.request].is_set():
+                return await say(end("cancelled"))
+            if isinstance(step, End):
+                return await say(end(step.reason, step.error))
+            if isinstance(step, Tokens):
+                thought += step.count if step.reasoning else 0
+                ids, cached = tuple(range(index, index + step.count)), 0 if index else 4
+                await say(
+                    TokensGenerated(
+                        attempt=attempt, index=index, token_ids=ids, text=step.text, cached_tokens=cached,
+                        reasoning=step.reasoning, tool_calls=step.tool_calls, logprobs=step.logprobs,
+                    )
+                )  # fmt: skip
+                index += step.count
+
+
+@contextmanager
+def serving() -> Iterator[Served]:
+    served, ready = Served(), threading.Event()
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            anyio.run(served.main, ready)
+        except BaseException as error:  # noqa: BLE001  # told below, in the thread that waits
+            failed.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    ready.wait(READY_S)
+    try:
+        assert not failed, failed
+        yield served
+    finally:
+        if not failed:
+            served.stop()
+        thread.join(READY_S)
+    assert not failed, failed
+
+
+def chunks(text: str) -> list[dict[str, object]]:
+    """The JSON of each `data:` line of a stream that ends in `[DONE]`."""
+    lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]
+    assert lines[-1] == "data: [DONE]", lines[-1]
+    assert all(line.startswith("data: ") and "\n" not in line for line in lines)
+    return [json.loads(line[6:]) for line in lines[:-1]]

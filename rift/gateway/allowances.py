@@ -11,27 +11,23 @@ for a while reserves nothing. An account without limits passes through here unto
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
-import msgspec
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from events import codec, credit, ids, subjects
 from events.book import Book
-from events.ids import RequestId, parse_request_id
 from events.lifecycle import Life
 from events.log import Conflict, Log, LogError, OutcomeUnknown, append_until_known
-from events.money import usd
 from events.schema import CreditHeld, Price, RequestAccepted
-from events.spans import Span, unite, whole_seconds
 from rift.gateway import worst
-from rift.gateway.admission import retry_after
 from rift.gateway.answer import Answer
-from rift.gateway.http import Refusal
-from rift.gateway.metered import Metered
+from rift.gateway.group import Group
+from rift.gateway.hold import Hold, exhausted, unavailable
+from rift.gateway.metered import Metered, charges
 from rift.gateway.relay import Stream
 from rift.gateway.relays import Relays
 
@@ -67,45 +63,17 @@ RETRY_S = 1.0
 LAST_S = 0.5
 
 
-class Hold(msgspec.Struct):
-    """A hold of this lane. `after` is the sequence it was appended behind, `reserved` the worst case of each
-    request that has not ended, `ran` when those of plan per_second ran, by model and price version."""
-
-    event: CreditHeld
-    after: int
-    used_at: float
-    spent: int = 0
-    reserved: dict[str, int] = {}
-    ran: dict[tuple[str, int], list[Span]] = {}
-    is_closing: bool = False
-    is_settled: bool = False
-
-    @property
-    def free(self) -> int:
-        return self.event.nanousd - self.spent - sum(self.reserved.values())
-
-    def spend(self, answer: Metered) -> None:
-        """A second in which several of its requests ran is spent once, as it is charged."""
-        self.spent += answer.nanousd
-        price = answer.price.second_nanousd
-        if price and answer.ran:
-            line = answer.accepted.model, answer.accepted.price_version
-            before = self.ran.get(line, [])
-            self.ran[line] = unite([*before, *answer.ran])
-            self.spent += (whole_seconds(self.ran[line]) - whole_seconds(before)) * price
-
-
 class _Watcher(Stream):
-    """Follows a request to its end, whether its client is there or not."""
+    """Follows a request, or a group, to its end, whether its client is there or not."""
 
-    def __init__(self, answer: Answer, at_end: Callable[["_Watcher"], None]) -> None:
-        super().__init__(answer, None)
+    def __init__(self, answers: Sequence[Answer], at_end: Callable[["_Watcher"], None]) -> None:
+        super().__init__(answers, None)
         self.attended = False
         self._at_end = at_end
 
-    def push(self, event: Any, life: Life, stored_at_ns: int) -> int:
+    def push(self, request: str, event: Any, life: Life, stored_at_ns: int) -> int:
         had_ended = self.ended
-        size = super().push(event, life, stored_at_ns)
+        size = super().push(request, event, life, stored_at_ns)
         if self.ended and not had_ended:
             self._at_end(self)
         return size
@@ -141,18 +109,22 @@ class Allowances:
 
     # --- before a request is appended ----------------------------------------------------------------
 
-    async def cover(self, accepted: RequestAccepted) -> RequestAccepted:
-        """Return the acceptance with an allowance, if its account is limited.
+    async def cover(self, group: Group) -> Group:
+        """Return the acceptances with an allowance, if their account is limited.
 
         The worker holds the prompt to what was reserved. Raises Refusal (402, 503), LogError: then nothing
         is reserved.
         """
-        if not self._book.credits.of(accepted.account).is_limited:
-            return accepted
-        accepted = replace(accepted, prompt_tokens_max=worst.prompt_tokens(accepted))
-        cost = worst.nanousd(accepted, self._price(accepted))
-        hold = await self._hold_with(accepted, cost)
-        return replace(accepted, allowance=hold.event.id)
+        first = group[0]
+        if not self._book.credits.of(first.account).is_limited:
+            return group
+        tokens = worst.prompt_tokens(first)
+        first = replace(first, prompt_tokens_max=tokens)
+        cost = worst.nanousd(first, self._price(first), choices=len(group))
+        hold = await self._hold_with(first, cost)
+        return tuple(
+            replace(accepted, prompt_tokens_max=tokens, allowance=hold.event.id) for accepted in group
+        )
 
     async def _hold_with(self, accepted: RequestAccepted, cost: int) -> Hold:
         """Return a hold in which `cost` was reserved, one's own or a new one."""
@@ -161,7 +133,7 @@ class Allowances:
         while True:
             changed = self._changed
             if anyio.current_time() - self.reported_at > REPORTED_S:
-                raise _unavailable("this gateway could not reach the log for a while; try again")
+                raise unavailable("this gateway could not reach the log for a while; try again")
             if (hold := self._find(account, cost)) is not None:
                 hold.reserved[accepted.request] = cost
                 hold.used_at = anyio.current_time()
@@ -170,10 +142,10 @@ class Allowances:
             room = standing.room(self._month())
             if room is None or room >= cost:
                 if anyio.current_time() > began + HOLD_S:
-                    raise _unavailable(f"others take from account {account} at the same time; try again")
+                    raise unavailable(f"others take from account {account} at the same time; try again")
                 await self._take(account, cost)
             elif room + standing.held_nanousd < cost or anyio.current_time() >= began + ROOM_S:
-                raise _exhausted(account, standing, self._month(), self._free(account), cost)
+                raise exhausted(account, standing, self._month(), self._free(account), cost)
             else:
                 for hold in self._usable(account):
                     hold.is_closing = not hold.reserved
@@ -249,32 +221,33 @@ class Allowances:
 
     # --- until it has ended --------------------------------------------------------------------------
 
-    def follow(self, accepted: RequestAccepted) -> None:
-        """Follow a request that the own lane's relay has opened, to its end."""
-        if accepted.allowance is not None:
-            watcher = _Watcher(Metered(accepted, self._price(accepted)), self._at_end)
-            self._watchers[accepted.request] = watcher
+    def follow(self, group: Group) -> None:
+        """Follow what the own lane's relay has opened, to its end."""
+        if group[0].allowance is not None:
+            watcher = _Watcher(self._metered(group), self._at_end)
+            self._watchers[group[0].request] = watcher
             self._relays.own.join(watcher)
 
-    def free(self, accepted: RequestAccepted) -> None:
-        """Give back what was reserved for a request that is not appended."""
-        self._spend(accepted)
+    def free(self, group: Group) -> None:
+        """Give back what was reserved for what is not appended."""
+        self._spend(group[0])
 
-    def refused(self, accepted: RequestAccepted, *, may_land: bool) -> None:
-        """The append of a request failed; `may_land`: its outcome is unknown."""
-        watcher = self._watchers.pop(accepted.request, None)
+    def refused(self, group: Group, *, may_land: bool) -> None:
+        """The append of a request, or of one of a group, failed; `may_land`: something of it was stored, or
+        may still be."""
+        watcher = self._watchers.pop(group[0].request, None)
         if watcher is None:
             return
         self._relays.own.close(watcher)
         if may_land:
-            self.judge(accepted)
+            self.judge(group)
         else:
-            self.free(accepted)
+            self.free(group)
 
-    def judge(self, accepted: RequestAccepted) -> None:
-        """Let the log say whether this acceptance is the one that counts, and what it cost."""
-        if accepted.allowance is not None:
-            self._tasks.start_soon(self._judge, accepted)
+    def judge(self, group: Group) -> None:
+        """Let the log say which of these acceptances are those that count, and what they cost."""
+        if group[0].allowance is not None:
+            self._tasks.start_soon(self._judge, group)
 
     def _at_end(self, watcher: _Watcher) -> None:
         self._tasks.start_soon(self._ended, watcher)
@@ -286,46 +259,55 @@ class Allowances:
             return
         if accepted.idempotency_hash is not None:
             # Another gateway may have accepted it too, before us, from a hold of its own.
-            await self._judge(accepted)
+            await self._judge(tuple(answer.accepted for answer in watcher.answers.values()))
         else:
             self._spend(accepted, watcher)
 
-    async def _judge(self, accepted: RequestAccepted) -> None:
-        parsed = parse_request_id(accepted.request)
-        assert parsed is not None, "an id that we made is one"
-        stream = await self._attach(parsed)
-        if stream is None:
+    async def _judge(self, group: Group) -> None:
+        stream = await self._attach(group)
+        if stream is None or len(stream.answers) < len(group):
             await anyio.sleep(LANDED_S)
-            stream = await self._attach(parsed)
+            if stream is not None:
+                await self._close(stream)
+            stream = await self._attach(group)
         if stream is None:
-            self._spend(accepted)
+            self._spend(group[0])
             return
         await stream.wait_for_end()
-        (await self._relays.of(parsed.at.shard, parsed.at.lane)).close(stream)
-        if stream.answer.life.phase == "ended":
-            ours = stream.answer.accepted.allowance == accepted.allowance
-            self._spend(accepted, stream if ours else None)
+        await self._close(stream)
+        if not stream.open_requests():
+            self._spend(group[0], stream)
 
-    async def _attach(self, parsed: RequestId) -> Stream | None:
-        def make(accepted: RequestAccepted) -> Stream:
-            stream = Stream(Metered(accepted, self._price(accepted)), None)
+    async def _attach(self, group: Group) -> Stream | None:
+        def make(there: list[RequestAccepted]) -> Stream:
+            stream = Stream(self._metered(there), None)
             stream.attended = False
             return stream
 
+        parsed = [ids.parsed(accepted.request) for accepted in group]
         while True:
             try:
-                relay = await self._relays.of(parsed.at.shard, parsed.at.lane)
+                relay = await self._relays.of(parsed[0].at.shard, parsed[0].at.lane)
                 return await relay.attach(parsed, make)
             except LogError as error:
-                logger.warning("what %s costs is not known yet: %s", parsed.text, error)
+                logger.warning("what %s costs is not known yet: %s", parsed[0].text, error)
                 await anyio.sleep(RETRY_S)
 
-    def _spend(self, accepted: RequestAccepted, stream: Stream | None = None) -> None:
-        hold = self._holds.get(accepted.allowance or "")
-        if hold is not None and hold.reserved.pop(accepted.request, None) is not None:
-            if stream is not None:
-                assert isinstance(stream.answer, Metered), "what is spent was metered"
-                hold.spend(stream.answer)
+    async def _close(self, stream: Stream) -> None:
+        at = ids.parsed(stream.answer.id).at
+        (await self._relays.of(at.shard, at.lane)).close(stream)
+
+    def _metered(self, group: Iterable[RequestAccepted]) -> list[Metered]:
+        return [Metered(accepted, self._price(accepted)) for accepted in group]
+
+    def _spend(self, first: RequestAccepted, stream: Stream | None = None) -> None:
+        """Free what was reserved for a group under its first request; spend what of it ours has cost."""
+        hold = self._holds.get(first.allowance or "")
+        if hold is not None and hold.reserved.pop(first.request, None) is not None:
+            ended = [answer for answer in stream.finished if isinstance(answer, Metered)] if stream else []
+            for answer, nanousd in charges(ended):
+                if answer.accepted.allowance == first.allowance:
+                    hold.spend(answer, nanousd)
             hold.used_at = anyio.current_time()
             self.changed()
 
@@ -377,22 +359,3 @@ class Allowances:
             hold.is_settled = True
         except LogError as error:
             logger.warning("%s is not settled yet: %s", hold.event.id, error)
-
-
-def _unavailable(message: str) -> Refusal:
-    return Refusal(503, message, code="log_unavailable", headers=retry_after(2))
-
-
-def _exhausted(account: str, standing: credit.Standing, month: str, free: int, cost: int) -> Refusal:
-    of_credit, of_budget = standing.credit_room(), standing.budget_room(month)
-    is_budget = of_credit is None or (of_budget is not None and of_budget < of_credit)
-    left = min(room for room in (of_credit, of_budget) if room is not None) + free
-    what = f"budget of {month}" if is_budget else "credit"
-    add = "ask for a larger budget" if is_budget else "have credit added"
-    held = f" ({usd(standing.held_nanousd - free)} USD more is held for requests under way)"
-    message = (
-        f"{usd(left)} USD is left of account {account}'s {what}"
-        f"{held if standing.held_nanousd > free else ''}, and this request could cost "
-        f"{usd(cost)} USD: set a smaller max_tokens, send a shorter prompt, or {add}"
-    )
-    return Refusal(402, message, code="budget_exhausted" if is_budget else "credit_exhausted")

@@ -3,13 +3,17 @@
 Pure. The same events give the same object, live or read back from the log a week later.
 """
 
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
+
+from events.book import Book
 from events.charge import charge_nanousd
 from events.lifecycle import NEW, Life
 from events.money import usd
 from events.schema import (
     AttemptStarted,
+    Logprob,
     Price,
     Problem,
     RequestAccepted,
@@ -35,19 +39,42 @@ UNANSWERED = 503, Problem(code="unanswered", message="the log did not answer in 
 UNAVAILABLE = {"model_unavailable": 503}
 
 
+class Segment(msgspec.Struct):
+    """A stretch of the answer of one kind, as far as it is written: a call's text is its arguments."""
+
+    kind: Literal["reasoning", "text", "call"]
+    pieces: list[str] = []
+    logprobs: list[Logprob] = []
+    id: str = ""
+    name: str = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
 class Answer:
     """What counted so far of one request, in log order."""
 
     def __init__(self, accepted: RequestAccepted, price: Price, *, keep_text: bool) -> None:
         self.accepted, self.price, self._keep_text = accepted, price, keep_text
         self.life: Life = NEW
-        self.text: list[str] = []
+        self.segments: list[Segment] = []
+        self.logprobs: list[Logprob] = []
+        self._calls: dict[int, Segment] = {}
         self.simulated = False
         self.cached_tokens = 0
+        self.reasoning_tokens = 0
         self.accepted_at_ns: int | None = None
         self.started_at_ns: int | None = None
         self.first_token_at_ns: int | None = None
         self.finished_at_ns: int | None = None
+
+    @classmethod
+    def of(cls, accepted: RequestAccepted, book: Book, *, keep_text: bool) -> "Answer":
+        price = book.price(accepted.model, accepted.price_version)
+        assert price is not None, "what is accepted has a price"
+        return cls(accepted, price, keep_text=keep_text)
 
     def add(self, event: Any, life: Life, stored_at_ns: int) -> None:
         """Take an event that counted and the life after it."""
@@ -55,7 +82,7 @@ class Answer:
         match event:
             case TokensGenerated():
                 if self._keep_text:
-                    self.text.append(event.text)
+                    self._keep(event)
                 if self.first_token_at_ns is None:
                     self.first_token_at_ns = stored_at_ns
                     self.cached_tokens = event.cached_tokens
@@ -67,9 +94,40 @@ class Answer:
                 if self.started_at_ns is None:
                     self.started_at_ns = stored_at_ns
             case RequestFinished():
-                self.finished_at_ns = stored_at_ns
+                self.reasoning_tokens = event.reasoning_tokens
         if life.phase == "ended":
             self.finished_at_ns = stored_at_ns
+
+    def _keep(self, event: TokensGenerated) -> None:
+        self.logprobs += event.logprobs
+        if event.reasoning:
+            self._segment("reasoning").pieces.append(event.reasoning)
+        if event.text:
+            segment = self._segment("text")
+            segment.pieces.append(event.text)
+            segment.logprobs += event.logprobs
+        for delta in event.tool_calls:
+            if delta.index not in self._calls:
+                self._calls[delta.index] = Segment("call", id=delta.id or "", name=delta.name or "")
+                self.segments.append(self._calls[delta.index])
+            self._calls[delta.index].pieces.append(delta.arguments)
+
+    def _segment(self, kind: Literal["reasoning", "text"]) -> Segment:
+        if not self.segments or self.segments[-1].kind != kind:
+            self.segments.append(Segment(kind))
+        return self.segments[-1]
+
+    @property
+    def text(self) -> str:
+        return "".join(segment.text for segment in self.segments if segment.kind == "text")
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(segment.text for segment in self.segments if segment.kind == "reasoning")
+
+    @property
+    def calls(self) -> list[Segment]:
+        return list(self._calls.values())
 
     @property
     def id(self) -> str:
@@ -109,7 +167,9 @@ class Answer:
             "created": self.created,
         }
         if output:
-            shown["output"] = "".join(self.text)
+            shown["output"] = self.text
+            if self.reasoning:
+                shown["reasoning"] = self.reasoning
         shown |= {
             "finish_reason": self.life.reason,
             "attempts": self.life.attempts,

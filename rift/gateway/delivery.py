@@ -6,6 +6,7 @@ a detached request (in the background, or with an idempotency key) goes on witho
 """
 
 import logging
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -13,9 +14,11 @@ from anyio.abc import TaskGroup
 from events import codec, subjects
 from events.ids import parse_request_id
 from events.log import Log, LogError, append_until_known
-from events.schema import AnyEvent, CancelReason, CancelRequested, ClientAttached, Problem, RequestAccepted
-from rift.gateway import openai
+from events.schema import AnyEvent, CancelReason, CancelRequested, ClientAttached, Problem
+from rift.gateway import openai, responses
 from rift.gateway.admission import retry_after
+from rift.gateway.answer import Answer
+from rift.gateway.group import Group
 from rift.gateway.http import Headers, Refusal, Request
 from rift.gateway.relay import Relay, Stream
 from rift.gateway.waiting import KEEP_ALIVE_S, STATUS_S, Notices, Status, Waiting
@@ -86,13 +89,14 @@ class Delivery:
 
         self._tasks.start_soon(follow)
 
-    def cancel_unanswered(self, accepted: RequestAccepted) -> None:
-        """Say, now and twice later, that a request whose acceptance may still land must not be answered."""
+    def cancel_unanswered(self, group: Group) -> None:
+        """Say, now and twice later, that what was stored, or may still land, must not be answered."""
 
         async def say() -> None:
             for pause_s in LATE_LANDING_S:
                 await anyio.sleep(pause_s)
-                await self.say_cancel(accepted.request, "unanswered")
+                for accepted in group:
+                    await self.say_cancel(accepted.request, "unanswered")
 
         self._tasks.start_soon(say)
 
@@ -113,15 +117,12 @@ class Delivery:
     ) -> Refusal | None:
         """Answer with the whole object once the request has ended; return a failure instead."""
         await stream.wait_for_end()
-        answer = stream.answer
-        if answer.life.phase != "ended":
-            message = f"this gateway stops; fetch the answer at /v1/inference/{answer.id}"
+        if stream.open_requests() and stream.failure() is None:
+            message = f"this gateway stops; fetch the answer at /v1/inference/{stream.answer.id}"
             return Refusal(503, message, code=STOPPING.code, headers=retry_after(1))
-        if failure := answer.failure():
+        if failure := stream.failure():
             return failed(*failure)
-        native = answer.accepted.kind == "inference"
-        shown = answer.inference(output=True) if native else openai.completion(answer)
-        await request.answer(200, shown, headers)
+        await request.answer(200, whole(list(stream.answers.values())), headers)
         return None
 
     async def _send_frames(
@@ -132,7 +133,7 @@ class Delivery:
         if not resumed:
             with anyio.move_on_after(STATUS_LINE_S):
                 await stream.moved.wait()
-            if stream.ended and (failure := stream.answer.failure()):
+            if stream.ended and (failure := stream.failure()):
                 return failed(*failure)
         await request.start(200, b"text/event-stream", [*SSE_HEADERS, *headers])
         stream.sent_at = anyio.current_time()
@@ -177,7 +178,10 @@ class Delivery:
                 needed = True
         relay.close(stream)
         if not needed and not relay.has_client(accepted.request):
-            await self.say_cancel(accepted.request, "disconnect")
+            # Where one choice failed, its client was told so, and pays for none that goes on.
+            why: CancelReason = "disconnect" if stream.failure() is None else "unanswered"
+            for answer in stream.open_requests():
+                await self.say_cancel(answer.id, why)
 
     async def _stay_attached(self, stream: Stream, resumed: bool) -> None:
         """Say that a client is here, so that no gateway takes its absence elsewhere for the end: who
@@ -207,5 +211,15 @@ class Delivery:
             logger.error("%s could not be stored", event)
 
 
+def whole(answers: list[Answer]) -> dict[str, Any]:
+    """Return the object that the route shows once all has ended."""
+    kind = answers[0].accepted.kind
+    if kind == "response":
+        return responses.response(answers[0])
+    return answers[0].inference(output=True) if kind == "inference" else openai.completion(answers)
+
+
 def failed(status: int, problem: Problem) -> Refusal:
-    return Refusal(status, problem.message, code=problem.code, param=problem.param)
+    # What stopped its engine three times would do so again.
+    headers = [(b"x-should-retry", b"false")] if problem.code == "poison" else ()
+    return Refusal(status, problem.message, code=problem.code, param=problem.param, headers=headers)

@@ -1,5 +1,6 @@
 """What of HTTP the routes need: a request with a bounded body, an answer, and refusals."""
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,6 +20,9 @@ WriteChunk = Callable[[bytes], bool]
 # A body larger than the log's largest record cannot be accepted; JSON may be a little longer than what
 # it says.
 BODY_BYTES_MAX = 8 * 1024 * 1024
+
+# What a client calls its request is said back to it, and to no shell or page in a worse shape.
+SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
 # A client that sends slower than this is not sending.
 BODY_S = 30.0
@@ -58,6 +62,7 @@ def error_type(status: int) -> str:
         402: "insufficient_quota",
         403: "permission_error",
         404: "not_found_error",
+        429: "rate_limit_error",
     }
     return named.get(status, "invalid_request_error" if status < 500 else "server_error")
 
@@ -68,9 +73,11 @@ class ClientGone(Exception):
 
 class Request:
     """One HTTP request. `body` may be read once. `write_chunk`, where there is one, is only for between
-    `start` and the last `write`, and while no `write` is under way."""
+    `start` and the last `write`, and while no `write` is under way. `own_id` is what the
+    answer is called if its client has no sane name for it."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._began_at = anyio.current_time()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.receive, self.send = receive, send
@@ -78,6 +85,9 @@ class Request:
         self._query: bytes = scope["query_string"]
         self._body_read = False
         self.write_chunk: WriteChunk | None = scope.get("extensions", {}).get(WRITE_CHUNK)
+        named = self.header(b"x-request-id") or ""
+        self._named = named if SANE_ID.fullmatch(named) else ""
+        self.own_id = ""
 
     def header(self, name: bytes) -> str | None:
         for key, value in self._headers:
@@ -134,13 +144,14 @@ class Request:
             pass
 
     async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
-        await self.send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [(b"content-type", content_type), *headers],
-            }
-        )
+        took_ms = int((anyio.current_time() - self._began_at) * 1000)
+        named = [
+            (b"content-type", content_type),
+            (b"x-request-id", (self._named or self.own_id).encode()),
+            (b"openai-processing-ms", b"%d" % took_ms),
+            *headers,
+        ]
+        await self.send({"type": "http.response.start", "status": status, "headers": named})
 
     async def write(self, data: bytes, *, more: bool) -> None:
         await self.send({"type": "http.response.body", "body": data, "more_body": more})

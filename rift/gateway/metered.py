@@ -1,5 +1,6 @@
 """What a request of a limited account cost, as its events tell."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from events.charge import charge_nanousd, is_chargeable
@@ -43,8 +44,19 @@ class Metered(Answer):
     def ran(self) -> list[Span]:
         return self._attempts if self.is_by_second and is_chargeable(self.life) else []
 
-    @property
-    def nanousd(self) -> int:
+    def nanousd(self, *, with_prompt: bool) -> int:
+        """`with_prompt`: no other of its group was charged the prompt."""
         if self.is_by_second:
             return 0
-        return charge_nanousd(self.life, self.price, cached_tokens=self.cached_tokens)
+        return charge_nanousd(
+            self.life, self.price, cached_tokens=self.cached_tokens, with_prompt=with_prompt
+        )
+
+
+def charges(answers: Iterable[Metered]) -> Iterator[tuple[Metered, int]]:
+    """Yield each ended answer of a group, in the order of their ends, with what it is charged: the first that
+    is charged is charged the prompt."""
+    with_prompt = True
+    for answer in answers:
+        yield answer, answer.nanousd(with_prompt=with_prompt)
+        with_prompt = with_prompt and not is_chargeable(answer.life)

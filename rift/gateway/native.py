@@ -36,12 +36,13 @@ class NativeStream:
         estimate = {} if estimate_ms is None else {"estimate_ms": estimate_ms}
         return self._frame(b"status", _encode({"id": self._answer.id, "status": name, **estimate}))
 
-    def event(self, event: Any) -> bytes:
+    def event(self, event: Any, answer: Answer) -> bytes:
         """Return the frame of an event that the answer has just taken."""
-        answer = self._answer
         if isinstance(event, TokensGenerated):
-            data = b'{"id":%b,"index":%d,"delta":%b}' % (self._id, event.index, _encode(event.text))
-            return self._frame(b"token", data)
+            data = b'{"id":%b,"index":%d,"delta":%b' % (self._id, event.index, _encode(event.text))
+            if event.reasoning:
+                data += b',"reasoning":' + _encode(event.reasoning)
+            return self._frame(b"token", data + b"}")
         if failure := answer.failure():
             status, problem = failure
             return self._frame(b"error", _encode({"id": answer.id, **error_body(status, problem)}))

@@ -1,11 +1,11 @@
 """Bodies to what is accepted: pure functions, with errors that name the field.
 
-The native route refuses what it does not know. OpenAI's routes ignore unknown fields, as their
-clients expect, and refuse the known ones that would change the answer and are not served here.
+What every route shares, and the native route, which refuses what it does not know. OpenAI's routes are in
+`parse_openai.py` and `parse_responses.py`.
 """
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -42,7 +42,10 @@ class Wanted(msgspec.Struct, frozen=True):
     parameters: Parameters
     stream: bool
     include_usage: bool = False
+    continuous_usage: bool = False
+    choices: int = 1
     background: bool = False
+    metadata: dict[str, str] = {}
     prompt_tokens_max: int | None = None
 
 
@@ -74,48 +77,8 @@ class NativeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     background: bool = False
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
-    include_usage: bool = False
-
-
-class OpenAIBody(Sampling, frozen=True, kw_only=True):
-    """What OpenAI's two text routes share."""
-
-    model: str
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, msgspec.Meta(ge=1, le=1)] | None = None
-    logit_bias: dict[str, float] | None = None
-
-
-class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
-    prompt: Text | Annotated[list[Text], msgspec.Meta(min_length=1, max_length=1)]
-    logprobs: int | None = None
-    suffix: str | None = None
-    echo: bool | None = None
-    best_of: Annotated[int, msgspec.Meta(ge=1, le=1)] | None = None
-
-
-class ContentPart(msgspec.Struct, frozen=True):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(msgspec.Struct, frozen=True):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart]
-
-
-class ChatBody(OpenAIBody, frozen=True, kw_only=True):
-    messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
-    max_completion_tokens: MaxTokens | None = None
-    logprobs: bool | None = None
-    tools: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
-
-
 def native(data: bytes) -> Wanted:
-    body = _decode(data, _native)
+    body = decode(data, _native)
     if body.background and body.stream:
         message = "background: a background request does not stream; read its events by its id"
         raise Refusal(400, message, code="invalid_value", param="background")
@@ -123,35 +86,18 @@ def native(data: bytes) -> Wanted:
         kind="inference",
         model=body.model,
         input=body.prompt,
-        parameters=_parameters(body.parameters, body.parameters.max_tokens, raw=body.parameters.raw),
+        parameters=parameters(body.parameters, body.parameters.max_tokens, raw=body.parameters.raw),
         stream=body.stream,
         background=body.background,
         prompt_tokens_max=NATIVE_PROMPT_TOKENS_MAX,
     )
 
 
-def completion(data: bytes) -> Wanted:
-    body = _decode(data, _completion)
-    _refuse_unserved(body, ("logit_bias", "logprobs", "suffix", "echo"))
-    prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
-    return _openai("completion", body, prompt, body.max_tokens)
-
-
-def chat(data: bytes) -> Wanted:
-    body = _decode(data, _chat)
-    _refuse_unserved(body, ("logit_bias", "logprobs", "tools"))
-    if (body.response_format or {"type": "text"}).get("type") != "text":
-        _refuse_field("response_format")
-    messages = tuple(Message(role=turn.role, content=_content(turn)) for turn in body.messages)
-    return _openai("chat", body, messages, body.max_completion_tokens or body.max_tokens)
-
-
 _native = msgspec.json.Decoder(NativeBody)
-_completion = msgspec.json.Decoder(CompletionBody)
-_chat = msgspec.json.Decoder(ChatBody)
 
 
-def _decode(data: bytes, decoder: "msgspec.json.Decoder[Body]") -> Body:
+def decode(data: bytes, decoder: "msgspec.json.Decoder[Body]") -> Body:
+    """Raises Refusal."""
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
@@ -162,39 +108,20 @@ def _decode(data: bytes, decoder: "msgspec.json.Decoder[Body]") -> Body:
 
 def _invalid(message: str) -> Refusal:
     """msgspec's message ends in the JSON path: the field's name for the client."""
-    words, _, path = message.partition(" - at `$")
-    param = path.rstrip("`").lstrip(".") or None
+    words, _, path = message.rpartition(" - at ") if " - at " in message else (message, "", "")
+    param = path.rpartition("`$")[2].rstrip("`").lstrip(".") or None
     if missing := re.search(r"(?:required field|unknown field) `(.+?)`", words):
         param = f"{param}.{missing[1]}" if param else missing[1]
     return Refusal(400, f"{param}: {words}" if param else words, code="invalid_value", param=param)
 
 
-def _refuse_unserved(body: OpenAIBody, names: tuple[str, ...]) -> None:
-    for name in names:
-        if getattr(body, name):
-            _refuse_field(name)
+def wrong(param: str, words: str, *, code: str = "invalid_value") -> Refusal:
+    """A field that cannot be served as it is."""
+    return Refusal(400, f"{param}: {words}", code=code, param=param)
 
 
-def _refuse_field(name: str) -> None:
-    raise Refusal(
-        400, f"{name}: this installation does not serve it; leave it out", code="unsupported", param=name
-    )
-
-
-def _openai(
-    kind: Kind, body: OpenAIBody, prompt: str | tuple[Message, ...], max_tokens: int | None
-) -> Wanted:
-    return Wanted(
-        kind=kind,
-        model=body.model,
-        input=prompt,
-        parameters=_parameters(body, max_tokens, raw=False),
-        stream=bool(body.stream),
-        include_usage=body.stream_options is not None and body.stream_options.include_usage,
-    )
-
-
-def _parameters(body: Sampling, max_tokens: int | None, *, raw: bool) -> Parameters:
+def parameters(body: Sampling, max_tokens: int | None, *, raw: bool = False) -> Parameters:
+    """What a body says of sampling. The caller adds what only its route knows."""
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return Parameters(
         temperature=body.temperature,
@@ -210,7 +137,3 @@ def _parameters(body: Sampling, max_tokens: int | None, *, raw: bool) -> Paramet
         ignore_eos=body.ignore_eos,
         raw=raw,
     )
-
-
-def _content(turn: ChatMessage) -> str:
-    return turn.content if isinstance(turn.content, str) else "".join(part.text for part in turn.content)

@@ -5,13 +5,13 @@ waits for its request. Nothing reaches a client that did not come from the log.
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import anyio
 
 from events import codec, subjects
-from events.history import Histories
+from events.history import Histories, in_order
 from events.ids import RequestId
 from events.lifecycle import NEW, Life, advance
 from events.lives import Lives
@@ -38,21 +38,25 @@ class Format(Protocol):
 
     def waiting(self, name: str, estimate_ms: int | None) -> bytes: ...
 
-    def event(self, event: Any) -> bytes: ...
+    def event(self, event: Any, answer: Answer) -> bytes: ...
 
     def broken_off(self, problem: Problem, after: int) -> bytes: ...
 
 
 class Stream:
-    """One client that waits for one request. Without a format it waits for the end only.
+    """One client that waits for one request, or for those of one group. Without a format it waits for the
+    end only.
 
-    `after` is the number of counted events that the client has: before it came, and then taken. `moved`
-    is set once an attempt has started or the request has ended; `ended` when nothing more will come.
-    `attended` says that a client is here; `sent_at` is when it was last sent something.
+    `after` is the number of the (first) request's counted events that the client has: before it came, and
+    then taken. `moved` is set once an attempt has started or a request has ended; `ended` when nothing more
+    will come: all have ended, or for a client one has failed. `finished` holds the answers that have ended,
+    in the log's order. `attended` says that a client is here; `sent_at` is when it was last sent something.
     """
 
-    def __init__(self, answer: Answer, format: Format | None, *, after: int = 0) -> None:
-        self.answer, self.format = answer, format
+    def __init__(self, answers: Sequence[Answer], format: Format | None, *, after: int = 0) -> None:
+        self.answers = {answer.id: answer for answer in answers}
+        self.answer, self.format = answers[0], format
+        self.finished: list[Answer] = []
         self.after = self._skip = after
         self.moved = anyio.Event()
         self.ended = False
@@ -75,15 +79,20 @@ class Stream:
         """There is something to take, or the end."""
         return bool(self._frames) or self.ended
 
-    def push(self, event: Any, life: Life, stored_at_ns: int) -> int:
+    def push(self, request: str, event: Any, life: Life, stored_at_ns: int) -> int:
         """Take an event that counted; return how many bytes it put into the buffer."""
-        if self.ended or life.counted <= self.answer.life.counted:
+        answer = self.answers[request]
+        if life.counted <= answer.life.counted:
             return 0
-        self.answer.add(event, life, stored_at_ns)
+        answer.add(event, life, stored_at_ns)
+        if life.phase == "ended":
+            self.finished.append(answer)
+        if self.ended:
+            return 0
         if life.attempt is not None or life.phase == "ended":
             self.moved.set()
-        self.ended = life.phase == "ended"
-        frame = self.format.event(event) if self.format and life.counted > self._skip else b""
+        self.ended = life.phase == "ended" and self._is_over()
+        frame = self.format.event(event, answer) if self.format and life.counted > self._skip else b""
         if frame or self.ended:
             self._frames.append(frame)
             if self._write is None or self.ended:
@@ -113,7 +122,17 @@ class Stream:
     def let_client_go(self) -> None:
         """Nobody takes frames any more; the request is still followed."""
         self.format, self._write, self._frames, self.attended = None, None, [], False
-        self.ended = self.answer.life.phase == "ended"
+        self.ended = self._is_over()
+
+    def open_requests(self) -> list[Answer]:
+        return [answer for answer in self.answers.values() if answer.life.phase != "ended"]
+
+    def failure(self) -> tuple[int, Problem] | None:
+        """Return the status and the problem of the request that failed first, if one has."""
+        return next((failure for answer in self.finished if (failure := answer.failure())), None)
+
+    def _is_over(self) -> bool:
+        return not self.open_requests() or (self.attended and self.failure() is not None)
 
     def take(self) -> bytes:
         frames, self._frames = self._frames, []
@@ -190,59 +209,63 @@ class Relay:
 
     def open(self, stream: Stream) -> None:
         """Follow a request that is about to be appended."""
-        accepted = stream.answer.accepted
-        assert accepted.request not in self._streams, "a request is accepted once"
-        life = advance(NEW, accepted)
-        self._queued.setdefault(accepted.model, {})[accepted.request] = _size(accepted)
-        self._lives.follow(accepted.request, life)
-        self._streams[accepted.request] = [stream]
-        stream.answer.life = life
+        for request, answer in stream.answers.items():
+            assert request not in self._streams, "a request is accepted once"
+            accepted = answer.accepted
+            answer.life = advance(NEW, accepted)
+            self._queued.setdefault(accepted.model, {})[request] = _size(accepted)
+            self._lives.follow(request, answer.life)
+            self._streams[request] = [stream]
 
-    async def attach(self, request: RequestId, make: Callable[[RequestAccepted], Stream]) -> Stream | None:
-        """Follow a request from its first event on, whatever became of it meanwhile.
-
-        None where the log holds no such request. Raises LogError.
+    async def attach(
+        self, requests: Sequence[RequestId], make: Callable[[list[RequestAccepted]], Stream]
+    ) -> Stream | None:
+        """Follow a request, or a group, from its first event on, whatever became of it meanwhile. `make` is
+        given those that the log holds; None where it holds none. Raises LogError.
         """
         since = len(self._missed)
         self._joining += 1
         try:
-            past = await self._histories.read(request)
+            pasts = await self._histories.read_all(requests)
             missed = self._missed[since:]
         finally:
             self._joining -= 1
             if not self._joining:
                 self._missed = []
-        if past.accepted is None:
+        there = [past.accepted for past in pasts if past.accepted is not None]
+        if not there:
             return None
-        stream = make(past.accepted)
-        for counted in past.counted:
-            self._buffered += stream.push(counted.event, counted.life, counted.stored_at_ns)
-        lives = Lives()
-        lives.follow(request.text, past.life)
+        stream, lives = make(there), Lives()
+        for request, counted in in_order(pasts):
+            self._buffered += stream.push(request, counted.event, counted.life, counted.stored_at_ns)
+        for past in pasts:
+            if past.accepted is not None:
+                lives.follow(past.accepted.request, past.life)
         for event, at, stored_at_ns in missed:
             if (found := lives.fold(event, at)) is not None:
-                self._buffered += stream.push(event, found[1], stored_at_ns)
-        if not stream.ended:
-            if request.text not in self._lives:
-                self._lives.follow(request.text, lives[request.text])
-            self._streams.setdefault(request.text, []).append(stream)
+                self._buffered += stream.push(found[0], event, found[1], stored_at_ns)
+        for answer in [] if stream.ended else stream.open_requests():
+            if answer.id not in self._lives:
+                self._lives.follow(answer.id, lives[answer.id])
+            self._streams.setdefault(answer.id, []).append(stream)
         return stream
 
     def close(self, stream: Stream) -> None:
         self.taken(stream)
-        request = stream.answer.id
-        streams = self._streams.get(request, [])
-        if stream in streams:
-            streams.remove(stream)
-            if not streams:
-                del self._streams[request]
-                self._lives.forget(request)
-                self._started(stream)
+        for request, answer in stream.answers.items():
+            streams = self._streams.get(request, [])
+            if stream in streams:
+                streams.remove(stream)
+                if not streams:
+                    del self._streams[request]
+                    self._lives.forget(request)
+                    self._started(answer)
 
     def join(self, stream: Stream) -> None:
         """Follow with another stream what `open` follows already."""
-        stream.answer.life = self._lives[stream.answer.id]
-        self._streams[stream.answer.id].append(stream)
+        for request, answer in stream.answers.items():
+            answer.life = self._lives[request]
+            self._streams[request].append(stream)
 
     def has_client(self, request: str) -> bool:
         """Say whether a client of this gateway still waits for the request."""
@@ -296,9 +319,9 @@ class Relay:
             return
         request, life = counted
         if life.counted == 2:
-            self._started(self._streams[request][0])
+            self._started(self._streams[request][0].answers[request])
         for stream in self._streams[request]:
-            self._buffered += stream.push(event, life, stored_at_ns)
+            self._buffered += stream.push(request, event, life, stored_at_ns)
             self._pushed[id(stream)] = stream
         if self._buffered > BUFFERED_BYTES_MAX:
             self._break_off_slowest()
@@ -310,9 +333,9 @@ class Relay:
             if stream.write():
                 self.taken(stream)
 
-    def _started(self, stream: Stream) -> None:
+    def _started(self, answer: Answer) -> None:
         """The request left the queue: an attempt took it, it ended, or it is followed no more."""
-        self._queued.get(stream.answer.accepted.model, {}).pop(stream.answer.id, None)
+        self._queued.get(answer.accepted.model, {}).pop(answer.id, None)
 
     def _break_off_slowest(self) -> None:
         every = [stream for streams in self._streams.values() for stream in streams]

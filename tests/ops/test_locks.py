@@ -14,7 +14,7 @@ NAMES = ("base", "engine-cpu", "test")
 PIN = re.compile(r"([a-z0-9]+(?:-[a-z0-9]+)*)==([0-9][0-9a-z.+]*)")
 
 # What a lock leaves out although its packages declare it, each for the reason in the lock's own head.
-LEFT_OUT = {"torchaudio", "torchcodec", "torchvision", "triton", "llm", "llama-cpp-python"}
+LEFT_OUT = {"torchaudio", "torchcodec", "torchvision", "triton", "llm", "llama-cpp-python", "pip"}
 
 
 def lock(name: str) -> list[tuple[str, str]]:

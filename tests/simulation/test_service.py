@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from events import lifecycle
 from events.memory import Faults
 from events.schema import TokensGenerated
-from rift.gateway import app, idempotency, relay
+from rift.gateway import idempotency, relay, retrieving
 from rift.worker import attempt
 from tests.simulation import service
 from tests.simulation.promise import Violation
@@ -99,8 +99,8 @@ def does_not_abort_the_engine(patch: pytest.MonkeyPatch) -> None:
 
 
 def shows_the_resumed_what_they_have(patch: pytest.MonkeyPatch) -> None:
-    event_id = app.event_id
-    patch.setattr(app, "event_id", lambda request: max(0, event_id(request) - 2))
+    event_id = retrieving.event_id
+    patch.setattr(retrieving, "event_id", lambda request: max(0, event_id(request) - 2))
 
 
 def misses_what_came_while_it_read_the_past(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from rift.engines.vllm import _import
 from rift.worker.attempt import NotContinuable
 from tests.rift.engines.conftest import PROFILE
 from tests.rift.worker.answers import accepted, answer_of, past_of, run, tokens_of
-from tests.scripted import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 
 # torch and vLLM, of one another, when they are imported
 pytestmark = [pytest.mark.engine, pytest.mark.anyio, pytest.mark.filterwarnings("ignore")]

@@ -86,7 +86,7 @@ def _settling_at_once(patch: pytest.MonkeyPatch) -> None:
 
 
 def _expecting_less(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(worst, "nanousd", lambda accepted, price: TOKENS * price.output_nanousd)
+    patch.setattr(worst, "nanousd", lambda accepted, price, *, choices=1: TOKENS * price.output_nanousd)
 
 
 @pytest.mark.slow
@@ -173,7 +173,8 @@ class World:
             deadline_ms=600_000, price_version=1, detached=True, **more,
         )  # fmt: skip
 
-    def store(self, accepted: RequestAccepted) -> None:
+    def store(self, group: tuple[RequestAccepted, ...]) -> None:
+        (accepted,) = group
         parsed = parse_request_id(accepted.request)
         assert parsed is not None
         data = codec.encode("gateway", [accepted])
@@ -305,7 +306,7 @@ def test_two_gateways_that_see_the_same_dollar_do_not_both_spend_it() -> None:
 
         async def cover(gateway: GatewayProcess) -> None:
             try:
-                await allowances_of(gateway).cover(world.accepted(gateway))
+                await allowances_of(gateway).cover((world.accepted(gateway),))
                 covered["covered"] += 1
             except Refusal as refusal:
                 covered[refusal.code] += 1
@@ -379,8 +380,8 @@ def test_an_acceptance_of_unknown_outcome_is_charged_if_it_lands(lands: bool) ->
         gateway = await world.gateway()
         await world.work()
         ours = allowances_of(gateway)
-        accepted = await ours.cover(world.accepted(gateway))
-        stream = Stream(Metered(accepted, PRICE), None)
+        accepted = await ours.cover((world.accepted(gateway),))
+        stream = Stream([Metered(accepted[0], PRICE)], None)
         ours._relays.own.open(stream)
         ours.follow(accepted)
         ours._relays.own.close(stream)
@@ -400,9 +401,9 @@ def test_a_request_that_two_gateways_accepted_is_spent_once() -> None:
         first, second = await world.gateway(), await world.gateway()
         await world.work()
         wanted = world.accepted(first, idempotency_hash="digest")
-        of_first = await allowances_of(first).cover(wanted)
-        of_second = await allowances_of(second).cover(wanted)
-        allowances_of(first)._relays.own.open(Stream(Metered(of_first, PRICE), None))
+        of_first = await allowances_of(first).cover((wanted,))
+        of_second = await allowances_of(second).cover((wanted,))
+        allowances_of(first)._relays.own.open(Stream([Metered(of_first[0], PRICE)], None))
         allowances_of(first).follow(of_first)
         for accepted in (of_second, of_first):
             world.store(accepted)
@@ -437,7 +438,7 @@ def test_what_a_lost_gateway_held_comes_back_once_its_requests_have_ended() -> N
         assert (await world.answer(gateway, background=True))[0] == 202
         await anyio.sleep(5)
         # The second one is reserved, and never stored.
-        await allowances_of(gateway).cover(world.accepted(gateway))
+        await allowances_of(gateway).cover((world.accepted(gateway),))
         gateway.kill()
         await world.gateway()
         await anyio.sleep(40)
@@ -467,13 +468,13 @@ def test_the_seconds_of_a_lost_gateways_request_are_spent() -> None:
 def test_a_hold_of_a_lost_lane_waits_for_the_requests_that_are_open() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
-        accepted = await allowances_of(gateway).cover(world.accepted(gateway))
+        accepted = await allowances_of(gateway).cover((world.accepted(gateway),))
         world.store(accepted)
         await anyio.sleep(1)
         gateway.kill()
         await world.gateway()
         await anyio.sleep(150)
-        assert list(standing_of(world.broker).holds) == [accepted.allowance]
+        assert list(standing_of(world.broker).holds) == [accepted[0].allowance]
         await world.work()
         await anyio.sleep(60)
         assert world.charged > 0
@@ -550,6 +551,8 @@ def test_the_worst_case_is_all_tokens_or_all_seconds() -> None:
     assert worst.nanousd(wanted(prompt_tokens_max=100), price) == 100 * 2 + 1024 * 3
     assert worst.nanousd(wanted(parameters=Parameters(max_tokens=10)), price) == 8192 * 2 + 10 * 3
     assert worst.nanousd(wanted(plan="per_second"), price) == 610 * 7
+    assert worst.nanousd(wanted(prompt_tokens_max=100), price, choices=3) == 100 * 2 + 3 * 1024 * 3
+    assert worst.nanousd(wanted(plan="per_second"), price, choices=3) == 610 * 7
     dear = replace(price, cached_prompt_nanousd=5)
     assert worst.nanousd(wanted(prompt_tokens_max=100), dear) == 100 * 5 + 1024 * 3
 
@@ -569,7 +572,7 @@ def test_the_dead_minutes_of_a_lost_attempt_are_not_metered() -> None:
         life = advance(life, event)
         answer.add(event, life, at_ns)
     assert answer.ran == [(10 * second, 12 * second + 1), (90 * second, 92 * second)]
-    assert answer.nanousd == 0
+    assert answer.nanousd(with_prompt=True) == 0
 
 
 def started(attempt: str, after: str | None, resume_index: int = 0) -> AttemptStarted:

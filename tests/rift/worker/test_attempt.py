@@ -13,7 +13,7 @@ from rift.worker.attempt import NotContinuable, prepare
 from rift.worker.text import Text
 from tests.rift.worker import answers
 from tests.rift.worker.answers import answer_of, ids_of, past_of, run, tokens_of
-from tests.scripted import ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 

@@ -1,0 +1,91 @@
+"""README.md of the gateway has every field and header of OpenAI's routes, and what it says is so."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rift.gateway import parse_openai, parse_responses
+from rift.gateway.http import Refusal
+from tests.scripted import MODEL, Served
+
+README = Path(parse_openai.__file__).with_name("README.md").read_text()
+ROW = re.compile(r"^\| `([^`]+)` \| (supported|ignored|refused) \|", re.MULTILINE)
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+ROUTES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "Chat completions": (parse_openai.ChatBody, parse_openai.chat, CHAT),
+    "Completions": (parse_openai.CompletionBody, parse_openai.completion, {"model": "m", "prompt": "hi"}),
+    "Responses": (parse_responses.ResponseBody, parse_responses.response, {"model": "m", "input": "hi"}),
+}
+
+
+def table(section: str) -> dict[str, str]:
+    body = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    rows = ROW.findall(body)
+    assert len(rows) == len({name for name, _ in rows}), "each field once"
+    return dict(rows)
+
+
+@pytest.mark.parametrize("section", ROUTES)
+def test_a_field_is_what_the_table_says(section: str) -> None:
+    body, read, given = ROUTES[section]
+    said = table(section)
+    assert {name for name, what in said.items() if what == "refused"} == set(body.unserved)
+    supported = {name for name, what in said.items() if what == "supported"}
+    assert supported == set(body.__struct_fields__) - set(body.unserved)
+    for name, what in said.items():
+        if what == "ignored":
+            assert read(encoded(given)) == read(encoded(given | {name: {"any": "thing"}}))
+        if what == "refused":
+            with pytest.raises(Refusal) as caught:
+                read(encoded(given | {name: [{"any": "thing"}]}))
+            assert (caught.value.code, caught.value.param) == ("unsupported", name)
+            neutral = body.unserved[name]
+            assert read(encoded(given | {name: neutral})) == read(encoded(given))
+
+
+def test_the_tables_have_every_field_of_the_sdk() -> None:
+    pytest.importorskip("openai", reason="the openai package is not installed")
+    from openai.types import completion_create_params as completions
+    from openai.types.chat import completion_create_params as chat
+    from openai.types.responses import response_create_params as responses
+
+    for section, module in (("Chat completions", chat), ("Completions", completions)):
+        fields = set(module.CompletionCreateParamsBase.__annotations__) | {"stream"}
+        assert fields <= set(table(section))
+    fields = set(responses.ResponseCreateParamsBase.__annotations__) | {"stream"}
+    assert fields <= set(table("Responses"))
+
+
+@pytest.mark.slow
+def test_headers_are_what_the_table_says(served: Served) -> None:
+    said = table("Headers")
+    body = {"model": MODEL, "prompt": "hi"}
+    plain = {"Authorization": f"Bearer {served.key}", "Content-Type": "application/json"}
+
+    def post(headers: dict[str, str], path: str = "/v1/completions") -> httpx.Response:
+        return httpx.post(served.url + path, headers=headers, content=json.dumps(body))
+
+    first = post(plain)
+    assert first.status_code == 200
+    for name, what in said.items():
+        if what == "ignored":
+            again = post(plain | {name: "x"})
+            assert (again.status_code, set(again.headers)) == (200, set(first.headers))
+    assert post({"Content-Type": "application/json"}).status_code == 401
+    assert post(plain | {"Content-Type": "text/plain"}).status_code == 415
+    key = plain | {"Idempotency-Key": "fields"}
+    assert "idempotent-replayed" not in post(key).headers
+    assert post(key).headers["idempotent-replayed"] == "true"
+    assert post(plain | {"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
+    assert {name for name, what in said.items() if what == "supported"} == {
+        "Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"
+    }  # fmt: skip
+
+
+def encoded(body: dict[str, Any]) -> bytes:
+    return json.dumps(body).encode()

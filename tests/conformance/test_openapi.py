@@ -1,0 +1,122 @@
+"""The published document: it names every route, and every answer is what it says."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from rift.gateway import openapi, shown
+from tests.rift.gateway.test_openai import TOOL, streamed
+from tests.scripted import MODEL, Served
+
+pytestmark = pytest.mark.slow
+
+# The control process answers these; there is none beside a scripted worker, and 503 is what it shall be.
+ASKED = r"/v1/(usage|invoices|inference$)"
+
+
+def test_the_document_is_served_without_a_key_and_names_every_route(served: Served) -> None:
+    with served.client(key="none") as client:
+        response = client.get("/openapi.json")
+    assert response.status_code == 200
+    document = response.json()
+    assert document == json.loads(msgspec.json.encode(openapi.document()))
+    assert document["openapi"] == "3.1.0"
+    with served.client() as client:
+        for operation in openapi.OPERATIONS:
+            path = operation.path.replace("{id}", "x")
+            assert client.request(operation.method.upper(), path).status_code != 405, operation
+            for method in {"GET", "POST", "DELETE", "PUT"} - {
+                other.method.upper() for other in openapi.OPERATIONS if other.path == operation.path
+            }:
+                assert client.request(method, path).status_code == 405, (method, path)
+
+
+def test_the_document_names_what_the_gateway_routes(served: Served) -> None:
+    documented = {(each.method.upper(), each.path.replace("{id}", "x")) for each in openapi.OPERATIONS}
+    for method, pattern in served.routes:
+        assert any(method == m and pattern.fullmatch(path) for m, path in documented), (method, pattern)
+
+
+def answers(served: Served) -> Iterator[tuple[type, dict[str, Any]]]:
+    """Every kind of answer, each with the type that the document has for it."""
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "reasoning_effort": "low"}
+    tools = {"tools": [TOOL], "tool_choice": "required"}
+    usage = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    with served.client() as client:
+
+        def post(path: str, **body: Any) -> Any:
+            return client.post(path, json={"model": MODEL, **body})
+
+        for more in ({}, tools, {"n": 2}, {"logprobs": True, "top_logprobs": 2}):
+            yield shown.ChatCompletion, post("/v1/chat/completions", **chat, **more).json()
+            for chunk in streamed(served, **chat, **more, **usage):
+                yield shown.ChatCompletionChunk, chunk
+        yield shown.Completion, post("/v1/completions", prompt="hi", logprobs=2).json()
+        for chunk in streamed(served, "/v1/completions", logprobs=2, **usage):
+            yield shown.Completion, chunk
+        for given in ({"input": "hi", **tools_flat()}, {"input": "hi", "reasoning": {"effort": "low"}}):
+            yield shown.Response, post("/v1/responses", **given, top_logprobs=2).json()
+            for data in events(post("/v1/responses", **given, stream=True, top_logprobs=2).text):
+                yield shown.ResponseEvent, data
+        for data in events(post("/v1/responses", input="fail late", stream=True).text):
+            yield shown.ResponseEvent, data
+        begun = post("/v1/responses", input="slowly", background=True).json()
+        yield shown.Response, begun
+        yield shown.Response, client.get(f"/v1/responses/{begun['id']}").json()
+        yield shown.Response, client.post(f"/v1/responses/{begun['id']}/cancel").json()
+        whole = post("/v1/inference", prompt="hi").json()
+        yield shown.Inference, whole
+        yield shown.Inference, client.get(f"/v1/inference/{whole['id']}").json()
+        yield shown.InferenceStatus, post("/v1/inference", prompt="hi", background=True).json()
+        *tokens, done = events(post("/v1/inference", prompt="hi", stream=True).text)
+        yield shown.InferenceEnd, done
+        for data in tokens:
+            yield shown.InferenceEvent, data
+        for data in events(post("/v1/inference", prompt="fail late", stream=True).text):
+            yield shown.InferenceEvent, data
+        yield shown.Error, post("/v1/inference").json()
+        yield shown.Error, client.get("/nowhere").json()
+        yield shown.ModelList, client.get("/v1/models").json()
+        yield shown.Model, client.get(f"/v1/models/{MODEL}").json()
+        for path in ("/health", "/livez", "/readyz"):
+            yield shown.Health, client.get(path).json()
+        yield shown.Version, client.get("/version").json()
+
+
+def test_every_answer_is_what_its_type_says_and_no_more(served: Served) -> None:
+    seen = set()
+    for kind, answer in answers(served):
+        msgspec.convert(answer, kind)
+        seen.add(kind)
+    documented = {kind for each in openapi.OPERATIONS for one in each.answers.values() for kind in one.types}
+    assert {kind for kind in documented if isinstance(kind, type)} - seen <= {dict}
+
+
+def tools_flat() -> dict[str, Any]:
+    return {"tools": [{"type": "function", **TOOL["function"]}], "tool_choice": "required"}  # type: ignore[dict-item]
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: {")]
+
+
+def test_schemathesis_finds_no_server_error_and_nothing_undocumented(served: Served, tmp_path: Path) -> None:
+    pytest.importorskip("schemathesis", reason="the schemathesis package is not installed")
+    options = [
+        "--header", f"Authorization: Bearer {served.key}", "--exclude-path-regex", ASKED, "--seed", "7",
+        "--max-examples", "40", "--request-timeout", "20", "--phases", "examples,coverage,fuzzing",
+        "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
+        "response_schema_conformance,response_headers_conformance,unsupported_method",
+        "--no-color",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{served.url}/openapi.json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert re.search(r"generated, \d+ passed", done.stdout), done.stdout[-2000:]
