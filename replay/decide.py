@@ -14,7 +14,7 @@ In ten lines:
    long as a start takes, since who waits for a start is served late anyhow.
 5. Prompts are filled one by one: they may keep a replica as busy as their wait stays in the TTFT target.
 6. Fewer are wanted when nothing waits or starts, nothing was decided for two starts (60 s at least), the rest
-   would hold the most of the last ten minutes, and the work of now once it has come to rest there.
+   would hold the most of the last five minutes, and their work once it has come to rest there.
 7. Tokens of a request are the last hour's mean; speed is the profile's, corrected by the last ten minutes.
 8. Never more than the maximum, nor than the price ceiling pays for.
 9. After three failed starts in a row only what is ready is wanted; one more is tried after 10, 20, 40 s ...
@@ -227,7 +227,9 @@ def _fewer(demand: Demand, replicas: Replicas, one: _Replica, need: _Need) -> _N
     most = max(under_way, *demand.past)
     live = max(1, replicas.ready + replicas.draining)
     slope_ns = max(1, one.slope_ns)
-    load_ppm = demand.running * slope_ns * 1_000_000 // (one.step_ns + slope_ns * demand.running // live)
+    # The work of now is the last minutes' at least: what a lull shows is too little.
+    usual = max(demand.running, sum(demand.past) // len(demand.past))
+    load_ppm = usual * slope_ns * 1_000_000 // (one.step_ns + slope_ns * usual // live)
     found = max(need.replicas, _up(most + _spread(under_way), one.room))
     while found < replicas.wanted:
         rest_ppm = 1_000_000 - load_ppm // found
@@ -238,7 +240,7 @@ def _fewer(demand: Demand, replicas: Replicas, one: _Replica, need: _Need) -> _N
         found += 1
     return _Need(
         min(found, replicas.wanted),
-        f"{under_way} under way, {most} at most in ten minutes: {_replicas(found)} of {one.slots} are enough",
+        f"{under_way} under way, {most} at most in five minutes: {_replicas(found)} of {one.slots} hold them",
     )
 
 

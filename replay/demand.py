@@ -14,9 +14,9 @@ import msgspec
 
 SECOND_NS = 1_000_000_000
 MINUTE_NS = 60 * SECOND_NS
-# How many were under way is looked up every half minute over the last ten: the first two say how fast it
-# grows, and the highest of all what is not given up yet.
-PAST_NS, PASTS = 30 * SECOND_NS, 20
+# How many were under way is looked up every half minute over the last five: the first two say how fast it
+# grows, and all of them what is not given up yet.
+PAST_NS, PASTS = 30 * SECOND_NS, 10
 # How long answers are is remembered for an hour: enough of them to know, and it outlives an idle quarter.
 ENDED_NS = 3600 * SECOND_NS
 # Decoding slows with the load, so the same minutes say how fast it was and how full replicas were.

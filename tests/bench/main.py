@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import bill, figures, gateway, log, replay, serve, servers
+from tests.bench import bill, figures, gateway, log, replay, scale, serve, servers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,9 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--trace", type=Path, required=True, metavar="PATH", help="CSV, packed or not")
     command.add_argument("--requests", type=int, metavar="N", help="only the first N")
 
+    command = _command(commands, "scale", "the scaling policy beside Knative's and one that knows the future")
+    command.add_argument("--trace-folder", type=Path, metavar="DIR", help="where the published traces are")
+    command.add_argument("--starts", type=_numbers, default=(15, 60, 150), metavar="S,S,…")
+    command.add_argument("--hours", type=float, default=12.0, metavar="H", help="of the bursty trace")
+
     options = vars(parser.parse_args(arguments))
     name, as_json = options.pop("command"), options.pop("json")
-    module = {"serve": serve, "gateway": gateway, "log": log, "replay": replay, "bill": bill}[name]
+    modules = {"serve": serve, "gateway": gateway, "log": log, "replay": replay, "bill": bill, "scale": scale}
+    module = modules[name]
     try:
         found = figures.plain(module.run(module.Options(**options), say))
     except servers.ServerBroken as error:

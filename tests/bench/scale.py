@@ -1,0 +1,111 @@
+"""The default scaling policy beside Knative's autoscaler and one that knows the future, on the same traces.
+
+The policy's numbers were chosen on other traces than these: on generated ones.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from replay.backtest import run as backtest
+from replay.backtest import traces
+from replay.backtest.engine import Asked
+from replay.backtest.run import Result
+from replay.hardware import profile
+from tests.bench import figures
+
+PROFILE = "mi300x-deepseek-r1"
+POLICIES = ("default", "knative", "oracle")
+TTFT_MS = 2000
+# Name, file, and every how manieth client of it.
+TRACES = (
+    ("chat", "azure_llm_2023_conv.csv", 1),
+    ("day", "servegen_deepseekr1_day.csv.gz", 1),
+    ("day, a quarter of the clients", "servegen_deepseekr1_day.csv.gz", 4),
+)
+
+
+class Options(NamedTuple):
+    trace_folder: Path | None
+    starts: tuple[int, ...] = (15, 60, 150)
+    hours: float = 12.0
+    seed: int = 1
+
+
+def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+    measured = []
+    absent = []
+    for name, asked in _traces(options, absent, say):
+        say(f"{name}: {len(asked)} requests")
+        for start_s in options.starts:
+            found = {}
+            for policy in POLICIES:
+                found[policy], _ = backtest.run(
+                    asked, profile(PROFILE), policy, start_s=start_s, ttft_ms=TTFT_MS
+                )
+                say(f"  {start_s} s, {policy}: {_line(found[policy])}")
+            measured.append(_row(name, start_s, found))
+    return {
+        "ratios": [{name: row[name] for name in row if name not in POLICIES} for row in measured],
+        "measured": measured,
+        "absent": absent,
+        "machine": figures.machine(),
+    }
+
+
+def bursty(seed: int, hours: float) -> Iterator[Asked]:
+    """Bursts of one to ten minutes at 1 to 8 requests/s, and idle minutes between them, 2 to 20."""
+    chance = random.Random(seed)
+    now_s = 0.0
+    while now_s < hours * 3600:
+        per_s = math.exp(chance.uniform(0, math.log(8)))
+        until_s = now_s + chance.uniform(60, 600)
+        while now_s < until_s:
+            prompt, output = chance.lognormvariate(6.5, 0.9), chance.lognormvariate(5.8, 0.8)
+            yield Asked(now_s, 1 + int(prompt), 1 + int(output))
+            now_s += chance.expovariate(per_s)
+        now_s += math.exp(chance.uniform(math.log(120), math.log(1200)))
+
+
+def _traces(
+    options: Options, absent: list[str], say: Callable[[str], None]
+) -> Iterator[tuple[str, list[Asked]]]:
+    yield "bursty", list(bursty(options.seed, options.hours))
+    for name, file, thin in TRACES:
+        path = (options.trace_folder or Path()) / file
+        if options.trace_folder is None or not path.exists():
+            say(f"{name}: skipped, {file} is not there; name its folder with --trace-folder")
+            absent.append(file)
+            continue
+        yield name, traces.read(path, traces.guessed(path), thin=thin)
+
+
+def _row(name: str, start_s: int, found: dict[str, Result]) -> dict[str, Any]:
+    ours, knative, oracle = (found[policy] for policy in POLICIES)
+    return {
+        "trace": name,
+        "start_s": start_s,
+        "attainment": round(ours.slo_attainment, 4),
+        "attainment_knative": round(knative.slo_attainment, 4),
+        "attainment_oracle": round(oracle.slo_attainment, 4),
+        "gpu_seconds_per_knative": round(ours.gpu_seconds / knative.gpu_seconds, 3),
+        "gpu_seconds_per_oracle": round(ours.gpu_seconds / oracle.gpu_seconds, 3),
+        "hit_per_knative": _ratio(ours.requests_hit_by_cold_start, knative.requests_hit_by_cold_start),
+        "actions_per_knative": _ratio(ours.scale_actions, knative.scale_actions),
+        **{policy: msgspec.structs.asdict(result) for policy, result in found.items()},
+    }
+
+
+def _ratio(ours: int, theirs: int) -> float:
+    return round(ours / theirs, 3) if theirs else figures.NAN
+
+
+def _line(found: Result) -> str:
+    return (
+        f"{found.slo_attainment:.2%} in time, {found.gpu_seconds / 3600:,.1f} GPU-hours, "
+        f"{found.requests_hit_by_cold_start} hit by a start, {found.scale_actions} actions"
+    )
