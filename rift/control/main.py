@@ -14,6 +14,7 @@ from anyio import to_thread
 
 from events import fleet, subjects
 from events.log import Log
+from replay.answer import QueryRefused
 from replay.archive import Archive
 from replay.warehouse import Warehouse
 from rift.control.answers import answering
@@ -30,6 +31,9 @@ from rift.fleet.follow import follow
 # What is stored when control is told to stop is applied first: then a stopped installation shows all. A
 # transaction that has begun is waited for, beyond this.
 LAST_S = 0.6
+
+# A file is changed for another within milliseconds.
+RETRY_S = 0.1
 
 
 async def run(
@@ -87,15 +91,28 @@ async def _lead(duties: Duties, epoch: int) -> None:
     desk = Desk(log, projection, archiver)
     async with answering(log, desk.answers()), anyio.create_task_group() as tasks:
         for shard in duties.shards:
-            first = await to_thread.run_sync(_first_open, projection.warehouse, subjects.shard_stream(shard))
-            janitor = Janitor(log, shard=shard, accepted=autoscaler.asked)
-            tasks.start_soon(partial(janitor.run, first=first))
+            tasks.start_soon(_watch, log, projection, shard, autoscaler.asked)
         tasks.start_soon(autoscaler.run)
         if driver is not None:
             tasks.start_soon(driver.run)
             tasks.start_soon(follow, log, driver)
         tasks.start_soon(archiver.run)
         tasks.start_soon(Settling(log, lambda: projection.warehouse).run)
+
+
+async def _watch(
+    log: Log, projection: Projection, shard: int, accepted: Callable[[str], None]
+) -> None:
+    """Keep requests ending, from as early as one may be open."""
+    while True:
+        try:
+            stream = subjects.shard_stream(shard)
+            first = await to_thread.run_sync(_first_open, projection.warehouse, stream)
+            break
+        except QueryRefused:
+            # The file is being changed for another.
+            await anyio.sleep(RETRY_S)
+    await Janitor(log, shard=shard, accepted=accepted).run(first=first)
 
 
 async def _needed_from(log: Log, projection: Projection, stream: str) -> int:
