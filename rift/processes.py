@@ -136,7 +136,10 @@ class Child:
             await anyio.sleep(pause_s)
             if self._stopping or self._retiring:
                 return
-            self.start()
+            try:
+                self.start()
+            except OSError as error:
+                self._say(f"{self.name} cannot be started: {error}")
 
     async def stop(self, within_s: float) -> None:
         """Ask the child to end; end its whole group after `within_s`, or once it has."""

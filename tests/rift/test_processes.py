@@ -81,3 +81,25 @@ def _runs(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+@pytest.mark.anyio
+async def test_one_that_cannot_be_started_again_is_tried_again(tmp_path: Path) -> None:
+    guard, said, program = Guard(), list[str](), tmp_path / "program"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o700)
+    one = Child("child", lambda: [str(program)], logs=tmp_path, guard=guard, say=said.append)
+    one.start()
+    program.rename(tmp_path / "away")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.supervise)
+        with anyio.fail_after(10):
+            while not any("cannot be started" in line for line in said):  # noqa: ASYNC110  # another process
+                await anyio.sleep(0.05)
+        program.write_text("#!/bin/sh\nexec sleep 100\n")
+        program.chmod(0o700)
+        with anyio.fail_after(10):
+            while not one.runs:  # noqa: ASYNC110  # another process
+                await anyio.sleep(0.05)
+        await one.stop(0)
+    guard.dismiss()
