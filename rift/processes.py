@@ -38,8 +38,9 @@ KILLED_BY_HOST = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WELL_S = 60.0
 BACK_OFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 
-# Of a log that is looked at for its last line.
-LAST_BYTES = 4096
+# Of a log that is looked at for its last words. Libraries have theirs behind ours.
+LAST_BYTES = 16384
+OURS = "rift: "
 
 # How often a child is looked at. The kernel's word would come sooner, through a thread per child.
 POLL_S = 0.05
@@ -93,7 +94,7 @@ class Child:
         self._environment = environment or {}
         self._log = logs / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._status = 0
+        self._status = self._log_from = 0
         self._stopping = self._retiring = False
 
     @property
@@ -102,6 +103,7 @@ class Child:
 
     def start(self) -> None:
         with self._log.open("ab") as output:
+            self._log_from = output.tell()
             self._process = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.DEVNULL,
@@ -134,7 +136,10 @@ class Child:
             await anyio.sleep(pause_s)
             if self._stopping or self._retiring:
                 return
-            self.start()
+            try:
+                self.start()
+            except OSError as error:
+                self._say(f"{self.name} cannot be started: {error}")
 
     async def stop(self, within_s: float) -> None:
         """Ask the child to end; end its whole group after `within_s`, or once it has."""
@@ -159,14 +164,16 @@ class Child:
         self._guard.ended(process.pid)
 
     def last_line(self) -> str:
-        """Return the last line of the child's log."""
+        """Return the last line that this start wrote into its log: the last of ours, else of anybody's."""
         try:
             with self._log.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
-                lines = file.read().decode(errors="replace").split("\n")
+                file.seek(max(self._log_from, file.seek(0, os.SEEK_END) - LAST_BYTES))
+                lines = [line.strip() for line in file.read().decode(errors="replace").split("\n")]
         except OSError as error:
             return str(error)
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        said = [line for line in lines if line]
+        ours = [line.removeprefix(OURS) for line in said if line.startswith(OURS)]
+        return (ours or said or ["it said nothing"])[-1]
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:

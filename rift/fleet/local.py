@@ -102,7 +102,11 @@ class LocalFleet:
     def _start(self, tasks: TaskGroup, model: str) -> None:
         place = next(number for number in range(len(self._workers) + 1) if number not in self._places())
         worker = _Worker(model, place, self._host, self._say)
-        worker.child.start()
+        try:
+            worker.child.start()
+        except OSError as error:
+            # Its supervisor tries again.
+            self._host.say(f"{worker.child.name} cannot be started: {error}")
         self._workers.append(worker)
         tasks.start_soon(self._keep, worker)
 

@@ -135,3 +135,14 @@ def test_vllm_knows_every_environment_variable_of_a_profile(
     del model
     others = {"TORCH_COMPILE_DISABLE"}
     assert {name for name in profile.env if name not in vllm.envs.environment_variables} <= others
+
+
+def test_a_replica_costs_its_gpus_by_the_hour() -> None:
+    profile = catalogue.shipped()["deepseek-r1"].profiles["mi300x"]
+    assert (profile.gpus, profile.hour_nanousd) == (8, 8 * 1_990_000_000)
+    assert catalogue.shipped()["smollm2:135m"].profiles["cpu"].hour_nanousd == 0
+    entry = {"source": "x", "context_tokens": 16, "prompt_usd": "1", "output_usd": "1"}
+    for wrong in ("2 USD", "-1"):
+        with pytest.raises(CatalogueWrong) as raised:
+            catalogue.load({"m": {**entry, "profiles": {"cpu": {"gpu_hour_usd": wrong}}}})
+        assert str(raised.value).startswith("models.m.profiles.cpu.gpu_hour_usd: ")

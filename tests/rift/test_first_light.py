@@ -91,7 +91,7 @@ def test_the_engine_dies_with_its_worker_and_the_answer_goes_on(service: Service
             if event.get("event") == "token":
                 text += event["data"]["delta"]
                 if event["data"]["index"] == 20:
-                    (worker,) = [pid for pid in service.processes() if "worker" in command(pid)]
+                    (worker,) = [pid for pid in service.processes() if "\0worker\0" in command(pid)]
                     os.kill(worker, signal.SIGKILL)
             elif event.get("event") == "status":
                 statuses.append(event["data"].get("attempt"))

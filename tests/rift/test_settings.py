@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from rift.settings import Scale, Settings, SettingsWrong, load
+from rift.up import share
 
 DEFAULT = "smollm2:135m"
 
@@ -82,3 +83,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, toml: str, words: str) -> None:
 def test_two_words_for_the_same_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsWrong, match="leave one of them out"):
         settings(tmp_path, f'[scale."{DEFAULT}"]\nmin = 1', workers="0..2")
+
+
+@pytest.mark.parametrize(
+    ("cores", "places", "wanted"),
+    [([0, 1], 2, [[0], [1]]), ([4, 5, 6, 7], 2, [[4, 6], [5, 7]]), ([0, 1], 3, [[0], [1], [0]])],
+)
+def test_workers_of_one_machine_have_cores_of_their_own(
+    cores: list[int], places: int, wanted: list[list[int]]
+) -> None:
+    assert [share(cores, place, places) for place in range(places)] == wanted
