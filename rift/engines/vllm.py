@@ -143,7 +143,9 @@ class VllmEngine:
             request = await self._request(attempt, rendered, ids, max_tokens=max_tokens, salt=salt)
             await self._core.run(request, emit if begun else noting, logprobs)
         except GaveUp as error:
-            raise error if begun else no_grammar(rendered.parameters) from error
+            if begun:
+                raise
+            raise no_grammar(rendered.parameters) from error
         except VLLMServerError as error:
             raise EngineFailed(str(error.__cause__ or error)) from error
 

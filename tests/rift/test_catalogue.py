@@ -105,9 +105,14 @@ def flags(args: dict[str, catalogue.Argument]) -> list[str]:
 @pytest.mark.filterwarnings("ignore")  # torch and vLLM, of one another, when they are imported
 @pytest.mark.parametrize(("model", "profile"), PROFILES)
 def test_vllm_takes_every_argument_of_a_profile(
-    model: catalogue.Model, profile: catalogue.Profile, capsys: pytest.CaptureFixture[str]
+    model: catalogue.Model,
+    profile: catalogue.Profile,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By its own command line's parser, which converts and knows choices, and as the engine gets them."""
+    # Set where an engine ran in this process before; then vLLM looks for the weights already here.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
