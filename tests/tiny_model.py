@@ -5,6 +5,7 @@ says is noise; how it is served is not.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 CONTEXT_TOKENS = 16_384
@@ -22,12 +23,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def make(path: Path) -> Path:
-    """Write config, tokenizer and weights under `path`; the same bytes on every call."""
+def make(path: Path, *, marks: Sequence[str] = ()) -> Path:
+    """Write config, tokenizer and weights under `path`; the same bytes on every call. `marks` are tokens of
+    their own."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = _tokenizer()
+    tokenizer.add_tokens([*marks])
     tokenizer.save_pretrained(path)
     torch.manual_seed(7)
     model = LlamaForCausalLM(
