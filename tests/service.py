@@ -7,16 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-
-from tests.deciding import decide_there
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_S = 120.0
@@ -42,7 +38,6 @@ class Service:
             cwd=folder,
         )
         assert self.process.stdout is not None
-        self._decide_at_start()
         for line in self.process.stdout:
             self.screen.append(line)
             if found := re.match(r"rift is ready: (\S+)", line):
@@ -52,16 +47,6 @@ class Service:
             if self.url and line.startswith("  -d "):
                 return self
         raise AssertionError("".join(self.screen) + self.logs())
-
-    def _decide_at_start(self) -> None:
-        """Until the leader decides by itself: what `--workers` says."""
-        workers = dict(zip(self.options, self.options[1:], strict=False)).get("--workers", "1")
-        if workers.isdigit():
-            deciding = partial(self.decide, int(workers))
-            threading.Thread(target=deciding, daemon=True).start()
-
-    def decide(self, replicas: int, model: str = MODEL) -> None:
-        decide_there(self.folder, model, replicas, while_=lambda: self.process.poll() is None)
 
     def logs(self) -> str:
         return "\n".join(

@@ -100,9 +100,7 @@ async def _lead(duties: Duties, epoch: int) -> None:
         tasks.start_soon(Settling(log, lambda: projection.warehouse).run)
 
 
-async def _watch(
-    log: Log, projection: Projection, shard: int, accepted: Callable[[str], None]
-) -> None:
+async def _watch(log: Log, projection: Projection, shard: int, accepted: Callable[[str], None]) -> None:
     """Keep requests ending, from as early as one may be open."""
     while True:
         try:

@@ -7,10 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from events.log import LogError
 from rift import broker, processes
 from rift.processes import Child, Guard
 from tests.chaos.expected import MODEL
-from tests.deciding import decide_there
 from tests.service import environment, running
 
 READY_S = 180.0
@@ -100,9 +97,6 @@ class Rig:
                 start_new_session=True,
             )
         self.guard.add(self._up.pid)
-        # Until the leader decides by itself: what `--workers` says.
-        deciding = partial(decide_there, self.folder, MODEL, self.workers, while_=lambda: self.runs)
-        threading.Thread(target=deciding, daemon=True).start()
         with anyio.move_on_after(READY_S):
             while not (ready := re.search(r"rift is ready: (\S+)\nAPI key: (\S+)\n", self.screen())):
                 if self._up.poll() is not None:

@@ -7,16 +7,13 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.deciding import decide_there
 from tests.service import MODEL, Service, environment, frames, joined
 
 pytestmark = pytest.mark.slow
@@ -77,7 +74,6 @@ def test_a_model_that_starts_when_it_is_asked_for_is_not_waited_for(folder: Path
         with service.client() as client:
             (listed,) = client.get("/v1/models").json()["data"]
         assert (listed["id"], listed["ready"], listed["replicas"]) == (MODEL, False, 0)
-        service.decide(1)
         answer(service)
     finally:
         service.stop()
@@ -297,8 +293,6 @@ def test_json_is_one_value_on_standard_output(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert up.stdout is not None
-    deciding = partial(decide_there, tmp_path / "d", MODEL, 1, while_=lambda: up.poll() is None)
-    threading.Thread(target=deciding, daemon=True).start()
     said = json.loads(up.stdout.readline())
     up.send_signal(signal.SIGINT)
     rest, notes = up.communicate(timeout=15)
