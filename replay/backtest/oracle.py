@@ -10,7 +10,7 @@ are tried from none on: the first counts whose schedules, with real starts, serv
 the cheapest; where none does, what serves most. A schedule that no such rule finds may be cheaper still.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from replay.backtest.engine import Asked, Fleet
 from replay.demand import Demands
@@ -59,8 +59,15 @@ class Oracle:
         return max(self._wanted, min(1, fleet.under_way))
 
 
-def best(asked: Sequence[Asked], hardware: Hardware, *, start_s: float, ttft_ms: int) -> Fleet:
-    """Return the fleet of the best schedule, when it has served all."""
+def best(
+    asked: Sequence[Asked],
+    hardware: Hardware,
+    *,
+    start_s: float,
+    ttft_ms: int,
+    progress: Callable[[float], None] | None = None,
+) -> Fleet:
+    """Return the fleet of the best schedule, when it has served all; `progress` is told of each tried."""
     count = len(asked)
     output = sum(one.output_tokens for one in asked) / count
     prompt = sum(one.prompt_tokens for one in asked) / count
@@ -72,7 +79,7 @@ def best(asked: Sequence[Asked], hardware: Hardware, *, start_s: float, ttft_ms:
         for answers in ENDING_ANSWERS:
             plan = _schedule(needed, start_s=start_s, gap_s=start_s + answers * answer_s)
             fleet = Fleet(asked, hardware, start_s=start_s, scaling=Oracle(plan))
-            fleet.run()
+            fleet.run(progress)
             tried.append((sum(ttft_s * 1000 <= ttft_ms for ttft_s in fleet.ttft_s) / count, fleet))
         # A larger margin costs more.
         if max(share for share, _ in tried) >= 1 - MISSED_SHARE:
