@@ -26,7 +26,7 @@ from math import isqrt
 import msgspec
 
 from replay.demand import SECOND_NS, Demand, Replicas
-from replay.hardware import Hardware
+from replay.hardware import Hardware, Natural, Positive
 
 # The name that a decision carries: it changes with every change of what `decide` says.
 POLICY = "pool-1"
@@ -52,11 +52,11 @@ FAILED_MAX, RETRY_NS, RETRY_NS_MAX = 3, 10 * SECOND_NS, 600 * SECOND_NS
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the operator says of one model. `hour_nanousd_max` 0: no ceiling."""
 
-    replicas_min: int = 0
-    replicas_max: int = 8
-    idle_ns: int = 300 * SECOND_NS
-    ttft_ms: int = 2000
-    hour_nanousd_max: int = 0
+    replicas_min: Natural = 0
+    replicas_max: Natural = 8
+    idle_ns: Natural = 300 * SECOND_NS
+    ttft_ms: Positive = 2000
+    hour_nanousd_max: Natural = 0
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -97,10 +97,7 @@ def decide(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardwar
         need = _Need(high, f"{need.why}; {limit}")
     elif need.replicas < low:
         need = _Need(low, f"{need.why}; the minimum is {low}")
-    if (tried := _after_failures(need, demand, replicas, low)) is not None:
-        need = tried
-    elif replicas.wanted > high:
-        need = _Need(high, f"{replicas.wanted} were wanted, and {high} are allowed")
+    need = _after_failures(need, demand, replicas, low) or need
     return None if need.replicas == replicas.wanted else Decision(need.replicas, need.why)
 
 
@@ -125,9 +122,11 @@ def _idle(demand: Demand, replicas: Replicas, policy: Policy) -> _Need | None:
     """What to do while nothing is under way; None: there is."""
     if demand.waiting or demand.running:
         return None
+    if not demand.active_at_ns:
+        return _Need(0, "nothing was asked for")
     idle_ns = demand.now_ns - demand.active_at_ns
     why = f"nothing was under way for {idle_ns // SECOND_NS} s"
-    if not demand.active_at_ns or idle_ns >= policy.idle_ns:
+    if idle_ns >= policy.idle_ns:
         return _Need(0, why)
     if idle_ns >= _held_ns(replicas):
         return _Need(min(1, replicas.wanted), why)
@@ -143,7 +142,7 @@ def _needed(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardwa
         return need
     held_ns = demand.now_ns - replicas.decided_at_ns
     if demand.waiting or replicas.starting or held_ns < _held_ns(replicas):
-        return _Need(replicas.wanted, "")
+        return _Need(replicas.wanted, "fewer would do, but not for long enough yet")
     return _fewer(demand, replicas, one, need)
 
 

@@ -123,7 +123,8 @@ class Fleet:
         asked, events, tick_s = self.asked, self._events, self._scaling.tick_s
         number, count, ticks = 0, len(asked), 0
         come_s = asked[0].at_s if asked else NEVER
-        tick = now_s = come_s
+        now_s = come_s
+        tick = come_s + tick_s
         while self._ended < count:
             due_s = events[0][0] if events else NEVER
             if tick <= due_s and tick < come_s:
@@ -188,22 +189,23 @@ class Fleet:
         self.under_way += 1
         if self._demands is not None:
             self._demands.accepted(number, int(now_s * 1e9))
-        if self.queue or not (self.ready and self._taken(number, now_s)):
+        if self.queue or not self._taken(number, now_s):
             self.queue.append(number)
         if not self.wanted:
             self._ask(now_s)
 
     def _taken(self, number: int, now_s: float) -> bool:
-        replica = min(self.ready, key=_load)
-        if self._has_room(replica, number):
-            self._take(replica, number, now_s)
-            return True
-        # Full in tokens, perhaps, but not another with more requests.
-        for other in sorted(self.ready, key=_load):
-            if self._has_room(other, number):
-                self._take(other, number, now_s)
-                return True
-        return False
+        replica = min(self.ready, key=_load, default=None)
+        if replica is None or replica.load >= self.hardware.running_max:
+            return False
+        if not self._has_room(replica, number):
+            # It is the tokens that it has no room for: another may, with more requests.
+            others = [other for other in sorted(self.ready, key=_load) if self._has_room(other, number)]
+            if not others:
+                return False
+            replica = others[0]
+        self._take(replica, number, now_s)
+        return True
 
     def _has_room(self, replica: Replica, number: int) -> bool:
         if not replica.load:
@@ -236,7 +238,7 @@ class Fleet:
             self.starting.remove(replica)
             self.ready.append(replica)
             self.history.append((now_s, self.wanted, len(self.ready)))
-            self._pull(replica, now_s)
+            self._pull(now_s)
             return
         if replica.decoding:
             replica.clock += (now_s - replica.at_s) / self._step_s[replica.decoding]
@@ -264,11 +266,11 @@ class Fleet:
                 self.draining.remove(replica)
                 self._stop(replica, now_s)
         elif self.queue:
-            self._pull(replica, now_s)
+            self._pull(now_s)
 
-    def _pull(self, replica: Replica, now_s: float) -> None:
-        while self.queue and self._has_room(replica, self.queue[0]):
-            self._take(replica, self.queue.popleft(), now_s)
+    def _pull(self, now_s: float) -> None:
+        while self.queue and self._taken(self.queue[0], now_s):
+            self.queue.popleft()
 
     def _end(self, replica: Replica, number: int, now_s: float) -> None:
         self.area_s += self.under_way * (now_s - self._area_at_s)

@@ -6,11 +6,11 @@ to start for it as for anybody, and it has none and orders none before the trace
 First the trace is served by a fleet whose starts take no time, with as many replicas at each moment as hold
 what is under way and a margin: that is what is needed, when. Then each of these replicas is ordered ahead by
 a start, and kept over a gap that is shorter than ending its answers and starting again would take. Margins
-are tried from none on: the first counts whose schedule, with real starts, serves 99 % in time; where none
-does, that which serves most. A schedule that no such rule finds may be cheaper still.
+are tried from none on: the first counts whose schedules, with real starts, serve 99 % in time, and of these
+the cheapest; where none does, what serves most. A schedule that no such rule finds may be cheaper still.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from replay.backtest.engine import Asked, Fleet
 from replay.demand import Demands
@@ -18,9 +18,9 @@ from replay.hardware import MISSED_SHARE, Hardware
 
 TICK_S = 1.0
 # Slots kept free, as a share of all.
-MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
-# Ending its answers takes a replica about two mean answers: long ones remain.
-ENDING_ANSWERS = 2.0
+MARGINS = (0.0, 0.1, 0.2, 0.3, 0.45)
+# How many mean answers it takes a replica to end its own: two, or more where a few are very long.
+ENDING_ANSWERS = (2.0, 8.0)
 # Schedules that serve equally many, but for so small a share, differ by their cost.
 EQUAL_SHARE = 0.0005
 
@@ -59,28 +59,33 @@ class Oracle:
         return max(self._wanted, min(1, fleet.under_way))
 
 
-def best(asked: Sequence[Asked], hardware: Hardware, *, start_s: float, ttft_ms: int) -> Fleet:
-    """Return the fleet of the best schedule, when it has served all."""
+def best(
+    asked: Sequence[Asked],
+    hardware: Hardware,
+    *,
+    start_s: float,
+    ttft_ms: int,
+    progress: Callable[[float], None] | None = None,
+) -> Fleet:
+    """Return the fleet of the best schedule, when it has served all; `progress` is told of each tried."""
     count = len(asked)
     output = sum(one.output_tokens for one in asked) / count
     prompt = sum(one.prompt_tokens for one in asked) / count
     slots = hardware.running_of(int(prompt + output))
-    gap_s = start_s + ENDING_ANSWERS * output * hardware.step_us_at(slots) / 1e6
-    found: Fleet | None = None
-    attained = -1.0
+    answer_s = output * hardware.step_us_at(slots) / 1e6
+    tried: list[tuple[float, Fleet]] = []
     for margin in MARGINS:
         needed = _needed(asked, hardware, slots=slots * (1 - margin))
-        fleet = Fleet(
-            asked, hardware, start_s=start_s, scaling=Oracle(_schedule(needed, start_s=start_s, gap_s=gap_s))
-        )
-        fleet.run()
-        share = sum(ttft_s * 1000 <= ttft_ms for ttft_s in fleet.ttft_s) / count
-        if found is None or share > attained + EQUAL_SHARE:
-            found, attained = fleet, share
-        if share >= 1 - MISSED_SHARE:
+        for answers in ENDING_ANSWERS:
+            plan = _schedule(needed, start_s=start_s, gap_s=start_s + answers * answer_s)
+            fleet = Fleet(asked, hardware, start_s=start_s, scaling=Oracle(plan))
+            fleet.run(progress)
+            tried.append((sum(ttft_s * 1000 <= ttft_ms for ttft_s in fleet.ttft_s) / count, fleet))
+        # A larger margin costs more.
+        if max(share for share, _ in tried) >= 1 - MISSED_SHARE:
             break
-    assert found is not None, "there are margins to try"
-    return found
+    aim = min(1 - MISSED_SHARE, max(share for share, _ in tried) - EQUAL_SHARE)
+    return min((fleet for share, fleet in tried if share >= aim), key=lambda fleet: fleet.replica_s)
 
 
 def _needed(asked: Sequence[Asked], hardware: Hardware, *, slots: float) -> list[tuple[float, int]]:

@@ -62,7 +62,7 @@ def run(
 ) -> tuple[Result, Fleet]:
     """Serve a trace. Raises PolicyWrong, engine.NothingStarts, OSError."""
     if policy == "oracle":
-        fleet = oracle.best(asked, hardware, start_s=start_s, ttft_ms=ttft_ms)
+        fleet = oracle.best(asked, hardware, start_s=start_s, ttft_ms=ttft_ms, progress=progress)
     else:
         scaling = _scaling(policy, asked, hardware, start_s=start_s, ttft_ms=ttft_ms)
         fleet = Fleet(asked, hardware, start_s=start_s, scaling=scaling)

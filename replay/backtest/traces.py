@@ -7,6 +7,7 @@ with them. Each reads its file line by line; what is wrong in it names file and 
 import csv
 import gzip
 import hashlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -43,8 +44,11 @@ def read(path: Path, kind: str, *, thin: int = 1) -> list[Asked]:
         raise TraceWrong(
             f"{path}: a trace of format {kind} names no clients, so none can be left out (--thin)"
         )
-    with _opened(path) as lines:
-        found = list(READERS[kind](path, lines, thin))
+    try:
+        with _opened(path) as lines:
+            found = list(READERS[kind](path, lines, thin))
+    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, zlib.error, csv.Error) as error:
+        raise TraceWrong(f"{path}: {error}") from error
     return _from_zero(found, path)
 
 

@@ -50,6 +50,18 @@ def test_every_bill_of_a_trace_is_audited(tmp_path: Path) -> None:
     assert found["total_nanousd"] == found["by_the_trace_nanousd"] > 0
 
 
+def test_scaling_policies_on_a_trace_that_is_there_and_on_none(tmp_path: Path) -> None:
+    rows = [f"2023-11-16 18:{number // 60:02}:{number % 60:02}.0000000,500,200" for number in range(1800)]
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows)
+    (tmp_path / "azure_llm_2023_conv.csv").write_text(text)
+    found = bench("scale", "--trace-folder", str(tmp_path), "--hours", "1", "--starts", "15")
+    assert [(row["trace"], row["start_s"]) for row in found["ratios"]] == [("bursty", 15), ("chat", 15)]
+    assert set(found["absent"]) == {"servegen_deepseekr1_day.csv.gz"}
+    for row in found["measured"]:
+        assert row["gpu_seconds_per_knative"] > 0
+        assert row["default"]["requests"] == row["knative"]["requests"] == row["oracle"]["requests"]
+
+
 def test_what_a_gateway_holds() -> None:
     found = bench("gateway", "--streams", "20", "--seconds", "1")
     (held,) = found["held"]

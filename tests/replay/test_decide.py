@@ -11,7 +11,7 @@ from replay.backtest.engine import Asked, Fleet
 from replay.backtest.policies import Ours
 from replay.decide import RETRY_NS, Policy, bounds, decide, speed_permille
 from replay.demand import PASTS, SECOND_NS, Demand, Replicas
-from replay.hardware import profile, profiles
+from replay.hardware import Hardware, profile, profiles
 
 R1 = profile("mi300x-deepseek-r1")
 NOW_NS = 100_000 * SECOND_NS
@@ -59,7 +59,9 @@ hardwares = st.sampled_from(list(profiles().values()))
 
 @settings(max_examples=300, deadline=None)
 @given(demands, fleets, policies, hardwares)
-def test_never_outside_minimum_maximum_and_ceiling(demand, replicas, policy, hardware) -> None:  # type: ignore[no-untyped-def]
+def test_never_outside_minimum_maximum_and_ceiling(
+    demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware
+) -> None:
     decision = decide(demand, replicas, policy, hardware)
     wanted = replicas.wanted if decision is None else decision.to_replicas
     low, high = bounds(policy, hardware)
@@ -71,7 +73,9 @@ def test_never_outside_minimum_maximum_and_ceiling(demand, replicas, policy, har
 
 @settings(max_examples=300, deadline=None)
 @given(demands, fleets, policies, hardwares)
-def test_a_decision_that_holds_is_not_taken_back_at_once(demand, replicas, policy, hardware) -> None:  # type: ignore[no-untyped-def]
+def test_a_decision_that_holds_is_not_taken_back_at_once(
+    demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware
+) -> None:
     decision = decide(demand, replicas, policy, hardware)
     if decision is not None:
         assert decision.reason
@@ -82,7 +86,9 @@ def test_a_decision_that_holds_is_not_taken_back_at_once(demand, replicas, polic
 
 @settings(max_examples=300, deadline=None)
 @given(demands, policies, hardwares)
-def test_who_waits_for_a_model_at_zero_is_decided_on_at_once(demand, policy, hardware) -> None:  # type: ignore[no-untyped-def]
+def test_who_waits_for_a_model_at_zero_is_decided_on_at_once(
+    demand: Demand, policy: Policy, hardware: Hardware
+) -> None:
     demand = msgspec.structs.replace(demand, waiting=demand.waiting + 1)
     decision = decide(demand, Replicas(start_ns=START_NS), policy, hardware)
     if bounds(policy, hardware)[1]:
@@ -92,7 +98,7 @@ def test_who_waits_for_a_model_at_zero_is_decided_on_at_once(demand, policy, har
 
 @settings(max_examples=300, deadline=None)
 @given(demands, fleets, st.integers(1, 500))
-def test_more_waiting_never_wants_fewer(demand, replicas, more) -> None:  # type: ignore[no-untyped-def]
+def test_more_waiting_never_wants_fewer(demand: Demand, replicas: Replicas, more: int) -> None:
     replicas = msgspec.structs.replace(replicas, wanted=0, ready=0)
     crowd = msgspec.structs.replace(demand, waiting=demand.waiting + more)
     few, many = (decide(one, replicas, POLICY, R1) for one in (demand, crowd))

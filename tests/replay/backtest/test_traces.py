@@ -1,0 +1,93 @@
+"""Workloads: what each format's reader takes, and what it says to what it does not."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from replay.backtest import traces
+from replay.backtest.engine import Asked
+from replay.backtest.traces import TraceWrong
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
+MOONCAKE = '{"timestamp": 1500, "input_length": 6758, "output_length": 500, "hash_ids": [0]}\n'
+SERVEGEN = "t_s,client,input_tokens,output_tokens,reason_tokens\n0.500,23,274,395,331\n0.250,37,235,0,0\n"
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    return path
+
+
+def test_each_format_is_read_in_order_of_time_from_its_first_request(tmp_path: Path) -> None:
+    azure = written(tmp_path, "a.csv", AZURE + "2023-11-16 18:15:48.1805900,396,109\n")
+    assert traces.guessed(azure) == "azure"
+    assert traces.read(azure, "azure") == [Asked(0.0, 374, 44), Asked(pytest.approx(1.5), 396, 109)]
+    mooncake = written(tmp_path, "m.jsonl", MOONCAKE + MOONCAKE.replace("1500", "2000"))
+    assert traces.guessed(mooncake) == "mooncake"
+    assert traces.read(mooncake, "mooncake") == [Asked(0.0, 6758, 500), Asked(0.5, 6758, 500)]
+    servegen = written(tmp_path, "s.csv.gz", SERVEGEN)
+    assert traces.guessed(servegen) == "servegen"
+    assert traces.read(servegen, "servegen") == [Asked(0.0, 235, 1), Asked(0.25, 274, 395)]
+
+
+def test_the_logs_rows(tmp_path: Path) -> None:
+    rows = [(7_000_000_000, 10, 20), (5_000_000_000, 1, 0)]
+    assert traces.of_rows(rows) == [Asked(0.0, 1, 1), Asked(2.0, 10, 20)]
+
+
+def test_thinning_keeps_whole_clients_and_the_same_ones(tmp_path: Path) -> None:
+    lines = [f"{number}.0,{number % 40},{number % 40},5" for number in range(400)]
+    path = written(tmp_path, "s.csv", "t_s,client,input_tokens,output_tokens\n" + "\n".join(lines))
+    kept = traces.read(path, "servegen", thin=4)
+    assert kept == traces.read(path, "servegen", thin=4)
+    clients = {one.prompt_tokens for one in kept}
+    assert clients == {client for client in range(40) if traces.keeps(str(client), 4)}
+    assert 4 <= len(clients) <= 16
+    assert len(kept) == 10 * len(clients)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "text", "said"),
+    [
+        ("a.csv", "azure", AZURE + "yesterday,1,2\n", "a.csv:3: Invalid isoformat"),
+        ("a.csv", "azure", AZURE + "2023-11-16 18:15:48,x,2\n", "a.csv:3: invalid literal"),
+        ("a.csv", "azure", AZURE + "2023-11-16 18:15:48,1\n", "a.csv:3: 2 values, expected are 3"),
+        ("a.csv", "azure", "time,in,out\n", "a.csv:1: the columns are 'time,in,out'"),
+        ("a.csv", "azure", AZURE.splitlines()[0], "a.csv: there is no request in it"),
+        ("m.jsonl", "mooncake", MOONCAKE + "{", "m.jsonl:2: Input data was truncated"),
+        ("m.jsonl", "mooncake", '{"timestamp": 1}', "m.jsonl:1: .*input_length"),
+        ("s.csv", "servegen", SERVEGEN + "-1,2,3,4\n", "s.csv:4: -1 is no time"),
+        ("s.csv", "servegen", SERVEGEN + "nan,2,3,4\n", "s.csv:4: nan is no time"),
+        ("s.csv", "servegen", SERVEGEN + "1,2,-3,4\n", "s.csv:4: .*-3 no count"),
+        ("s.csv.gz", "servegen", "", "s.csv.gz:1: the columns are ''"),
+        ("x.csv", "parquet", "", "x.csv: 'parquet' is no format of a file; there are azure"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_line(
+    tmp_path: Path, name: str, kind: str, text: str, said: str
+) -> None:
+    with pytest.raises(TraceWrong, match=said):
+        traces.read(written(tmp_path, name, text), kind)
+
+
+def test_a_broken_archive_and_text_that_is_none(tmp_path: Path) -> None:
+    packed = written(tmp_path, "s.csv.gz", SERVEGEN)
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(TraceWrong, match=r"s\.csv\.gz: "):
+        traces.read(packed, "servegen")
+    plain = tmp_path / "s.csv"
+    plain.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(TraceWrong, match=r"s\.csv: "):
+        traces.read(plain, "servegen")
+
+
+def test_only_clients_can_be_left_out(tmp_path: Path) -> None:
+    with pytest.raises(TraceWrong, match="names no clients"):
+        traces.read(written(tmp_path, "a.csv", AZURE), "azure", thin=2)
+
+
+def test_a_name_that_promises_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TraceWrong, match="--trace-format: azure"):
+        traces.guessed(written(tmp_path, "trace.bin", ""))

@@ -1,0 +1,78 @@
+"""`rift backtest`: what it prints, and what it says to wrong input."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from replay.backtest.run import Result
+from rift.cli import main
+from tests.service import Service
+
+PROFILE = ("--profile", "mi300x-deepseek-r1")
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    rows = [f"{number},{number % 3},500,{50 + number % 100}" for number in range(600)]
+    path = tmp_path / "trace.csv"
+    path.write_text("t_s,client,input_tokens,output_tokens\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_every_field_as_json(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["backtest", "--trace", str(trace), *PROFILE, "--start-s", "30", "--json"]) == 0
+    out, error = capsys.readouterr()
+    found = json.loads(out)
+    assert list(found) == [field.name for field in msgspec.structs.fields(Result)]
+    assert (found["policy"], found["requests"]) == ("default", 600)
+    assert 0.9 < found["slo_attainment"] < 1
+    assert error == "", "no bar where standard error is no terminal"
+
+
+def test_a_table_for_people(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["backtest", "--trace", str(trace), *PROFILE, "--policy", "knative"]) == 0
+    assert "slo_attainment" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--trace", "TRACE", "--profile", "h100"), "no hardware profile is called 'h100'; there are mi300x"),
+        (("--trace", "TRACE", *PROFILE, "--policy", "hpa"), "'hpa' is no policy"),
+        (("--trace", "TRACE", *PROFILE, "--policy", "none.toml"), "none.toml"),
+        (("--trace", "TRACE", *PROFILE, "--policy", "static:0"), "600 requests wait, and the policy starts"),
+        (("--trace", "TRACE", *PROFILE, "--trace-format", "mooncake"), "trace.csv:1: "),
+        (("--trace", "TRACE", *PROFILE, "--trace-format", "log"), "which is no file"),
+        (("--trace", "TRACE", *PROFILE, "--thin", "0"), "--thin 0"),
+        (("--trace", "TRACE", *PROFILE, "--start-s", "-1"), "--start-s"),
+        (("--trace", "TRACE", *PROFILE, "--ttft-ms", "0"), "--ttft-ms"),
+        (("--trace", "nowhere.csv", *PROFILE), "nowhere.csv"),
+        (PROFILE, "--model, or a --trace"),
+        ((*PROFILE, "--trace-format", "azure"), "name it with --trace"),
+    ],
+)
+def test_wrong_input_is_named(
+    trace: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    assert main(["backtest", *(str(trace) if one == "TRACE" else one for one in arguments)]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_logs_own_requests(tmp_path: Path) -> None:
+    service = Service(tmp_path / ".rift", "--engine", "sim").start()
+    try:
+        with service.client() as client:
+            for _ in range(3):
+                body = {"model": "smollm2:135m", "prompt": "Hello", "parameters": {"max_tokens": 8}}
+                assert client.post("/v1/inference", json=body).status_code == 200
+        named = ("backtest", "--profile", "cpu-smollm2-135m", "--model")
+        done = service.rift(*named, "smollm2:135m", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["requests"] == 3
+        none = service.rift(*named, "o'hara")
+        assert (none.returncode, "there is no request in it" in none.stderr) == (1, True)
+    finally:
+        service.stop()
