@@ -53,6 +53,16 @@ class AskUsage(Question, frozen=True, forbid_unknown_fields=True):
     group_by: tuple[str, ...] = ()
 
 
+class AskRequests(Question, frozen=True, forbid_unknown_fields=True):
+    """An account's newest requests, behind the request `after`."""
+
+    topic = "rift.ask.requests"
+
+    account: str
+    limit: int
+    after: str | None = None
+
+
 class ClosePeriod(Question, frozen=True, forbid_unknown_fields=True):
     topic = "rift.ask.close"
 
@@ -77,7 +87,7 @@ class Rebuild(Question, frozen=True, forbid_unknown_fields=True):
     topic = "rift.ask.rebuild"
 
 
-AnyQuestion = Sql | AskInvoice | AskUsage | ClosePeriod | Seal | Digests | Rebuild
+AnyQuestion = Sql | AskInvoice | AskUsage | AskRequests | ClosePeriod | Seal | Digests | Rebuild
 
 
 async def ask(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:
