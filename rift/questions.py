@@ -56,6 +56,16 @@ class AskUsage(Question, frozen=True, forbid_unknown_fields=True):
     group_by: tuple[str, ...] = ()
 
 
+class AskRequests(Question, frozen=True, forbid_unknown_fields=True):
+    """An account's newest requests, behind the request `after`."""
+
+    topic = "rift.ask.requests"
+
+    account: str
+    limit: int
+    after: str | None = None
+
+
 class ClosePeriod(Question, frozen=True, forbid_unknown_fields=True):
     topic = "rift.ask.close"
 
@@ -86,7 +96,7 @@ class AskLeader(Question, frozen=True, forbid_unknown_fields=True):
     topic = "rift.ask.leader"
 
 
-AnyQuestion = AskLeader | Sql | AskInvoice | AskUsage | ClosePeriod | Seal | Digests | Rebuild
+AnyQuestion = AskLeader | Sql | AskInvoice | AskUsage | AskRequests | ClosePeriod | Seal | Digests | Rebuild
 
 
 async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:

@@ -7,6 +7,7 @@ from events.log import Log
 from replay import invoice
 from replay.answer import Answer
 from replay.archive import ArchiveError
+from replay.listing import listing
 from replay.warehouse import ProjectionStopped, WarehouseError
 from rift.control import closing
 from rift.control.answers import Answering
@@ -16,6 +17,7 @@ from rift.control.projection import Projection
 from rift.control.projector import LogTrimmed
 from rift.questions import (
     AskInvoice,
+    AskRequests,
     AskUsage,
     ClosePeriod,
     Digests,
@@ -40,6 +42,7 @@ class Desk:
             Sql: self._sql,
             AskInvoice: self._invoice,
             AskUsage: self._usage,
+            AskRequests: self._requests,
             Digests: self._digests,
             ClosePeriod: self._close,
             Seal: self._seal,
@@ -59,6 +62,10 @@ class Desk:
         return await self._projection.read(
             lambda warehouse: invoice.usage(warehouse.read, question.account, *days, question.group_by)
         )
+
+    async def _requests(self, question: AskRequests) -> object:
+        page = question.account, question.limit, question.after
+        return await self._projection.read(lambda warehouse: listing(warehouse.read, *page))
 
     async def _digests(self, question: Digests) -> dict[str, Any]:
         digests, answers = await self._projection.read(

@@ -68,12 +68,13 @@ class Gateway:
         )
         there = Retrieving(relays, histories, admission, delivery, book=book, secret=secret)
         listing = Models(models, admission=admission, book=book, fleet=fleet)
-        billing = Billing(log, admission)
+        billing = Billing(log, admission, secret=secret)
         self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
             ("POST", re.compile("/v1/inference"), partial(accepting.infer, parse.native)),
             ("POST", re.compile("/v1/completions"), partial(accepting.infer, parse_openai.completion)),
             ("POST", re.compile("/v1/chat/completions"), partial(accepting.infer, parse_openai.chat)),
             ("POST", re.compile("/v1/responses"), partial(accepting.infer, parse_responses.response)),
+            ("GET", re.compile("/v1/inference"), billing.requests),
             ("GET", re.compile("/v1/inference/([^/]+)"), there.inference),
             ("DELETE", re.compile("/v1/inference/([^/]+)"), there.cancel),
             ("GET", re.compile("/v1/inference/([^/]+)/events"), there.resume),

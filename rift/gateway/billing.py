@@ -1,23 +1,28 @@
-"""`/v1/invoices` and `/v1/usage`: an account's own bills, asked of the control process."""
+"""`/v1/invoices`, `/v1/usage` and the list at `/v1/inference`: an account's own bills and requests, asked of
+the control process."""
 
 import re
 from typing import Any
 
+from events import ids
 from events.log import Log, LogError
 from events.schema import KeyIssued
 from rift.gateway.admission import Admission, retry_after
 from rift.gateway.http import Refusal, Request
-from rift.questions import AnswerFailed, AskInvoice, AskUsage, QuestionRefused, ask
+from rift.questions import AnswerFailed, AskInvoice, AskRequests, AskUsage, QuestionRefused, ask
 
 # A client waits so long for an answer that says why there is none.
 ANSWER_S = 5.0
+
+# A page of requests: a row is a third of a kilobyte.
+PAGE, PAGE_MAX = 20, 100
 
 FIRST_DAY, LAST_DAY = "1970-01-01", "9999-12-31"
 
 
 class Billing:
-    def __init__(self, log: Log, admission: Admission) -> None:
-        self._log, self._admission = log, admission
+    def __init__(self, log: Log, admission: Admission, *, secret: bytes) -> None:
+        self._log, self._admission, self._secret = log, admission, secret
 
     async def invoice(self, request: Request, match: re.Match[str]) -> None:
         issued = self._authenticate(request)
@@ -30,6 +35,19 @@ class Billing:
         days = query.get("from", FIRST_DAY), query.get("to", LAST_DAY)
         await request.answer(200, await self._ask(AskUsage(issued.account, *days, groups), "invalid_query"))
 
+    async def requests(self, request: Request, match: re.Match[str]) -> None:
+        """The account's requests, newest first: `limit` of them, behind the request `after`."""
+        issued, query = self._authenticate(request), request.query()
+        limit, after = query.get("limit", str(PAGE)), query.get("after")
+        if not re.fullmatch(r"\d{1,3}", limit) or not 1 <= int(limit) <= PAGE_MAX:
+            message = f"limit: {limit!r} is no number from 1 to {PAGE_MAX}"
+            raise Refusal(400, message, code="invalid_query", param="limit")
+        if after is not None and ids.verified(after, secret=self._secret, account=issued.account) is None:
+            message = f"after: there is no request {after!r} here"
+            raise Refusal(400, message, code="invalid_query", param="after")
+        question = AskRequests(issued.account, int(limit), after)
+        await request.answer(200, await self._ask(question, "invalid_query"))
+
     def _authenticate(self, request: Request) -> KeyIssued:
         issued = self._admission.authenticate(request)
         if "usage" not in issued.scopes:
@@ -39,7 +57,7 @@ class Billing:
             raise Refusal(403, message, code="insufficient_scope")
         return issued
 
-    async def _ask(self, question: AskInvoice | AskUsage, code: str) -> Any:
+    async def _ask(self, question: AskInvoice | AskUsage | AskRequests, code: str) -> Any:
         try:
             return await ask(self._log, question, timeout_s=ANSWER_S)
         except AnswerFailed as error:

@@ -116,6 +116,18 @@ OPERATIONS = (
     ),
     Operation(
         "get",
+        "/v1/inference",
+        "The account's requests, newest first.",
+        {200: Answer("A page of them.", (shown.InferenceList,))},
+        ASKED,
+        None,
+        (
+            query("limit", "How many: 20.", {"type": "integer", "minimum": 1, "maximum": 100}),
+            query("after", "The id that the page is behind.", {"type": "string"}),
+        ),
+    ),
+    Operation(
+        "get",
         "/v1/inference/{id}",
         "A request's answer so far.",
         {200: Answer("The inference.", (shown.Inference,))},

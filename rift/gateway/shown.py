@@ -75,6 +75,28 @@ class InferenceStatus(Shown, frozen=True, kw_only=True):
     status: str
 
 
+class InferenceFacts(Shown, frozen=True, kw_only=True):
+    """A request in a list. A choice of several has its group's id."""
+
+    id: str
+    object: Literal["inference"]
+    kind: Literal["inference", "completion", "chat", "response"]
+    model: str
+    status: str
+    created: int
+    finish_reason: str | None
+    group: str | None
+    choice: Count
+    usage: InferenceUsage
+    charge: Charge | None
+
+
+class InferenceList(Shown, frozen=True, kw_only=True):
+    object: Literal["list"]
+    data: list[InferenceFacts]
+    has_more: bool
+
+
 class InferenceEvent(Shown, frozen=True, kw_only=True):
     """The data of the events `status`, `token` and `error` of a native stream; `done` is an InferenceEnd."""
 

@@ -18,7 +18,7 @@ from tests.scripted import MODEL, Served
 pytestmark = pytest.mark.slow
 
 # The control process answers these; there is none beside a scripted worker, and 503 is what it shall be.
-ASKED = r"/v1/(usage|invoices|inference$)"
+ASKED = r"/v1/(usage|invoices)"
 
 
 def test_the_document_is_served_without_a_key_and_names_every_route(served: Served) -> None:
@@ -96,7 +96,8 @@ def test_every_answer_is_what_its_type_says_and_no_more(served: Served) -> None:
         msgspec.convert(answer, kind)
         seen.add(kind)
     documented = {kind for each in openapi.OPERATIONS for one in each.answers.values() for kind in one.types}
-    assert {kind for kind in documented if isinstance(kind, type)} - seen <= {dict}
+    # The list of requests is the control process's, and is held to its type beside one (test_api.py).
+    assert {kind for kind in documented if isinstance(kind, type)} - seen == {shown.InferenceList}
 
 
 def tools_flat() -> dict[str, Any]:
@@ -110,7 +111,8 @@ def events(text: str) -> list[dict[str, Any]]:
 def test_schemathesis_finds_no_server_error_and_nothing_undocumented(served: Served, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis", reason="the schemathesis package is not installed")
     options = [
-        "--header", f"Authorization: Bearer {served.key}", "--exclude-path-regex", ASKED, "--seed", "7",
+        "--header", f"Authorization: Bearer {served.key}", "--exclude-path-regex", ASKED,
+        "--exclude-operation-id", "get /v1/inference", "--seed", "7",
         "--max-examples", "40", "--request-timeout", "20", "--phases", "examples,coverage,fuzzing",
         "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
         "response_schema_conformance,response_headers_conformance,unsupported_method",

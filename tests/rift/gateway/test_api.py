@@ -8,8 +8,10 @@ from decimal import Decimal
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from rift.gateway.shown import InferenceList
 from tests.service import Service, frames, until
 
 MODEL = "smollm2:135m"
@@ -167,8 +169,8 @@ def test_no_key_or_a_wrong_one_is_401(service: Service, authorization: str | Non
 
 
 def test_other_refusals(client: httpx.Client) -> None:
-    assert client.get("/v1/inference").status_code == 405
-    assert client.get("/v1/inference").headers["allow"] == "POST"
+    assert client.put("/v1/inference").status_code == 405
+    assert client.put("/v1/inference").headers["allow"] == "GET, POST"
     assert (
         client.post("/v1/inference", content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
     )
@@ -262,6 +264,38 @@ def test_the_request_is_in_sql_within_a_second_with_its_charge(
     assert row["model"] == MODEL
     assert (row["prompt_tokens"], row["output_tokens"]) == (4, 8)
     assert row["charge_nanousd"] == answer["charge"]["nanousd"] == 4 * 10 + 8 * 20
+
+
+def test_an_account_sees_its_own_requests_newest_first_page_by_page(
+    client: httpx.Client, service: Service
+) -> None:
+    key = service.rift("keys", "create", "--account", "lister").stdout.strip()
+    with service.client(key) as lister:
+        chat = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "n": 2}
+        made = [lister.post("/v1/inference", json=body()).json() for _ in range(3)]
+        group = lister.post("/v1/chat/completions", json=chat).json()["id"]
+        long = {"max_tokens": 2000}
+        running = lister.post("/v1/inference", json=body(background=True, parameters=long)).json()["id"]
+        whole = lister.get("/v1/inference")
+        assert whole.status_code == 200
+        shown = msgspec.convert(whole.json(), InferenceList)
+        assert [each.id for each in shown.data[3:]] == [answer["id"] for answer in reversed(made)]
+        assert (shown.data[0].id, shown.data[0].charge, shown.has_more) == (running, None, False)
+        assert {each.group for each in shown.data[1:3]} == {group}
+        assert [each.charge.nanousd for each in shown.data[3:] if each.charge] == [4 * 10 + 8 * 20] * 3
+        assert shown.data[3].usage.output_tokens == 8
+        pages, after = [], ""
+        while True:
+            page = lister.get(f"/v1/inference?limit=2{after}").json()
+            pages += [each["id"] for each in page["data"]]
+            if not page["has_more"]:
+                break
+            after = f"&after={pages[-1]}"
+        assert pages == [each.id for each in shown.data]
+        for wrong in ("limit=0", "limit=101", "limit=x", "after=req_1"):
+            assert lister.get(f"/v1/inference?{wrong}").status_code == 400
+        lister.delete(f"/v1/inference/{running}")
+    assert client.get(f"/v1/inference?after={running}").status_code == 400, "another account's"
 
 
 def test_the_curl_line_on_the_screen_works_when_pasted(service: Service) -> None:

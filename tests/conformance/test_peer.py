@@ -1,0 +1,159 @@
+"""Rift beside vLLM's own OpenAI server: same model, same arguments, chunk by chunk.
+
+What differs is named here, and explained in README.md of the gateway.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from rift.catalogue import Profile
+from tests import tiny_model
+from tests.bench import servers
+from tests.bench.servers import MODEL, Running
+
+pytestmark = pytest.mark.engine
+
+# Fields of vLLM's that Rift does not have; they are null where nothing but OpenAI's own was asked for.
+# Reasoning and tool calls are fields only where there are some.
+DIFFERENCES = {
+    "message": {"annotations", "audio", "function_call", "tool_calls", "reasoning"},
+    "choice": {"stop_reason", "token_ids", "prompt_logprobs", "prompt_token_ids", "routed_experts"},
+    "answer": {
+        "service_tier", "system_fingerprint", "prompt_logprobs", "prompt_token_ids", "prompt_text",
+        "kv_transfer_params", "ec_transfer_params", "metrics", "prompt_routed_experts",
+    },
+}  # fmt: skip
+# Of Rift's, as OpenAI has them: details of usage, and with `include_usage` a null in the chunks before it.
+OURS = {
+    "usage": {"prompt_tokens_details", "completion_tokens_details"},
+    "message": {"refusal"},
+    "answer": {"usage"},
+}
+
+PROFILE = Profile(
+    args={"dtype": "bfloat16", "enforce_eager": True, "max_num_seqs": 8},
+    env={"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"},
+)
+CHAT = "/v1/chat/completions", {"messages": [{"role": "user", "content": "one two three"}]}
+TEXT = "/v1/completions", {"prompt": "one two three"}
+CASES: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any]]] = {
+    "chat": (CHAT, {"max_tokens": 12}),
+    "chat, its newer limit": (CHAT, {"max_completion_tokens": 5}),
+    "completion": (TEXT, {"max_tokens": 12}),
+    "one token": (TEXT, {"max_tokens": 1}),
+    "two choices": (CHAT, {"max_tokens": 6, "n": 2, "seed": 3, "temperature": 0.9}),
+    "two texts": (TEXT, {"max_tokens": 6, "n": 2, "seed": 3, "temperature": 0.9}),
+    "penalties": (TEXT, {"max_tokens": 12, "presence_penalty": 1.0, "frequency_penalty": 0.5}),
+}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Running]]:
+    folder = tmp_path_factory.mktemp("peer")
+    served = servers.Served(tiny_model.make(folder / "model"), tiny_model.CONTEXT_TOKENS, PROFILE)
+    with ExitStack() as stack:
+        yield (
+            stack.enter_context(servers.rift(served, folder / "rift")),
+            stack.enter_context(servers.peer(served, folder / "peer")),
+        )
+
+
+def post(server: Running, path: str, body: dict[str, Any]) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {server.key}"}
+    sent = {"model": MODEL, "temperature": 0, **body}
+    response = httpx.post(server.url + path, json=sent, headers=headers, timeout=60)
+    assert response.status_code == 200, response.text
+    return response
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_answer_has_the_same_fields_ends_and_usage(both: tuple[Running, Running], case: str) -> None:
+    (path, given), more = CASES[case]
+    ours, theirs = (post(server, path, given | more).json() for server in both)
+    assert ours["object"] == theirs["object"]
+    compare_fields(ours, theirs, "answer")
+    compare_fields(ours["usage"], theirs["usage"], "usage")
+    assert counts(ours["usage"]) == counts(theirs["usage"])
+    for mine, other in zip(ours["choices"], theirs["choices"], strict=True):
+        compare_fields(mine, other, "choice")
+        if "message" in other:
+            compare_fields(mine["message"], other["message"], "message")
+        assert (mine["index"], mine["finish_reason"]) == (other["index"], other["finish_reason"])
+        if "n" not in more:
+            assert whole(text(mine)) == text(other)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "options", [None, {"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}]
+)
+def test_a_stream_has_the_same_chunks(
+    both: tuple[Running, Running], case: str, options: dict[str, Any] | None
+) -> None:
+    (path, given), more = CASES[case]
+    body = given | more | {"stream": True, "stream_options": options}
+    ours, theirs = (chunks(post(server, path, body).text) for server in both)
+    assert {chunk["object"] for chunk in ours} == {chunk["object"] for chunk in theirs}
+    for chunk in ours:
+        compare_fields(chunk, next(other for other in theirs if shape(other) == shape(chunk)), "answer")
+    for index in range(more.get("n", 1)):
+        mine, other = of_choice(ours, index), of_choice(theirs, index)
+        for choice in mine:
+            compare_fields(choice, other[-1], "choice")
+        assert ends(mine) == ends(other)
+        if "n" not in more:
+            assert whole("".join(map(text, mine))) == "".join(map(text, other))
+        if path == CHAT[0]:
+            roles = [choice["delta"].get("role") for choice in mine]
+            assert roles == ["assistant", *[None] * (len(mine) - 1)]
+            # vLLM sends the role alone, with empty content, before the first token.
+            assert other[0]["delta"] == {"role": "assistant", "content": ""}
+    assert bool(ours[-1]["choices"]) == bool(theirs[-1]["choices"])
+    if options:
+        assert counts(ours[-1]["usage"]) == counts(theirs[-1]["usage"])
+    if options and "continuous_usage_stats" in options:
+        last = [chunk for chunk in ours if chunk["choices"]][-1]
+        assert counts(last["usage"]) == counts([chunk for chunk in theirs if chunk["choices"]][-1]["usage"])
+
+
+def compare_fields(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
+    assert set(theirs) - set(ours) <= DIFFERENCES.get(what, set()), what
+    assert set(ours) - set(theirs) <= OURS.get(what, set()), what
+
+
+def shape(chunk: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether it has a choice, and whether usage stands in it."""
+    return bool(chunk["choices"]), bool(chunk.get("usage"))
+
+
+def of_choice(found: list[dict[str, Any]], index: int) -> list[dict[str, Any]]:
+    return [choice for chunk in found for choice in chunk["choices"] if choice["index"] == index]
+
+
+def ends(choices: list[dict[str, Any]]) -> list[str]:
+    return [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+
+
+def text(choice: dict[str, Any]) -> str:
+    said = choice.get("message") or choice.get("delta") or {}
+    return choice.get("text") or said.get("content") or ""
+
+
+def whole(said: str) -> str:
+    """An answer that is cut within a character ends in U+FFFD here, and before it there."""
+    return said.removesuffix("\ufffd")
+
+
+def counts(usage: dict[str, Any]) -> list[int]:
+    return [usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
+
+
+def chunks(streamed: str) -> list[dict[str, Any]]:
+    lines = [line for line in streamed.split("\n") if line.startswith("data: ")]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line[6:]) for line in lines[:-1]]
