@@ -8,7 +8,6 @@ window of W holds what happened in (now - W, now]: at the moment itself yes, W b
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping
 
 import msgspec
 
@@ -72,21 +71,6 @@ class Replicas(msgspec.Struct, frozen=True):
     # second by the first is how many ran where a token was made.
     running_sum: int = 0
     running_square_sum: int = 0
-
-
-def inputs(demand: Demand, replicas: Replicas) -> dict[str, int]:
-    """Return both as one flat object: what a decision's event says that it followed from."""
-    flat = {**msgspec.structs.asdict(demand), **msgspec.structs.asdict(replicas)}
-    past = flat.pop("past")
-    return flat | {f"past_{back}": count for back, count in enumerate(past, start=1)}
-
-
-def of_inputs(flat: Mapping[str, int]) -> tuple[Demand, Replicas]:
-    """Return what `inputs` made flat. Raises KeyError where a field is missing."""
-    demand = {name: flat[name] for name in Demand.__struct_fields__ if name != "past"}
-    past = tuple(flat[f"past_{back}"] for back in range(1, PASTS + 1))
-    replicas = {name: flat[name] for name in Replicas.__struct_fields__}
-    return Demand(past=past, **demand), Replicas(**replicas)
 
 
 class _Sums:

@@ -36,7 +36,7 @@ def status(fleet: Fleet, model: str, now_ns: int) -> Status:
         return Status("queued")
     start_ns = fleet.start_ns(model)
     if start_ns is None and (decided := fleet.decided.get(model)) is not None:
-        start_ns = decided.inputs.get("start_ns")
+        start_ns = decided.inputs.get("replicas.start_ns")
     if start_ns is None:
         return Status("starting")
     replicas = fleet.replicas.get(model, {}).values()

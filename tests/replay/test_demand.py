@@ -14,10 +14,7 @@ from replay.demand import (
     WARM_NS,
     Demand,
     Demands,
-    Replicas,
     Reports,
-    inputs,
-    of_inputs,
 )
 
 
@@ -125,12 +122,3 @@ def test_reports_are_kept_for_as_long_as_speeds() -> None:
     reports.reported(10, 4)
     assert reports.at(10) == (7, 25)
     assert reports.at(SPEED_NS) == (4, 16)
-
-
-def test_inputs_are_flat_and_come_back() -> None:
-    demand = Demand(now_ns=5, waiting=2, past=tuple(range(PASTS)), active_at_ns=4)
-    replicas = Replicas(wanted=3, ready=1, start_ns=60)
-    flat = inputs(demand, replicas)
-    assert all(isinstance(value, int) for value in flat.values())
-    assert (flat["past_1"], flat["past_10"], flat["wanted"]) == (0, 9, 3)
-    assert of_inputs(flat) == (demand, replicas)

@@ -24,6 +24,7 @@ from events.subjects import Address
 from replay import decide, decisions
 from replay.archive import Archive
 from replay.decide import Policy
+from replay.demand import PASTS, Demand, Replicas
 from replay.warehouse import Warehouse
 from rift.control import autoscaler, main
 from rift.control.autoscaler import UNKNOWN, Served
@@ -261,3 +262,13 @@ async def test_what_was_trimmed_from_the_log_still_counts(world: World) -> None:
     kept = {stored.sequence for stored in stream.messages}
     stream.messages[:0] = [stored for stored in whole if stored.sequence not in kept]
     assert world.replay() == []
+
+
+def test_inputs_are_flat_and_come_back() -> None:
+    demand = Demand(now_ns=5, waiting=2, past=tuple(range(PASTS)), active_at_ns=4)
+    inputs = decisions.Inputs(demand, Replicas(wanted=3, ready=1, start_ns=60), Policy(), UNKNOWN)
+    flat = inputs.flat()
+    assert all(type(value) is int for value in flat.values())
+    assert (flat["demand.past.1"], flat["demand.past.9"], flat["replicas.wanted"]) == (1, 9, 3)
+    again = decisions.parsed(flat)
+    assert (again.demand, again.replicas, again.policy) == (inputs.demand, inputs.replicas, inputs.policy)
