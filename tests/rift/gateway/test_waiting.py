@@ -78,7 +78,7 @@ def test_it_starts_until_a_replica_is_ready_and_counts_down_by_what_starts_took(
 
 def test_before_any_start_it_is_what_the_decision_took_it_to_be() -> None:
     story = Story()
-    story.tell(decided(start_ns=90 * SECOND))
+    story.tell(decided(**{"replicas.start_ns": 90 * SECOND}))
     assert story.status() == Status("starting", 90_000)
 
 
@@ -120,7 +120,7 @@ def test_who_waits_is_woken_when_a_model_is_ready_or_is_not_any_more() -> None:
 @pytest.mark.parametrize("now_ns", [0, 2_000 * SECOND])
 def test_the_time_is_never_before_the_fleets_last_word(now_ns: int) -> None:
     story = Story()
-    story.tell(decided(start_ns=10 * SECOND))
+    story.tell(decided(**{"replicas.start_ns": 10 * SECOND}))
     story.tell(starting("a"))
     waiting = Waiting(story.fleet, list, lambda: now_ns)
     assert waiting.status("m") == Status("starting", 0 if now_ns else 10_000)
