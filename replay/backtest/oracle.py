@@ -7,8 +7,8 @@ First the trace is served by a fleet whose starts take no time, with as many rep
 what is under way and a margin: that is what is needed, when. Then each of these replicas is ordered ahead by
 a start, and kept over a gap that is shorter than ending its answers and starting again would take. Margins
 are tried from none on: the first counts whose schedules, with real starts, serve 99 % in time, and of these
-the cheapest; where none does, what serves most. A schedule that no such rule finds may be cheaper still. Who waits all the same (a
-schedule knows nothing of how answers are spread over replicas) is held by more.
+the cheapest; where none does, what serves most. Who waits all the same, since a schedule knows nothing of
+how answers are spread over replicas, is held by more. A schedule that no such rule finds may be cheaper.
 """
 
 from collections.abc import Callable, Sequence
