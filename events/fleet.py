@@ -1,7 +1,8 @@
 """The fleet as its readers hold it: who leads, what was decided for each model, and how its replicas are.
 
     ControlElected   counts if its epoch is higher than the last; who writes it has read that, and adds one
-    ScaleDecided     counts if its epoch is the last, and `from_replicas` is what was decided last
+    ScaleDecided     counts if its epoch is the last, `from_replicas` is what was decided last, and whoever
+                     decided had read that (its `positions` say how far)
     ReplicaStarting  begins a replica; what is said of one that has ended, or never began, says nothing
 
 So of two that would lead one does, and a decision that is late or repeated changes nothing: the order of
@@ -60,6 +61,7 @@ class Course:
         self.epoch = 0
         self.leader = ""
         self._wanted: dict[str, int] = {}
+        self._decided_at: dict[str, int] = {}
 
     @property
     def wanted(self) -> Mapping[str, int]:
@@ -73,15 +75,23 @@ class Course:
             # An election was missed, so this reader began behind a trim. What it took for decisions since
             # may be nobody's; those that count follow.
             self._wanted.clear()
+            self._decided_at.clear()
         self.epoch, self.leader = epoch, control
         return True
 
-    def decide(self, epoch: int, model: str, before: int, now: int) -> bool:
-        """Say whether the decision counts."""
-        if epoch != self.epoch or before != self._wanted.get(model, before):
+    def decide(self, event: ScaleDecided, sequence: int) -> bool:
+        """Say whether the decision, which stands at `sequence`, counts."""
+        last = self._decided_at.get(event.model, 0)
+        if event.epoch != self.epoch or event.positions.get(FLEET, last) < last:
             return False
-        self._wanted[model] = now
+        if event.from_replicas != self._wanted.get(event.model, event.from_replicas):
+            return False
+        self.take(event.model, event.to_replicas, sequence)
         return True
+
+    def take(self, model: str, replicas: int, sequence: int) -> None:
+        """Take a decision that is known to count."""
+        self._wanted[model], self._decided_at[model] = replicas, sequence
 
 
 class Fleet:
@@ -141,7 +151,7 @@ class Fleet:
         return True
 
     def _decided(self, event: ScaleDecided, sequence: int) -> bool:
-        if not self._course.decide(event.epoch, event.model, event.from_replicas, event.to_replicas):
+        if not self._course.decide(event, sequence):
             return False
         self.decided[event.model] = event
         self._needed[event.model] = self._needed.get(ELECTION, sequence)

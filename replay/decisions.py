@@ -147,7 +147,7 @@ def _event(told: Mapping[str, Any]) -> object:
                 to_replicas=told["to_replicas"],
                 reason="",
                 policy="",
-                positions={},
+                positions=json.loads(told["positions"]),
                 decided_at_ns=told["decided_at_ns"],
                 inputs={},
                 epoch=told["epoch"],

@@ -322,7 +322,7 @@ class Fold:
                     msgspec.json.encode(event.positions, order="sorted").decode(),
                     msgspec.json.encode(event.inputs, order="sorted").decode(),
                     event.epoch,
-                    self.course.decide(event.epoch, event.model, before, now),
+                    self.course.decide(event, moment.sequence),
                     event.decided_at_ns,
                     moment.position,
                     moment.at_ns,

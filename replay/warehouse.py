@@ -46,15 +46,13 @@ DIGESTED = (
 # The elections and decisions that count, in the order of the log.
 COURSE = """
 with told as (
-    select epoch, control, null as model, null as before, null as now, position
-    from facts.held_elections where counts
+    select epoch, control, null as model, null as replicas, position from facts.held_elections where counts
     union all
-    select epoch, null, model, from_replicas, to_replicas, position
-    from facts.scale_decisions where counts
+    select epoch, null, model, to_replicas, position from facts.scale_decisions where counts
 )
-select epoch, control, model, before, now
+select epoch, control, model, replicas, split_part(split_part(position, ':', 2), '.', 1)::bigint as sequence
 from told
-order by split_part(split_part(position, ':', 2), '.', 1)::bigint, split_part(position, '.', 2)::bigint
+order by sequence, split_part(position, '.', 2)::bigint
 """
 
 # A pivot over more columns takes memory that no limit counts.
@@ -272,11 +270,11 @@ class Warehouse:
             "select stream, sequence from facts.quarantined_records"
         ).fetchall():
             restored.quarantine(stream, sequence)
-        for epoch, control, model, before, now in self._writer.execute(COURSE).fetchall():
+        for epoch, control, model, replicas, sequence in self._writer.execute(COURSE).fetchall():
             if model is None:
                 restored.course.elect(epoch, control)
             else:
-                restored.course.decide(epoch, model, before, now)
+                restored.course.take(model, replicas, sequence)
         attempts = {row[1]: row for row in self._rows(AttemptRow, "open_attempts")}
         for *row, life in self._rows(RequestRow, "open_requests", "life"):
             attempt = attempts.get(row[0])

@@ -14,8 +14,8 @@ class ControlElected(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ScaleDecided(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """From now on the model shall have `to_replicas`. It counts if `epoch` is the leader's and
-    `from_replicas` is what was decided last: a late or repeated word is nobody's.
+    """From now on the model shall have `to_replicas`. It counts if `epoch` is the leader's, `from_replicas`
+    is what was decided last, and `positions` hold that: a late or repeated word is nobody's.
 
     `inputs` is all that the decision followed from; the log up to `positions` (the last sequence of each
     stream) and the time `decided_at_ns` say them again.
