@@ -45,6 +45,8 @@ model = "{model}"
 title = "The benchmark's model"
 source = {source}
 context_tokens = {context_tokens}
+tool_parser = {tool_parser}
+tool_strict_level = "parameter"
 prompt_usd = "0.01"
 output_usd = "0.02"
 [models.{model}.profiles.cpu]
@@ -66,6 +68,7 @@ class Served(NamedTuple):
     path: Path
     context_tokens: int
     profile: Profile
+    tool_parser: str = ""
 
 
 class Running(NamedTuple):
@@ -114,6 +117,7 @@ def rift(
             model=MODEL,
             source=json.dumps(str(served.path)),
             context_tokens=served.context_tokens,
+            tool_parser=json.dumps(served.tool_parser),
             args=_table(served.profile.args),
             env=_table(served.profile.env),
         )
@@ -136,6 +140,9 @@ def peer(served: Served, folder: Path) -> Iterator[Running]:
     folder.mkdir(parents=True)
     model = ["--model", str(served.path), "--served-model-name", MODEL]
     engine = ["--max-model-len", str(served.context_tokens)]
+    if served.tool_parser:
+        engine += ["--enable-auto-tool-choice", "--tool-call-parser", served.tool_parser]
+        engine += ["--tool-strict-level", "parameter"]
     for name, value in served.profile.args.items():
         engine += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     quiet = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
