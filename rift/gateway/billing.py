@@ -4,7 +4,6 @@ import re
 from typing import Any
 
 from events.log import Log, LogError
-from events.schema import KeyIssued
 from rift.gateway.admission import Admission, retry_after
 from rift.gateway.http import Refusal, Request
 from rift.questions import AnswerFailed, AskInvoice, AskUsage, QuestionRefused, ask
@@ -20,24 +19,15 @@ class Billing:
         self._log, self._admission = log, admission
 
     async def invoice(self, request: Request, match: re.Match[str]) -> None:
-        issued = self._authenticate(request)
+        issued = self._admission.authenticate(request, "usage")
         await request.answer(200, await self._ask(AskInvoice(issued.account, match[1]), "invalid_period"))
 
     async def usage(self, request: Request, match: re.Match[str]) -> None:
         """`from` and `to` are days (UTC), both counted; `group_by` is a list with commas."""
-        issued, query = self._authenticate(request), request.query()
+        issued, query = self._admission.authenticate(request, "usage"), request.query()
         groups = tuple(group for group in query.get("group_by", "day,model").split(",") if group)
         days = query.get("from", FIRST_DAY), query.get("to", LAST_DAY)
         await request.answer(200, await self._ask(AskUsage(issued.account, *days, groups), "invalid_query"))
-
-    def _authenticate(self, request: Request) -> KeyIssued:
-        issued = self._admission.authenticate(request)
-        if "usage" not in issued.scopes:
-            message = "this API key may not see usage and invoices; its scopes are " + ", ".join(
-                issued.scopes
-            )
-            raise Refusal(403, message, code="insufficient_scope")
-        return issued
 
     async def _ask(self, question: AskInvoice | AskUsage, code: str) -> Any:
         try:
