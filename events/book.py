@@ -1,24 +1,55 @@
-"""The book as its readers hold it: accounts, keys, prices and credit, folded from RIFT_BOOK in log order."""
+"""The book as its readers hold it: accounts, keys, limits, prices and credit, folded from RIFT_BOOK in log
+order."""
 
 import hashlib
 import hmac
+from collections.abc import Callable
+
+import msgspec
 
 from events import codec
 from events.credit import Credits
 from events.log import Log, Stored
-from events.schema import AccountOpened, KeyIssued, KeyRevoked, Price, PricePublished
+from events.schema import (
+    AccountOpened,
+    KeyIssued,
+    KeyLimitsSet,
+    KeyRevoked,
+    Limits,
+    LimitsSet,
+    Price,
+    PricePublished,
+)
 from events.subjects import BOOK
+
+
+class HeldKey(msgspec.Struct):
+    """A key that was issued, and what became of it. Times are stored times."""
+
+    event: KeyIssued
+    issued_at_ns: int
+    revoked_at_ns: int | None = None
+    limits: KeyLimitsSet | None = None
+
+    def state(self, now_ns: int) -> str:
+        """`now_ns` is the broker's time."""
+        if self.revoked_at_ns is not None:
+            return "revoked"
+        expires = self.event.expires_at_ns
+        return "expired" if expires is not None and now_ns >= expires else "valid"
 
 
 class Book:
     """`position` is the last sequence folded, `at_ns` the largest stored time; an event id that came before
-    is dropped."""
+    is dropped. `on_revoked` is told the id of each key that is revoked from then on."""
 
     def __init__(self) -> None:
         self.position = 0
         self.at_ns = 0
-        self.accounts: set[str] = set()
-        self.keys: dict[str, KeyIssued] = {}
+        self.accounts: dict[str, int] = {}
+        self.keys: dict[str, HeldKey] = {}
+        self.limits: dict[str, LimitsSet] = {}
+        self.on_revoked: Callable[[str], None] = lambda key: None
         self.credits = Credits()
         self.price_version = 0
         self._prices: dict[int, dict[str, Price]] = {0: {}}
@@ -35,11 +66,14 @@ class Book:
             self._seen.add(entry)
             match event:
                 case AccountOpened():
-                    self.accounts.add(event.account)
+                    self.accounts.setdefault(event.account, self.at_ns)
                 case KeyIssued():
-                    self.keys[event.key] = event
+                    # What was issued again is what it was, revoked or not.
+                    self.keys.setdefault(event.key, HeldKey(event, self.at_ns))
                 case KeyRevoked():
-                    self.keys.pop(event.key, None)
+                    self._revoked(event)
+                case KeyLimitsSet() if (held := self.keys.get(event.key)) is not None:
+                    held.limits = event
                 case PricePublished() if event.version == self.price_version + 1:
                     self.price_version = event.version
                     listed = self._prices[event.version] = {}
@@ -47,21 +81,36 @@ class Book:
                         # Of a model that is listed twice the first price, as for the bill.
                         listed.setdefault(price.model, price)
                 case _:
+                    if isinstance(event, LimitsSet):
+                        self.limits[event.account] = event
                     self.credits.fold(event, at_ns=self.at_ns)
         self.credits.see(stored.subject, stored.sequence)
         self.position = stored.sequence
+
+    def _revoked(self, event: KeyRevoked) -> None:
+        held = self.keys.get(event.key)
+        if held is not None and held.event.account == event.account and held.revoked_at_ns is None:
+            held.revoked_at_ns = self.at_ns
+            self.on_revoked(event.key)
 
     def has(self, id: str) -> bool:
         """Say whether an event of this id counts already."""
         return id in self._seen
 
-    def authenticate(self, key: str) -> KeyIssued | None:
-        """Return the key's entry if this exact key was issued, in constant time once it is found."""
+    def authenticate(self, key: str) -> HeldKey | None:
+        """Return the key's entry if this exact key was issued, in constant time once it is found; also one
+        that is revoked or expired."""
         parts = key.split("_")
-        issued = self.keys.get(parts[1]) if len(parts) == 3 else None
+        held = self.keys.get(parts[1]) if len(parts) == 3 else None
         digest = key_digest(key)
-        matches = hmac.compare_digest(digest, issued.sha256 if issued else "")
-        return issued if matches else None
+        matches = hmac.compare_digest(digest, held.event.sha256 if held else "")
+        return held if matches else None
+
+    def limits_of(self, account: str, key: str) -> dict[str, Limits]:
+        """Return the limits that hold for a request, by whose they are: the account's, and its key's."""
+        held = self.keys.get(key)
+        found = {f"account {account}": self.limits.get(account), f"key {key}": held.limits if held else None}
+        return {whose: limits for whose, limits in found.items() if limits is not None}
 
     def price(self, model: str, version: int | None = None) -> Price | None:
         """Return a model's price in a version of the list, or in the one in force."""

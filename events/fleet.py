@@ -37,12 +37,14 @@ STARTS = 5
 
 
 class Replica(msgspec.Struct):
-    """One that lives. Times are stored times; `heard_at_ns` is its last word, `at` its first position."""
+    """One that lives. Times are stored times; `heard_at_ns` is its last word, `at` its first position;
+    `slots` is how many requests it runs at once, 0 before it is ready."""
 
     state: Literal["starting", "ready", "draining"]
     began_at_ns: int
     heard_at_ns: int
     at: int
+    slots: int = 0
 
 
 class Starts(msgspec.Struct):
@@ -171,7 +173,7 @@ class Fleet:
             return False
         replica.heard_at_ns = self.at_ns
         if isinstance(event, ReplicaReady):
-            replica.state = "ready"
+            replica.state, replica.slots = "ready", event.slots
             took = self.starts.get(event.model, Starts()).took_ns
             self.starts[event.model] = Starts(took_ns=(*took, event.start_ns)[-STARTS:])
         elif isinstance(event, ReplicaDraining):
@@ -197,6 +199,10 @@ class Fleet:
     def count(self, model: str, state: str) -> int:
         """Return how many of a model's replicas are in a state."""
         return sum(replica.state == state for replica in self.replicas.get(model, {}).values())
+
+    def slots(self, model: str) -> int:
+        """Return how many requests the model's ready replicas run at once."""
+        return sum(one.slots for one in self.replicas.get(model, {}).values() if one.state == "ready")
 
     def can_serve(self, model: str) -> bool:
         """Say whether a request for the model will be taken, now or once a replica has started."""

@@ -39,7 +39,10 @@ def entry_rows(event: schema.BookEvent, moment: Moment) -> Iterator[Row]:
         case schema.KeyRevoked():
             yield RevocationRow(event.key, event.account, position, at_ns)
         case schema.LimitsSet():
-            yield LimitsRow(event.account, event.plan, event.budget_nanousd, position, at_ns)
+            more = event.plan, event.budget_nanousd, *_rates(event), event.queue_share_percent
+            yield LimitsRow(event.account, None, *more, position, at_ns)
+        case schema.KeyLimitsSet():
+            yield LimitsRow(event.account, event.key, None, None, *_rates(event), None, position, at_ns)
         case schema.CreditGranted():
             yield GrantRow(event.account, event.nanousd, event.reason, position, at_ns)
         case schema.CreditHeld():
@@ -66,6 +69,10 @@ def entry_rows(event: schema.BookEvent, moment: Moment) -> Iterator[Row]:
             yield QuarantineRow(event.stream, event.sequence, event.reason, position, at_ns)
         case schema.SegmentSealed():
             yield SegmentRow(event.stream, event.first, event.last, event.manifest, position, at_ns)
+
+
+def _rates(event: schema.Limits) -> tuple[int | None, int | None, int | None]:
+    return event.requests_per_minute, event.tokens_per_minute, event.concurrent
 
 
 def _period(event: schema.PeriodClosed, position: str, at_ns: int) -> PeriodRow:

@@ -207,13 +207,18 @@ class PriceRow(Row):
 
 
 class LimitsRow(Row):
-    """All limits of an account, as last set."""
+    """All limits of an account, or of a key of it."""
 
     table = "set_limits"
 
     account: str
-    plan: str
+    key: str | None
+    plan: str | None
     budget_nanousd: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrent: int | None
+    queue_share_percent: int | None
     position: str
     at_ns: int
 

@@ -29,8 +29,8 @@ from replay.rows import AttemptRow, PriceRow, RequestRow, Row
 # In the order in which they are made: each may read those before it.
 RELATIONS = (
     *("requests", "attempts", "replicas", "decisions", "usage", "latency", "itl_bounds", "demand"),
-    *("prices", "accounts", "keys", "corrections", "periods", "segments", "charges", "invoice_lines"),
-    *("balances", "elections", "unit_economics", "lag"),
+    *("prices", "accounts", "keys", "limits", "corrections", "periods", "segments", "charges"),
+    *("invoice_lines", "balances", "elections", "unit_economics", "lag"),
 )
 
 # What the rows mean. Raise it when the fold changes and the tables do not: older files are then refused.
@@ -39,8 +39,8 @@ FOLD_VERSION = 2
 # What a rebuild from the same log must give again, to the last byte: requests, money and the book. Not `lag`
 # and `replicas`, which say how things are, nor `demand` and `decisions`, which say why.
 DIGESTED = (
-    *("requests", "attempts", "usage", "latency", "prices", "accounts", "keys", "corrections", "periods"),
-    *("charges", "invoice_lines", "balances"),
+    *("requests", "attempts", "usage", "latency", "prices", "accounts", "keys", "limits", "corrections"),
+    *("periods", "charges", "invoice_lines", "balances"),
 )
 
 # The elections and decisions that count, in the order of the log.

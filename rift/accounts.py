@@ -2,6 +2,9 @@
 corrections and quarantines, which only add up."""
 
 import secrets
+from typing import Any
+
+from msgspec.structs import replace
 
 from events import codec, credit, subjects
 from events.book import Book, key_digest
@@ -11,8 +14,9 @@ from events.schema import (
     AnyEvent,
     CreditGranted,
     KeyIssued,
+    KeyLimitsSet,
+    KeyRevoked,
     LimitsSet,
-    Plan,
     RecordQuarantined,
     UsageCorrected,
 )
@@ -31,6 +35,10 @@ ENTRY_BYTES = 10
 
 class AccountUnknown(Exception):
     """The book has no such account."""
+
+
+class KeyUnknown(Exception):
+    """The book has no such key, or it is revoked already."""
 
 
 class OutcomeOpen(Exception):
@@ -59,12 +67,31 @@ async def open_account(log: Log, book: Book, account: str) -> bool:
     return True
 
 
-async def issue_key(log: Log, account: str) -> Key:
-    """Issue a key, and return it: the only time that its text is known."""
+async def issue_key(log: Log, account: str, **granted: Any) -> Key:
+    """Issue a key, and return it: the only time that its text is known. `granted` are its scopes, models and
+    expiry, as `KeyIssued` has them."""
     key = keys.new_key(secrets.token_bytes(keys.ID_BYTES + keys.SECRET_BYTES))
-    issued = KeyIssued(id=f"key.{key.id}", key=key.id, account=account, sha256=key_digest(key.text))
+    digest = key_digest(key.text)
+    issued = KeyIssued(id=f"key.{key.id}", key=key.id, account=account, sha256=digest, **granted)
     await _append(log, "key", key.id, issued)
     return key
+
+
+async def revoke_key(log: Log, book: Book, key: str) -> int:
+    """Revoke a key, and return where the book says so.
+
+    Raises KeyUnknown, OutcomeUnknown, LogError: said again, it does what it did.
+    """
+    held = book.keys.get(key)
+    if held is None:
+        raise KeyUnknown(
+            f"there is no key {key!r}; `rift keys list` shows their ids, the part between a key's underscores"
+        )
+    if held.revoked_at_ns is not None:
+        raise KeyUnknown(f"key {key} of account {held.event.account} is revoked already")
+    revoked = KeyRevoked(id=f"revoked.{key}", key=key, account=held.event.account)
+    data = codec.encode(WRITER, [revoked])
+    return await append_until_known(log, subjects.BOOK, subjects.book("key", key), data, within_s=GRANT_S)
 
 
 def entry_id(kind: str, account: str, text: str | None) -> str:
@@ -94,22 +121,28 @@ async def add(log: Log, book: Book, event: CreditGranted | UsageCorrected) -> bo
     return True
 
 
-async def set_limits(
-    log: Log, book: Book, account: str, *, plan: Plan | None, budget_nanousd: int | None, keep_budget: bool
-) -> None:
-    """Set an account's limits; `plan` None and `keep_budget` keep what holds by the book.
+async def set_limits(log: Log, book: Book, account: str, changed: dict[str, Any]) -> None:
+    """Set what is named of an account's limits, as `LimitsSet` has them; the rest stays as the book says.
 
     Raises AccountUnknown, Conflict, LogError.
     """
     _check_account(book, account)
-    standing = book.credits.of(account)
-    limits = LimitsSet(
-        id=f"limits.{_unique()}",
-        account=account,
-        plan=plan or standing.plan,
-        budget_nanousd=standing.budget_nanousd if keep_budget else budget_nanousd,
-    )
-    await _append(log, "limits", account, limits)
+    limits = replace(book.limits.get(account) or LimitsSet(id="", account=account), **changed)
+    await _append(log, "limits", account, _anew(limits))
+
+
+async def set_key_limits(log: Log, book: Book, account: str, key: str, changed: dict[str, Any]) -> None:
+    """As `set_limits`, for a key. Raises KeyUnknown, too."""
+    _check_account(book, account)
+    held = book.keys.get(key)
+    if held is None or held.event.account != account or held.revoked_at_ns is not None:
+        raise KeyUnknown(f"account {account} has no key {key!r} that is not revoked; see `rift keys list`")
+    limits = replace(held.limits or KeyLimitsSet(id="", account=account, key=key), **changed)
+    await _append(log, "keylimits", key, _anew(limits))
+
+
+def _anew(limits: LimitsSet | KeyLimitsSet) -> LimitsSet | KeyLimitsSet:
+    return replace(limits, id=f"limits.{_unique()}")
 
 
 def _check_account(book: Book, account: str) -> None:

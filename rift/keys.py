@@ -9,6 +9,9 @@ import zlib
 
 import msgspec
 
+# What a key may be for. One for `admin` may do all.
+SCOPES = ("inference", "usage", "admin")
+
 ID_BYTES = 5
 SECRET_BYTES = 32
 CHECKSUM_CHARACTERS = 7

@@ -191,7 +191,8 @@ class Up:
         if (published := prices.default(self._settings.catalogue(), book)) is not None:
             await prices.publish(self._log, published)
         file = self._installation.first_key
-        if file.exists() and book.authenticate(file.read_text().strip()):
+        held = book.authenticate(file.read_text().strip()) if file.exists() else None
+        if held is not None and held.state(book.at_ns) == "valid":
             return file.read_text().strip()
         key = await accounts.issue_key(self._log, FIRST_ACCOUNT)
         broker.write_secret(file, key.text)

@@ -14,7 +14,9 @@ from events.schema.book import (
     CreditHeld,
     CreditSettled,
     KeyIssued,
+    KeyLimitsSet,
     KeyRevoked,
+    Limits,
     LimitsSet,
     PeriodClosed,
     Price,
@@ -91,12 +93,14 @@ __all__ = [
     "FinishReason",
     "FleetEvent",
     "KeyIssued",
+    "KeyLimitsSet",
     "KeyRevoked",
     "Kind",
     "LaneEvent",
     "LaneLost",
     "LaneOpened",
     "LaneReported",
+    "Limits",
     "LimitsSet",
     "Logprob",
     "Message",
@@ -154,6 +158,7 @@ BookEvents = (
     | KeyRevoked
     | PricePublished
     | LimitsSet
+    | KeyLimitsSet
     | CreditGranted
     | CreditHeld
     | CreditSettled

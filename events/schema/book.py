@@ -4,7 +4,18 @@ from typing import Annotated
 
 import msgspec
 
-from events.schema.shapes import Account, Amount, Digest, Event, Natural, Period, Plan, Shape
+from events.schema.shapes import (
+    Account,
+    Amount,
+    Digest,
+    Event,
+    Limit,
+    Natural,
+    Percent,
+    Period,
+    Plan,
+    Shape,
+)
 
 
 class BookEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,12 +61,29 @@ class PricePublished(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
     prices: tuple[Price, ...]
 
 
-class LimitsSet(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
-    """All limits of an account; absent is unlimited. The budget is for a calendar month (UTC)."""
+class Limits(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """What is asked for in a minute and at once; absent is unlimited. Over a whole installation."""
 
     account: Account
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    concurrent: Limit | None = None
+
+
+class LimitsSet(Limits, frozen=True, kw_only=True, omit_defaults=True):
+    """All limits of an account. The budget is for a calendar month (UTC); `queue_share_percent` of a model's
+    queue may be the account's, absent is the default."""
+
     plan: Plan = "per_token"
     budget_nanousd: Natural | None = None
+    queue_share_percent: Percent | None = None
+
+
+class KeyLimitsSet(Limits, frozen=True, kw_only=True, omit_defaults=True):
+    """All limits of a key, within those of its account. An event of its own: a reader that knew no limits of
+    keys must not take them for the account's, and with them its plan."""
+
+    key: str
 
 
 class CreditGranted(BookEvent, frozen=True, kw_only=True, omit_defaults=True):

@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 import msgspec
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+# A limit of nothing would be a word for what is said better: revoke the key, or set the budget to 0.
+Limit = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+Percent = Annotated[int, msgspec.Meta(ge=1, le=100)]
 Amount = Annotated[int, msgspec.Meta(ge=-(2**63) + 1, le=2**63 - 1)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Period = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$")]

@@ -3,6 +3,7 @@ create view balances as
 with limits as (
     select account, unnest(arg_max({'plan': plan, 'budget_nanousd': budget_nanousd}, rowid))
     from facts.set_limits
+    where key is null
     group by account
 ),
 granted as (

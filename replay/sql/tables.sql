@@ -184,8 +184,13 @@ create table facts.published_prices (
 
 create table facts.set_limits (
     account varchar not null,
-    plan varchar not null,
+    key varchar,
+    plan varchar,
     budget_nanousd bigint,
+    requests_per_minute bigint,
+    tokens_per_minute bigint,
+    concurrent bigint,
+    queue_share_percent bigint,
     position varchar not null,
     at_ns bigint not null
 );

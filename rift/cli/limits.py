@@ -1,4 +1,4 @@
-"""Credit and limits of accounts: `rift credit grant`, `rift limits set`, `rift limits list`."""
+"""Limits of accounts and keys: `rift limits set`, `rift limits list`."""
 
 import json
 import sys
@@ -6,102 +6,88 @@ from argparse import Namespace
 from typing import Any
 
 from events import book as books
-from events import credit, subjects
 from events.book import Book
 from events.jetstream import JetStream
-from events.log import Log
-from events.money import nanousd, usd
-from events.schema import CreditGranted
-from replay.answer import Answer
+from events.money import nanousd
 from rift import accounts
-from rift.cli.ops import CommandFailed, table, with_log
+from rift.cli.ops import CommandFailed, list_of, money, with_log
 
-COLUMNS = ("account", "plan", "budget", "granted", "held", "spent", "available")
-
-
-def grant(options: Namespace) -> None:
-    amount = nanousd(options.usd)
-    if amount <= 0:
-        raise CommandFailed(
-            f"{options.usd} is no credit; grant more than 0, or `rift correct` what was charged"
-        )
-
-    entry = accounts.entry_id("grant", options.account, options.id)
-    granted = CreditGranted(id=entry, account=options.account, nanousd=amount, reason=options.reason)
-
-    async def add(log: JetStream) -> bool:
-        return await accounts.add(log, await books.read(log), granted)
-
-    if not with_log(options, add):
-        raise CommandFailed(f"the book has {entry} already, and it counts once: nothing was added")
-    _say(options, {"account": options.account, "nanousd": amount})
+# What can be limited, as the book's events name it; the last three are an account's alone.
+RATES = ("requests_per_minute", "tokens_per_minute", "concurrent")
+OF_ACCOUNT = ("queue_share_percent", "budget_nanousd", "plan")
+COUNT_MAX = 2**53
 
 
 def change(options: Namespace) -> None:
-    if options.budget is None and options.plan is None:
-        raise CommandFailed("nothing to set: name --budget, --plan or both")
-    budget = None if options.budget in (None, "none") else nanousd(options.budget)
-    if budget is not None and budget < 0:
-        raise CommandFailed(f"{options.budget} is no budget; 0 stops an account, none lets it spend")
+    changed = _changed(options)
+    if not changed:
+        raise CommandFailed("nothing to set: name --budget, --plan, --concurrent or another limit")
+    if options.key and (wrong := [name for name in OF_ACCOUNT if name in changed]):
+        what = wrong[0].removesuffix("_nanousd").removesuffix("_percent").replace("_", "-")
+        raise CommandFailed(f"--{what} is an account's, not a key's; leave --key out to set it")
 
     async def write(log: JetStream) -> None:
-        await accounts.set_limits(
-            log,
-            await books.read(log),
-            options.account,
-            plan=options.plan,
-            budget_nanousd=budget,
-            keep_budget=options.budget is None,
-        )
+        book = await books.read(log)
+        if options.key:
+            await accounts.set_key_limits(log, book, options.account, options.key, changed)
+        else:
+            await accounts.set_limits(log, book, options.account, changed)
 
     with_log(options, write)
-    _say(options, {"account": options.account})
+    if options.json:
+        print(json.dumps({"account": options.account, "key": options.key}))
+    else:
+        print(f"stored for account {options.account}; `rift limits list` shows it", file=sys.stderr)
 
 
 def show(options: Namespace) -> None:
-    """Show what the book says; what is available of a budget is of the month of the log's last record."""
-
     async def read(log: JetStream) -> list[dict[str, Any]]:
-        book = await books.read(log)
-        month = credit.month_of(max(book.at_ns, await _last_ns(log, shard=0)))
-        return [_line(book, account, month) for account in sorted(book.accounts)]
+        return _lines(await books.read(log))
 
-    lines = with_log(options, read)
-    if options.json:
-        print(json.dumps(lines))
-        return
-    rows = [list(line.values())[:2] + [_usd(value) for value in list(line.values())[2:]] for line in lines]
-    print(table(Answer(list(COLUMNS), rows)))
+    list_of(with_log(options, read), as_json=options.json, shown={"budget_nanousd": money})
 
 
-def _line(book: Book, account: str, month: str) -> dict[str, Any]:
-    standing = book.credits.of(account)
-    return {
-        "account": account,
-        "plan": standing.plan,
-        "budget_nanousd": standing.budget_nanousd,
-        "granted_nanousd": standing.granted_nanousd,
-        "held_nanousd": standing.held_nanousd,
-        "spent_nanousd": standing.spent_nanousd,
-        "available_nanousd": standing.room(month),
-    }
+def _changed(options: Namespace) -> dict[str, Any]:
+    """Return what is named, `none` as None."""
+    changed: dict[str, Any] = {}
+    if options.plan is not None:
+        changed["plan"] = options.plan
+    for name in RATES:
+        if (text := getattr(options, name)) is not None:
+            changed[name] = _number(text, f"--{name.replace('_', '-')}", COUNT_MAX)
+    if options.queue_share is not None:
+        changed["queue_share_percent"] = _number(options.queue_share, "--queue-share", 100)
+    if options.budget is not None:
+        changed["budget_nanousd"] = _budget(options.budget)
+    return changed
 
 
-async def _last_ns(log: Log, *, shard: int) -> int:
-    """Return when a shard's last record was stored; 0: it has none."""
-    stream, last_ns = subjects.shard_stream(shard), 0
-    last = await log.last_sequence(stream)
-    async for batch in log.scan(stream, [f"rift.{shard}.>"], first=last, target=last):
-        last_ns = max(last_ns, *(stored.stored_at_ns for stored in batch))
-    return last_ns
+def _number(text: str, option: str, most: int) -> int | None:
+    if text == "none":
+        return None
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= most:
+        raise CommandFailed(f"{option}: {text!r} is no limit; write a number from 1 to {most}, or none")
+    return int(text)
 
 
-def _usd(amount: int | None) -> str | None:
-    return None if amount is None else usd(amount)
+def _budget(text: str) -> int | None:
+    budget = None if text == "none" else nanousd(text)
+    if budget is not None and budget < 0:
+        raise CommandFailed(f"{text} is no budget; 0 stops an account, none lets it spend")
+    return budget
 
 
-def _say(options: Namespace, done: dict[str, Any]) -> None:
-    if options.json:
-        print(json.dumps(done))
-    else:
-        print(f"stored for account {options.account}; `rift limits list` shows it", file=sys.stderr)
+def _lines(book: Book) -> list[dict[str, Any]]:
+    """A line for each account, and one for each key of it that has limits of its own."""
+    lines = []
+    for account in sorted(book.accounts):
+        limits = book.limits.get(account)
+        line: dict[str, Any] = {"account": account, "key": None, "plan": book.credits.of(account).plan}
+        for name in (*RATES, *OF_ACCOUNT[:-1]):
+            line[name] = getattr(limits, name, None)
+        lines.append(line)
+        for key, held in book.keys.items():
+            if held.event.account == account and held.limits is not None and held.revoked_at_ns is None:
+                of_key = {name: getattr(held.limits, name, None) for name in line}
+                lines.append(of_key | {"account": account, "key": key})
+    return lines

@@ -1,16 +1,16 @@
-"""Questions and entries: `rift sql`, `rift keys`."""
+"""Questions, `rift sql` and `rift quarantine`; and how lists and failures are shown."""
 
 import json
-import sys
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import anyio
 
-from events import book as books
 from events.jetstream import JetStream
 from events.log import LogError
+from events.money import usd
 from replay.answer import Answer, QueryRefused
 from replay.warehouse import Warehouse, WarehouseError
 from rift import accounts
@@ -19,6 +19,8 @@ from rift.control.until import parse as parse_position
 from rift.questions import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask_leader
 
 Result = TypeVar("Result")
+# How a table writes the values of a name.
+Shown = dict[str, Callable[[Any], str | None]]
 
 
 class CommandFailed(Exception):
@@ -59,19 +61,6 @@ def _from_file(options: Namespace, nobody: BaseExceptionGroup[LogError]) -> Answ
         warehouse.close()
 
 
-def create_key(options: Namespace) -> None:
-    async def create(log: JetStream) -> Any:
-        await accounts.open_account(log, await books.read(log), options.account)
-        return await accounts.issue_key(log, options.account)
-
-    key = with_log(options, create)
-    if options.json:
-        print(json.dumps({"account": options.account, "id": key.id, "key": key.text}))
-        return
-    print(key.text)
-    print(f"key {key.id} of account {options.account}; it is not shown again", file=sys.stderr)
-
-
 def quarantine(options: Namespace) -> None:
     """Have all readers pass over a record that none can read."""
     position = parse_position(options.position)
@@ -104,6 +93,28 @@ def first_of(group: BaseExceptionGroup[Any]) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error)
+
+
+def list_of(lines: Sequence[Mapping[str, Any]], *, as_json: bool, shown: Shown) -> None:
+    """Print lines that all have the same names; as a table, `shown` says how a value is written, and a name
+    goes without its unit."""
+    if as_json:
+        print(json.dumps(lines, ensure_ascii=False))
+        return
+    columns = [name.removesuffix("_nanousd") for name in lines[0]] if lines else ["nothing yet"]
+    rows = [
+        [shown[name](value) if name in shown else value for name, value in line.items()] for line in lines
+    ]
+    print(table(Answer(columns, rows)))
+
+
+def money(nanousd: int | None) -> str | None:
+    return None if nanousd is None else usd(nanousd)
+
+
+def moment(at_ns: int | None) -> str | None:
+    """A stored time for people, in UTC."""
+    return None if at_ns is None else f"{datetime.fromtimestamp(at_ns // 10**9, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def table(answer: Answer) -> str:

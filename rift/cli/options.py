@@ -16,10 +16,10 @@ from replay.backtest.traces import FORMATS
 from replay.invoice import PERIOD, BillingRefused
 from replay.warehouse import ProjectionStopped, WarehouseError
 from rift import __version__
-from rift.accounts import AccountUnknown, OutcomeOpen, RecordReadable
+from rift.accounts import AccountUnknown, KeyUnknown, OutcomeOpen, RecordReadable
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
-from rift.cli import backtest, calibrate, limits, money, ops, replay, roles
+from rift.cli import accounts, backtest, calibrate, credit, keys, limits, money, ops, replay, roles
 from rift.cli.ops import CommandFailed
 from rift.control.projector import LogBehind, LogTrimmed
 from rift.control.until import PositionWrong
@@ -44,6 +44,7 @@ FAILURES = (
     CommandFailed,
     EngineFailed,
     InstallationWrong,
+    KeyUnknown,
     LogBehind,
     LogError,
     LogTrimmed,
@@ -113,13 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     sql = _command(commands, "sql", ops.sql, "ask DuckDB about everything that happened")
     sql.add_argument("select", help="one SELECT; relations and columns are in replay/README.md")
 
-    keys = commands.add_parser("keys", help="API keys").add_subparsers(metavar="ACTION", required=True)
-    create = _command(keys, "create", ops.create_key, "create a key, and show it once")
-    create.add_argument(
-        "--account", required=True, type=_account, help="[a-z0-9-]{1,40}; opened if it is new"
-    )
+    _accounts(commands)
     _money(commands)
-    _credit_commands(commands)
     _replay(commands)
     _calibrate(commands)
     _backtest(commands)
@@ -138,24 +134,57 @@ def _calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     fit.add_argument("--gpu-hour-usd", metavar="USD", help="what one GPU costs an hour")
 
 
-def _credit_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _accounts(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Accounts, keys, limits and credit: each is listed, and changed, in one shape."""
+    known = commands.add_parser("accounts", help="accounts").add_subparsers(metavar="ACTION", required=True)
+    _command(known, "list", accounts.show, "show every account")
+
+    of_keys = commands.add_parser("keys", help="API keys").add_subparsers(metavar="ACTION", required=True)
+    create = _command(of_keys, "create", keys.create, "create a key, and show it once")
+    create.add_argument(
+        "--account", required=True, type=_account, help="[a-z0-9-]{1,40}; opened if it is new"
+    )
+    create.add_argument(
+        "--scopes",
+        default="inference,usage",
+        metavar="A,B",
+        help="of inference, usage, admin (the first two)",
+    )
+    create.add_argument("--models", metavar="A,B", help="what it may use (all)")
+    create.add_argument("--expires", metavar="WHEN", help="30d, 12h, or a day (its beginning, UTC) (never)")
+    listed = _command(of_keys, "list", keys.show, "show every key; never its text")
+    listed.add_argument("--account", type=_account, metavar="NAME", help="its keys alone")
+    revoke = _command(of_keys, "revoke", keys.revoke, "refuse a key from now on, and end what runs under it")
+    revoke.add_argument("key", metavar="ID", help="the part between its underscores")
+
+    about = commands.add_parser("limits", help="limits, plans and budgets").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    change = _command(
+        about, "set", limits.change, "set limits of an account or a key; what is not named stays"
+    )
+    _account_option(change)
+    change.add_argument("--key", metavar="ID", help="of this key alone, within the account's")
+    for name, what in (
+        ("requests-per-minute", "accepted in any 60 s"),
+        ("tokens-per-minute", "of prompt and output, in any 60 s"),
+        ("concurrent", "requests under way at once"),
+    ):
+        change.add_argument(f"--{name}", metavar="N", help=f"{what}, or none")
+    change.add_argument("--queue-share", metavar="PERCENT", help="of a model's queue, or none (50)")
+    change.add_argument("--budget", metavar="USD", help="at most so much a calendar month (UTC), or none")
+    change.add_argument("--plan", choices=["per_token", "per_second"])
+    _command(about, "list", limits.show, "show every account's limits, and its keys'")
+
     prepaid = commands.add_parser("credit", help="prepaid credit").add_subparsers(
         metavar="ACTION", required=True
     )
-    grant = _command(prepaid, "grant", limits.grant, "add to an account's prepaid credit")
+    grant = _command(prepaid, "grant", credit.grant, "add to an account's prepaid credit")
     _account_option(grant)
     grant.add_argument("--usd", required=True, metavar="AMOUNT", help="like 10.50")
     grant.add_argument("--reason", default="", metavar="TEXT", help="kept in the book")
     _id_option(grant)
-
-    about = commands.add_parser("limits", help="plans and budgets").add_subparsers(
-        metavar="ACTION", required=True
-    )
-    change = _command(about, "set", limits.change, "set an account's limits; what is not named stays")
-    _account_option(change)
-    change.add_argument("--budget", metavar="USD", help="at most so much a calendar month (UTC), or none")
-    change.add_argument("--plan", choices=["per_token", "per_second"])
-    _command(about, "list", limits.show, "show every account's limits, and what is left")
+    _command(prepaid, "list", credit.show, "show what every account has, holds and has spent")
 
 
 def _money(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

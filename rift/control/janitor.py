@@ -1,4 +1,4 @@
-"""The janitor's loop: follow the shard and the fleet, and say what is due.
+"""The janitor's loop: follow the shard, the fleet and the keys, and say what is due.
 
 It makes one promise true: every accepted request ends. What is due is `watch.py`'s business.
 """
@@ -11,12 +11,13 @@ import anyio
 from events import codec, subjects
 from events.log import Follower, Log, LogError, Stored, append_until_known
 from events.schema import AnyEvent, LaneLost, RequestAccepted
-from rift.control.watch import Due, End, Offer, Release, Watch
+from rift.control.watch import Due, End, Offer, Release, Revoke, Watch
 
 logger = logging.getLogger(__name__)
 
 WRITER = "janitor"
 FLEET = ("rift.fleet.>",)
+KEYS = (subjects.book("key", "*"),)
 
 # A client whose worker died waits for this; a look at a thousand requests costs a millisecond.
 TICK_S = 0.05
@@ -53,10 +54,12 @@ class Janitor:
             self._see_fleet(batch)
         async with (
             self._log.follow(subjects.FLEET, FLEET, after=fleet_up_to) as fleet,
+            self._log.follow(subjects.BOOK, KEYS, after=0) as book,
             self._log.follow(self._stream, [everything], after=first - 1, pace_s=PACE_S) as reader,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(self._follow_fleet, fleet)
+            tasks.start_soon(self._follow_book, book)
             tasks.start_soon(self._follow_shard, reader)
             while reader.position < caught_up:  # noqa: ASYNC110  # old news is not acted upon
                 await anyio.sleep(TICK_S)
@@ -90,6 +93,12 @@ class Janitor:
         async for batch in reader:
             self._see_fleet(batch)
 
+    async def _follow_book(self, reader: Follower) -> None:
+        async for batch in reader:
+            for stored in batch:
+                for event in _events(stored):
+                    self._watch.see_book(event)
+
     def _see_fleet(self, batch: Sequence[Stored]) -> None:
         for stored in batch:
             try:
@@ -118,6 +127,8 @@ class Janitor:
             match due:
                 case LaneLost():
                     await self._append(subjects.lane(self._shard, due.lane), due)
+                case Revoke():
+                    await self._append(subjects.cancel(due.at), due.event)
                 case End():
                     await self._append(subjects.work(due.at), due.event)
                 case Release():

@@ -3,6 +3,7 @@
     a live attempt's replica is lost           release the attempt, return its delivery
     a live attempt has not moved for a bound   the same: it is stalled
     nobody works on a request for a bound      offer it again: the same acceptance, a new delivery
+    the key that asked for it is revoked       want its cancel
     a cancel is wanted for 10 s                end it
     its model does not start                   end it
     its deadline has passed                    end it
@@ -23,8 +24,10 @@ from events.log import Stored
 from events.schema import (
     AttemptReleased,
     AttemptStarted,
+    CancelRequested,
     ClientAttached,
     FinishReason,
+    KeyRevoked,
     LaneLost,
     LaneOpened,
     LaneReported,
@@ -82,7 +85,12 @@ class End(msgspec.Struct, frozen=True):
     event: RequestFinished
 
 
-Due = Release | Offer | End | LaneLost
+class Revoke(msgspec.Struct, frozen=True):
+    at: subjects.Address
+    event: CancelRequested
+
+
+Due = Release | Offer | End | Revoke | LaneLost
 
 
 class Watched(msgspec.Struct):
@@ -90,6 +98,7 @@ class Watched(msgspec.Struct):
 
     at: subjects.Address
     model: str
+    key: str
     sequence: int
     deadline_ns: int
     detached: bool
@@ -115,6 +124,7 @@ class Watch:
         self._lost_lanes: dict[str, int] = {}
         self._fleet = Fleet()
         self._lost_replicas: dict[str, str] = {}
+        self._revoked: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -128,6 +138,10 @@ class Watch:
                 case ReplicaReady() | ReplicaReported():
                     # It was silent, and is back.
                     self._lost_replicas.pop(event.replica, None)
+
+    def see_book(self, event: Any) -> None:
+        if isinstance(event, KeyRevoked):
+            self._revoked.add(event.key)
 
     def see_lane(self, event: Any, stored_at_ns: int) -> None:
         match event:
@@ -167,6 +181,7 @@ class Watch:
         self._open[event.request] = Watched(
             at=at,
             model=event.model,
+            key=event.key,
             sequence=sequence,
             deadline_ns=stored_at_ns + event.deadline_ms * SECOND // 1000,
             detached=event.detached,
@@ -199,6 +214,8 @@ class Watch:
         life = watched.life
         if now_ns > watched.deadline_ns + EXPIRED_NS:
             return _end(request, watched, "expired", "the deadline passed before the answer was whole")
+        if life.wanted is None and watched.key in self._revoked:
+            return Revoke(watched.at, CancelRequested(request=request, why="revoked"))
         if life.wanted is not None and now_ns - watched.wanted_ns > CANCELLED_NS:
             return _end(request, watched, cancelled_as(life.wanted), "cancelled while no worker answered")
         if self._is_abandoned(watched, now_ns):

@@ -1,6 +1,6 @@
 """A new request's way through the gateway, up to what the log says of it.
 
-    authenticate → parse → admit → reserve → follow → append `RequestAccepted` → relay what the log says
+    authenticate → parse → admit → limit → reserve → follow → append `RequestAccepted` → relay the log's words
 
 Whatever is refused is refused before the append. From the append on, the log decides. A request with `n` > 1
 is a group: all of its choices are appended, or those that were, or may still be, are said to be unanswered,
@@ -65,6 +65,7 @@ class Accepting:
     ) -> None:
         self._log, self._relays, self._histories = log, relays, histories
         self._admission, self._delivery, self._allowances = admission, delivery, allowances
+        self._limiting = admission.limiting
         self._book, self._models = book, models
         self._secret, self._entropy = secret, entropy
         self._shard, self._lane = lane
@@ -79,7 +80,7 @@ class Accepting:
         wanted = read(body)
         if wanted.model not in self._models:
             # It raises: of a name that is not known no id is made.
-            self._admission.admit(wanted, issued.account)
+            self._admission.admit(wanted, issued.account, issued.key)
         key = request.header(b"idempotency-key")
         if key is None:
             group = self._group(wanted, issued, self._entry(wanted, issued))
@@ -97,8 +98,13 @@ class Accepting:
             await self._answer_again(request, wanted, group, headers)
 
     async def _cover(self, wanted: Wanted, group: Group) -> Group:
-        self._admission.admit(wanted, group[0].account)
-        return await self._allowances.cover(group)
+        self._admission.admit(wanted, group[0].account, group[0].key)
+        self._limiting.take(group)
+        try:
+            return await self._allowances.cover(group)
+        except BaseException:
+            self._limiting.free(group)
+            raise
 
     async def _claim(self, digest: str, entry: Entry, wanted: Wanted, group: Group) -> tuple[Claim, Group]:
         """Return the claim in force, and with a new one the acceptances with their allowance: who has claimed
@@ -115,6 +121,7 @@ class Accepting:
         finally:
             if not is_new:
                 self._allowances.free(group)
+                self._limiting.free(group)
 
     async def _answer_new(self, request: Request, wanted: Wanted, group: Group) -> None:
         stream = self._stream(wanted, group)
@@ -137,6 +144,7 @@ class Accepting:
                 await self._store(group)
             finally:
                 self._allowances.judge(group)
+                self._limiting.let_go(group)
             stream = await relay.attach(parsed, make)
             assert stream is not None, "an acceptance that was appended is found"
         await self._answer_with(request, wanted, stream, headers)
@@ -205,8 +213,10 @@ class Accepting:
         relay = self._relays.own
         relay.open(stream)
         self._allowances.follow(group)
+        self._limiting.follow(group)
         try:
             await self._store(group)
+            self._check_key(group)
             return
         except OutcomeUnknown:
             message, headers = "the log does not answer; try again", retry_after(5)
@@ -221,7 +231,13 @@ class Accepting:
             self._delivery.cancel_unanswered(group)
         relay.close(stream)
         self._allowances.refused(group, may_land=may_land)
+        self._limiting.refused(group, may_land=may_land)
         raise refusal
+
+    def _check_key(self, group: Group) -> None:
+        """A word that the key was revoked may stand before the acceptance, and so be for nothing."""
+        if self._book.keys[group[0].key].revoked_at_ns is not None:
+            self._delivery.revoke(group[0].key, [accepted.request for accepted in group])
 
     async def _store(self, group: Group) -> None:
         """Append each acceptance. Raises LogError: OutcomeUnknown if one's outcome is."""

@@ -6,6 +6,8 @@ Everything that is refused is refused here, before anything is stored.
 import contextlib
 import logging
 from collections.abc import Collection
+from functools import partial
+from typing import Literal
 
 import anyio
 
@@ -16,7 +18,10 @@ from events.log import Log, LogError
 from events.schema import KeyIssued
 from rift import keys
 from rift.catalogue import Catalogue
+from rift.gateway.following import Following
 from rift.gateway.http import Refusal, Request
+from rift.gateway.limiting import SOON_MS, Limiting, retry_after_ms
+from rift.gateway.limits import may_wait
 from rift.gateway.parse import Wanted
 from rift.gateway.relay import Relay
 
@@ -27,6 +32,15 @@ QUEUE_MAX = 1000
 
 # What they may hold of prompts: a thirty-second of the smallest log.
 QUEUE_BYTES_MAX = 128 * 1024 * 1024
+
+# What of a queue may be one account's, where the book says nothing else.
+QUEUE_SHARE_PERCENT = 50
+# Waiting requests that each account may have whatever its share: as many as the model's replicas run at once,
+# so that they are one more round of waiting for the others; while none is ready, those of a small replica.
+QUEUE_FREE_MIN = 16
+
+Scope = Literal["inference", "usage"]
+CHALLENGE = [(b"www-authenticate", b"Bearer")]
 
 # The log's room below which nothing new is accepted: 64 requests of 8 MB, and all their answers.
 LOG_ROOM_BYTES_MIN = 64 * 1024 * 1024
@@ -40,12 +54,15 @@ class Admission:
         relay: Relay,
         *,
         book: Book,
+        following: Following,
+        limiting: Limiting,
         fleet: Fleet,
         models: Catalogue,
         served: Collection[str],
         shard: int,
     ) -> None:
-        self._log, self._relay = log, relay
+        self._log, self._relay, self._following = log, relay, following
+        self.limiting = limiting
         self._book, self._fleet, self._models, self._served = book, fleet, models, served
         self._stream = subjects.shard_stream(shard)
         self._has_room = True
@@ -59,30 +76,58 @@ class Admission:
                 self._has_room = await self._log.room_bytes(self._stream) > LOG_ROOM_BYTES_MIN
             await anyio.sleep(ROOM_CHECK_S)
 
-    def authenticate(self, request: Request) -> KeyIssued:
-        challenge = [(b"www-authenticate", b"Bearer")]
+    def authenticate(self, request: Request, scope: Scope | None = "inference") -> KeyIssued:
+        """Return the key that the request shows, if it is good for `scope` (None: for anything). Raises
+        Refusal (401, 403, 503)."""
+        self.check_book()
         scheme, _, key = (request.header(b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             message = "no API key: send the header `Authorization: Bearer rift_…`"
-            raise Refusal(401, message, code="missing_api_key", headers=challenge)
-        issued = self._book.authenticate(key.strip())
-        if issued is None:
+            raise Refusal(401, message, code="missing_api_key", headers=CHALLENGE)
+        held = self._book.authenticate(key.strip())
+        if held is None:
             if not keys.is_well_formed(key.strip()):
                 logger.info("a key was refused that was mistyped or cut: its checksum does not fit")
-            raise Refusal(401, "this API key is not valid here", code="invalid_api_key", headers=challenge)
+            raise Refusal(401, "this API key is not valid here", code="invalid_api_key", headers=CHALLENGE)
+        issued = held.event
+        self.check_key(issued.key)
+        if scope is not None and not {scope, "admin"} & set(issued.scopes):
+            message = f"this API key is not for {scope}; its scopes are {', '.join(issued.scopes)}"
+            raise Refusal(403, message, code="insufficient_scope")
+        request.key = issued.key
+        request.limits = partial(self.limiting.headers, issued.account, issued.key)
         return issued
+
+    def check_book(self) -> None:
+        """Raises Refusal (503) where the book cannot be followed: a key may have been revoked since."""
+        if not self._following.is_fresh:
+            message = "this gateway cannot read who may do what; try again, or elsewhere"
+            raise Refusal(503, message, code="book_unavailable", headers=retry_after(2))
+
+    def check_key(self, key: str) -> None:
+        """Raises Refusal (401) for a key that is revoked, or expired by the broker's time as known here."""
+        state = self._book.keys[key].state(max(self._book.at_ns, self._relay.now_ns()))
+        if state != "valid":
+            raise Refusal(401, f"this API key is {state}", code=f"{state}_api_key", headers=CHALLENGE)
+
+    def may_use(self, model: str, key: str) -> bool:
+        models = self._book.keys[key].event.models
+        return models is None or model in models
 
     def serves(self, model: str) -> bool:
         """Say whether a request for the model is taken: by a replica that runs, or one that it starts."""
         return model in self._served or self._fleet.can_serve(model)
 
-    def admit(self, wanted: Wanted, account: str) -> None:
+    def admit(self, wanted: Wanted, account: str, key: str) -> None:
         """Raises Refusal."""
+        self.check_key(key)
         model, price = self._models.get(wanted.model), self._book.price(wanted.model)
         if model is None or price is None:
-            known = ", ".join(name for name in self._models if self._book.price(name))
+            listed = [name for name in self._models if self._book.price(name)]
+            known = ", ".join(name for name in listed if self.may_use(name, key))
             message = f"model {wanted.model!r} is not known here; known: {known}"
             raise Refusal(404, message, code="model_not_found", param="model")
+        self.check_model(wanted.model, key)
         if not self.serves(wanted.model):
             message = (
                 f"nothing serves {wanted.model} now; name it in rift.toml as [scale.{wanted.model!r}], "
@@ -97,9 +142,16 @@ class Admission:
         if self._book.credits.of(account).plan == "per_second" and price.second_nanousd is None:
             message = f"account {account} is on the plan per_second, and {wanted.model} has no price a second"
             raise Refusal(400, message, code="plan_without_price", param="model")
-        self._check_room(wanted.model)
+        self._check_room()
+        self._check_queue(wanted, account)
 
-    def _check_room(self, model: str) -> None:
+    def check_model(self, model: str, key: str) -> None:
+        """Raises Refusal (403) for a model that the key is not for."""
+        if not self.may_use(model, key):
+            message = f"this API key is not for {model}; see /v1/models"
+            raise Refusal(403, message, code="model_not_allowed", param="model")
+
+    def _check_room(self) -> None:
         if self.stopping:
             raise Refusal(
                 503, "this gateway stops; try again", code="gateway_stopping", headers=retry_after(1)
@@ -112,6 +164,10 @@ class Admission:
             raise Refusal(
                 503, "the log is nearly full; try again later", code="log_full", headers=retry_after(60)
             )
+
+    def _check_queue(self, wanted: Wanted, account: str) -> None:
+        """A queue has an end, and where there are several accounts none takes all of it."""
+        model = wanted.model
         queued, prompt_bytes = self._relay.queue(model)
         if queued >= QUEUE_MAX or prompt_bytes >= QUEUE_BYTES_MAX:
             message = (
@@ -119,6 +175,18 @@ class Admission:
                 f"{QUEUE_MAX} requests or {QUEUE_BYTES_MAX} bytes"
             )
             raise Refusal(429, message, code="queue_full", headers=retry_after(5))
+        if len(self._book.accounts) < 2:
+            return
+        free = max(QUEUE_FREE_MIN, self._fleet.slots(model)) // len(self.limiting.lanes)
+        limits = self._book.limits.get(account)
+        share = (limits and limits.queue_share_percent) or QUEUE_SHARE_PERCENT
+        mine = self._relay.queued_of(model, account)
+        if not may_wait(mine=mine, waiting=queued, more=wanted.choices, free=free, share_percent=share):
+            message = (
+                f"{mine} requests of account {account} wait for {model}; beyond {free} they may be at most "
+                f"{share} % of all that wait: try again once some have begun"
+            )
+            raise Refusal(429, message, code="queue_share", headers=retry_after_ms(SOON_MS))
 
 
 def retry_after(seconds: int) -> list[tuple[bytes, bytes]]:

@@ -11,8 +11,7 @@ for a while reserves nothing. An account without limits passes through here unto
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import anyio
 from anyio.abc import TaskGroup
@@ -20,16 +19,15 @@ from msgspec.structs import replace
 
 from events import codec, credit, ids, subjects
 from events.book import Book
-from events.lifecycle import Life
 from events.log import Conflict, Log, LogError, OutcomeUnknown, append_until_known
 from events.schema import CreditHeld, Price, RequestAccepted
 from rift.gateway import worst
-from rift.gateway.answer import Answer
 from rift.gateway.group import Group
 from rift.gateway.hold import Hold, exhausted, unavailable
 from rift.gateway.metered import Metered, charges
 from rift.gateway.relay import Stream
 from rift.gateway.relays import Relays
+from rift.gateway.watcher import Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -63,22 +61,6 @@ RETRY_S = 1.0
 LAST_S = 0.5
 
 
-class _Watcher(Stream):
-    """Follows a request, or a group, to its end, whether its client is there or not."""
-
-    def __init__(self, answers: Sequence[Answer], at_end: Callable[["_Watcher"], None]) -> None:
-        super().__init__(answers, None)
-        self.attended = False
-        self._at_end = at_end
-
-    def push(self, request: str, event: Any, life: Life, stored_at_ns: int) -> int:
-        had_ended = self.ended
-        size = super().push(request, event, life, stored_at_ns)
-        if self.ended and not had_ended:
-            self._at_end(self)
-        return size
-
-
 class Allowances:
     """`reported_at` is when this process last began a report of its lane that was stored."""
 
@@ -97,7 +79,7 @@ class Allowances:
         self._shard, self._lane = lane
         self._entropy, self._tasks = entropy, tasks
         self._holds: dict[str, Hold] = {}
-        self._watchers: dict[str, _Watcher] = {}
+        self._watchers: dict[str, Watcher] = {}
         self._holding: dict[str, anyio.Lock] = {}
         self._changed = anyio.Event()
         self.reported_at = opened_at
@@ -224,7 +206,7 @@ class Allowances:
     def follow(self, group: Group) -> None:
         """Follow what the own lane's relay has opened, to its end."""
         if group[0].allowance is not None:
-            watcher = _Watcher(self._metered(group), self._at_end)
+            watcher = Watcher(self._metered(group), self._at_end)
             self._watchers[group[0].request] = watcher
             self._relays.own.join(watcher)
 
@@ -249,10 +231,10 @@ class Allowances:
         if group[0].allowance is not None:
             self._tasks.start_soon(self._judge, group)
 
-    def _at_end(self, watcher: _Watcher) -> None:
+    def _at_end(self, watcher: Watcher) -> None:
         self._tasks.start_soon(self._ended, watcher)
 
-    async def _ended(self, watcher: _Watcher) -> None:
+    async def _ended(self, watcher: Watcher) -> None:
         accepted = watcher.answer.accepted
         self._relays.own.close(watcher)
         if self._watchers.pop(accepted.request, None) is None:

@@ -141,6 +141,7 @@ class Gateway:
         if not self._log.is_connected:
             message = "the log does not answer"
             raise Refusal(503, message, code="log_unavailable", headers=retry_after(1))
+        self._admission.check_book()
         ready = [name for name in self._models if self._fleet.is_ready(name)]
         await request.answer(200, {"status": "ready", "models_ready": ready})
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from events import ids
 from events.log import Log, LogError
-from events.schema import KeyIssued
 from rift.gateway.admission import Admission, retry_after
 from rift.gateway.http import Refusal, Request
 from rift.questions import AnswerFailed, AskInvoice, AskRequests, AskUsage, QuestionRefused, ask
@@ -25,19 +24,19 @@ class Billing:
         self._log, self._admission, self._secret = log, admission, secret
 
     async def invoice(self, request: Request, match: re.Match[str]) -> None:
-        issued = self._authenticate(request)
+        issued = self._admission.authenticate(request, "usage")
         await request.answer(200, await self._ask(AskInvoice(issued.account, match[1]), "invalid_period"))
 
     async def usage(self, request: Request, match: re.Match[str]) -> None:
         """`from` and `to` are days (UTC), both counted; `group_by` is a list with commas."""
-        issued, query = self._authenticate(request), request.query()
+        issued, query = self._admission.authenticate(request, "usage"), request.query()
         groups = tuple(group for group in query.get("group_by", "day,model").split(",") if group)
         days = query.get("from", FIRST_DAY), query.get("to", LAST_DAY)
         await request.answer(200, await self._ask(AskUsage(issued.account, *days, groups), "invalid_query"))
 
     async def requests(self, request: Request, match: re.Match[str]) -> None:
         """The account's requests, newest first: `limit` of them, behind the request `after`."""
-        issued, query = self._authenticate(request), request.query()
+        issued, query = self._admission.authenticate(request, "usage"), request.query()
         limit, after = query.get("limit", str(PAGE)), query.get("after")
         if not re.fullmatch(r"\d{1,3}", limit) or not 1 <= int(limit) <= PAGE_MAX:
             message = f"limit: {limit!r} is no number from 1 to {PAGE_MAX}"
@@ -47,15 +46,6 @@ class Billing:
             raise Refusal(400, message, code="invalid_query", param="after")
         question = AskRequests(issued.account, int(limit), after)
         await request.answer(200, await self._ask(question, "invalid_query"))
-
-    def _authenticate(self, request: Request) -> KeyIssued:
-        issued = self._admission.authenticate(request)
-        if "usage" not in issued.scopes:
-            message = "this API key may not see usage and invoices; its scopes are " + ", ".join(
-                issued.scopes
-            )
-            raise Refusal(403, message, code="insufficient_scope")
-        return issued
 
     async def _ask(self, question: AskInvoice | AskUsage | AskRequests, code: str) -> Any:
         try:

@@ -6,6 +6,7 @@ a detached request (in the background, or with an idempotency key) goes on witho
 """
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import anyio
@@ -45,6 +46,7 @@ ANY = Status("queued")
 STOPPING = Problem(
     code="gateway_stopping", message="this gateway stops; resume the stream, or fetch the answer"
 )
+REVOKED = Problem(code="revoked_api_key", message="the key that this was read with was revoked")
 SSE_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 
 
@@ -54,6 +56,7 @@ class Delivery:
 
     def __init__(self, log: Log, *, writer: str, waiting: Waiting, tasks: TaskGroup) -> None:
         self._log, self._writer, self._waiting, self._tasks = log, writer, waiting, tasks
+        self._reading: dict[Stream, str] = {}
         self.stopping = False
 
     async def deliver(
@@ -62,6 +65,7 @@ class Delivery:
         """Answer with what the log says. Raises Refusal for a failure before the first byte."""
         refusal: Refusal | None = None
         send = self._send_frames if stream.format else self._send_whole
+        self._reading[stream] = request.key
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._watch, request, tasks.cancel_scope)
@@ -69,6 +73,7 @@ class Delivery:
                 refusal = await send(request, relay, stream, headers, resumed)
                 tasks.cancel_scope.cancel()
         finally:
+            del self._reading[stream]
             relay.taken(stream)
             stream.let_client_go()
             if stream.ended or self.stopping:
@@ -100,6 +105,14 @@ class Delivery:
 
         self._tasks.start_soon(say)
 
+    def revoke(self, key: str, requests: Iterable[str]) -> None:
+        """End what was accepted under a key that is revoked, and what is read with it of its account's."""
+        for request in requests:
+            self._tasks.start_soon(self.say_cancel, request, "revoked")
+        for stream, reader in self._reading.items():
+            if reader == key and stream.answer.accepted.key != key:
+                stream.break_off(REVOKED)
+
     async def say_cancel(self, request: str, why: CancelReason) -> None:
         parsed = parse_request_id(request)
         assert parsed is not None, "an accepted request has an id"
@@ -117,6 +130,8 @@ class Delivery:
     ) -> Refusal | None:
         """Answer with the whole object once the request has ended; return a failure instead."""
         await stream.wait_for_end()
+        if stream.broken is REVOKED:
+            return failed(401, REVOKED)
         if stream.open_requests() and stream.failure() is None:
             message = f"this gateway stops; fetch the answer at /v1/inference/{stream.answer.id}"
             return Refusal(503, message, code=STOPPING.code, headers=retry_after(1))

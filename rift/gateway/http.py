@@ -74,7 +74,8 @@ class ClientGone(Exception):
 class Request:
     """One HTTP request. `body` may be read once. `write_chunk`, where there is one, is only for between
     `start` and the last `write`, and while no `write` is under way. `own_id` is what the
-    answer is called if its client has no sane name for it."""
+    answer is called if its client has no sane name for it. `key` is the id of the key it was authenticated
+    with, `limits` what the answer says of that one's limits when it begins."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._began_at = anyio.current_time()
@@ -88,6 +89,8 @@ class Request:
         named = self.header(b"x-request-id") or ""
         self._named = named if SANE_ID.fullmatch(named) else ""
         self.own_id = ""
+        self.key = ""
+        self.limits: Callable[[], Headers] = tuple
 
     def header(self, name: bytes) -> str | None:
         for key, value in self._headers:
@@ -149,6 +152,7 @@ class Request:
             (b"content-type", content_type),
             (b"x-request-id", (self._named or self.own_id).encode()),
             (b"openai-processing-ms", b"%d" % took_ms),
+            *self.limits(),
             *headers,
         ]
         await self.send({"type": "http.response.start", "status": status, "headers": named})

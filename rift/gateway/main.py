@@ -19,6 +19,8 @@ from rift.gateway.admission import Admission
 from rift.gateway.allowances import Allowances
 from rift.gateway.app import Gateway
 from rift.gateway.delivery import STOPPING, Delivery
+from rift.gateway.following import Following
+from rift.gateway.limiting import Lanes, Limiting
 from rift.gateway.relays import Relays
 from rift.gateway.server import serve
 from rift.gateway.waiting import Waiting
@@ -107,21 +109,45 @@ async def open_gateway(
     allowances = Allowances(
         log, relays, book=known, lane=(shard, lane), opened_at=opened_at, entropy=entropy, tasks=tasks
     )
-    tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known, allowances.changed)
+    following = Following(log, known)
+
+    def book_changed() -> None:
+        allowances.changed()
+        following.moved()
+
+    tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known, book_changed)
+    tasks.start_soon(following.confirm)
     waiting = Waiting(replicas, relays.every, relays.own.now_ns)
     tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas, waiting.changed)
     tasks.start_soon(_report, log, shard, lane, allowances)
     tasks.start_soon(allowances.keep)
+    lanes = Lanes(lane, relays.own.position)
+    tasks.start_soon(_follow, log, subjects.shard_stream(shard), subjects.lane(shard, "*"), lanes)
     admission = Admission(
-        log, relays.own, book=known, fleet=replicas, models=models, served=served, shard=shard
+        log,
+        relays.own,
+        book=known,
+        following=following,
+        limiting=Limiting(relays, book=known, lanes=lanes, tasks=tasks),
+        fleet=replicas,
+        models=models,
+        served=served,
+        shard=shard,
     )
     tasks.start_soon(admission.watch_room)
+    delivery = Delivery(log, writer=lane, waiting=waiting, tasks=tasks)
+
+    def revoked(key: str) -> None:
+        for relay in relays.every():
+            delivery.revoke(key, relay.open_of(key))
+
+    known.on_revoked = revoked
     gateway = Gateway(
         log,
         relays,
         histories,
         admission,
-        Delivery(log, writer=lane, waiting=waiting, tasks=tasks),
+        delivery,
         allowances,
         book=known,
         fleet=replicas,

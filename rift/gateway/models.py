@@ -1,4 +1,4 @@
-"""`/v1/models`: what this installation can serve, and on demand all that it knows."""
+"""`/v1/models`: what this installation can serve, and on demand all that it knows, of what the key is for."""
 
 import re
 from typing import Any
@@ -18,16 +18,18 @@ class Models:
         self._book, self._fleet = book, fleet
 
     async def all(self, request: Request, match: re.Match[str]) -> None:
-        self._admission.authenticate(request)
+        key = self._admission.authenticate(request, None).key
         whole = request.query().get("all") == "true"
-        names = [name for name in self._models if whole or self._admission.serves(name)]
+        allowed = [name for name in self._models if self._admission.may_use(name, key)]
+        names = [name for name in allowed if whole or self._admission.serves(name)]
         await request.answer(200, {"object": "list", "data": [self._shown(name) for name in names]})
 
     async def one(self, request: Request, match: re.Match[str]) -> None:
-        self._admission.authenticate(request)
+        key = self._admission.authenticate(request, None).key
         if match[1] not in self._models:
             message = f"model {match[1]!r} is not known here"
             raise Refusal(404, message, code="model_not_found", param="model")
+        self._admission.check_model(match[1], key)
         await request.answer(200, self._shown(match[1]))
 
     def _shown(self, name: str) -> dict[str, Any]:

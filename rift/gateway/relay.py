@@ -60,6 +60,7 @@ class Stream:
         self.after = self._skip = after
         self.moved = anyio.Event()
         self.ended = False
+        self.broken: Problem | None = None
         self.attended = True
         self.attachments = 0
         self.buffered = 0
@@ -114,7 +115,7 @@ class Stream:
     def break_off(self, problem: Problem) -> None:
         """End the stream, not the request; what the client has not taken yet is dropped."""
         if not self.ended:
-            self.ended = True
+            self.ended, self.broken = True, problem
             self._frames = [self.format.broken_off(problem, self.after)] if self.format else []
             self.moved.set()
             self._notify()
@@ -184,7 +185,7 @@ class Relay:
         self._missed: list[tuple[Any, subjects.Address, int]] = []
         self._reader: Follower
         self._buffered = 0
-        self._queued: dict[str, dict[str, int]] = {}
+        self._queued: dict[str, dict[str, RequestAccepted]] = {}
         self._pushed: dict[int, Stream] = {}
         # The broker's time, as far as this lane's records tell: a report comes every few seconds.
         self.newest_ns = 0
@@ -205,7 +206,20 @@ class Relay:
     def queue(self, model: str) -> tuple[int, int]:
         """Return how many requests of a model nobody has started yet, and the bytes of their prompts."""
         waiting = self._queued.get(model, {})
-        return len(waiting), sum(waiting.values())
+        return len(waiting), sum(_size(accepted) for accepted in waiting.values())
+
+    def queued_of(self, model: str, account: str) -> int:
+        """Return how many of those are an account's."""
+        return sum(accepted.account == account for accepted in self._queued.get(model, {}).values())
+
+    def open_of(self, key: str) -> list[str]:
+        """Return the requests followed here that were accepted under a key, and have not ended."""
+        followed = [(request, streams[0].answers[request]) for request, streams in self._streams.items()]
+        return [
+            request
+            for request, answer in followed
+            if answer.accepted.key == key and answer.life.phase != "ended"
+        ]
 
     def open(self, stream: Stream) -> None:
         """Follow a request that is about to be appended."""
@@ -213,7 +227,7 @@ class Relay:
             assert request not in self._streams, "a request is accepted once"
             accepted = answer.accepted
             answer.life = advance(NEW, accepted)
-            self._queued.setdefault(accepted.model, {})[request] = _size(accepted)
+            self._queued.setdefault(accepted.model, {})[request] = accepted
             self._lives.follow(request, answer.life)
             self._streams[request] = [stream]
 

@@ -39,7 +39,7 @@ def done(service: Service, *words: str) -> str:
 
 
 def standing(service: Service, account: str) -> dict[str, Any]:
-    lines = json.loads(done(service, "limits", "list", "--json"))
+    lines = json.loads(done(service, "credit", "list", "--json"))
     found: dict[str, Any] = next(line for line in lines if line["account"] == account)
     return found
 
@@ -104,11 +104,57 @@ def test_the_commands(service: Service) -> None:
     done(service, "limits", "set", "--account", "acme", "--budget", "none")
     assert standing(service, "acme")["plan"] == "per_second"
     assert standing(service, "acme")["available_nanousd"] == 10_500_000_001
-    lines = done(service, "limits", "list").splitlines()
+    lines = done(service, "credit", "list").splitlines()
     assert lines[0].split() == ["account", "plan", "budget", "granted", "held", "spent", "available"]
     (acme,) = [line for line in lines if line.startswith("acme ")]
     none = "0.000000000"
     assert acme.split() == ["acme", "per_second", "10.500000001", none, none, "10.500000001"]
+
+
+def test_limits_of_accounts_and_keys(service: Service) -> None:
+    made = json.loads(service.rift("keys", "create", "--account", "rated", "--json").stdout)
+    of_account = ("limits", "set", "--account", "rated")
+    done(service, *of_account, "--requests-per-minute", "60", "--concurrent", "8", "--queue-share", "40")
+    done(service, *of_account, "--tokens-per-minute", "9000", "--concurrent", "none", "--budget", "2")
+    done(service, *of_account, "--key", made["id"], "--requests-per-minute", "2")
+    lines = json.loads(done(service, "limits", "list", "--json"))
+    assert [line for line in lines if line["account"] == "rated"] == [
+        {
+            "account": "rated", "key": None, "plan": "per_token", "requests_per_minute": 60,
+            "tokens_per_minute": 9000, "concurrent": None, "queue_share_percent": 40,
+            "budget_nanousd": 2 * 10**9,
+        },
+        {
+            "account": "rated", "key": made["id"], "plan": None, "requests_per_minute": 2,
+            "tokens_per_minute": None, "concurrent": None, "queue_share_percent": None,
+            "budget_nanousd": None,
+        },
+    ]  # fmt: skip
+    shown = "select key, requests_per_minute, tokens_per_minute, budget_nanousd from limits"
+    assert service.sql(f"{shown} where account = 'rated' order by key nulls first") == [
+        {"key": None, "requests_per_minute": 60, "tokens_per_minute": 9000, "budget_nanousd": 2 * 10**9},
+        {"key": made["id"], "requests_per_minute": 2, "tokens_per_minute": None, "budget_nanousd": None},
+    ]
+    with service.client(made["key"]) as client:
+        answers = [client.post("/v1/inference", json=BODY) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
+    assert answers[0].headers["x-ratelimit-limit-requests"] == "2"
+    assert answers[0].headers["x-ratelimit-limit-tokens"] == "9000"
+    # As it was counted, not as it was estimated.
+    assert answers[1].headers["x-ratelimit-remaining-tokens"] == str(9000 - 2 * (4 + TOKENS))
+    assert answers[2].json()["error"]["code"] == "requests_per_minute"
+    assert 50_000 < int(answers[2].headers["retry-after-ms"]) <= 60_000
+
+
+def test_accounts_are_listed(service: Service) -> None:
+    key_of(service, "seen")
+    lines = json.loads(done(service, "accounts", "list", "--json"))
+    (seen,) = [line for line in lines if line["account"] == "seen"]
+    assert seen.pop("opened") > 0
+    assert seen == {"account": "seen", "keys": 1, "plan": "per_token", "available_nanousd": None}
+    header = done(service, "accounts", "list").splitlines()[0]
+    assert header.split() == ["account", "opened", "keys", "plan", "available"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +162,11 @@ def test_the_commands(service: Service) -> None:
     [
         (("credit", "grant", "--account", "nobody", "--usd", "1"), 1, "there is no account 'nobody'"),
         (("limits", "set", "--account", "nobody", "--budget", "1"), 1, "there is no account 'nobody'"),
-        (("limits", "set", "--account", "dev"), 1, "name --budget, --plan or both"),
+        (("limits", "set", "--account", "dev"), 1, "nothing to set: name --budget, --plan"),
+        (("limits", "set", "--account", "dev", "--concurrent", "0"), 1, "write a number from 1 to"),
+        (("limits", "set", "--account", "dev", "--queue-share", "101"), 1, "from 1 to 100, or none"),
+        (("limits", "set", "--account", "dev", "--key", "k", "--budget", "1"), 1, "--budget is an account's"),
+        (("limits", "set", "--account", "dev", "--key", "k", "--concurrent", "1"), 1, "has no key 'k'"),
         (("credit", "grant", "--account", "dev", "--usd", "1.0000000001"), 1, "'1.0000000001' is no amount"),
         (("credit", "grant", "--account", "dev", "--usd", "-1"), 1, "-1 is no credit"),
         (("credit", "grant", "--account", "dev", "--usd", "1e3"), 1, "'1e3' is no amount; write USD"),
@@ -135,6 +185,8 @@ def test_what_is_wrong_is_named(service: Service, words: tuple[str, ...], status
 def test_200_at_once_on_a_credit_for_ten_over_two_gateways(service: Service) -> None:
     key = key_of(service, "tight")
     done(service, "credit", "grant", "--account", "tight", "--usd", usd(10 * CHARGE))
+    # There are other accounts, so it would not be let fill the queue.
+    done(service, "limits", "set", "--account", "tight", "--queue-share", "100")
     with second_gateway(service) as (url, _):
         body = {"model": MODEL, "prompt": BODY["prompt"], "max_tokens": TOKENS}
         client = httpx.Client(

@@ -423,8 +423,10 @@ def test_a_gateway_that_was_away_reserves_nothing_until_it_reported() -> None:
         gateway.freeze()
         await anyio.sleep(30)
         gateway.thaw()
-        status, shown = await world.answer(gateway)
-        assert (status, shown["error"]["code"]) == (503, "log_unavailable")
+        assert (await world.answer(gateway))[0] == 503
+        with pytest.raises(Refusal) as refused:
+            await allowances_of(gateway).cover((world.accepted(gateway),))
+        assert refused.value.code == "log_unavailable"
         await anyio.sleep(10)
         assert (await world.answer(gateway))[0] == 200
 
