@@ -74,7 +74,7 @@ class ClientGone(Exception):
 class Request:
     """One HTTP request. `body` may be read once. `write_chunk`, where there is one, is only for between
     `start` and the last `write`, and while no `write` is under way. `own_id` is what the
-    answer is called if its client has no sane name for it."""
+    answer is called if its client has no sane name for it; `always` are headers of whatever is answered."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._began_at = anyio.current_time()
@@ -88,6 +88,7 @@ class Request:
         named = self.header(b"x-request-id") or ""
         self._named = named if SANE_ID.fullmatch(named) else ""
         self.own_id = ""
+        self.always: Headers = ()
 
     def header(self, name: bytes) -> str | None:
         for key, value in self._headers:
@@ -144,11 +145,13 @@ class Request:
             pass
 
     async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
-        took_ms = int((anyio.current_time() - self._began_at) * 1000)
+        took_ms = (anyio.current_time() - self._began_at) * 1000
         named = [
             (b"content-type", content_type),
             (b"x-request-id", (self._named or self.own_id).encode()),
             (b"openai-processing-ms", b"%d" % took_ms),
+            (b"server-timing", b"app;dur=%.1f" % took_ms),
+            *self.always,
             *headers,
         ]
         await self.send({"type": "http.response.start", "status": status, "headers": named})
