@@ -14,7 +14,7 @@ from events.history import Histories
 from events.log import Log, LogError
 from rift import __version__
 from rift.catalogue import Catalogue
-from rift.gateway import openapi, parse, parse_openai, parse_responses
+from rift.gateway import browsers, openapi, parse, parse_openai, parse_responses
 from rift.gateway.accepting import Accepting
 from rift.gateway.admission import Admission, retry_after
 from rift.gateway.allowances import Allowances
@@ -22,6 +22,7 @@ from rift.gateway.billing import Billing
 from rift.gateway.delivery import Delivery
 from rift.gateway.http import ClientGone, Receive, Refusal, Request, Scope, Send
 from rift.gateway.models import Models
+from rift.gateway.pages import Pages
 from rift.gateway.relays import Relays
 from rift.gateway.retrieving import Retrieving
 
@@ -52,6 +53,7 @@ class Gateway:
         self._log, self._admission, self._delivery = log, admission, delivery
         self._fleet, self._models = fleet, models
         self._lane, self._answered = lane[1], 0
+        self._pages = Pages()
         self._document = msgspec.Raw(msgspec.json.encode(openapi.document()))
         accepting = Accepting(
             log,
@@ -117,6 +119,12 @@ class Gateway:
                 await request.answer(refusal.status, refusal.body(), refusal.headers)
 
     async def _route(self, request: Request) -> None:
+        if request.path in self._pages:
+            return await self._pages.answer(request)
+        if browsers.is_open(request.path):
+            if browsers.is_preflight(request):
+                return await browsers.give_leave(request)
+            request.always = browsers.ALWAYS
         allowed = []
         for method, pattern, handler in self._routes:
             if match := pattern.fullmatch(request.path):

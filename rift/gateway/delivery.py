@@ -19,6 +19,7 @@ from events.schema import AnyEvent, CancelReason, CancelRequested, ClientAttache
 from rift.gateway import openai, responses
 from rift.gateway.admission import retry_after
 from rift.gateway.answer import Answer
+from rift.gateway.browsers import server_timing
 from rift.gateway.group import Group
 from rift.gateway.http import Headers, Refusal, Request
 from rift.gateway.relay import Relay, Stream
@@ -137,7 +138,8 @@ class Delivery:
             return Refusal(503, message, code=STOPPING.code, headers=retry_after(1))
         if failure := stream.failure():
             return failed(*failure)
-        await request.answer(200, whole(list(stream.answers.values())), headers)
+        timed = [*headers, *server_timing(stream.answer.timing())]
+        await request.answer(200, whole(list(stream.answers.values())), timed)
         return None
 
     async def _send_frames(
@@ -150,7 +152,8 @@ class Delivery:
                 await stream.moved.wait()
             if stream.ended and (failure := stream.failure()):
                 return failed(*failure)
-        await request.start(200, b"text/event-stream", [*SSE_HEADERS, *headers])
+        timed = [*headers, *server_timing(stream.answer.timing())]
+        await request.start(200, b"text/event-stream", [*SSE_HEADERS, *timed])
         stream.sent_at = anyio.current_time()
         notices = Notices()
         while True:

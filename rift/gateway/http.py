@@ -75,7 +75,8 @@ class Request:
     """One HTTP request. `body` may be read once. `write_chunk`, where there is one, is only for between
     `start` and the last `write`, and while no `write` is under way. `own_id` is what the
     answer is called if its client has no sane name for it. `key` is the id of the key it was authenticated
-    with, `limits` what the answer says of that one's limits when it begins."""
+    with, `limits` what the answer says of that one's limits when it begins; `always` are headers of whatever
+    is answered."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._began_at = anyio.current_time()
@@ -91,6 +92,7 @@ class Request:
         self.own_id = ""
         self.key = ""
         self.limits: Callable[[], Headers] = tuple
+        self.always: Headers = ()
 
     def header(self, name: bytes) -> str | None:
         for key, value in self._headers:
@@ -147,12 +149,14 @@ class Request:
             pass
 
     async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
-        took_ms = int((anyio.current_time() - self._began_at) * 1000)
+        took_ms = (anyio.current_time() - self._began_at) * 1000
         named = [
             (b"content-type", content_type),
             (b"x-request-id", (self._named or self.own_id).encode()),
             (b"openai-processing-ms", b"%d" % took_ms),
             *self.limits(),
+            (b"server-timing", b"app;dur=%.1f" % took_ms),
+            *self.always,
             *headers,
         ]
         await self.send({"type": "http.response.start", "status": status, "headers": named})

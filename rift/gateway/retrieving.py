@@ -14,6 +14,7 @@ from events.schema import RequestAccepted
 from rift.gateway import responses
 from rift.gateway.admission import Admission
 from rift.gateway.answer import Answer
+from rift.gateway.browsers import server_timing
 from rift.gateway.delivery import Delivery, failed
 from rift.gateway.http import Refusal, Request
 from rift.gateway.native import NativeStream, event_id
@@ -42,7 +43,8 @@ class Retrieving:
     # --- the native route ------------------------------------------------------------------------------
 
     async def inference(self, request: Request, match: re.Match[str]) -> None:
-        await request.answer(200, _shown(await self._read(request, match[1])))
+        answer = await self._read(request, match[1])
+        await request.answer(200, _shown(answer), server_timing(answer.timing()))
 
     async def cancel(self, request: Request, match: re.Match[str]) -> None:
         """202: the log knows of the wish; 200: the request had ended."""

@@ -1,0 +1,212 @@
+"""The playground in a real browser: typed into, watched, cut off, and compared with the log's own words."""
+
+import os
+import signal
+from decimal import Decimal
+
+import pytest
+
+from tests.pages.chromium import Tab
+from tests.pages.conftest import SLEEPY
+from tests.rift.test_up import role
+from tests.service import Service, until
+
+pytestmark = pytest.mark.slow
+
+# What the page told its user, in order.
+LISTEN = """
+globalThis.told = [];
+for (const id of ["status", "left"]) {
+  const place = document.getElementById(id);
+  new MutationObserver(() => told.push(place.textContent))
+    .observe(place, { childList: true, characterData: true, subtree: true });
+}
+"""
+ENDED = "document.getElementById('send').disabled === false"
+PROMPT = "Explain quantum computing to a 12-year-old."
+
+
+def enter(tab: Tab, service: Service) -> None:
+    """With the keyboard alone: the key's field has the focus, and then the prompt's."""
+    tab.open(service.url + "/")
+    tab.until("document.activeElement.id === 'key'")
+    tab.type(service.key)
+    tab.press("Enter")
+    tab.until("document.activeElement.id === 'prompt'")
+    tab.js(LISTEN)
+
+
+def charged(service: Service, request: str) -> dict[str, object]:
+    return until(
+        service,
+        "select state, charge_nanousd, prompt_tokens, output_tokens from requests "
+        f"where request_id = '{request}' and state not in ('queued', 'running')",
+    )
+
+
+def shows_the_bill(tab: Tab, service: Service) -> dict[str, object]:
+    """Compare the answer and its charge on the page with the log's, and return the bill's row."""
+    request = tab.text("#request")
+    row = charged(service, request)
+    assert Decimal(tab.text("#charge").removeprefix("$")) * 10**9 == row["charge_nanousd"]
+    assert tab.text("#used") == f"{row['prompt_tokens']} / {row['output_tokens']}"
+    with service.client() as client:
+        whole = client.get(f"/v1/inference/{request}").json()["output"]
+    assert tab.text("#text") == whole.lstrip()
+    return row
+
+
+def test_a_sleeping_model_wakes_and_a_killed_gateway_costs_no_token(service: Service, tab: Tab) -> None:
+    enter(tab, service)
+    tab.type(PROMPT)
+    tab.press("Tab")
+    assert tab.focused() == "model"
+    for letter in "sl":
+        tab.press(letter)
+    tab.until(f"document.getElementById('model').value === '{SLEEPY}'")
+    tab.press("Tab", shift=True)
+    tab.js("shifted = 0")
+    tab.press("Enter", control=True)
+    tab.until("document.getElementById('text').textContent.length > 100", within_s=30)
+    told = tab.js("told")
+    assert "Starting the model" in told
+    assert told.index("Starting the model") < told.index("Running")
+    left = [int(words.split()[1]) for words in told if words.startswith("about")]
+    assert left, told
+    assert left == sorted(left, reverse=True)
+    assert len(set(left)) > 1, "it counts down"
+    assert "Connection lost" not in told
+
+    (gateway,) = [pid for pid in service.processes() if role(pid) == "gateway"]
+    os.kill(gateway, signal.SIGKILL)
+    tab.until("told.includes('Connection lost')")
+    tab.until(ENDED, within_s=40)
+    assert tab.text("#status") == "Finished: max tokens reached"
+    assert shows_the_bill(tab, service)["output_tokens"] == 300
+    assert tab.js("shifted") < 0.001, "the page lies still while an answer streams"
+    assert tab.text("#ttft").endswith(" ms")
+    assert tab.text("#speed").endswith(" tokens/s")
+
+
+def test_stop_ends_the_request_and_shows_what_it_costs(service: Service, tab: Tab) -> None:
+    enter(tab, service)
+    tab.type(PROMPT)
+    while tab.focused() != "send":
+        tab.press("Tab")
+    tab.press("Enter")
+    tab.until("document.activeElement.id === 'stop'")
+    tab.until("document.getElementById('text').textContent.length > 20")
+    tab.press(" ")
+    tab.until(ENDED)
+    assert tab.text("#status") == "Stopped"
+    assert tab.focused() == "send", "the focus is not lost with the button"
+    row = shows_the_bill(tab, service)
+    assert row["state"] == "cancelled"
+    assert 0 < int(str(row["output_tokens"])) < 300
+
+
+def test_the_key_is_kept_in_the_tab_alone_and_forgotten(service: Service, tab: Tab) -> None:
+    enter(tab, service)
+    assert tab.js("Object.values(sessionStorage)") == [service.key]
+    assert tab.js("localStorage.length + document.cookie.length") == 0
+    assert service.key not in str(tab.js("document.documentElement.outerHTML"))
+    tab.open(service.url + "/")
+    tab.until("document.activeElement.id === 'prompt'")
+    tab.js("document.getElementById('forget').click()")
+    assert tab.focused() == "key"
+    assert tab.js("sessionStorage.length") == 0
+
+
+def test_refusals_are_shown_in_the_services_own_words(service: Service, tab: Tab) -> None:
+    tab.open(service.url + "/")
+    tab.until("document.activeElement.id === 'key'")
+    tab.type("<b>not a key</b>")
+    tab.press("Enter")
+    tab.until("document.getElementById('refused').textContent === 'this API key is not valid here'")
+    tab.js("document.getElementById('key').value = ''")
+    enter(tab, service)
+    tab.type(PROMPT)
+    tab.js("document.getElementById('tokens').value = '99999'")
+    tab.press("Enter", control=True)
+    tab.until("!document.getElementById('problem').hidden")
+    assert tab.text("#problem").startswith("parameters.max_tokens is 99999; the context of")
+    assert tab.text("#status") == "Failed"
+
+
+def test_what_was_asked_before_can_be_read_again(service: Service, tab: Tab) -> None:
+    with service.client() as client:
+        asked = client.post(
+            "/v1/inference",
+            json={"model": "smollm2:135m", "prompt": "Hi", "parameters": {"max_tokens": 9}},
+        ).json()
+    enter(tab, service)
+    tab.until("document.getElementById('recent').childElementCount > 0")
+    tab.js(f"document.querySelector('#recent [title=\"{asked['id']}\"]').click()")
+    tab.until(ENDED)
+    tab.until("document.getElementById('charge').textContent !== '–'")
+    assert tab.text("#text") == asked["output"].lstrip()
+    assert tab.text("#request") == asked["id"]
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_used_in_any_light_and_at_any_width(
+    service: Service, tab: Tab, width: int, scheme: str
+) -> None:
+    tab.look(width=width, height=800, scheme=scheme, motion="reduce")
+    for path in ("/", "/docs"):
+        tab.open(service.url + path)
+        if path == "/":
+            enter(tab, service)
+        else:
+            tab.until("document.querySelectorAll('section').length > 10")
+        assert tab.js("document.documentElement.scrollWidth") <= width, "nothing is cut at the side"
+        assert tab.js("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+        colours = {name: tab.js(COLOUR.format(name=name)) for pair in READ for name in pair}
+        for text, ground in READ:
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground, scheme)
+        assert luminance(colours["paper"]) > 0.5 if scheme == "light" else luminance(colours["paper"]) < 0.05
+
+
+# Each colour that is read, and what it stands on.
+READ = [
+    ("ink", "paper"), ("ink", "card"), ("soft", "paper"), ("soft", "card"), ("accent", "paper"),
+    ("accent", "card"), ("on-accent", "accent"), ("bad", "bad-paper"),
+]  # fmt: skip
+COLOUR = """(() => {{
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d");
+  canvas.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--{name}");
+  canvas.fillRect(0, 0, 1, 1);
+  return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+}})()"""
+
+
+def luminance(colour: list[int]) -> float:
+    """Of WCAG 2."""
+    parts = [part / 255 for part in colour]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_every_control_has_a_name_and_shows_that_it_has_the_focus(service: Service, tab: Tab) -> None:
+    tab.open(service.url + "/")
+    tab.until("document.activeElement.id === 'key'")
+    assert ("textbox", "API key") in tab.controls()
+    enter(tab, service)
+    controls = tab.controls()
+    assert {("textbox", "Prompt"), ("combobox", "Model"), ("button", "Send")} <= set(controls)
+    assert all(name.strip() for _, name in controls), controls
+    seen = []
+    while (now := tab.focused()) not in seen:
+        seen.append(now)
+        assert tab.js("parseFloat(getComputedStyle(document.activeElement).outlineWidth)") >= 2, now
+        tab.press("Tab")
+    assert {"prompt", "model", "temperature", "tokens", "send", "output", "again", "forget"} <= set(seen)
+    tab.open(service.url + "/docs")
+    tab.until("document.querySelectorAll('section').length > 10")
+    assert all(name.strip() for _, name in tab.controls()), tab.controls()
