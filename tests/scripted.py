@@ -160,7 +160,7 @@ class Served:
                 connect(self.broker),
                 connect(self.broker),
                 models=MODELS,
-                served=(MODEL,),
+                served=(),
                 secret=b"scripted" * 4,
                 entropy=chance.randbytes,
                 tasks=tasks,

@@ -216,6 +216,7 @@ class Accepting:
         self._limiting.follow(group)
         try:
             await self._store(group)
+            stream.stored = True
             self._check_key(group)
             return
         except OutcomeUnknown:
@@ -235,7 +236,7 @@ class Accepting:
         raise refusal
 
     def _check_key(self, group: Group) -> None:
-        """A word that the key was revoked may stand before the acceptance, and so be for nothing."""
+        """Who heard that the key is revoked before the acceptance was stored could not end it."""
         if self._book.keys[group[0].key].revoked_at_ns is not None:
             self._delivery.revoke(group[0].key, [accepted.request for accepted in group])
 

@@ -33,11 +33,13 @@ QUEUE_MAX = 1000
 # What they may hold of prompts: a thirty-second of the smallest log.
 QUEUE_BYTES_MAX = 128 * 1024 * 1024
 
-# What of a queue may be one account's, where the book says nothing else.
-QUEUE_SHARE_PERCENT = 50
-# Waiting requests that each account may have whatever its share: as many as the model's replicas run at once,
-# so that they are one more round of waiting for the others; while none is ready, those of a small replica.
-QUEUE_FREE_MIN = 16
+# What of a queue may be one account's, where the book says nothing else. Who has half of it has half of the
+# slots soon, so that another waits more than twice as long; with a third, not twice, if that one by itself
+# keeps a round of the slots waiting.
+QUEUE_SHARE_PERCENT = 33
+# Each account may have half a round of the model's slots waiting, whatever its share; while no replica is
+# ready, and so the slots are not known, half of so many.
+SLOTS_COLD = 32
 
 Scope = Literal["inference", "usage"]
 CHALLENGE = [(b"www-authenticate", b"Bearer")]
@@ -177,10 +179,14 @@ class Admission:
             raise Refusal(429, message, code="queue_full", headers=retry_after(5))
         if len(self._book.accounts) < 2:
             return
-        free = max(QUEUE_FREE_MIN, self._fleet.slots(model)) // len(self.limiting.lanes)
+        gateways = len(self.limiting.lanes)
+        slots = (self._fleet.slots(model) if self._fleet.is_ready(model) else SLOTS_COLD) // gateways
         limits = self._book.limits.get(account)
         share = (limits and limits.queue_share_percent) or QUEUE_SHARE_PERCENT
         mine = self._relay.queued_of(model, account)
+        # What slots are idle are soon taken, by the others' first.
+        idle = slots - self._relay.running(model) - (queued - mine)
+        free = max(1, -(-slots // 2)) + max(0, idle)
         if not may_wait(mine=mine, waiting=queued, more=wanted.choices, free=free, share_percent=share):
             message = (
                 f"{mine} requests of account {account} wait for {model}; beyond {free} they may be at most "

@@ -48,9 +48,10 @@ class Stream:
     end only.
 
     `after` is the number of the (first) request's counted events that the client has: before it came, and
-    then taken. `moved` is set once an attempt has started or a request has ended; `ended` when nothing more
-    will come: all have ended, or for a client one has failed. `finished` holds the answers that have ended,
-    in the log's order. `attended` says that a client is here; `sent_at` is when it was last sent something.
+    then taken. `stored` says that the log holds its acceptances. `moved` is set once an attempt has started
+    or a request has ended; `ended` when nothing more will come: all have ended, or for a client one has
+    failed. `finished` holds the answers that have ended, in the log's order. `attended` says that a client is
+    here; `sent_at` is when it was last sent something.
     """
 
     def __init__(self, answers: Sequence[Answer], format: Format | None, *, after: int = 0) -> None:
@@ -59,6 +60,7 @@ class Stream:
         self.finished: list[Answer] = []
         self.after = self._skip = after
         self.moved = anyio.Event()
+        self.stored = True
         self.ended = False
         self.broken: Problem | None = None
         self.attended = True
@@ -212,17 +214,28 @@ class Relay:
         """Return how many of those are an account's."""
         return sum(accepted.account == account for accepted in self._queued.get(model, {}).values())
 
+    def running(self, model: str) -> int:
+        """Return how many requests of a model that are followed here have been started, and not ended."""
+        lives = [
+            streams[0].answers[request].life
+            for request, streams in self._streams.items()
+            if streams[0].answers[request].accepted.model == model
+        ]
+        return sum(life.attempt is not None and life.phase != "ended" for life in lives)
+
     def open_of(self, key: str) -> list[str]:
-        """Return the requests followed here that were accepted under a key, and have not ended."""
-        followed = [(request, streams[0].answers[request]) for request, streams in self._streams.items()]
+        """Return the requests followed here that are stored under a key, and have not ended."""
         return [
             request
-            for request, answer in followed
-            if answer.accepted.key == key and answer.life.phase != "ended"
+            for request, (stream, *_) in self._streams.items()
+            if stream.answers[request].accepted.key == key
+            and stream.answers[request].life.phase != "ended"
+            and stream.stored
         ]
 
     def open(self, stream: Stream) -> None:
-        """Follow a request that is about to be appended."""
+        """Follow a request that is about to be appended; who appends it says once it is stored."""
+        stream.stored = False
         for request, answer in stream.answers.items():
             assert request not in self._streams, "a request is accepted once"
             accepted = answer.accepted

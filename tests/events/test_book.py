@@ -1,9 +1,17 @@
 """The book's fold, where its other readers must read the same."""
 
 from events import codec
-from events.book import Book
+from events.book import Book, key_digest
 from events.log import Stored
-from events.schema import Price, PricePublished
+from events.schema import (
+    AnyEvent,
+    KeyIssued,
+    KeyLimitsSet,
+    KeyRevoked,
+    LimitsSet,
+    Price,
+    PricePublished,
+)
 
 
 def price(model: str, prompt: int) -> Price:
@@ -17,3 +25,48 @@ def test_of_a_list_that_prices_a_model_twice_the_first_price_holds() -> None:
     book.fold(Stored("rift.book.price.list", 1, 1, codec.encode("test", [published])))
     assert book.price("a") == price("a", 1)
     assert list(book.prices().values()) == [price("a", 1), price("b", 2)]
+
+
+def told(book: Book, *events: AnyEvent) -> Book:
+    book.fold(Stored("rift.book.key.k", book.position + 1, book.position + 1, codec.encode("test", events)))
+    return book
+
+
+def issued(id: str = "1", **more: int) -> KeyIssued:
+    return KeyIssued(id=id, key="k", account="a", sha256=key_digest("rift_k_secret"), **more)  # type: ignore[arg-type]
+
+
+def test_a_key_is_valid_until_it_is_revoked_or_expires() -> None:
+    book = told(Book(), issued(expires_at_ns=10))
+    assert book.authenticate("rift_k_other") is None
+    assert book.authenticate("rift_x_secret") is None
+    assert book.authenticate("k") is None
+    held = book.authenticate("rift_k_secret")
+    assert held is not None
+    assert [held.state(now_ns) for now_ns in (9, 10)] == ["valid", "expired"]
+    told(book, KeyRevoked(id="2", key="k", account="a"))
+    assert (held.state(9), held.issued_at_ns, held.revoked_at_ns) == ("revoked", 1, 2)
+
+
+def test_a_revoked_key_does_not_come_back_and_is_revoked_once() -> None:
+    heard: list[str] = []
+    book = Book()
+    book.on_revoked = heard.append
+    told(book, issued())
+    told(book, KeyRevoked(id="2", key="k", account="b"), KeyRevoked(id="3", key="x", account="a"))
+    assert heard == []
+    told(book, KeyRevoked(id="4", key="k", account="a"), KeyRevoked(id="5", key="k", account="a"))
+    told(book, issued(id="6"))
+    held = book.authenticate("rift_k_secret")
+    assert held is not None
+    assert (held.state(0), heard) == ("revoked", ["k"])
+
+
+def test_limits_of_a_key_are_not_its_accounts() -> None:
+    of_account = LimitsSet(id="1", account="a", plan="per_second", budget_nanousd=5, concurrent=2)
+    of_key = KeyLimitsSet(id="2", account="a", key="k", concurrent=1)
+    book = told(Book(), issued(id="0"), of_account, of_key)
+    assert book.limits_of("a", "k") == {"account a": of_account, "key k": of_key}
+    assert book.limits_of("a", "other") == {"account a": of_account}
+    assert book.limits_of("b", "x") == {}
+    assert (book.credits.of("a").plan, book.credits.of("a").budget_nanousd) == ("per_second", 5)

@@ -10,6 +10,7 @@ from events.schema import (
     AttemptStarted,
     CancelRequested,
     ClientAttached,
+    KeyRevoked,
     LaneLost,
     LaneReported,
     Parameters,
@@ -21,7 +22,7 @@ from events.schema import (
     RequestFinished,
     TokensGenerated,
 )
-from rift.control.watch import End, Offer, Release, Watch
+from rift.control.watch import End, Offer, Release, Revoke, Watch
 
 SECOND = 1_000_000_000
 AT = subjects.Address(0, "lane1234", "m")
@@ -267,3 +268,26 @@ def test_a_lost_lanes_request_ends_unless_a_client_attached_or_none_is_needed(de
     assert story.after(10, lane_lives=False) == []
     found = story.after(10, lane_lives=False)
     assert [due.event.reason for due in found] == ([] if detached else ["cancelled"])
+
+
+def test_what_runs_under_a_revoked_key_is_wanted_ended_until_the_log_says_so() -> None:
+    story = Story()
+    story.start()
+    story.watch.see_book(KeyRevoked(id="other", key="other", account="dev"))
+    assert story.after(1) == []
+    story.watch.see_book(KeyRevoked(id="r", key="k", account="dev"))
+    wanted = CancelRequested(request=story.request, why="revoked")
+    assert story.after(1) == [Revoke(AT, wanted)]
+    assert story.after(1) == []
+    assert story.after(2) == [Revoke(AT, wanted)]
+    story.tell(wanted)
+    assert story.after(5) == []
+    (end,) = story.after(6)
+    assert isinstance(end, End)
+    assert end.event.reason == "revoked"
+
+
+def test_what_is_accepted_under_a_revoked_key_is_wanted_ended_too() -> None:
+    watch = Story().watch
+    watch.see_book(KeyRevoked(id="r", key="k", account="dev"))
+    assert [type(due) for due in watch.due(1_001 * SECOND)] == [Revoke]

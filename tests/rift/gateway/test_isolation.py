@@ -1,0 +1,166 @@
+"""Accounts by routes by ids: what is another's answers like what never was, to the byte."""
+
+import re
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from rift import keys
+from tests.rift.gateway.test_allowances import World, live
+from tests.rift.gateway.test_limiting import OTHER, ask, key_of, whole
+from tests.scripted import MODEL, Served
+from tests.simulation.prepaid import ACCOUNT
+from tests.simulation.processes import Engine
+
+BODY = {"model": MODEL, "prompt": "hello"}
+WAYS = [
+    ("GET", "/v1/inference/{}", {}),
+    ("DELETE", "/v1/inference/{}", {}),
+    ("GET", "/v1/inference/{}/events", {}),
+    ("GET", "/v1/inference/{}/events?after=1", {}),
+    ("GET", "/v1/inference/{}/events?after=99", {}),
+    ("GET", "/v1/inference/{}/events", {"last-event-id": "2"}),
+    ("GET", "/v1/responses/{}", {}),
+    ("GET", "/v1/responses/{}?stream=true", {}),
+    ("GET", "/v1/responses/{}?stream=true&starting_after=1", {}),
+    ("POST", "/v1/responses/{}/cancel", {}),
+]
+# When, and how long it took: of no answer's content.
+VARYING = ("date", "x-request-id", "openai-processing-ms", "content-length", "server-timing")
+# Taken for an id by the route's pattern alone: what it names is nobody's, or everybody's.
+NOT_OF_ACCOUNTS = ("/v1/models/(.+)", "/v1/invoices/([^/]+)")
+
+
+def test_every_route_with_an_id_is_in_the_matrix(served: Served) -> None:
+    with_id = [(method, pattern.pattern) for method, pattern in served.routes if "(" in pattern.pattern]
+    paths = [(method, path.partition("?")[0].format("x")) for method, path, _ in WAYS]
+    left = [
+        (method, pattern)
+        for method, pattern in with_id
+        if pattern not in NOT_OF_ACCOUNTS
+        and not any(method == of and re.fullmatch(pattern, path) for of, path in paths)
+    ]
+    assert left == []
+
+
+def made(served: Served, key: str, route: str) -> str:
+    """Return the id of a request of a key's account that has ended."""
+    body = BODY if route == "/v1/inference" else {"model": MODEL, "input": "hello"}
+    with served.client(key) as client:
+        answer = client.post(route, json=body)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+
+def said(answer: httpx.Response, id: str) -> tuple[int, dict[str, str], str]:
+    headers = {name: value for name, value in answer.headers.items() if name not in VARYING}
+    return answer.status_code, headers, answer.text.replace(id, "ID")
+
+
+@pytest.mark.parametrize(("method", "path", "headers"), WAYS, ids=[f"{m} {p}" for m, p, _ in WAYS])
+@pytest.mark.parametrize("route", ["/v1/inference", "/v1/responses"])
+def test_a_foreign_id_answers_like_an_unknown_one(
+    served: Served, route: str, method: str, path: str, headers: dict[str, str]
+) -> None:
+    for owner, other in ((served.key, served.strangers_key), (served.strangers_key, served.key)):
+        id = made(served, owner, route)
+        unknown = [id[:-1] + ("a" if id[-1] != "a" else "b"), id[:10] + "z" + id[11:], id + "x", "req_1", "x"]
+        with served.client(other) as client:
+            foreign = said(client.request(method, path.format(id), headers=headers), id)
+            for one in unknown:
+                assert said(client.request(method, path.format(one), headers=headers), one) == foreign
+        assert foreign[0] == 404
+        assert '"code":"request_not_found"' in foreign[2]
+        assert not served.cancelled
+        with served.client(owner) as client:
+            own = client.request(method, path.format(id), headers=headers)
+        assert (own.status_code != 404) == path.startswith(route), own.text
+
+
+def test_an_idempotency_key_is_its_accounts_own(served: Served) -> None:
+    ids = []
+    for key in (served.key, served.strangers_key):
+        with served.client(key) as client:
+            first = client.post("/v1/inference", json=BODY, headers={"idempotency-key": "the same"})
+            again = client.post("/v1/inference", json=BODY, headers={"idempotency-key": "the same"})
+            other = client.post(
+                "/v1/inference", json=BODY | {"prompt": "x"}, headers={"idempotency-key": "the same"}
+            )
+        assert "idempotent-replayed" not in first.headers
+        assert again.headers["idempotent-replayed"] == "true"
+        assert (again.json()["id"], other.status_code) == (first.json()["id"], 422)
+        ids.append(first.json()["id"])
+    assert ids[0] != ids[1]
+
+
+def test_a_list_shows_ones_own(served: Served) -> None:
+    if not any(pattern.fullmatch("/v1/inference") and method == "GET" for method, pattern in served.routes):
+        pytest.skip("there is no list")
+    id = made(served, served.key, "/v1/inference")
+    with served.client() as client, served.client(served.strangers_key) as stranger:
+        assert id in client.get("/v1/inference").text
+        assert id not in stranger.get("/v1/inference").text
+
+
+def test_what_is_refused_names_no_other_account(served: Served) -> None:
+    id = made(served, served.key, "/v1/inference")
+    with served.client(served.strangers_key) as stranger:
+        for method, path, headers in WAYS:
+            assert "acme" not in stranger.request(method, path.format(id), headers=headers).text
+
+
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        ("rift_x_y", "invalid_api_key"),
+        ("mistyped", "invalid_api_key"),
+        ("cut", "invalid_api_key"),
+    ],
+)
+def test_a_mistyped_key_is_told_from_an_unknown_one_in_the_log_alone(
+    served: Served, caplog: pytest.LogCaptureFixture, key: str, code: str
+) -> None:
+    given = {"mistyped": served.key[:-1] + ("a" if served.key[-1] != "a" else "b"), "cut": served.key[:-9]}
+    text = given.get(key, key)
+    with caplog.at_level("INFO"):
+        answer = httpx.get(f"{served.url}/v1/models", headers={"authorization": f"Bearer {text}"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, code)
+    message = "this API key is not valid here"
+    assert message in answer.json()["error"]["message"]
+    assert "mistyped or cut" in caplog.text
+    assert text not in caplog.text
+
+
+def test_an_unknown_key_that_is_well_formed_is_not_called_mistyped(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown = keys.new_key(bytes(keys.ID_BYTES + keys.SECRET_BYTES)).text
+    with caplog.at_level("INFO"):
+        answer = httpx.get(f"{served.url}/v1/models", headers={"authorization": f"Bearer {unknown}"})
+    mistyped = httpx.get(f"{served.url}/v1/models", headers={"authorization": f"Bearer {unknown[:-1]}"})
+    assert said(answer, "-") == said(mistyped, "-")
+    assert "mistyped" not in caplog.text
+
+
+def test_the_prefix_cache_is_salted_with_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    salts: list[str] = []
+    generate = Engine.generate
+
+    async def noted(self: Engine, *given: Any, salt: str, **more: Any) -> None:
+        salts.append(salt)
+        await generate(self, *given, salt=salt, **more)
+
+    monkeypatch.setattr(Engine, "generate", noted)
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        shown = [world.key, key_of(world, OTHER).text, key_of(world, ACCOUNT).text]
+        await anyio.sleep(0.1)
+        for key in shown:
+            assert (await whole(ask(world, gateway, key)))[0] == 200
+
+    live(test)
+    assert salts == [ACCOUNT, OTHER, ACCOUNT]
