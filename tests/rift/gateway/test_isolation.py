@@ -95,15 +95,6 @@ def test_an_idempotency_key_is_its_accounts_own(served: Served) -> None:
     assert ids[0] != ids[1]
 
 
-def test_a_list_shows_ones_own(served: Served) -> None:
-    if not any(pattern.fullmatch("/v1/inference") and method == "GET" for method, pattern in served.routes):
-        pytest.skip("there is no list")
-    id = made(served, served.key, "/v1/inference")
-    with served.client() as client, served.client(served.strangers_key) as stranger:
-        assert id in client.get("/v1/inference").text
-        assert id not in stranger.get("/v1/inference").text
-
-
 def test_what_is_refused_names_no_other_account(served: Served) -> None:
     id = made(served, served.key, "/v1/inference")
     with served.client(served.strangers_key) as stranger:
