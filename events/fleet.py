@@ -10,6 +10,7 @@ the stream is the fence. A reader that begins behind a trim takes the first elec
 each model that it meets, and comes to the same: a trim keeps the last decisions, and their elections.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -28,6 +29,8 @@ from events.schema import (
     ScaleDecided,
 )
 from events.subjects import FLEET
+
+logger = logging.getLogger(__name__)
 
 # Beside the models in what is needed; no model is named so.
 ELECTION = ""
@@ -122,9 +125,14 @@ class Fleet:
         return self._course.wanted
 
     def fold(self, stored: Stored) -> Sequence[object]:
-        """Return the record's events that count, in their order. Raises codec.RecordUnreadable."""
+        """Return the record's events that count, in their order. What cannot be read is passed over here: the
+        projector, from which bills and decisions follow, stops at it visibly."""
         self.position = stored.sequence
-        events = codec.decode(stored.data)[1]
+        try:
+            events = codec.decode(stored.data)[1]
+        except codec.RecordUnreadable as error:
+            logger.error("%s:%d: %s", FLEET, stored.sequence, error)
+            return ()
         return [event for event in events if self.apply(event, stored.sequence, stored.stored_at_ns)]
 
     def apply(self, event: object, sequence: int, stored_at_ns: int) -> bool:
@@ -184,7 +192,7 @@ class Fleet:
         replica = self.replicas.get(event.model, {}).pop(event.replica, None)
         if replica is None:
             return False
-        if isinstance(event, ReplicaLost) and replica.state == "starting":
+        if isinstance(event, ReplicaLost) and event.cause == "engine" and replica.state == "starting":
             starts = self.starts.setdefault(event.model, Starts())
             starts.failed, starts.failed_at_ns, starts.why = starts.failed + 1, self.at_ns, event.why
         return True

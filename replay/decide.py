@@ -17,7 +17,8 @@ In ten lines:
    would hold the most of the last five minutes, and their work once it has come to rest there.
 7. Tokens of a request are the last hour's mean; speed is the profile's, corrected by the last ten minutes.
 8. Never more than the maximum, nor than the price ceiling pays for.
-9. After three failed starts in a row only what is ready is wanted; one more is tried after 10, 20, 40 s ...
+9. After three failed starts in a row only what is ready or starts is wanted; then one at a time is tried, 10,
+   20, 40 s ... after the last that failed.
 10. It says why, with the numbers.
 """
 
@@ -245,15 +246,17 @@ def _fewer(demand: Demand, replicas: Replicas, one: _Replica, need: _Need) -> _N
 
 def _after_failures(need: _Need, demand: Demand, replicas: Replicas, low: int) -> _Need | None:
     """After too many failed starts: what is ready, or one more once its time has come. None: go on."""
-    if replicas.failed < FAILED_MAX or need.replicas <= replicas.ready:
+    under_way = replicas.ready + replicas.starting
+    if replicas.failed < FAILED_MAX or need.replicas <= under_way:
         return None
     doubled = min(replicas.failed - FAILED_MAX, 16)
     retry_at_ns = replicas.failed_at_ns + min(RETRY_NS << doubled, RETRY_NS_MAX)
     failed = f"{replicas.failed} starts failed in a row"
     if demand.now_ns < retry_at_ns:
-        left = max(low, replicas.ready)
+        left = max(low, under_way)
         return _Need(left, f"{failed}; the next is tried in {(retry_at_ns - demand.now_ns) // SECOND_NS} s")
-    return _Need(max(low, replicas.ready + 1), f"{failed}; one more is tried: {need.why}")
+    more = under_way if replicas.starting else under_way + 1
+    return _Need(max(low, more), f"{failed}; one at a time is tried: {need.why}")
 
 
 def _spread(variance: int) -> int:

@@ -72,7 +72,7 @@ def parsed(inputs: Mapping[str, int]) -> Inputs:
 
 
 def differences(warehouse: Warehouse) -> Iterator[str]:
-    """Yield each decision that does not come out again, a line each; of another policy, that it is not known.
+    """Yield each decision of this version's policy that does not come out again, a line each.
 
     Raises QueryRefused.
     """
@@ -85,7 +85,7 @@ def differences(warehouse: Warehouse) -> Iterator[str]:
         while pending is not None and pending[1] <= positions.get(FLEET, 0):
             fleet.apply(*pending)
             pending = next(past, None)
-        if why := _difference(warehouse, fleet, decided, positions):
+        if decided["policy"] == POLICY and (why := _difference(warehouse, fleet, decided, positions)):
             yield f"decision {decided['position']} on {decided['model']}: {why}"
 
 
@@ -107,8 +107,6 @@ def fleet_of(warehouse: Warehouse) -> Fleet:
 def _difference(
     warehouse: Warehouse, fleet: Fleet, decided: Mapping[str, Any], positions: Mapping[str, int]
 ) -> str | None:
-    if decided["policy"] != POLICY:
-        return f"it is by policy {decided['policy']!r}, and this version decides by {POLICY!r}"
     told = json.loads(decided["inputs"])
     try:
         inputs = parsed(told)

@@ -39,8 +39,6 @@ PROMPT = "Explain quantum computing to a 12-year-old."
 BROKER_START_S = 60.0
 FLEET_APPEND_S = 30.0
 
-# A fleet's stream that cannot be read is read again this soon.
-FOLLOW_AGAIN_S = 1.0
 
 # vLLM's own choice is the same core for every engine of a machine.
 CORES = "VLLM_CPU_OMP_THREADS_BIND"
@@ -101,14 +99,15 @@ class Up:
             shards=SHARDS, replicas=settings.replicas, max_bytes=settings.log_bytes_max
         )
         key = await self._write_book()
-        await self._write_fleet()
+        if settings.fleet == "local":
+            await self._write_fleet()
         self._child(tasks, "control", partial(self._role, "control", *self._serving))
         listen = ["--host", settings.host, "--port", str(port)]
         self._child(tasks, "gateway", partial(self._role, "gateway", *self._serving, *listen))
         if settings.fleet == "local":
             self._fleet = LocalFleet(self._log, self._host())
             tasks.start_soon(self._fleet.run)
-            tasks.start_soon(self._follow, self._fleet)
+            tasks.start_soon(follow, self._log, self._fleet)
         await self._ready(settings.host, port)
         self._greet(self._url(port), key)
 
@@ -159,14 +158,6 @@ class Up:
             return self._environment
         cores = share(sorted(os.sched_getaffinity(0)), place, places)
         return self._environment | {CORES: ",".join(map(str, cores))}
-
-    async def _follow(self, workers: LocalFleet) -> None:
-        while True:
-            try:
-                await follow(self._log, workers)
-            except (LogError, codec.RecordUnreadable) as error:
-                self._say(f"what is decided cannot be read: {error}; trying again")
-                await anyio.sleep(FOLLOW_AGAIN_S)
 
     def _role(self, role: str, *more: str) -> list[str]:
         return [sys.executable, "-P", "-m", "rift", role, *self._options, *more]

@@ -39,11 +39,12 @@ RECONNECT_S = 0.1
 # What closing a reader may take before the process goes on without it.
 CLOSE_S = 1.0
 
-# The fleet and the keys say little, and forget: each gets this part of a shard's room.
+# The keys say little, and forget: they get this part of a shard's room.
 SMALL = 16
 
-# The book forgets nothing, and when it is full no key is revoked and nothing is trimmed. A quarter of a
-# shard's room is by default two million holds with their settlements: two years of 100 prepaid accounts.
+# What the fleet says is held by its oldest replica and decision: room for a year of one replica's reports. The
+# book forgets nothing, and when it is full no key is revoked and nothing is trimmed. A quarter of a shard's
+# room is by default two million holds with their settlements: two years of 100 prepaid accounts.
 BOOK_PART = 4
 
 # How long a client may repeat a request by its idempotency key and get the first one's answer.
@@ -173,7 +174,7 @@ class JetStream:
             for shard in range(shards)
         ]
         configs += [
-            stream_config(names.FLEET, "rift.fleet.>", replicas=replicas, max_bytes=small),
+            stream_config(names.FLEET, "rift.fleet.>", replicas=replicas, max_bytes=max_bytes // BOOK_PART),
             stream_config(names.BOOK, "rift.book.>", replicas=replicas, max_bytes=max_bytes // BOOK_PART),
             stream_config(
                 names.KEYS, "rift.keys.>", replicas=replicas, max_bytes=small, max_age_s=KEYS_AGE_S

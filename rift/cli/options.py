@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     worker = _command(commands, "worker", roles.worker, "run a worker for one model")
     _engine_options(worker)
     worker.add_argument("--replica", help="name of this replica (a random one)")
+    worker.add_argument("--pod", help="name of the pod that it runs in: each start is another replica of it")
 
     control = _command(commands, "control", roles.control, "run a control process: one leads")
     _engine_options(control)

@@ -82,7 +82,8 @@ def gateway(options: Namespace) -> None:
 
 def worker(options: Namespace) -> None:
     settings = load_settings(options)
-    replica = options.replica or f"{catalogue.slug(settings.model)}-{secrets.token_hex(4)}"
+    named = options.pod or catalogue.slug(settings.model)
+    replica = options.replica or f"{named}-{secrets.token_hex(4)}"
     profile = settings.catalogue()[settings.model].profiles.get(settings.hardware, Profile())
     starting = ReplicaStarting(
         replica=replica,

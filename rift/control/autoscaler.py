@@ -37,7 +37,7 @@ WRITER = "autoscaler"
 TICK_S = 2.0
 
 # Replicas report every 10 s. Three reports that did not come, and the time of one append.
-SILENT_NS = 35 * 1_000_000_000
+SILENT_S = 35.0
 
 # What could not be said is due again at the next look.
 APPEND_S = 5.0
@@ -78,8 +78,9 @@ class Autoscaler:
         self._models = {catalogue.slug(model): model for model in served}
         self._fleet = Fleet()
         self._heard_at = 0.0
-        # Since when silence is heard.
-        self._listens_ns = 0
+        # When each replica was heard, and since when we listen on one connection: by our own clock.
+        self._heard: dict[str, float] = {}
+        self._listens_at, self._listens_in = 0.0, -1
         self._asked: set[str] = set()
         self._wake = anyio.Event()
 
@@ -91,7 +92,7 @@ class Autoscaler:
             self._wake.set()
 
     async def run(self) -> None:
-        """Decide until cancelled, or until another leads. Raises codec.RecordUnreadable."""
+        """Decide until cancelled, or until another leads."""
         self._fleet = await self._read_fleet()
         after = self._fleet.position
         async with (
@@ -115,7 +116,7 @@ class Autoscaler:
             try:
                 fleet = await self._projection.read(fleet_of)
                 if fleet.epoch >= self._epoch:
-                    self._heard_at, self._listens_ns = anyio.current_time(), fleet.at_ns
+                    self._heard_at = anyio.current_time()
                     return fleet
             except QueryRefused as error:
                 logger.warning("the fleet cannot be read: %s", error)
@@ -123,9 +124,11 @@ class Autoscaler:
 
     async def _follow(self, reader: Any) -> None:
         async for batch in reader:
-            for stored in batch:
-                self._fleet.fold(stored)
             self._heard_at = anyio.current_time()
+            for stored in batch:
+                for event in self._fleet.fold(stored):
+                    if (replica := getattr(event, "replica", None)) is not None:
+                        self._heard[replica] = self._heard_at
 
     def _due(self) -> list[str]:
         """Return the models to look at: who has replicas, or shall have some, or is asked for."""
@@ -176,7 +179,11 @@ class Autoscaler:
         position = self._fleet.position
         replicas = observed.replicas(self._fleet, model, hardware)
         now_ns = self._now_ns()
-        await self._projection.catch_up()
+        if not await self._projection.catch_up():
+            # Work that is not seen must not be taken for none.
+            logger.warning("nothing is decided on %s: the projection is behind the log", model)
+            self._asked.add(model)
+            return None
         positions = {**self._projection.applied}
         positions.pop(subjects.BOOK, None)
         if positions.get(subjects.FLEET, 0) < position:
@@ -197,12 +204,15 @@ class Autoscaler:
 
     async def _give_up_silent(self) -> None:
         """Say that replicas are lost that have not spoken for too long; nobody's silence is ours."""
-        now_ns = self._now_ns()
+        now = anyio.current_time()
+        if not self._log.is_connected or self._listens_in != self._log.epoch:
+            self._listens_at, self._listens_in = now, self._log.epoch
+        living = {name: model for model, replicas in self._fleet.replicas.items() for name in replicas}
+        self._heard = {name: at for name, at in self._heard.items() if name in living}
         silent = [
-            (model, name, silent_ns // 1_000_000_000)
-            for model, replicas in self._fleet.replicas.items()
-            for name, replica in replicas.items()
-            if (silent_ns := now_ns - max(replica.heard_at_ns, self._listens_ns)) > SILENT_NS
+            (model, name, int(silent_s))
+            for name, model in living.items()
+            if (silent_s := now - max(self._listens_at, self._heard.get(name, 0.0))) > SILENT_S
         ]
         if not silent:
             return

@@ -36,7 +36,7 @@ async def close(
     *,
     streams: Iterable[str],
     warehouse: Callable[[], Warehouse],
-    catch_up: Callable[[], Awaitable[None]],
+    catch_up: Callable[[], Awaitable[object]],
     seal: Callable[[], Awaitable[Sealed]],
 ) -> dict[str, Any]:
     """Close a period and return what it came to. Raises QuestionRefused, BillingRefused, LogError."""

@@ -101,10 +101,7 @@ class Janitor:
 
     def _see_fleet(self, batch: Sequence[Stored]) -> None:
         for stored in batch:
-            try:
-                self._watch.see_fleet(stored)
-            except codec.RecordUnreadable as error:
-                logger.error("%s %d: %s", stored.subject, stored.sequence, error)
+            self._watch.see_fleet(stored)
 
     async def _follow_shard(self, reader: Follower) -> None:
         async for batch in reader:

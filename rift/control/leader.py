@@ -27,7 +27,6 @@ from typing import Any, Literal
 import anyio
 
 from events import codec, subjects
-from events.codec import RecordUnreadable
 from events.fleet import Fleet
 from events.log import Conflict, Log, LogError, NobodyAnswers, Stored
 from events.schema import ControlElected
@@ -180,15 +179,8 @@ class Leadership:
     async def _follow(self, reader: AsyncIterable[Sequence[Stored]]) -> None:
         async for batch in reader:
             for stored in batch:
-                self._fold(stored)
+                self.fleet.fold(stored)
+                if stored.subject == subjects.LEADER:
+                    self._read_up_to = stored.sequence
             news, self._news = self._news, anyio.Event()
             news.set()
-
-    def _fold(self, stored: Stored) -> None:
-        """The projector stops at what cannot be read, visibly: somebody has to lead to say so."""
-        try:
-            self.fleet.fold(stored)
-        except RecordUnreadable as error:
-            logger.error("%s:%d: %s", subjects.FLEET, stored.sequence, error)
-        if stored.subject == subjects.LEADER:
-            self._read_up_to = stored.sequence

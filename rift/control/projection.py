@@ -95,13 +95,15 @@ class Projection:
                     return
             await anyio.sleep(LOOK_S)
 
-    async def catch_up(self) -> None:
-        """Wait until all that is stored by now is applied, within a bound (see `Projector.catch_up`)."""
-        projector = None
+    async def catch_up(self) -> bool:
+        """Wait until all that is stored by now is applied, within a bound, and say whether it is (see
+        `Projector.catch_up`)."""
+        projector, caught_up = None, False
         while projector is not self._projector:
             await self._settled.wait()
             projector = self._projector
-            await projector.catch_up()
+            caught_up = await projector.catch_up()
+        return caught_up
 
     async def read(self, read: Callable[[Warehouse], Found]) -> Found:
         """Return what `read` finds once all is applied, in a thread. Raises what it raises."""

@@ -86,11 +86,11 @@ class Projector:
                 "between them was trimmed and is in the archive; run `rift replay --rebuild`"
             )
 
-    async def catch_up(self) -> None:
+    async def catch_up(self) -> bool:
         """Wait until all that is stored by now is applied, for CATCH_UP_S at most; and not again, as long as
-        nothing is applied at all."""
+        nothing is applied at all. Say whether it is."""
         if self._gave_up_at is self._applying.changed:
-            return
+            return False
         try:
             with anyio.move_on_after(CATCH_UP_S) as timer:
                 for stream in self._subjects:
@@ -103,9 +103,10 @@ class Projector:
             await self._note_heads()
         except LogError:
             # The answer is as old as the log's silence.
-            return
+            return False
         if timer.cancelled_caught:
             self._gave_up_at = self._applying.changed
+        return not timer.cancelled_caught and not self._stopped
 
     async def _note_heads(self) -> None:
         """Say in relation `lag` what could not be waited for, or that nothing is missing."""

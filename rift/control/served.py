@@ -2,12 +2,13 @@
 
 import msgspec
 
-from replay.decide import Policy
+from events.money import usd
+from replay.decide import Policy, bounds
 from replay.hardware import Hardware, profiles
 from rift import catalogue
 from rift.catalogue import Profile
 from rift.control.autoscaler import UNKNOWN, Served
-from rift.settings import Scale, Settings
+from rift.settings import Scale, Settings, SettingsWrong
 
 SECOND_NS = 1_000_000_000
 
@@ -16,10 +17,18 @@ UNBOUNDED = 1_000_000_000
 
 
 def served(settings: Settings) -> dict[str, Served]:
-    return {
+    """Raises SettingsWrong."""
+    found = {
         model: Served(_policy(scale), hardware_of(settings, model))
         for model, scale in settings.scales().items()
     }
+    for model, one in found.items():
+        if one.policy.replicas_max and not bounds(one.policy, one.hardware)[1]:
+            raise SettingsWrong(
+                f'scale."{model}".hour_usd_max pays for no replica: one costs '
+                f"{usd(one.hardware.hour_nanousd)} USD an hour"
+            )
+    return found
 
 
 def hardware_of(settings: Settings, model: str) -> Hardware:

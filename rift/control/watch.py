@@ -34,8 +34,6 @@ from events.schema import (
     Problem,
     ReleaseReason,
     ReplicaLost,
-    ReplicaReady,
-    ReplicaReported,
     RequestAccepted,
     RequestFinished,
 )
@@ -130,14 +128,10 @@ class Watch:
         return len(self._open)
 
     def see_fleet(self, stored: Stored) -> None:
-        """Take a record of the fleet's stream. Raises codec.RecordUnreadable."""
+        """Take a record of the fleet's stream."""
         for event in self._fleet.fold(stored):
-            match event:
-                case ReplicaLost():
-                    self._lost_replicas[event.replica] = event.cause
-                case ReplicaReady() | ReplicaReported():
-                    # It was silent, and is back.
-                    self._lost_replicas.pop(event.replica, None)
+            if isinstance(event, ReplicaLost):
+                self._lost_replicas[event.replica] = event.cause
 
     def see_book(self, event: Any) -> None:
         if isinstance(event, KeyRevoked):
@@ -243,7 +237,7 @@ class Watch:
         starts = self._fleet.starts.get(watched.model)
         if starts is None or starts.failed < FAILED_STARTS_MAX or starts.failed_at_ns < watched.moved_ns:
             return None
-        if self._fleet.is_ready(watched.model):
+        if self._fleet.is_ready(watched.model) or self._fleet.count(watched.model, "starting"):
             return None
         return f"{watched.model} does not start: {starts.failed} starts failed, the last one: {starts.why}"
 

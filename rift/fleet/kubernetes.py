@@ -79,7 +79,8 @@ class KubernetesFleet:
         if not replica.startswith(self._workload(model) + "-"):
             logger.warning("lost replica %s of %s is no pod of %s", replica, model, self._workload(model))
             return
-        self._now_due(("end", replica))
+        # The worker's own name behind the pod's says which start of its container it was.
+        self._now_due(("end", replica.rpartition("-")[0]))
 
     async def run(self) -> None:
         """Bring it about until cancelled. Raises ClusterWrong."""

@@ -15,7 +15,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from events import codec, subjects
-from events.log import Log, LogError, append_until_known
+from events.fleet import Fleet
+from events.log import Log, LogError, Stored, append_until_known
 from events.schema import (
     AnyEvent,
     ReplicaLost,
@@ -40,6 +41,10 @@ READ_AGAIN_S = 1.0
 WHY_CHARACTERS = 300
 
 
+# One that became ready in this moment may have begun with an answer: it has so long to let go of it.
+UNNEEDED_S = 1.0
+
+
 Say = Callable[[str, AnyEvent], Awaitable[None]]
 
 
@@ -60,6 +65,7 @@ class LocalFleet:
 
     def __init__(self, log: Log, host: Host) -> None:
         self._log, self._host = log, host
+        self._fleet = Fleet()
         self._wanted: dict[str, int] = {}
         self._workers: list[_Worker] = []
         self._changed = anyio.Event()
@@ -119,7 +125,7 @@ class LocalFleet:
 
     async def _end_unneeded(self, worker: "_Worker") -> None:
         replica, runs = worker.replica, worker.child.runs
-        await worker.child.stop(0)
+        await worker.child.stop(UNNEEDED_S)
         if runs:
             stopped = ReplicaStopped(
                 replica=replica, model=worker.model, why="not needed", lived_ns=worker.lived_ns()
@@ -135,24 +141,27 @@ class LocalFleet:
 
     async def _listen(self) -> None:
         """Hear which of ours are ready, and how much they have to do."""
+        after: int | None = None
         while True:
             try:
-                after = await self._log.last_sequence(subjects.FLEET)
+                if after is None:
+                    after = await self._log.last_sequence(subjects.FLEET)
                 async with self._log.follow(subjects.FLEET, ["rift.fleet.>"], after=after) as reader:
                     async for batch in reader:
                         for stored in batch:
-                            for event in codec.decode(stored.data)[1]:
-                                self._hear(event)
-            except (LogError, codec.RecordUnreadable) as error:
+                            self._hear(stored)
+                            after = stored.sequence
+            except LogError as error:
                 logger.warning("the fleet cannot be read: %s", error)
                 await anyio.sleep(READ_AGAIN_S)
 
-    def _hear(self, event: object) -> None:
-        if isinstance(event, ReplicaReady | ReplicaReported):
-            for worker in self._workers:
-                if worker.replica == event.replica:
-                    worker.is_ready |= isinstance(event, ReplicaReady)
-                    worker.running = getattr(event, "running", 0)
+    def _hear(self, stored: Stored) -> None:
+        for event in self._fleet.fold(stored):
+            if isinstance(event, ReplicaReady | ReplicaReported):
+                for worker in self._workers:
+                    if worker.replica == event.replica:
+                        worker.is_ready |= isinstance(event, ReplicaReady)
+                        worker.running = getattr(event, "running", 0)
 
 
 class _Worker:
@@ -190,7 +199,8 @@ class _Worker:
             return
         by_host = is_killed(status)
         why = words(status) if by_host else self.child.last_line()[:WHY_CHARACTERS]
-        cause: Literal["host", "engine"] = "host" if by_host else "engine"
+        # Who is killed while it starts takes more than there is here, and will the next time.
+        cause: Literal["host", "engine"] = "host" if by_host and self.is_ready else "engine"
         await self._say(self.model, ReplicaLost(replica=self.replica, model=self.model, why=why, cause=cause))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from events.schema import (
     ReplicaStopped,
 )
 from rift import catalogue
-from rift.engines import Engine
+from rift.engines import Engine, EngineFailed
 from rift.worker.held import Load
 from rift.worker.leaving import Leaving
 from rift.worker.worker import Worker
@@ -47,13 +48,14 @@ async def serve(
 ) -> None:
     """Start the engine and serve until told to leave. Raises EngineFailed, LogError."""
     replica = _Replica(log, starting)
-    await replica.say(starting, within_s=FLEET_APPEND_S)
+    began = await replica.say(starting, within_s=FLEET_APPEND_S)
     engine: Engine | None = None
     last: AnyEvent | None = None
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(replica.report)
-            engine = await start_engine()
+            tasks.start_soon(replica.heed, began)
+            engine = await _started(start_engine, replica, leaving)
             # What an engine imported stays: millions of objects that the collector need not look at again,
             # for half a second each time, while every stream waits.
             gc.freeze()
@@ -70,6 +72,24 @@ async def serve(
                 await replica.say_at_last(last)
             if engine is not None:
                 await engine.close()
+
+
+async def _started(
+    start_engine: Callable[[], Awaitable[Engine]], replica: "_Replica", leaving: Leaving
+) -> Engine:
+    """Start the engine. Who is told to leave meanwhile ends at once: a start cannot be stopped in an orderly
+    way, and whatever it began ends with our process group."""
+
+    async def leave() -> None:
+        await leaving.wait()
+        await replica.say_at_last(replica.stopped("not needed"))
+        os._exit(0)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(leave)
+        engine = await start_engine()
+        tasks.cancel_scope.cancel()
+    return engine
 
 
 async def _serve(log: Log, engine: Engine, replica: "_Replica", *, shards: int, leaving: Leaving) -> None:
@@ -109,15 +129,25 @@ class _Replica:
         self._subject = subjects.fleet(catalogue.slug(starting.model))
         self._began_at = anyio.current_time()
 
-    async def say(self, event: AnyEvent, *, within_s: float) -> None:
+    async def say(self, event: AnyEvent, *, within_s: float) -> int:
         """Raises LogError."""
         data = codec.encode(self.name, [event])
-        await append_until_known(self._log, subjects.FLEET, self._subject, data, within_s=within_s)
+        return await append_until_known(self._log, subjects.FLEET, self._subject, data, within_s=within_s)
 
     async def say_at_last(self, event: AnyEvent) -> None:
         """What a log that does not answer is not told, its silence will."""
         with anyio.move_on_after(LAST_WORD_S), contextlib.suppress(LogError):
             await self.say(event, within_s=LAST_WORD_S)
+
+    async def heed(self, began: int) -> None:
+        """Raise EngineFailed once somebody gave this replica up: all take it for lost, whatever it does, so
+        another has to take its place."""
+        async with self._log.follow(subjects.FLEET, [self._subject], after=began) as reader:
+            async for batch in reader:
+                for stored in batch:
+                    for event in codec.decode(stored.data)[1]:
+                        if isinstance(event, ReplicaLost) and event.replica == self.name:
+                            raise EngineFailed(f"this replica was given up: {event.why}")
 
     async def report(self) -> None:
         """Say every so often that the replica lives, and with how much work; a report that is not stored by

@@ -64,7 +64,7 @@ async def test_a_larger_setting_gives_full_streams_room_and_a_smaller_one_takes_
     server.start()
     log = await connect(server.address.url, token=server.address.token, name="small")
     await log.ensure_streams(shards=1, replicas=1, max_bytes=MIB)
-    assert await room_of(log) == {STREAM: MIB, subjects.BOOK: MIB // 4, subjects.FLEET: MIB // 16}
+    assert await room_of(log) == {STREAM: MIB, subjects.BOOK: MIB // 4, subjects.FLEET: MIB // 4}
     for _ in range(3):
         await log.append(subjects.BOOK, "rift.book.credit.a", b"x" * 80_000)
     await log.ensure_streams(shards=1, replicas=1, max_bytes=MIB // 2)

@@ -14,6 +14,7 @@ from rift import broker, catalogue, settings
 from rift.catalogue import nanousd_per_token, slug
 from rift.cli import options
 from rift.fleet.cluster import SELECTOR
+from rift.gateway.accepting import DEADLINE_MS
 from rift.up import STOP_S
 from tests.rift.fleet.apiserver import NAMESPACE, ApiServer, ObjectMeta
 from tests.rift.fleet.test_kubernetes import running, until
@@ -122,7 +123,7 @@ async def test_control_may_do_what_it_does_and_nothing_else(tmp_path: Path) -> N
     async with running(server, tmp_path) as fleet:
         fleet.want("deepseek-r1", 2)
         await until(lambda: server.replicas(name) == 2 and server.watches == 1)
-        fleet.lost("deepseek-r1", f"{name}-x")
+        fleet.lost("deepseek-r1", f"{name}-x-0a1b2c3d")
         await until(lambda: not server.pods)
     allowed = {
         (verb, group, resource)
@@ -181,13 +182,14 @@ def test_a_role_is_started_with_words_that_rift_knows() -> None:
     for model in SERVED:
         found = container(WORKERS[f"rift-worker-{slug(model)}"])
         told = options._parser().parse_args(found["args"])
-        assert (told.model, told.replica) == (model, "$(RIFT_REPLICA)")
-        (replica,) = [entry for entry in found["env"] if entry["name"] == "RIFT_REPLICA"]
-        assert replica["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+        assert (told.model, told.pod) == (model, "$(RIFT_POD)")
+        (named_pod,) = [entry for entry in found["env"] if entry["name"] == "RIFT_POD"]
+        assert named_pod["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
 
 
 def test_a_pod_has_the_time_that_its_worker_takes_to_drain() -> None:
     told = tomllib.loads(named("ConfigMap")["rift"]["data"]["rift.toml"])
+    assert told["drain_s"] * 1000 >= DEADLINE_MS, "no answer is cut"
     for worker in WORKERS.values():
         assert pod(worker)["terminationGracePeriodSeconds"] >= told["drain_s"] + STOP_S["worker"]
 

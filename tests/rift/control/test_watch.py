@@ -16,7 +16,6 @@ from events.schema import (
     Parameters,
     ReplicaLost,
     ReplicaReady,
-    ReplicaReported,
     ReplicaStarting,
     RequestAccepted,
     RequestFinished,
@@ -118,15 +117,6 @@ def test_a_lost_replicas_attempt_is_released_at_once(cause: str, why: str, lost_
     assert story.after(2) == [due], "and again if it was not heard"
     story.tell(due.event)
     assert story.after(3) == []
-
-
-def test_a_replica_that_was_silent_and_is_back_keeps_its_attempts() -> None:
-    story = Story()
-    story.fleet(starting("worker-of-a"), ready("worker-of-a"))
-    story.fleet(ReplicaLost(replica="worker-of-a", model="m", cause="host"))
-    story.fleet(ReplicaReported(replica="worker-of-a", model="m", running=0, waiting=0))
-    story.start()
-    assert story.after(1) == []
 
 
 def starting(replica: str) -> ReplicaStarting:

@@ -204,14 +204,16 @@ async def test_a_lost_replicas_pod_is_deleted(
         await until(lambda: server.watches == 1)
         server.faults += [Fault("status", 500), Fault("unanswered")]
         for pod in pods:
-            fleet.lost(MODEL, pod)
+            fleet.lost(MODEL, f"{pod}-0a1b2c3d")
         await until(lambda: pods[0] not in server.pods and not server.faults)
-        fleet.lost(MODEL, f"{NAME}-5d8f7-gone")
+        fleet.lost(MODEL, f"{NAME}-5d8f7-gone-0a1b2c3d")
         fleet.want(MODEL, 1)
         await until(lambda: server.replicas(NAME) == 1)
         await anyio.sleep(0.05)
     assert list(server.pods) == ["rift-nats-0"]
-    assert "lost replica rift-nats-0 of deepseek-r1 is no pod of rift-worker-deepseek-r1" in caplog.text
+    assert (
+        "lost replica rift-nats-0-0a1b2c3d of deepseek-r1 is no pod of rift-worker-deepseek-r1" in caplog.text
+    )
     assert [call.name for call in server.calls].count(f"{NAME}-5d8f7-gone") == 1
 
 
