@@ -42,8 +42,8 @@ CLOSE_S = 1.0
 # The keys say little, and forget: they get this part of a shard's room.
 SMALL = 16
 
-# What the fleet says is held by its oldest replica and decision: room for a year of one replica's reports. The
-# book forgets nothing, and when it is full no key is revoked and nothing is trimmed. A quarter of a shard's
+# What the fleet says is held by its oldest replica and decision: room for a year of one replica's reports.
+# The book forgets nothing, and when it is full no key is revoked and nothing is trimmed. A quarter of a shard's
 # room is by default two million holds with their settlements: two years of 100 prepaid accounts.
 BOOK_PART = 4
 

@@ -38,8 +38,8 @@ QUEUE_BYTES_MAX = 128 * 1024 * 1024
 # keeps a round of the slots waiting.
 QUEUE_SHARE_PERCENT = 33
 # Each account may have half a round of the model's slots waiting, whatever its share; while no replica is
-# ready, and so the slots are not known, half of so many.
-SLOTS_COLD = 32
+# ready, and so the slots are not known, this many.
+FREE_COLD = 16
 
 Scope = Literal["inference", "usage"]
 CHALLENGE = [(b"www-authenticate", b"Bearer")]
@@ -179,20 +179,26 @@ class Admission:
             raise Refusal(429, message, code="queue_full", headers=retry_after(5))
         if len(self._book.accounts) < 2:
             return
-        gateways = len(self.limiting.lanes)
-        slots = (self._fleet.slots(model) if self._fleet.is_ready(model) else SLOTS_COLD) // gateways
         limits = self._book.limits.get(account)
         share = (limits and limits.queue_share_percent) or QUEUE_SHARE_PERCENT
         mine = self._relay.queued_of(model, account)
-        # What slots are idle are soon taken, by the others' first.
-        idle = slots - self._relay.running(model) - (queued - mine)
-        free = max(1, -(-slots // 2)) + max(0, idle)
+        free = self._free(model, others=queued - mine)
         if not may_wait(mine=mine, waiting=queued, more=wanted.choices, free=free, share_percent=share):
             message = (
                 f"{mine} requests of account {account} wait for {model}; beyond {free} they may be at most "
                 f"{share} % of all that wait: try again once some have begun"
             )
             raise Refusal(429, message, code="queue_share", headers=retry_after_ms(SOON_MS))
+
+    def _free(self, model: str, *, others: int) -> int:
+        """Return how many requests each account may have waiting for a model here, whatever its share."""
+        gateways = len(self.limiting.lanes)
+        if not self._fleet.is_ready(model):
+            return max(1, FREE_COLD // gateways)
+        slots = self._fleet.slots(model) // gateways
+        # What slots are idle are soon taken, by the others' first.
+        idle = max(0, slots - self._relay.running(model) - others)
+        return max(1, -(-slots // 2) + idle)
 
 
 def retry_after(seconds: int) -> list[tuple[bytes, bytes]]:

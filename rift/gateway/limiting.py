@@ -117,7 +117,8 @@ class Limiting:
         if not held:
             return {}
         living = len(self.lanes)
-        return {whose: limits.part(of, living) for whose, of in held.items()}
+        parts = {whose: limits.part(of, living) for whose, of in held.items()}
+        return {whose: of for whose, of in parts.items() if of != Part()}
 
     def _at_end(self, watcher: Watcher) -> None:
         request = watcher.answer.id

@@ -11,6 +11,9 @@ from events import codec, subjects
 from events.book import key_digest
 from events.schema import AccountOpened, AnyEvent, KeyIssued, KeyLimitsSet, KeyRevoked, LimitsSet
 from rift import keys
+from rift.control.watch import Watch
+from rift.gateway import admission
+from rift.gateway.delivery import Delivery
 from tests.rift.gateway.test_allowances import World, live
 from tests.simulation.client import Call
 from tests.simulation.prepaid import ACCOUNT
@@ -258,6 +261,20 @@ def test_who_is_alone_fills_the_queue_and_a_flood_beside_others_is_told() -> Non
     live(test)
 
 
+def test_a_flood_of_a_model_that_starts_is_told_too() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        gateway._opened.gateway._admission._served = (MODEL,)  # type: ignore[union-attr]
+        flood = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+        calls = [ask(world, gateway, flood.text, background=True) for _ in range(30)]
+        assert [(await whole(call))[0] for call in calls].count(202) == admission.FREE_COLD
+        # Who comes then waits behind those alone.
+        assert (await whole(ask(world, gateway, world.key, background=True)))[0] == 202
+
+    live(test)
+
+
 # --- the book ----------------------------------------------------------------------------------------------
 
 
@@ -402,10 +419,14 @@ def test_what_a_revoked_key_reads_of_anothers_request_ends_and_the_request_goes_
     live(test)
 
 
+@pytest.mark.parametrize(
+    "absent", [(Watch, "see_book"), (Delivery, "revoke")], ids=["the gateway ends it", "the janitor ends it"]
+)
 def test_a_key_that_is_revoked_while_its_acceptance_is_stored_gets_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, absent: tuple[type, str]
 ) -> None:
     """A word to end it that stood before the acceptance would be for nothing."""
+    monkeypatch.setattr(*absent, lambda *_: None)
 
     async def test(world: World) -> None:
         gateway = await world.gateway()

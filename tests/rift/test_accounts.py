@@ -1,0 +1,150 @@
+"""Keys as an operator handles them: made, listed, revoked, and what each may do at a running installation."""
+
+import json
+from typing import Any
+
+import pytest
+
+from rift.cli.keys import expiry_ns
+from rift.cli.ops import CommandFailed
+from tests.rift.test_limits import BODY, MODEL, done, second_gateway
+from tests.service import Service, frames
+
+DAY_NS = 86_400 * 10**9
+# 2026-11-23, 12:00 UTC.
+NOON_NS = 1_795_435_200 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("text", "at_ns"),
+    [
+        ("30d", NOON_NS + 30 * DAY_NS),
+        ("12h", NOON_NS + DAY_NS // 2),
+        ("2026-11-24", NOON_NS + DAY_NS // 2),
+    ],
+)
+def test_when_a_key_expires(text: str, at_ns: int) -> None:
+    assert expiry_ns(text, NOON_NS) == at_ns
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0d", "no time to come"),
+        ("99999d", "less than a century"),
+        ("2026-11-23", "has begun already"),
+        ("2026-02-30", "write 30d, 12h, or a day"),
+        ("30", "write 30d, 12h, or a day"),
+        ("-1d", "write 30d, 12h, or a day"),
+    ],
+)
+def test_what_is_no_expiry_is_named(text: str, said: str) -> None:
+    with pytest.raises(CommandFailed, match=said):
+        expiry_ns(text, NOON_NS)
+
+
+def made(service: Service, *words: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(done(service, "keys", "create", *words, "--json"))
+    return found
+
+
+def listed(service: Service, *words: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(done(service, "keys", "list", *words, "--json"))
+    return found
+
+
+@pytest.mark.slow
+def test_keys_are_made_listed_and_revoked(service: Service) -> None:
+    wide = made(service, "--account", "keyed")
+    narrow = made(
+        service,
+        "--account",
+        "keyed",
+        "--scopes",
+        "usage",
+        "--models",
+        f"{MODEL},wide:sim",
+        "--expires",
+        "30d",
+    )
+    done(service, "keys", "revoke", wide["id"])
+    first, second = listed(service, "--account", "keyed")
+    assert (first["id"], first["state"], first["scopes"]) == (wide["id"], "revoked", ["inference", "usage"])
+    assert first["created"] <= first["revoked"]
+    assert second | {"created": 0, "expires": 0} == {
+        "id": narrow["id"], "account": "keyed", "state": "valid", "scopes": ["usage"],
+        "models": [MODEL, "wide:sim"], "expires": 0, "created": 0, "revoked": None,
+    }  # fmt: skip
+    assert second["expires"] - second["created"] == pytest.approx(30 * DAY_NS, abs=60 * 10**9)
+    text = done(service, "keys", "list")
+    assert text.split()[:8] == [
+        "id", "account", "state", "scopes", "models", "expires", "created", "revoked"
+    ]  # fmt: skip
+    assert narrow["key"] not in text
+    (row,) = service.sql(f"select state, scopes, models from keys where key = '{wide['id']}'")
+    assert row == {"state": "revoked", "scopes": ["inference", "usage"], "models": None}
+    with service.client(narrow["key"]) as client:
+        assert client.get("/v1/usage").status_code == 200
+        refused = client.post("/v1/inference", json=BODY)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_scope")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("revoke", "nosuchid"), "there is no key 'nosuchid'; `rift keys list` shows"),
+        (("create", "--account", "dev", "--scopes", "all"), "'all' is no scope; there are inference"),
+        (("create", "--account", "dev", "--scopes", ""), "--scopes: '' names nothing"),
+        (("create", "--account", "dev", "--models", "gpt"), "'gpt' is not known here; known: smollm2"),
+        (("create", "--account", "dev", "--expires", "soon"), "'soon' is no time; write 30d"),
+    ],
+)
+def test_what_is_wrong_with_a_key_is_named(service: Service, words: tuple[str, ...], said: str) -> None:
+    before = listed(service)
+    ran = service.rift("keys", *words)
+    assert (ran.returncode, said in ran.stderr) == (1, True), ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert listed(service) == before
+
+
+@pytest.mark.slow
+def test_a_key_is_revoked_once(service: Service) -> None:
+    key = made(service, "--account", "once")
+    done(service, "keys", "revoke", key["id"])
+    ran = service.rift("keys", "revoke", key["id"])
+    assert (ran.returncode, f"key {key['id']} of account once is revoked already" in ran.stderr) == (1, True)
+
+
+@pytest.mark.slow
+def test_a_revoked_key_is_refused_by_every_gateway_and_its_stream_ends(service: Service) -> None:
+    key = made(service, "--account", "leaver")
+    body = BODY | {"stream": True, "parameters": {"max_tokens": 2000, "ignore_eos": True}}
+    with second_gateway(service) as (url, _), service.client(key["key"]) as client:
+        with client.stream("POST", f"{url}/v1/inference", json=body) as answer:
+            events = frames(answer)
+            while next(events)["event"] != "token":
+                pass
+            done(service, "keys", "revoke", key["id"])
+            last = list(events)[-1]
+        assert last["data"]["error"]["code"] == "revoked"
+        for at in (service.url, url):
+            refused = client.get(f"{at}/v1/models")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "revoked_api_key")
+    (row,) = service.sql(
+        "select state, finish_reason, charge_nanousd > 0 as charged from requests where account = 'leaver'"
+    )
+    assert row == {"state": "cancelled", "finish_reason": "revoked", "charged": True}
+
+
+@pytest.mark.slow
+def test_usage_and_invoices_are_the_askers(service: Service) -> None:
+    mine, other = (made(service, "--account", account)["key"] for account in ("billed", "unbilled"))
+    with service.client(mine) as client:
+        assert client.post("/v1/inference", json=BODY).status_code == 200
+        assert MODEL in client.get("/v1/usage").text
+    with service.client(other) as client:
+        named = client.get("/v1/usage", params={"account": "billed"})
+        assert named.json() == client.get("/v1/usage").json()
+        assert MODEL not in named.text
+        assert MODEL not in client.get("/v1/invoices/2026-11?account=billed").text
