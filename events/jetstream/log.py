@@ -43,8 +43,8 @@ CLOSE_S = 1.0
 SMALL = 16
 
 # What the fleet says is held by its oldest replica and decision: room for a year of one replica's reports.
-# The book forgets nothing, and when it is full no key is revoked and nothing is trimmed. A quarter of a shard's
-# room is by default two million holds with their settlements: two years of 100 prepaid accounts.
+# The book forgets nothing, and when it is full no key is revoked and nothing is trimmed. A quarter of a
+# shard's room is by default two million holds with their settlements: two years of 100 prepaid accounts.
 BOOK_PART = 4
 
 # How long a client may repeat a request by its idempotency key and get the first one's answer.
