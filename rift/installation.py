@@ -1,6 +1,6 @@
 """The data folder of one installation, and how its commands find the log.
 
-version     what made this folder; another version is refused by name
+version     the version of all this; a folder of another one is refused by name
 lock        held by the `rift up` that runs here
 secret      signs request ids
 dev.key     the first account's first key
@@ -26,9 +26,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from events.ids import SECRET_BYTES
-from rift import broker
+from rift import __version__, broker
 from rift.broker import Address
 
+# Of the folder's layout, not of Rift; a folder that does not say is of the first. It grows with a change
+# after which this Rift would misread an older folder, or an older Rift this one.
 VERSION = "1"
 WHERE = (
     "start one with ./ops/run, name its folder with --data or RIFT_DATA, or name a broker with --nats or "
@@ -54,23 +56,33 @@ class Installation:
         self.first_key = self.folder / "dev.key"
         self._lock: int | None = None
 
+    def check(self) -> None:
+        """Raises InstallationWrong for a folder of another version; one that is not there yet is of ours."""
+        try:
+            found = (self.folder / "version").read_text(errors="replace").strip()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InstallationWrong(f"{self.folder}/version cannot be read: {error.strerror}") from error
+        if found != VERSION:
+            raise InstallationWrong(
+                f"{self.folder} is a data folder of version {found!r}, and Rift {__version__} knows version "
+                f"{VERSION}: use the Rift that made it, or name another folder with --data"
+            )
+
     def make(self) -> None:
-        """Create what is missing. Raises InstallationWrong for a folder of another version."""
+        """Create what is missing. Raises InstallationWrong."""
+        self.check()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.logs.mkdir(exist_ok=True)
             version = self.folder / "version"
             if not version.exists():
-                version.write_text(VERSION + "\n")
+                broker.write_secret(version, VERSION)
         except OSError as error:
             raise InstallationWrong(
                 f"the data folder {self.folder} cannot be used: {error.strerror}"
             ) from error
-        if (found := version.read_text().strip()) != VERSION:
-            raise InstallationWrong(
-                f"{self.folder} was made by version {found!r} of Rift's data folder, and this is version "
-                f"{VERSION!r}; use another folder with --data, or the Rift that made it"
-            )
         secret = self.folder / "secret"
         if not secret.exists():
             broker.write_secret(secret, secrets.token_hex(SECRET_BYTES))

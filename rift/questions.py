@@ -96,7 +96,15 @@ class AskLeader(Question, frozen=True, forbid_unknown_fields=True):
     topic = "rift.ask.leader"
 
 
-AnyQuestion = AskLeader | Sql | AskInvoice | AskUsage | AskRequests | ClosePeriod | Seal | Digests | Rebuild
+class AskLanes(Question, frozen=True, forbid_unknown_fields=True):
+    """Which gateways live, by lane, and for how many milliseconds each has been silent."""
+
+    topic = "rift.ask.lanes"
+
+
+AnyQuestion = (
+    AskLeader | AskLanes | Sql | AskInvoice | AskUsage | AskRequests | ClosePeriod | Seal | Digests | Rebuild
+)
 
 
 async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:

@@ -85,12 +85,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def load(file: Path | None, overrides: dict[str, Any]) -> Settings:
     """Return the settings of a file (or none) with what the command line overrides. Raises SettingsWrong."""
-    found: dict[str, Any] = {}
-    if file is not None:
-        try:
-            found = msgspec.toml.decode(file.read_bytes())
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise SettingsWrong(f"{file}: {error}") from error
+    try:
+        data = b"" if file is None else file.read_bytes()
+    except OSError as error:
+        raise SettingsWrong(f"{file}: {error}") from error
+    return parsed(data, overrides, where=str(file or "settings"))
+
+
+def parsed(data: bytes, overrides: dict[str, Any], *, where: str) -> Settings:
+    """As `load`, of a file's content."""
+    try:
+        found = msgspec.toml.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SettingsWrong(f"{where}: {error}") from error
     try:
         models = catalogue.load(dict(found.pop("models", {})))
         known = catalogue.checked({**catalogue.shipped(), **models})
@@ -102,7 +109,7 @@ def load(file: Path | None, overrides: dict[str, Any]) -> Settings:
             )
         scale = _checked(settings, found.get("scale", {}), is_told="workers" in overrides)
     except (msgspec.ValidationError, CatalogueWrong) as error:
-        raise SettingsWrong(f"{file or 'settings'}: {error}") from error
+        raise SettingsWrong(f"{where}: {error}") from error
     return msgspec.structs.replace(settings, scale=scale)
 
 

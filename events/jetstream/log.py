@@ -127,6 +127,17 @@ class JetStream:
     def is_connected(self) -> bool:
         return self.client.is_connected
 
+    @property
+    def server_version(self) -> str:
+        version = self.client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"
+
+    @property
+    def server_address(self) -> str:
+        """Host and port of the server that this connection is with; "" while it is with none."""
+        url = self.client.connected_url
+        return f"{url.hostname}:{url.port}" if url else ""
+
     async def close(self) -> None:
         await self.client.close()
         if (transport := self.client._transport) is not None:

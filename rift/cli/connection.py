@@ -15,18 +15,24 @@ OVERRIDES = ("host", "port", "model", "engine", "workers")
 
 
 def installation(options: Namespace) -> Installation:
-    return Installation(options.data)
+    """Return what the command is about. Raises InstallationWrong for a folder of another version."""
+    found = Installation(options.data)
+    found.check()
+    return found
 
 
 def configuration(options: Namespace) -> Path | None:
-    """Return the settings file: the one named, or `DIR/rift.toml` if there is one."""
-    default = Path(options.data) / "rift.toml"
+    """Return the settings file: the one named, or `DIR/rift.toml` if there is one.
+
+    Raises InstallationWrong.
+    """
+    default = installation(options).folder / "rift.toml"
     named: Path | None = options.config
     return named or (default if default.exists() else None)
 
 
 def load_settings(options: Namespace) -> Settings:
-    """Raises SettingsWrong."""
+    """Raises SettingsWrong, InstallationWrong."""
     given = {name: getattr(options, name, None) for name in OVERRIDES}
     return settings.load(
         configuration(options), {name: value for name, value in given.items() if value is not None}

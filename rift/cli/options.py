@@ -19,7 +19,20 @@ from rift import __version__
 from rift.accounts import AccountUnknown, KeyUnknown, OutcomeOpen, RecordReadable
 from rift.broker import BrokerMissing
 from rift.catalogue import CatalogueWrong
-from rift.cli import accounts, backtest, calibrate, credit, keys, limits, money, ops, replay, roles
+from rift.cli import (
+    accounts,
+    backtest,
+    calibrate,
+    credit,
+    keys,
+    limits,
+    models,
+    money,
+    ops,
+    replay,
+    roles,
+    status,
+)
 from rift.cli.ops import CommandFailed
 from rift.control.projector import LogBehind, LogTrimmed
 from rift.control.until import PositionWrong
@@ -112,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _workers_option(control)
 
+    _command(commands, "status", status.status, "show what runs, waits and lags; 1 if something is amiss")
+    _models(commands)
+
     sql = _command(commands, "sql", ops.sql, "ask DuckDB about everything that happened")
     sql.add_argument("select", help="one SELECT; relations and columns are in replay/README.md")
 
@@ -121,6 +137,30 @@ def _parser() -> argparse.ArgumentParser:
     _calibrate(commands)
     _backtest(commands)
     return parser
+
+
+def _models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    about = commands.add_parser("models", help="the catalogue").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    listed = _command(about, "list", models.list_models, "show every model that is known, and who serves it")
+    add = _command(about, "add", models.add, "add a model to rift.toml")
+    for parser in (listed, add):
+        parser.add_argument("--config", type=Path, metavar="FILE", help="settings and models (DIR/rift.toml)")
+    add.add_argument("name", metavar="NAME", help="as clients will ask for it")
+    add.add_argument("--source", required=True, metavar="WHERE", help="a path, or a model hub's id")
+    add.add_argument("--context-tokens", required=True, type=_positive, metavar="N")
+    add.add_argument("--prompt-usd", required=True, metavar="USD", help='per million tokens, like "0.15"')
+    add.add_argument("--output-usd", required=True, metavar="USD", help="per million tokens")
+    add.add_argument("--title", default="", metavar="TEXT", help="for people")
+    add.add_argument(
+        "--profile",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar=("HARDWARE", "NAME=VALUE"),
+        help="how a hardware serves it: gpus=8 gpu_hour_usd=1.99, and engine arguments; may be repeated",
+    )
 
 
 def _calibrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -70,6 +70,11 @@ class Janitor:
                     for due in self._watch.due(self._now_ns()):
                         await self._act(due)
 
+    def lanes(self) -> dict[str, int]:
+        """Return for how many milliseconds each gateway has been silent that is not lost."""
+        now_ns = self._now_ns()
+        return {lane: max(0, now_ns - at_ns) // 1_000_000 for lane, at_ns in self._watch.lanes.items()}
+
     async def _is_current(self, reader: Follower) -> bool:
         """Say whether silence is the log's, not ours: who hears nothing must not call others lost."""
         if not self._log.is_connected:

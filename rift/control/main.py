@@ -17,7 +17,7 @@ from events.log import Log
 from replay.answer import QueryRefused
 from replay.archive import Archive
 from replay.warehouse import Warehouse
-from rift.control.answers import answering
+from rift.control.answers import Answering, answering
 from rift.control.archiver import Archiver
 from rift.control.autoscaler import Autoscaler, Served
 from rift.control.desk import Desk
@@ -27,6 +27,7 @@ from rift.control.projection import Projection
 from rift.control.settling import Settling
 from rift.fleet import Driver
 from rift.fleet.follow import follow
+from rift.questions import AskLanes, Question
 
 # What is stored when control is told to stop is applied first: then a stopped installation shows all. A
 # transaction that has begun is waited for, beyond this.
@@ -88,10 +89,15 @@ async def _lead(duties: Duties, epoch: int) -> None:
         quarantined=lambda stream: projection.warehouse.quarantined(stream),
     )
     autoscaler = duties.scaling(epoch=epoch)
-    desk = Desk(log, projection, archiver)
-    async with answering(log, desk.answers()), anyio.create_task_group() as tasks:
-        for shard in duties.shards:
-            tasks.start_soon(_watch, log, projection, shard, autoscaler.asked)
+    janitors = [Janitor(log, shard=shard, accepted=autoscaler.asked) for shard in duties.shards]
+
+    async def lanes(question: AskLanes) -> object:
+        return {lane: silent_ms for janitor in janitors for lane, silent_ms in janitor.lanes().items()}
+
+    answers: dict[type[Question], Answering] = {**Desk(log, projection, archiver).answers(), AskLanes: lanes}
+    async with answering(log, answers), anyio.create_task_group() as tasks:
+        for shard, janitor in zip(duties.shards, janitors, strict=True):
+            tasks.start_soon(_watch, projection, subjects.shard_stream(shard), janitor)
         tasks.start_soon(autoscaler.run)
         if driver is not None:
             tasks.start_soon(driver.run)
@@ -100,17 +106,16 @@ async def _lead(duties: Duties, epoch: int) -> None:
         tasks.start_soon(Settling(log, lambda: projection.warehouse).run)
 
 
-async def _watch(log: Log, projection: Projection, shard: int, accepted: Callable[[str], None]) -> None:
+async def _watch(projection: Projection, stream: str, janitor: Janitor) -> None:
     """Keep requests ending, from as early as one may be open."""
     while True:
         try:
-            stream = subjects.shard_stream(shard)
             first = await to_thread.run_sync(_first_open, projection.warehouse, stream)
             break
         except QueryRefused:
             # The file is being changed for another.
             await anyio.sleep(RETRY_S)
-    await Janitor(log, shard=shard, accepted=accepted).run(first=first)
+    await janitor.run(first=first)
 
 
 async def _needed_from(log: Log, projection: Projection, stream: str) -> int:

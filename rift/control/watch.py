@@ -12,6 +12,7 @@
 What the janitor says counts only if the fold agrees, so a late or repeated word harms nobody.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -136,6 +137,11 @@ class Watch:
     def see_book(self, event: Any) -> None:
         if isinstance(event, KeyRevoked):
             self._revoked.add(event.key)
+
+    @property
+    def lanes(self) -> Mapping[str, int]:
+        """When each lane that is not lost was heard last."""
+        return self._lanes
 
     def see_lane(self, event: Any, stored_at_ns: int) -> None:
         match event:

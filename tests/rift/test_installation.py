@@ -38,3 +38,23 @@ def test_wrong_retention_settings_are_named(tmp_path: Path, toml: str) -> None:
     file.write_text(toml)
     with pytest.raises(SettingsWrong, match=toml.partition(" ")[0]):
         settings.load(file, {})
+
+
+def test_a_folder_says_its_version_from_the_first_start_on(tmp_path: Path) -> None:
+    old = Installation(tmp_path / "old")
+    old.folder.mkdir()
+    (old.folder / "secret").write_text("00" * 32)
+    old.check()
+    old.make()
+    assert (old.folder / "version").read_text() == "1\n"
+    assert old.secret() == bytes(32), "a folder that did not say is of the first version, and stays"
+
+
+@pytest.mark.parametrize("version", ["2", "0", "", "1.5", "\x00"])
+def test_any_other_version_is_refused(tmp_path: Path, version: str) -> None:
+    (tmp_path / "version").write_text(version)
+    found = Installation(tmp_path)
+    for use in (found.check, found.make):
+        with pytest.raises(InstallationWrong, match="another folder with --data"):
+            use()
+    assert [file.name for file in tmp_path.iterdir()] == ["version"]

@@ -280,11 +280,24 @@ def test_a_wrong_setting_is_named(tmp_path: Path, toml: str, words: str) -> None
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_folder_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["up", "--port", "0"], ["gateway"], ["worker"], ["control"], ["status"], ["sql", "select 1"],
+        ["keys", "create", "--account", "a"], ["models", "list"], ["prices", "publish", "p.toml"],
+        ["archive", "verify"], ["replay", "--digest"], ["calibrate", "--model", "a"],
+        ["backtest", "--profile", "cpu-smollm2-135m", "--model", "a"],
+    ],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_a_folder_of_another_version_is_refused_by_name(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "version").write_text("99\n")
-    done = Service(tmp_path).rift("up", "--engine", "sim", "--port", "0")
+    (tmp_path / "rift.toml").write_text("not_yet_known = true\n")
+    done = Service(tmp_path).rift(*command)
     assert done.returncode == 1
-    assert "'99'" in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"rift: {tmp_path} is a data folder of version '99', and Rift ")
+    assert {file.name for file in tmp_path.iterdir()} == {"version", "rift.toml"}, "it is left as it is"
 
 
 def test_json_is_one_value_on_standard_output(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""`rift status` and `rift models`, against an installation that runs, one that is hurt, and none."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rift import settings
+from tests.rift.test_up import role
+from tests.service import MODEL, Service
+
+pytestmark = pytest.mark.slow
+
+ADD = ["models", "add", "acme:1", "--source", "acme/one", "--context-tokens", "4096"]
+PRICES = ["--prompt-usd", "0.125", "--output-usd", "2"]
+PROFILE = [
+    "--profile",
+    "mi300x",
+    "gpus=8",
+    "gpu_hour_usd=1.99",
+    "tensor_parallel_size=8",
+    "kv_cache_dtype=fp8",
+]
+
+
+def status(service: Service, returns: int = 0) -> dict[str, Any]:
+    done = service.rift("status", "--json")
+    assert done.returncode == returns, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert all(problem in done.stderr for problem in found["problems"])
+    return found
+
+
+def test_it_says_what_runs_where_and_what_lags(service: Service) -> None:
+    with service.client() as client:
+        client.post("/v1/inference", json={"model": MODEL, "prompt": "Hi", "parameters": {"max_tokens": 3}})
+    found = status(service)
+    assert found["problems"] == []
+    assert found["data"] == str(service.folder)
+    assert found["nats_server"].startswith("2.")
+    assert found["leader"]["epoch"] >= 1
+    (gateway,) = found["gateways"]
+    assert gateway["silent_ms"] < 9000
+    (model,) = found["models"]
+    assert (model["model"], model["wanted"], model["ready"], model["queued"]) == (MODEL, 1, 1, 0)
+    (replica,) = found["replicas"]
+    assert (replica["engine"], replica["state"]) == ("sim", "ready")
+    streams = {stream["stream"]: stream for stream in found["streams"]}
+    assert {"RIFT_0", "RIFT_FLEET", "RIFT_BOOK", "RIFT_KEYS"} <= streams.keys()
+    assert streams["RIFT_0"]["behind"] == 0
+    assert streams["RIFT_0"]["bytes"] > 0
+    shown = service.rift("status").stdout
+    for text in (MODEL, "leads in epoch", "RIFT_BOOK", replica["replica"], gateway["lane"]):
+        assert text in shown
+
+
+def test_what_does_not_answer_is_named(tmp_path: Path) -> None:
+    service = Service(tmp_path / "data", "--engine", "sim").start()
+    try:
+        # Frozen, not killed: `rift up` would start it again.
+        (control,) = [pid for pid in service.processes() if role(pid) == "control"]
+        os.kill(control, signal.SIGSTOP)
+        found = status(service, returns=1)
+        os.kill(control, signal.SIGCONT)
+        assert found["problems"][0].startswith("no control process answers as leader")
+        assert (found["leader"], found["gateways"]) == (None, None)
+        assert found["models"][0]["ready"] == 1, "the log knows that by itself"
+    finally:
+        service.stop()
+    found = status(service, returns=1)
+    assert found["problems"][0].startswith("no NATS server answers at")
+    assert "models" not in found
+    nowhere = Service(tmp_path / "nowhere").rift("status")
+    assert nowhere.returncode == 1
+    assert "there is no installation in" in nowhere.stderr
+
+
+def test_models_are_listed_with_prices_and_replicas(service: Service) -> None:
+    done = service.rift("models", "list", "--json")
+    lines = {line["model"]: line for line in json.loads(done.stdout)}
+    assert done.returncode == 0
+    assert done.stderr == ""
+    first = lines[MODEL]
+    assert (first["prompt_usd"], first["output_usd"]) == ("0.010", "0.020")
+    assert (first["serves"], first["ready"]) == ("1..1", 1)
+    assert (lines["deepseek-r1"]["serves"], lines["deepseek-r1"]["ready"]) == ("", 0)
+    assert MODEL in service.rift("models", "list").stdout
+
+
+def test_models_are_listed_before_there_is_a_log(tmp_path: Path) -> None:
+    done = Service(tmp_path / "data").rift("models", "list", "--json")
+    assert done.returncode == 0
+    assert "the catalogue's own prices" in done.stderr
+    assert json.loads(done.stdout)[0]["prompt_usd"] == "0.010"
+
+
+def test_a_model_is_added_and_what_stands_there_stays(tmp_path: Path) -> None:
+    service, file = Service(tmp_path), tmp_path / "rift.toml"
+    before = "# ours, by hand\nport = 9000   # behind the proxy"
+    file.write_text(before)
+    file.chmod(0o640)
+    done = service.rift(*ADD, *PRICES, *PROFILE, "--title", 'Acme "One" – é')
+    assert done.returncode == 0, done.stderr
+    assert '[scale."acme:1"]' in done.stdout
+    assert file.read_text().startswith(before + "\n\n[models.")
+    assert file.stat().st_mode & 0o777 == 0o640
+    added = settings.load(file, {}).models["acme:1"]
+    assert (added.source, added.context_tokens) == ("acme/one", 4096)
+    assert (added.prompt_usd, added.output_usd) == ("0.125", "2")
+    assert added.title == 'Acme "One" – é'
+    assert added.profiles["mi300x"].gpus == 8
+    assert added.profiles["mi300x"].args == {"tensor_parallel_size": 8, "kv_cache_dtype": "fp8"}
+    again = service.rift(*ADD, *PRICES)
+    assert again.returncode == 1
+    assert "acme:1 is in the catalogue already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([*ADD, "--prompt-usd", "0.00001", "--output-usd", "1"], "models.acme:1.prompt_usd"),
+        ([*ADD, *PRICES, "--profile", "cpu", "gpus=many"], "profiles[...].gpus"),
+        ([*ADD, *PRICES, "--profile", "cpu", "fast"], "'fast' is no NAME=VALUE"),
+        (["models", "add", "Not OK", *ADD[3:], *PRICES], "Not OK"),
+        (["models", "add", "deepseek_v3", *ADD[3:], *PRICES], "would share one subject"),
+        (["models", "add", "deepseek-v3", *ADD[3:], *PRICES], "in the catalogue already"),
+    ],
+)
+def test_a_model_that_would_be_wrong_is_not_added(tmp_path: Path, more: list[str], words: str) -> None:
+    file = tmp_path / "rift.toml"
+    file.write_text("port = 9000\n")
+    done = Service(tmp_path).rift(*more)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert file.read_text() == "port = 9000\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["rift.toml"]
