@@ -87,3 +87,45 @@ async def test_it_reports_from_its_start_on(monkeypatch: pytest.MonkeyPatch) -> 
 
     events = await said(slow, nothing)
     assert events[1:-1] == [ReplicaReported(replica="r", model="m", running=0, waiting=0)] * 3
+
+
+async def test_one_that_was_given_up_ends() -> None:
+    """All take it for lost, whatever it does: another has to take its place."""
+    async with anyio.create_task_group() as tasks:
+        broker = MemoryBroker(tasks, lambda: int(anyio.current_time() * 1e9))
+
+        async def give_up(name: str) -> None:
+            lost = ReplicaLost(replica=name, model="m", why="silent for 36 s", cause="host")
+            log = MemoryLog(broker)
+            await log.append(subjects.FLEET, subjects.fleet("m"), codec.encode("autoscaler", [lost]))
+
+        async def then() -> None:
+            await anyio.sleep(0.1)
+            await give_up("another")
+            await anyio.sleep(0.1)
+            await give_up("r")
+
+        tasks.start_soon(then)
+        with pytest.raises(ExceptionGroup) as failed, anyio.fail_after(5):
+            await main.serve(MemoryLog(broker), good, STARTING, shards=1, leaving=Leaving())
+        assert failed.group_contains(EngineFailed, match="given up: silent for 36 s")
+        tasks.cancel_scope.cancel()
+
+
+async def test_told_to_go_while_its_engine_starts_it_goes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow() -> SimEngine:
+        await anyio.sleep(30)
+        raise AssertionError("it was not waited for")
+
+    async def then(leaving: Leaving) -> None:
+        await anyio.sleep(0.1)
+        leaving.drain(10)
+
+    def gone(status: int) -> None:
+        raise EngineFailed(f"the process ends with {status}")
+
+    monkeypatch.setattr(main.os, "_exit", gone)
+    with anyio.fail_after(5):
+        _, stopped, *_ = await said(slow, then)
+    assert isinstance(stopped, ReplicaStopped)
+    assert stopped.why == "not needed"
