@@ -62,12 +62,13 @@ class Accepting:
         secret: bytes,
         lane: tuple[int, str],
         entropy: Callable[[int], bytes],
+        seal_content: bool,
     ) -> None:
         self._log, self._relays, self._histories = log, relays, histories
         self._admission, self._delivery, self._allowances = admission, delivery, allowances
         self._limiting = admission.limiting
         self._book, self._models = book, models
-        self._secret, self._entropy = secret, entropy
+        self._secret, self._entropy, self._seals_all = secret, entropy, seal_content
         self._shard, self._lane = lane
 
     async def infer(self, read: Callable[[bytes], Wanted], request: Request, match: re.Match[str]) -> None:
@@ -113,11 +114,12 @@ class Accepting:
 
     async def _keyed(self, wanted: Wanted, group: Group) -> Group:
         """Return the acceptances with a key for what they say, if it is to be sealed. Raises LogError."""
-        if wanted.store or group[0].sealed is not None:
+        if (wanted.store and not self._seals_all) or group[0].sealed is not None:
             return group
         requests = [accepted.request for accepted in group]
         key = self._entropy(sealing.KEY_BYTES)
-        sealed = await sealing.keep(self._log, subjects.SECRET_PASSING, requests, key)
+        subject = subjects.SECRET_KEPT if wanted.store else subjects.SECRET_PASSING
+        sealed = await sealing.keep(self._log, subject, requests, key)
         return tuple(replace(accepted, sealed=sealed) for accepted in group)
 
     async def _claim(self, digest: str, entry: Entry, wanted: Wanted, group: Group) -> tuple[Claim, Group]:

@@ -4,7 +4,7 @@ import pytest
 
 from events import codec, subjects
 from events.schema import Problem, RequestAccepted
-from tests.scripted import MODEL, End, Served, chunks, hello
+from tests.scripted import MODEL, End, Pause, Served, Tokens, chunks, hello
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +95,27 @@ def test_an_idempotency_key_keeps_the_key_of_its_content(fresh: Served) -> None:
     ((accepted,),) = (codec.decode(each.data)[1] for each in stored)
     assert isinstance(accepted, RequestAccepted)
     assert b'"sealed":%d' % (accepted.sealed or 0) in fresh.broker.stream(subjects.KEYS).messages[-1].data
+
+
+def test_a_response_is_deleted_only_if_it_is_sealed_ended_and_the_accounts(fresh: Served) -> None:
+    body = BODIES["/v1/responses"]
+    with fresh.client() as client, fresh.client(fresh.strangers_key) as stranger:
+        stored = client.post("/v1/responses", json=body).json()["id"]
+        sealed = client.post("/v1/responses", json=body | {"store": False}).json()["id"]
+        inference = client.post("/v1/inference", json=BODIES["/v1/inference"] | {"store": False}).json()["id"]
+        fresh.script = lambda accepted: [Tokens("Hello"), Pause(1.0), End()]
+        begun = client.post("/v1/responses", json=body | {"store": False, "background": True}).json()["id"]
+        refused = [
+            client.delete(f"/v1/responses/{stored}"),
+            client.delete(f"/v1/responses/{begun}"),
+            stranger.delete(f"/v1/responses/{sealed}"),
+            client.delete(f"/v1/responses/{inference.replace('req_', 'resp_')}"),
+        ]
+        codes = [(answer.status_code, answer.json()["error"]["code"]) for answer in refused[1:]]
+        assert refused[0].status_code == 409
+        assert codes == [(409, "request_not_ended"), *[(404, "request_not_found")] * 2]
+        assert client.delete(f"/v1/responses/{sealed}").json() == {
+            "id": sealed, "object": "response", "deleted": True
+        }  # fmt: skip
+        assert client.get(f"/v1/responses/{sealed}").status_code == 410
+        assert client.get(f"/v1/responses/{sealed}?stream=true").status_code == 410
