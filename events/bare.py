@@ -1,7 +1,8 @@
 """Events without their content, and the hash of a record: what the archive keeps for ever.
 
-Content is what clients said and were told: prompts, stop strings, token ids, texts, words of errors. A bare
-event is one line of JSON that says the rest, and folds to the same state. Its bytes are what is hashed:
+Content is what clients said and were told: prompts, stop strings, token ids, texts, words of errors; of a
+sealed request (`sealing.py`) its sealed bytes, so that a hash can be checked when nobody can open them any
+more. A bare event is one line of JSON that says the rest, and folds to the same state. Its bytes are hashed:
 
     event hash    SHA-256 of the bare event's JSON
     record hash   SHA-256 of "STREAM SEQUENCE AT_NS CONTENT EVENTS SUBJECT WRITER"
@@ -49,19 +50,27 @@ def split(event: AnyEvent) -> tuple[bytes, Any]:
                 cached_tokens=event.cached_tokens,
             )
             said = (event.reasoning, event.tool_calls, event.logprobs)
-            return _encoder.encode(bare), [event.token_ids, event.text, *(said if any(said) else ())]
+            return (
+                _encoder.encode(bare),
+                [event.token_ids, event.text, *(said if any(said) else ()), *_sealed(event)],
+            )
         case RequestAccepted():
             told = event.parameters
             shapes = (told.tools, told.tool_name, told.response_format, told.template, event.metadata)
             parameters = replace(told, stop=(), tools=(), tool_name=None, response_format=None, template=None)
             return (
-                _encoder.encode(replace(event, input="", parameters=parameters, metadata={})),
-                [event.input, told.stop, *(shapes if any(shapes) else ())],
+                _encoder.encode(replace(event, input="", parameters=parameters, metadata={}, content="")),
+                [event.input, told.stop, *(shapes if any(shapes) else ()), *_sealed(event)],
             )
         case RequestFinished() if event.error is not None:
             words = event.error.message
-            return _encoder.encode(replace(event, error=replace(event.error, message=""))), [words]
+            bare = replace(event, error=replace(event.error, message=""), content="")
+            return _encoder.encode(bare), [words, *_sealed(event)]
     return _encoder.encode(event), None
+
+
+def _sealed(event: RequestAccepted | TokensGenerated | RequestFinished) -> tuple[str, ...]:
+    return (event.content,) if event.content else ()
 
 
 def decode(bare: bytes | str) -> AnyEvent:

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import msgspec
+from msgspec.structs import replace
 
 from events import codec, subjects
 from events.ids import RequestId
@@ -18,6 +19,7 @@ from events.lifecycle import NEW, Life
 from events.lives import Lives
 from events.log import Log, LogError, Stored
 from events.schema import RequestAccepted
+from events.sealing import Seal, opened
 from events.subjects import Address
 
 
@@ -37,6 +39,8 @@ class Past(msgspec.Struct):
     life: Life = NEW
     accepted: RequestAccepted | None = None
     counted: list[Counted] = []
+    # What opens it, of a sealed one; its content is opened by then. None: it was never sealed, or is removed.
+    seal: Seal | None = None
 
 
 class _Reader(msgspec.Struct):
@@ -110,7 +114,16 @@ class Histories:
                     _fold(stored, lives, pasts)
                 if all(past.life.phase == "ended" for past in pasts.values()):
                     break
+        for past in pasts.values():
+            await self._open(past)
         return pasts
+
+    async def _open(self, past: Past) -> None:
+        if past.accepted is None:
+            return
+        past.accepted, past.seal = await opened(self._log, past.accepted)
+        if (seal := past.seal) is not None:
+            past.counted = [replace(counted, event=seal.opened(counted.event)) for counted in past.counted]
 
 
 def in_order(pasts: Sequence[Past]) -> list[tuple[str, Counted]]:

@@ -109,6 +109,13 @@ class Log(Protocol):
         A reader that is behind goes on with what is left, and is not told: who trims knows its readers.
         """
 
+    async def get(self, stream: str, sequence: int) -> Stored | None:
+        """Return one message as the stream's leader states it; None if it is not there, or not any more."""
+
+    async def erase(self, stream: str, sequence: int) -> None:
+        """Remove one message of a stream that lets go of them, and overwrite it on disk. Of one that is not
+        there nothing is left to erase."""
+
     async def room_bytes(self, stream: str) -> int:
         """Return how many bytes the stream still takes."""
 

@@ -5,6 +5,7 @@ the broker's memory does not grow with traffic.
     RIFT_FLEET    rift.fleet.<model>, and elections on rift.fleet._leader
     RIFT_BOOK     rift.book.<kind>.<id>
     RIFT_KEYS     rift.keys.<digest of an account's idempotency key>
+    RIFT_SECRETS  rift.secret.passing, rift.secret.kept
 
 `<model>` is the model's slug, `<lane>` the random id of one gateway process.
 """
@@ -17,6 +18,7 @@ import msgspec
 FLEET = "RIFT_FLEET"
 BOOK = "RIFT_BOOK"
 KEYS = "RIFT_KEYS"
+SECRETS = "RIFT_SECRETS"
 
 _REQUEST_SUBJECT = re.compile(r"rift\.(\d{1,4})\.(request|work|cancel)\.([a-z0-9]+)\.([a-z0-9-]+)")
 
@@ -88,6 +90,10 @@ def book(kind: str, entry: str) -> str:
 
 def idempotency(digest: str) -> str:
     return f"rift.keys.{digest}"
+
+
+# Keys of content: of what nobody wants stored once it is answered, and of all else.
+SECRET_PASSING, SECRET_KEPT = "rift.secret.passing", "rift.secret.kept"
 
 
 def parse(subject: str) -> Address | None:

@@ -65,6 +65,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 28)] = 4 << 30
     retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 7
     archive_content: bool = False
+    seal_content: bool = False
     scale: dict[str, Scale] = {}
     profiles: dict[str, Hardware] = {}
     models: dict[str, Model] = {}

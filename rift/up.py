@@ -96,7 +96,10 @@ class Up:
         self._child(tasks, "nats", lambda: broker.command(self._installation.nats))
         self._log = await self._connected()
         await self._log.ensure_streams(
-            shards=SHARDS, replicas=settings.replicas, max_bytes=settings.log_bytes_max
+            shards=SHARDS,
+            replicas=settings.replicas,
+            max_bytes=settings.log_bytes_max,
+            retention_days=settings.retention_days,
         )
         key = await self._write_book()
         if settings.fleet == "local":

@@ -36,6 +36,7 @@ from events.schema import (
     TokensGenerated,
     ToolCallDelta,
 )
+from events.sealing import Seal, opened
 from rift import catalogue, keys
 from rift.catalogue import Catalogue, Model
 from rift.gateway import main as gateway
@@ -216,21 +217,23 @@ class Served:
                 for stored in batch:
                     for event in codec.decode(stored.data)[1]:
                         if isinstance(event, RequestAccepted):
-                            self.accepted.append(event)
+                            accepted, seal = await opened(log, event)
+                            self.accepted.append(accepted)
                             self._ends[event.request] = anyio.Event()
-                            tasks.start_soon(self._answer, log, event, stored.stored_at_ns)
+                            tasks.start_soon(self._answer, log, accepted, seal, stored.stored_at_ns)
                         elif isinstance(event, CancelRequested):
                             self.cancelled.append(event)
                             if event.request in self._ends:
                                 self._ends[event.request].set()
 
-    async def _answer(self, log: Log, accepted: RequestAccepted, at_ns: int) -> None:
+    async def _answer(self, log: Log, accepted: RequestAccepted, seal: Seal | None, at_ns: int) -> None:
         self._started += 1
         attempt, index, thought = f"att_{self._started}", 0, 0
 
         async def say(*events: AnyEvent) -> None:
             at = parsed(accepted.request).at
-            await log.append("RIFT_0", subjects.work(at), codec.encode("worker", events))
+            closed = [event if seal is None else seal.closed(event) for event in events]
+            await log.append("RIFT_0", subjects.work(at), codec.encode("worker", closed))
 
         def end(reason: str, error: Problem | None = None) -> RequestFinished:
             return RequestFinished(

@@ -50,8 +50,12 @@ BOOK_PART = 4
 # How long a client may repeat a request by its idempotency key and get the first one's answer.
 KEYS_AGE_S = 24 * 3600
 
+DAY_S = 24 * 3600
+
 ERR_STREAM_NOT_FOUND = 10059
 ERR_NO_MESSAGE = 10037
+# No message of that sequence; or there was one.
+ERR_NOTHING_THERE = (10043, 10057)
 
 
 class BrokerWrong(LogError):
@@ -59,7 +63,7 @@ class BrokerWrong(LogError):
 
 
 def stream_config(
-    name: str, subject: str, *, replicas: int, max_bytes: int, max_age_s: int = 0
+    name: str, subject: str, *, replicas: int, max_bytes: int, max_age_s: int = 0, **other: object
 ) -> dict[str, Any]:
     return {
         "name": name,
@@ -78,7 +82,7 @@ def stream_config(
         "deny_purge": False,
         "sealed": False,
         "no_ack": False,
-    }
+    } | other
 
 
 async def connect(url: str, *, token: str | None, name: str) -> "JetStream":
@@ -171,9 +175,11 @@ class JetStream:
 
     # --- streams -------------------------------------------------------------------------------
 
-    async def ensure_streams(self, *, shards: int, replicas: int, max_bytes: int) -> None:
-        """Create what is missing, give more room where there is less, and compare what is there. Raises
-        BrokerWrong naming a difference."""
+    async def ensure_streams(
+        self, *, shards: int, replicas: int, max_bytes: int, retention_days: int = 7
+    ) -> None:
+        """Create what is missing, give more room and time where there is less, and compare what is there.
+        Raises BrokerWrong naming a difference."""
         version = self.client.connected_server_version
         if (version.major, version.minor) < SERVER_VERSION_MIN:
             raise BrokerWrong(f"nats-server {version} is too old; Rift needs 2.15 or newer")
@@ -190,6 +196,16 @@ class JetStream:
             stream_config(
                 names.KEYS, "rift.keys.>", replicas=replicas, max_bytes=small, max_age_s=KEYS_AGE_S
             ),
+            # A key is erased by itself; where there is no room, the oldest goes, and content with it.
+            stream_config(
+                names.SECRETS,
+                "rift.secret.>",
+                replicas=replicas,
+                max_bytes=small,
+                max_age_s=(retention_days + 1) * DAY_S,
+                discard="old",
+                deny_delete=False,
+            ),
         ]
         for config in configs:
             await self._ensure_stream(config["name"], config)
@@ -205,9 +221,11 @@ class JetStream:
         # what is stored may need it.
         room = found["max_bytes"] if found["max_bytes"] < 0 else max(found["max_bytes"], config["max_bytes"])
         more = {"allow_atomic": True, "max_bytes": room}
+        if config["max_age"]:
+            more["max_age"] = max(found["max_age"], config["max_age"])
         if found != found | more:
             found = await self._put_stream("UPDATE", name, found | more)
-        wanted = config | {"persist_mode": "default", "max_bytes": found["max_bytes"]}
+        wanted = config | {"persist_mode": "default"} | more
         for field, value in wanted.items():
             if (is_now := found.get(field, type(value)() if value != "default" else value)) != value:
                 raise BrokerWrong(f"stream {name}: {field} is {is_now!r}, Rift needs {value!r}")
@@ -232,15 +250,24 @@ class JetStream:
         return int(message["seq"]) if message else 0
 
     async def last(self, stream: str, subject: str) -> Stored | None:
-        message = await self._last(stream, subject)
-        if message is None:
-            return None
-        data = base64.b64decode(message.get("data") or "")
-        return Stored(message["subject"], int(message["seq"]), wire.unix_ns(message["time"]), data)
+        return _stored(await self._last(stream, subject))
 
     async def _last(self, stream: str, subject: str) -> dict[str, Any] | None:
+        return await self._message(stream, {"last_by_subj": subject})
+
+    async def get(self, stream: str, sequence: int) -> Stored | None:
+        return _stored(await self._message(stream, {"seq": sequence}))
+
+    async def erase(self, stream: str, sequence: int) -> None:
         try:
-            answer = await self._api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+            await self._api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence})
+        except ApiError as error:
+            if error.err_code not in ERR_NOTHING_THERE:
+                raise
+
+    async def _message(self, stream: str, wanted: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            answer = await self._api(f"STREAM.MSG.GET.{stream}", wanted)
         except ApiError as error:
             if error.err_code == ERR_NO_MESSAGE:
                 return None
@@ -351,3 +378,10 @@ class JetStream:
                 # Who is cancelled would go on being asked.
                 with anyio.CancelScope(shield=True):
                     await subscription.unsubscribe()
+
+
+def _stored(message: dict[str, Any] | None) -> Stored | None:
+    if message is None:
+        return None
+    data = base64.b64decode(message.get("data") or "")
+    return Stored(message["subject"], int(message["seq"]), wire.unix_ns(message["time"]), data)

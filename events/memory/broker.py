@@ -76,7 +76,7 @@ class MemoryBroker:
         self.is_full = False
         self.streams = {names.shard_stream(shard): Stream(f"rift.{shard}.") for shard in range(shards)}
         self.streams |= {names.FLEET: Stream("rift.fleet."), names.BOOK: Stream("rift.book.")}
-        self.streams[names.KEYS] = Stream("rift.keys.")
+        self.streams |= {names.KEYS: Stream("rift.keys."), names.SECRETS: Stream("rift.secret.")}
         self.answers: dict[str, list[Answerer]] = {}
         self._chance = chance
         self._connections: list[Connection] = []
@@ -224,6 +224,19 @@ class Stream:
         self.last = {subject: last for subject, last in self.last.items() if last >= self.first}
         for consumer in self.consumers.values():
             consumer.trimmed(self.first)
+
+    def erase(self, sequence: int) -> None:
+        """What is left in its place is of no subject, and says nothing."""
+        if not self.first <= sequence <= self.last_sequence or not (gone := self.at(sequence)).subject:
+            return
+        self.size -= size_bytes(gone.subject, gone.data)
+        self.messages[sequence - self.first] = Stored("", sequence, gone.stored_at_ns, b"")
+        left = [stored.sequence for stored in self.messages if stored.subject == gone.subject]
+        self.last = (
+            self.last | {gone.subject: left[-1]}
+            if left
+            else {subject: last for subject, last in self.last.items() if subject != gone.subject}
+        )
 
     def changed_now(self) -> None:
         changed, self.changed = self.changed, anyio.Event()

@@ -121,6 +121,14 @@ class MemoryLog:
     async def trim(self, stream: str, up_to: int) -> None:
         (await self._ask(stream)).trim(up_to)
 
+    async def get(self, stream: str, sequence: int) -> Stored | None:
+        held = await self._ask(stream)
+        there = held.first <= sequence <= held.last_sequence
+        return held.at(sequence) if there and held.at(sequence).subject else None
+
+    async def erase(self, stream: str, sequence: int) -> None:
+        (await self._ask(stream)).erase(sequence)
+
     async def room_bytes(self, stream: str) -> int:
         held = await self._ask(stream)
         return 0 if self._broker.is_full else held.bytes_max - held.size

@@ -119,6 +119,9 @@ class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
     traceparent: str | None = None
     # The client's own words on the request, given back with it.
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    # Where the key of its content stands in RIFT_SECRETS; then all that it says is in `content` (sealing.py).
+    sealed: Natural | None = None
+    content: str = ""
 
 
 class AttemptStarted(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -170,6 +173,8 @@ class TokensGenerated(Event, frozen=True, kw_only=True, omit_defaults=True):
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
+    # Of a sealed request: all of the above; `token_ids` are as many zeros.
+    content: str = ""
 
 
 class AttemptReleased(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -200,6 +205,8 @@ class RequestFinished(Event, frozen=True, kw_only=True, omit_defaults=True):
     # Of `output_tokens`, those that were reasoning.
     reasoning_tokens: Natural = 0
     stamps: Stamps = Stamps()
+    # Of a sealed request: the error with its words.
+    content: str = ""
 
 
 class CancelRequested(Event, frozen=True, kw_only=True, omit_defaults=True):

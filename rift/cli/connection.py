@@ -54,5 +54,10 @@ async def connected(options: Namespace, name: str) -> AsyncIterator[JetStream]:
 async def connected_role(options: Namespace, settings: Settings, name: str) -> AsyncIterator[JetStream]:
     """As `connected`, for a process that writes: the broker must be as the protocol needs it."""
     async with connected(options, name) as log:
-        await log.ensure_streams(shards=SHARDS, replicas=settings.replicas, max_bytes=settings.log_bytes_max)
+        await log.ensure_streams(
+            shards=SHARDS,
+            replicas=settings.replicas,
+            max_bytes=settings.log_bytes_max,
+            retention_days=settings.retention_days,
+        )
         yield log

@@ -74,6 +74,7 @@ def gateway(options: Namespace) -> None:
                 models=settings.catalogue(),
                 served=frozenset(settings.scales()),
                 secret=secret,
+                seal_content=settings.seal_content,
                 stop=stop,
             )
 

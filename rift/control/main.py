@@ -25,6 +25,7 @@ from rift.control.janitor import Janitor
 from rift.control.leader import Leadership
 from rift.control.projection import Projection
 from rift.control.settling import Settling
+from rift.control.shredding import Shredding
 from rift.fleet import Driver
 from rift.fleet.follow import follow
 from rift.questions import AskLanes, Question
@@ -104,6 +105,7 @@ async def _lead(duties: Duties, epoch: int) -> None:
             tasks.start_soon(follow, log, driver)
         tasks.start_soon(archiver.run)
         tasks.start_soon(Settling(log, lambda: projection.warehouse).run)
+        tasks.start_soon(Shredding(log, lambda: projection.warehouse).run)
 
 
 async def _watch(projection: Projection, stream: str, janitor: Janitor) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 import anyio
 from msgspec.structs import replace
 
-from events import codec, ids, subjects
+from events import codec, ids, sealing, subjects
 from events.book import Book
 from events.history import Histories
 from events.lifecycle import Life
@@ -62,12 +62,13 @@ class Accepting:
         secret: bytes,
         lane: tuple[int, str],
         entropy: Callable[[int], bytes],
+        seal_content: bool,
     ) -> None:
         self._log, self._relays, self._histories = log, relays, histories
         self._admission, self._delivery, self._allowances = admission, delivery, allowances
         self._limiting = admission.limiting
         self._book, self._models = book, models
-        self._secret, self._entropy = secret, entropy
+        self._secret, self._entropy, self._seals_all = secret, entropy, seal_content
         self._shard, self._lane = lane
 
     async def infer(self, read: Callable[[bytes], Wanted], request: Request, match: re.Match[str]) -> None:
@@ -101,10 +102,25 @@ class Accepting:
         self._admission.admit(wanted, group[0].account, group[0].key)
         self._limiting.take(group)
         try:
-            return await self._allowances.cover(group)
+            group = await self._allowances.cover(group)
+            try:
+                return await self._keyed(wanted, group)
+            except BaseException:
+                self._allowances.free(group)
+                raise
         except BaseException:
             self._limiting.free(group)
             raise
+
+    async def _keyed(self, wanted: Wanted, group: Group) -> Group:
+        """Return the acceptances with a key for what they say, if it is to be sealed. Raises LogError."""
+        if (wanted.store and not self._seals_all) or group[0].sealed is not None:
+            return group
+        requests = [accepted.request for accepted in group]
+        key = self._entropy(sealing.KEY_BYTES)
+        subject = subjects.SECRET_KEPT if wanted.store else subjects.SECRET_PASSING
+        sealed = await sealing.keep(self._log, subject, requests, key)
+        return tuple(replace(accepted, sealed=sealed) for accepted in group)
 
     async def _claim(self, digest: str, entry: Entry, wanted: Wanted, group: Group) -> tuple[Claim, Group]:
         """Return the claim in force, and with a new one the acceptances with their allowance: who has claimed
@@ -115,6 +131,7 @@ class Accepting:
         group, is_new = await self._cover(wanted, group), False
         try:
             last = found.sequence if found else 0
+            entry = replace(entry, sealed=group[0].sealed)
             claim = await idempotency.claim(self._log, digest, entry, replaces=last)
             is_new = claim.is_new
             return claim, group
@@ -197,6 +214,7 @@ class Accepting:
             plan=entry.plan,
             book=entry.book,
             idempotency_hash=digest,
+            sealed=entry.sealed,
             detached=wanted.background or digest is not None,
             metadata=wanted.metadata,
         )
@@ -215,7 +233,7 @@ class Accepting:
         self._allowances.follow(group)
         self._limiting.follow(group)
         try:
-            await self._store(group)
+            await self._store(group, stream)
             stream.stored = True
             self._check_key(group)
             return
@@ -240,16 +258,20 @@ class Accepting:
         if self._book.keys[group[0].key].revoked_at_ns is not None:
             self._delivery.revoke(group[0].key, [accepted.request for accepted in group])
 
-    async def _store(self, group: Group) -> None:
-        """Append each acceptance. Raises LogError: OutcomeUnknown if one's outcome is."""
+    async def _store(self, group: Group, stream: Stream | None = None) -> None:
+        """Append each acceptance, sealed if it has a key; `stream` opens what comes of it. Raises LogError:
+        OutcomeUnknown if one's outcome is."""
         failed: list[LogError] = []
 
         async def store(accepted: RequestAccepted) -> None:
             at = ids.parsed(accepted.request).at
-            data = codec.encode(self._lane, [accepted])
-            stream, subject = subjects.shard_stream(at.shard), subjects.request(at)
+            shard, subject = subjects.shard_stream(at.shard), subjects.request(at)
             try:
-                await append_until_known(self._log, stream, subject, data, within_s=ACCEPT_S)
+                seal = await sealing.seal_of(self._log, accepted)
+                if stream is not None:
+                    stream.answers[accepted.request].seal = seal
+                data = codec.encode(self._lane, [accepted if seal is None else seal.closed(accepted)])
+                await append_until_known(self._log, shard, subject, data, within_s=ACCEPT_S)
             except LogError as error:
                 failed.append(error)
 

@@ -6,6 +6,7 @@ Pure. The same events give the same object, live or read back from the log a wee
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from events.book import Book
 from events.charge import charge_nanousd
@@ -20,6 +21,8 @@ from events.schema import (
     RequestFinished,
     TokensGenerated,
 )
+from events.sealing import Seal
+from rift.gateway.http import Refusal
 
 # What a client is told of an end that is not its own doing: status and words.
 FAILURES: dict[str, tuple[int, str]] = {
@@ -59,6 +62,7 @@ class Answer:
     def __init__(self, accepted: RequestAccepted, price: Price, *, keep_text: bool) -> None:
         self.accepted, self.price, self._keep_text = accepted, price, keep_text
         self.life: Life = NEW
+        self.seal: Seal | None = None
         self.segments: list[Segment] = []
         self.logprobs: list[Logprob] = []
         self._calls: dict[int, Segment] = {}
@@ -72,6 +76,9 @@ class Answer:
 
     @classmethod
     def of(cls, accepted: RequestAccepted, book: Book, *, keep_text: bool) -> "Answer":
+        """Raises Refusal (410) where the content was removed."""
+        if accepted.content:
+            raise Refusal(410, "the content of this request was removed", code="content_removed")
         price = book.price(accepted.model, accepted.price_version)
         assert price is not None, "what is accepted has a price"
         return cls(accepted, price, keep_text=keep_text)
@@ -94,6 +101,8 @@ class Answer:
                 if self.started_at_ns is None:
                     self.started_at_ns = stored_at_ns
             case RequestFinished():
+                # The fold does not see the words of what is sealed.
+                self.life = replace(life, error=event.error)
                 self.reasoning_tokens = event.reasoning_tokens
         if life.phase == "ended":
             self.finished_at_ns = stored_at_ns

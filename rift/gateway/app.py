@@ -49,6 +49,7 @@ class Gateway:
         secret: bytes,
         lane: tuple[int, str],
         entropy: Callable[[int], bytes],
+        seal_content: bool,
     ) -> None:
         self._log, self._admission, self._delivery = log, admission, delivery
         self._fleet, self._models = fleet, models
@@ -67,8 +68,9 @@ class Gateway:
             secret=secret,
             lane=lane,
             entropy=entropy,
+            seal_content=seal_content,
         )
-        there = Retrieving(relays, histories, admission, delivery, book=book, secret=secret)
+        there = Retrieving(log, relays, histories, admission, delivery, book=book, secret=secret)
         listing = Models(models, admission=admission, book=book, fleet=fleet)
         billing = Billing(log, admission, secret=secret)
         self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
@@ -79,8 +81,10 @@ class Gateway:
             ("GET", re.compile("/v1/inference"), billing.requests),
             ("GET", re.compile("/v1/inference/([^/]+)"), there.inference),
             ("DELETE", re.compile("/v1/inference/([^/]+)"), there.cancel),
+            ("DELETE", re.compile("/v1/inference/([^/]+)/content"), there.remove),
             ("GET", re.compile("/v1/inference/([^/]+)/events"), there.resume),
             ("GET", re.compile("/v1/responses/([^/]+)"), there.response),
+            ("DELETE", re.compile("/v1/responses/([^/]+)"), there.remove_response),
             ("POST", re.compile("/v1/responses/([^/]+)/cancel"), there.cancel_response),
             ("GET", re.compile("/v1/models"), listing.all),
             ("GET", re.compile("/v1/models/(.+)"), listing.one),

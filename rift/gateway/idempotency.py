@@ -27,7 +27,7 @@ CLAIMS_MAX = 5
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What a key stands for. `price_version`, `book` and `plan` are what the acceptance freezes."""
+    """What a key stands for. `price_version`, `book`, `plan` and `sealed` are what the acceptance freezes."""
 
     request: str
     body: str
@@ -35,6 +35,7 @@ class Entry(msgspec.Struct, frozen=True):
     price_version: int
     book: int
     plan: Plan = "per_token"
+    sealed: int | None = None
 
 
 class Claim(msgspec.Struct, frozen=True):

@@ -58,10 +58,12 @@ async def run(
     models: Catalogue,
     served: Collection[str],
     secret: bytes,
+    seal_content: bool,
     stop: anyio.Event,
 ) -> None:
     """Serve until `stop` is set. `served` models are accepted without a replica, too. `history_log` is a
-    connection for reading the past, so that a burst of clients that resume cannot slow what is live.
+    connection for reading the past, so that a burst of clients that resume cannot slow what is live. With
+    `seal_content` all requests are sealed.
 
     Raises LogError, OSError (the port), codec.RecordUnreadable.
     """
@@ -72,6 +74,7 @@ async def run(
             models=models,
             served=served,
             secret=secret,
+            seal_content=seal_content,
             entropy=secrets.token_bytes,
             tasks=tasks,
         )
@@ -97,11 +100,11 @@ async def open_gateway(
     secret: bytes,
     entropy: Callable[[int], bytes],
     tasks: TaskGroup,
+    seal_content: bool = False,
 ) -> Opened:
     """Open a lane and start what a gateway does beside its clients. Raises as `run`."""
     shard, lane = 0, ids.new_lane_id(entropy(ids.RANDOM_BYTES))
-    known, replicas = await books.read(log), await fleet.read(log)
-    opened_at = anyio.current_time()
+    known, replicas, opened_at = await books.read(log), await fleet.read(log), anyio.current_time()
     await _say(log, shard, LaneOpened(lane=lane, shard=shard), lane)
     histories = Histories(history_log)
     relays = Relays(log, histories, shard=shard, lane=lane, tasks=tasks)
@@ -155,6 +158,7 @@ async def open_gateway(
         secret=secret,
         lane=(shard, lane),
         entropy=entropy,
+        seal_content=seal_content,
     )
     return Opened(gateway, relays, allowances, lane)
 

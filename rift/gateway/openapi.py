@@ -20,7 +20,8 @@ ERRORS = {
     404: "There is no such model, or no such request of this account.",
     405: "The path takes other methods.",
     408: "The body did not arrive in time.",
-    410: "What an idempotency key stands for is no longer kept.",
+    409: "The content cannot be removed: the request has not ended, or was not sealed.",
+    410: "What an idempotency key stands for is no longer kept, or the request's content was removed.",
     413: "The body is too large.",
     415: "The body is not `application/json`.",
     422: "The idempotency key was used with another body.",
@@ -32,6 +33,7 @@ ERRORS = {
 ALWAYS = (405, 503)
 NEW = (400, 401, 402, 404, 408, 410, 413, 415, 422, 429, 500, 504)
 OLD = (401, 404, 408)
+THERE = (*OLD, 410)
 ASKED = (400, 401, 403, 408)
 
 HEADERS = {
@@ -131,7 +133,7 @@ OPERATIONS = (
         "/v1/inference/{id}",
         "A request's answer so far.",
         {200: Answer("The inference.", (shown.Inference,))},
-        OLD,
+        THERE,
         None,
         (ID,),
     ),
@@ -143,7 +145,16 @@ OPERATIONS = (
             200: Answer("The request had ended.", (shown.Inference,)),
             202: Answer("The request is being cancelled.", (shown.InferenceStatus,)),
         },
-        OLD,
+        THERE,
+        None,
+        (ID,),
+    ),
+    Operation(
+        "delete",
+        "/v1/inference/{id}/content",
+        "Remove the content of a request that was sealed and has ended; its facts stay.",
+        {200: Answer("It is removed.", (shown.Deleted,))},
+        (*OLD, 409),
         None,
         (ID,),
     ),
@@ -155,7 +166,7 @@ OPERATIONS = (
             200: Answer("The events.", (), NATIVE_STREAM),
             204: Answer("There is nothing behind this event, and nothing will come."),
         },
-        (400, *OLD),
+        (400, *THERE),
         None,
         (ID, query("after", "The last event that the client has.", AFTER)),
     ),
@@ -164,7 +175,7 @@ OPERATIONS = (
         "/v1/responses/{id}",
         "A response so far, or its events again.",
         {200: Answer("The response, or its events.", (shown.Response,), (shown.ResponseEvent,))},
-        (400, *OLD),
+        (400, *THERE),
         None,
         (
             ID,
@@ -173,11 +184,20 @@ OPERATIONS = (
         ),
     ),
     Operation(
+        "delete",
+        "/v1/responses/{id}",
+        "Remove the content of a response that was sealed and has ended; its facts stay.",
+        {200: Answer("It is removed.", (shown.Deleted,))},
+        (*OLD, 409),
+        None,
+        (ID,),
+    ),
+    Operation(
         "post",
         "/v1/responses/{id}/cancel",
         "Cancel a response.",
         {200: Answer("The response, with its end if that came soon.", (shown.Response,))},
-        OLD,
+        THERE,
         None,
         (ID,),
     ),

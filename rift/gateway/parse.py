@@ -46,6 +46,7 @@ class Wanted(msgspec.Struct, frozen=True):
     choices: int = 1
     background: bool = False
     metadata: dict[str, str] = {}
+    store: bool = True
     prompt_tokens_max: int | None = None
 
 
@@ -75,6 +76,7 @@ class NativeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parameters: NativeParameters = NativeParameters()
     stream: bool = False
     background: bool = False
+    store: bool = True
 
 
 def native(data: bytes) -> Wanted:
@@ -89,6 +91,7 @@ def native(data: bytes) -> Wanted:
         parameters=parameters(body.parameters, body.parameters.max_tokens, raw=body.parameters.raw),
         stream=body.stream,
         background=body.background,
+        store=body.store,
         prompt_tokens_max=NATIVE_PROMPT_TOKENS_MAX,
     )
 

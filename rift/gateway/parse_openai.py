@@ -63,6 +63,7 @@ class OpenAIBody(Sampling, frozen=True, kw_only=True):
     n: Choices | None = None
     logit_bias: Biases | None = None
     metadata: Metadata | None = None
+    store: bool | None = None
     echo: Refused = None
     use_beam_search: Refused = None
     prompt_logprobs: Refused = None
@@ -212,6 +213,7 @@ def _wanted(kind: Kind, body: OpenAIBody, prompt: str | tuple[Message, ...], ask
         continuous_usage=bool(options.include_usage and options.continuous_usage_stats),
         choices=body.n or 1,
         metadata=body.metadata or {},
+        store=body.store is not False,
     )
 
 

@@ -86,6 +86,7 @@ class ResponseBody(Sampling, frozen=True, kw_only=True):
     instructions: str | None = None
     max_output_tokens: MaxTokens | None = None
     metadata: Metadata | None = None
+    store: bool | None = None
     stream: bool | None = None
     background: bool | None = None
     include: list[str] | None = None
@@ -130,6 +131,7 @@ def response(data: bytes) -> Wanted:
         stream=bool(body.stream),
         background=bool(body.background),
         metadata=body.metadata or {},
+        store=body.store is not False,
     )
 
 

@@ -87,6 +87,8 @@ class Stream:
         answer = self.answers[request]
         if life.counted <= answer.life.counted:
             return 0
+        if answer.seal is not None:
+            event = answer.seal.opened(event)
         answer.add(event, life, stored_at_ns)
         if life.phase == "ended":
             self.finished.append(answer)
@@ -263,6 +265,9 @@ class Relay:
         if not there:
             return None
         stream, lives = make(there), Lives()
+        for past in pasts:
+            if past.accepted is not None:
+                stream.answers[past.accepted.request].seal = past.seal
         for request, counted in in_order(pasts):
             self._buffered += stream.push(request, counted.event, counted.life, counted.stored_at_ns)
         for past in pasts:

@@ -6,10 +6,11 @@ from typing import Any
 
 import anyio
 
-from events import ids
+from events import ids, sealing, subjects
 from events.book import Book
 from events.history import Histories
 from events.ids import RequestId
+from events.log import Log
 from events.schema import RequestAccepted
 from rift.gateway import responses
 from rift.gateway.admission import Admission
@@ -28,6 +29,7 @@ CANCELLED_S = 3.0
 class Retrieving:
     def __init__(
         self,
+        log: Log,
         relays: Relays,
         histories: Histories,
         admission: Admission,
@@ -36,7 +38,7 @@ class Retrieving:
         book: Book,
         secret: bytes,
     ) -> None:
-        self._relays, self._histories = relays, histories
+        self._log, self._relays, self._histories = log, relays, histories
         self._admission, self._delivery = admission, delivery
         self._book, self._secret = book, secret
 
@@ -53,6 +55,10 @@ class Retrieving:
             return await request.answer(200, _shown(answer))
         await self._delivery.say_cancel(answer.id, "client")
         await request.answer(202, {"id": answer.id, "object": "inference", "status": "cancelling"})
+
+    async def remove(self, request: Request, match: re.Match[str]) -> None:
+        await self._remove(request, match[1])
+        await request.answer(200, {"id": match[1], "object": "inference.content", "deleted": True})
 
     async def resume(self, request: Request, match: re.Match[str]) -> None:
         """Stream the frames behind `Last-Event-ID` or `?after=`, the same as live; 204 behind the last."""
@@ -110,6 +116,10 @@ class Retrieving:
         (await self._relays.of(at.shard, at.lane)).close(stream)
         await request.answer(200, responses.response(stream.answer))
 
+    async def remove_response(self, request: Request, match: re.Match[str]) -> None:
+        await self._remove(request, responses.request_id(match[1]), shown=match[1])
+        await request.answer(200, {"id": match[1], "object": "response", "deleted": True})
+
     async def _attach(self, request: Request, shown: str, *, after: int = -1) -> Stream:
         parsed = self._verified(request, responses.request_id(shown), shown=shown)
         relay = await self._relays.of(parsed.at.shard, parsed.at.lane)
@@ -136,6 +146,25 @@ class Retrieving:
         for counted in past.counted:
             answer.add(counted.event, counted.life, counted.stored_at_ns)
         return answer
+
+    async def _remove(self, request: Request, text: str, *, shown: str = "") -> None:
+        """Erase the key of a request's content: of a group, the content of all. The facts stay."""
+        accepted = (await self._histories.read(self._verified(request, text, shown=shown))).accepted
+        if accepted is None or (shown and accepted.kind != "response"):
+            raise _unknown(shown or text)
+        if accepted.sealed is None:
+            message = (
+                "this request is not sealed, so its content goes with the log's retention; sealed are those "
+                "with `store` false, and all where the installation has set `seal_content`"
+            )
+            raise Refusal(409, message, code="content_not_sealed")
+        if (secret := await sealing.secret(self._log, accepted.sealed)) is None:
+            return
+        pasts = await self._histories.read_all([ids.parsed(each) for each in secret.requests])
+        if any(past.life.phase == "open" for past in pasts):
+            message = "the request has not ended; cancel it, or wait for its end, then remove its content"
+            raise Refusal(409, message, code="request_not_ended")
+        await self._log.erase(subjects.SECRETS, accepted.sealed)
 
     def _verified(self, request: Request, text: str, *, shown: str = "") -> RequestId:
         issued = self._admission.authenticate(request)

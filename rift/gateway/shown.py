@@ -75,6 +75,12 @@ class InferenceStatus(Shown, frozen=True, kw_only=True):
     status: str
 
 
+class Deleted(Shown, frozen=True, kw_only=True):
+    id: str
+    object: Literal["inference.content", "response"]
+    deleted: Literal[True]
+
+
 class InferenceFacts(Shown, frozen=True, kw_only=True):
     """A request in a list. A choice of several has its group's id."""
 

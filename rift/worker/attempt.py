@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 NOTHING = Delta()
 
+REMOVED = Problem(code="content_removed", message="the request's content was removed before it was answered")
+
 
 class Prompt(msgspec.Struct, frozen=True):
     """The request as the engine reads it, and how many output tokens the whole answer may have."""
@@ -74,6 +76,8 @@ async def prepare_or_refuse(
 ) -> tuple[Prompt, tuple[FinishReason, Problem] | None]:
     """Return the prompt, or why the attempt is over before it began."""
     nothing = Rendered((), accepted.parameters)
+    if accepted.content:
+        return Prompt(nothing, 0), ("failed", REMOVED)
     try:
         return await prepare(engine, accepted), None
     except Invalid as error:

@@ -34,12 +34,13 @@ from events.schema import (
     RequestAccepted,
     RequestFinished,
 )
+from events.sealing import opened
 from rift.engines import Engine, EngineFailed, Invalid
 from rift.worker.attempt import Attempt, NotContinuable, prepare_or_refuse
 from rift.worker.held import Held, Load, Taken, Touched, is_against, load, open_job, takes_away
 from rift.worker.leaving import Leaving
 from rift.worker.solo import DEATHS_MAX, POISON, Solo, is_suspect
-from rift.worker.writer import LaneWriter
+from rift.worker.writer import LaneWriter, sealed
 
 logger = logging.getLogger(__name__)
 
@@ -214,9 +215,9 @@ class Worker:
         return Taken(self._lives[request.text], past)
 
     async def _attempt(self, job: Job, held: Held, taken: Taken) -> None:
-        accepted = held.accepted
-        if self._held.get(accepted.request) is not held:
+        if self._held.get(held.accepted.request) is not held:
             return
+        accepted, seal = await opened(self._log, held.accepted)
         prompt, refusal = await prepare_or_refuse(self._engine, accepted)
         if self._held.get(accepted.request) is not held:
             return
@@ -235,7 +236,7 @@ class Worker:
             model_digest=self._engine.model_digest,
             delivery=job.ack,
         )
-        writer = self._writer(held.at)
+        writer = sealed(self._writer(held.at), seal)
         attempt = held.attempt = Attempt(accepted, started, prompt, engine=self._engine, writer=writer)
         held.prompt_tokens = len(prompt.ids)
         if refusal is not None:

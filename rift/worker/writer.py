@@ -20,6 +20,7 @@ import anyio
 from events import codec
 from events.log import Log, LogError, append_until_known
 from events.schema import AnyEvent, TokensGenerated
+from events.sealing import Seal
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,19 @@ class Writer(Protocol):
         """Queue an event and return the sequence of its record once it is stored."""
 
 
+class SealedWriter:
+    """The writer of a sealed request's attempt."""
+
+    def __init__(self, writer: Writer, seal: Seal) -> None:
+        self._writer, self._seal = writer, seal
+
+    def put(self, *events: AnyEvent) -> None:
+        self._writer.put(*(self._seal.closed(event) for event in events))
+
+    async def put_durably(self, event: AnyEvent) -> int:
+        return await self._writer.put_durably(self._seal.closed(event))
+
+
 class LaneWriter:
     def __init__(
         self, log: Log, stream: str, subject: str, *, name: str, blocked: Callable[[], None]
@@ -63,11 +77,13 @@ class LaneWriter:
     def put(self, *events: AnyEvent) -> None:
         first, *rest = events
         tokens = first if isinstance(first, TokensGenerated) else None
-        if tokens is not None and (entry := self._growing.get(tokens.attempt)) is not None:
+        # What is sealed cannot be joined.
+        grows = tokens is not None and not tokens.content
+        if tokens is not None and grows and (entry := self._growing.get(tokens.attempt)) is not None:
             entry[:] = [_joined(entry[0], tokens), *rest]
         else:
             self._queue.append(entry := [*events])
-            if tokens is not None:
+            if tokens is not None and grows:
                 self._growing[tokens.attempt] = entry
         if tokens is None or tokens.index == 0:
             self._hurry.set()
@@ -134,6 +150,10 @@ class LaneWriter:
                 logger.error("nothing can be appended: %s", error)
                 self._blocked()
                 await anyio.sleep(RETRY_S)
+
+
+def sealed(writer: LaneWriter, seal: Seal | None) -> Writer:
+    return writer if seal is None else SealedWriter(writer, seal)
 
 
 def _joined(first: AnyEvent, then: TokensGenerated) -> TokensGenerated:

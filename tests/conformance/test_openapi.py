@@ -74,6 +74,9 @@ def answers(served: Served) -> Iterator[tuple[type, dict[str, Any]]]:
         whole = post("/v1/inference", prompt="hi").json()
         yield shown.Inference, whole
         yield shown.Inference, client.get(f"/v1/inference/{whole['id']}").json()
+        for path, name, what in (("/v1/inference", "prompt", "/content"), ("/v1/responses", "input", "")):
+            sealed = post(path, **{name: "hi"}, store=False).json()
+            yield shown.Deleted, client.delete(f"{path}/{sealed['id']}{what}").json()
         yield shown.InferenceStatus, post("/v1/inference", prompt="hi", background=True).json()
         *tokens, done = events(post("/v1/inference", prompt="hi", stream=True).text)
         yield shown.InferenceEnd, done

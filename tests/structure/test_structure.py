@@ -25,6 +25,7 @@ WITHOUT_REPLAY = ("rift.gateway", "rift.worker", "rift.engines")
 ENGINE = ("rift/engines/vllm.py", "rift/engines/chat.py", "rift/engines/prepare.py")
 DOORS: dict[str, tuple[str, ...]] = {
     "anyio": ("events/", "replay/", "rift/"),
+    "cryptography": ("events/sealing.py",),
     "duckdb": ("replay/warehouse.py", "replay/asking.py", "replay/segments.py"),
     "httpx": ("rift/cli/calibrate.py", "rift/fleet/cluster.py"),
     "hypercorn": ("rift/gateway/server.py",),
