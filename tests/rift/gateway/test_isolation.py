@@ -18,6 +18,7 @@ BODY = {"model": MODEL, "prompt": "hello"}
 WAYS = [
     ("GET", "/v1/inference/{}", {}),
     ("DELETE", "/v1/inference/{}", {}),
+    ("DELETE", "/v1/inference/{}/content", {}),
     ("GET", "/v1/inference/{}/events", {}),
     ("GET", "/v1/inference/{}/events?after=1", {}),
     ("GET", "/v1/inference/{}/events?after=99", {}),
@@ -26,6 +27,7 @@ WAYS = [
     ("GET", "/v1/responses/{}?stream=true", {}),
     ("GET", "/v1/responses/{}?stream=true&starting_after=1", {}),
     ("POST", "/v1/responses/{}/cancel", {}),
+    ("DELETE", "/v1/responses/{}", {}),
 ]
 # When, and how long it took: of no answer's content.
 VARYING = ("date", "x-request-id", "openai-processing-ms", "content-length", "server-timing")
