@@ -131,7 +131,10 @@ class Autoscaler:
                         self._heard[replica] = self._heard_at
 
     def _due(self) -> list[str]:
-        """Return the models to look at: who has replicas, or shall have some, or is asked for."""
+        """Return the models to look at: who has replicas, or shall have some, or is asked for. Where none is
+        served, workers are started by hand, and nothing is decided."""
+        if not self._served:
+            return []
         fleet = self._fleet
         held = {model for model, replicas in fleet.replicas.items() if replicas}
         wanted = {model for model, replicas in fleet.wanted.items() if replicas}

@@ -12,6 +12,7 @@
 What the janitor says counts only if the fold agrees, so a late or repeated word harms nobody.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ from events.schema import (
     Problem,
     ReleaseReason,
     ReplicaLost,
+    ReplicaStarting,
     RequestAccepted,
     RequestFinished,
 )
@@ -105,10 +107,19 @@ class Watched(msgspec.Struct):
     life: Life
     worker: str = ""
     delivery: str = ""
+    started_ns: int = 0
     attached_ns: int = 0
     wanted_ns: int = 0
     acted_ns: int = 0
     offers: int = 0
+
+
+class Loss(msgspec.Struct):
+    """A replica was lost. What runs under its name again, say a container that its pod restarted, is another:
+    it began at `again_ns`, and attempts before that are lost."""
+
+    cause: str
+    again_ns: float = math.inf
 
 
 class Watch:
@@ -122,7 +133,7 @@ class Watch:
         self._lanes: dict[str, int] = {}
         self._lost_lanes: dict[str, int] = {}
         self._fleet = Fleet()
-        self._lost_replicas: dict[str, str] = {}
+        self._losses: dict[str, Loss] = {}
         self._revoked: set[str] = set()
 
     def __len__(self) -> int:
@@ -132,7 +143,9 @@ class Watch:
         """Take a record of the fleet's stream."""
         for event in self._fleet.fold(stored):
             if isinstance(event, ReplicaLost):
-                self._lost_replicas[event.replica] = event.cause
+                self._losses[event.replica] = Loss(event.cause)
+            elif isinstance(event, ReplicaStarting) and event.replica in self._losses:
+                self._losses[event.replica].again_ns = stored.stored_at_ns
 
     def see_book(self, event: Any) -> None:
         if isinstance(event, KeyRevoked):
@@ -170,6 +183,7 @@ class Watch:
         watched.life, watched.moved_ns, watched.offers = life, stored_at_ns, 0
         if isinstance(event, AttemptStarted):
             watched.worker, watched.delivery = event.worker, event.delivery
+            watched.started_ns = stored_at_ns
         if life.wanted is not None and not watched.wanted_ns:
             watched.wanted_ns = stored_at_ns
 
@@ -248,8 +262,9 @@ class Watch:
         return f"{watched.model} does not start: {starts.failed} starts failed, the last one: {starts.why}"
 
     def _why_release(self, watched: Watched, now_ns: int) -> ReleaseReason | None:
-        if (cause := self._lost_replicas.get(watched.worker)) is not None:
-            return "host" if cause == "host" else "lost"
+        loss = self._losses.get(watched.worker)
+        if loss is not None and watched.started_ns < loss.again_ns:
+            return "host" if loss.cause == "host" else "lost"
         beside = (other for other in self._open.values() if other.worker == watched.worker)
         tokens = sum(other.life.prompt_tokens for other in beside)
         bound_ns = STALLED_NS + tokens * STALLED_PER_PROMPT_TOKEN_NS

@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,8 @@ def test_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is not None, reason="matplotlib is installed")
-def test_without_matplotlib_the_extra_is_named(tmp_path: Path) -> None:
+def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     _, fleet = run([Asked(0.0, 1, 1)], R1, "static:1", start_s=1.0, ttft_ms=2000)
     with pytest.raises(plot.PlotMissing, match="the extra `plot`"):
         plot.plot(fleet, tmp_path / "x.png", title="", ttft_ms=2000)

@@ -152,6 +152,9 @@ async def test_it_goes_to_the_minimum_and_to_zero_when_it_is_served_no_more(
     async with world.controlling(served(replicas_min=2, replicas_max=2)):
         assert "minimum" in (await world.wants(2)).reason
     async with world.controlling({}):
+        await anyio.sleep(1)
+        assert (await world.fleet()).wanted[MODEL] == 2, "where none is served, nothing is decided"
+    async with world.controlling({"other:1": Served(Policy(), UNKNOWN)}):
         await world.wants(0)
     assert world.replay() == []
 

@@ -119,6 +119,19 @@ def test_a_lost_replicas_attempt_is_released_at_once(cause: str, why: str, lost_
     assert story.after(3) == []
 
 
+def test_a_replica_that_begins_again_under_a_lost_ones_name_keeps_its_attempts() -> None:
+    story, again = Story(), "worker-of-a"
+    story.fleet(starting(again), ready(again))
+    story.start()
+    story.fleet(ReplicaLost(replica=again, model="m", cause="engine"))
+    assert story.after(1) != []
+    story.fleet(starting(again), ready(again))
+    assert story.after(3) != [], "what ran on the one before is lost all the same"
+    story.tell(AttemptReleased(attempt="a", why="lost"))
+    story.start(after="a")
+    assert story.after(3) == []
+
+
 def starting(replica: str) -> ReplicaStarting:
     return ReplicaStarting(replica=replica, model="m", engine="sim")
 
