@@ -326,6 +326,15 @@ def test_a_background_stream_goes_on_without_its_client(client: Any, served: Ser
     assert not served.cancelled
 
 
+def test_a_response_that_is_not_stored_can_be_deleted(client: Any) -> None:
+    answer = client.responses.create(model=MODEL, input="hi", store=False)
+    assert client.responses.retrieve(answer.id) == answer
+    client.responses.delete(answer.id)
+    with pytest.raises(openai.APIStatusError) as gone:
+        client.responses.retrieve(answer.id)
+    assert (gone.value.status_code, gone.value.body["code"]) == (410, "content_removed")  # type: ignore[index]
+
+
 def test_a_response_can_be_cancelled(client: Any) -> None:
     begun = client.responses.create(model=MODEL, input="hi slowly", background=True)
     assert client.responses.cancel(begun.id).status == "cancelled"
