@@ -58,6 +58,10 @@ def split(event: AnyEvent) -> tuple[bytes, Any]:
             told = event.parameters
             shapes = (told.tools, told.tool_name, told.response_format, told.template, event.metadata)
             parameters = replace(told, stop=(), tools=(), tool_name=None, response_format=None, template=None)
+            if event.sealed is not None:
+                # Tokens that a client chose are words; they only bend an answer, and are left in the clear
+                # where nothing was to be forgotten.
+                parameters = replace(parameters, logit_bias={})
             return (
                 _encoder.encode(replace(event, input="", parameters=parameters, metadata={}, content="")),
                 [event.input, told.stop, *(shapes if any(shapes) else ()), *_sealed(event)],

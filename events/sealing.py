@@ -44,6 +44,10 @@ class SealBroken(LogError):
     """What is sealed is not what this key sealed: somebody else has written it."""
 
 
+class KeyErased(LogError):
+    """What was to be sealed has no key any more."""
+
+
 class Seal:
     """One request's, to close and to open its events with."""
 

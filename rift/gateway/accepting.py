@@ -30,7 +30,7 @@ from rift.gateway.allowances import Allowances
 from rift.gateway.answer import Answer
 from rift.gateway.delivery import Delivery
 from rift.gateway.group import Group
-from rift.gateway.http import Headers, Refusal, Request
+from rift.gateway.http import FINAL, Headers, Refusal, Request
 from rift.gateway.idempotency import Claim, Entry
 from rift.gateway.native import NativeStream
 from rift.gateway.parse import Wanted
@@ -82,13 +82,14 @@ class Accepting:
         if wanted.model not in self._models:
             # It raises: of a name that is not known no id is made.
             self._admission.admit(wanted, issued.account, issued.key)
+        self._admission.check_model(wanted.model, issued.key)
         key = request.header(b"idempotency-key")
         if key is None:
             group = self._group(wanted, issued, self._entry(wanted, issued))
             await self._answer_new(request, wanted, await self._cover(wanted, group))
             return
         digest = idempotency.key_digest(self._secret, issued.account, key)
-        entry = self._entry(wanted, issued, body=idempotency.body_digest(request.path, body))
+        entry = self._entry(wanted, issued, body=idempotency.body_digest(self._secret, request.path, body))
         ours = self._group(wanted, issued, entry, digest=digest)
         claim, group = await self._claim(digest, entry, wanted, ours)
         if claim.is_new:
@@ -99,18 +100,22 @@ class Accepting:
             await self._answer_again(request, wanted, group, headers)
 
     async def _cover(self, wanted: Wanted, group: Group) -> Group:
+        """Return the acceptances as they may be appended: with a place in the queue, a part of the limits, an
+        allowance and a key. Until `relay.open`, `_free` gives that back. Raises Refusal, LogError."""
         self._admission.admit(wanted, group[0].account, group[0].key)
-        self._limiting.take(group)
+        self._relays.own.queue.add(group)
         try:
+            self._limiting.take(group)
             group = await self._allowances.cover(group)
-            try:
-                return await self._keyed(wanted, group)
-            except BaseException:
-                self._allowances.free(group)
-                raise
+            return await self._keyed(wanted, group)
         except BaseException:
-            self._limiting.free(group)
+            self._free(group)
             raise
+
+    def _free(self, group: Group) -> None:
+        self._allowances.free(group)
+        self._limiting.free(group)
+        self._relays.own.queue.remove(group)
 
     async def _keyed(self, wanted: Wanted, group: Group) -> Group:
         """Return the acceptances with a key for what they say, if it is to be sealed. Raises LogError."""
@@ -137,8 +142,7 @@ class Accepting:
             return claim, group
         finally:
             if not is_new:
-                self._allowances.free(group)
-                self._limiting.free(group)
+                self._free(group)
 
     async def _answer_new(self, request: Request, wanted: Wanted, group: Group) -> None:
         stream = self._stream(wanted, group)
@@ -159,9 +163,12 @@ class Accepting:
             group = await self._cover(wanted, group)
             try:
                 await self._store(group)
+            except LogError as error:
+                raise _not_stored(error) from error
             finally:
                 self._allowances.judge(group)
                 self._limiting.let_go(group)
+                self._relays.own.queue.remove(group)
             stream = await relay.attach(parsed, make)
             assert stream is not None, "an acceptance that was appended is found"
         await self._answer_with(request, wanted, stream, headers)
@@ -237,14 +244,8 @@ class Accepting:
             stream.stored = True
             self._check_key(group)
             return
-        except OutcomeUnknown:
-            message, headers = "the log does not answer; try again", retry_after(5)
-            refusal = Refusal(503, message, code="log_unavailable", headers=headers)
-        except LogFull:
-            message, headers = "the log is full; try again later", retry_after(60)
-            refusal = Refusal(503, message, code="log_full", headers=headers)
-        except RecordTooLarge as error:
-            refusal = Refusal(413, f"the request cannot be stored: {error}", code="body_too_large")
+        except LogError as error:
+            refusal = _not_stored(error)
         may_land = refusal.code == "log_unavailable" or len(group) > 1
         if may_land:
             self._delivery.cancel_unanswered(group)
@@ -268,6 +269,8 @@ class Accepting:
             shard, subject = subjects.shard_stream(at.shard), subjects.request(at)
             try:
                 seal = await sealing.seal_of(self._log, accepted)
+                if seal is None and accepted.sealed is not None:
+                    raise sealing.KeyErased(accepted.request)
                 if stream is not None:
                     stream.answers[accepted.request].seal = seal
                 data = codec.encode(self._lane, [accepted if seal is None else seal.closed(accepted)])
@@ -290,6 +293,20 @@ class Accepting:
         named = groups.of(first, len(group), secret=self._secret)
         pasts = await self._histories.read_all([ids.parsed(accepted.request) for accepted in named])
         return any(_is_our_failure(past.life) for past in pasts)
+
+
+def _not_stored(error: LogError) -> Refusal:
+    match error:
+        case RecordTooLarge():
+            return Refusal(413, f"the request cannot be stored: {error}", code="body_too_large")
+        case LogFull():
+            message, headers = "the log is full; try again later", retry_after(60)
+            return Refusal(503, message, code="log_full", headers=headers)
+        case sealing.KeyErased():
+            message = "the content of this request was removed before it was accepted; use a new key"
+            return Refusal(410, message, code="content_removed", headers=FINAL)
+    message, headers = "the log does not answer; try again", retry_after(5)
+    return Refusal(503, message, code="log_unavailable", headers=headers)
 
 
 def _is_our_failure(life: Life) -> bool:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # Requests of one model that wait here for a worker. Past this the wait is minutes, and a refusal kinder.
 QUEUE_MAX = 1000
 
-# What they may hold of prompts: a thirty-second of the smallest log.
+# What they may hold: a thirty-second of the smallest log.
 QUEUE_BYTES_MAX = 128 * 1024 * 1024
 
 # What of a queue may be one account's, where the book says nothing else. Who has half of it has half of the
@@ -170,23 +170,23 @@ class Admission:
     def _check_queue(self, wanted: Wanted, account: str) -> None:
         """A queue has an end, and where there are several accounts none takes all of it."""
         model = wanted.model
-        queued, prompt_bytes = self._relay.queue(model)
-        if queued >= QUEUE_MAX or prompt_bytes >= QUEUE_BYTES_MAX:
-            message = (
-                f"{queued} requests with {prompt_bytes} bytes of prompts wait for {model}; the limit is "
-                f"{QUEUE_MAX} requests or {QUEUE_BYTES_MAX} bytes"
-            )
+        queued, held_bytes = self._relay.queue.length(model)
+        if queued >= QUEUE_MAX or held_bytes >= QUEUE_BYTES_MAX:
+            logger.warning("the queue of %s is full: %d requests, %d bytes", model, queued, held_bytes)
+            message = f"too many requests wait for {model}; try again once some have begun"
             raise Refusal(429, message, code="queue_full", headers=retry_after(5))
         if len(self._book.accounts) < 2:
             return
         limits = self._book.limits.get(account)
         share = (limits and limits.queue_share_percent) or QUEUE_SHARE_PERCENT
-        mine = self._relay.queued_of(model, account)
+        mine, my_bytes = self._relay.queue.length(model, account)
         free = self._free(model, others=queued - mine)
-        if not may_wait(mine=mine, waiting=queued, more=wanted.choices, free=free, share_percent=share):
+        fits = may_wait(mine=mine, waiting=queued, more=wanted.choices, free=free, share_percent=share)
+        if not fits or 100 * my_bytes >= share * QUEUE_BYTES_MAX:
+            # What others have waiting is nobody's business.
             message = (
-                f"{mine} requests of account {account} wait for {model}; beyond {free} they may be at most "
-                f"{share} % of all that wait: try again once some have begun"
+                f"{mine} requests of account {account} wait for {model}: as many as may be one account's "
+                f"now, with a share of {share} % of the queue; try again once some have begun"
             )
             raise Refusal(429, message, code="queue_share", headers=retry_after_ms(SOON_MS))
 

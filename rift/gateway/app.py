@@ -8,6 +8,7 @@ from functools import partial
 
 import msgspec
 
+from events import ids
 from events.book import Book
 from events.fleet import Fleet
 from events.history import Histories
@@ -53,7 +54,7 @@ class Gateway:
     ) -> None:
         self._log, self._admission, self._delivery = log, admission, delivery
         self._fleet, self._models = fleet, models
-        self._lane, self._answered = lane[1], 0
+        self._entropy = entropy
         self._pages = Pages()
         self._document = msgspec.Raw(msgspec.json.encode(openapi.document()))
         accepting = Accepting(
@@ -106,8 +107,7 @@ class Gateway:
         if scope["type"] != "http":
             return
         request = Request(scope, receive, send)
-        self._answered += 1
-        request.own_id = f"{self._lane}-{self._answered}"
+        request.own_id = self._entropy(ids.RANDOM_BYTES).hex()
         try:
             try:
                 await self._route(request)

@@ -13,6 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from events import codec, subjects
+from events.book import Book
 from events.ids import parse_request_id
 from events.log import Log, LogError, append_until_known
 from events.schema import AnyEvent, CancelReason, CancelRequested, ClientAttached, Problem
@@ -21,7 +22,7 @@ from rift.gateway.admission import retry_after
 from rift.gateway.answer import Answer
 from rift.gateway.browsers import server_timing
 from rift.gateway.group import Group
-from rift.gateway.http import Headers, Refusal, Request
+from rift.gateway.http import FINAL, Headers, Refusal, Request
 from rift.gateway.relay import Relay, Stream
 from rift.gateway.waiting import KEEP_ALIVE_S, STATUS_S, Notices, Status, Waiting
 
@@ -44,6 +45,9 @@ LATE_LANDING_S = (0.0, 5.0, 30.0)
 # To a format that does not tell one wait from another.
 ANY = Status("queued")
 
+# What would end the same again: it stopped its engine three times, or cannot be read, now or any more.
+ENDS_AGAIN = ("poison", "prompt_unreadable", "content_removed")
+
 STOPPING = Problem(
     code="gateway_stopping", message="this gateway stops; resume the stream, or fetch the answer"
 )
@@ -55,8 +59,8 @@ class Delivery:
     """`tasks` outlives each client: it says what must be said after one has gone. `stopping`: the gateway
     goes, and its lane's loss says the rest."""
 
-    def __init__(self, log: Log, *, writer: str, waiting: Waiting, tasks: TaskGroup) -> None:
-        self._log, self._writer, self._waiting, self._tasks = log, writer, waiting, tasks
+    def __init__(self, log: Log, *, writer: str, book: Book, waiting: Waiting, tasks: TaskGroup) -> None:
+        self._log, self._writer, self._book, self._waiting, self._tasks = log, writer, book, waiting, tasks
         self._reading: dict[Stream, str] = {}
         self.stopping = False
 
@@ -67,6 +71,9 @@ class Delivery:
         refusal: Refusal | None = None
         send = self._send_frames if stream.format else self._send_whole
         self._reading[stream] = request.key
+        if self._book.keys[request.key].revoked_at_ns is not None:
+            # Since it was authenticated: who heard of it could not know of this stream.
+            self.revoke(request.key, ())
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._watch, request, tasks.cancel_scope)
@@ -80,6 +87,7 @@ class Delivery:
             if stream.ended or self.stopping:
                 relay.close(stream)
             elif stream.answer.accepted.detached:
+                self._tasks.start_soon(self._end_rest, stream)
                 self.mind(relay, stream)
             else:
                 self._tasks.start_soon(self._client_gone, relay, stream, resumed)
@@ -195,11 +203,17 @@ class Delivery:
                 await stream.wait_for_end(or_attached=True)
                 needed = True
         relay.close(stream)
-        if not needed and not relay.has_client(accepted.request):
-            # Where one choice failed, its client was told so, and pays for none that goes on.
-            why: CancelReason = "disconnect" if stream.failure() is None else "unanswered"
+        if stream.failure() is not None:
+            await self._end_rest(stream)
+        elif not needed and not relay.has_client(accepted.request):
             for answer in stream.open_requests():
-                await self.say_cancel(answer.id, why)
+                await self.say_cancel(answer.id, "disconnect")
+
+    async def _end_rest(self, stream: Stream) -> None:
+        """Where one choice failed, the client was told so, and pays for none that goes on."""
+        if stream.failure() is not None:
+            for answer in stream.open_requests():
+                await self.say_cancel(answer.id, "unanswered")
 
     async def _stay_attached(self, stream: Stream, resumed: bool) -> None:
         """Say that a client is here, so that no gateway takes its absence elsewhere for the end: who
@@ -238,6 +252,5 @@ def whole(answers: list[Answer]) -> dict[str, Any]:
 
 
 def failed(status: int, problem: Problem) -> Refusal:
-    # What stopped its engine three times would do so again.
-    headers = [(b"x-should-retry", b"false")] if problem.code == "poison" else ()
+    headers = FINAL if problem.code in ENDS_AGAIN else ()
     return Refusal(status, problem.message, code=problem.code, param=problem.param, headers=headers)

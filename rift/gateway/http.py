@@ -24,6 +24,9 @@ BODY_BYTES_MAX = 8 * 1024 * 1024
 # What a client calls its request is said back to it, and to no shell or page in a worse shape.
 SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
+# The same request would end the same again.
+FINAL: Headers = ((b"x-should-retry", b"false"),)
+
 # A client that sends slower than this is not sending.
 BODY_S = 30.0
 

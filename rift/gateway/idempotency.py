@@ -18,7 +18,7 @@ from events import subjects
 from events.ids import RequestId
 from events.log import Conflict, Log, OutcomeUnknown
 from events.schema import Plan
-from rift.gateway.http import Refusal
+from rift.gateway.http import FINAL, Refusal
 
 KEY_CHARACTERS_MAX = 255
 
@@ -61,8 +61,9 @@ def key_digest(secret: bytes, account: str, key: str) -> str:
     return hmac.new(secret, f"{account}\0{key}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
-def body_digest(path: str, body: bytes) -> str:
-    return hashlib.sha256(path.encode() + b"\0" + body).hexdigest()
+def body_digest(secret: bytes, path: str, body: bytes) -> str:
+    """Return what tells one body from another, and is no use to try bodies out."""
+    return hmac.digest(secret, path.encode() + b"\0" + body, "sha256").hex()
 
 
 async def find(log: Log, digest: str, entry: Entry) -> Claim | None:
@@ -77,7 +78,7 @@ async def find(log: Log, digest: str, entry: Entry) -> Claim | None:
             "this Idempotency-Key was used with another body within 24 hours",
             code="idempotency_key_reused",
             param="Idempotency-Key",
-            headers=[(b"x-should-retry", b"false")],
+            headers=FINAL,
         )
     return Claim(found, False, stored.sequence)
 
@@ -112,5 +113,5 @@ async def check_kept(log: Log, request: RequestId) -> None:
             "the request of this Idempotency-Key is no longer kept; to run it again, use a new key",
             code="answer_removed",
             param="Idempotency-Key",
-            headers=[(b"x-should-retry", b"false")],
+            headers=FINAL,
         )

@@ -14,7 +14,7 @@ from rift.catalogue import OUTPUT_TOKENS_DEFAULT
 from rift.gateway import limits, worst
 from rift.gateway.answer import Answer
 from rift.gateway.group import Group
-from rift.gateway.http import Headers, Refusal
+from rift.gateway.http import FINAL, Headers, Refusal
 from rift.gateway.limits import Limiter, Part, Refused, Taken
 from rift.gateway.relay import Stream
 from rift.gateway.relays import Relays
@@ -155,7 +155,7 @@ def _refusal(refused: Refused, group: Group) -> Refusal:
     if refused.wait_ns == -1:
         asked = _estimate(group) if refused.what == "tokens_per_minute" else len(group)
         message = f"{what}, and this request alone takes {asked}: ask for less"
-        return Refusal(429, message, code=code, headers=[(b"x-should-retry", b"false")])
+        return Refusal(429, message, code=code, headers=FINAL)
     if refused.wait_ns is None:
         message = f"{what}, and they are under way: try again once one has ended"
         return Refusal(429, message, code=code, headers=retry_after_ms(SOON_MS))

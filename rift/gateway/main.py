@@ -138,7 +138,7 @@ async def open_gateway(
         shard=shard,
     )
     tasks.start_soon(admission.watch_room)
-    delivery = Delivery(log, writer=lane, waiting=waiting, tasks=tasks)
+    delivery = Delivery(log, writer=lane, book=known, waiting=waiting, tasks=tasks)
 
     def revoked(key: str) -> None:
         for relay in relays.every():

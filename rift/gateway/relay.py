@@ -19,6 +19,7 @@ from events.log import Follower, Log
 from events.schema import ClientAttached, Problem, RequestAccepted
 from rift.gateway.answer import Answer
 from rift.gateway.http import WriteChunk
+from rift.gateway.queue import Queue
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ class Relay:
         self._missed: list[tuple[Any, subjects.Address, int]] = []
         self._reader: Follower
         self._buffered = 0
-        self._queued: dict[str, dict[str, RequestAccepted]] = {}
+        self.queue = Queue()
         self._pushed: dict[int, Stream] = {}
         # The broker's time, as far as this lane's records tell: a report comes every few seconds.
         self.newest_ns = 0
@@ -206,15 +207,6 @@ class Relay:
     @property
     def is_idle(self) -> bool:
         return not self._streams and not self._joining
-
-    def queue(self, model: str) -> tuple[int, int]:
-        """Return how many requests of a model nobody has started yet, and the bytes of their prompts."""
-        waiting = self._queued.get(model, {})
-        return len(waiting), sum(_size(accepted) for accepted in waiting.values())
-
-    def queued_of(self, model: str, account: str) -> int:
-        """Return how many of those are an account's."""
-        return sum(accepted.account == account for accepted in self._queued.get(model, {}).values())
 
     def running(self, model: str) -> int:
         """Return how many requests of a model that are followed here have been started, and not ended."""
@@ -242,7 +234,9 @@ class Relay:
             assert request not in self._streams, "a request is accepted once"
             accepted = answer.accepted
             answer.life = advance(NEW, accepted)
-            self._queued.setdefault(accepted.model, {})[request] = accepted
+            # Until an attempt says when it was stored.
+            answer.accepted_at_ns = self.now_ns()
+            self.queue.add([accepted])
             self._lives.follow(request, answer.life)
             self._streams[request] = [stream]
 
@@ -291,7 +285,7 @@ class Relay:
                 if not streams:
                     del self._streams[request]
                     self._lives.forget(request)
-                    self._started(answer)
+                    self.queue.remove([answer.accepted])
 
     def join(self, stream: Stream) -> None:
         """Follow with another stream what `open` follows already."""
@@ -351,7 +345,7 @@ class Relay:
             return
         request, life = counted
         if life.counted == 2:
-            self._started(self._streams[request][0].answers[request])
+            self.queue.remove([self._streams[request][0].answers[request].accepted])
         for stream in self._streams[request]:
             self._buffered += stream.push(request, event, life, stored_at_ns)
             self._pushed[id(stream)] = stream
@@ -365,15 +359,13 @@ class Relay:
             if stream.write():
                 self.taken(stream)
 
-    def _started(self, answer: Answer) -> None:
-        """The request left the queue: an attempt took it, it ended, or it is followed no more."""
-        self._queued.get(answer.accepted.model, {}).pop(answer.id, None)
-
     def _break_off_slowest(self) -> None:
         every = [stream for streams in self._streams.values() for stream in streams]
         slowest = max(every, key=lambda stream: stream.buffered)
-        self.taken(slowest)
-        slowest.break_off(SLOW)
+        # What is buffered may be of streams that only take what has ended.
+        if slowest.buffered:
+            self.taken(slowest)
+            slowest.break_off(SLOW)
 
     def _fail(self, event: codec.Unreadable) -> None:
         """A newer writer's event: this gateway cannot go on with that request, and says so."""
@@ -382,10 +374,3 @@ class Relay:
             stream.break_off(
                 Problem(code="unreadable", message="this gateway is older than the answer's writer")
             )
-
-
-def _size(accepted: RequestAccepted) -> int:
-    """Return about how many bytes a request's input holds while it waits."""
-    if isinstance(accepted.input, str):
-        return len(accepted.input)
-    return sum(len(message.content) for message in accepted.input)

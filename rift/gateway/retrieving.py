@@ -17,7 +17,7 @@ from rift.gateway.admission import Admission
 from rift.gateway.answer import Answer
 from rift.gateway.browsers import server_timing
 from rift.gateway.delivery import Delivery, failed
-from rift.gateway.http import Refusal, Request
+from rift.gateway.http import FINAL, Refusal, Request
 from rift.gateway.native import NativeStream, event_id
 from rift.gateway.relay import Stream
 from rift.gateway.relays import Relays
@@ -64,6 +64,8 @@ class Retrieving:
         """Stream the frames behind `Last-Event-ID` or `?after=`, the same as live; 204 behind the last."""
         parsed = self._verified(request, match[1])
         after = event_id(request)
+        # Before there is a stream, which has to be let go of whatever comes of its client.
+        await request.body()
         relay = await self._relays.of(parsed.at.shard, parsed.at.lane)
 
         def make(there: list[RequestAccepted]) -> Stream:
@@ -80,11 +82,9 @@ class Retrieving:
             raise Refusal(400, message, code="invalid_event_id", param="after")
         if stream.ended and after == counted:
             relay.close(stream)
-            await request.body()
             await request.start(204, b"text/event-stream")
             await request.write(b"", more=False)
             return
-        await request.body()
         await self._delivery.deliver(request, relay, stream, resumed=True)
 
     # --- responses -------------------------------------------------------------------------------------
@@ -99,10 +99,10 @@ class Retrieving:
         if not re.fullmatch(r"-1|\d{1,9}", after):
             message = f"starting_after: {after!r} is no number of an event"
             raise Refusal(400, message, code="invalid_value", param="starting_after")
+        await request.body()
         stream = await self._attach(request, match[1], after=int(after))
         at = ids.parsed(stream.answer.id).at
         relay = await self._relays.of(at.shard, at.lane)
-        await request.body()
         await self._delivery.deliver(request, relay, stream, resumed=True)
 
     async def cancel_response(self, request: Request, match: re.Match[str]) -> None:
@@ -157,7 +157,7 @@ class Retrieving:
                 "this request is not sealed, so its content goes with the log's retention; sealed are those "
                 "with `store` false, and all where the installation has set `seal_content`"
             )
-            raise Refusal(409, message, code="content_not_sealed")
+            raise Refusal(409, message, code="content_not_sealed", headers=FINAL)
         if (secret := await sealing.secret(self._log, accepted.sealed)) is None:
             return
         pasts = await self._histories.read_all([ids.parsed(each) for each in secret.requests])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from events.lifecycle import Life
+from events.schema import Problem
 from rift.gateway.answer import Answer
 from rift.gateway.relay import Stream
 
@@ -15,6 +16,9 @@ class Watcher(Stream):
         super().__init__(answers, None)
         self.attended = False
         self._at_end = at_end
+
+    def break_off(self, problem: Problem) -> None:
+        """There is no client to be told: what it follows has not ended."""
 
     def push(self, request: str, event: Any, life: Life, stored_at_ns: int) -> int:
         had_ended = self.ended

@@ -141,7 +141,7 @@ def test_a_flood_ends_at_its_share_of_the_queue(
 ) -> None:
     """Others never wait behind more than one round of the slots, or than the share allows beside theirs."""
     held = may_wait(mine=mine, waiting=mine + others, more=more, free=free, share_percent=share)
-    assert held == (mine + more <= free or (mine + more) * (100 - share) <= share * others)
+    assert held == (mine == 0 or mine + more <= free or (mine + more) * (100 - share) <= share * others)
 
 
 def test_the_whole_queue_may_be_ones_own_where_it_is_said() -> None:
