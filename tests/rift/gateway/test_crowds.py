@@ -1,0 +1,183 @@
+"""Those who come at once, ask for what never comes, or were let in before their key was revoked."""
+
+from typing import Any
+
+import anyio
+import pytest
+
+from events.schema import LimitsSet
+from rift.gateway import admission
+from rift.gateway.relay import SLOW, Relay
+from tests.rift.gateway.test_allowances import World, live
+from tests.rift.gateway.test_limiting import OTHER, ask, first_frame, key_of, reasons, revoke, whole
+from tests.simulation.client import Call
+from tests.simulation.prepaid import ACCOUNT
+from tests.simulation.processes import MODEL, GatewayProcess
+
+CROWD = 60
+
+
+class Late(Call):
+    """A call whose body comes once `comes` is set, and never if its client leaves before."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.comes = anyio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        async with anyio.create_task_group() as tasks:
+            for event in (self.comes, self._gone):
+                tasks.start_soon(self._first, event, tasks.cancel_scope)
+        return {"type": "http.disconnect"} if self._gone.is_set() else await super().receive()
+
+    async def _first(self, event: anyio.Event, scope: anyio.CancelScope) -> None:
+        await event.wait()
+        scope.cancel()
+
+
+def relay_of(gateway: GatewayProcess) -> Relay:
+    assert gateway._opened is not None
+    return gateway._opened.relays.own
+
+
+async def ended_answer(world: World, gateway: GatewayProcess, **more: Any) -> str:
+    status, shown = await whole(ask(world, gateway, world.key, **more))
+    assert status == 200
+    request: str = shown["id"]
+    return request
+
+
+@pytest.mark.parametrize("how", ["plain", "with keys", "not stored"])
+def test_a_crowd_that_comes_at_once_gets_no_more_than_one_that_queues(how: str) -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        gateway._opened.gateway._admission._served = (MODEL,)  # type: ignore[union-attr]
+        flood = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+        said: list[tuple[int, Any]] = []
+
+        async def one(number: int) -> None:
+            more: dict[str, Any] = {"store": False} if how == "not stored" else {}
+            headers = {"authorization": f"Bearer {flood.text}"}
+            if how == "with keys":
+                headers["idempotency-key"] = f"key-{number}"
+            said.append(
+                await whole(world.ask(gateway, headers=headers, prompt="a prompt", background=True, **more))
+            )
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(CROWD):
+                tasks.start_soon(one, number)
+        assert [status for status, _ in said].count(202) == admission.FREE_COLD
+        assert {code for status, code in said if status == 429} == {"queue_share"}
+
+    live(test)
+
+
+def test_a_first_request_of_many_choices_is_let_in_by_a_queue_that_is_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "FREE_COLD", 5)
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        key = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+        given = {"authorization": f"Bearer {key.text}"}
+        call = world.ask(gateway, "/v1/completions", headers=given, prompt="hello", n=8, max_tokens=3)
+        status, shown = await whole(call)
+        assert (status, len(shown["choices"])) == (200, 8)
+
+    live(test)
+
+
+def test_large_prompts_of_one_account_leave_room_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "QUEUE_BYTES_MAX", 100_000)
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        gateway._opened.gateway._admission._served = (MODEL,)  # type: ignore[union-attr]
+        key = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+        given = {"authorization": f"Bearer {key.text}"}
+        # Four bytes each, as a queue holds them.
+        large = [
+            await whole(world.ask(gateway, headers=given, prompt="🌊" * 3000, background=True))
+            for _ in range(8)
+        ]
+        assert [status for status, _ in large] == [202] * 3 + [429] * 5
+        assert (await whole(ask(world, gateway, world.key, background=True)))[0] == 202
+
+    live(test)
+
+
+def test_a_reader_whose_body_never_comes_leaves_nothing() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        request = await ended_answer(world, gateway)
+        relay = relay_of(gateway)
+        await anyio.sleep(1)
+        for path in (f"/v1/inference/{request}/events", f"/v1/responses/{request}?stream=true"):
+            call = Late("GET", path, headers={"authorization": f"Bearer {world.key}"})
+            gateway.serve(call)
+            await anyio.sleep(0.2)
+            call.leave()
+            await anyio.sleep(0.2)
+            assert (relay._buffered, relay.is_idle) == (0, True)
+
+    live(test)
+
+
+def test_a_key_that_is_revoked_while_a_readers_body_comes_reads_nothing() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        key = key_of(world, ACCOUNT)
+        await anyio.sleep(0.1)
+        asked = ask(world, gateway, world.key, tokens=100, background=True)
+        request = (await whole(asked))[1]["id"]
+        path = f"/v1/inference/{request}/events"
+        call = Late("GET", path, headers={"authorization": f"Bearer {key.text}"})
+        gateway.serve(call)
+        await anyio.sleep(0.1)
+        revoke(world, key, ACCOUNT)
+        await anyio.sleep(0.1)
+        call.comes.set()
+        with anyio.fail_after(1):
+            while await call.more():
+                pass
+        assert [frame.kind for frame in call.take()] == ["error"]
+        await anyio.sleep(10)
+        assert reasons(world) == ["length"]
+
+    live(test)
+
+
+def test_a_key_reads_by_an_idempotency_key_only_of_models_that_it_is_for() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        narrow = key_of(world, ACCOUNT, models=("another",))
+        await anyio.sleep(0.1)
+        for key, status in ((world.key, 200), (world.key, 200), (narrow.text, 403)):
+            given = {"authorization": f"Bearer {key}", "idempotency-key": "one"}
+            assert (await whole(world.ask(gateway, headers=given, prompt="a prompt")))[0] == status
+
+    live(test)
+
+
+def test_what_is_broken_off_is_free_once_it_has_ended() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        call = ask(world, gateway, world.key, tokens=60, stream=True)
+        await first_frame(call)
+        relay_of(gateway).break_off_all(SLOW)
+        while await call.more():
+            pass
+        await anyio.sleep(30)
+        assert (await whole(ask(world, gateway, world.key)))[0] == 200
+
+    live(test, LimitsSet(id="l", account=ACCOUNT, concurrent=1))
