@@ -5,6 +5,8 @@ from typing import Any
 import anyio
 import pytest
 
+from events import subjects
+from events.log import OutcomeUnknown
 from events.schema import LimitsSet
 from rift.gateway import admission
 from rift.gateway.relay import SLOW, Relay
@@ -181,3 +183,32 @@ def test_what_is_broken_off_is_free_once_it_has_ended() -> None:
         assert (await whole(ask(world, gateway, world.key)))[0] == 200
 
     live(test, LimitsSet(id="l", account=ACCOUNT, concurrent=1))
+
+
+def test_what_cannot_be_sealed_any_more_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gateway could not accept it, and its key has left."""
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        append = gateway.log.append
+
+        async def deaf(stream: str, subject: str, data: bytes, **more: Any) -> int:
+            if ".request." in subject:
+                raise OutcomeUnknown("no answer")
+            return await append(stream, subject, data, **more)
+
+        async def ask_again() -> tuple[int, Any]:
+            given = {"authorization": f"Bearer {world.key}", "idempotency-key": "left"}
+            return await whole(world.ask(gateway, headers=given, prompt="a prompt", store=False))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(gateway.log, "append", deaf)
+            assert await ask_again() == (503, "log_unavailable")
+        kept = world.broker.stream(subjects.SECRETS)
+        kept.trim(kept.last_sequence)
+        assert await ask_again() == (410, "content_removed")
+        await anyio.sleep(60)
+        assert not reasons(world)
+
+    live(test)

@@ -17,12 +17,14 @@ CHAT = "/v1/chat/completions"
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 
-def ask(served: Served, path: str = CHAT, **more: Any) -> httpx.Response:
+def ask(
+    served: Served, path: str = CHAT, *, headers: dict[str, str] | None = None, **more: Any
+) -> httpx.Response:
     given: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
     if path == "/v1/completions":
         given = {"prompt": "hi"}
     with served.client() as client:
-        return client.post(path, json={"model": MODEL, **given, **more})
+        return client.post(path, json={"model": MODEL, **given, **more}, headers=headers)
 
 
 def streamed(served: Served, path: str = CHAT, **more: Any) -> list[dict[str, Any]]:
@@ -177,9 +179,10 @@ def test_a_group_of_a_model_that_is_not_known_is_refused_as_any(served: Served) 
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 
 
+@pytest.mark.parametrize("keyed", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
 def test_one_choice_that_fails_is_the_answers_failure_and_nobody_pays_for_the_rest(
-    served: Served, stream: bool
+    served: Served, stream: bool, keyed: bool
 ) -> None:
     def script(accepted: RequestAccepted) -> list[Any]:
         if accepted.choice == 1:
@@ -188,7 +191,8 @@ def test_one_choice_that_fails_is_the_answers_failure_and_nobody_pays_for_the_re
         return [Tokens("more"), Pause(10), End()]
 
     served.script = script
-    response = ask(served, n=3, stream=stream)
+    headers = {"Idempotency-Key": f"a group that fails {stream}"} if keyed else {}
+    response = ask(served, n=3, stream=stream, headers=headers)
     if stream:
         last = json.loads(response.text.split("\n\n")[-3].removeprefix("data: "))
         assert last["error"]["code"] == "engine"

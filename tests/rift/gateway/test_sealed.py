@@ -84,6 +84,17 @@ def test_words_of_an_error_are_sealed_too(fresh: Served) -> None:
     assert PLANTED.encode() not in said(fresh)
 
 
+def test_tokens_that_a_client_chose_are_words(fresh: Served) -> None:
+    body = BODIES["/v1/chat/completions"] | {"logit_bias": {"1234": -100}}
+    with fresh.client() as client:
+        for store in (True, False):
+            client.post("/v1/chat/completions", json=body | {"store": store})
+            assert (b"1234" in said(fresh)) is store
+            assert fresh.accepted[-1].parameters.logit_bias == {"1234": -100}
+            held = fresh.broker.stream("RIFT_0")
+            held.trim(held.last_sequence)
+
+
 def test_an_idempotency_key_keeps_the_key_of_its_content(fresh: Served) -> None:
     """Whoever accepts the request again seals it with the same."""
     with fresh.client() as client:
