@@ -268,4 +268,5 @@ def _tool(tool: Any) -> dict[str, Any]:
 
 
 def _raw(text: str | None) -> Any:
-    return msgspec.Raw((text or "null").encode())
+    """What a client wrote over several lines would end an event's `data:` line."""
+    return msgspec.Raw(msgspec.json.format((text or "null").encode(), indent=-1))
