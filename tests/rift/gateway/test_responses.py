@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.scripted import MODEL, Served
+from events.schema import Logprob
+from tests.scripted import MODEL, End, Served, Tokens
 
 pytestmark = pytest.mark.slow
 
@@ -36,3 +37,30 @@ def test_a_schema_over_several_lines_is_told_in_one(served: Served, *, strict: b
     for shown in (first, last):
         assert shown["tools"][0]["parameters"] == json.loads(SCHEMA)
         assert shown["text"]["format"]["schema"] == json.loads(SCHEMA)
+
+
+def piece(text: str, *tokens: str, reasoning: str = "") -> Tokens:
+    logprobs = tuple(Logprob(token=token, logprob=-0.5) for token in tokens)
+    return Tokens(text, reasoning=reasoning, logprobs=logprobs)
+
+
+def tokens(logprobs: list[dict[str, Any]]) -> list[str]:
+    return [each["token"] for each in logprobs]
+
+
+def test_logprobs_of_tokens_that_complete_no_text_come_with_the_next_text(served: Served) -> None:
+    served.script = lambda accepted: [
+        piece("", "t1"), piece("", "t2", reasoning="think"), piece("", "a1"), piece("🌊", "a2"),
+        piece("!", "b"), piece("", "c"), End(),
+    ]  # fmt: skip
+    body = {"model": MODEL, "input": "hi", "top_logprobs": 0, "include": ["message.output_text.logprobs"]}
+    with served.client() as client:
+        whole = client.post(PATH, json=body).json()
+        events = frames(client.post(PATH, json=body | {"stream": True}).text)
+        again = client.get(f"{PATH}/{whole['id']}").json()
+    assert again == whole
+    part = whole["output"][1]["content"][0]
+    assert tokens(part["logprobs"]) == ["a1", "a2", "b", "c"], "the first are of the reasoning"
+    assert events[-1]["response"]["output"][1]["content"] == [part]
+    told = [event for event in events if event["type"].startswith("response.output_text")]
+    assert [tokens(event["logprobs"]) for event in told] == [["a1", "a2"], ["b"], ["a1", "a2", "b", "c"]]
