@@ -93,9 +93,18 @@ class ResponsesStream:
         ended = answer.life.phase == "ended"
         if not (answer.life.attempt or ended):
             return b""
-        return b"".join(self._numbered(self._frames(event, ended=ended)))
+        told = b"".join(self._numbered(self._frames(event, ended=ended)))
+        return told + self._beyond() if ended and self._after >= self._number else told
 
     def broken_off(self, problem: Problem, after: int) -> bytes:
+        return self._problem(problem)
+
+    def _beyond(self) -> bytes:
+        """Only the end says which event is the last; who is given nothing could not tell it from a cut."""
+        message = f"event {self._after} of this response does not exist; the last one is {self._number - 1}"
+        return self._problem(Problem(code="invalid_event_id", message=message, param="starting_after"))
+
+    def _problem(self, problem: Problem) -> bytes:
         """No event of the log: it has the number of the one before it, behind which the stream goes on."""
         shown = {
             "type": "error",

@@ -64,3 +64,21 @@ def test_logprobs_of_tokens_that_complete_no_text_come_with_the_next_text(served
     assert events[-1]["response"]["output"][1]["content"] == [part]
     told = [event for event in events if event["type"].startswith("response.output_text")]
     assert [tokens(event["logprobs"]) for event in told] == [["a1", "a2"], ["b"], ["a1", "a2", "b", "c"]]
+
+
+def test_who_asks_behind_the_last_event_is_told_so(served: Served) -> None:
+    with served.client() as client:
+        answer = client.post(PATH, json={"model": MODEL, "input": "hi"}).json()
+        at = f"{PATH}/{answer['id']}?stream=true&starting_after="
+        events = frames(client.get(f"{at}-1").text)
+        last = events[-1]["sequence_number"]
+        assert frames(client.get(f"{at}{last - 1}").text) == events[-1:]
+        assert client.get(f"{at}{last}").text == "", "there is nothing behind it"
+        for beyond in (last + 1, 999):
+            (told,) = frames(client.get(f"{at}{beyond}").text)
+            assert (told["type"], told["code"], told["param"]) == (
+                "error",
+                "invalid_event_id",
+                "starting_after",
+            )
+            assert str(last) in told["message"]
