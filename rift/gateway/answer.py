@@ -203,8 +203,9 @@ class Answer:
         return {"prompt_tokens": prompt, output_name: output, "total_tokens": prompt + output}
 
     def charge(self) -> dict[str, Any] | None:
-        """None while the request is under way: what it will cost depends on how it ends."""
-        if self.accepted.plan != "per_token" or self.life.phase != "ended":
+        """None while the request is under way: what it will cost depends on how it ends. None of a group's
+        choice, too: which of them is charged the prompt, only all of them tell."""
+        if self.accepted.plan != "per_token" or self.accepted.group or self.life.phase != "ended":
             return None
         nanousd = charge_nanousd(self.life, self.price, cached_tokens=self.cached_tokens)
         return {"nanousd": nanousd, "usd": usd(nanousd)}

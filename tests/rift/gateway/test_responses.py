@@ -82,3 +82,15 @@ def test_who_asks_behind_the_last_event_is_told_so(served: Served) -> None:
                 "starting_after",
             )
             assert str(last) in told["message"]
+
+
+def test_a_choice_of_a_group_that_is_shown_alone_tells_no_charge(served: Served) -> None:
+    """The group is charged its prompt once, and who of it pays is not known from one of them."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "n": 2}
+    with served.client() as client:
+        client.post("/v1/chat/completions", json=body)
+        client.post("/v1/chat/completions", json=body | {"n": 1})
+        shown = [client.get(f"/v1/inference/{each.request}").json() for each in served.accepted]
+        done = client.get(f"/v1/inference/{served.accepted[0].request}/events").text
+    assert [each["charge"] and each["charge"]["nanousd"] for each in shown] == [None, None, 7 * 100 + 5 * 350]
+    assert '"charge":null' in done
