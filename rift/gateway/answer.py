@@ -65,6 +65,8 @@ class Answer:
         self.seal: Seal | None = None
         self.segments: list[Segment] = []
         self.logprobs: list[Logprob] = []
+        # Of tokens that have completed nothing yet.
+        self._unsaid: list[Logprob] = []
         self._calls: dict[int, Segment] = {}
         self.simulated = False
         self.cached_tokens = 0
@@ -106,20 +108,26 @@ class Answer:
                 self.reasoning_tokens = event.reasoning_tokens
         if life.phase == "ended":
             self.finished_at_ns = stored_at_ns
+            if self.segments and self.segments[-1].kind == "text":
+                self.segments[-1].logprobs += self._unsaid
+            self._unsaid = []
 
     def _keep(self, event: TokensGenerated) -> None:
         self.logprobs += event.logprobs
+        self._unsaid += event.logprobs
         if event.reasoning:
             self._segment("reasoning").pieces.append(event.reasoning)
         if event.text:
             segment = self._segment("text")
             segment.pieces.append(event.text)
-            segment.logprobs += event.logprobs
+            segment.logprobs += self._unsaid
         for delta in event.tool_calls:
             if delta.index not in self._calls:
                 self._calls[delta.index] = Segment("call", id=delta.id or "", name=delta.name or "")
                 self.segments.append(self._calls[delta.index])
             self._calls[delta.index].pieces.append(delta.arguments)
+        if event.reasoning or event.text or event.tool_calls:
+            self._unsaid = []
 
     def _segment(self, kind: Literal["reasoning", "text"]) -> Segment:
         if not self.segments or self.segments[-1].kind != kind:
@@ -195,8 +203,9 @@ class Answer:
         return {"prompt_tokens": prompt, output_name: output, "total_tokens": prompt + output}
 
     def charge(self) -> dict[str, Any] | None:
-        """None while the request is under way: what it will cost depends on how it ends."""
-        if self.accepted.plan != "per_token" or self.life.phase != "ended":
+        """None while the request is under way: what it will cost depends on how it ends. None of a group's
+        choice, too: which of them is charged the prompt, only all of them tell."""
+        if self.accepted.plan != "per_token" or self.accepted.group or self.life.phase != "ended":
             return None
         nanousd = charge_nanousd(self.life, self.price, cached_tokens=self.cached_tokens)
         return {"nanousd": nanousd, "usd": usd(nanousd)}

@@ -83,7 +83,8 @@ class ResponsesStream:
         self._number = 0
         self._begun = False
         self._open: int | None = None
-        self._told: list[int] = []
+        # Of each segment, how many of its pieces and of their logprobs were told.
+        self._told: list[tuple[int, int]] = []
 
     def waiting(self, name: str, estimate_ms: int | None) -> bytes:
         return KEEP_ALIVE
@@ -92,9 +93,18 @@ class ResponsesStream:
         ended = answer.life.phase == "ended"
         if not (answer.life.attempt or ended):
             return b""
-        return b"".join(self._numbered(self._frames(event, ended=ended)))
+        told = b"".join(self._numbered(self._frames(event, ended=ended)))
+        return told + self._beyond() if ended and self._after >= self._number else told
 
     def broken_off(self, problem: Problem, after: int) -> bytes:
+        return self._problem(problem)
+
+    def _beyond(self) -> bytes:
+        """Only the end says which event is the last; who is given nothing could not tell it from a cut."""
+        message = f"event {self._after} of this response does not exist; the last one is {self._number - 1}"
+        return self._problem(Problem(code="invalid_event_id", message=message, param="starting_after"))
+
+    def _problem(self, problem: Problem) -> bytes:
         """No event of the log: it has the number of the one before it, behind which the stream goes on."""
         shown = {
             "type": "error",
@@ -121,7 +131,7 @@ class ResponsesStream:
             yield {"type": "response.in_progress", "response": begun}
         if isinstance(event, TokensGenerated):
             for at, segment in enumerate(self._answer.segments):
-                yield from self._told_of(at, segment, event)
+                yield from self._told_of(at, segment)
         elif ended:
             if self._open is not None:
                 yield from self._close(self._open, _item_status(self._answer, self._open))
@@ -129,22 +139,22 @@ class ResponsesStream:
             name = shown["status"] if shown["status"] in ("completed", "failed") else "incomplete"
             yield {"type": f"response.{name}", "response": shown}
 
-    def _told_of(self, at: int, segment: Segment, event: TokensGenerated) -> Iterator[dict[str, Any]]:
+    def _told_of(self, at: int, segment: Segment) -> Iterator[dict[str, Any]]:
         """Tell what the segment has more than was told of it."""
         if at == len(self._told):
             if self._open is not None:
                 yield from self._close(self._open, "completed")
             self._open = at
-            self._told.append(0)
+            self._told.append((0, 0))
             empty = Segment(segment.kind, id=segment.id, name=segment.name)
             item = _item(self._answer, at, empty, "in_progress")
             yield {"type": "response.output_item.added", "output_index": at, "item": item | _nothing(item)}
             if segment.kind != "call":
                 yield self._part("added", at, empty)
-        delta = "".join(segment.pieces[self._told[at] :])
-        self._told[at] = len(segment.pieces)
-        if delta:
-            yield self._text(at, segment, "delta", {"delta": delta}, event.logprobs)
+        pieces, logprobs = self._told[at]
+        self._told[at] = len(segment.pieces), len(segment.logprobs)
+        if delta := "".join(segment.pieces[pieces:]):
+            yield self._text(at, segment, "delta", {"delta": delta}, segment.logprobs[logprobs:])
 
     def _close(self, at: int, status: str) -> Iterator[dict[str, Any]]:
         segment = self._answer.segments[at]
@@ -268,4 +278,5 @@ def _tool(tool: Any) -> dict[str, Any]:
 
 
 def _raw(text: str | None) -> Any:
-    return msgspec.Raw((text or "null").encode())
+    """What a client wrote over several lines would end an event's `data:` line."""
+    return msgspec.Raw(msgspec.json.format((text or "null").encode(), indent=-1))

@@ -1,17 +1,27 @@
 """Control erases the keys of what nobody wants stored once their requests have ended, and no others."""
 
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 
 from events import codec, ids, sealing, subjects
+from events.jetstream.log import KEYS_AGE_S
 from events.memory import MemoryBroker, MemoryLog
-from events.schema import Parameters, Price, PricePublished, RequestAccepted, RequestFinished
+from events.schema import (
+    LaneReported,
+    Parameters,
+    Price,
+    PricePublished,
+    RequestAccepted,
+    RequestFinished,
+)
 from events.subjects import Address
 from replay.warehouse import Warehouse
-from rift.control.shredding import GRACE_S, TICK_S, Shredding
+from rift.control.shredding import GRACE_S, NAMED_FOR_S, TICK_S, Shredding
 from tests.simulation import clock
 
 AT = Address(0, "lane1234", "m")
@@ -24,9 +34,13 @@ class Inline(Shredding):
         return self._warehouse().query(select).rows
 
 
-def accept(broker: MemoryBroker, number: int) -> str:
+def name(number: int) -> str:
     entropy = bytes([number]) * ids.RANDOM_BYTES
-    request = ids.new_request_id(secret=b"secret", account="dev", at=AT, floor=0, entropy=entropy)
+    return ids.new_request_id(secret=b"secret", account="dev", at=AT, floor=0, entropy=entropy)
+
+
+def accept(broker: MemoryBroker, number: int) -> str:
+    request = name(number)
     accepted = RequestAccepted(
         request=request, account="dev", key="k", model="m", kind="inference", input="",
         parameters=Parameters(), stream=False, prompt_tokens_max=9, deadline_ms=1000, price_version=1,
@@ -40,24 +54,60 @@ def end(broker: MemoryBroker, request: str) -> None:
     broker.store("RIFT_0", subjects.work(AT), codec.encode("test", [finished]), None)
 
 
-def test_a_key_goes_after_its_last_request_whoever_leads_by_then() -> None:
-    async def test(tasks: anyio.abc.TaskGroup, warehouse: Warehouse) -> None:
-        broker = MemoryBroker(tasks, lambda: 1_700_000_000_000_000_000 + int(anyio.current_time() * 1e9))
-        log = MemoryLog(broker)
+class Scene:
+    """A log and its projection. The log's clock goes with the test's, and is set on by `later`."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup, warehouse: Warehouse) -> None:
+        self.warehouse, self.ahead_s = warehouse, 0.0
+        self.broker = MemoryBroker(
+            tasks, lambda: 1_700_000_000_000_000_000 + int((anyio.current_time() + self.ahead_s) * 1e9)
+        )
+        self.log = MemoryLog(self.broker)
         price = PricePublished(
             id="p", version=1, prices=(Price(model="m", prompt_nanousd=1, output_nanousd=1),)
         )
-        broker.store(subjects.BOOK, "rift.book.price.list", codec.encode("test", [price]), None)
+        self.broker.store(subjects.BOOK, "rift.book.price.list", codec.encode("test", [price]), None)
+
+    async def keep(self, *requests: str, topic: str = subjects.SECRET_PASSING) -> int:
+        return await sealing.keep(self.log, topic, requests, b"k" * 32)
+
+    def apply(self) -> None:
+        for stream in (subjects.BOOK, "RIFT_0"):
+            applied = self.warehouse.positions().get(stream, 0)
+            if messages := self.broker.stream(stream).messages[applied:]:
+                self.warehouse.apply(stream, messages)
+
+    def later(self, seconds: float) -> None:
+        """Be so much later: somebody says something, and it is applied."""
+        self.ahead_s += seconds
+        lane = LaneReported(lane=AT.lane)
+        self.broker.store("RIFT_0", subjects.lane(0, AT.lane), codec.encode("test", [lane]), None)
+        self.apply()
+
+    async def left(self, *keys: int) -> list[int]:
+        await anyio.sleep(GRACE_S + 3 * TICK_S)
+        return [key for key in keys if await sealing.secret(self.log, key) is not None]
+
+
+def live(test: Callable[[Scene, anyio.abc.TaskGroup], Awaitable[None]]) -> None:
+    async def main() -> None:
+        with closing(Warehouse.open(Path(":memory:"))) as warehouse:
+            async with anyio.create_task_group() as tasks:
+                await test(Scene(tasks, warehouse), tasks)
+                tasks.cancel_scope.cancel()
+
+    clock.run(main)
+
+
+def test_a_key_goes_after_its_last_request_whoever_leads_by_then() -> None:
+    async def test(scene: Scene, tasks: anyio.abc.TaskGroup) -> None:
+        broker, log = scene.broker, scene.log
         one, two, three, four = (accept(broker, number) for number in range(4))
-        named = ((subjects.SECRET_PASSING, [one, two]), (subjects.SECRET_PASSING, [three]))
-        keys = [await sealing.keep(log, topic, requests, b"k" * 32) for topic, requests in named]
-        kept = await sealing.keep(log, subjects.SECRET_KEPT, [four], b"k" * 32)
+        keys = [await scene.keep(one, two), await scene.keep(three)]
+        kept = await scene.keep(four, topic=subjects.SECRET_KEPT)
 
         async def left() -> list[int]:
-            for stream in (subjects.BOOK, "RIFT_0"):
-                applied = warehouse.positions().get(stream, 0)
-                if messages := broker.stream(stream).messages[applied:]:
-                    warehouse.apply(stream, messages)
+            scene.apply()
             await anyio.sleep(GRACE_S - 2 * TICK_S)
             early = [key for key in (*keys, kept) if await sealing.secret(log, key) is not None]
             await anyio.sleep(5 * TICK_S)
@@ -65,7 +115,7 @@ def test_a_key_goes_after_its_last_request_whoever_leads_by_then() -> None:
             assert set(late) <= set(early)
             return early if early == late else [*early, 0, *late]
 
-        tasks.start_soon(Inline(log, lambda: warehouse).run)
+        tasks.start_soon(Inline(log, lambda: scene.warehouse).run)
         assert await left() == [*keys, kept]
         for request in (one, four):
             end(broker, request)
@@ -73,13 +123,58 @@ def test_a_key_goes_after_its_last_request_whoever_leads_by_then() -> None:
         end(broker, three)
         assert await left() == [*keys, kept, 0, keys[0], kept]
         end(broker, two)
-        tasks.start_soon(Inline(MemoryLog(broker), lambda: warehouse).run)
+        tasks.start_soon(Inline(MemoryLog(broker), lambda: scene.warehouse).run)
         assert await left() == [keys[0], kept, 0, kept], "two who lead erase the same"
 
-    async def main() -> None:
-        with closing(Warehouse.open(Path(":memory:"))) as warehouse:
-            async with anyio.create_task_group() as tasks:
-                await test(tasks, warehouse)
-                tasks.cancel_scope.cancel()
+    live(test)
 
-    clock.run(main)
+
+def test_what_was_never_accepted_holds_its_key_until_nothing_may_name_it() -> None:
+    assert NAMED_FOR_S > KEYS_AGE_S
+
+    async def test(scene: Scene, tasks: anyio.abc.TaskGroup) -> None:
+        done, running = (accept(scene.broker, number) for number in range(2))
+        never, late = name(8), name(9)
+        end(scene.broker, done)
+        keys = [await scene.keep(done, never), await scene.keep(running, never), await scene.keep(late)]
+        tasks.start_soon(Inline(scene.log, lambda: scene.warehouse).run)
+        scene.later(KEYS_AGE_S)
+        assert await scene.left(*keys) == keys, "an idempotency key's entry may be read"
+        accept(scene.broker, 9)
+        scene.ahead_s += NAMED_FOR_S
+        assert await scene.left(*keys) == keys, "what was accepted meanwhile is not applied yet"
+        scene.later(0)
+        assert await scene.left(*keys) == keys[1:], "who runs, and who was accepted last, goes on"
+        end(scene.broker, running)
+        scene.apply()
+        assert await scene.left(*keys) == keys[2:]
+
+    live(test)
+
+
+def test_many_keys_that_wait_are_asked_for_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rift.control.shredding.KEYS_A_QUESTION", 2)
+    monkeypatch.setattr("rift.control.shredding.KEYS_A_TICK", 4)
+    asked: list[int] = []
+
+    class Counted(Inline):
+        async def _ask(self, select: str) -> list[list[Any]]:
+            asked.append(select.count("req_"))
+            return await super()._ask(select)
+
+    async def test(scene: Scene, tasks: anyio.abc.TaskGroup) -> None:
+        lost = [await scene.keep(name(number)) for number in range(9)]
+        request = accept(scene.broker, 9)
+        key = await scene.keep(request)
+        end(scene.broker, request)
+        scene.apply()
+        tasks.start_soon(Counted(scene.log, lambda: scene.warehouse).run)
+        assert await scene.left(*lost, key) == lost
+        assert max(asked) == 2
+        scene.broker.stream(subjects.SECRETS).trim(lost[-1])
+        await anyio.sleep(2 * TICK_S)
+        asked.clear()
+        await anyio.sleep(2 * TICK_S)
+        assert asked == [], "keys that have left the log are not asked for"
+
+    live(test)
