@@ -29,6 +29,8 @@ WRITER = "cli"
 # Who grants waits for an answer this long: a broker's restart takes a second or two.
 GRANT_S = 10.0
 
+CHANGED = "somebody else changed this meanwhile, and nothing was stored: repeat the command"
+
 # Random bytes of an entry's id: no two are ever equal.
 ENTRY_BYTES = 10
 
@@ -49,19 +51,25 @@ class RecordReadable(Exception):
     """There is no record there that nobody can read."""
 
 
-async def _append(log: Log, kind: str, entry: str, event: AnyEvent) -> None:
-    """Raises Conflict where somebody else wrote the same entry meanwhile, OutcomeUnknown."""
+async def _append(log: Log, kind: str, entry: str, event: AnyEvent, *, read_to: int) -> None:
+    """Raises Conflict where somebody else wrote the same entry after the book was read, OutcomeUnknown."""
     subject = subjects.book(kind, entry)
     last = await log.last_sequence(subjects.BOOK, subject)
-    await log.append(subjects.BOOK, subject, codec.encode(WRITER, [event]), expect_last=last)
+    if last > read_to:
+        raise Conflict(CHANGED)
+    try:
+        await log.append(subjects.BOOK, subject, codec.encode(WRITER, [event]), expect_last=last)
+    except Conflict as error:
+        raise Conflict(CHANGED) from error
 
 
 async def open_account(log: Log, book: Book, account: str) -> bool:
     """Open an account; return False if it was open already."""
     if account in book.accounts:
         return False
+    opened = AccountOpened(id=f"account.{account}", account=account)
     try:
-        await _append(log, "account", account, AccountOpened(id=f"account.{account}", account=account))
+        await _append(log, "account", account, opened, read_to=book.position)
     except Conflict:
         return False
     return True
@@ -73,7 +81,7 @@ async def issue_key(log: Log, account: str, **granted: Any) -> Key:
     key = keys.new_key(secrets.token_bytes(keys.ID_BYTES + keys.SECRET_BYTES))
     digest = key_digest(key.text)
     issued = KeyIssued(id=f"key.{key.id}", key=key.id, account=account, sha256=digest, **granted)
-    await _append(log, "key", key.id, issued)
+    await _append(log, "key", key.id, issued, read_to=0)
     return key
 
 
@@ -128,7 +136,7 @@ async def set_limits(log: Log, book: Book, account: str, changed: dict[str, Any]
     """
     _check_account(book, account)
     limits = replace(book.limits.get(account) or LimitsSet(id="", account=account), **changed)
-    await _append(log, "limits", account, _anew(limits))
+    await _append(log, "limits", account, _anew(limits), read_to=book.position)
 
 
 async def set_key_limits(log: Log, book: Book, account: str, key: str, changed: dict[str, Any]) -> None:
@@ -138,7 +146,7 @@ async def set_key_limits(log: Log, book: Book, account: str, key: str, changed: 
     if held is None or held.event.account != account or held.revoked_at_ns is not None:
         raise KeyUnknown(f"account {account} has no key {key!r} that is not revoked; see `rift keys list`")
     limits = replace(held.limits or KeyLimitsSet(id="", account=account, key=key), **changed)
-    await _append(log, "keylimits", key, _anew(limits))
+    await _append(log, "keylimits", key, _anew(limits), read_to=book.position)
 
 
 def _anew(limits: LimitsSet | KeyLimitsSet) -> LimitsSet | KeyLimitsSet:

@@ -212,7 +212,7 @@ def _accounts(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         ("concurrent", "requests under way at once"),
     ):
         change.add_argument(f"--{name}", metavar="N", help=f"{what}, or none")
-    change.add_argument("--queue-share", metavar="PERCENT", help="of a model's queue, or none (50)")
+    change.add_argument("--queue-share", metavar="PERCENT", help="of a model's queue, or none (33)")
     change.add_argument("--budget", metavar="USD", help="at most so much a calendar month (UTC), or none")
     change.add_argument("--plan", choices=["per_token", "per_second"])
     _command(about, "list", limits.show, "show every account's limits, and its keys'")

@@ -2,6 +2,9 @@
 the control process."""
 
 import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from events import ids
@@ -13,8 +16,15 @@ from rift.questions import AnswerFailed, AskInvoice, AskRequests, AskUsage, Ques
 # A client waits so long for an answer that says why there is none.
 ANSWER_S = 5.0
 
+# The control process answers one question after the other: with one under way and one behind it an account
+# loses no time, and with more it makes the others wait.
+QUESTIONS_MAX = 2
+
 # A page of requests: a row is a third of a kilobyte.
 PAGE, PAGE_MAX = 20, 100
+
+# Who may ask or read its requests one by one may list them, too.
+LISTING = ("inference", "usage", "admin")
 
 FIRST_DAY, LAST_DAY = "1970-01-01", "9999-12-31"
 
@@ -22,6 +32,7 @@ FIRST_DAY, LAST_DAY = "1970-01-01", "9999-12-31"
 class Billing:
     def __init__(self, log: Log, admission: Admission, *, secret: bytes) -> None:
         self._log, self._admission, self._secret = log, admission, secret
+        self._under_way: Counter[str] = Counter()
 
     async def invoice(self, request: Request, match: re.Match[str]) -> None:
         issued = self._admission.authenticate(request, "usage")
@@ -36,7 +47,10 @@ class Billing:
 
     async def requests(self, request: Request, match: re.Match[str]) -> None:
         """The account's requests, newest first: `limit` of them, behind the request `after`."""
-        issued, query = self._admission.authenticate(request, "usage"), request.query()
+        issued, query = self._admission.authenticate(request, None), request.query()
+        if not set(LISTING) & set(issued.scopes):
+            message = f"this API key lists no requests; its scopes are {', '.join(issued.scopes)}"
+            raise Refusal(403, message, code="insufficient_scope")
         limit, after = query.get("limit", str(PAGE)), query.get("after")
         if not re.fullmatch(r"\d{1,3}", limit) or not 1 <= int(limit) <= PAGE_MAX:
             message = f"limit: {limit!r} is no number from 1 to {PAGE_MAX}"
@@ -49,7 +63,8 @@ class Billing:
 
     async def _ask(self, question: AskInvoice | AskUsage | AskRequests, code: str) -> Any:
         try:
-            return await ask(self._log, question, timeout_s=ANSWER_S)
+            with self._turn(question.account):
+                return await ask(self._log, question, timeout_s=ANSWER_S)
         except AnswerFailed as error:
             message = "the answer could not be made; try again, or ask for less"
             raise Refusal(503, message, code="answer_failed", headers=retry_after(5)) from error
@@ -58,3 +73,19 @@ class Billing:
         except LogError as error:
             message = "the control process does not answer; try again"
             raise Refusal(503, message, code="control_unavailable", headers=retry_after(5)) from error
+
+    @contextmanager
+    def _turn(self, account: str) -> Iterator[None]:
+        """Raises Refusal (429) where so many of the account's questions are under way already."""
+        if self._under_way[account] >= QUESTIONS_MAX:
+            message = (
+                f"{QUESTIONS_MAX} questions of account {account} are under way; try again once one has ended"
+            )
+            raise Refusal(429, message, code="concurrent_questions", headers=retry_after(1))
+        self._under_way[account] += 1
+        try:
+            yield
+        finally:
+            self._under_way[account] -= 1
+            if not self._under_way[account]:
+                del self._under_way[account]

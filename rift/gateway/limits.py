@@ -21,6 +21,7 @@ from events.schema import Limits
 MINUTE_NS = 60_000_000_000
 MS_NS = 1_000_000
 
+Counted = Literal["requests", "tokens"]
 What = Literal["requests_per_minute", "tokens_per_minute", "concurrent"]
 
 
@@ -74,7 +75,7 @@ class Usage:
             self.tokens += tokens - entry.tokens
             entry.requests, entry.tokens = requests, tokens
 
-    def room_ns(self, now_ns: int, what: Literal["requests", "tokens"], over: int) -> int:
+    def room_ns(self, now_ns: int, what: Counted, over: int) -> int:
         """Return how long it takes until `over` of what was counted is older than a minute."""
         for entry in self._entries:
             if over <= 0:
@@ -85,9 +86,11 @@ class Usage:
             assert over <= 0, "what is asked for fits once all else is over"
         return until_ns
 
-    def reset_ns(self, now_ns: int) -> int:
-        """Return how long it takes until nothing counts any more."""
-        return max(0, self._entries[-1].at_ns + MINUTE_NS - now_ns) if self._entries else 0
+    def reset_ns(self, now_ns: int, what: Counted) -> int:
+        """Return how long it takes until nothing of it counts any more; what was given back does not."""
+        counting = (entry for entry in reversed(self._entries) if getattr(entry, what))
+        last = next(counting, None)
+        return max(0, last.at_ns + MINUTE_NS - now_ns) if last else 0
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -167,20 +170,21 @@ def undo(taken: Taken) -> None:
 def headers(parts: Mapping[str, tuple[Part, Usage]], now_ns: int) -> list[tuple[bytes, bytes]]:
     """Return `x-ratelimit-*` as OpenAI names them: of each limit, the one with the least left."""
     told: list[tuple[bytes, bytes]] = []
+    name: Counted | Literal["concurrent"]
     for name in ("requests", "tokens", "concurrent"):
         held = []
         for of, usage in parts.values():
             limit = getattr(of, name)
             used = usage.under_way if name == "concurrent" else getattr(usage, name)
             if limit is not None:
-                held.append((max(0, limit - used), limit, used, usage))
+                held.append((max(0, limit - used), limit, usage))
         if not held:
             continue
-        left, limit, used, usage = min(held, key=lambda one: one[:2])
+        left, limit, usage = min(held, key=lambda one: one[:2])
         told.append((b"x-ratelimit-limit-%b" % name.encode(), b"%d" % limit))
         told.append((b"x-ratelimit-remaining-%b" % name.encode(), b"%d" % left))
         if name != "concurrent":
-            reset_ms = -(-usage.reset_ns(now_ns) // MS_NS) if used else 0
+            reset_ms = -(-usage.reset_ns(now_ns, name) // MS_NS)
             reset = b"%d.%03ds" % divmod(reset_ms, 1000)
             told.append((b"x-ratelimit-reset-%b" % name.encode(), reset))
     return told

@@ -25,7 +25,8 @@ ERRORS = {
     413: "The body is too large.",
     415: "The body is not `application/json`.",
     422: "The idempotency key was used with another body.",
-    429: "Too many requests wait for the model; `retry-after` says when to come again.",
+    429: "A limit of the account or of the key is reached, too many requests wait for the model, or too many "
+    "questions of the account are under way; `code` names it, `retry-after` says when to come again.",
     500: "The request failed by our fault, and nothing is charged.",
     503: "The log, the model, or who would answer is not there now; `retry-after` says when to come again.",
     504: "The request was not answered before its deadline.",
@@ -34,7 +35,7 @@ ALWAYS = (405, 503)
 NEW = (400, 401, 402, 404, 408, 410, 413, 415, 422, 429, 500, 504)
 OLD = (401, 404, 408)
 THERE = (*OLD, 410)
-ASKED = (400, 401, 403, 408)
+ASKED = (400, 401, 403, 408, 429)
 
 HEADERS = {
     "x-request-id": ("What the answer is called: by the client, or the request's id.", "string"),

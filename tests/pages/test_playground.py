@@ -8,6 +8,7 @@ import pytest
 
 from tests.pages.chromium import Tab
 from tests.pages.conftest import SLEEPY
+from tests.rift.test_limits import key_of
 from tests.rift.test_up import role
 from tests.service import Service, until
 
@@ -120,7 +121,7 @@ def test_the_key_is_kept_in_the_tab_alone_and_forgotten(service: Service, tab: T
 def test_refusals_are_shown_in_the_services_own_words(service: Service, tab: Tab) -> None:
     tab.open(service.url + "/")
     tab.until("document.activeElement.id === 'key'")
-    tab.type("<b>not a key</b>")
+    tab.type("<b>not-a-key</b>")
     tab.press("Enter")
     tab.until("document.getElementById('refused').textContent === 'this API key is not valid here'")
     tab.js("document.getElementById('key').value = ''")
@@ -146,6 +147,123 @@ def test_what_was_asked_before_can_be_read_again(service: Service, tab: Tab) -> 
     tab.until("document.getElementById('charge').textContent !== '–'")
     assert tab.text("#text") == asked["output"].lstrip()
     assert tab.text("#request") == asked["id"]
+
+
+def test_what_no_header_can_hold_is_called_no_key(service: Service, tab: Tab) -> None:
+    tab.open(service.url + "/")
+    tab.until("document.activeElement.id === 'key'")
+    tab.type(service.key + "\N{EN DASH}")
+    tab.press("Enter")
+    tab.until("!document.getElementById('refused').hidden")
+    assert tab.text("#refused").startswith("This is not a key; one begins with rift_")
+
+
+# A proxy gives answers names of its own; the first event comes after `release()`, or never after `lose()`.
+NAMED = """
+const { get } = Headers.prototype;
+Headers.prototype.get = function (name) {
+  return name === "x-request-id" ? "proxy-1" : get.call(this, name);
+};
+const { getReader } = ReadableStream.prototype;
+ReadableStream.prototype.getReader = function (...given) {
+  const reader = getReader.apply(this, given);
+  const read = reader.read.bind(reader);
+  reader.read = () => released.then(read);
+  return reader;
+};
+globalThis.ended = [];
+globalThis.released = new Promise((done, lost) => { globalThis.release = done; globalThis.lose = lost; });
+released.catch(() => {});
+const direct = fetch;
+globalThis.fetch = (path, options = {}) => {
+  if (options.method === "DELETE") ended.push(path);
+  return direct(path, options);
+};
+"""
+
+
+def test_a_name_that_a_proxy_gave_an_answer_is_not_the_requests(service: Service, tab: Tab) -> None:
+    enter(tab, service)
+    tab.js(NAMED)
+    tab.type(PROMPT)
+    tab.press("Enter", control=True)
+    tab.until("document.activeElement.id === 'prompt' && !document.getElementById('stop').disabled")
+    tab.js("new Promise((done) => setTimeout(done, 500))")
+    tab.js("document.getElementById('stop').click()")
+    assert (tab.text("#request"), tab.js("ended")) == ("–", [])
+    tab.js("release()")
+    tab.until(ENDED)
+    assert tab.text("#status") == "Stopped"
+    assert tab.js("ended") == [f"/v1/inference/{tab.text('#request')}"]
+    shows_the_bill(tab, service)
+
+
+def test_a_connection_that_breaks_before_there_is_an_id_is_not_resumed(service: Service, tab: Tab) -> None:
+    enter(tab, service)
+    tab.js(NAMED)
+    tab.type(PROMPT)
+    tab.press("Enter", control=True)
+    tab.js("lose()")
+    tab.until("!document.getElementById('problem').hidden")
+    assert tab.text("#problem").startswith("The connection broke before the request had an id.")
+    assert tab.text("#status") == "Failed"
+
+
+# The next list of requests is `answer`, once it is there; those after it are the gateway's own.
+LISTED = """
+globalThis.answer = new Promise((done) => { globalThis.give = done; });
+const real = fetch;
+globalThis.fetch = (path, ...more) => {
+  if (!path.startsWith("/v1/inference?")) return real(path, ...more);
+  globalThis.fetch = real;
+  return answer;
+};
+"""
+ROW = "{ id: 'req_row', model: 'm', status: 'finished', created: 1, usage: null, charge: null }"
+PAGE = f"give(Response.json({{ data: [{ROW}], has_more: true }}))"
+BUSY = "give(Response.json({ error: { message: 'too busy' } }, { status: 503 }))"
+MORE = "document.getElementById('more')"
+
+
+def listed(tab: Tab, button: str, answer: str) -> None:
+    tab.js(f"(() => {{ {LISTED} }})()")
+    tab.js(f"document.getElementById('{button}').click()")
+    tab.js(answer)
+
+
+def test_an_older_page_that_cannot_be_read_says_so_and_can_be_asked_for_again(
+    service: Service, tab: Tab
+) -> None:
+    enter(tab, service)
+    listed(tab, "again", PAGE)
+    tab.until(f"!{MORE}.hidden")
+    for answer, said in (
+        (BUSY, "too busy"),
+        ("give(Promise.reject(new TypeError()))", "The gateway cannot be reached."),
+    ):
+        listed(tab, "more", answer)
+        tab.until(f"document.getElementById('note').textContent === '{said}'")
+        assert tab.js(f"[document.getElementById('note').hidden, {MORE}.hidden]") == [False, False]
+        assert tab.js("document.querySelectorAll('#recent [title=req_row]').length") == 1
+    listed(tab, "more", PAGE)
+    tab.until("document.querySelectorAll('#recent [title=req_row]').length === 2")
+    assert tab.js("document.getElementById('note').hidden")
+
+
+def test_a_list_that_comes_late_is_not_shown_to_the_next_key(service: Service, tab: Tab) -> None:
+    other = key_of(service, "next")
+    enter(tab, service)
+    listed(tab, "again", "")
+    tab.js("document.getElementById('forget').click()")
+    tab.js("document.getElementById('note').textContent = ''")
+    tab.type(other)
+    tab.press("Enter")
+    tab.until("document.getElementById('note').textContent === 'None yet.'")
+    tab.js(PAGE)
+    tab.js("new Promise((done) => setTimeout(done, 300))")
+    assert tab.js("document.querySelectorAll('#recent [title=req_row]').length") == 0
+    assert tab.text("#note") == "None yet."
+    assert tab.js(f"{MORE}.hidden")
 
 
 @pytest.mark.parametrize("width", [360, 1280])

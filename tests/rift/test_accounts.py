@@ -7,6 +7,8 @@ import pytest
 
 from rift.cli.keys import expiry_ns
 from rift.cli.ops import CommandFailed
+from rift.cli.options import main
+from rift.gateway.admission import QUEUE_SHARE_PERCENT
 from tests.rift.test_limits import BODY, MODEL, done, second_gateway
 from tests.service import Service, frames
 
@@ -41,6 +43,12 @@ def test_when_a_key_expires(text: str, at_ns: int) -> None:
 def test_what_is_no_expiry_is_named(text: str, said: str) -> None:
     with pytest.raises(CommandFailed, match=said):
         expiry_ns(text, NOON_NS)
+
+
+def test_the_help_knows_the_queue_share_that_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["limits", "set", "--help"])
+    assert f"of a model's queue, or none ({QUEUE_SHARE_PERCENT})" in " ".join(capsys.readouterr().out.split())
 
 
 def made(service: Service, *words: str) -> dict[str, Any]:

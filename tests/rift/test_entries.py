@@ -1,4 +1,5 @@
-"""Entries that add up, which an operator repeats where it is not known what became of them."""
+"""What operators write into the book: entries that add up, repeated where it is not known what became of
+them; and limits, of which two that write at once lose nothing."""
 
 import re
 from collections.abc import AsyncIterator, Callable
@@ -8,7 +9,7 @@ import anyio
 import pytest
 
 from events import book as books
-from events.log import OutcomeUnknown
+from events.log import Conflict, OutcomeUnknown
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import CreditGranted, UsageCorrected
 from rift import accounts
@@ -75,3 +76,34 @@ async def test_what_is_said_again_with_its_id_counts_once(
 async def test_an_id_is_its_accounts() -> None:
     ids = {accounts.entry_id(kind, account, "x") for kind in ("grant", "correction") for account in "ab"}
     assert len(ids) == 4
+
+
+class Overtaken(MemoryLog):
+    """Somebody else sets a limit just before this one's append."""
+
+    async def append(self, *what: Any, **more: Any) -> int:
+        other = MemoryLog(self._broker)
+        await accounts.set_limits(other, await books.read(other), "acme", {"concurrent": 2})
+        return await super().append(*what, **more)
+
+
+async def test_who_has_read_an_older_book_undoes_nobodys_limits(broker: MemoryBroker) -> None:
+    log = MemoryLog(broker)
+    older = await books.read(log)
+    await accounts.set_limits(log, older, "acme", {"concurrent": 1})
+    with pytest.raises(Conflict, match="repeat the command"):
+        await accounts.set_limits(log, older, "acme", {"requests_per_minute": 60})
+    with pytest.raises(Conflict, match="repeat the command"):
+        await accounts.set_limits(Overtaken(broker), await books.read(log), "acme", {"concurrent": 9})
+    await accounts.set_limits(log, await books.read(log), "acme", {"requests_per_minute": 60})
+    limits = (await books.read(log)).limits["acme"]
+    assert (limits.concurrent, limits.requests_per_minute) == (2, 60)
+
+
+async def test_a_keys_limits_are_undone_by_nobody_either(broker: MemoryBroker) -> None:
+    log = MemoryLog(broker)
+    key = (await accounts.issue_key(log, "acme")).id
+    older = await books.read(log)
+    await accounts.set_key_limits(log, older, "acme", key, {"concurrent": 1})
+    with pytest.raises(Conflict, match="somebody else"):
+        await accounts.set_key_limits(log, older, "acme", key, {"requests_per_minute": 60})

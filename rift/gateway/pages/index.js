@@ -7,6 +7,12 @@ const SILENT_MS = 30_000;
 const AGAIN_MS = [500, 1000, 2000, 4000];
 const PAGE = 20;
 const HELD = "rift-key";
+// A header cannot hold anything else, and a proxy may have named the answer itself.
+const KEY = /^[\x21-\x7e]+$/;
+const ID = /^req_[0-9a-z_-]+$/;
+
+const NO_KEY = "This is not a key; one begins with rift_ and has letters, digits and _ alone. Copy it again.";
+const LOST = "The connection broke before the request had an id. If it was taken, it is among the recent requests.";
 
 const $ = (id) => document.getElementById(id);
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -42,6 +48,7 @@ async function words(response) {
 
 async function enter() {
   try {
+    if (!KEY.test(key)) throw new Error(NO_KEY);
     const response = await call("/v1/models");
     if (!response.ok) throw new Error(await words(response));
     list((await response.json()).data);
@@ -68,6 +75,7 @@ function forget() {
   clear();
   say("Nothing asked yet");
   $("recent").replaceChildren();
+  $("more").hidden = true;
   $("prompt").value = "";
   show(false);
   $("key").focus();
@@ -136,7 +144,8 @@ async function ask() {
     const options = { method: "POST", headers, body: JSON.stringify(body), signal: run.abort.signal };
     const response = await call("/v1/inference", options);
     if (!response.ok) return fail(run, await words(response));
-    name(run, response.headers.get("x-request-id"));
+    const id = response.headers.get("x-request-id");
+    if (ID.test(id)) name(run, id);
     await follow(run, response);
   } catch (error) {
     if (run === current) fail(run, `The gateway cannot be reached: ${error.message}.`);
@@ -162,8 +171,10 @@ async function follow(run, response) {
       // The connection broke: what the request says next is behind `run.after`.
     }
     response = null;
+    if (run !== current) return;
+    if (!run.id) return fail(run, LOST);
     const wait = AGAIN_MS[Math.min(tries, AGAIN_MS.length - 1)];
-    if (run === current) say("Connection lost", `resuming in ${wait / 1000} s`);
+    say("Connection lost", `resuming in ${wait / 1000} s`);
     await sleep(wait);
   }
 }
@@ -305,26 +316,30 @@ async function stop() {
 
 // --- recent requests -------------------------------------------------------------------------------------
 
+/** What cannot be read leaves the list, and the button for more of it, as they are. */
 async function recent(after = "") {
   const query = new URLSearchParams(after ? { limit: PAGE, after } : { limit: PAGE });
-  let rows = [];
-  let hasMore = false;
+  const asker = key;
+  let page = null;
   let note = "None yet.";
   try {
     const response = await call(`/v1/inference?${query}`);
-    if (response.ok) ({ data: rows, has_more: hasMore } = await response.json());
+    if (response.ok) page = await response.json();
     else if (response.status === 404) note = "This gateway lists no requests.";
     else note = await words(response);
   } catch {
     note = "The gateway cannot be reached.";
   }
-  if (!key) return;
-  if (after) $("recent").append(...rows.map(row));
-  else $("recent").replaceChildren(...rows.map(row));
-  oldest = rows.at(-1)?.id ?? "";
-  $("more").hidden = !hasMore;
+  if (key !== asker) return;
+  if (page) {
+    const rows = page.data.map(row);
+    if (after) $("recent").append(...rows);
+    else $("recent").replaceChildren(...rows);
+    oldest = page.data.at(-1)?.id ?? oldest;
+    $("more").hidden = !page.has_more;
+  }
   $("note").textContent = note;
-  $("note").hidden = $("recent").childElementCount > 0;
+  $("note").hidden = page !== null && $("recent").childElementCount > 0;
 }
 
 function row({ id, model, status, created, usage, charge }) {

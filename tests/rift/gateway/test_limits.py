@@ -128,6 +128,21 @@ def test_the_headers_say_what_is_left_of_the_tightest() -> None:
     assert limits.headers({}, now_ns) == []
 
 
+def test_what_was_given_back_puts_off_no_reset() -> None:
+    limiter, of = Limiter(), Part(requests=9, tokens=900)
+    limiter.take({"key": of}, 0, requests=1, tokens=100)
+    without_tokens = limiter.take({"key": of}, 10 * SECOND_NS, requests=1, tokens=100)
+    refused_later = limiter.take({"key": of}, 30 * SECOND_NS, requests=1, tokens=100)
+    assert isinstance(without_tokens, Taken)
+    assert isinstance(refused_later, Taken)
+    limits.end(without_tokens, tokens=0)
+    limits.undo(refused_later)
+    now_ns = 31 * SECOND_NS
+    told = dict(limits.headers({"key": (of, limiter.usage("key", now_ns))}, now_ns))
+    assert told[b"x-ratelimit-reset-requests"] == b"39.000s"
+    assert told[b"x-ratelimit-reset-tokens"] == b"29.000s"
+
+
 def test_several_gateways_give_out_a_part_each_and_one_at_least() -> None:
     held = LimitsSet(id="l", account="a", requests_per_minute=7, tokens_per_minute=100, concurrent=2)
     assert limits.part(held, 1) == Part(7, 100, 2)
