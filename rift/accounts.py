@@ -112,7 +112,7 @@ async def add(log: Log, book: Book, event: CreditGranted | UsageCorrected) -> bo
 
     Raises AccountUnknown, OutcomeOpen, LogError.
     """
-    _check_account(book, event.account)
+    check_account(book, event.account)
     if book.has(event.id):
         return False
     is_credit = isinstance(event, CreditGranted)
@@ -134,14 +134,14 @@ async def set_limits(log: Log, book: Book, account: str, changed: dict[str, Any]
 
     Raises AccountUnknown, Conflict, LogError.
     """
-    _check_account(book, account)
+    check_account(book, account)
     limits = replace(book.limits.get(account) or LimitsSet(id="", account=account), **changed)
     await _append(log, "limits", account, _anew(limits), read_to=book.position)
 
 
 async def set_key_limits(log: Log, book: Book, account: str, key: str, changed: dict[str, Any]) -> None:
     """As `set_limits`, for a key. Raises KeyUnknown, too."""
-    _check_account(book, account)
+    check_account(book, account)
     held = book.keys.get(key)
     if held is None or held.event.account != account or held.revoked_at_ns is not None:
         raise KeyUnknown(f"account {account} has no key {key!r} that is not revoked; see `rift keys list`")
@@ -153,7 +153,8 @@ def _anew(limits: LimitsSet | KeyLimitsSet) -> LimitsSet | KeyLimitsSet:
     return replace(limits, id=f"limits.{_unique()}")
 
 
-def _check_account(book: Book, account: str) -> None:
+def check_account(book: Book, account: str) -> None:
+    """Raises AccountUnknown."""
     if account not in book.accounts:
         raise AccountUnknown(
             f"there is no account {account!r}; `rift keys create --account {account}` opens it"

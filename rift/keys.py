@@ -29,6 +29,12 @@ def new_key(entropy: bytes) -> Key:
     return Key(head.split("_")[1], head + _checksum(head))
 
 
+def id_of(text: str) -> str:
+    """Return the id that a whole key holds; what is no whole key is taken for an id."""
+    parts = text.split("_")
+    return parts[1] if len(parts) == 3 and parts[0] == "rift" else text
+
+
 def is_well_formed(text: str) -> bool:
     """Say whether the checksum fits: if not, the key was mistyped or cut."""
     head, checksum = text[:-CHECKSUM_CHARACTERS], text[-CHECKSUM_CHARACTERS:]

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from events.jetstream import JetStream, connect
+from events.log import LogError
 from rift import settings
 from rift.installation import Installation
 from rift.settings import SHARDS, Settings
@@ -43,7 +44,10 @@ def load_settings(options: Namespace) -> Settings:
 async def connected(options: Namespace, name: str) -> AsyncIterator[JetStream]:
     """Raises LogError, InstallationWrong."""
     address = installation(options).log_address(options.nats, os.environ)
-    log = await connect(address.url, token=address.token, name=name)
+    try:
+        log = await connect(address.url, token=address.token, name=name)
+    except LogError as error:
+        raise LogError(f"{error}; if Rift does not run, `rift up` starts it") from error
     try:
         yield log
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 from events import book as books
 from events.book import Book, HeldKey
 from events.jetstream import JetStream
-from rift import accounts, clock
+from rift import accounts, clock, keys
 from rift.cli.ops import CommandFailed, Shown, list_of, moment, with_log
 from rift.keys import SCOPES, Key
 
@@ -30,23 +30,26 @@ def create(options: Namespace) -> None:
     if options.expires is not None:
         granted["expires_at_ns"] = expiry_ns(options.expires, clock.now_ns())
 
-    async def issue(log: JetStream) -> Key:
+    async def issue(log: JetStream) -> tuple[Key, bool]:
         book = await books.read(log)
         _check_models(book, granted.get("models", ()))
-        await accounts.open_account(log, book, options.account)
-        return await accounts.issue_key(log, options.account, **granted)
+        is_new = await accounts.open_account(log, book, options.account)
+        return await accounts.issue_key(log, options.account, **granted), is_new
 
-    key = with_log(options, issue)
+    key, is_new = with_log(options, issue)
     if options.json:
         print(json.dumps({"account": options.account, "id": key.id, "key": key.text}))
         return
     print(key.text)
-    print(f"key {key.id} of account {options.account}; it is not shown again", file=sys.stderr)
+    account = f"account {options.account}{', which is new' if is_new else ''}"
+    print(f"key {key.id} of {account}; it is not shown again", file=sys.stderr)
 
 
 def show(options: Namespace) -> None:
     async def read(log: JetStream) -> list[dict[str, Any]]:
         now_ns, book = clock.now_ns(), await books.read(log)
+        if options.account is not None:
+            accounts.check_account(book, options.account)
         wanted = [held for held in book.keys.values() if options.account in (None, held.event.account)]
         return [_line(held, now_ns) for held in wanted]
 
@@ -57,14 +60,17 @@ def show(options: Namespace) -> None:
 
 
 def revoke(options: Namespace) -> None:
+    # Who revokes what has leaked has all of it at hand; it is not said back.
+    key = keys.id_of(options.key)
+
     async def write(log: JetStream) -> int:
-        return await accounts.revoke_key(log, await books.read(log), options.key)
+        return await accounts.revoke_key(log, await books.read(log), key)
 
     sequence = with_log(options, write)
     if options.json:
-        print(json.dumps({"id": options.key, "sequence": sequence}))
+        print(json.dumps({"id": key, "sequence": sequence}))
     else:
-        print(f"key {options.key} is revoked; what runs under it ends", file=sys.stderr)
+        print(f"key {key} is revoked; what runs under it ends", file=sys.stderr)
 
 
 def expiry_ns(text: str, now_ns: int) -> int:

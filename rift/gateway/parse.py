@@ -115,6 +115,8 @@ def _invalid(message: str) -> Refusal:
     param = path.rpartition("`$")[2].rstrip("`").lstrip(".") or None
     if missing := re.search(r"(?:required field|unknown field) `(.+?)`", words):
         param = f"{param}.{missing[1]}" if param else missing[1]
+        if "unknown" in words and param in NativeParameters.__struct_fields__:
+            words += "; write it in `parameters`"
     return Refusal(400, f"{param}: {words}" if param else words, code="invalid_value", param=param)
 
 

@@ -101,6 +101,7 @@ def test_keys_are_made_listed_and_revoked(service: Service) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("list", "--account", "typo"), "there is no account 'typo'"),
         (("revoke", "nosuchid"), "there is no key 'nosuchid'; `rift keys list` shows"),
         (("create", "--account", "dev", "--scopes", "all"), "'all' is no scope; there are inference"),
         (("create", "--account", "dev", "--scopes", ""), "--scopes: '' names nothing"),
@@ -114,6 +115,16 @@ def test_what_is_wrong_with_a_key_is_named(service: Service, words: tuple[str, .
     assert (ran.returncode, said in ran.stderr) == (1, True), ran.stderr
     assert "Traceback" not in ran.stderr
     assert listed(service) == before
+
+
+@pytest.mark.slow
+def test_a_whole_key_is_revoked_and_not_said_back(service: Service) -> None:
+    key = made(service, "--account", "leaked")
+    for _ in range(2):
+        ran = service.rift("keys", "revoke", key["key"])
+        assert f"key {key['id']}" in ran.stderr
+        assert key["key"] not in ran.stderr
+    assert ran.returncode == 1, "it is revoked already"
 
 
 @pytest.mark.slow

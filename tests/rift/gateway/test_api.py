@@ -135,6 +135,11 @@ def test_bad_input_names_its_field(
     assert problem(response)["param"] == param
 
 
+def test_a_parameter_in_the_wrong_place_is_told_its_place(client: httpx.Client) -> None:
+    response = client.post("/v1/inference", json=body(max_tokens=3))
+    assert problem(response)["message"].endswith("write it in `parameters`")
+
+
 def test_a_prompt_too_long_names_limit_and_count_and_costs_nothing(
     client: httpx.Client, service: Service
 ) -> None:
