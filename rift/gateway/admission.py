@@ -135,7 +135,7 @@ class Admission:
                 f"nothing serves {wanted.model} now; name it in rift.toml as [scale.{wanted.model!r}], "
                 f"or start it with `rift worker --model {wanted.model}`"
             )
-            raise Refusal(503, message, code="model_unavailable", param="model", headers=retry_after(5))
+            raise Refusal(503, message, code="model_unavailable", param="model", headers=retry_after(30))
         limit = wanted.parameters.max_tokens
         if limit is not None and limit > model.context_tokens:
             param = "parameters.max_tokens" if wanted.kind == "inference" else "max_tokens"
