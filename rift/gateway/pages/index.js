@@ -21,6 +21,7 @@ const say = (words, left = "") => { $("status").textContent = words; $("left").t
 let key = sessionStorage.getItem(HELD) ?? "";
 let current = null; // the run on the screen
 let oldest = ""; // the last request of the list
+let lists = 0; // how often a list was asked for, or given up: only the last one is shown
 
 /** Words of a refusal, as they are: beside the key until there is one, then in the answer's place. */
 function complain(words) {
@@ -74,6 +75,7 @@ function forget() {
   complain("");
   clear();
   say("Nothing asked yet");
+  lists += 1;
   $("recent").replaceChildren();
   $("more").hidden = true;
   $("prompt").value = "";
@@ -319,7 +321,7 @@ async function stop() {
 /** What cannot be read leaves the list, and the button for more of it, as they are. */
 async function recent(after = "") {
   const query = new URLSearchParams(after ? { limit: PAGE, after } : { limit: PAGE });
-  const asker = key;
+  const asked = (lists += 1);
   let page = null;
   let note = "None yet.";
   try {
@@ -330,7 +332,7 @@ async function recent(after = "") {
   } catch {
     note = "The gateway cannot be reached.";
   }
-  if (key !== asker) return;
+  if (asked !== lists) return;
   if (page) {
     const rows = page.data.map(row);
     if (after) $("recent").append(...rows);
