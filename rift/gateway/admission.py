@@ -172,7 +172,6 @@ class Admission:
         model = wanted.model
         queued, held_bytes = self._relay.queue.length(model)
         if queued >= QUEUE_MAX or held_bytes >= QUEUE_BYTES_MAX:
-            logger.warning("the queue of %s is full: %d requests, %d bytes", model, queued, held_bytes)
             message = f"too many requests wait for {model}; try again once some have begun"
             raise Refusal(429, message, code="queue_full", headers=retry_after(5))
         if len(self._book.accounts) < 2:
