@@ -21,21 +21,21 @@ SECOND_NS = 1_000_000_000
 PREFIX = book_subject("credit", "")
 
 
-class Held(msgspec.Struct, frozen=True):
+class OpenHold(msgspec.Struct, frozen=True):
     """An open hold, and the month that it counts in."""
 
     event: CreditHeld
     month: str
 
 
-class Standing(msgspec.Struct):
+class Balance(msgspec.Struct):
     """One account. `granted_nanousd` is None if it was never granted credit; `sequence` is the last one of
     its subject."""
 
     plan: Plan = "per_token"
     budget_nanousd: int | None = None
     granted_nanousd: int | None = None
-    holds: dict[str, Held] = {}
+    holds: dict[str, OpenHold] = {}
     spent_nanousd: int = 0
     spent_in: dict[str, int] = {}
     sequence: int = 0
@@ -71,11 +71,11 @@ class Credits:
     """Folded by the book, which drops repeated ids and hands in stored times that never run backwards."""
 
     def __init__(self) -> None:
-        self._standings: dict[str, Standing] = {}
+        self._standings: dict[str, Balance] = {}
 
-    def of(self, account: str) -> Standing:
+    def of(self, account: str) -> Balance:
         """Return how an account stands; one that the book says nothing of is unlimited."""
-        return self._standings.get(account) or Standing()
+        return self._standings.get(account) or Balance()
 
     def room(self, account: str, month: str) -> int | None:
         return self.of(account).room(month)
@@ -103,7 +103,7 @@ class Credits:
                 # Wrongly charged credit is there again. A budget bounds what a month's requests cost.
                 self._standing(event.account).spent_nanousd += event.nanousd
             case CreditHeld():
-                self._standing(event.account).holds[event.id] = Held(event, month_of(at_ns))
+                self._standing(event.account).holds[event.id] = OpenHold(event, month_of(at_ns))
             case CreditSettled():
                 standing = self._standing(event.account)
                 if (held := standing.holds.pop(event.hold, None)) is not None:
@@ -111,8 +111,8 @@ class Credits:
                     spent = standing.spent_in.get(held.month, 0)
                     standing.spent_in[held.month] = spent + event.nanousd
 
-    def _standing(self, account: str) -> Standing:
-        return self._standings.setdefault(account, Standing())
+    def _standing(self, account: str) -> Balance:
+        return self._standings.setdefault(account, Balance())
 
 
 def subject(account: str) -> str:

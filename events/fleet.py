@@ -59,7 +59,7 @@ class Starts(msgspec.Struct):
     why: str = ""
 
 
-class Course:
+class ReplicaTimelines:
     """Which elections and decisions count: `leader` leads in `epoch`, `wanted` is what was decided last."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Fleet:
         self.replicas: dict[str, dict[str, Replica]] = {}
         self.decided: dict[str, ScaleDecided] = {}
         self.starts: dict[str, Starts] = {}
-        self._course = Course()
+        self._course = ReplicaTimelines()
         self._needed: dict[str, int] = {}
 
     @property

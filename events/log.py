@@ -32,7 +32,7 @@ class Conflict(LogError):
     """The subject's last sequence is not the expected one; nothing was stored."""
 
 
-class NobodyAnswers(LogError):
+class NoResponders(LogError):
     """Nobody is there who would answer this question."""
 
 

@@ -8,7 +8,7 @@ DIGITS = 9
 _USD = re.compile(r"(?P<sign>-?)(?P<whole>[0-9]{1,9})(?:\.(?P<part>[0-9]{1,9}))?")
 
 
-class MoneyWrong(ValueError):
+class InvalidMoney(ValueError):
     """The text is no amount of money; the message says what would be."""
 
 
@@ -22,6 +22,6 @@ def nanousd(text: str) -> int:
     """Return the nano-USD of an amount in USD, like `10`, `0.25` or `-1.5`. Raises MoneyWrong."""
     found = _USD.fullmatch(text)
     if found is None:
-        raise MoneyWrong(f"{text!r} is no amount; write USD with at most {DIGITS} decimals, like 12.50")
+        raise InvalidMoney(f"{text!r} is no amount; write USD with at most {DIGITS} decimals, like 12.50")
     amount = int(found["whole"] + (found["part"] or "").ljust(DIGITS, "0"))
     return -amount if found["sign"] else amount

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from events import bare, merkle
+from events import merkle, redaction
 from events.log import Stored
 from events.schema import SegmentSealed
 from replay.fold import Read, decoded
@@ -121,7 +121,7 @@ class Archive:
             try:
                 rows = segments.events(records=records, events=events, first=first, last=last)
                 for (sequence, at_ns, subject), told in groupby(rows, key=lambda row: row[:3]):
-                    decoded = [bare.decode(text) for *_, text in told if text is not None]
+                    decoded = [redaction.decode(text) for *_, text in told if text is not None]
                     batch.append(Read(Stored(subject, sequence, at_ns, b""), decoded))
                     held += len(decoded) + 1
                     if held >= ROWS:
@@ -290,13 +290,13 @@ class _Sealing:
         hashes: list[str] = []
         contents: list[Any] = [] if why is None else [stored.data]
         for place, event in enumerate(events):
-            text, content = bare.split(event)
+            text, content = redaction.split(event)
             rows.append((stored.sequence, place, self._at_ns, stored.subject, text.decode()))
-            hashes.append(bare.event_hash(text))
+            hashes.append(redaction.event_hash(text))
             contents.append(content)
         self._events += len(hashes)
-        keyed = bare.content_hash(self._archive._key, contents)
-        hashed = bare.record_hash(
+        keyed = redaction.content_hash(self._archive._key, contents)
+        hashed = redaction.record_hash(
             stream=self._stream,
             sequence=stored.sequence,
             at_ns=self._at_ns,

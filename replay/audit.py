@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from events import bare, merkle, subjects
+from events import merkle, redaction, subjects
 from events.ids import parse_request_id
 from events.subjects import Address
 from replay.archive import Archive, Manifest, SealedRecord
@@ -201,7 +201,7 @@ def _chains(archive: Archive, invoice: Mapping[str, Any]) -> dict[str, list[Mani
 
 def _told(stream: str, first: int, record: SealedRecord, shown: Sequence[bool]) -> bytes:
     events = [
-        {"json": event} if is_own else bare.event_hash(event.encode())
+        {"json": event} if is_own else redaction.event_hash(event.encode())
         for event, is_own in zip(record.events, shown, strict=True)
     ]
     return _line(

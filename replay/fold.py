@@ -14,11 +14,11 @@ import msgspec
 
 from events import codec, schema, subjects
 from events.codec import RecordUnreadable, Unreadable
-from events.fleet import Course
+from events.fleet import ReplicaTimelines
 from events.ids import parse_request_id
 from events.lifecycle import Life
-from events.lives import Lives
 from events.log import Stored
+from events.request_states import RequestStates
 from events.schema import Price
 from replay.entries import entry_rows
 from replay.requests import Moment, Open, accepted_row, note, settle
@@ -112,8 +112,8 @@ class Fold:
     def __init__(self) -> None:
         self.positions: dict[str, Position] = {}
         self.open: dict[str, Open] = {}
-        self.lives = Lives()
-        self.course = Course()
+        self.lives = RequestStates()
+        self.course = ReplicaTimelines()
         self._prices: dict[tuple[int, str], Price] = {}
         self._versions: set[int] = set()
         self._book_ids: set[str] = set()

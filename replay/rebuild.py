@@ -16,9 +16,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from events import bare, schema, subjects
-from events.charge import CHARGEABLE
+from events import redaction, schema, subjects
 from events.log import Stored
+from events.pricing import CHARGEABLE
 from replay import segments
 from replay.archive import Archive, Manifest
 from replay.fold import Batch, Changes, Position, Read
@@ -141,7 +141,7 @@ class _Rebuilding(Warehouse):
                 events: list[Any] = []
                 for *_, place, text in told:
                     events += [SETTLED] * (place - len(events))
-                    events.append(bare.decode(text))
+                    events.append(redaction.decode(text))
                 records.append(Read(Stored(subject, sequence, at_ns, b""), events))
             yield Batch(stream, records)
             after = rows[-1][0]

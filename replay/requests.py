@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from events import schema
-from events.charge import billed, cost_nanousd
 from events.lifecycle import Life
+from events.pricing import billed, cost_nanousd
 from events.schema import Price
 from replay.rows import AttemptRow, RequestRow, Row
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from events.money import MoneyWrong, nanousd
+from events.money import InvalidMoney, nanousd
 
 # What a request may produce that does not say how much.
 OUTPUT_TOKENS_DEFAULT = 1024
@@ -132,7 +132,7 @@ def nanousd_an_hour(usd: str, *, where: str) -> int:
     """Return nano-USD of USD as a string; "" is 0. Raises CatalogueWrong."""
     try:
         amount = nanousd(usd or "0")
-    except MoneyWrong as error:
+    except InvalidMoney as error:
         raise CatalogueWrong(f"{where}: {error}") from error
     if amount < 0:
         raise CatalogueWrong(f'{where}: {usd!r} is below zero; write USD an hour as a string, like "1.99"')

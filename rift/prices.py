@@ -18,7 +18,7 @@ import msgspec
 from events import codec, subjects
 from events.book import Book
 from events.log import Conflict, Log
-from events.money import MoneyWrong, nanousd
+from events.money import InvalidMoney, nanousd
 from events.schema import Price, PricePublished
 from rift import catalogue
 from rift.catalogue import Catalogue, CatalogueWrong, ModelName
@@ -107,7 +107,7 @@ def _price(name: str, entry: dict[str, Any], file: Path) -> Price:
             for field in entry.keys() - {"second_usd"}
         }
         second = nanousd(entry["second_usd"]) if "second_usd" in entry else None
-    except (CatalogueWrong, MoneyWrong) as error:
+    except (CatalogueWrong, InvalidMoney) as error:
         raise PricesWrong(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     return Price(
         model=name,

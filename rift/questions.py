@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import anyio
 import msgspec
 
-from events.log import Log, LogError, NobodyAnswers
+from events.log import Log, LogError, NoResponders
 
 # Longer than an answer in SQL may take (10 s, `replay/asking.py`) and than one before it in the queue.
 TIMEOUT_S = 25.0
@@ -114,7 +114,7 @@ async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float = TIME
             try:
                 await ask(log, AskLeader(), timeout_s=LOOK_S)
                 break
-            except NobodyAnswers:
+            except NoResponders:
                 break
             except LogError:
                 continue

@@ -16,6 +16,7 @@ import msgspec
 
 from events import codec, subjects
 from events.book import key_digest
+from events.encryption import Cipher, opened
 from events.ids import parsed
 from events.log import Log
 from events.memory import MemoryBroker, connect
@@ -36,7 +37,6 @@ from events.schema import (
     TokensGenerated,
     ToolCallDelta,
 )
-from events.sealing import Seal, opened
 from rift import catalogue, keys
 from rift.catalogue import Catalogue, Model
 from rift.gateway import main as gateway
@@ -226,7 +226,7 @@ class Served:
                             if event.request in self._ends:
                                 self._ends[event.request].set()
 
-    async def _answer(self, log: Log, accepted: RequestAccepted, seal: Seal | None, at_ns: int) -> None:
+    async def _answer(self, log: Log, accepted: RequestAccepted, seal: Cipher | None, at_ns: int) -> None:
         self._started += 1
         attempt, index, thought = f"att_{self._started}", 0, 0
 

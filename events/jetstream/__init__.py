@@ -10,6 +10,6 @@ consumer sequences, statuses) is exact there. What must not be here: what the re
     wire.py      what JetStream puts into subjects and headers
 """
 
-from events.jetstream.log import BrokerWrong, JetStream, connect
+from events.jetstream.connection import InvalidBroker, JetStream, connect
 
-__all__ = ["BrokerWrong", "JetStream", "connect"]
+__all__ = ["InvalidBroker", "JetStream", "connect"]

@@ -14,7 +14,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from events.jetstream.replies import Replies
+from events.jetstream.request_reply import Replies
 from events.log import Conflict, LogError, LogFull, OutcomeUnknown, RecordTooLarge
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,6 @@ What must not be here: a clock or chance of its own, or a kindness that the real
 """
 
 from events.memory.broker import Chance, Faults, MemoryBroker
-from events.memory.log import MemoryLog, connect
+from events.memory.connection import MemoryLog, connect
 
 __all__ = ["Chance", "Faults", "MemoryBroker", "MemoryLog", "connect"]

@@ -9,10 +9,10 @@ import msgspec
 
 from events import book as books
 from events.book import Book
-from events.charge import Billed, cost_nanousd
 from events.ids import parse_request_id
 from events.jetstream import JetStream
 from events.money import nanousd, usd
+from events.pricing import Billed, cost_nanousd
 from events.schema import Price, UsageCorrected
 from replay import focus
 from replay.answer import Answer

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from events.log import LogError
-from events.money import MoneyWrong
+from events.money import InvalidMoney
 from replay.archive import ArchiveError
 from replay.audit import AuditError
 from replay.backtest.traces import FORMATS
@@ -61,7 +61,7 @@ FAILURES = (
     LogBehind,
     LogError,
     LogTrimmed,
-    MoneyWrong,
+    InvalidMoney,
     OSError,
     OutcomeOpen,
     PositionWrong,

@@ -28,7 +28,13 @@ import anyio
 
 from events import codec, subjects
 from events.fleet import Fleet
-from events.log import Conflict, Log, LogError, NobodyAnswers, Stored
+from events.log import (
+    Conflict,
+    Log,
+    LogError,
+    NoResponders,
+    Stored,
+)
 from events.schema import ControlElected
 from rift.control.answers import answering
 from rift.questions import AskLeader, ask
@@ -110,7 +116,7 @@ class Leadership:
     async def _ask(self) -> Heard:
         try:
             told = await ask(self._log, AskLeader(), timeout_s=ASK_S)
-        except NobodyAnswers:
+        except NoResponders:
             return "nobody"
         except LogError:
             return "silence"

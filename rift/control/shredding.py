@@ -13,7 +13,7 @@ import anyio
 import msgspec
 from anyio import to_thread
 
-from events import ids, sealing, subjects
+from events import encryption, ids, subjects
 from events.log import Follower, Log, LogError
 from replay.answer import QueryRefused
 from replay.warehouse import Warehouse
@@ -66,7 +66,7 @@ class Shredding:
     async def _follow(self, reader: Follower) -> None:
         async for batch in reader:
             for stored in batch:
-                named = set(sealing.read(stored.data).requests)
+                named = set(encryption.read(stored.data).requests)
                 self._waiting[stored.sequence] = Passing(named, stored.stored_at_ns)
 
     async def _erase(self) -> None:

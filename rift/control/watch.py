@@ -21,8 +21,8 @@ import msgspec
 from events import subjects
 from events.fleet import Fleet
 from events.lifecycle import Life, cancelled_as
-from events.lives import Lives
 from events.log import Stored
+from events.request_states import RequestStates
 from events.schema import (
     AttemptReleased,
     AttemptStarted,
@@ -126,7 +126,7 @@ class Watch:
     def __init__(self) -> None:
         # Since when the janitor acts: clients of a lane that was lost before may come back until then.
         self.began_ns = 0
-        self._lives = Lives()
+        self._lives = RequestStates()
         self._open: dict[str, Watched] = {}
         # Until their deadline: a late repeat of an acceptance opens nothing.
         self._ended: dict[str, int] = {}

@@ -14,11 +14,11 @@ from functools import partial
 import anyio
 from msgspec.structs import replace
 
-from events import codec, ids, sealing, subjects
+from events import codec, encryption, ids, subjects
 from events.book import Book
-from events.history import Histories
 from events.lifecycle import Life
 from events.log import Log, LogError, LogFull, OutcomeUnknown, RecordTooLarge, append_until_known
+from events.request_history import HistoryReader
 from events.schema import KeyIssued, RequestAccepted
 from events.subjects import Address
 from rift import catalogue
@@ -52,7 +52,7 @@ class Accepting:
         self,
         log: Log,
         relays: Relays,
-        histories: Histories,
+        histories: HistoryReader,
         admission: Admission,
         delivery: Delivery,
         allowances: Allowances,
@@ -122,9 +122,9 @@ class Accepting:
         if (wanted.store and not self._seals_all) or group[0].sealed is not None:
             return group
         requests = [accepted.request for accepted in group]
-        key = self._entropy(sealing.KEY_BYTES)
+        key = self._entropy(encryption.KEY_BYTES)
         subject = subjects.SECRET_KEPT if wanted.store else subjects.SECRET_PASSING
-        sealed = await sealing.keep(self._log, subject, requests, key)
+        sealed = await encryption.keep(self._log, subject, requests, key)
         return tuple(replace(accepted, sealed=sealed) for accepted in group)
 
     async def _claim(self, digest: str, entry: Entry, wanted: Wanted, group: Group) -> tuple[Claim, Group]:
@@ -268,9 +268,9 @@ class Accepting:
             at = ids.parsed(accepted.request).at
             shard, subject = subjects.shard_stream(at.shard), subjects.request(at)
             try:
-                seal = await sealing.seal_of(self._log, accepted)
+                seal = await encryption.seal_of(self._log, accepted)
                 if seal is None and accepted.sealed is not None:
-                    raise sealing.KeyErased(accepted.request)
+                    raise encryption.KeyErased(accepted.request)
                 if stream is not None:
                     stream.answers[accepted.request].seal = seal
                 data = codec.encode(self._lane, [accepted if seal is None else seal.closed(accepted)])
@@ -302,7 +302,7 @@ def _not_stored(error: LogError) -> Refusal:
         case LogFull():
             message, headers = "the log is full; try again later", retry_after(60)
             return Refusal(503, message, code="log_full", headers=headers)
-        case sealing.KeyErased():
+        case encryption.KeyErased():
             message = "the content of this request was removed before it was accepted; use a new key"
             return Refusal(410, message, code="content_removed", headers=FINAL)
     message, headers = "the log does not answer; try again", retry_after(5)

@@ -9,9 +9,10 @@ import msgspec
 from msgspec.structs import replace
 
 from events.book import Book
-from events.charge import charge_nanousd
+from events.encryption import Cipher
 from events.lifecycle import NEW, Life
 from events.money import usd
+from events.pricing import charge_nanousd
 from events.schema import (
     AttemptStarted,
     Logprob,
@@ -21,7 +22,6 @@ from events.schema import (
     RequestFinished,
     TokensGenerated,
 )
-from events.sealing import Seal
 from rift.gateway.http import Refusal
 
 # What a client is told of an end that is not its own doing: status and words.
@@ -62,7 +62,7 @@ class Answer:
     def __init__(self, accepted: RequestAccepted, price: Price, *, keep_text: bool) -> None:
         self.accepted, self.price, self._keep_text = accepted, price, keep_text
         self.life: Life = NEW
-        self.seal: Seal | None = None
+        self.seal: Cipher | None = None
         self.segments: list[Segment] = []
         self.logprobs: list[Logprob] = []
         # Of tokens that have completed nothing yet.

@@ -11,8 +11,8 @@ import msgspec
 from events import ids
 from events.book import Book
 from events.fleet import Fleet
-from events.history import Histories
 from events.log import Log, LogError
+from events.request_history import HistoryReader
 from rift import __version__
 from rift.catalogue import Catalogue
 from rift.gateway import browsers, openapi, parse, parse_openai, parse_responses
@@ -39,7 +39,7 @@ class Gateway:
         self,
         log: Log,
         relays: Relays,
-        histories: Histories,
+        histories: HistoryReader,
         admission: Admission,
         delivery: Delivery,
         allowances: Allowances,

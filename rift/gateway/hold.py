@@ -3,9 +3,9 @@
 import msgspec
 
 from events import credit
+from events.intervals import Span, unite, whole_seconds
 from events.money import usd
 from events.schema import CreditHeld
-from events.spans import Span, unite, whole_seconds
 from rift.gateway.admission import retry_after
 from rift.gateway.http import Refusal
 from rift.gateway.metered import Metered
@@ -43,7 +43,7 @@ def unavailable(message: str) -> Refusal:
     return Refusal(503, message, code="log_unavailable", headers=retry_after(2))
 
 
-def exhausted(account: str, standing: credit.Standing, month: str, free: int, cost: int) -> Refusal:
+def exhausted(account: str, standing: credit.Balance, month: str, free: int, cost: int) -> Refusal:
     of_credit, of_budget = standing.credit_room(), standing.budget_room(month)
     is_budget = of_credit is None or (of_budget is not None and of_budget < of_credit)
     left = min(room for room in (of_credit, of_budget) if room is not None) + free

@@ -11,8 +11,8 @@ from anyio.abc import TaskGroup
 
 from events import book as books
 from events import codec, fleet, ids, subjects
-from events.history import Histories
 from events.log import Log, LogError, append_until_known
+from events.request_history import HistoryReader
 from events.schema import LaneEvent, LaneLost, LaneOpened, LaneReported
 from rift.catalogue import Catalogue
 from rift.gateway.admission import Admission
@@ -106,7 +106,7 @@ async def open_gateway(
     shard, lane = 0, ids.new_lane_id(entropy(ids.RANDOM_BYTES))
     known, replicas, opened_at = await books.read(log), await fleet.read(log), anyio.current_time()
     await _say(log, shard, LaneOpened(lane=lane, shard=shard), lane)
-    histories = Histories(history_log)
+    histories = HistoryReader(history_log)
     relays = Relays(log, histories, shard=shard, lane=lane, tasks=tasks)
     await relays.open()
     allowances = Allowances(

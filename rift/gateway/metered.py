@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from events.charge import charge_nanousd, is_chargeable
+from events.intervals import Span
 from events.lifecycle import Life
+from events.pricing import charge_nanousd, is_chargeable
 from events.schema import (
     AttemptReleased,
     AttemptStarted,
@@ -13,7 +14,6 @@ from events.schema import (
     RequestFinished,
     TokensGenerated,
 )
-from events.spans import Span
 from rift.gateway.answer import Answer
 
 

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import anyio
 
 from events import codec, subjects
-from events.history import Histories, in_order
 from events.ids import RequestId
 from events.lifecycle import NEW, Life, advance
-from events.lives import Lives
 from events.log import Follower, Log
+from events.request_history import HistoryReader, in_order
+from events.request_states import RequestStates
 from events.schema import ClientAttached, Problem, RequestAccepted
 from rift.gateway.answer import Answer
 from rift.gateway.http import WriteChunk
@@ -181,10 +181,10 @@ class Stream:
 
 
 class Relay:
-    def __init__(self, log: Log, histories: Histories, *, shard: int, lane: str) -> None:
+    def __init__(self, log: Log, histories: HistoryReader, *, shard: int, lane: str) -> None:
         self._log, self._histories = log, histories
         self._shard, self._lane = shard, lane
-        self._lives = Lives()
+        self._lives = RequestStates()
         self._streams: dict[str, list[Stream]] = {}
         self._joining = 0
         self._missed: list[tuple[Any, subjects.Address, int]] = []
@@ -258,7 +258,7 @@ class Relay:
         there = [past.accepted for past in pasts if past.accepted is not None]
         if not there:
             return None
-        stream, lives = make(there), Lives()
+        stream, lives = make(there), RequestStates()
         for past in pasts:
             if past.accepted is not None:
                 stream.answers[past.accepted.request].seal = past.seal

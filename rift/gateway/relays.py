@@ -5,8 +5,8 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
-from events.history import Histories
 from events.log import Log, LogError
+from events.request_history import HistoryReader
 from rift.gateway.relay import Relay
 
 # A lane that nobody waits for any more is followed this long: the next to resume often comes soon.
@@ -14,7 +14,9 @@ IDLE_S = 30.0
 
 
 class Relays:
-    def __init__(self, log: Log, histories: Histories, *, shard: int, lane: str, tasks: TaskGroup) -> None:
+    def __init__(
+        self, log: Log, histories: HistoryReader, *, shard: int, lane: str, tasks: TaskGroup
+    ) -> None:
         self._log, self._histories, self._tasks = log, histories, tasks
         self.own = Relay(log, histories, shard=shard, lane=lane)
         self._relays = {(shard, lane): self.own}

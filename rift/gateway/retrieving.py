@@ -6,11 +6,11 @@ from typing import Any
 
 import anyio
 
-from events import ids, sealing, subjects
+from events import encryption, ids, subjects
 from events.book import Book
-from events.history import Histories
 from events.ids import RequestId
 from events.log import Log
+from events.request_history import HistoryReader
 from events.schema import RequestAccepted
 from rift.gateway import responses
 from rift.gateway.admission import Admission
@@ -31,7 +31,7 @@ class Retrieving:
         self,
         log: Log,
         relays: Relays,
-        histories: Histories,
+        histories: HistoryReader,
         admission: Admission,
         delivery: Delivery,
         *,
@@ -158,7 +158,7 @@ class Retrieving:
                 "with `store` false, and all where the installation has set `seal_content`"
             )
             raise Refusal(409, message, code="content_not_sealed", headers=FINAL)
-        if (secret := await sealing.secret(self._log, accepted.sealed)) is None:
+        if (secret := await encryption.secret(self._log, accepted.sealed)) is None:
             return
         pasts = await self._histories.read_all([ids.parsed(each) for each in secret.requests])
         if any(past.life.phase == "open" for past in pasts):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import anyio
 import msgspec
 
-from events.history import Past
+from events.request_history import RequestHistory
 from events.schema import (
     AttemptStarted,
     FinishReason,
@@ -125,7 +125,7 @@ class Attempt:
         """Prompt and output so far: what the engine holds of it."""
         return len(self._prompt.ids) + self._index
 
-    def resume(self, past: Past) -> None:
+    def resume(self, past: RequestHistory) -> None:
         """Bring decoder and parser to where the log ends; what they say there must be what was logged.
 
         Raises NotContinuable.

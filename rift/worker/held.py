@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import msgspec
 
 from events import codec, subjects
-from events.history import Past
 from events.ids import RequestId, parse_request_id
 from events.lifecycle import Life
 from events.log import Job
+from events.request_history import RequestHistory
 from events.schema import (
     AttemptReleased,
     AttemptStarted,
@@ -57,7 +57,7 @@ class Taken(msgspec.Struct, frozen=True):
     """A job that can be attempted: the request's life so far, and its past unless it is fresh."""
 
     life: Life
-    past: Past | None = None
+    past: RequestHistory | None = None
 
 
 class Touched:

@@ -21,11 +21,12 @@ import anyio
 from anyio.abc import TaskGroup
 
 from events import codec, ids, subjects
-from events.history import Histories
+from events.encryption import opened
 from events.ids import RequestId
 from events.lifecycle import NEW, Life, advance, cancelled_as, deaths
-from events.lives import Lives
 from events.log import Follower, Job, Jobs, Log, LogError
+from events.request_history import HistoryReader
+from events.request_states import RequestStates
 from events.schema import (
     AttemptReleased,
     AttemptStarted,
@@ -34,7 +35,6 @@ from events.schema import (
     RequestAccepted,
     RequestFinished,
 )
-from events.sealing import opened
 from rift.engines import Engine, EngineFailed, Invalid
 from rift.worker.attempt import Attempt, NotContinuable, prepare_or_refuse
 from rift.worker.held import Held, Load, Taken, Touched, is_against, load, open_job, takes_away
@@ -83,8 +83,8 @@ class Worker:
         self._log, self._engine, self._name = log, engine, name
         self._model, self._shard, self._slots = model, shard, slots
         self._entropy = entropy
-        self._histories = Histories(log)
-        self._lives = Lives()
+        self._histories = HistoryReader(log)
+        self._lives = RequestStates()
         self._held: dict[str, Held] = {}
         self._buffers: dict[str, list[tuple[int, object, subjects.Address]]] = {}
         self._writers: dict[str, LaneWriter] = {}

@@ -18,9 +18,9 @@ from typing import Protocol
 import anyio
 
 from events import codec
+from events.encryption import Cipher
 from events.log import Log, LogError, append_until_known
 from events.schema import AnyEvent, TokensGenerated
-from events.sealing import Seal
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Writer(Protocol):
 class SealedWriter:
     """The writer of a sealed request's attempt."""
 
-    def __init__(self, writer: Writer, seal: Seal) -> None:
+    def __init__(self, writer: Writer, seal: Cipher) -> None:
         self._writer, self._seal = writer, seal
 
     def put(self, *events: AnyEvent) -> None:
@@ -152,7 +152,7 @@ class LaneWriter:
                 await anyio.sleep(RETRY_S)
 
 
-def sealed(writer: LaneWriter, seal: Seal | None) -> Writer:
+def sealed(writer: LaneWriter, seal: Cipher | None) -> Writer:
     return writer if seal is None else SealedWriter(writer, seal)
 
 

@@ -11,7 +11,7 @@ from events.log import (
     Log,
     LogError,
     LogFull,
-    NobodyAnswers,
+    NoResponders,
     RecordTooLarge,
     Stored,
     append_until_known,
@@ -363,12 +363,12 @@ async def test_who_hangs_keeps_no_question_from_another_who_answers(twin: Twin) 
     async with hanging.answer("rift.ask.two", hang):
         with pytest.raises(LogError) as raised:
             await twin.log.ask("rift.ask.two", b"", timeout_s=0.1)
-        assert not isinstance(raised.value, NobodyAnswers)
+        assert not isinstance(raised.value, NoResponders)
         async with answering.answer("rift.ask.two", answer):
             for _ in range(8):
                 assert await twin.log.ask("rift.ask.two", b"", timeout_s=1) == b"soon"
     await anyio.sleep(0.05)
-    with anyio.fail_after(0.4), pytest.raises(NobodyAnswers):
+    with anyio.fail_after(0.4), pytest.raises(NoResponders):
         await twin.log.ask("rift.ask.two", b"", timeout_s=5)
     released.set()
 
@@ -390,7 +390,7 @@ async def test_who_is_cancelled_is_not_asked_any_more(twin: Twin) -> None:
         await opened.wait()
         tasks.cancel_scope.cancel()
     await anyio.sleep(0.05)
-    with anyio.fail_after(0.4), pytest.raises(NobodyAnswers):
+    with anyio.fail_after(0.4), pytest.raises(NoResponders):
         await twin.log.ask("rift.ask.cancelled", b"", timeout_s=5)
 
 

@@ -4,9 +4,9 @@ import anyio
 import pytest
 
 from events import subjects
-from events.history import Histories
 from events.ids import RANDOM_BYTES, new_request_id, parse_request_id
 from events.log import Log, LogError
+from events.request_history import HistoryReader
 from events.subjects import Address
 from tests.contracts.twins import (
     SMALL_STREAM,
@@ -145,6 +145,6 @@ async def test_a_request_that_is_trimmed_is_nobodys(log: Log, at: Address, later
     if later:
         await log.append(STREAM, subjects.work(at), b'{"version":1,"writer":"w","events":[]}')
     with anyio.fail_after(5):
-        past = await Histories(log).read(request)
+        past = await HistoryReader(log).read(request)
     assert past.accepted is None
     assert past.counted == []

@@ -12,8 +12,8 @@ import pytest
 
 from events import subjects
 from events.jetstream import BrokerWrong, JetStream, appends, connect
-from events.jetstream import log as jetstream
-from events.jetstream.jobs import PULL_EXPIRES_S
+from events.jetstream import connection as jetstream
+from events.jetstream.deliveries import PULL_EXPIRES_S
 from events.log import LogError, LogFull, OutcomeUnknown, Stored, append_until_known
 from events.subjects import Address
 from tests.conftest import Server

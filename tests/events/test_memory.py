@@ -9,13 +9,13 @@ import pytest
 
 from events import subjects
 from events.jetstream import appends
-from events.jetstream import jobs as jetstream_jobs
-from events.jetstream import log as jetstream_log
-from events.jetstream import scan as jetstream_scan
+from events.jetstream import connection as jetstream_log
+from events.jetstream import deliveries as jetstream_jobs
+from events.jetstream import history_scan as jetstream_scan
 from events.log import LogError, LogFull, OutcomeUnknown, append_until_known
 from events.memory import Faults, MemoryBroker, MemoryLog
 from events.memory import broker as memory_broker
-from events.memory import log as memory_log
+from events.memory import connection as memory_log
 from events.subjects import Address
 from tests.simulation import clock
 

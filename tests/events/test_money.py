@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.money import MoneyWrong, nanousd, usd
+from events.money import InvalidMoney, nanousd, usd
 
 AMOUNTS = {"10": 10_000_000_000, "0.25": 250_000_000, "-1.5": -1_500_000_000, "0.000000001": 1, "0": 0}
 
@@ -24,5 +24,5 @@ def test_what_is_shown_is_read_again(amount: int) -> None:
     ["", "1e3", "1.0000000001", "$5", "1,000", "--1", ".5", "5.", "nan", "inf", " 1", "1_000", "١", "9" * 10],
 )
 def test_what_is_no_amount(text: str) -> None:
-    with pytest.raises(MoneyWrong, match="is no amount; write USD"):
+    with pytest.raises(InvalidMoney, match="is no amount; write USD"):
         nanousd(text)

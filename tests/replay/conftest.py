@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from events import codec, ids, subjects
-from events.log import Conflict, LogError, NobodyAnswers, Stored
+from events.log import Conflict, LogError, NoResponders, Stored
 from events.schema import (
     AccountOpened,
     AttemptReleased,
@@ -336,7 +336,7 @@ class ListLog:
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
         if subject not in self.handlers:
-            raise NobodyAnswers(f"nobody answers {subject}")
+            raise NoResponders(f"nobody answers {subject}")
         with anyio.fail_after(timeout_s):
             return await self.handlers[subject](data)
 

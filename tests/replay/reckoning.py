@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from events import codec, schema
-from events.charge import billed, cost_nanousd, is_chargeable
 from events.ids import parse_request_id
 from events.lifecycle import NEW, Life, advance
 from events.log import Stored
+from events.pricing import billed, cost_nanousd, is_chargeable
 from events.schema import Price
 from events.subjects import BOOK, Address, parse
 

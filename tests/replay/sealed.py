@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from events import bare, codec, merkle
+from events import codec, merkle, redaction
 from events.log import Stored
 from replay.archive import SealedRecord
 
@@ -36,8 +36,8 @@ class SealedLists:
             for stored in messages[sealed:]:
                 at_ns = max(at_ns, stored.stored_at_ns)
                 writer, events = codec.decode(stored.data)
-                parts = [bare.split(event) for event in events]
-                content = bare.content_hash(KEY, [content for _, content in parts])
+                parts = [redaction.split(event) for event in events]
+                content = redaction.content_hash(KEY, [content for _, content in parts])
                 told = [text.decode() for text, _ in parts]
                 records.append(SealedRecord(stored.sequence, at_ns, stored.subject, writer, content, told))
             if records:
@@ -65,12 +65,12 @@ class SealedLists:
 
 def _segment(stream: str, records: list[SealedRecord], previous: str) -> Segment:
     hashes = [
-        bare.record_hash(
+        redaction.record_hash(
             stream=stream,
             sequence=record.sequence,
             at_ns=record.at_ns,
             content=record.content,
-            events=[bare.event_hash(event.encode()) for event in record.events],
+            events=[redaction.event_hash(event.encode()) for event in record.events],
             subject=record.subject,
             writer=record.writer,
         )

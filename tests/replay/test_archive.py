@@ -14,7 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from events import bare, codec, merkle, schema, subjects
+from events import (
+    codec,
+    merkle,
+    redaction,
+    schema,
+    subjects,
+)
 from events.log import Stored
 from events.schema import SegmentSealed
 from replay import archive as archives
@@ -107,7 +113,7 @@ def test_records_come_back_bare_and_in_order(archive: Archive, chaos: Any) -> No
     now_ns, expected = 0, []
     for stored in streams["RIFT_0"]:
         now_ns = max(now_ns, stored.stored_at_ns)
-        events = [bare.decode(bare.split(event)[0]) for event in codec.decode(stored.data)[1]]
+        events = [redaction.decode(redaction.split(event)[0]) for event in codec.decode(stored.data)[1]]
         expected.append((stored.sequence, now_ns, stored.subject, events))
     for first, last in ((1, None), (20, 22), (21, 21), (5, 30), (61, None), (1, 10**6)):
         found = [read for batch in archive.records("RIFT_0", first=first, last=last) for read in batch]
@@ -159,7 +165,9 @@ def test_every_event_of_the_golden_files_comes_back(tmp_path: Path) -> None:
     stored = [Stored("rift.0.work.a.b", n + 1, n, codec.encode('w"é', [e])) for n, e in enumerate(events)]
     archive.seal("RIFT_0", stored, last=len(stored))
     [batch] = archive.records("RIFT_0")
-    assert [read.events for read in batch] == [[bare.decode(bare.split(event)[0])] for event in events]
+    assert [read.events for read in batch] == [
+        [redaction.decode(redaction.split(event)[0])] for event in events
+    ]
     assert list(archive.verify()) == []
     rows = select(
         archive.path(archive.manifests("RIFT_0")[0], "events"), "distinct type", "where json is null"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from events import charge
+from events import pricing
 from events.schema import (
     AttemptReleased,
     CancelRequested,
@@ -160,7 +160,7 @@ def test_bug_failed_requests_are_charged(
     scribe.tell(RequestFinished(request=request, attempt="att", reason="failed", output_tokens=3))
 
     def plant() -> None:
-        monkeypatch.setattr(charge, "CHARGEABLE", charge.CHARGEABLE | {"failed"})
+        monkeypatch.setattr(pricing, "CHARGEABLE", pricing.CHARGEABLE | {"failed"})
 
     differs(scribe, tmp_path, capsys, plant, "invoice.total_nanousd is 130, by the log it is 0")
 

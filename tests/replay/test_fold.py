@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events import codec, schema, subjects
-from events.charge import charge_nanousd
 from events.ids import parse_request_id
 from events.lifecycle import NEW, Life, advance
 from events.log import Stored
+from events.pricing import charge_nanousd
 from replay.fold import BookBehind
 from replay.requests import STATES
 from replay.warehouse import ProjectionStopped, Warehouse, checks, sql

@@ -12,7 +12,7 @@ import anyio
 import httpx
 import pytest
 
-from events import codec, sealing
+from events import codec, encryption
 from events.jetstream import connect
 from events.schema import RequestAccepted
 from rift import broker
@@ -51,7 +51,7 @@ def keys(service: Service) -> dict[str, bytes]:
         async for batch in log.scan("RIFT_0", ["rift.0.>"], first=1, target=last):
             for event in (event for stored in batch for event in codec.decode(stored.data)[1]):
                 if isinstance(event, RequestAccepted) and event.sealed is not None:
-                    secret = await sealing.secret(log, event.sealed)
+                    secret = await encryption.secret(log, event.sealed)
                     found[event.request] = base64.b64encode(secret.key) if secret is not None else b""
         await log.close()
         return found

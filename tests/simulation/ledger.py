@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from events import codec, subjects
-from events.charge import charge_nanousd
 from events.lifecycle import Life
-from events.lives import Lives
 from events.log import Stored
 from events.memory import MemoryBroker
+from events.pricing import charge_nanousd
+from events.request_states import RequestStates
 from events.schema import (
     AttemptStarted,
     Price,
@@ -62,7 +62,7 @@ class Ledger:
         self.entries: dict[str, Entry] = {}
         self.price = price
         self._broker = broker
-        self._lives = Lives()
+        self._lives = RequestStates()
         self._read_to = 0
 
     async def watch(self) -> None:

@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from events import codec, credit, subjects
 from events.book import Book, key_digest
-from events.credit import Standing
+from events.credit import Balance
 from events.log import LogError
 from events.memory import Faults, MemoryBroker, MemoryLog
 from events.schema import AccountOpened, AnyEvent, CreditGranted, KeyIssued, LimitsSet, Price, PricePublished
@@ -60,7 +60,7 @@ def write_book(broker: MemoryBroker, chance: random.Random, limits: Sequence[Any
     return key.text
 
 
-def standing_of(broker: MemoryBroker) -> Standing:
+def standing_of(broker: MemoryBroker) -> Balance:
     book = Book()
     for stored in broker.stream(subjects.BOOK).messages:
         book.fold(stored)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from events.charge import charge_nanousd, is_chargeable
 from events.lifecycle import GRACEFUL, Life
+from events.pricing import charge_nanousd, is_chargeable
 from events.schema import (
     AttemptReleased,
     AttemptStarted,

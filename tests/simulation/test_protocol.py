@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from events.ids import new_request_id
 from events.lifecycle import Life, advance
-from events.lives import Lives
+from events.request_states import RequestStates
 from events.schema import (
     AttemptReleased,
     AttemptStarted,
@@ -53,7 +53,7 @@ def test_readers_of_many_requests_agree_with_the_fold_of_each() -> None:
             [_of(request, each, event) for event in schedule.log]
             for each, (request, schedule) in enumerate(zip(named, schedules, strict=True))
         ]
-        lives = Lives()
+        lives = RequestStates()
         for request in named:
             lives.follow(request)
         while any(logs):

@@ -1,5 +1,5 @@
 -- An event's bare JSON from its columns, if it is no run: what `bare_json` stands for in the other files.
--- `events/bare.py` is what it has to equal.
+-- `events/redaction.py` is what it has to equal.
 case type
     when 'TokensGenerated' then tokens_json(attempt, token_index, tokens, cached_tokens)
     when 'RequestAccepted' then concat(

@@ -8,8 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
-from events import codec, ids, sealing, subjects
-from events.jetstream.log import KEYS_AGE_S
+from events import codec, encryption, ids, subjects
+from events.jetstream.connection import KEYS_AGE_S
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import (
     LaneReported,
@@ -69,7 +69,7 @@ class Scene:
         self.broker.store(subjects.BOOK, "rift.book.price.list", codec.encode("test", [price]), None)
 
     async def keep(self, *requests: str, topic: str = subjects.SECRET_PASSING) -> int:
-        return await sealing.keep(self.log, topic, requests, b"k" * 32)
+        return await encryption.keep(self.log, topic, requests, b"k" * 32)
 
     def apply(self) -> None:
         for stream in (subjects.BOOK, "RIFT_0"):
@@ -86,7 +86,7 @@ class Scene:
 
     async def left(self, *keys: int) -> list[int]:
         await anyio.sleep(GRACE_S + 3 * TICK_S)
-        return [key for key in keys if await sealing.secret(self.log, key) is not None]
+        return [key for key in keys if await encryption.secret(self.log, key) is not None]
 
 
 def live(test: Callable[[Scene, anyio.abc.TaskGroup], Awaitable[None]]) -> None:
@@ -109,9 +109,9 @@ def test_a_key_goes_after_its_last_request_whoever_leads_by_then() -> None:
         async def left() -> list[int]:
             scene.apply()
             await anyio.sleep(GRACE_S - 2 * TICK_S)
-            early = [key for key in (*keys, kept) if await sealing.secret(log, key) is not None]
+            early = [key for key in (*keys, kept) if await encryption.secret(log, key) is not None]
             await anyio.sleep(5 * TICK_S)
-            late = [key for key in (*keys, kept) if await sealing.secret(log, key) is not None]
+            late = [key for key in (*keys, kept) if await encryption.secret(log, key) is not None]
             assert set(late) <= set(early)
             return early if early == late else [*early, 0, *late]
 

@@ -7,7 +7,8 @@ import anyio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events import codec, spans, subjects
+from events import codec, subjects
+from events import intervals as spans
 from events.schema import CreditHeld, CreditSettled, LimitsSet
 from rift.gateway import allowances
 from tests.rift.gateway.test_allowances import World, granted, live

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from events.history import Counted, Past
 from events.lifecycle import NEW
+from events.request_history import CountedEvent, RequestHistory
 from events.schema import AttemptStarted, Parameters, RequestAccepted, TokensGenerated
 from rift.engines import Delta, Engine
 from rift.worker.attempt import Attempt, prepare
@@ -40,7 +40,7 @@ def accepted(prompt: Any = "tell me", **parameters: Any) -> RequestAccepted:
     )
 
 
-async def run(engine: Engine, asked: RequestAccepted, past: Past | None = None) -> list[Any]:
+async def run(engine: Engine, asked: RequestAccepted, past: RequestHistory | None = None) -> list[Any]:
     """Return the events of an attempt that continues what is logged."""
     index = sum(len(event.token_ids) for event in tokens_of(past.counted)) if past else 0
     started = AttemptStarted(
@@ -63,8 +63,8 @@ async def run(engine: Engine, asked: RequestAccepted, past: Past | None = None) 
     return written.events
 
 
-def past_of(events: Sequence[TokensGenerated]) -> Past:
-    return Past(counted=[Counted(event, NEW, 0) for event in events])
+def past_of(events: Sequence[TokensGenerated]) -> RequestHistory:
+    return RequestHistory(counted=[CountedEvent(event, NEW, 0) for event in events])
 
 
 def tokens_of(events: Sequence[Any]) -> list[TokensGenerated]:

@@ -13,7 +13,7 @@ from events.schema import AttemptStarted
 from events.subjects import Address
 
 
-class Lives:
+class RequestStates:
     """Each request followed is named by `follow`; what is not followed is ignored."""
 
     def __init__(self) -> None:

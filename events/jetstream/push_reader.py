@@ -10,7 +10,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events.jetstream import wire
-from events.jetstream.replies import subscribe
+from events.jetstream.request_reply import subscribe
 from events.log import LogError, Stored
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ RETRY_S = 0.5
 Api = Callable[[str, Any], Awaitable[dict[str, Any]]]
 
 
-class Follower:
+class PushReader:
     """Hands out every stored message of its subjects, in order, none twice."""
 
     def __init__(self, client: Client, api: Api, stream: str, subjects: Sequence[str], after: int) -> None:
@@ -99,7 +99,7 @@ class Follower:
         if stalled := headers.get("Nats-Consumer-Stalled"):
             self._flow.append(stalled)
 
-    def __aiter__(self) -> "Follower":
+    def __aiter__(self) -> "PushReader":
         return self
 
     async def __anext__(self) -> Sequence[Stored]:

@@ -7,7 +7,14 @@ import anyio
 import anyio.lowlevel
 
 from events import subjects as names
-from events.log import Log, LogError, NobodyAnswers, OutcomeUnknown, RecordTooLarge, Stored
+from events.log import (
+    Log,
+    LogError,
+    NoResponders,
+    OutcomeUnknown,
+    RecordTooLarge,
+    Stored,
+)
 from events.memory.broker import Answerer, Consumer, Filter, Handler, MemoryBroker, Stream
 from events.memory.readers import MemoryFollower, MemoryJobs
 
@@ -208,7 +215,7 @@ class MemoryLog:
             await self.connection.running()
             there = [one for one in self._broker.answers.get(subject, ()) if one.connection.is_connected]
             if not there:
-                raise NobodyAnswers(f"nobody answers {subject}")
+                raise NoResponders(f"nobody answers {subject}")
             for answerer in there:
                 self._broker.tasks.start_soon(answerer.answer, data, answered, first)
             await first.wait()

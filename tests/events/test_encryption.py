@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from events import bare, codec, sealing, subjects
+from events import codec, encryption, redaction, subjects
+from events.encryption import Cipher, ContentUndecipherable
 from events.lifecycle import NEW, Life, advance
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import AnyEvent, RequestAccepted, TokensGenerated
-from events.sealing import Seal, SealBroken
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.json"))
-KEY = b"k" * sealing.KEY_BYTES
-SEAL = Seal("req_1", KEY)
+KEY = b"k" * encryption.KEY_BYTES
+SEAL = Cipher("req_1", KEY)
 
 
 def event(path: Path) -> Any:
@@ -29,14 +29,14 @@ def test_every_event_comes_back_and_says_nothing_meanwhile(path: Path) -> None:
     was = event(path)
     closed = SEAL.closed(was)
     assert SEAL.opened(closed) == was
-    told, content = bare.split(closed)
+    told, content = redaction.split(closed)
     # What the archive keeps and the fold counts is the same, sealed or not.
-    assert told == bare.split(was)[0]
-    if bare.split(was)[1] is None:
+    assert told == redaction.split(was)[0]
+    if redaction.split(was)[1] is None:
         assert closed == was
     else:
         assert content[-1] == closed.content
-        left = bare.split(replace(closed, content=""))[1]
+        left = redaction.split(replace(closed, content=""))[1]
         assert not any(left[1:] if isinstance(was, TokensGenerated) else left)
 
 
@@ -56,10 +56,10 @@ def test_text_is_not_in_what_is_appended(text: str, ids: list[int]) -> None:
 
 def test_another_key_or_request_opens_nothing() -> None:
     closed = SEAL.closed(TokensGenerated(attempt="a", index=0, token_ids=(1,), text="x"))
-    for seal in (Seal("req_2", KEY), Seal("req_1", b"x" * sealing.KEY_BYTES)):
-        with pytest.raises(SealBroken):
+    for seal in (Cipher("req_2", KEY), Cipher("req_1", b"x" * encryption.KEY_BYTES)):
+        with pytest.raises(ContentUndecipherable):
             seal.opened(closed)
-    with pytest.raises(SealBroken):
+    with pytest.raises(ContentUndecipherable):
         SEAL.opened(replace(closed, content="AAAA"))
 
 
@@ -68,14 +68,14 @@ async def test_a_key_that_is_erased_opens_nothing_any_more() -> None:
     async with anyio.create_task_group() as tasks:
         log = MemoryLog(MemoryBroker(tasks, lambda: 1))
         accepted: RequestAccepted = event(GOLDEN[[path.stem for path in GOLDEN].index("RequestAccepted.3")])
-        assert await sealing.opened(log, accepted) == (accepted, None)
-        sequence = await sealing.keep(log, subjects.SECRET_PASSING, [accepted.request], KEY)
+        assert await encryption.opened(log, accepted) == (accepted, None)
+        sequence = await encryption.keep(log, subjects.SECRET_PASSING, [accepted.request], KEY)
         accepted = replace(accepted, sealed=sequence)
-        closed: AnyEvent = Seal(accepted.request, KEY).closed(accepted)
+        closed: AnyEvent = Cipher(accepted.request, KEY).closed(accepted)
         assert isinstance(closed, RequestAccepted)
         assert advance(NEW, closed) == advance(NEW, accepted)
-        found, seal = await sealing.opened(log, closed)
+        found, seal = await encryption.opened(log, closed)
         assert found == accepted
         assert seal is not None
         await log.erase(subjects.SECRETS, sequence)
-        assert await sealing.opened(log, closed) == (closed, None)
+        assert await encryption.opened(log, closed) == (closed, None)

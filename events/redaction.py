@@ -25,7 +25,7 @@ from events.schema import AnyEvent, Event, Natural, RequestAccepted, RequestFini
 NONE = "-"
 
 
-class BareTokens(Event, frozen=True, kw_only=True, omit_defaults=True, tag="TokensGenerated"):
+class RedactedTokens(Event, frozen=True, kw_only=True, omit_defaults=True, tag="TokensGenerated"):
     """`TokensGenerated` with the number of its tokens instead of the tokens."""
 
     attempt: str
@@ -35,7 +35,7 @@ class BareTokens(Event, frozen=True, kw_only=True, omit_defaults=True, tag="Toke
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")
-_tokens = msgspec.json.Decoder(BareTokens)
+_tokens = msgspec.json.Decoder(RedactedTokens)
 _event: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 
 
@@ -43,7 +43,7 @@ def split(event: AnyEvent) -> tuple[bytes, Any]:
     """Return an event's bare JSON and its content, None if it has none."""
     match event:
         case TokensGenerated():
-            bare: Any = BareTokens(
+            bare: Any = RedactedTokens(
                 attempt=event.attempt,
                 index=event.index,
                 tokens=len(event.token_ids),

@@ -11,7 +11,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from events.jetstream import wire
-from events.jetstream.replies import subscribe
+from events.jetstream.request_reply import subscribe
 from events.log import Job, LogError
 
 logger = logging.getLogger(__name__)

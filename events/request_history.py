@@ -14,16 +14,16 @@ import msgspec
 from msgspec.structs import replace
 
 from events import codec, subjects
+from events.encryption import Cipher, opened
 from events.ids import RequestId
 from events.lifecycle import NEW, Life
-from events.lives import Lives
 from events.log import Log, LogError, Stored
+from events.request_states import RequestStates
 from events.schema import RequestAccepted
-from events.sealing import Seal, opened
 from events.subjects import Address
 
 
-class Counted(msgspec.Struct, frozen=True, gc=False):
+class CountedEvent(msgspec.Struct, frozen=True, gc=False):
     """An event that counted, the life after it, and where it stands: sequence and index."""
 
     event: Any
@@ -32,30 +32,30 @@ class Counted(msgspec.Struct, frozen=True, gc=False):
     position: tuple[int, int] = (0, 0)
 
 
-class Past(msgspec.Struct):
+class RequestHistory(msgspec.Struct):
     """A request up to `position`. `accepted` is None where the log holds no such request."""
 
     position: int = 0
     life: Life = NEW
     accepted: RequestAccepted | None = None
-    counted: list[Counted] = []
+    counted: list[CountedEvent] = []
     # What opens it, of a sealed one; its content is opened by then. None: it was never sealed, or is removed.
-    seal: Seal | None = None
+    seal: Cipher | None = None
 
 
 class _Reader(msgspec.Struct):
     request: RequestId
     done: anyio.Event
-    past: Past | None = None
+    past: RequestHistory | None = None
 
 
-class Histories:
+class HistoryReader:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._waiting: dict[Address, list[_Reader]] = {}
         self._reading: set[Address] = set()
 
-    async def read(self, request: RequestId) -> Past:
+    async def read(self, request: RequestId) -> RequestHistory:
         """Raises LogError. Where the shared scan of another reader fails, this one scans itself."""
         while True:
             reader = _Reader(request, anyio.Event())
@@ -67,9 +67,9 @@ class Histories:
             if reader.past is not None:
                 return reader.past
 
-    async def read_all(self, requests: Sequence[RequestId]) -> list[Past]:
+    async def read_all(self, requests: Sequence[RequestId]) -> list[RequestHistory]:
         """Return the past of each, in one scan where they stand together. Raises LogError."""
-        pasts: dict[str, Past] = {}
+        pasts: dict[str, RequestHistory] = {}
 
         async def read(request: RequestId) -> None:
             pasts[request.text] = await self.read(request)
@@ -98,11 +98,11 @@ class Histories:
             for reader in readers + self._waiting.pop(at, []):
                 reader.done.set()
 
-    async def _scan(self, at: Address, requests: list[RequestId]) -> dict[str, Past]:
+    async def _scan(self, at: Address, requests: list[RequestId]) -> dict[str, RequestHistory]:
         stream = subjects.shard_stream(at.shard)
         target = max([await self._log.last_sequence(stream, subject) for subject in subjects.history(at)])
-        pasts = {request.text: Past(position=target) for request in requests}
-        lives = Lives()
+        pasts = {request.text: RequestHistory(position=target) for request in requests}
+        lives = RequestStates()
         for request in requests:
             lives.follow(request.text)
         first = min(request.floor for request in requests)
@@ -118,7 +118,7 @@ class Histories:
             await self._open(past)
         return pasts
 
-    async def _open(self, past: Past) -> None:
+    async def _open(self, past: RequestHistory) -> None:
         if past.accepted is None:
             return
         past.accepted, past.seal = await opened(self._log, past.accepted)
@@ -126,13 +126,13 @@ class Histories:
             past.counted = [replace(counted, event=seal.opened(counted.event)) for counted in past.counted]
 
 
-def in_order(pasts: Sequence[Past]) -> list[tuple[str, Counted]]:
+def in_order(pasts: Sequence[RequestHistory]) -> list[tuple[str, CountedEvent]]:
     """Return what counted of all of them, each with its request, in the log's order."""
     every = [(past.accepted.request, counted) for past in pasts if past.accepted for counted in past.counted]
     return sorted(every, key=lambda item: item[1].position) if len(pasts) > 1 else every
 
 
-def _fold(stored: Stored, lives: Lives, pasts: dict[str, Past]) -> None:
+def _fold(stored: Stored, lives: RequestStates, pasts: dict[str, RequestHistory]) -> None:
     at = subjects.parse(stored.subject)
     assert at is not None, "a history's subjects are those of requests"
     for index, event in enumerate(codec.decode(stored.data)[1]):
@@ -140,6 +140,6 @@ def _fold(stored: Stored, lives: Lives, pasts: dict[str, Past]) -> None:
             continue
         past = pasts[counted[0]]
         past.life = counted[1]
-        past.counted.append(Counted(event, counted[1], stored.stored_at_ns, (stored.sequence, index)))
+        past.counted.append(CountedEvent(event, counted[1], stored.stored_at_ns, (stored.sequence, index)))
         if isinstance(event, RequestAccepted):
             past.accepted = event

@@ -13,20 +13,19 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events import subjects as names
-from events.jetstream import jobs as deliveries
-from events.jetstream import wire
+from events.jetstream import deliveries, wire
 from events.jetstream.appends import Appends
-from events.jetstream.follower import Follower
-from events.jetstream.jobs import Jobs
-from events.jetstream.paced import PacedFollower
-from events.jetstream.replies import Replies
-from events.jetstream.scan import first_sequence, scan
+from events.jetstream.deliveries import Jobs
+from events.jetstream.history_scan import first_sequence, scan
+from events.jetstream.polling_reader import PollingReader
+from events.jetstream.push_reader import PushReader
+from events.jetstream.request_reply import Replies
 from events.jetstream.wire import ApiError
-from events.log import LogError, NobodyAnswers, OutcomeUnknown, Stored
+from events.log import LogError, NoResponders, OutcomeUnknown, Stored
 
 logger = logging.getLogger(__name__)
 
-Reader = TypeVar("Reader", Follower, PacedFollower, Jobs)
+Reader = TypeVar("Reader", PushReader, PollingReader, Jobs)
 
 SERVER_VERSION_MIN = (2, 15)
 
@@ -58,7 +57,7 @@ ERR_NO_MESSAGE = 10037
 ERR_NOTHING_THERE = (10043, 10057)
 
 
-class BrokerWrong(LogError):
+class InvalidBroker(LogError):
     """The broker is not set up as the protocol needs; the message names the difference."""
 
 
@@ -125,7 +124,7 @@ class JetStream:
         self.epoch = 0
         self.connecting: anyio.CancelScope | None = None
         self.problem: Exception | None = None
-        self._readers: set[Follower | PacedFollower | Jobs] = set()
+        self._readers: set[PushReader | PollingReader | Jobs] = set()
 
     @property
     def is_connected(self) -> bool:
@@ -182,7 +181,7 @@ class JetStream:
         Raises BrokerWrong naming a difference."""
         version = self.client.connected_server_version
         if (version.major, version.minor) < SERVER_VERSION_MIN:
-            raise BrokerWrong(f"nats-server {version} is too old; Rift needs 2.15 or newer")
+            raise InvalidBroker(f"nats-server {version} is too old; Rift needs 2.15 or newer")
         small = max_bytes // SMALL
         configs = [
             stream_config(
@@ -228,13 +227,13 @@ class JetStream:
         wanted = config | {"persist_mode": "default"} | more
         for field, value in wanted.items():
             if (is_now := found.get(field, type(value)() if value != "default" else value)) != value:
-                raise BrokerWrong(f"stream {name}: {field} is {is_now!r}, Rift needs {value!r}")
+                raise InvalidBroker(f"stream {name}: {field} is {is_now!r}, Rift needs {value!r}")
 
     async def _put_stream(self, verb: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
         try:
             put: dict[str, Any] = (await self._api(f"STREAM.{verb}.{name}", config))["config"]
         except ApiError as refused:
-            raise BrokerWrong(
+            raise InvalidBroker(
                 f"stream {name} of {config['max_bytes']} bytes: {refused}; if the disk has less, set a "
                 "smaller log_bytes_max"
             ) from refused
@@ -296,13 +295,13 @@ class JetStream:
     @asynccontextmanager
     async def follow(
         self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
-    ) -> AsyncIterator[Follower | PacedFollower]:
+    ) -> AsyncIterator[PushReader | PollingReader]:
         if pace_s:
-            paced = PacedFollower(self.client, self._api, stream, subjects, after, pace_s)
+            paced = PollingReader(self.client, self._api, stream, subjects, after, pace_s)
             async with self._open(paced) as follower:
                 yield follower
         else:
-            async with self._open(Follower(self.client, self._api, stream, subjects, after)) as live:
+            async with self._open(PushReader(self.client, self._api, stream, subjects, after)) as live:
                 yield live
 
     def scan(
@@ -358,7 +357,7 @@ class JetStream:
             with anyio.fail_after(timeout_s):
                 return bytes((await self.replies.ask(subject, data)).data)
         except nats.errors.NoRespondersError as error:
-            raise NobodyAnswers(f"nobody answers {subject}") from error
+            raise NoResponders(f"nobody answers {subject}") from error
         except (nats.errors.Error, OSError) as error:
             raise LogError(f"nobody answers {subject}: {error or type(error).__name__}") from error
 

@@ -11,8 +11,8 @@ import anyio
 import nats.errors
 from nats.aio.client import Client
 
-from events.jetstream.follower import RETRY_S, Api
-from events.jetstream.scan import BATCH, create, delete, pull
+from events.jetstream.history_scan import BATCH, create, delete, pull
+from events.jetstream.push_reader import RETRY_S, Api
 from events.log import LogError, Stored
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ WAIT_S = 3.0
 CLOCK_S = 0.0002
 
 
-class PacedFollower:
+class PollingReader:
     """Hands out every stored message of its subjects, in order, none twice; without a pause while it is
     behind."""
 
@@ -61,7 +61,7 @@ class PacedFollower:
     def hurry(self) -> None:
         self._hurry.set()
 
-    def __aiter__(self) -> "PacedFollower":
+    def __aiter__(self) -> "PollingReader":
         return self
 
     async def __anext__(self) -> Sequence[Stored]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from events import bare, codec
+from events import codec, redaction
 from events.lifecycle import NEW, advance
 from events.schema import RequestAccepted, RequestFinished, TokensGenerated
 
@@ -21,17 +21,17 @@ def golden(path: Path) -> object:
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_a_bare_event_is_read_as_the_event_without_its_content(path: Path) -> None:
     event = golden(path)
-    text, content = bare.split(event)
-    again = bare.decode(text)
+    text, content = redaction.split(event)
+    again = redaction.decode(text)
     assert type(again) is type(event)
-    assert bare.split(again)[0] == text, "bare already"
+    assert redaction.split(again)[0] == text, "bare already"
     if content is None:
         assert again == event
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_no_content_is_left(path: Path) -> None:
-    text, content = bare.split(golden(path))
+    text, content = redaction.split(golden(path))
 
     def words(value: object) -> list[str]:
         if isinstance(value, str):
@@ -53,16 +53,16 @@ def test_bare_tokens_count_as_the_tokens_do() -> None:
     start = golden(next(path for path in GOLDEN if path.stem == "AttemptStarted.1"))
     life = advance(life, msgspec.structs.replace(start, after=None, resume_index=0))
     said = TokensGenerated(attempt=start.attempt, index=0, token_ids=(5, 6, 7), text="abc", cached_tokens=2)
-    told = bare.decode(bare.split(said)[0])
+    told = redaction.decode(redaction.split(said)[0])
     assert advance(life, told) == advance(life, said)
     assert told.cached_tokens == 2
 
 
 def test_a_content_hash_needs_the_key_and_is_none_of_nothing() -> None:
-    assert bare.content_hash(KEY, [None, None]) == "-"
-    assert bare.content_hash(KEY, [None, ["a"]]) != bare.content_hash(KEY, [None, ["b"]])
-    assert bare.content_hash(KEY, [None, ["a"]]) != bare.content_hash(KEY, [["a"], None])
-    assert bare.content_hash(KEY, [["a"]]) != bare.content_hash(b"other", [["a"]])
+    assert redaction.content_hash(KEY, [None, None]) == "-"
+    assert redaction.content_hash(KEY, [None, ["a"]]) != redaction.content_hash(KEY, [None, ["b"]])
+    assert redaction.content_hash(KEY, [None, ["a"]]) != redaction.content_hash(KEY, [["a"], None])
+    assert redaction.content_hash(KEY, [["a"]]) != redaction.content_hash(b"other", [["a"]])
 
 
 def test_every_part_of_a_record_is_in_its_hash() -> None:
@@ -76,5 +76,5 @@ def test_every_part_of_a_record_is_in_its_hash() -> None:
         "subject": "rift.0.lane.y",
         "writer": "w",
     }
-    hashes = {bare.record_hash(**(told | {name: value})) for name, value in changed.items()}
-    assert len(hashes | {bare.record_hash(**told)}) == len(changed) + 1
+    hashes = {redaction.record_hash(**(told | {name: value})) for name, value in changed.items()}
+    assert len(hashes | {redaction.record_hash(**told)}) == len(changed) + 1

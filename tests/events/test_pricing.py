@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from events.charge import charge_nanousd, is_chargeable
 from events.lifecycle import NEW, Life, advance
+from events.pricing import charge_nanousd, is_chargeable
 from events.schema import (
     AttemptReleased,
     AttemptStarted,

@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec.structs import replace
 
-from events import bare, codec, subjects
+from events import codec, redaction, subjects
 from events.log import Log, LogError
 from events.schema import AnyEvent, RequestAccepted
 
@@ -40,7 +40,7 @@ _secret = msgspec.json.Decoder(Secret)
 _event = msgspec.json.Decoder(AnyEvent)
 
 
-class SealBroken(LogError):
+class ContentUndecipherable(LogError):
     """What is sealed is not what this key sealed: somebody else has written it."""
 
 
@@ -48,7 +48,7 @@ class KeyErased(LogError):
     """What was to be sealed has no key any more."""
 
 
-class Seal:
+class Cipher:
     """One request's, to close and to open its events with."""
 
     def __init__(self, request: str, key: bytes) -> None:
@@ -56,13 +56,13 @@ class Seal:
 
     def closed(self, event: AnyEvent) -> AnyEvent:
         """Return the event as it is appended."""
-        told, content = bare.split(event)
+        told, content = redaction.split(event)
         if content is None:
             return event
         said, about = codec.encode_event(event), self._request.encode()
         nonce = hmac.digest(self._key, about + said, "sha256")[:NONCE_BYTES]
         sealed = nonce + self._cipher.encrypt(nonce, said, about)
-        return replace(bare.decode(told), content=base64.b64encode(sealed).decode())
+        return replace(redaction.decode(told), content=base64.b64encode(sealed).decode())
 
     def opened(self, event: Any) -> Any:
         """Return the event as it was before; one that is not closed as it is. Raises SealBroken."""
@@ -73,7 +73,9 @@ class Seal:
             nonce, rest = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
             return _event.decode(self._cipher.decrypt(nonce, rest, self._request.encode()))
         except (InvalidTag, ValueError) as error:
-            raise SealBroken(f"{self._request}: {type(event).__name__} cannot be opened") from error
+            raise ContentUndecipherable(
+                f"{self._request}: {type(event).__name__} cannot be opened"
+            ) from error
 
 
 async def keep(log: Log, subject: str, requests: Sequence[str], key: bytes) -> int:
@@ -93,14 +95,14 @@ def read(data: bytes) -> Secret:
     return _secret.decode(data)
 
 
-async def seal_of(log: Log, accepted: RequestAccepted) -> Seal | None:
+async def seal_of(log: Log, accepted: RequestAccepted) -> Cipher | None:
     """Return a request's seal, None if it has none or has none any more. Raises LogError."""
     if accepted.sealed is None or (found := await secret(log, accepted.sealed)) is None:
         return None
-    return Seal(accepted.request, found.key)
+    return Cipher(accepted.request, found.key)
 
 
-async def opened(log: Log, accepted: RequestAccepted) -> tuple[RequestAccepted, Seal | None]:
+async def opened(log: Log, accepted: RequestAccepted) -> tuple[RequestAccepted, Cipher | None]:
     """Return the request and its seal; closed as it is once its content is removed. Raises LogError."""
     seal = await seal_of(log, accepted)
     return (accepted if seal is None else seal.opened(accepted)), seal

@@ -8,8 +8,8 @@ import anyio.lowlevel
 import pytest
 
 from events import codec, ids, subjects
-from events.history import Histories, Past
 from events.log import LogError, Stored
+from events.request_history import HistoryReader, RequestHistory
 from events.schema import CancelRequested, Parameters, RequestAccepted
 
 pytestmark = pytest.mark.anyio
@@ -68,8 +68,8 @@ def request_ids(count: int) -> list[str]:
 async def test_a_hundred_readers_share_two_scans() -> None:
     requests = request_ids(100)
     log = Scans(requests)
-    histories = Histories(log)  # type: ignore[arg-type]
-    found: dict[str, Past] = {}
+    histories = HistoryReader(log)  # type: ignore[arg-type]
+    found: dict[str, RequestHistory] = {}
 
     async def read(text: str) -> None:
         request = ids.parse_request_id(text)
@@ -88,7 +88,7 @@ async def test_who_waited_for_a_scan_that_failed_scans_itself() -> None:
     requests = request_ids(3)
     log = Scans(requests)
     log.failing = 1
-    histories = Histories(log)  # type: ignore[arg-type]
+    histories = HistoryReader(log)  # type: ignore[arg-type]
     outcomes: list[object] = []
 
     async def read(text: str) -> None:
@@ -115,5 +115,5 @@ async def test_nothing_is_read_behind_the_end() -> None:
     log.stored.append(Stored(subjects.cancel(AT), 2, 2, ended))
     parsed = ids.parse_request_id(request)
     assert parsed is not None
-    past = await Histories(log).read(parsed)  # type: ignore[arg-type]
+    past = await HistoryReader(log).read(parsed)  # type: ignore[arg-type]
     assert (past.life.phase, past.life.reason) == ("ended", "cancelled")

@@ -13,8 +13,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events.jetstream import wire
-from events.jetstream.follower import Api
-from events.jetstream.replies import subscribe
+from events.jetstream.push_reader import Api
+from events.jetstream.request_reply import subscribe
 from events.log import LogError, Stored
 
 # One pull asks for so many messages: a few hundred kilobytes.
