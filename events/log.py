@@ -146,7 +146,7 @@ class Log(Protocol):
         """Return a delivery, to be made again at once or after `delay_s`."""
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
-        """Ask whoever answers on `subject`, in no stream, and return the first answer. Raises NobodyAnswers
+        """Ask whoever answers on `subject`, in no stream, and return the first answer. Raises NoResponders
         at once where nobody would, LogError where nobody does in time."""
 
     def answer(

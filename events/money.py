@@ -19,7 +19,7 @@ def usd(nanousd: int) -> str:
 
 
 def nanousd(text: str) -> int:
-    """Return the nano-USD of an amount in USD, like `10`, `0.25` or `-1.5`. Raises MoneyWrong."""
+    """Return the nano-USD of an amount in USD, like `10`, `0.25` or `-1.5`. Raises InvalidMoney."""
     found = _USD.fullmatch(text)
     if found is None:
         raise InvalidMoney(f"{text!r} is no amount; write USD with at most {DIGITS} decimals, like 12.50")

@@ -9,7 +9,7 @@ from statistics import median
 
 import msgspec
 
-from replay.hardware import Hardware
+from replay.scaling.hardware import Hardware
 
 # A slope that is less than twice its own error may be none.
 ERRORS = 2.0

@@ -12,7 +12,7 @@ import msgspec
 
 from events.log import Log, LogError, NoResponders
 
-# Longer than an answer in SQL may take (10 s, `replay/asking.py`) and than one before it in the queue.
+# Longer than an answer in SQL may take (10 s, `warehouse/queries.py`), and than one before it in the queue.
 TIMEOUT_S = 25.0
 # A leader that hangs has a successor within this (`control/leader.py`); and how long one look takes.
 TAKEOVER_S, LOOK_S = 6.0, 0.5

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from replay.hardware import Hardware
+from replay.scaling.hardware import Hardware
 from rift import catalogue
 from rift.catalogue import Catalogue, CatalogueWrong, Model, Natural, Positive
 

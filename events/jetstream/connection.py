@@ -178,7 +178,7 @@ class JetStream:
         self, *, shards: int, replicas: int, max_bytes: int, retention_days: int = 7
     ) -> None:
         """Create what is missing, give more room and time where there is less, and compare what is there.
-        Raises BrokerWrong naming a difference."""
+        Raises InvalidBroker naming a difference."""
         version = self.client.connected_server_version
         if (version.major, version.minor) < SERVER_VERSION_MIN:
             raise InvalidBroker(f"nats-server {version} is too old; Rift needs 2.15 or newer")

@@ -7,14 +7,7 @@ import anyio
 import anyio.lowlevel
 
 from events import subjects as names
-from events.log import (
-    Log,
-    LogError,
-    NoResponders,
-    OutcomeUnknown,
-    RecordTooLarge,
-    Stored,
-)
+from events.log import Log, LogError, NoResponders, OutcomeUnknown, RecordTooLarge, Stored
 from events.memory.broker import Answerer, Consumer, Filter, Handler, MemoryBroker, Stream
 from events.memory.readers import MemoryFollower, MemoryJobs
 

@@ -4,18 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from events.schema.shapes import (
-    Account,
-    Amount,
-    Digest,
-    Event,
-    Limit,
-    Natural,
-    Percent,
-    Period,
-    Plan,
-    Shape,
-)
+from events.schema.shapes import Account, Amount, Digest, Event, Limit, Natural, Percent, Period, Plan, Shape
 
 
 class BookEvent(Event, frozen=True, kw_only=True, omit_defaults=True):

@@ -13,9 +13,9 @@ how answers are spread over replicas, is held by more. A schedule that no such r
 
 from collections.abc import Callable, Sequence
 
-from replay.backtest.engine import Asked, Fleet
-from replay.demand import Demands
-from replay.hardware import MISSED_SHARE, Hardware
+from replay.backtest.simulator import SimulatedFleet, TraceRequest
+from replay.scaling.demand import Demands
+from replay.scaling.hardware import MISSED_SHARE, Hardware
 
 TICK_S = 1.0
 # Slots kept free, as a share of all.
@@ -36,7 +36,7 @@ class _AtOnce:
         self._slots = slots
         self.needed: list[tuple[float, int]] = []
 
-    def decide(self, now_s: float, fleet: Fleet) -> int | None:
+    def decide(self, now_s: float, fleet: SimulatedFleet) -> int | None:
         wanted = -int(-fleet.under_way // self._slots)
         self.needed.append((now_s, wanted))
         return wanted
@@ -54,7 +54,7 @@ class Oracle:
         self._next = 0
         self._wanted = 0
 
-    def decide(self, now_s: float, fleet: Fleet) -> int | None:
+    def decide(self, now_s: float, fleet: SimulatedFleet) -> int | None:
         while self._next < len(self._schedule) and self._schedule[self._next][0] <= now_s:
             self._wanted = self._schedule[self._next][1]
             self._next += 1
@@ -64,25 +64,25 @@ class Oracle:
 
 
 def best(
-    asked: Sequence[Asked],
+    asked: Sequence[TraceRequest],
     hardware: Hardware,
     *,
     start_s: float,
     ttft_ms: int,
     progress: Callable[[float], None] | None = None,
-) -> Fleet:
+) -> SimulatedFleet:
     """Return the fleet of the best schedule, when it has served all; `progress` is told of each tried."""
     count = len(asked)
     output = sum(one.output_tokens for one in asked) / count
     prompt = sum(one.prompt_tokens for one in asked) / count
     slots = hardware.running_of(int(prompt + output))
     answer_s = output * hardware.step_us_at(slots) / 1e6
-    tried: list[tuple[float, Fleet]] = []
+    tried: list[tuple[float, SimulatedFleet]] = []
     for margin in MARGINS:
         needed = _needed(asked, hardware, slots=slots * (1 - margin))
         for answers in ENDING_ANSWERS:
             plan = _schedule(needed, start_s=start_s, gap_s=start_s + answers * answer_s)
-            fleet = Fleet(asked, hardware, start_s=start_s, scaling=Oracle(plan, slots=slots))
+            fleet = SimulatedFleet(asked, hardware, start_s=start_s, scaling=Oracle(plan, slots=slots))
             fleet.run(progress)
             tried.append((sum(ttft_s * 1000 <= ttft_ms for ttft_s in fleet.ttft_s) / count, fleet))
         # A larger margin costs more.
@@ -92,9 +92,9 @@ def best(
     return min((fleet for share, fleet in tried if share >= aim), key=lambda fleet: fleet.replica_s)
 
 
-def _needed(asked: Sequence[Asked], hardware: Hardware, *, slots: float) -> list[tuple[float, int]]:
+def _needed(asked: Sequence[TraceRequest], hardware: Hardware, *, slots: float) -> list[tuple[float, int]]:
     at_once = _AtOnce(slots)
-    Fleet(asked, hardware, start_s=0.0, scaling=at_once).run()
+    SimulatedFleet(asked, hardware, start_s=0.0, scaling=at_once).run()
     return at_once.needed
 
 

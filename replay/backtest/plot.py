@@ -5,7 +5,7 @@ What lives here: the one place that knows matplotlib, which is optional. What mu
 
 from pathlib import Path
 
-from replay.backtest.engine import Fleet
+from replay.backtest.simulator import SimulatedFleet
 
 # A trace's time is divided into so many bars: as many as can be told apart.
 BARS = 240
@@ -15,7 +15,7 @@ class PlotMissing(Exception):
     """Pictures need matplotlib; the message says how to get it."""
 
 
-def plot(fleet: Fleet, path: Path, *, title: str, ttft_ms: int) -> None:
+def plot(fleet: SimulatedFleet, path: Path, *, title: str, ttft_ms: int) -> None:
     """Draw to a file of a kind that its name says. Raises PlotMissing, OSError, ValueError."""
     try:
         from matplotlib.figure import Figure

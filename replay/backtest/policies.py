@@ -8,10 +8,10 @@ from collections import deque
 
 import msgspec
 
-from replay.backtest.engine import Fleet
-from replay.decide import Policy, decide
-from replay.demand import Demands, Replicas, Reports
-from replay.hardware import Hardware
+from replay.backtest.simulator import SimulatedFleet
+from replay.scaling.demand import Demands, Replicas, Reports
+from replay.scaling.hardware import Hardware
+from replay.scaling.policy import Policy, decide
 
 # As often as control looks, and as often as a worker reports.
 TICK_S, REPORT_S = 2.0, 10.0
@@ -32,7 +32,7 @@ class Ours:
         self._reports = Reports()
         self._report_s = 0.0
 
-    def decide(self, now_s: float, fleet: Fleet) -> int | None:
+    def decide(self, now_s: float, fleet: SimulatedFleet) -> int | None:
         now_ns = int(now_s * 1e9)
         if now_s >= self._report_s:
             self._report_s = now_s + REPORT_S
@@ -65,7 +65,7 @@ class Static:
     def __init__(self, replicas: int) -> None:
         self._replicas = replicas
 
-    def decide(self, now_s: float, fleet: Fleet) -> int | None:
+    def decide(self, now_s: float, fleet: SimulatedFleet) -> int | None:
         return self._replicas
 
 
@@ -129,7 +129,7 @@ class Knative:
         self._active_s: float | None = None
         self._inactive_s: float | None = None
 
-    def decide(self, now_s: float, fleet: Fleet) -> int | None:
+    def decide(self, now_s: float, fleet: SimulatedFleet) -> int | None:
         if not fleet.wanted and fleet.under_way == 1:
             # The activator's word on the first request that it holds.
             self._write(self._second, 1.0)
@@ -145,7 +145,7 @@ class Knative:
         self._stable.write(second, concurrency)
         self._panic.write(second, concurrency)
 
-    def _scaled(self, now_s: float, fleet: Fleet) -> int | None:
+    def _scaled(self, now_s: float, fleet: SimulatedFleet) -> int | None:
         desired = self.desired(now_s, len(fleet.ready), self._stable.value(), self._panic.value())
         return self._at_zero(now_s, fleet, desired)
 
@@ -164,7 +164,7 @@ class Knative:
             self._panic_wanted = desired = max(desired, self._panic_wanted)
         return desired
 
-    def _at_zero(self, now_s: float, fleet: Fleet, desired: int) -> int | None:
+    def _at_zero(self, now_s: float, fleet: SimulatedFleet, desired: int) -> int | None:
         if fleet.ready and self._active_s is None:
             self._active_s = now_s
         if desired:

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 
 from replay.backtest import oracle
-from replay.backtest.engine import Asked, Fleet, Scaling
 from replay.backtest.policies import Knative, KnativeSettings, Ours, Static
-from replay.decide import Policy
-from replay.hardware import Hardware, concurrency_max
+from replay.backtest.simulator import Scaling, SimulatedFleet, TraceRequest
+from replay.scaling.hardware import Hardware, concurrency_max
+from replay.scaling.policy import Policy
 
 # Knative fills a replica to 70 % of what it can hold (its default target-utilization-percentage).
 KNATIVE_UTILIZATION = 0.7
@@ -22,7 +22,7 @@ REPLICAS_MAX = 1000
 STATIC = re.compile(r"static:([0-9]{1,4})")
 
 
-class PolicyWrong(ValueError):
+class InvalidPolicy(ValueError):
     """A policy cannot be used; the message names it and says what can."""
 
 
@@ -52,26 +52,26 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def run(
-    asked: Sequence[Asked],
+    asked: Sequence[TraceRequest],
     hardware: Hardware,
     policy: str,
     *,
     start_s: float,
     ttft_ms: int,
     progress: Callable[[float], None] | None = None,
-) -> tuple[Result, Fleet]:
-    """Serve a trace. Raises PolicyWrong, engine.NothingStarts, OSError."""
+) -> tuple[Result, SimulatedFleet]:
+    """Serve a trace. Raises InvalidPolicy, engine.NothingStarts, OSError."""
     if policy == "oracle":
         fleet = oracle.best(asked, hardware, start_s=start_s, ttft_ms=ttft_ms, progress=progress)
     else:
         scaling = _scaling(policy, asked, hardware, start_s=start_s, ttft_ms=ttft_ms)
-        fleet = Fleet(asked, hardware, start_s=start_s, scaling=scaling)
+        fleet = SimulatedFleet(asked, hardware, start_s=start_s, scaling=scaling)
         fleet.run(progress)
     return result(policy, fleet, ttft_ms=ttft_ms), fleet
 
 
 def _scaling(
-    policy: str, asked: Sequence[Asked], hardware: Hardware, *, start_s: float, ttft_ms: int
+    policy: str, asked: Sequence[TraceRequest], hardware: Hardware, *, start_s: float, ttft_ms: int
 ) -> Scaling:
     if policy == "default":
         return Ours(Policy(replicas_max=REPLICAS_MAX, ttft_ms=ttft_ms), hardware, start_s=start_s)
@@ -87,17 +87,21 @@ def _scaling(
         return Static(int(number[1]))
     if policy.endswith(".toml"):
         return Ours(_of_file(Path(policy)), hardware, start_s=start_s)
-    raise PolicyWrong(f"{policy!r} is no policy; there are default, knative, static:N, oracle and FILE.toml")
+    raise InvalidPolicy(
+        f"{policy!r} is no policy; there are default, knative, static:N, oracle and FILE.toml"
+    )
 
 
 def _of_file(path: Path) -> Policy:
     try:
         return msgspec.toml.decode(path.read_bytes(), type=Policy)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise PolicyWrong(f"{path}: {error}; its fields are {', '.join(Policy.__struct_fields__)}") from error
+        raise InvalidPolicy(
+            f"{path}: {error}; its fields are {', '.join(Policy.__struct_fields__)}"
+        ) from error
 
 
-def result(policy: str, fleet: Fleet, *, ttft_ms: int) -> Result:
+def result(policy: str, fleet: SimulatedFleet, *, ttft_ms: int) -> Result:
     """Return the figures of a fleet that has served all."""
     waits = sorted(fleet.ttft_s)
     count = len(waits)

@@ -15,14 +15,14 @@ from typing import Any, TextIO
 
 import msgspec
 
-from replay.backtest.engine import Asked
+from replay.backtest.simulator import TraceRequest
 
 # A time beyond this is none: nan, infinite, or of another unit.
 SECONDS_MAX = 1e11
 FORMATS = ("azure", "mooncake", "servegen", "log")
 
 
-class TraceWrong(ValueError):
+class InvalidTrace(ValueError):
     """A trace cannot be read; the message names the file, the line and what is wrong there."""
 
 
@@ -32,41 +32,41 @@ class _Mooncake(msgspec.Struct):
     output_length: int
 
 
-def read(path: Path, kind: str, *, thin: int = 1) -> list[Asked]:
-    """Return a file's requests in order of time, from 0 on. Raises TraceWrong, OSError.
+def read(path: Path, kind: str, *, thin: int = 1) -> list[TraceRequest]:
+    """Return a file's requests in order of time, from 0 on. Raises InvalidTrace, OSError.
 
     `thin` N keeps a client if the SHA-256 of its name, as a number, divides by N: whole clients, always the
     same ones.
     """
     if kind not in READERS:
-        raise TraceWrong(f"{path}: {kind!r} is no format of a file; there are {', '.join(READERS)}")
+        raise InvalidTrace(f"{path}: {kind!r} is no format of a file; there are {', '.join(READERS)}")
     if thin > 1 and kind != "servegen":
-        raise TraceWrong(
+        raise InvalidTrace(
             f"{path}: a trace of format {kind} names no clients, so none can be left out (--thin)"
         )
     try:
         with _opened(path) as lines:
             found = list(READERS[kind](path, lines, thin))
     except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, zlib.error, csv.Error) as error:
-        raise TraceWrong(f"{path}: {error}") from error
+        raise InvalidTrace(f"{path}: {error}") from error
     return _from_zero(found, path)
 
 
-def of_rows(rows: Iterable[tuple[int, int, int]]) -> list[Asked]:
-    """Return what Rift's log holds: accepted_at_ns, prompt_tokens, output_tokens a row. Raises TraceWrong."""
+def of_rows(rows: Iterable[tuple[int, int, int]]) -> list[TraceRequest]:
+    """Return what Rift's log holds: accepted_at_ns, prompt_tokens, output_tokens a row. Raises InvalidTrace."""
     return _from_zero(
-        [Asked(at_ns / 1e9, prompt, max(1, output)) for at_ns, prompt, output in rows], "the log"
+        [TraceRequest(at_ns / 1e9, prompt, max(1, output)) for at_ns, prompt, output in rows], "the log"
     )
 
 
 def guessed(path: Path) -> str:
-    """Return the format that a file's name promises. Raises TraceWrong."""
+    """Return the format that a file's name promises. Raises InvalidTrace."""
     if path.suffix == ".jsonl":
         return "mooncake"
     if path.name.endswith((".csv", ".csv.gz")):
         with _opened(path) as lines:
             return "azure" if lines.readline().startswith("TIMESTAMP") else "servegen"
-    raise TraceWrong(f"{path}: say what it is with --trace-format: {', '.join(FORMATS)}")
+    raise InvalidTrace(f"{path}: say what it is with --trace-format: {', '.join(FORMATS)}")
 
 
 def keeps(client: str, thin: int) -> bool:
@@ -74,7 +74,7 @@ def keeps(client: str, thin: int) -> bool:
     return int.from_bytes(hashlib.sha256(client.encode()).digest()) % thin == 0
 
 
-def _azure(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
+def _azure(path: Path, lines: TextIO, thin: int) -> Iterator[TraceRequest]:
     """TIMESTAMP, ContextTokens, GeneratedTokens."""
 
     def seconds(text: str) -> float:
@@ -85,7 +85,7 @@ def _azure(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
         yield _asked(path, number, seconds, row)
 
 
-def _servegen(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
+def _servegen(path: Path, lines: TextIO, thin: int) -> Iterator[TraceRequest]:
     """t_s, client, input_tokens, output_tokens, whatever else."""
     clients: dict[str, bool] = {}
     for number, row in _rows(path, lines, ("t_s", "client", "input_tokens", "output_tokens")):
@@ -96,18 +96,18 @@ def _servegen(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
             yield _asked(path, number, float, (row[0], row[2], row[3]))
 
 
-def _mooncake(path: Path, lines: TextIO, thin: int) -> Iterator[Asked]:
+def _mooncake(path: Path, lines: TextIO, thin: int) -> Iterator[TraceRequest]:
     """JSON lines: timestamp in ms, input_length, output_length."""
     decoder = msgspec.json.Decoder(_Mooncake)
     for number, line in enumerate(lines, start=1):
         try:
             one = decoder.decode(line)
         except msgspec.DecodeError as error:
-            raise TraceWrong(f"{path}:{number}: {error}") from error
+            raise InvalidTrace(f"{path}:{number}: {error}") from error
         yield _asked(path, number, float, (one.timestamp / 1000, one.input_length, one.output_length))
 
 
-READERS: dict[str, Callable[[Path, TextIO, int], Iterator[Asked]]] = {
+READERS: dict[str, Callable[[Path, TextIO, int], Iterator[TraceRequest]]] = {
     "azure": _azure,
     "mooncake": _mooncake,
     "servegen": _servegen,
@@ -124,29 +124,29 @@ def _rows(path: Path, lines: TextIO, columns: Sequence[str]) -> Iterator[tuple[i
     rows = csv.reader(lines)
     header = next(rows, [])
     if header[: len(columns)] != list(columns):
-        raise TraceWrong(
+        raise InvalidTrace(
             f"{path}:1: the columns are {','.join(header)!r}; expected are {','.join(columns)!r}"
         )
     for number, row in enumerate(rows, start=2):
         if len(row) < len(columns):
-            raise TraceWrong(f"{path}:{number}: {len(row)} values, expected are {len(columns)}")
+            raise InvalidTrace(f"{path}:{number}: {len(row)} values, expected are {len(columns)}")
         yield number, row
 
 
-def _asked(path: Path, number: int, seconds: Callable[[Any], float], row: Sequence[Any]) -> Asked:
+def _asked(path: Path, number: int, seconds: Callable[[Any], float], row: Sequence[Any]) -> TraceRequest:
     try:
         # What made no token was asked all the same: its prompt is filled.
-        one = Asked(seconds(row[0]), int(row[1]), max(1, int(row[2])))
+        one = TraceRequest(seconds(row[0]), int(row[1]), max(1, int(row[2])))
     except ValueError as error:
-        raise TraceWrong(f"{path}:{number}: {error}") from error
+        raise InvalidTrace(f"{path}:{number}: {error}") from error
     if not 0 <= one.at_s < SECONDS_MAX or one.prompt_tokens < 0:
-        raise TraceWrong(f"{path}:{number}: {row[0]} is no time, or {row[1]} no count")
+        raise InvalidTrace(f"{path}:{number}: {row[0]} is no time, or {row[1]} no count")
     return one
 
 
-def _from_zero(found: list[Asked], where: Path | str) -> list[Asked]:
+def _from_zero(found: list[TraceRequest], where: Path | str) -> list[TraceRequest]:
     if not found:
-        raise TraceWrong(f"{where}: there is no request in it")
+        raise InvalidTrace(f"{where}: there is no request in it")
     found.sort()
     first_s = found[0].at_s
     return [one._replace(at_s=one.at_s - first_s) for one in found]

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import msgspec
 
 from events.jetstream import JetStream
-from replay.answer import Answer
 from replay.backtest import plot, traces
-from replay.backtest.engine import Asked, NothingStarts
-from replay.backtest.run import PolicyWrong, Result, run
-from replay.backtest.traces import TraceWrong
-from replay.hardware import HardwareUnknown, profile
+from replay.backtest.run import InvalidPolicy, Result, run
+from replay.backtest.simulator import NothingStarts, TraceRequest
+from replay.backtest.traces import InvalidTrace
+from replay.scaling.hardware import HardwareUnknown, profile
+from replay.warehouse.result import QueryResult
 from rift.cli.ops import CommandFailed, asked, table, with_log
 from rift.questions import Sql
 
@@ -44,12 +44,12 @@ def backtest(options: Namespace) -> None:
         if options.plot is not None:
             title = f"{options.policy} on {options.profile}, a start takes {start_s:g} s"
             plot.plot(fleet, options.plot, title=title, ttft_ms=options.ttft_ms)
-    except (HardwareUnknown, TraceWrong, PolicyWrong, NothingStarts, plot.PlotMissing) as wrong:
+    except (HardwareUnknown, InvalidTrace, InvalidPolicy, NothingStarts, plot.PlotMissing) as wrong:
         raise CommandFailed(str(wrong)) from wrong
     _show(found, as_json=options.json)
 
 
-def _requests(options: Namespace) -> list[Asked]:
+def _requests(options: Namespace) -> list[TraceRequest]:
     if options.thin < 1:
         raise CommandFailed(f"--thin {options.thin}: write 1 for all clients, 4 for a quarter of them")
     if options.trace is None and options.trace_format in (None, "log"):
@@ -79,7 +79,7 @@ async def _of_log(log: JetStream, model: str) -> list[tuple[int, int, int]]:
                 f"order by accepted_at_ns, request_id limit {ROWS}"
             ),
         )
-        found = Answer(**answer).rows
+        found = QueryResult(**answer).rows
         rows += [(row[0], row[1], row[2]) for row in found]
         if len(found) < ROWS:
             return rows
@@ -94,7 +94,7 @@ def _show(found: Result, *, as_json: bool) -> None:
     shown = {
         name: f"{value:,}" if isinstance(value, int | float) else value for name, value in figures.items()
     }
-    print(table(Answer(columns=["figure", "value"], rows=[list(row) for row in shown.items()])))
+    print(table(QueryResult(columns=["figure", "value"], rows=[list(row) for row in shown.items()])))
 
 
 @contextmanager

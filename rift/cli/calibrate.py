@@ -18,8 +18,8 @@ import httpx
 import msgspec
 
 from events.jetstream import JetStream
-from replay.answer import Answer
-from replay.hardware import Hardware, profiles
+from replay.scaling.hardware import Hardware, profiles
+from replay.warehouse.result import QueryResult
 from rift import calibrate
 from rift.calibrate import Fit, Prompt, Running
 from rift.catalogue import Profile, nanousd_an_hour, slug
@@ -278,8 +278,8 @@ def _residuals(prompts: list[Prompt], running: list[Running], fitted: Fit) -> st
     """Say how well the fit says again what was measured."""
     told = [[prompt.tokens, _ms(prompt.ttft_s), _ms(fitted.ttft_s(prompt.tokens))] for prompt in prompts]
     steps = [[found.running, _ms(found.step_s), _ms(fitted.step_s(found.running))] for found in running]
-    first = table(Answer(["prompt tokens", "ttft ms", "fitted"], told))
-    return f"{first}\n\n{table(Answer(['running', 'step ms', 'fitted'], steps))}\n"
+    first = table(QueryResult(["prompt tokens", "ttft ms", "fitted"], told))
+    return f"{first}\n\n{table(QueryResult(['running', 'step ms', 'fitted'], steps))}\n"
 
 
 def _ms(seconds: float) -> float:

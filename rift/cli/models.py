@@ -18,7 +18,7 @@ from events.book import Book
 from events.fleet import Fleet
 from events.jetstream import JetStream
 from events.log import LogError
-from replay.answer import Answer
+from replay.warehouse.result import QueryResult
 from rift import settings
 from rift.catalogue import Catalogue, nanousd_per_token
 from rift.cli.connection import configuration, installation, load_settings
@@ -45,7 +45,7 @@ def list_models(options: Namespace) -> None:
     if options.json:
         print(json.dumps(lines, ensure_ascii=False))
         return
-    print(table(Answer(list(COLUMNS), [[line[column] for column in COLUMNS] for line in lines])))
+    print(table(QueryResult(list(COLUMNS), [[line[column] for column in COLUMNS] for line in lines])))
 
 
 def _line(name: str, told: Settings, book: Book, fleet: Fleet) -> dict[str, Any]:

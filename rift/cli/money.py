@@ -14,9 +14,9 @@ from events.jetstream import JetStream
 from events.money import nanousd, usd
 from events.pricing import Billed, cost_nanousd
 from events.schema import Price, UsageCorrected
-from replay import focus
-from replay.answer import Answer
-from replay.invoice import Invoice
+from replay.billing import focus_csv
+from replay.billing.invoice import Invoice
+from replay.warehouse.result import QueryResult
 from rift import accounts, prices
 from rift.cli.connection import load_settings
 from rift.cli.ops import CommandFailed, asked, table, with_log
@@ -33,7 +33,7 @@ def invoice(options: Namespace) -> None:
     if options.csv:
         rows = [dict(zip(priced["columns"], row, strict=True)) for row in priced["rows"]]
         listed = {(row["version"], row["model"]): row for row in rows}
-        print(focus.csv_of(found, listed), end="")
+        print(focus_csv.csv_of(found, listed), end="")
     elif options.json:
         print(json.dumps(msgspec.to_builtins(found)))
     else:
@@ -49,7 +49,7 @@ def list_prices(options: Namespace) -> None:
         return
     print(f"price list {book.price_version}, nano-USD a token (USD per million tokens: divide by 1,000)")
     columns = ["model", "prompt", "output", "cached prompt", "second"]
-    print(table(Answer(columns, [[name, *_numbers(price)] for name, price in listed])))
+    print(table(QueryResult(columns, [[name, *_numbers(price)] for name, price in listed])))
 
 
 def publish_prices(options: Namespace) -> None:
@@ -181,7 +181,7 @@ def rerate(options: Namespace) -> None:
     if options.json:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in answer]))
     else:
-        print(table(Answer(columns, answer)))
+        print(table(QueryResult(columns, answer)))
         print("without corrections; nothing was changed, `rift correct` appends one", file=sys.stderr)
 
 
@@ -215,7 +215,7 @@ def _shown(found: Invoice) -> str:
     head = f"invoice of {found.account}, {found.period}, {found.status}: up to {reach}"
     if found.status == "open":
         head += "\n(provisional: the period is not closed)"
-    lines = table(Answer(columns, rows)) if rows else "nothing was charged"
+    lines = table(QueryResult(columns, rows)) if rows else "nothing was charged"
     return f"{head}\n\n{lines}\n\ntotal {usd(found.total_nanousd)} USD ({found.total_nanousd} nano-USD)"
 
 

@@ -11,8 +11,8 @@ import anyio
 from events.jetstream import JetStream
 from events.log import LogError
 from events.money import usd
-from replay.answer import Answer, QueryRefused
-from replay.warehouse import Warehouse, WarehouseError
+from replay.warehouse.result import QueryRefused, QueryResult
+from replay.warehouse.warehouse import Warehouse, WarehouseError
 from rift import accounts
 from rift.cli.connection import connected, installation
 from rift.control.until import parse as parse_position
@@ -31,7 +31,7 @@ def sql(options: Namespace) -> None:
     """Ask the control process; where no broker answers, the database file itself."""
     try:
         try:
-            answer = Answer(**with_log(options, lambda log: ask_leader(log, Sql(options.select))))
+            answer = QueryResult(**with_log(options, lambda log: ask_leader(log, Sql(options.select))))
         except* LogError as nobody:
             answer = _from_file(options, nobody)
     except* (QueryRefused, QuestionRefused, WarehouseError) as refused:
@@ -39,7 +39,7 @@ def sql(options: Namespace) -> None:
     show(answer, as_json=options.json)
 
 
-def show(answer: Answer, *, as_json: bool) -> None:
+def show(answer: QueryResult, *, as_json: bool) -> None:
     """Print an answer. Raises CommandFailed where JSON cannot hold it."""
     if not as_json:
         print(table(answer))
@@ -50,7 +50,7 @@ def show(answer: Answer, *, as_json: bool) -> None:
     print(json.dumps(rows, ensure_ascii=False))
 
 
-def _from_file(options: Namespace, nobody: BaseExceptionGroup[LogError]) -> Answer:
+def _from_file(options: Namespace, nobody: BaseExceptionGroup[LogError]) -> QueryResult:
     found = installation(options)
     if options.nats or not found.database.exists():
         raise CommandFailed(first_of(nobody))
@@ -105,7 +105,7 @@ def list_of(lines: Sequence[Mapping[str, Any]], *, as_json: bool, shown: Shown) 
     rows = [
         [shown[name](value) if name in shown else value for name, value in line.items()] for line in lines
     ]
-    print(table(Answer(columns, rows)))
+    print(table(QueryResult(columns, rows)))
 
 
 def money(nanousd: int | None) -> str | None:
@@ -117,7 +117,7 @@ def moment(at_ns: int | None) -> str | None:
     return None if at_ns is None else f"{datetime.fromtimestamp(at_ns // 10**9, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def table(answer: Answer) -> str:
+def table(answer: QueryResult) -> str:
     """Columns under their names, numbers to the right."""
     rows = [["" if value is None else str(value) for value in row] for row in answer.rows]
     widths = [max(map(len, column)) for column in zip(answer.columns, *rows, strict=True)]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from events.log import LogError
 from events.money import InvalidMoney
-from replay.archive import ArchiveError
-from replay.audit import AuditError
+from replay.archive.manifest import ArchiveError
+from replay.audit_export import AuditError
 from replay.backtest.traces import FORMATS
-from replay.invoice import PERIOD, BillingRefused
-from replay.warehouse import ProjectionStopped, WarehouseError
+from replay.billing.invoice import PERIOD, BillingRefused
+from replay.warehouse.warehouse import ProjectionStopped, WarehouseError
 from rift import __version__
 from rift.accounts import AccountUnknown, KeyUnknown, OutcomeOpen, RecordReadable
 from rift.broker import BrokerMissing
@@ -295,7 +295,7 @@ def _backtest(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     test = _command(commands, "backtest", backtest.backtest, "try a scaling policy on a trace, and price it")
     test.add_argument("--trace", type=Path, metavar="PATH", help="a file; without one, Rift's own log")
     test.add_argument("--trace-format", choices=FORMATS, help="what it is (by its name, else log)")
-    test.add_argument("--profile", required=True, metavar="NAME", help="of replay/hardware.toml")
+    test.add_argument("--profile", required=True, metavar="NAME", help="of replay/scaling/hardware.toml")
     test.add_argument("--policy", default="default", metavar="P", help=backtest.POLICIES)
     test.add_argument("--start-s", type=float, metavar="S", help="how long a start takes (the profile's)")
     test.add_argument("--ttft-ms", type=int, default=backtest.TTFT_MS, metavar="MS", help="target (2000)")

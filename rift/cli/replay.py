@@ -15,13 +15,15 @@ from events import codec, subjects
 from events.jetstream import JetStream
 from events.log import Log
 from events.schema import SegmentSealed
-from replay import audit, decisions, invoice
-from replay.answer import Answer, QueryRefused
-from replay.archive import Archive
-from replay.fold import BookBehind
-from replay.invoice import Invoice
-from replay.warehouse import Warehouse, checks
-from replay.warehouse import sql as sql_of
+from replay import audit_export
+from replay.archive.archive import Archive
+from replay.billing import invoice
+from replay.billing.invoice import Invoice
+from replay.facts.fold import BookBehind
+from replay.scaling import verify as decisions
+from replay.warehouse.result import QueryRefused, QueryResult
+from replay.warehouse.warehouse import Warehouse, checks
+from replay.warehouse.warehouse import sql as sql_of
 from rift.cli.connection import installation
 from rift.cli.ops import CommandFailed, asked, first_of, show, with_log
 from rift.control.tail import archived, fold_tail, rebuilt
@@ -59,7 +61,7 @@ def until(options: Namespace) -> None:
     """Answer a SELECT as of a position."""
     position, archive = parse(options.until), _archive(options)
 
-    async def ask(log: JetStream) -> Answer:
+    async def ask(log: JetStream) -> QueryResult:
         with _temporary() as path:
             warehouse = await to_thread.run_sync(Warehouse.open, path)
             try:
@@ -122,7 +124,7 @@ def differences(rebuilt: Warehouse, told: Mapping[str, Any]) -> Iterator[str]:
             yield f"{check}: {wrong}: {which}"
 
 
-def _line_differences(told: Mapping[str, Any], found: Answer) -> Iterator[str]:
+def _line_differences(told: Mapping[str, Any], found: QueryResult) -> Iterator[str]:
     """Yield the invoice lines that are only here or only there."""
     here = {tuple(row) for row in told["rows"]}
     there = {tuple(row) for row in found.rows}
@@ -228,7 +230,7 @@ def export_of(archive: Archive, warehouse: Warehouse, account: str, period: str,
     if found.status == "open":
         found = msgspec.structs.replace(found, positions=_reached(archive, warehouse))
     [requests] = warehouse.read((REQUESTS, {"account": account, "period": period}))
-    audit.export(archive, msgspec.to_builtins(found), dict(requests.rows), folder)
+    audit_export.export(archive, msgspec.to_builtins(found), dict(requests.rows), folder)
     return found
 
 

@@ -13,17 +13,11 @@ from typing import Any
 import anyio
 
 from events.schema import ReplicaStarting
-from replay.archive import Archive
+from replay.archive.archive import Archive
 from rift import catalogue
 from rift import up as installation_up
 from rift.catalogue import Profile
-from rift.cli.connection import (
-    configuration,
-    connected,
-    connected_role,
-    installation,
-    load_settings,
-)
+from rift.cli.connection import configuration, connected, connected_role, installation, load_settings
 from rift.control import main as control_process
 from rift.control.served import served
 from rift.engines import Engine, EngineFailed

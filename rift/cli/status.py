@@ -15,7 +15,7 @@ from events import fleet as fleets
 from events import subjects
 from events.jetstream import JetStream
 from events.log import LogError
-from replay.answer import Answer
+from replay.warehouse.result import QueryResult
 from rift import __version__
 from rift.cli.connection import installation
 from rift.cli.ops import CommandFailed, first_of, table, with_log
@@ -139,7 +139,7 @@ async def _ask(log: JetStream, question: AnyQuestion) -> Any:
 
 
 async def _rows(log: JetStream, select: str) -> Rows:
-    answer = Answer(**await _ask(log, Sql(select)))
+    answer = QueryResult(**await _ask(log, Sql(select)))
     return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
 
 
@@ -180,4 +180,4 @@ def _gateways(gateways: Rows | None) -> str:
 
 
 def _table(rows: Rows, columns: tuple[str, ...]) -> str:
-    return table(Answer(list(columns), [[row.get(column) for column in columns] for row in rows]))
+    return table(QueryResult(list(columns), [[row.get(column) for column in columns] for row in rows]))

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from events.log import Log
-from replay.answer import QueryRefused
-from replay.invoice import BillingRefused
+from replay.billing.invoice import BillingRefused
+from replay.warehouse.result import QueryRefused
 from rift.questions import Question, QuestionRefused, Sql
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@
              kept for ever, it is only told
 
 Each step looks at what the one before it left on disk, so it may end anywhere and is gone on with. What lives
-here: when. What must not: what a segment is (`replay/archive.py`), and what must be kept for whom.
+here: when. What must not: what a segment is (`replay/archive/archive.py`), and what must be kept for whom.
 """
 
 import logging
@@ -24,8 +24,9 @@ from anyio import to_thread
 from events import codec, subjects
 from events.log import Log, LogError, Stored, append_until_known
 from events.schema import SegmentSealed
-from replay.answer import QueryRefused
-from replay.archive import Archive, ArchiveError, Manifest
+from replay.archive.archive import Archive
+from replay.archive.manifest import ArchiveError, Manifest
+from replay.warehouse.result import QueryRefused
 
 logger = logging.getLogger(__name__)
 

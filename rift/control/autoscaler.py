@@ -1,7 +1,7 @@
 """The leader's autoscaler: what is asked of each model, and how its fleet is, to `ScaleDecided`.
 
     the log → projection → Demand ┐
-    RIFT_FLEET → Fleet → Replicas ┴→ decide (replay/decide.py) → ScaleDecided → RIFT_FLEET → driver
+    RIFT_FLEET → Fleet → Replicas ┴→ decide (replay/scaling/policy.py) → ScaleDecided → RIFT_FLEET → driver
 
 It looks once in a while at each model that has replicas or is asked for, and at once at a model without any
 that is asked for. It also gives up replicas that fell silent. What must not live here: the policy, and
@@ -19,12 +19,12 @@ from events import codec, subjects
 from events.fleet import Fleet
 from events.log import Log, LogError, append_until_known
 from events.schema import AnyEvent, ReplicaLost, ScaleDecided
-from replay import observed
-from replay.answer import QueryRefused
-from replay.decide import POLICY, Policy
-from replay.decisions import Inputs, fleet_of
-from replay.hardware import Hardware
-from replay.observed import Moment
+from replay.scaling import demand_query
+from replay.scaling.demand_query import Moment
+from replay.scaling.hardware import Hardware
+from replay.scaling.policy import POLICY, Policy
+from replay.scaling.verify import Inputs, fleet_of
+from replay.warehouse.result import QueryRefused
 from rift import catalogue
 from rift.control.projection import Projection
 
@@ -180,7 +180,7 @@ class Autoscaler:
         served = self._served.get(model)
         policy, hardware = (served.policy, served.hardware) if served else (NOBODY, UNKNOWN)
         position = self._fleet.position
-        replicas = observed.replicas(self._fleet, model, hardware)
+        replicas = demand_query.replicas(self._fleet, model, hardware)
         now_ns = self._now_ns()
         if not await self._projection.catch_up():
             # Work that is not seen must not be taken for none.
@@ -193,10 +193,10 @@ class Autoscaler:
             self._asked.add(model)
             return None
         positions[subjects.FLEET] = position
-        at_ns = await self._projection.read(observed.stored_at_ns)
+        at_ns = await self._projection.read(demand_query.stored_at_ns)
         moment = Moment(positions, max(now_ns, at_ns))
         demand, reports = await self._projection.read(
-            lambda warehouse: observed.observed(warehouse.read, model, moment, idle_ns=policy.idle_ns)
+            lambda warehouse: demand_query.observed(warehouse.read, model, moment, idle_ns=policy.idle_ns)
         )
         replicas = msgspec.structs.replace(replicas, running_sum=reports[0], running_square_sum=reports[1])
         return Inputs(demand, replicas, policy, hardware), moment

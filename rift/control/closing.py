@@ -10,9 +10,9 @@ from anyio import to_thread
 from events import codec, subjects
 from events.log import Conflict, Log
 from events.schema import PeriodClosed
-from replay import invoice
-from replay.invoice import Closing
-from replay.warehouse import Warehouse
+from replay.billing import invoice
+from replay.billing.invoice import Closing
+from replay.warehouse.warehouse import Warehouse
 from rift.questions import QuestionRefused
 
 WRITER = "control"

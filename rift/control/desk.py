@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from events.log import Log
-from replay import invoice
-from replay.answer import Answer
-from replay.archive import ArchiveError
-from replay.listing import listing
-from replay.warehouse import ProjectionStopped, WarehouseError
+from replay.archive.manifest import ArchiveError
+from replay.billing import invoice
+from replay.billing.request_list import listing
+from replay.warehouse.result import QueryResult
+from replay.warehouse.warehouse import ProjectionStopped, WarehouseError
 from rift.control import closing
 from rift.control.answers import Answering
 from rift.control.archiver import Archiver
@@ -75,7 +75,7 @@ class Desk:
         )
         positions, lines = answers
         if len(lines.rows) > LINES_MAX:
-            lines = Answer(lines.columns, [])
+            lines = QueryResult(lines.columns, [])
         return {"positions": dict(positions.rows), "digests": digests, "invoice_lines": lines}
 
     async def _close(self, question: ClosePeriod) -> object:

@@ -28,13 +28,7 @@ import anyio
 
 from events import codec, subjects
 from events.fleet import Fleet
-from events.log import (
-    Conflict,
-    Log,
-    LogError,
-    NoResponders,
-    Stored,
-)
+from events.log import Conflict, Log, LogError, NoResponders, Stored
 from events.schema import ControlElected
 from rift.control.answers import answering
 from rift.questions import AskLeader, ask

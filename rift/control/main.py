@@ -14,9 +14,9 @@ from anyio import to_thread
 
 from events import fleet, subjects
 from events.log import Log
-from replay.answer import QueryRefused
-from replay.archive import Archive
-from replay.warehouse import Warehouse
+from replay.archive.archive import Archive
+from replay.warehouse.result import QueryRefused
+from replay.warehouse.warehouse import Warehouse
 from rift.control.answers import Answering, answering
 from rift.control.archiver import Archiver
 from rift.control.autoscaler import Autoscaler, Served

@@ -12,9 +12,9 @@ from anyio import to_thread
 
 from events import subjects
 from events.log import Log, LogError
-from replay.answer import QueryRefused
-from replay.archive import Archive
-from replay.warehouse import ProjectionStopped, Warehouse
+from replay.archive.archive import Archive
+from replay.warehouse.result import QueryRefused
+from replay.warehouse.warehouse import ProjectionStopped, Warehouse
 from rift.control.projector import Projector
 from rift.control.tail import fold_tail, rebuilt
 

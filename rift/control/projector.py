@@ -10,8 +10,8 @@ from anyio import to_thread
 
 from events import subjects
 from events.log import Follower, Log, LogError, Stored
-from replay.fold import BookBehind, Stop
-from replay.warehouse import Warehouse
+from replay.facts.fold import BookBehind, Stop
+from replay.warehouse.warehouse import Warehouse
 
 # One transaction costs about as much as folding a thousand events, so a busy stream pays for few of them.
 # Who asks does not wait for it: see `catch_up`.

@@ -3,8 +3,8 @@
 import msgspec
 
 from events.money import usd
-from replay.decide import Policy, bounds
-from replay.hardware import Hardware, profiles
+from replay.scaling.hardware import Hardware, profiles
+from replay.scaling.policy import Policy, bounds
 from rift import catalogue
 from rift.catalogue import Profile
 from rift.control.autoscaler import UNKNOWN, Served

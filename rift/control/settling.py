@@ -16,8 +16,8 @@ from events import codec, credit, subjects
 from events.book import Book
 from events.log import Log, LogError, append_until_known
 from events.schema import CreditHeld
-from replay.answer import QueryRefused
-from replay.warehouse import Warehouse
+from replay.warehouse.result import QueryRefused
+from replay.warehouse.warehouse import Warehouse
 
 logger = logging.getLogger(__name__)
 

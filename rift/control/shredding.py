@@ -15,8 +15,8 @@ from anyio import to_thread
 
 from events import encryption, ids, subjects
 from events.log import Follower, Log, LogError
-from replay.answer import QueryRefused
-from replay.warehouse import Warehouse
+from replay.warehouse.result import QueryRefused
+from replay.warehouse.warehouse import Warehouse
 
 logger = logging.getLogger(__name__)
 

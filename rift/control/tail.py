@@ -10,9 +10,9 @@ from anyio import to_thread
 
 from events import subjects
 from events.log import Log, Stored
-from replay.archive import Archive
-from replay.rebuild import rebuild
-from replay.warehouse import Warehouse
+from replay.archive.archive import Archive
+from replay.warehouse.rebuild import rebuild
+from replay.warehouse.warehouse import Warehouse
 from rift.control.archiver import ANCHORS
 from rift.control.projector import LogTrimmed
 

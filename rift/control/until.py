@@ -9,10 +9,10 @@ from anyio import to_thread
 
 from events import subjects
 from events.log import Log
-from replay import fold
-from replay.archive import Archive
-from replay.fold import Batch, Read
-from replay.warehouse import ProjectionStopped, Warehouse
+from replay.archive.archive import Archive
+from replay.facts import fold
+from replay.facts.fold import Batch, Read
+from replay.warehouse.warehouse import ProjectionStopped, Warehouse
 from rift.control.projector import LogTrimmed
 
 _POSITION = re.compile(r"(RIFT_[A-Z0-9]+):([0-9]{1,18})(?:\.([0-9]{1,9}))?")

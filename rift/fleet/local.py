@@ -17,13 +17,7 @@ from anyio.abc import TaskGroup
 from events import codec, subjects
 from events.fleet import Fleet
 from events.log import Log, LogError, Stored, append_until_known
-from events.schema import (
-    AnyEvent,
-    ReplicaLost,
-    ReplicaReady,
-    ReplicaReported,
-    ReplicaStopped,
-)
+from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaReported, ReplicaStopped
 from rift import catalogue
 from rift.processes import Child, Guard, is_killed, words
 

@@ -10,13 +10,7 @@ from events.ids import RequestId, parse_request_id
 from events.lifecycle import Life
 from events.log import Job
 from events.request_history import RequestHistory
-from events.schema import (
-    AttemptReleased,
-    AttemptStarted,
-    CancelRequested,
-    RequestAccepted,
-    RequestFinished,
-)
+from events.schema import AttemptReleased, AttemptStarted, CancelRequested, RequestAccepted, RequestFinished
 from rift.worker.attempt import Attempt
 
 logger = logging.getLogger(__name__)

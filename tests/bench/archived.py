@@ -13,9 +13,9 @@ from events import codec, merkle
 from events.log import Stored
 from events.schema import Price, PricePublished
 from events.subjects import BOOK
-from replay import segments
-from replay.archive import Archive
-from replay.manifest import VERSION, Manifest, create, file_name, measure
+from replay.archive import parquet
+from replay.archive.archive import Archive
+from replay.archive.manifest import VERSION, Manifest, create, file_name, measure
 
 STREAM = "RIFT_0"
 BATCH = 28
@@ -136,9 +136,9 @@ def write(folder: Path, requests: int, say: Callable[[str], None]) -> Archive:
     batches = -(-requests // BATCH)
     ticks = batches + APART * STEPS
     previous = None
-    with duckdb.connect(config={"memory_limit": segments.MEMORY_MAX}) as connection:
-        connection.execute(segments.sql("archive/macros"))
-        connection.execute(segments.sql("archive/tables"))
+    with duckdb.connect(config={"memory_limit": parquet.MEMORY_MAX}) as connection:
+        connection.execute(parquet.sql("archive/macros"))
+        connection.execute(parquet.sql("archive/tables"))
         for number, first in enumerate(range(0, ticks, SEGMENT_TICKS)):
             last = min(first + SEGMENT_TICKS, ticks) - 1
             previous = _segment(connection, folder / STREAM, (first, last, batches), previous)
@@ -158,15 +158,15 @@ def _segment(
     events, records = (folder / file_name(first, suffix) for suffix in ("events", "records"))
     told = {"from": begin, "to": end, "batches": batches, "first": begin - APART * STEPS, "last": end}
     # The columns of a segment are those of the statement that seals one.
-    sealed = segments.sql("archive/seal").rpartition("order by type")[0]
+    sealed = parquet.sql("archive/seal").rpartition("order by type")[0]
     connection.execute("create or replace temp table made as " + EVENTS_SQL, told)
     connection.execute(
         f"copy (({sealed}) union all by name from made order by type, sequence, place)"
-        f" to '{events}' ({segments.PARQUET})"
+        f" to '{events}' ({parquet.PARQUET})"
     )
     told = {"from": begin, "to": end, "events": str(events)}
     connection.execute("create or replace temp table told as " + RECORDS_SQL, told)
-    connection.execute(f"copy (from told order by sequence) to '{records}' ({segments.PARQUET})")
+    connection.execute(f"copy (from told order by sequence) to '{records}' ({parquet.PARQUET})")
     rows = connection.execute("select hash, events, at_ns from told order by sequence").fetchall()
     manifest = Manifest(
         version=VERSION,

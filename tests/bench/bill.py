@@ -32,11 +32,11 @@ from events.schema import (
     TokensGenerated,
 )
 from events.subjects import BOOK, Address
-from replay import audit, auditor
-from replay.archive import Archive
-from replay.invoice import Invoice, invoice
-from replay.rebuild import rebuild
-from replay.warehouse import Warehouse
+from replay import audit_export, auditor
+from replay.archive.archive import Archive
+from replay.billing.invoice import Invoice, invoice
+from replay.warehouse.rebuild import rebuild
+from replay.warehouse.warehouse import Warehouse
 from tests.bench import figures
 
 PRICE = Price(model="deepseek-r1", prompt_nanousd=150, output_nanousd=400)
@@ -224,7 +224,7 @@ def _audited(archive: Archive, warehouse: Warehouse, bills: list[Invoice], folde
         [found] = warehouse.read(
             ("select request_id, sequence from charges where account = ?", [bill.account])
         )
-        audit.export(archive, msgspec.to_builtins(bill), dict(found.rows), export)
+        audit_export.export(archive, msgspec.to_builtins(bill), dict(found.rows), export)
         ran = subprocess.run(
             [sys.executable, auditor.__file__, str(export)], capture_output=True, check=False
         )

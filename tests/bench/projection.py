@@ -15,7 +15,7 @@ from anyio import to_thread
 from events.jetstream import JetStream, connect
 from events.log import LogError, Stored
 from events.subjects import BOOK
-from replay.warehouse import Warehouse
+from replay.warehouse.warehouse import Warehouse
 from rift import broker
 from rift.control.projector import Projector
 from rift.control.tail import fold_tail

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from replay import segments
-from replay.archive import Archive
-from replay.rebuild import rebuild
+from replay.archive import parquet
+from replay.archive.archive import Archive
+from replay.warehouse.rebuild import rebuild
 from tests.bench import archived, figures, projection
 
 
@@ -79,7 +79,7 @@ def _timed(work: Callable[[Path, Path], None], folder: Path, path: Path) -> dict
 
 
 def _table(folder: Path, path: Path) -> None:
-    with duckdb.connect(str(path), config={"memory_limit": segments.MEMORY_MAX}) as connection:
+    with duckdb.connect(str(path), config={"memory_limit": parquet.MEMORY_MAX}) as connection:
         # A process that multiprocessing started looks interactive to DuckDB, which shows how far it is.
         connection.execute("set enable_progress_bar = false")
         for name in ("records", "events"):

@@ -13,9 +13,9 @@ import msgspec
 
 from replay.backtest import run as backtest
 from replay.backtest import traces
-from replay.backtest.engine import Asked
 from replay.backtest.run import Result
-from replay.hardware import profile
+from replay.backtest.simulator import TraceRequest
+from replay.scaling.hardware import profile
 from tests.bench import figures
 
 PROFILE = "mi300x-deepseek-r1"
@@ -57,7 +57,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def bursty(seed: int, hours: float) -> Iterator[Asked]:
+def bursty(seed: int, hours: float) -> Iterator[TraceRequest]:
     """Bursts of one to ten minutes at 1 to 8 requests/s, and idle minutes between them, 2 to 20."""
     chance = random.Random(seed)
     now_s = 0.0
@@ -66,14 +66,14 @@ def bursty(seed: int, hours: float) -> Iterator[Asked]:
         until_s = now_s + chance.uniform(60, 600)
         while now_s < until_s:
             prompt, output = chance.lognormvariate(6.5, 0.9), chance.lognormvariate(5.8, 0.8)
-            yield Asked(now_s, 1 + int(prompt), 1 + int(output))
+            yield TraceRequest(now_s, 1 + int(prompt), 1 + int(output))
             now_s += chance.expovariate(per_s)
         now_s += math.exp(chance.uniform(math.log(120), math.log(1200)))
 
 
 def _traces(
     options: Options, absent: list[str], say: Callable[[str], None]
-) -> Iterator[tuple[str, list[Asked]]]:
+) -> Iterator[tuple[str, list[TraceRequest]]]:
     yield "bursty", list(bursty(options.seed, options.hours))
     for name, file, thin in TRACES:
         path = (options.trace_folder or Path()) / file

@@ -8,16 +8,7 @@ from events.ids import RANDOM_BYTES, new_request_id, parse_request_id
 from events.log import Log, LogError
 from events.request_history import HistoryReader
 from events.subjects import Address
-from tests.contracts.twins import (
-    SMALL_STREAM,
-    STREAM,
-    Twin,
-    append_many,
-    comes_nothing,
-    read,
-    scan,
-    take,
-)
+from tests.contracts.twins import SMALL_STREAM, STREAM, Twin, append_many, comes_nothing, read, scan, take
 
 pytestmark = pytest.mark.anyio
 

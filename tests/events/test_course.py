@@ -12,7 +12,7 @@ from events.fleet import Fleet
 from events.log import Stored
 from events.schema import ControlElected, ScaleDecided
 from events.subjects import FLEET
-from replay.warehouse import Warehouse
+from replay.warehouse.warehouse import Warehouse
 
 MODEL = "tiny:1"
 

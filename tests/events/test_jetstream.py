@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from events import subjects
-from events.jetstream import BrokerWrong, JetStream, appends, connect
+from events.jetstream import InvalidBroker, JetStream, appends, connect
 from events.jetstream import connection as jetstream
 from events.jetstream.deliveries import PULL_EXPIRES_S
 from events.log import LogError, LogFull, OutcomeUnknown, Stored, append_until_known
@@ -48,7 +48,7 @@ async def test_a_stream_that_differs_stops_the_start(server: Any) -> None:
         "$JS.API.STREAM.CREATE.RIFT_1",
         b'{"name":"RIFT_1","subjects":["rift.1.>"],"discard":"old","storage":"file","deny_delete":true}',
     )
-    with pytest.raises(BrokerWrong, match="stream RIFT_1: discard is 'old', Rift needs 'new'"):
+    with pytest.raises(InvalidBroker, match="stream RIFT_1: discard is 'old', Rift needs 'new'"):
         await log.ensure_streams(shards=2, replicas=1, max_bytes=MIB)
     await log.close()
 
@@ -89,13 +89,13 @@ async def test_a_stream_without_a_limit_gets_none(log: JetStream) -> None:
 
 
 async def test_room_that_the_broker_has_not_stops_the_start(log: JetStream) -> None:
-    with pytest.raises(BrokerWrong, match=r"stream RIFT_0 of [0-9]+ bytes: .*insufficient"):
+    with pytest.raises(InvalidBroker, match=r"stream RIFT_0 of [0-9]+ bytes: .*insufficient"):
         await log.ensure_streams(shards=1, replicas=1, max_bytes=1 << 60)
 
 
 async def test_an_old_server_stops_the_start(log: JetStream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jetstream, "SERVER_VERSION_MIN", (99, 0))
-    with pytest.raises(BrokerWrong, match="is too old"):
+    with pytest.raises(InvalidBroker, match="is too old"):
         await log.ensure_streams(shards=1, replicas=1, max_bytes=MIB)
 
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from replay.answer import Answer
+from replay.warehouse.result import QueryResult
 from rift.questions import Sql, ask
 
 
-async def ask_sql(log: Any, sql: str) -> Answer:
-    return Answer(**await ask(log, Sql(sql), timeout_s=10))
+async def ask_sql(log: Any, sql: str) -> QueryResult:
+    return QueryResult(**await ask(log, Sql(sql), timeout_s=10))

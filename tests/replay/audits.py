@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from events.schema import LimitsSet, Price, PricePublished, RequestFinished, UsageCorrected
-from replay import audit, auditor
+from replay import audit_export, auditor
 from tests.replay import reckoning
 from tests.replay.conftest import Scribe, started, tokens_of
 from tests.replay.sealed import SealedLists
@@ -19,7 +19,7 @@ FILES = ("invoice.json", "chain.jsonl", "records.jsonl", "proofs.jsonl")
 
 def export(archive: SealedLists, streams: Any, invoice: Mapping[str, Any], folder: Path) -> Path:
     told = reckoning.requests(streams, invoice["account"], invoice["period"])
-    audit.export(archive, invoice, told, folder)
+    audit_export.export(archive, invoice, told, folder)
     return folder
 
 

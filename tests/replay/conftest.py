@@ -26,7 +26,7 @@ from events.schema import (
     TokensGenerated,
 )
 from events.subjects import BOOK, LEADER, Address
-from replay.warehouse import Warehouse
+from replay.warehouse.warehouse import Warehouse
 
 CANARY = "canary-in-the-prompt-7f3a"
 AT = Address(0, "laneaaaa", "tiny-1")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from events import codec, merkle, redaction
 from events.log import Stored
-from replay.archive import SealedRecord
+from replay.archive.archive import SealedRecord
 
 KEY = b"the installation's"
 

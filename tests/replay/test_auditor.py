@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from events.schema import CancelRequested, PeriodClosed, RequestFinished
 from events.subjects import Address
-from replay import audit, auditor
+from replay import audit_export, auditor
 from tests.replay import reckoning
 from tests.replay.audits import FILES, PERIOD, export, exported, lines_of, ordinary, prices, run
 from tests.replay.conftest import Scribe, started, tokens_of
@@ -256,9 +256,9 @@ def test_an_event_that_stands_elsewhere_is_nobodys(
     scribe.tell(started(request, "att"), tokens_of("att", 0))
     scribe.tell(RequestFinished(request=request, attempt="att", reason="stop", output_tokens=1))
     assert run(exported(scribe, tmp_path / "sound"), capsys)[0] == 0
-    monkeypatch.setattr(audit._Shard, "shown", lambda part, record: [True for _ in record.events])
+    monkeypatch.setattr(audit_export._Shard, "shown", lambda part, record: [True for _ in record.events])
     folder = tmp_path / "shown"
-    with pytest.raises(audit.AuditError, match="does not hold request"):
+    with pytest.raises(audit_export.AuditError, match="does not hold request"):
         exported(scribe, folder)
     (tmp_path / "sound" / "records.jsonl").write_bytes((folder / "records.jsonl").read_bytes())
     (tmp_path / "sound" / "proofs.jsonl").write_bytes((folder / "proofs.jsonl").read_bytes())

@@ -12,9 +12,9 @@ import pytest
 
 from events import memory, schema, subjects
 from events.memory import MemoryBroker, MemoryLog
-from replay import invoice as invoices
-from replay.archive import Archive
-from replay.warehouse import Warehouse
+from replay.archive.archive import Archive
+from replay.billing import invoice as invoices
+from replay.warehouse.warehouse import Warehouse
 from rift import accounts
 from rift.accounts import RecordReadable
 from rift.cli.replay import differences

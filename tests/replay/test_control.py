@@ -13,8 +13,8 @@ import pytest
 
 from events import subjects
 from events.log import LogError, Stored
-from replay.archive import Archive
-from replay.warehouse import Warehouse
+from replay.archive.archive import Archive
+from replay.warehouse.warehouse import Warehouse
 from rift.control import answers, main, projection
 from rift.control.projector import AHEAD_MAX, LogBehind, LogTrimmed, Projector
 from rift.questions import QuestionRefused, Sql

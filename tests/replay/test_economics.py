@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from events import schema, subjects
 from events.fleet import Fleet
 from events.schema import RequestFinished
-from replay.archive import Archive
-from replay.rebuild import rebuild
-from replay.warehouse import Warehouse, sql
+from replay.archive.archive import Archive
+from replay.warehouse.rebuild import rebuild
+from replay.warehouse.warehouse import Warehouse, sql
 from tests.replay.conftest import START_NS, Scribe, started, tokens_of
-from tests.replay.test_fold import apply_all, everything, rows
+from tests.replay.facts.test_fold import apply_all, everything, rows
 from tests.replay.test_three_ways import folded, sealed
 
 SECOND, HOUR_NS = 1_000_000_000, 3_600_000_000_000

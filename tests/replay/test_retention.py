@@ -14,8 +14,8 @@ from events.jetstream import connect
 from events.log import Log, LogError
 from events.memory import MemoryBroker
 from events.schema import ControlElected, ReplicaReady, ReplicaStarting, ReplicaStopped, ScaleDecided
-from replay.archive import Archive
-from replay.warehouse import Warehouse
+from replay.archive.archive import Archive
+from replay.warehouse.warehouse import Warehouse
 from rift.control import archiver as archivers
 from rift.control import main
 from rift.control.archiver import Archiver

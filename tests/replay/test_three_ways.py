@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from events import subjects
 from events.schema import AccountOpened
 from replay import auditor
-from replay.archive import Archive
-from replay.fold import BookBehind
-from replay.invoice import closing, invoice
-from replay.rebuild import rebuild
-from replay.warehouse import Warehouse
+from replay.archive.archive import Archive
+from replay.billing.invoice import closing, invoice
+from replay.facts.fold import BookBehind
+from replay.warehouse.rebuild import rebuild
+from replay.warehouse.warehouse import Warehouse
 from rift.cli.ops import CommandFailed
 from rift.cli.replay import export_of, write_export
 from tests.replay import reckoning

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay.hardware import Hardware
+from replay.scaling.hardware import Hardware
 from rift import calibrate
 from rift.calibrate import Prompt, Running
 from tests.service import Service

@@ -16,16 +16,10 @@ from events.log import Stored
 from events.memory import MemoryBroker
 from events.pricing import charge_nanousd
 from events.request_states import RequestStates
-from events.schema import (
-    AttemptStarted,
-    Price,
-    RequestAccepted,
-    RequestFinished,
-    TokensGenerated,
-)
-from replay.fold import Fold
-from replay.fold import read as read_batch
-from replay.rows import RequestRow
+from events.schema import AttemptStarted, Price, RequestAccepted, RequestFinished, TokensGenerated
+from replay.facts.fold import Fold
+from replay.facts.fold import read as read_batch
+from replay.facts.rows import RequestRow
 from tests.simulation.promise import hold
 
 STREAM = subjects.shard_stream(0)

@@ -18,7 +18,7 @@ from events.credit import Balance
 from events.log import LogError
 from events.memory import Faults, MemoryBroker, MemoryLog
 from events.schema import AccountOpened, AnyEvent, CreditGranted, KeyIssued, LimitsSet, Price, PricePublished
-from replay.warehouse import Warehouse
+from replay.warehouse.warehouse import Warehouse
 from rift import keys
 from rift.control.settling import Settling
 from tests.simulation import clock, service

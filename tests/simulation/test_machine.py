@@ -15,8 +15,8 @@ from events import codec, subjects
 from events.lifecycle import NEW, Life, advance
 from events.log import Stored
 from events.schema import PricePublished, TokensGenerated
-from replay.fold import Fold, read
-from replay.rows import RequestRow
+from replay.facts.fold import Fold, read
+from replay.facts.rows import RequestRow
 from tests.simulation.promise import Violation, hold
 from tests.simulation.protocol_model import ACCEPTED, AT, ATTEMPTS_MAX, OUTCOMES, Client, Schedule
 from tests.simulation.protocol_oracle import PRICE

@@ -1,4 +1,4 @@
--- One model's Demand (`replay/demand.py`) as of positions and a time: one row, one column a field.
+-- One model's Demand (`replay/scaling/demand.py`) as of positions and a time: one row, one column a field.
 with cuts as (
     select unnest($streams::varchar[]) as stream, unnest($sequences::bigint[]) as sequence
 ),

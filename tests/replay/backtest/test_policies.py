@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from replay.backtest.engine import Asked, Fleet
 from replay.backtest.policies import Knative, KnativeSettings, Ours
-from replay.decide import Policy, speed_permille
-from replay.demand import Replicas
-from replay.hardware import profile
+from replay.backtest.simulator import SimulatedFleet, TraceRequest
+from replay.scaling.demand import Replicas
+from replay.scaling.hardware import profile
+from replay.scaling.policy import Policy, speed_permille
 
 R1 = profile("mi300x-deepseek-r1")
 TEN = KnativeSettings(target=10.0)
@@ -50,8 +50,8 @@ def test_it_rises_by_its_rate_at_most() -> None:
 
 def test_one_request_starts_one_at_once_and_it_goes_90_s_after() -> None:
     """A stable window of nothing, on a tick of two seconds, and 30 s of grace."""
-    asked = [Asked(0.0, 0, 101), Asked(400.0, 0, 1)]
-    fleet = Fleet(asked, R1, start_s=5.0, scaling=Knative(TEN))
+    asked = [TraceRequest(0.0, 0, 101), TraceRequest(400.0, 0, 1)]
+    fleet = SimulatedFleet(asked, R1, start_s=5.0, scaling=Knative(TEN))
     fleet.run()
     (_, first, _), _, (gone_s, gone, _), (again_s, again, _), _ = fleet.history
     assert (first, gone, again, again_s) == (1, 0, 1, 400.0)
@@ -61,8 +61,8 @@ def test_one_request_starts_one_at_once_and_it_goes_90_s_after() -> None:
 
 def test_concurrency_counts_what_waits_and_is_an_average_over_the_seconds_there_were() -> None:
     """45 at once, and no replica for 100 s: the activator's word of the first one, then two seconds of 45."""
-    asked = [Asked(0.0, 0, 1000) for _ in range(45)]
-    fleet = Fleet(asked, R1, start_s=100.0, scaling=Knative(TEN))
+    asked = [TraceRequest(0.0, 0, 1000) for _ in range(45)]
+    fleet = SimulatedFleet(asked, R1, start_s=100.0, scaling=Knative(TEN))
     fleet.run()
     # (1 + 45 + 45) / 3 is 30.3; of ten seconds it is 41 of 45 by stable, and 45 by panic.
     assert fleet.history[:2] == [(0.0, 1, 0), (2.0, 4, 0)]
@@ -72,13 +72,13 @@ def test_concurrency_counts_what_waits_and_is_an_average_over_the_seconds_there_
 @pytest.mark.parametrize("start_s", [15.0, 60.0])
 def test_ours_learns_nothing_false_of_a_fleet_that_is_as_its_profile_says(start_s: float) -> None:
     chance = random.Random(2)
-    asked = [Asked(number / 4, 500, 1 + int(chance.expovariate(1 / 400))) for number in range(8000)]
+    asked = [TraceRequest(number / 4, 500, 1 + int(chance.expovariate(1 / 400))) for number in range(8000)]
     ours = Ours(Policy(replicas_max=50), R1, start_s=start_s)
-    fleet = Fleet(asked, R1, start_s=start_s, scaling=ours)
+    fleet = SimulatedFleet(asked, R1, start_s=start_s, scaling=ours)
     learned: list[int] = []
     decide = ours.decide
 
-    def watched(now_s: float, fleet: Fleet) -> int | None:
+    def watched(now_s: float, fleet: SimulatedFleet) -> int | None:
         now_ns = int(now_s * 1e9)
         total, squares = ours._reports.at(now_ns)
         replicas = Replicas(running_sum=total, running_square_sum=squares)

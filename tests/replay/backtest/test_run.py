@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from replay.backtest import plot
-from replay.backtest.engine import Asked
-from replay.backtest.run import PolicyWrong, run
-from replay.hardware import profile
+from replay.backtest.run import InvalidPolicy, run
+from replay.backtest.simulator import TraceRequest
+from replay.scaling.hardware import profile
 
 R1 = profile("mi300x-deepseek-r1")
 CPU = profile("cpu-smollm2-135m")
 
 
-def waves(seed: int = 4) -> list[Asked]:
+def waves(seed: int = 4) -> list[TraceRequest]:
     """Two hours whose load rises and falls by a factor of five, and a still half hour between them."""
     chance = random.Random(seed)
     now_s, asked = 0.0, []
@@ -25,7 +25,7 @@ def waves(seed: int = 4) -> list[Asked]:
             now_s = 5400.0
         per_s = 3.0 - 2.0 * abs((now_s % 3600) / 1800 - 1)
         now_s += chance.expovariate(per_s)
-        asked.append(Asked(now_s, 800, 1 + int(chance.expovariate(1 / 600))))
+        asked.append(TraceRequest(now_s, 800, 1 + int(chance.expovariate(1 / 600))))
     return asked
 
 
@@ -48,17 +48,17 @@ def test_the_default_costs_less_than_knative_and_serves_as_many(start_s: float) 
 
 
 def test_figures_of_one_request() -> None:
-    found, _ = run([Asked(0.0, 1500, 101)], R1, "static:2", start_s=10.0, ttft_ms=10_100)
+    found, _ = run([TraceRequest(0.0, 1500, 101)], R1, "static:2", start_s=10.0, ttft_ms=10_100)
     assert found.slo_attainment == 1.0
     assert found.ttft_p50_ms == found.ttft_p99_ms == pytest.approx(10_100)
     assert found.gpu_seconds == pytest.approx(8 * 2 * 11.6)
     assert (found.cold_starts, found.requests_hit_by_cold_start, found.scale_actions) == (2, 1, 1)
-    late, _ = run([Asked(0.0, 1500, 101)], R1, "static:2", start_s=10.0, ttft_ms=10_099)
+    late, _ = run([TraceRequest(0.0, 1500, 101)], R1, "static:2", start_s=10.0, ttft_ms=10_099)
     assert late.slo_attainment == 0.0
 
 
 def test_a_replica_without_gpus_counts_as_one_and_costs_nothing() -> None:
-    found, _ = run([Asked(0.0, 550, 1)], CPU, "default", start_s=20.0, ttft_ms=2000)
+    found, _ = run([TraceRequest(0.0, 550, 1)], CPU, "default", start_s=20.0, ttft_ms=2000)
     assert found.gpu_seconds == pytest.approx(21.0)
     assert found.cost_usd == 0
 
@@ -78,13 +78,13 @@ def test_a_policy_of_a_file(tmp_path: Path) -> None:
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "warm.toml"
     file.write_text(text)
-    with pytest.raises(PolicyWrong, match=said):
+    with pytest.raises(InvalidPolicy, match=said):
         run(waves(), R1, str(file), start_s=60.0, ttft_ms=2000)
 
 
 @pytest.mark.parametrize("policy", ["hpa", "static:", "static:-1"])
 def test_an_unknown_policy_is_named(policy: str) -> None:
-    with pytest.raises(PolicyWrong, match=f"'{policy}' is no policy; there are default, knative"):
+    with pytest.raises(InvalidPolicy, match=f"'{policy}' is no policy; there are default, knative"):
         run(waves(), R1, policy, start_s=60.0, ttft_ms=2000)
 
 
@@ -98,6 +98,6 @@ def test_a_picture(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    _, fleet = run([Asked(0.0, 1, 1)], R1, "static:1", start_s=1.0, ttft_ms=2000)
+    _, fleet = run([TraceRequest(0.0, 1, 1)], R1, "static:1", start_s=1.0, ttft_ms=2000)
     with pytest.raises(plot.PlotMissing, match="the extra `plot`"):
         plot.plot(fleet, tmp_path / "x.png", title="", ttft_ms=2000)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from replay.backtest import traces
-from replay.backtest.engine import Asked
-from replay.backtest.traces import TraceWrong
+from replay.backtest.simulator import TraceRequest
+from replay.backtest.traces import InvalidTrace
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
 MOONCAKE = '{"timestamp": 1500, "input_length": 6758, "output_length": 500, "hash_ids": [0]}\n'
@@ -23,18 +23,21 @@ def written(folder: Path, name: str, text: str) -> Path:
 def test_each_format_is_read_in_order_of_time_from_its_first_request(tmp_path: Path) -> None:
     azure = written(tmp_path, "a.csv", AZURE + "2023-11-16 18:15:48.1805900,396,109\n")
     assert traces.guessed(azure) == "azure"
-    assert traces.read(azure, "azure") == [Asked(0.0, 374, 44), Asked(pytest.approx(1.5), 396, 109)]
+    assert traces.read(azure, "azure") == [
+        TraceRequest(0.0, 374, 44),
+        TraceRequest(pytest.approx(1.5), 396, 109),
+    ]
     mooncake = written(tmp_path, "m.jsonl", MOONCAKE + MOONCAKE.replace("1500", "2000"))
     assert traces.guessed(mooncake) == "mooncake"
-    assert traces.read(mooncake, "mooncake") == [Asked(0.0, 6758, 500), Asked(0.5, 6758, 500)]
+    assert traces.read(mooncake, "mooncake") == [TraceRequest(0.0, 6758, 500), TraceRequest(0.5, 6758, 500)]
     servegen = written(tmp_path, "s.csv.gz", SERVEGEN)
     assert traces.guessed(servegen) == "servegen"
-    assert traces.read(servegen, "servegen") == [Asked(0.0, 235, 1), Asked(0.25, 274, 395)]
+    assert traces.read(servegen, "servegen") == [TraceRequest(0.0, 235, 1), TraceRequest(0.25, 274, 395)]
 
 
 def test_the_logs_rows(tmp_path: Path) -> None:
     rows = [(7_000_000_000, 10, 20), (5_000_000_000, 1, 0)]
-    assert traces.of_rows(rows) == [Asked(0.0, 1, 1), Asked(2.0, 10, 20)]
+    assert traces.of_rows(rows) == [TraceRequest(0.0, 1, 1), TraceRequest(2.0, 10, 20)]
 
 
 def test_thinning_keeps_whole_clients_and_the_same_ones(tmp_path: Path) -> None:
@@ -68,26 +71,26 @@ def test_thinning_keeps_whole_clients_and_the_same_ones(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named_with_file_and_line(
     tmp_path: Path, name: str, kind: str, text: str, said: str
 ) -> None:
-    with pytest.raises(TraceWrong, match=said):
+    with pytest.raises(InvalidTrace, match=said):
         traces.read(written(tmp_path, name, text), kind)
 
 
 def test_a_broken_archive_and_text_that_is_none(tmp_path: Path) -> None:
     packed = written(tmp_path, "s.csv.gz", SERVEGEN)
     packed.write_bytes(packed.read_bytes()[:-9])
-    with pytest.raises(TraceWrong, match=r"s\.csv\.gz: "):
+    with pytest.raises(InvalidTrace, match=r"s\.csv\.gz: "):
         traces.read(packed, "servegen")
     plain = tmp_path / "s.csv"
     plain.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TraceWrong, match=r"s\.csv: "):
+    with pytest.raises(InvalidTrace, match=r"s\.csv: "):
         traces.read(plain, "servegen")
 
 
 def test_only_clients_can_be_left_out(tmp_path: Path) -> None:
-    with pytest.raises(TraceWrong, match="names no clients"):
+    with pytest.raises(InvalidTrace, match="names no clients"):
         traces.read(written(tmp_path, "a.csv", AZURE), "azure", thin=2)
 
 
 def test_a_name_that_promises_nothing(tmp_path: Path) -> None:
-    with pytest.raises(TraceWrong, match="--trace-format: azure"):
+    with pytest.raises(InvalidTrace, match="--trace-format: azure"):
         traces.guessed(written(tmp_path, "trace.bin", ""))

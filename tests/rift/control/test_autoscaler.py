@@ -21,11 +21,12 @@ from events.schema import (
     ScaleDecided,
 )
 from events.subjects import Address
-from replay import decide, decisions
-from replay.archive import Archive
-from replay.decide import Policy
-from replay.demand import PASTS, Demand, Replicas
-from replay.warehouse import Warehouse
+from replay.archive.archive import Archive
+from replay.scaling import policy as decide
+from replay.scaling import verify
+from replay.scaling.demand import PASTS, Demand, Replicas
+from replay.scaling.policy import Policy
+from replay.warehouse.warehouse import Warehouse
 from rift.control import autoscaler, main
 from rift.control.autoscaler import UNKNOWN, Served
 from rift.control.projection import Projection
@@ -103,7 +104,7 @@ class World:
         try:
             for stream in (subjects.BOOK, subjects.FLEET, "RIFT_0"):
                 warehouse.apply(stream, list(self.broker.stream(stream).messages))
-            return list(decisions.differences(warehouse))
+            return list(verify.differences(warehouse))
         finally:
             warehouse.close()
 
@@ -266,7 +267,7 @@ async def test_verification_finds_what_does_not_come_out_again(
         assert line.startswith("decision RIFT_FLEET:")
     stream.messages[at] = honest
     # And a decide that decides otherwise.
-    monkeypatch.setattr(decisions, "decide", lambda *inputs: decide.Decision(9, "nine"))
+    monkeypatch.setattr(verify, "decide", lambda *inputs: decide.Decision(9, "nine"))
     (line,) = world.replay()
     assert "Decision(to_replicas=9" in line
 
@@ -292,9 +293,9 @@ async def test_what_was_trimmed_from_the_log_still_counts(world: World) -> None:
 
 def test_inputs_are_flat_and_come_back() -> None:
     demand = Demand(now_ns=5, waiting=2, past=tuple(range(PASTS)), active_at_ns=4)
-    inputs = decisions.Inputs(demand, Replicas(wanted=3, ready=1, start_ns=60), Policy(), UNKNOWN)
+    inputs = verify.Inputs(demand, Replicas(wanted=3, ready=1, start_ns=60), Policy(), UNKNOWN)
     flat = inputs.flat()
     assert all(type(value) is int for value in flat.values())
     assert (flat["demand.past.1"], flat["demand.past.9"], flat["replicas.wanted"]) == (1, 9, 3)
-    again = decisions.parsed(flat)
+    again = verify.parsed(flat)
     assert (again.demand, again.replicas, again.policy) == (inputs.demand, inputs.replicas, inputs.policy)

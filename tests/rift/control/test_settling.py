@@ -23,7 +23,7 @@ from events.schema import (
     TokensGenerated,
 )
 from events.subjects import Address
-from replay.warehouse import Warehouse
+from replay.warehouse.warehouse import Warehouse
 from tests.simulation import clock
 from tests.simulation.prepaid import InlineSettling
 

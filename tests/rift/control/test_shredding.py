@@ -11,16 +11,9 @@ import pytest
 from events import codec, encryption, ids, subjects
 from events.jetstream.connection import KEYS_AGE_S
 from events.memory import MemoryBroker, MemoryLog
-from events.schema import (
-    LaneReported,
-    Parameters,
-    Price,
-    PricePublished,
-    RequestAccepted,
-    RequestFinished,
-)
+from events.schema import LaneReported, Parameters, Price, PricePublished, RequestAccepted, RequestFinished
 from events.subjects import Address
-from replay.warehouse import Warehouse
+from replay.warehouse.warehouse import Warehouse
 from rift.control.shredding import GRACE_S, NAMED_FOR_S, TICK_S, Shredding
 from tests.simulation import clock
 

@@ -14,13 +14,7 @@ from msgspec.structs import replace
 from events import codec, ids, subjects
 from events.ids import parse_request_id
 from events.memory import Faults, MemoryBroker
-from events.schema import (
-    AnyEvent,
-    CreditGranted,
-    LimitsSet,
-    Parameters,
-    RequestAccepted,
-)
+from events.schema import AnyEvent, CreditGranted, LimitsSet, Parameters, RequestAccepted
 from events.subjects import Address
 from rift.gateway import allowances
 from rift.gateway.allowances import Allowances

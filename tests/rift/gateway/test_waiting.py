@@ -7,14 +7,7 @@ import pytest
 from events import codec, subjects
 from events.fleet import Fleet
 from events.log import Stored
-from events.schema import (
-    AnyEvent,
-    ReplicaLost,
-    ReplicaReady,
-    ReplicaReported,
-    ReplicaStarting,
-    ScaleDecided,
-)
+from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaReported, ReplicaStarting, ScaleDecided
 from rift.gateway.waiting import KEEP_ALIVE_S, STATUS_S, Notices, Status, Waiting, status
 
 SECOND = 1_000_000_000

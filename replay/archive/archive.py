@@ -1,0 +1,393 @@
+"""The archive: what the log says, for ever, without its content, in segments that prove themselves.
+
+A segment holds some records of one stream that follow each other: a Parquet file of the records, one of
+their events, and a manifest, which is written last. A segment exists exactly if its manifest does. Each
+manifest holds the SHA-256 of the one before it, so the last one vouches for all.
+
+What must not live here: when to seal and what to trim (the control process), rows (`segments.py`).
+"""
+
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from events import merkle, redaction
+from events.log import Stored
+from events.schema import SegmentSealed
+from replay.archive.manifest import (
+    VERSION,
+    ArchiveDamaged,
+    ArchiveError,
+    Manifest,
+    alone,
+    create,
+    file_name,
+    measure,
+    read_manifest,
+    sync,
+)
+from replay.archive.parquet import ROWS, Event, Record, Segments, SegmentUnreadable
+from replay.facts.fold import Read, decoded
+
+
+class SealedRecord(NamedTuple):
+    """One archived record; `events` are bare JSON."""
+
+    sequence: int
+    at_ns: int
+    subject: str
+    writer: str
+    content: str
+    events: Sequence[str]
+
+
+SUFFIXES = ("records", "events", "content")
+
+_STREAM = re.compile(r"RIFT_[A-Z0-9_]+")
+_MANIFEST = re.compile(r"\d{20}\.json")
+
+
+class Archive:
+    """The folder `archive/`. One process seals; any may read what is sealed."""
+
+    def __init__(self, folder: Path, *, key: bytes, content: bool = False) -> None:
+        self.folder, self._key, self._content = folder, key, content
+
+    def streams(self) -> list[str]:
+        """Return the streams that have a segment."""
+        if not self.folder.is_dir():
+            return []
+        named = sorted(path.name for path in self.folder.iterdir() if _STREAM.fullmatch(path.name))
+        return [name for name in named if self._manifest_paths(name)]
+
+    def manifests(self, stream: str) -> list[Manifest]:
+        """Return the manifests of a stream in order. Raises ArchiveDamaged."""
+        return [read_manifest(path) for path in self._manifest_paths(stream)]
+
+    def last(self, stream: str) -> int:
+        """Return the last sequence that is archived, 0 if none is. Raises ArchiveDamaged."""
+        paths = self._manifest_paths(stream)
+        return read_manifest(paths[-1]).last if paths else 0
+
+    def _manifest_paths(self, stream: str) -> list[Path]:
+        folder = self.folder / stream
+        if not folder.is_dir():
+            return []
+        return sorted(path for path in folder.iterdir() if _MANIFEST.fullmatch(path.name))
+
+    # --- sealing ---------------------------------------------------------------------------------
+
+    def seal(
+        self, stream: str, messages: Iterable[Stored], *, last: int, quarantined: Container[int] = ()
+    ) -> Manifest:
+        """Archive the messages from behind the last archived one to `last`, all of them, in order.
+
+        Of one that cannot be read and is `quarantined` only the hash of its bytes is kept.
+
+        When this returns, the segment is on disk. Memory is bounded by DuckDB's limit, whatever their
+        number. Raises ArchiveError, ArchiveDamaged.
+        """
+        folder = self.folder / stream
+        folder.mkdir(parents=True, exist_ok=True)
+        sync(self.folder)
+        with alone(folder), Segments(self.folder) as segments:
+            for leftover in folder.glob("*.part"):
+                leftover.unlink()
+            paths = self._manifest_paths(stream)
+            before = read_manifest(paths[-1]) if paths else None
+            sealing = _Sealing(self, stream, before, quarantined)
+            if last < sealing.first:
+                raise ArchiveError(
+                    f"{stream} is archived up to {sealing.first - 1}: nothing to seal up to {last}"
+                )
+            segments.begin()
+            for rows in sealing.rows(messages, last):
+                segments.add(*rows)
+            return sealing.finish(segments, folder)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def records(self, stream: str, *, first: int = 1, last: int | None = None) -> Iterator[Sequence[Read]]:
+        """Yield the records in order, in batches, as the fold takes them: bare events, no data.
+
+        Raises ArchiveDamaged at what cannot be read. Hashes are not checked here.
+        """
+        for manifest in self.manifests(stream):
+            end = manifest.last if last is None else min(last, manifest.last)
+            if max(first, manifest.first) <= end:
+                yield from self._segment_records(manifest, first, end)
+
+    def _segment_records(self, manifest: Manifest, first: int, last: int) -> Iterator[list[Read]]:
+        records, events = (self.path(manifest, suffix) for suffix in ("records", "events"))
+        batch: list[Read] = []
+        held = 0
+        with Segments(self.folder) as segments:
+            try:
+                rows = segments.events(records=records, events=events, first=first, last=last)
+                for (sequence, at_ns, subject), told in groupby(rows, key=lambda row: row[:3]):
+                    decoded = [redaction.decode(text) for *_, text in told if text is not None]
+                    batch.append(Read(Stored(subject, sequence, at_ns, b""), decoded))
+                    held += len(decoded) + 1
+                    if held >= ROWS:
+                        yield batch
+                        batch, held = [], 0
+            except (SegmentUnreadable, msgspec.DecodeError) as error:
+                raise ArchiveDamaged(f"{events} cannot be read: {error}") from error
+        if batch:
+            yield batch
+
+    def bare_records(
+        self, manifest: Manifest, *, requests: Sequence[str] | None = None, attempts: Sequence[str] = ()
+    ) -> Iterator[SealedRecord]:
+        """Yield a segment's records in order, their events as bare JSON; only those that hold something of
+        `requests`, if given, and of `attempts` of theirs that started before. Raises ArchiveDamaged."""
+        records, events = (self.path(manifest, suffix) for suffix in ("records", "events"))
+        with Segments(self.folder) as segments:
+            try:
+                chosen = None
+                if requests is not None:
+                    chosen = segments.own(events=events, requests=requests, attempts=attempts)
+                rows = segments.whole(records=records, events=events, sequences=chosen)
+                for head, told in groupby(rows, key=lambda row: row[:5]):
+                    sequence, at_ns, subject, writer, content = head
+                    texts = [text for *_, text in told if text is not None]
+                    yield SealedRecord(sequence, at_ns, subject, writer, content, texts)
+            except SegmentUnreadable as error:
+                raise ArchiveDamaged(f"{events} cannot be read: {error}") from error
+
+    def hashes(self, manifest: Manifest) -> list[bytes]:
+        """Return the hashes of a segment's records in order. Raises ArchiveDamaged."""
+        path = self.path(manifest, "records")
+        with Segments(self.folder) as segments:
+            try:
+                return [bytes.fromhex(hashed) for *_, hashed in segments.records(path)]
+            except SegmentUnreadable as error:
+                raise ArchiveDamaged(f"{path} cannot be read: {error}") from error
+
+    def path(self, manifest: Manifest, suffix: str) -> Path:
+        return self.folder / manifest.stream / file_name(manifest.first, suffix)
+
+    # --- verifying -------------------------------------------------------------------------------
+
+    def verify(
+        self,
+        *,
+        anchors: Mapping[str, Sequence[SegmentSealed]] | None = None,
+        log_first: Mapping[str, int] | None = None,
+    ) -> Iterator[str]:
+        """Yield everything that is wrong, a line each; nothing is, if nothing comes.
+
+        `anchors` are what the book says was sealed, `log_first` the first sequence that each stream's
+        log still holds. Without anchors, the loss of the last segments cannot be seen.
+        """
+        anchors, log_first = anchors or {}, log_first or {}
+        for stream in sorted({*self.streams(), *anchors, *log_first}):
+            found, problems = self._chain(stream)
+            yield from problems
+            yield from _anchor_problems(stream, found, anchors.get(stream, ()))
+            archived = found[-1].last if found else 0
+            if (held := log_first.get(stream, 1)) > archived + 1:
+                gap = f"sequences {archived + 1} to {held - 1}"
+                yield f"{stream}: {gap} are neither in the archive nor in the log"
+            with Segments(self.folder) as segments:
+                at_ns = 0
+                for manifest in found:
+                    yield from self._segment_problems(segments, manifest, at_ns)
+                    at_ns = manifest.at_ns
+
+    def check(self, stream: str, anchors: Sequence[SegmentSealed] = ()) -> list[Manifest]:
+        """Return the manifests of a stream once each follows the one before it and is the one that the book
+        names, and every file's bytes are those that were sealed; its rows are then, too.
+
+        Raises ArchiveDamaged.
+        """
+        found, problems = self._chain(stream)
+        damaged = chain.from_iterable(map(self.damaged_files, found))
+        for problem in chain(problems, _anchor_problems(stream, found, anchors), damaged):
+            raise ArchiveDamaged(problem)
+        return found
+
+    def _chain(self, stream: str) -> tuple[list[Manifest], list[str]]:
+        """Return the manifests that can be read, and what is wrong with them and between them."""
+        found: list[Manifest] = []
+        problems: list[str] = []
+        for path in self._manifest_paths(stream):
+            try:
+                found.append(read_manifest(path))
+            except ArchiveDamaged as error:
+                problems.append(str(error))
+        return found, problems + list(_chain_problems(self.folder / stream, stream, found))
+
+    def damaged_files(self, manifest: Manifest) -> Iterator[str]:
+        """Yield what is wrong with the bytes of a segment's files."""
+        wanted = {file_name(manifest.first, suffix) for suffix in SUFFIXES[:2]}
+        allowed = wanted | {file_name(manifest.first, "content")}
+        if not wanted <= manifest.files.keys() <= allowed:
+            named = ", ".join(manifest.files) or "no files"
+            yield f"{self.path(manifest, 'events')}: its manifest names {named}"
+        for name, file in manifest.files.items():
+            path = self.folder / manifest.stream / name
+            try:
+                found = measure(path)
+            except OSError as error:
+                yield f"{path} cannot be read: {error.strerror}"
+                continue
+            if found != file:
+                yield f"{path} is not as it was sealed: its bytes have another SHA-256"
+
+    def _segment_problems(self, segments: Segments, manifest: Manifest, at_ns: int) -> Iterator[str]:
+        damaged = list(self.damaged_files(manifest))
+        yield from damaged
+        if damaged:
+            return
+        records, events = (self.path(manifest, suffix) for suffix in ("records", "events"))
+        try:
+            yield from _row_problems(segments, manifest, records, events, at_ns)
+        except SegmentUnreadable as error:
+            yield f"{events} cannot be read: {error}"
+
+
+class _Sealing:
+    """One segment in the making."""
+
+    def __init__(
+        self, archive: Archive, stream: str, before: Manifest | None, quarantined: Container[int]
+    ) -> None:
+        self._archive, self._stream, self._before = archive, stream, before
+        self._quarantined = quarantined
+        self.first = before.last + 1 if before else 1
+        self._last = self.first - 1
+        self._at_ns = before.at_ns if before else 0
+        self._hashes: list[bytes] = []
+        self._events = 0
+
+    def rows(
+        self, messages: Iterable[Stored], last: int
+    ) -> Iterator[tuple[list[Record], list[Event], list[tuple[int, bytes]]]]:
+        records: list[Record] = []
+        events: list[Event] = []
+        content: list[tuple[int, bytes]] = []
+        for stored in messages:
+            if stored.sequence != self._last + 1 or stored.sequence > last:
+                raise ArchiveError(
+                    f"{self._stream}: {stored.sequence} came where {self._last + 1} was to be sealed"
+                )
+            records.append(self._record(stored, events))
+            if self._archive._content:
+                content.append((stored.sequence, stored.data))
+            self._last = stored.sequence
+            if len(events) + len(records) >= ROWS:
+                yield records, events, content
+                records, events, content = [], [], []
+        if self._last != last:
+            raise ArchiveError(
+                f"{self._stream}: nothing came after {self._last}, and {last} was to be sealed"
+            )
+        yield records, events, content
+
+    def _record(self, stored: Stored, rows: list[Event]) -> Record:
+        position = f"{self._stream}:{stored.sequence}"
+        writer, events, why = decoded(stored)
+        if why is not None and stored.sequence not in self._quarantined:
+            raise ArchiveError(f"{position} cannot be archived: {why}")
+        self._at_ns = max(self._at_ns, stored.stored_at_ns)
+        hashes: list[str] = []
+        contents: list[Any] = [] if why is None else [stored.data]
+        for place, event in enumerate(events):
+            text, content = redaction.split(event)
+            rows.append((stored.sequence, place, self._at_ns, stored.subject, text.decode()))
+            hashes.append(redaction.event_hash(text))
+            contents.append(content)
+        self._events += len(hashes)
+        keyed = redaction.content_hash(self._archive._key, contents)
+        hashed = redaction.record_hash(
+            stream=self._stream,
+            sequence=stored.sequence,
+            at_ns=self._at_ns,
+            content=keyed,
+            events=hashes,
+            subject=stored.subject,
+            writer=writer,
+        )
+        self._hashes.append(hashed)
+        return stored.sequence, self._at_ns, stored.subject, writer, keyed, len(hashes), hashed.hex()
+
+    def finish(self, segments: Segments, folder: Path) -> Manifest:
+        """Write the files, read them back, and let the segment exist."""
+        suffixes = SUFFIXES if self._archive._content else SUFFIXES[:2]
+        parts = {suffix: folder / f"{file_name(self.first, suffix)}.part" for suffix in suffixes}
+        segments.write(records=parts["records"], events=parts["events"], content=parts.get("content"))
+        if wrong := segments.wrong(self._stream, records=parts["records"], events=parts["events"]):
+            raise ArchiveError(
+                f"{self._stream}:{wrong[0]} cannot be archived: its rows do not give its events back"
+            )
+        for part in parts.values():
+            sync(part)
+        manifest = Manifest(
+            version=VERSION,
+            stream=self._stream,
+            first=self.first,
+            last=self._last,
+            at_ns=self._at_ns,
+            records=len(self._hashes),
+            events=self._events,
+            files={part.name.removesuffix(".part"): measure(part) for part in parts.values()},
+            root=merkle.root(self._hashes).hex(),
+            previous=self._before.sha256 if self._before else "",
+        )
+        for part in parts.values():
+            part.replace(part.with_suffix(""))
+        sync(folder)
+        create(folder / file_name(self.first), manifest.encoded)
+        return manifest
+
+
+def _chain_problems(folder: Path, stream: str, manifests: Sequence[Manifest]) -> Iterator[str]:
+    last, previous = 0, ""
+    for manifest in manifests:
+        path = folder / file_name(manifest.first)
+        if manifest.first > last + 1:
+            yield f"{stream}: sequences {last + 1} to {manifest.first - 1} are missing before {path}"
+        elif manifest.first <= last or manifest.last < manifest.first:
+            yield f"{path} holds sequences {manifest.first} to {manifest.last} behind {last}"
+        if manifest.previous != previous:
+            yield f"{path} does not follow the manifest before it: the hashes differ"
+        last, previous = manifest.last, manifest.sha256
+
+
+def _anchor_problems(
+    stream: str, manifests: Sequence[Manifest], anchors: Sequence[SegmentSealed]
+) -> Iterator[str]:
+    held = {manifest.first: manifest for manifest in manifests}
+    for anchor in anchors:
+        manifest = held.get(anchor.first)
+        if manifest is None:
+            yield f"{stream}: the segment of {anchor.first} to {anchor.last} was sealed and is missing"
+        elif (manifest.last, manifest.sha256) != (anchor.last, anchor.manifest):
+            span = f"{anchor.first} to {anchor.last}"
+            yield f"{stream}: the manifest of {span} is not the one that the book names"
+
+
+def _row_problems(
+    segments: Segments, manifest: Manifest, records: Path, events: Path, at_ns: int
+) -> Iterator[str]:
+    """Yield where the rows of a segment are not what its manifest says."""
+    hashes, count, expected = [], 0, manifest.first
+    for sequence, stored_at_ns, number, hashed in segments.records(records):
+        if sequence != expected:
+            yield f"{records} holds {sequence} where {expected} was expected"
+        if stored_at_ns < at_ns:
+            yield f"{records}: the time of {sequence} is before that of the record before it"
+        expected, at_ns, count = sequence + 1, stored_at_ns, count + number
+        hashes.append(bytes.fromhex(hashed))
+    found = (expected - 1, at_ns, len(hashes), count)
+    if found != (manifest.last, manifest.at_ns, manifest.records, manifest.events):
+        yield f"{records} ends or counts otherwise than its manifest says"
+    if merkle.root(hashes).hex() != manifest.root:
+        yield f"{records}: the Merkle root of its records is not its manifest's"
+    if wrong := segments.wrong(manifest.stream, records=records, events=events):
+        yield f"{events}: the hash of {manifest.stream}:{wrong[0]} does not come out ({len(wrong)} in all)"

@@ -1,0 +1,221 @@
+"""An account's slice of the archive, with proofs: what `auditor.py` needs to compute an invoice again.
+
+    invoice.json   one line: the invoice, and `heads`: {stream: SHA-256 of its last manifest here}
+    chain.jsonl    {"stream", "manifest"}: the exact text of every manifest, from a stream's first to its head
+    records.jsonl  {"stream", "first", "sequence", "at_ns", "content", "subject", "writer", "events"}, ordered
+                   by stream and sequence; `first` is the segment's, and an event is {"json": bare JSON} if it
+                   is the account's, else its hash
+    proofs.jsonl   {"stream", "first", "nodes"}: for each segment with such records, its multi-proof
+    README.txt     what this is, and how to run the auditor
+
+An invoice of a closed month comes with all manifests of the archive, one of an open month with those up to
+the positions it reaches, where segments must end. The account's are: the events of the requests asked for,
+at each one's own address, whether they counted or not, up to the segment in which it ended; in the book its
+limits and corrections; and the price lists and closed months, which are everybody's.
+
+What must not live here: what a bill is (the caller's invoice says that), and how segments are stored.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from events import merkle, redaction, subjects
+from events.ids import parse_request_id
+from events.subjects import Address
+from replay.archive.archive import Archive, SealedRecord
+from replay.archive.manifest import Manifest
+
+SHARED = frozenset({"PricePublished", "PeriodClosed"})
+OWN = frozenset({"UsageCorrected", "LimitsSet"})
+README = """\
+An invoice of account {account} for {period}, and the part of the operator's log that it follows from.
+Run `python auditor.py` with the path of this folder: it computes the invoice again and checks every hash.
+Compare the heads that it prints with those that the operator has published.
+"""
+
+
+class AuditError(ValueError):
+    """The archive, the invoice and the folder do not go together; says which, and what to do."""
+
+
+class _Named(msgspec.Struct, frozen=True, gc=False):
+    type: str
+    request: str | None = None
+    attempt: str | None = None
+    account: str | None = None
+    period: str | None = None
+
+
+_named = msgspec.json.Decoder(_Named)
+
+
+class _Lived(NamedTuple):
+    """Where a request's events stand: behind `floor`, and those that count up to `end`."""
+
+    floor: int
+    end: int
+    request: str
+    at: Address
+
+
+class _Book:
+    """Tells the account's entries of the book, and everybody's, from all others."""
+
+    def __init__(self, account: str) -> None:
+        self.account = account
+        self.closed: set[str] = set()
+
+    def enter(self, _: Manifest) -> dict[str, list[str]]:
+        return {}
+
+    def shown(self, record: SealedRecord) -> list[bool]:
+        return [self._is_shown(_named.decode(event)) for event in record.events]
+
+    def _is_shown(self, event: _Named) -> bool:
+        if event.type == "PeriodClosed" and event.period is not None:
+            self.closed.add(event.period)
+        return event.type in SHARED or (event.type in OWN and event.account == self.account)
+
+
+class _Shard:
+    """Tells the account's events of a shard from all others. It is shown segments, and the records of each,
+    in their order, and holds only the requests that may be under way there."""
+
+    def __init__(self, account: str) -> None:
+        self.account = account
+        self.missing: set[str] = set()
+        self._coming: list[_Lived] = []
+        self._under_way: dict[str, _Lived] = {}
+        self._addresses: set[Address] = set()
+        self._request_of: dict[str, str] = {}
+
+    def expect(self, lived: _Lived) -> None:
+        """Take a request. They come with falling floors."""
+        self.missing.add(lived.request)
+        self._coming.append(lived)
+
+    def enter(self, segment: Manifest) -> dict[str, list[str]] | None:
+        """Return what a segment is asked for, None if nothing in it is the account's."""
+        while self._coming and self._coming[-1].floor < segment.last:
+            lived = self._coming.pop()
+            self._under_way[lived.request] = lived
+        self._under_way = {name: one for name, one in self._under_way.items() if one.end >= segment.first}
+        self._request_of = {a: name for a, name in self._request_of.items() if name in self._under_way}
+        self._addresses = {lived.at for lived in self._under_way.values()}
+        own = {"requests": list(self._under_way), "attempts": list(self._request_of)}
+        return own if self._under_way else None
+
+    def shown(self, record: SealedRecord) -> list[bool]:
+        """Return for each event whether it is the account's."""
+        at = subjects.parse(record.subject)
+        if at not in self._addresses:
+            return [False for _ in record.events]
+        return [self._is_own(_named.decode(event), at) for event in record.events]
+
+    def _is_own(self, event: _Named, at: Address) -> bool:
+        request = event.request or self._request_of.get(event.attempt or "", "")
+        if request not in self._under_way or self._under_way[request].at != at:
+            return False
+        if event.type == "RequestAccepted" and event.account == self.account:
+            self.missing.discard(request)
+        if request in self.missing:
+            return False
+        if event.type == "AttemptStarted" and event.attempt is not None:
+            self._request_of.setdefault(event.attempt, request)
+        return True
+
+
+def export(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int], folder: Path) -> None:
+    """Write the account's slice for `invoice` to `folder`, which is made, or is empty.
+
+    `ends` are the account's requests that ended in the period, charged or not, those that ended before in a
+    group (n > 1) with one of these, and those of plan per_second that were charged in an earlier period for
+    seconds in which one of these ran; each with the sequence of the event that ended it. Raises AuditError;
+    without `invoice.json`, which is written last, what is in the folder is no export.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise AuditError(f"{folder} is not empty: an export needs a folder of its own")
+    account, period = invoice["account"], invoice["period"]
+    chains = _chains(archive, invoice)
+    book, shards = _Book(account), _shards(account, ends)
+    with (folder / "chain.jsonl").open("wb") as file:
+        for stream, chain in chains.items():
+            file.writelines(_line(stream=stream, manifest=manifest.text) for manifest in chain)
+    with (folder / "records.jsonl").open("wb") as records, (folder / "proofs.jsonl").open("wb") as proofs:
+        parts: dict[str, _Book | _Shard] = {**shards, subjects.BOOK: book}
+        for stream, part in sorted(parts.items()):
+            for segment in chains.get(stream, ()):
+                chosen: list[int] = []
+                if (own := part.enter(segment)) is None:
+                    continue
+                for record in archive.bare_records(segment, **own):
+                    if any(shown := part.shown(record)):
+                        chosen.append(record.sequence - segment.first)
+                        records.write(_told(stream, segment.first, record, shown))
+                if chosen:
+                    nodes = [node.hex() for node in merkle.prove(archive.hashes(segment), chosen)]
+                    proofs.write(_line(stream=stream, first=segment.first, nodes=nodes))
+    if missing := [min(shard.missing) for shard in shards.values() if shard.missing]:
+        raise AuditError(f"the archive does not hold request {min(missing)} of {account}")
+    if invoice["status"] == "closed" and period not in book.closed:
+        raise AuditError(f"the close of {period} is not archived yet: seal {subjects.BOOK} first")
+    (folder / "README.txt").write_text(README.format(account=account, period=period))
+    heads = {stream: chain[-1].sha256 for stream, chain in chains.items()}
+    (folder / "invoice.json").write_bytes(_line(**invoice, heads=heads))
+
+
+def _shards(account: str, ends: Mapping[str, int]) -> dict[str, _Shard]:
+    """Return the shards by stream, and in each of them its requests."""
+    found: list[_Lived] = []
+    for request, end in ends.items():
+        if (parsed := parse_request_id(request)) is None:
+            raise AuditError(f"{request!r} is no request id")
+        found.append(_Lived(parsed.floor, end, request, parsed.at))
+    shards: dict[str, _Shard] = {}
+    for lived in sorted(found, key=lambda lived: lived.floor, reverse=True):
+        shards.setdefault(subjects.shard_stream(lived.at.shard), _Shard(account)).expect(lived)
+    return shards
+
+
+def _chains(archive: Archive, invoice: Mapping[str, Any]) -> dict[str, list[Manifest]]:
+    """Return the manifests to show, by stream in order of their names; no chain is empty."""
+    positions = invoice["positions"]
+    chains: dict[str, list[Manifest]] = {}
+    for stream in sorted({*archive.streams(), *positions}):
+        chain = archive.manifests(stream)
+        if invoice["status"] == "open":
+            reached = positions.get(stream, 0)
+            chain = [manifest for manifest in chain if manifest.last <= reached]
+            if reached != (end := chain[-1].last if chain else 0):
+                raise AuditError(
+                    f"the open invoice reaches {stream}:{reached}, and no archived segment ends there (one "
+                    f"ends at {end}): seal {stream}, and export an invoice that reaches as far as the archive"
+                )
+        if chain:
+            chains[stream] = chain
+    return chains
+
+
+def _told(stream: str, first: int, record: SealedRecord, shown: Sequence[bool]) -> bytes:
+    events = [
+        {"json": event} if is_own else redaction.event_hash(event.encode())
+        for event, is_own in zip(record.events, shown, strict=True)
+    ]
+    return _line(
+        stream=stream,
+        first=first,
+        sequence=record.sequence,
+        at_ns=record.at_ns,
+        content=record.content,
+        subject=record.subject,
+        writer=record.writer,
+        events=events,
+    )
+
+
+def _line(**fields: Any) -> bytes:
+    return msgspec.json.encode(fields) + b"\n"

@@ -1,0 +1,90 @@
+"""Events of the book to rows: each says one thing, and nothing here depends on what was said before.
+
+What has to be said only once (a price version, a closed period) is the fold's business.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from events import schema
+from replay.facts.request_rows import Moment
+from replay.facts.rows import (
+    AccountRow,
+    CorrectionRow,
+    GrantRow,
+    HoldRow,
+    KeyRow,
+    LimitsRow,
+    PeriodRow,
+    PeriodStreamRow,
+    QuarantineRow,
+    RevocationRow,
+    Row,
+    SegmentRow,
+    SettlementRow,
+)
+
+
+def entry_rows(event: schema.BookEvent, moment: Moment) -> Iterator[Row]:
+    position, at_ns = moment.position, moment.at_ns
+    match event:
+        case schema.AccountOpened():
+            yield AccountRow(event.account, position, at_ns)
+        case schema.KeyIssued():
+            models = None if event.models is None else list(event.models)
+            yield KeyRow(
+                event.key, event.account, list(event.scopes), models, event.expires_at_ns, position, at_ns
+            )
+        case schema.KeyRevoked():
+            yield RevocationRow(event.key, event.account, position, at_ns)
+        case schema.LimitsSet():
+            more = event.plan, event.budget_nanousd, *_rates(event), event.queue_share_percent
+            yield LimitsRow(event.account, None, *more, position, at_ns)
+        case schema.KeyLimitsSet():
+            yield LimitsRow(event.account, event.key, None, None, *_rates(event), None, position, at_ns)
+        case schema.CreditGranted():
+            yield GrantRow(event.account, event.nanousd, event.reason, position, at_ns)
+        case schema.CreditHeld():
+            yield HoldRow(event.id, event.account, event.shard, event.lane, event.nanousd, position, at_ns)
+        case schema.CreditSettled():
+            yield SettlementRow(event.account, event.hold, event.nanousd, position, at_ns)
+        case schema.UsageCorrected():
+            yield CorrectionRow(
+                event.account,
+                event.model or "",
+                event.request,
+                event.nanousd,
+                event.reason,
+                position,
+                moment.sequence,
+                moment.index,
+                at_ns,
+            )
+        case schema.PeriodClosed():
+            yield _period(event, position, at_ns)
+            for stream, sequence in sorted(event.positions.items()):
+                yield PeriodStreamRow(event.period, stream, sequence)
+        case schema.RecordQuarantined():
+            yield QuarantineRow(event.stream, event.sequence, event.reason, position, at_ns)
+        case schema.SegmentSealed():
+            yield SegmentRow(event.stream, event.first, event.last, event.manifest, position, at_ns)
+
+
+def _rates(event: schema.Limits) -> tuple[int | None, int | None, int | None]:
+    return event.requests_per_minute, event.tokens_per_minute, event.concurrent
+
+
+def _period(event: schema.PeriodClosed, position: str, at_ns: int) -> PeriodRow:
+    return PeriodRow(
+        event.period,
+        _json(event.positions),
+        _json(event.roots),
+        event.digest,
+        position,
+        at_ns,
+    )
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()

@@ -1,0 +1,332 @@
+"""Stored messages to rows: the fold behind every bill and every chart.
+
+Each stream is folded in its own order, whatever the batches: equal log, equal rows. What counts is
+said by `events.lives`, what it costs by `events.charge`. No clock is read: time is the stored time,
+made monotone per stream by the largest seen so far. No content (prompts, texts) reaches a row.
+
+What must not live here: DuckDB (`warehouse.py`), waiting (the control process).
+"""
+
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence, Set
+from typing import Any
+
+import msgspec
+
+from events import codec, schema, subjects
+from events.codec import RecordUnreadable, Unreadable
+from events.fleet import ReplicaTimelines
+from events.ids import parse_request_id
+from events.lifecycle import Life
+from events.log import Stored
+from events.request_states import RequestStates
+from events.schema import Price
+from replay.facts.book_rows import entry_rows
+from replay.facts.request_rows import Moment, Open, accepted_row, note, settle
+from replay.facts.rows import (
+    REPLICA_EVENTS,
+    AttemptRow,
+    BookRow,
+    DecisionRow,
+    ElectionRow,
+    PriceRow,
+    ReplicaRow,
+    RequestRow,
+    Row,
+)
+
+REPLICA_FIELDS = frozenset(ReplicaRow.__struct_fields__)
+
+
+class BookBehind(Exception):
+    """A request was admitted under a later position of the book than was folded: fold the book first."""
+
+    def __init__(self, stream: str, sequence: int, book: int) -> None:
+        super().__init__(f"{stream}:{sequence} was admitted under {subjects.BOOK}:{book}, not folded yet")
+        self.stream, self.sequence, self.book = stream, sequence, book
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Up to where a stream is folded, and the largest stored time seen there."""
+
+    sequence: int = 0
+    stored_at_ns: int = 0
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """The record that could not be folded, and why. Nothing behind it is folded."""
+
+    sequence: int
+    why: str
+
+
+class Read(msgspec.Struct, frozen=True):
+    """One record, decoded whole."""
+
+    stored: Stored
+    events: Sequence[Any]
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """The records of one stream up to the first that cannot be read."""
+
+    stream: str
+    records: Sequence[Read]
+    stop: Stop | None = None
+
+
+class Changes(msgspec.Struct):
+    """What one batch adds: rows for ever, and the open requests whose rows it replaced or ended."""
+
+    position: Position
+    rows: list[Row]
+    touched: set[str]
+    stop: Stop | None = None
+
+
+def read(stream: str, messages: Iterable[Stored], quarantined: Container[int] = ()) -> Batch:
+    """Decode up to the first record or event this reader cannot read; a quarantined one says nothing."""
+    records: list[Read] = []
+    for stored in messages:
+        _, events, why = decoded(stored)
+        if why is not None and stored.sequence not in quarantined:
+            return Batch(stream, records, Stop(stored.sequence, why))
+        records.append(Read(stored, events if why is None else ()))
+    return Batch(stream, records)
+
+
+def decoded(stored: Stored) -> tuple[str, Sequence[Any], str | None]:
+    """Return a record's writer and events; or none of these, and why it cannot be read."""
+    try:
+        writer, events = codec.decode(stored.data)
+    except RecordUnreadable as error:
+        return "", (), str(error)
+    for index, event in enumerate(events):
+        if isinstance(event, Unreadable):
+            return "", (), f"event {index} ({event.type}) cannot be read: {event.problem}"
+    return writer, events, None
+
+
+class Fold:
+    """The state between batches. All of it can be restored from the rows it made."""
+
+    def __init__(self) -> None:
+        self.positions: dict[str, Position] = {}
+        self.open: dict[str, Open] = {}
+        self.lives = RequestStates()
+        self.course = ReplicaTimelines()
+        self._prices: dict[tuple[int, str], Price] = {}
+        self._versions: set[int] = set()
+        self._book_ids: set[str] = set()
+        self._closed: set[str] = set()
+        self._quarantined: dict[str, set[int]] = {}
+        # Of the groups in hand, those whose prompt was charged.
+        self._charged: set[str] = set()
+
+    # --- restoring -------------------------------------------------------------------------------
+
+    def restore_book(
+        self, ids: Iterable[str], prices: Iterable[PriceRow], periods: Iterable[str] = ()
+    ) -> None:
+        self._book_ids.update(ids)
+        self._closed.update(periods)
+        for row in prices:
+            price = Price(
+                model=row.model,
+                prompt_nanousd=row.prompt_nanousd,
+                output_nanousd=row.output_nanousd,
+                cached_prompt_nanousd=row.cached_prompt_nanousd,
+                second_nanousd=row.second_nanousd,
+            )
+            self._versions.add(row.version)
+            self._prices.setdefault((row.version, row.model), price)
+
+    def quarantine(self, stream: str, sequence: int) -> None:
+        self._quarantined.setdefault(stream, set()).add(sequence)
+
+    def quarantined(self, stream: str) -> Set[int]:
+        """Return the records of a stream that are passed over if they cannot be read."""
+        return self._quarantined.get(stream, set())
+
+    def restore_request(self, row: RequestRow, life: Life, attempt: AttemptRow | None) -> None:
+        """Take up an open request; the book must have been restored before."""
+        self.open[row.request_id] = Open(row, self._prices[row.price_version, row.model], attempt)
+        self.lives.follow(row.request_id, life)
+
+    # --- folding ---------------------------------------------------------------------------------
+
+    def position(self, stream: str) -> Position:
+        return self.positions.get(stream, Position())
+
+    def new_requests(self, batch: Batch) -> dict[str, int]:
+        """Return the accepted requests that are not open, with the position floor of each.
+
+        One of these may have ended long ago (an acceptance can be stored again at any time), which
+        only the rows know. Raises BookBehind, and changes nothing.
+        """
+        floors: dict[str, int] = {}
+        for record in batch.records:
+            for event in record.events:
+                if not isinstance(event, schema.RequestAccepted) or event.request in self.open:
+                    continue
+                parsed = parse_request_id(event.request)
+                if parsed is None or parsed.at != subjects.parse(record.stored.subject):
+                    continue
+                if event.book > self.position(subjects.BOOK).sequence:
+                    raise BookBehind(batch.stream, record.stored.sequence, event.book)
+                floors[event.request] = parsed.floor
+        return floors
+
+    def groups(self, batch: Batch) -> set[str]:
+        """Return the groups that a request may belong to that ends in this batch."""
+        accepted = (
+            e for record in batch.records for e in record.events if isinstance(e, schema.RequestAccepted)
+        )
+        under_way = (request.row.group_id for request in self.open.values())
+        return {group for group in (*under_way, *(event.group for event in accepted)) if group is not None}
+
+    def apply(self, batch: Batch, *, ended: Set[str] = frozenset(), charged: Iterable[str] = ()) -> Changes:
+        """Fold a batch. `ended` holds those of `new_requests` that had ended before it, `charged` those of
+        `groups` whose prompt was charged."""
+        self._charged = set(charged)
+        position = self.position(batch.stream)
+        changes = Changes(position, [], set(), batch.stop)
+        known = set(ended)
+        for record in batch.records:
+            stored = record.stored
+            if stored.sequence <= position.sequence:
+                continue
+            if (why := self._unpriced(record, known)) is not None:
+                changes.stop = Stop(stored.sequence, why)
+                break
+            position = Position(stored.sequence, max(position.stored_at_ns, stored.stored_at_ns))
+            for index, event in enumerate(record.events):
+                moment = Moment(batch.stream, stored.sequence, index, position.stored_at_ns)
+                changes.rows.extend(self._event(event, stored.subject, moment, known, changes.touched))
+        self.positions[batch.stream] = changes.position = position
+        return changes
+
+    def _unpriced(self, record: Read, ended: Collection[str]) -> str | None:
+        for event in record.events:
+            if not isinstance(event, schema.RequestAccepted):
+                continue
+            version, model = event.price_version, event.model
+            if (version, model) in self._prices or not self._is_new(event, record.stored.subject, ended):
+                continue
+            if version not in self._versions:
+                return f"{event.request} has price version {version}, which the book does not hold"
+            return f"{event.request}: price version {version} has no price for {model!r}"
+        return None
+
+    def _is_new(self, event: schema.RequestAccepted, subject: str, ended: Collection[str]) -> bool:
+        parsed = parse_request_id(event.request)
+        return (
+            parsed is not None
+            and parsed.at == subjects.parse(subject)
+            and event.request not in self.open
+            and event.request not in ended
+        )
+
+    def _event(
+        self, event: Any, subject: str, moment: Moment, ended: set[str], touched: set[str]
+    ) -> Iterable[Row]:
+        if moment.stream == subjects.BOOK:
+            return self._book_event(event, moment)
+        if moment.stream == subjects.FLEET:
+            return self._fleet_event(event, moment)
+        if isinstance(event, schema.RequestAccepted) and self._is_new(event, subject, ended):
+            price = self._prices[event.price_version, event.model]
+            self.open[event.request] = Open(accepted_row(event, moment), price)
+            self.lives.follow(event.request)
+        return self._request_event(event, subject, moment, ended, touched)
+
+    def _request_event(
+        self, event: Any, subject: str, moment: Moment, ended: set[str], touched: set[str]
+    ) -> Iterable[Row]:
+        request = self.lives.request_of(event)
+        at = subjects.parse(subject)
+        if request is None or at is None or request not in self.open:
+            return ()
+        before = self.lives[request]
+        counted = self.lives.fold(event, at)
+        life = self.lives[request]
+        if life is not before:
+            touched.add(request)
+        if counted is None:
+            return ()
+        under_way = self.open[request]
+        rows = list(note(under_way, event, moment, life))
+        if life.phase == "ended":
+            ended.add(request)
+            rows += self._settle(under_way, event, moment, life)
+            del self.open[request]
+            self.lives.forget(request)
+        return rows
+
+    def _settle(self, under_way: Open, event: Any, moment: Moment, life: Life) -> Iterator[Row]:
+        """Of a group, the first that is charged is charged the prompt."""
+        group = under_way.row.group_id
+        for row in settle(under_way, event, moment, life, with_prompt=group not in self._charged):
+            if isinstance(row, RequestRow) and row.billed_output_tokens and group is not None:
+                self._charged.add(group)
+            yield row
+
+    def _book_event(self, event: Any, moment: Moment) -> Iterator[Row]:
+        if not isinstance(event, schema.BookEvent) or event.id in self._book_ids:
+            return
+        self._book_ids.add(event.id)
+        yield BookRow(event.id, type(event).__name__, moment.position, moment.at_ns)
+        match event:
+            case schema.PricePublished():
+                yield from self._published(event, moment)
+            case schema.PeriodClosed():
+                # What was closed stays as it was.
+                if event.period not in self._closed:
+                    self._closed.add(event.period)
+                    yield from entry_rows(event, moment)
+            case _:
+                if isinstance(event, schema.RecordQuarantined):
+                    self.quarantine(event.stream, event.sequence)
+                yield from entry_rows(event, moment)
+
+    def _published(self, event: schema.PricePublished, moment: Moment) -> Iterator[Row]:
+        """A version is published once and a model priced once in it: whatever says it again is late."""
+        if event.version in self._versions:
+            return
+        self._versions.add(event.version)
+        for price in event.prices:
+            if self._prices.setdefault((event.version, price.model), price) is price:
+                yield PriceRow(
+                    event.version,
+                    price.model,
+                    price.prompt_nanousd,
+                    price.output_nanousd,
+                    price.cached_prompt_nanousd,
+                    price.second_nanousd,
+                    moment.position,
+                    moment.at_ns,
+                )
+
+    def _fleet_event(self, event: Any, moment: Moment) -> Iterator[Row]:
+        match event:
+            case schema.ControlElected():
+                counts = self.course.elect(event.epoch, event.control)
+                yield ElectionRow(event.epoch, event.control, counts, moment.position, moment.at_ns)
+            case schema.ScaleDecided():
+                before, now = event.from_replicas, event.to_replicas
+                yield DecisionRow(
+                    event.model,
+                    before,
+                    now,
+                    event.reason,
+                    event.policy,
+                    msgspec.json.encode(event.positions, order="sorted").decode(),
+                    msgspec.json.encode(event.inputs, order="sorted").decode(),
+                    event.epoch,
+                    self.course.decide(event, moment.sequence),
+                    event.decided_at_ns,
+                    moment.position,
+                    moment.at_ns,
+                )
+            case _ if (name := REPLICA_EVENTS.get(type(event))) is not None:
+                told = {field: getattr(event, field) for field in REPLICA_FIELDS if hasattr(event, field)}
+                yield ReplicaRow(event=name, position=moment.position, at_ns=moment.at_ns, **told)

@@ -1,0 +1,88 @@
+"""What was asked of a model, from the warehouse: the Demand of `demand.py` as of any positions of the log.
+
+It is the same whenever it is asked, as long as the positions are applied: later facts are passed over.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from events.fleet import Fleet
+from events.subjects import FLEET
+from replay.scaling.demand import ENDED_NS, MINUTE_NS, PAST_NS, PASTS, SPEED_NS, WARM_NS, Demand, Replicas
+from replay.scaling.hardware import Hardware
+from replay.warehouse.queries import Question
+from replay.warehouse.result import QueryResult
+from replay.warehouse.warehouse import Warehouse, sql
+
+Read = Callable[..., list[QueryResult]]
+
+WINDOWS = {
+    "minute_ns": MINUTE_NS,
+    "past_ns": PAST_NS,
+    "pasts": PASTS,
+    "ended_ns": ENDED_NS,
+    "speed_ns": SPEED_NS,
+    "warm_ns": WARM_NS,
+}
+
+# Requests accepted longer ago are not looked for: a deadline is minutes, so they have ended, and beyond
+# ENDED_NS and the idle time nothing of them counts.
+SINCE_NS = 2 * ENDED_NS
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """Up to where each stream is known, and the time."""
+
+    positions: Mapping[str, int]
+    now_ns: int
+
+
+def observed(read: Read, model: str, moment: Moment, *, idle_ns: int) -> tuple[Demand, tuple[int, int]]:
+    """Return a model's demand, and the sums of what its replicas reported (`Replicas` has them).
+
+    Raises QueryRefused.
+    """
+    demand, reports = read(_demand(model, moment, idle_ns), _reports(model, moment))
+    told = dict(zip(demand.columns, demand.rows[0], strict=True))
+    running, square = reports.rows[0]
+    return msgspec.convert(told, Demand), (running, square)
+
+
+def stored_at_ns(warehouse: Warehouse) -> int:
+    """Return the largest stored time that is applied; 0: nothing is."""
+    (found,) = warehouse.read(("select coalesce(max(stored_at_ns), 0) from facts.applied", []))
+    at_ns: int = found.rows[0][0]
+    return at_ns
+
+
+def _demand(model: str, moment: Moment, idle_ns: int) -> Question:
+    shards = {stream: last for stream, last in moment.positions.items() if stream != FLEET}
+    cut = {"streams": list(shards), "sequences": list(shards.values())}
+    times = {"now_ns": moment.now_ns, "since_ns": moment.now_ns - SINCE_NS - idle_ns}
+    return sql("scaling/demand"), {"model": model, **cut, **times, **WINDOWS}
+
+
+def _reports(model: str, moment: Moment) -> Question:
+    told: dict[str, Any] = {"model": model, "now_ns": moment.now_ns, "speed_ns": SPEED_NS}
+    return sql("scaling/reports"), {**told, "fleet": moment.positions.get(FLEET, 0)}
+
+
+def replicas(fleet: Fleet, model: str, hardware: Hardware, reports: tuple[int, int] = (0, 0)) -> Replicas:
+    """Return a model's replicas as the fleet is."""
+    starts = fleet.starts.get(model)
+    decided = fleet.decided.get(model)
+    start_ns = fleet.start_ns(model)
+    return Replicas(
+        wanted=fleet.wanted.get(model, 0),
+        ready=fleet.count(model, "ready"),
+        starting=fleet.count(model, "starting"),
+        draining=fleet.count(model, "draining"),
+        start_ns=hardware.start_ns if start_ns is None else start_ns,
+        failed=starts.failed if starts else 0,
+        failed_at_ns=starts.failed_at_ns if starts else 0,
+        decided_at_ns=decided.decided_at_ns if decided else 0,
+        running_sum=reports[0],
+        running_square_sum=reports[1],
+    )

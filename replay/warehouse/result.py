@@ -1,0 +1,34 @@
+"""What an ops question is answered with: columns and rows of values that JSON can carry."""
+
+import datetime
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+
+class QueryRefused(ValueError):
+    """The question is not answered; the message says why, and what would be."""
+
+
+class QueryResult(msgspec.Struct, frozen=True):
+    columns: list[str]
+    rows: list[list[Any]]
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can carry it: integers exactly, what JSON has no word for as text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(plain(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)

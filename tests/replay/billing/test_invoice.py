@@ -1,0 +1,301 @@
+"""Bills: what is on which invoice, to the nano-USD, from histories written by hand."""
+
+import hashlib
+from typing import Any
+
+import msgspec
+import pytest
+
+from events import schema, subjects
+from events.schema import RequestFinished
+from replay.billing import focus_csv
+from replay.billing.invoice import BillingRefused, closing, invoice, usage
+from replay.warehouse.warehouse import Warehouse, checks, sql
+from tests.replay import reckoning
+from tests.replay.seconds import SECONDS, runs_of
+
+SECOND = 1_000_000_000
+DAY = 86_400 * SECOND
+# The scribe begins at 2023-11-14 22:13:20 UTC.
+PERIOD, NEXT, LATER = "2023-11", "2023-12", "2024-01"
+PRICES = {"prompt": 100, "output": 350}
+
+
+def opened(scribe: Any, *accounts: str) -> None:
+    for account in accounts or ("dev",):
+        scribe.book(schema.AccountOpened(id=f"account.{account}", account=account))
+
+
+def applied(warehouse: Warehouse, scribe: Any) -> Warehouse:
+    for stream in sorted(scribe.streams, key=lambda name: name != subjects.BOOK):
+        warehouse.apply(stream, scribe.streams[stream])
+    for check in checks():
+        assert warehouse.query(sql(check)).rows == [], check
+    return warehouse
+
+
+def lines(warehouse: Warehouse, account: str = "dev", period: str = PERIOD) -> list[Any]:
+    found = invoice(warehouse.read, account, period)
+    assert found.total_nanousd == sum(line.nanousd for line in found.lines)
+    return found.lines
+
+
+def test_a_line_sums_up_its_requests_and_names_where_they_stand(scribe: Any, warehouse: Warehouse) -> None:
+    opened(scribe)
+    scribe.prices(**PRICES)
+    scribe.finished_request(tokens=3)
+    scribe.finished_request(tokens=5)
+    [line] = lines(applied(warehouse, scribe))
+    assert (line.model, line.plan, line.price_version, line.requests) == ("tiny:1", "per_token", 1, 2)
+    assert (line.prompt_tokens, line.output_tokens) == (14, 8)
+    assert line.nanousd == 14 * 100 + 8 * 350
+    assert line.positions == {"first": "RIFT_0:6.0", "last": "RIFT_0:14.0"}
+    text = f"RIFT_0:6.0 7 0 3 {7 * 100 + 3 * 350}\nRIFT_0:14.0 7 0 5 {7 * 100 + 5 * 350}\n"
+    assert line.digest == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_readme_s_way_by_hand(scribe: Any, warehouse: Warehouse) -> None:
+    """An invoice line from `rift sql` alone, with the cached price in it."""
+    opened(scribe)
+    scribe.prices(**PRICES, cached_prompt_nanousd=10)
+    request, attempt = scribe.accept(), "a"
+    scribe.tell(scribe.started(request, attempt))
+    scribe.tell(scribe.tokens_of(attempt, 0, 2, cached_tokens=4))
+    scribe.tell(RequestFinished(request=request, attempt=attempt, reason="stop", output_tokens=2))
+    applied(warehouse, scribe)
+    [[by_hand, nanousd]] = warehouse.query(
+        "select lines.prompt_tokens * prompt_nanousd + lines.cached_tokens * cached_prompt_nanousd"
+        " + lines.output_tokens * output_nanousd, nanousd from invoice_lines as lines"
+        " join prices on prices.version = lines.price_version and prices.model = lines.model"
+    ).rows
+    assert by_hand == nanousd == 3 * 100 + 4 * 10 + 2 * 350
+    assert warehouse.query("select sum(charge_nanousd) from charges").rows == [[nanousd]]
+
+
+def test_accounts_plans_and_versions_have_lines_of_their_own(scribe: Any, warehouse: Warehouse) -> None:
+    opened(scribe, "dev", "acme")
+    scribe.prices(**PRICES)
+    scribe.finished_request()
+    scribe.finished_request(account="acme")
+    scribe.prices(2, prompt=1, output=1, second_nanousd=7)
+    scribe.finished_request(price_version=2)
+    scribe.finished_request(price_version=2, plan="per_second")
+    applied(warehouse, scribe)
+    assert [(line.plan, line.price_version) for line in lines(warehouse)] == [
+        ("per_second", 2),
+        ("per_token", 1),
+        ("per_token", 2),
+    ]
+    assert [line.nanousd for line in lines(warehouse)] == [7, 7 * 100 + 3 * 350, 10]
+    assert len(lines(warehouse, "acme")) == 1
+    assert lines(warehouse, period=NEXT) == []
+
+
+def test_what_is_not_charged_is_on_no_invoice(scribe: Any, warehouse: Warehouse) -> None:
+    opened(scribe)
+    scribe.prices(**PRICES)
+    request = scribe.accept()
+    scribe.tell(scribe.started(request, "a"), scribe.tokens_of("a", 0))
+    scribe.tell(RequestFinished(request=request, attempt="a", reason="failed", output_tokens=1))
+    scribe.accept()
+    assert lines(applied(warehouse, scribe)) == []
+
+
+def test_a_group_pays_its_prompt_once(scribe: Any, warehouse: Warehouse) -> None:
+    """Three choices: the first fails, the second pays the prompt, the third only what it said."""
+    opened(scribe)
+    scribe.prices(**PRICES)
+    choices = [scribe.accept(group="g", choice=number) for number in range(3)]
+    for request in choices:
+        scribe.tell(scribe.started(request, request), scribe.tokens_of(request, 0, 2))
+    for request, reason in zip(choices, ("failed", "stop", "length"), strict=True):
+        scribe.tell(RequestFinished(request=request, attempt=request, reason=reason, output_tokens=2))
+    # The same group, though everything was applied before.
+    applied(warehouse, scribe)
+    late = scribe.accept(group="g", choice=3)
+    scribe.tell(scribe.started(late, "late"), scribe.tokens_of("late", 0, 2))
+    scribe.tell(RequestFinished(request=late, attempt="late", reason="stop", output_tokens=2))
+    applied(warehouse, scribe)
+    [line] = lines(warehouse)
+    assert (line.requests, line.prompt_tokens, line.output_tokens) == (3, 7, 6)
+    assert line.nanousd == 7 * 100 + 6 * 350
+
+
+# From and to, in seconds, of one request after the other; the seconds that are paid.
+RUNS: dict[str, tuple[list[tuple[float, float]], int]] = {
+    "one, rounded up": ([(0, 1.5)], 2),
+    "a whole second": ([(0, 1)], 1),
+    "overlapping": ([(0, 2.5), (1, 3.5)], 4),
+    "one within the other": ([(0, 10), (2, 3)], 10),
+    "touching": ([(0, 1.5), (1.5, 2.5)], 3),
+    "apart, each rounded up": ([(0, 0.1), (5, 5.1)], 2),
+    "a chain": ([(0, 2), (1, 4), (3, 5.2), (9, 9.3)], 7),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_seconds_are_those_in_which_anything_ran(name: str, scribe: Any, warehouse: Warehouse) -> None:
+    opened(scribe)
+    scribe.prices(**PRICES, second_nanousd=1_000)
+    runs, paid = RUNS[name]
+    events = []
+    for number, (start, end) in enumerate(runs):
+        request = scribe.accept(plan="per_second")
+        attempt = f"a{number}"
+        events.append((start, scribe.started(request, attempt), scribe.tokens_of(attempt, 0)))
+        events.append(
+            (end, RequestFinished(request=request, attempt=attempt, reason="stop", output_tokens=1))
+        )
+    began_ns = scribe.now_ns
+    for at, *told in sorted(events, key=lambda event: event[0]):
+        scribe.now_ns = began_ns + int(at * SECOND)
+        scribe.tell(*told, step_ns=0)
+    [line] = lines(applied(warehouse, scribe))
+    assert (line.seconds, line.nanousd) == (paid, paid * 1_000)
+
+
+def test_dead_minutes_are_ours(scribe: Any, warehouse: Warehouse) -> None:
+    opened(scribe)
+    scribe.prices(**PRICES, second_nanousd=1)
+    request = scribe.accept(plan="per_second")
+    scribe.tell(scribe.started(request, "a"), step_ns=0)
+    scribe.tell(scribe.tokens_of("a", 0), step_ns=2 * SECOND)
+    scribe.tell(scribe.started(request, "b", after="a", resume_index=1), step_ns=600 * SECOND)
+    scribe.tell(
+        RequestFinished(request=request, attempt="b", reason="stop", output_tokens=1), step_ns=3 * SECOND
+    )
+    [line] = lines(applied(warehouse, scribe))
+    assert line.seconds == 5
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_a_second_is_paid_once_and_none_is_lost(name: str, scribe: Any, warehouse: Warehouse) -> None:
+    expected = runs_of(scribe, name)
+    applied(warehouse, scribe)
+    found = [
+        (period, line.price_version, line.seconds)
+        for period in (PERIOD, NEXT)
+        for line in lines(warehouse, period=period)
+    ]
+    assert found == expected
+    for period in (PERIOD, NEXT):
+        told = msgspec.to_builtins(invoice(warehouse.read, "dev", period))
+        assert told == reckoning.invoice(scribe.streams, "dev", period)
+
+
+def close(scribe: Any, period: str, **positions: int) -> None:
+    reached = {stream: len(messages) for stream, messages in scribe.streams.items()} | positions
+    scribe.book(
+        schema.PeriodClosed(
+            id=f"period.{period}.{len(scribe.streams[subjects.BOOK])}",
+            period=period,
+            positions=reached,
+            roots={},
+            digest="0" * 64,
+        )
+    )
+
+
+def test_a_closed_period_stays_as_it_was(scribe: Any, warehouse: Warehouse) -> None:
+    """What comes late, by its stored time or by its place, goes to the first month that can hold it."""
+    opened(scribe)
+    scribe.prices(**PRICES)
+    scribe.finished_request()
+    close(scribe, PERIOD)
+    before = lines(applied(warehouse, scribe))
+    late = scribe.finished_request()
+    # Closed again, differently: nothing.
+    close(scribe, PERIOD, RIFT_0=99)
+    scribe.book(schema.UsageCorrected(id="c1", account="dev", nanousd=-5, reason="sorry", model="tiny:1"))
+    applied(warehouse, scribe)
+    assert lines(warehouse) == before
+    assert invoice(warehouse.read, "dev", PERIOD).status == "closed"
+    assert invoice(warehouse.read, "dev", PERIOD).positions["RIFT_0"] == 6
+    corrected, charged = lines(warehouse, period=NEXT)
+    assert (corrected.plan, corrected.nanousd, corrected.requests) == ("correction", -5, 1)
+    assert warehouse.query("select request_id from charges where period = '2023-12'").rows == [[late], [None]]
+    assert charged.nanousd == before[0].nanousd
+    assert len(warehouse.query("from periods").rows) == 1
+
+
+def test_what_two_closed_months_miss_goes_to_the_third(scribe: Any, warehouse: Warehouse) -> None:
+    opened(scribe)
+    scribe.prices(**PRICES)
+    scribe.finished_request()
+    close(scribe, PERIOD)
+    scribe.now_ns += 20 * DAY
+    scribe.finished_request()
+    close(scribe, NEXT)
+    scribe.now_ns -= 20 * DAY
+    # Stored times do not run backwards: this is December's, and that is closed.
+    scribe.finished_request()
+    applied(warehouse, scribe)
+    assert [len(lines(warehouse, period=period)) for period in (PERIOD, NEXT, LATER)] == [1, 1, 1]
+
+
+def test_the_digest_of_a_period_is_over_every_line_of_every_invoice(
+    scribe: Any, warehouse: Warehouse
+) -> None:
+    opened(scribe, "acme", "dev")
+    scribe.prices(**PRICES)
+    scribe.finished_request()
+    scribe.finished_request(account="acme")
+    applied(warehouse, scribe)
+    text = ""
+    for account in ("acme", "dev"):
+        [line] = lines(warehouse, account)
+        told = f"tiny:1 per_token 1 7 0 3 0 {line.nanousd} 1 {line.digest}\n"
+        text += f"{account} {line.nanousd} {hashlib.sha256(told.encode()).hexdigest()}\n"
+    found = closing(warehouse.read, PERIOD)
+    assert found.digest == hashlib.sha256(text.encode()).hexdigest()
+    assert (found.accounts, found.total_nanousd) == (2, 2 * (7 * 100 + 3 * 350))
+
+
+def test_usage_is_grouped_as_asked(scribe: Any, warehouse: Warehouse) -> None:
+    opened(scribe)
+    scribe.prices(**PRICES)
+    for _ in range(2):
+        scribe.finished_request()
+        scribe.now_ns += DAY
+    applied(warehouse, scribe)
+    day = {"day": "2023-11-14", "requests": 1, "charged_requests": 1, "prompt_tokens": 7}
+    found = usage(warehouse.read, "dev", "2023-11-14", "2023-11-14", ["day"])["data"]
+    assert [row | day for row in found] == found
+    [whole] = usage(warehouse.read, "dev", "1970-01-01", "9999-12-31", [])["data"]
+    assert (whole["requests"], whole["charge_nanousd"]) == (2, 2 * (7 * 100 + 3 * 350))
+    assert usage(warehouse.read, "dev", "2030-01-01", "2030-01-02", [])["data"] == []
+
+
+WRONG = {
+    "no account 'nobody'": lambda read: invoice(read, "nobody", PERIOD),
+    "'2023-13' is no period": lambda read: invoice(read, "dev", "2023-13"),
+    "'2023-02-31' is no day": lambda read: usage(read, "dev", "2023-02-31", "2023-03-01", []),
+    "'colour' is no group": lambda read: usage(read, "dev", "2023-02-01", "2023-03-01", ["colour"]),
+    "there is no account 'nobody'": lambda read: usage(read, "nobody", "2023-02-01", "2023-03-01", []),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_questions_that_name_what_is_not_there(message: str, scribe: Any, warehouse: Warehouse) -> None:
+    opened(scribe)
+    applied(warehouse, scribe)
+    with pytest.raises(BillingRefused, match=message):
+        WRONG[message](warehouse.read)
+
+
+def test_focus_rows_add_up_to_the_invoice(scribe: Any, warehouse: Warehouse) -> None:
+    opened(scribe)
+    scribe.prices(**PRICES, cached_prompt_nanousd=10, second_nanousd=1_000)
+    scribe.finished_request()
+    scribe.finished_request(plan="per_second")
+    scribe.book(schema.UsageCorrected(id="c1", account="dev", nanousd=-5, reason="sorry"))
+    applied(warehouse, scribe)
+    answer = warehouse.query("from prices")
+    rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+    found = invoice(warehouse.read, "dev", PERIOD)
+    text = focus_csv.csv_of(found, {(row["version"], row["model"]): row for row in rows})
+    head, *told = [line.split(",") for line in text.splitlines()]
+    costs = [line[head.index("BilledCost")].replace(".", "") for line in told]
+    assert sum(map(int, costs)) == found.total_nanousd
+    assert [line[head.index("ChargeCategory")] for line in told] == ["Adjustment", "Usage", "Usage", "Usage"]
+    assert {line[head.index("BillingPeriodEnd")] for line in told} == {"2023-12-01T00:00:00Z"}

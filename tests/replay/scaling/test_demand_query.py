@@ -1,0 +1,123 @@
+"""SQL over the warehouse and the Demand kept in memory count alike, as of any moment of any history."""
+
+import random
+from typing import Any
+
+import pytest
+
+from events import subjects
+from events.schema import CancelRequested, ReplicaReported, RequestFinished
+from events.subjects import Address
+from replay.scaling.demand import ENDED_NS, SPEED_NS, Demand, Demands, Reports
+from replay.scaling.demand_query import Moment, observed
+from replay.warehouse.warehouse import Warehouse
+from tests.replay.conftest import AT
+
+SECOND = 1_000_000_000
+OTHER = Address(1, "lanebbbb", "tiny-1")
+IDLE_NS = 300 * SECOND
+
+
+class Story:
+    """Writes a history of one model on two shards, and tells `Demands` the same."""
+
+    def __init__(self, scribe: Any, dice: random.Random) -> None:
+        self.scribe, self.dice = scribe, dice
+        self.demands, self.reports = Demands(), Reports()
+        self.waiting: list[tuple[str, Address]] = []
+        self.running: dict[str, dict[str, Any]] = {}
+        self.moments: list[tuple[Moment, Demand, tuple[int, int]]] = []
+
+    def step(self) -> None:
+        self.scribe.now_ns += self.dice.choice((0, 1, SECOND // 3, 2 * SECOND, 20 * SECOND, 90 * SECOND))
+        choice = self.dice.choice(
+            ("accept", "accept", "start", "start", "tokens", "end", "end", "drop", "report")
+        )
+        getattr(self, choice)()
+        if self.dice.random() < 0.3:
+            self.look()
+
+    def look(self) -> None:
+        now_ns = self.scribe.now_ns + self.dice.choice((0, 0, 1, 5 * SECOND, SPEED_NS, ENDED_NS))
+        positions = {stream: len(messages) for stream, messages in self.scribe.streams.items()}
+        positions.pop(subjects.BOOK, None)
+        self.moments.append((Moment(positions, now_ns), self.demands.at(now_ns), self.reports.at(now_ns)))
+
+    def accept(self) -> None:
+        at = self.dice.choice((AT, OTHER))
+        request = self.scribe.request_id(at=at)
+        self.scribe.tell(self.scribe.accepted(request), at=at, kind="request")
+        self.demands.accepted(request, self.scribe.now_ns)
+        self.waiting.append((request, at))
+
+    def start(self) -> None:
+        if not self.waiting:
+            return
+        request, at = self.waiting.pop(self.dice.randrange(len(self.waiting)))
+        attempt, prompt = self.scribe.unique("att"), self.dice.randrange(1, 50)
+        self.scribe.tell(self.scribe.started(request, attempt, prompt_tokens=prompt), at=at)
+        self.demands.started(request, self.scribe.now_ns)
+        told = {"at": at, "attempt": attempt, "prompt": prompt, "tokens": 0, "first": 0, "last": 0}
+        self.running[request] = told
+
+    def tokens(self) -> None:
+        if not self.running:
+            return
+        told = self.running[self.dice.choice(list(self.running))]
+        count = self.dice.randrange(1, 4)
+        self.scribe.tell(self.scribe.tokens_of(told["attempt"], told["tokens"], count), at=told["at"])
+        told["first"] = told["first"] or self.scribe.now_ns
+        told["last"] = self.scribe.now_ns
+        told["tokens"] += count
+
+    def end(self) -> None:
+        if not self.running:
+            return
+        request = self.dice.choice(list(self.running))
+        told = self.running.pop(request)
+        end = RequestFinished(
+            request=request, attempt=told["attempt"], reason="stop", output_tokens=told["tokens"]
+        )
+        self.scribe.tell(end, at=told["at"])
+        self.demands.ended(
+            request,
+            self.scribe.now_ns,
+            prompt_tokens=told["prompt"],
+            output_tokens=told["tokens"],
+            decode_ns=told["last"] - told["first"],
+        )
+
+    def drop(self) -> None:
+        if not self.waiting:
+            return
+        request, at = self.waiting.pop()
+        self.scribe.tell(CancelRequested(request=request, why="client"), at=at, kind="cancel")
+        self.demands.ended(request, self.scribe.now_ns, prompt_tokens=0, output_tokens=0, decode_ns=0)
+
+    def report(self) -> None:
+        running = self.dice.randrange(0, 9)
+        self.scribe.fleet(ReplicaReported(replica="r", model="tiny:1", running=running, waiting=0))
+        self.reports.reported(self.scribe.now_ns, running)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_sql_counts_as_memory_does(scribe: Any, warehouse: Warehouse, seed: int) -> None:
+    scribe.prices()
+    story = Story(scribe, random.Random(seed))
+    for _ in range(120):
+        story.step()
+    story.look()
+    for stream in sorted(scribe.streams, key=lambda name: name != subjects.BOOK):
+        warehouse.apply(stream, scribe.streams[stream])
+    for moment, demand, reports in story.moments:
+        assert observed(warehouse.read, "tiny:1", moment, idle_ns=IDLE_NS) == (demand, reports)
+
+
+def test_another_models_requests_are_not_counted(scribe: Any, warehouse: Warehouse) -> None:
+    scribe.prices()
+    scribe.accept()
+    for stream in sorted(scribe.streams, key=lambda name: name != subjects.BOOK):
+        warehouse.apply(stream, scribe.streams[stream])
+    moment = Moment({"RIFT_0": 1}, scribe.now_ns)
+    assert observed(warehouse.read, "tiny:1", moment, idle_ns=0)[0].waiting == 1
+    assert observed(warehouse.read, "other:1", moment, idle_ns=0)[0] == Demand(now_ns=scribe.now_ns)

@@ -1,0 +1,292 @@
+"""The file: what it refuses, what it never holds, what may be asked of it, and what its docs say."""
+
+import re
+import threading
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from events import subjects
+from replay.facts import rows
+from replay.facts.fold import Fold
+from replay.warehouse import warehouse
+from replay.warehouse.result import QueryRefused
+from replay.warehouse.warehouse import RELATIONS, Warehouse, WarehouseBusy, WarehouseError, sql
+
+SQL = sorted(path.name for path in (files("replay") / "sql").iterdir() if path.name.endswith(".sql"))
+README = (files("replay") / "README.md").read_text(encoding="utf-8")
+
+
+def filled(opened: Warehouse, scribe: Any) -> Warehouse:
+    scribe.prices()
+    scribe.finished_request()
+    scribe.accept()
+    for stream in (subjects.BOOK, "RIFT_0"):
+        opened.apply(stream, scribe.streams[stream])
+    return opened
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def test_a_file_of_another_schema_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rift.duckdb"
+    Warehouse.open(path).close()
+    made_by = warehouse.schema_version()
+    Warehouse.open(path).close()
+    monkeypatch.setattr(warehouse, "FOLD_VERSION", 99)
+    with pytest.raises(
+        WarehouseError, match=rf"rift.duckdb was made by schema {made_by}.*99-.*delete the file"
+    ):
+        Warehouse.open(path)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello " * 9_000)
+    with pytest.raises(WarehouseError, match="text cannot be opened"):
+        Warehouse.open(tmp_path / "text")
+    with pytest.raises(WarehouseError, match="cannot be opened"):
+        Warehouse.open(tmp_path / "no" / "folder")
+
+
+def test_a_file_open_elsewhere_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(*_: Any, **__: Any) -> None:
+        raise warehouse.duckdb.IOException('Could not set lock on file "x": Conflicting lock is held in y')
+
+    monkeypatch.setattr(warehouse.duckdb, "connect", held)
+    with pytest.raises(WarehouseBusy, match="open in another process"):
+        Warehouse.open(tmp_path / "x")
+
+
+def test_no_content_reaches_the_file(tmp_path: Path, scribe: Any, canary: str) -> None:
+    path = tmp_path / "rift.duckdb"
+    opened = filled(Warehouse.open(path), scribe)
+    assert any(canary.encode() in message.data for message in scribe.streams["RIFT_0"])
+    held = path.read_bytes() + path.with_name("rift.duckdb.wal").read_bytes()
+    request = opened.query("select request_id from requests limit 1").rows[0][0]
+    assert request.encode() in held, "or this test looks in the wrong place"
+    assert canary.encode() not in held
+    opened.close()
+    assert canary.encode() not in path.read_bytes()
+
+
+def test_a_write_that_fails_changes_neither_file_nor_fold(
+    tmp_path: Path, scribe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Warehouse.open(tmp_path / "db")
+    filled(opened, scribe)
+    before = opened.query("from requests").rows
+    scribe.finished_request()
+    with monkeypatch.context() as broken:
+        broken.setattr(warehouse, "_encode_life", lambda _: 1 // 0)
+        scribe.accept()
+        with pytest.raises(ZeroDivisionError):
+            opened.apply("RIFT_0", scribe.streams["RIFT_0"])
+    assert opened.query("from requests").rows == before
+    opened.apply("RIFT_0", scribe.streams["RIFT_0"])
+    assert len(opened.query("from requests").rows) == len(before) + 2
+    opened.close()
+
+
+def test_an_empty_file_restores_an_empty_fold(tmp_path: Path) -> None:
+    opened = Warehouse.open(tmp_path / "db")
+    assert opened.positions() == Fold().positions == {}
+    opened.close()
+
+
+# --- questions -----------------------------------------------------------------------------------
+
+REFUSED = {
+    "attach 'other.db'": "ATTACH is not answered; allowed is one SELECT over requests, ",
+    "copy requests to 'x.csv'": "COPY is not answered",
+    "copy (select 1) to '/tmp/x.csv'": "COPY is not answered",
+    "export database 'x'": "EXPORT is not answered",
+    "pragma database_list": "PRAGMA is not answered",
+    "call pragma_version()": "CALL is not answered",
+    "checkpoint": "CALL is not answered",
+    "select 1; select 2": "SELECT and SELECT is not answered",
+    "select 1; drop table facts.applied": "SELECT and DROP is not answered",
+    "insert into facts.applied values ('a', 1, 1, null, null)": "INSERT is not answered",
+    "update facts.applied set sequence = 0": "UPDATE is not answered",
+    "create table x as select 1": "CREATE is not answered",
+    "set threads = 1": "SET is not answered",
+    "install httpfs": "LOAD is not answered",
+    "load json": "LOAD is not answered",
+    "begin": "TRANSACTION is not answered",
+    "explain analyze select 1": "EXPLAIN is not answered",
+    "pivot requests on state using count(*)": "MULTI is not answered",
+    "": "nothing is not answered",
+    "-- nothing": "nothing is not answered",
+    "with x as (delete from facts.applied returning *) from x": "read-only.*; allowed is one SELECT",
+    "from read_csv('/etc/hostname')": "file system operations are disabled.*; allowed is one SELECT",
+    "from read_text('/etc/hostname')": "file system operations are disabled",
+    "from glob('/*')": "file system operations are disabled",
+    "from '/etc/hostname'": "does not exist",
+    "from README": "does not exist",
+    "from enable_logging()": "configuration has been locked",
+    "selec 1": "syntax error",
+    "select now()": "write them as ::varchar",
+    "select [now()]": "write them as ::varchar",
+    "select interval 100000000 year": "write it as ::varchar",
+    "select '\ud800'": "not Unicode",
+    "from range(100001)": "more than 100000 rows; use LIMIT",
+    "from range(1000000000000)": "more than 100000 rows; use LIMIT",
+    "select list(i) from range(10000000000) t(i)": "more than 2GB of memory",
+}
+
+
+@pytest.mark.parametrize("question", REFUSED)
+def test_questions_that_are_refused(question: str, warehouse: Warehouse, scribe: Any) -> None:
+    filled(warehouse, scribe)
+    before = warehouse.query("from lag order by stream").rows
+    with pytest.raises(QueryRefused, match=REFUSED[question]):
+        warehouse.query(question)
+    assert warehouse.query("from lag order by stream").rows == before
+
+
+def test_variables_of_the_process_are_no_tables(warehouse: Warehouse) -> None:
+    secrets = [{"a": 1}]
+    with pytest.raises(QueryRefused, match="secrets does not exist"):
+        warehouse.query("from secrets")
+    assert secrets
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "with recursive t(n) as (select 1 union all select n + 1 from t) select count(*) from t",
+        "select count(*) from range(10000000000) a, range(10000000000) b",
+        "select sleep_ms(60000)",
+    ],
+)
+def test_a_question_without_end_is_ended(question: str, warehouse: Warehouse) -> None:
+    began = time.monotonic()
+    with pytest.raises(QueryRefused, match=r"not answered within 0.3 s"):
+        warehouse.query(question, time_max_s=0.3)
+    assert time.monotonic() - began < 5
+    assert warehouse.query("select 1").rows == [[1]]
+
+
+def test_an_answer_read_in_part_does_not_go_on_being_made(warehouse: Warehouse) -> None:
+    """Again and again, since DuckDB goes on only now and then."""
+    began = time.monotonic()
+    for _ in range(25):
+        with pytest.raises(QueryRefused, match="use LIMIT"):
+            warehouse.query(
+                "with recursive t(n) as (select 1 union all select n + 1 from t) from t", rows_max=10
+            )
+    assert time.monotonic() - began < 5
+
+
+def test_values_of_every_kind_can_be_told(warehouse: Warehouse) -> None:
+    answer = warehouse.query(
+        "select sum(i), 1.50::decimal(4,2), date '2026-01-02', 'nan'::double, [1, null], {'a': true}, 'é'"
+        " from (values (9223372036854775807), (9223372036854775807)) t(i)"
+    )
+    assert answer.rows == [[2 * (2**63 - 1), "1.50", "2026-01-02", "nan", [1, None], {"a": True}, "é"]]
+
+
+def test_questions_and_writes_go_side_by_side(warehouse: Warehouse, scribe: Any) -> None:
+    scribe.prices()
+    warehouse.apply(subjects.BOOK, scribe.streams[subjects.BOOK])
+    for _ in range(12):
+        scribe.finished_request()
+    wrong: list[Any] = []
+
+    def ask() -> None:
+        while not done.is_set():
+            [[requests, events]] = warehouse.query("select count(*), sum(events) from requests").rows
+            [[sequence]] = warehouse.query("select max(sequence) from lag where stream = 'RIFT_0'").rows or [
+                [0]
+            ]
+            wrong.extend([requests] if (events or 0) > (sequence or 0) else [])
+
+    done = threading.Event()
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for stored in scribe.streams["RIFT_0"]:
+        warehouse.apply("RIFT_0", [stored])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert warehouse.query("select count(*) from requests where state = 'finished'").rows == [[12]]
+
+
+def test_closing_ends_what_is_being_asked(tmp_path: Path) -> None:
+    opened = Warehouse.open(tmp_path / "db")
+    refused: list[str] = []
+
+    def ask() -> None:
+        with pytest.raises(QueryRefused) as raised:
+            opened.query("select sleep_ms(60000)")
+        refused.append(str(raised.value))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    opened.close()
+    thread.join()
+    assert time.monotonic() - began < 5
+    assert "the database was closed" in refused[0]
+    with pytest.raises(QueryRefused, match="is closed"):
+        opened.query("select 1")
+
+
+# --- SQL and docs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in SQL if name != "tables.sql"])
+def test_each_file_is_one_relation_or_its_checks(name: str) -> None:
+    relation = name.removesuffix(".sql").removesuffix(".check")
+    assert relation in RELATIONS
+    text = sql(name.removesuffix(".sql"))
+    assert text.startswith("-- No row: " if ".check." in name else "-- One row per "), "grain first"
+    assert re.sub(r"--[^\n]*", "", text).count(";") == 1
+    if ".check." not in name:
+        assert f"create view {relation} as\n" in text
+
+
+@pytest.mark.parametrize("name", SQL)
+def test_money_is_made_of_integers(name: str) -> None:
+    code = re.sub(r"--[^\n]*", "", sql(name.removesuffix(".sql"))).replace("//", "")
+    assert not re.search(r"/|\b(round|float|double|real|decimal|numeric|avg)\b", code)
+
+
+def test_no_clock_is_read() -> None:
+    for name in SQL:
+        code = sql(name.removesuffix(".sql"))
+        assert not re.search(r"\b(now|today|current_\w+|get_current_\w+)\b", code), name
+
+
+@pytest.mark.parametrize("kind", rows.FACTS)
+def test_rows_have_the_columns_of_their_table(kind: type[rows.Row], warehouse: Warehouse) -> None:
+    described = warehouse.query(f"describe facts.{kind.table}").rows
+    assert {column for column, *_ in described} == set(kind.__struct_fields__)
+
+
+def test_every_column_is_explained() -> None:
+    opened = Warehouse.open(Path(":memory:"))
+    held = {name: [row[0] for row in opened.query(f"describe {name}").rows] for name in RELATIONS}
+    shown = {row[0] for row in opened.query("show tables").rows}
+    opened.close()
+    explained: dict[str, list[str]] = {}
+    for line in README.splitlines():
+        if found := re.match(r"## (\w+): ", line):
+            explained[found[1]] = columns = []
+        elif found := re.match(r"- `(\w+)`: \S", line):
+            columns.append(found[1])
+    assert explained == held
+    assert set(held) == shown
+    assert len(README.splitlines()) <= 300
+
+
+def test_each_relation_says_its_grain_in_the_readme_as_in_its_file() -> None:
+    for name in RELATIONS:
+        grain = sql(name).partition("\n")[0].removeprefix("-- ").partition(";")[0].rstrip(".")
+        assert f"## {name}: {grain[0].lower()}{grain[1:]}" in README
