@@ -75,7 +75,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Catalogue = dict[ModelName, Model]
 
 
-class CatalogueWrong(ValueError):
+class InvalidCatalogue(ValueError):
     """A model's entry cannot be used; the message names the model and what to write instead."""
 
 
@@ -93,7 +93,9 @@ def checked(catalogue: Catalogue) -> Catalogue:
     slugs: dict[str, str] = {}
     for name in catalogue:
         if (other := slugs.setdefault(slug(name), name)) != name:
-            raise CatalogueWrong(f"models {other!r} and {name!r} would share one subject; rename one of them")
+            raise InvalidCatalogue(
+                f"models {other!r} and {name!r} would share one subject; rename one of them"
+            )
     return catalogue
 
 
@@ -102,7 +104,7 @@ def _model(name: str, entry: Any) -> Model:
         msgspec.convert(name, ModelName)
         model = msgspec.convert(entry, Model)
     except msgspec.ValidationError as error:
-        raise CatalogueWrong(f"models.{name}: {error}") from error
+        raise InvalidCatalogue(f"models.{name}: {error}") from error
     for field in ("prompt_usd", "output_usd"):
         nanousd_per_token(getattr(model, field), where=f"models.{name}.{field}")
     for hardware, profile in model.profiles.items():
@@ -121,7 +123,7 @@ def nanousd_per_token(usd_per_million: str, *, where: str) -> int:
     One nano-USD a token is 0.001 USD per million, so the digits are the answer: no arithmetic that rounds.
     """
     if not (digits := PRICE.fullmatch(usd_per_million)):
-        raise CatalogueWrong(
+        raise InvalidCatalogue(
             f"{where}: {usd_per_million!r} is no price; write USD per million tokens as a string, "
             'in steps of 0.001, like "0.15"'
         )
@@ -133,7 +135,7 @@ def nanousd_an_hour(usd: str, *, where: str) -> int:
     try:
         amount = nanousd(usd or "0")
     except InvalidMoney as error:
-        raise CatalogueWrong(f"{where}: {error}") from error
+        raise InvalidCatalogue(f"{where}: {error}") from error
     if amount < 0:
-        raise CatalogueWrong(f'{where}: {usd!r} is below zero; write USD an hour as a string, like "1.99"')
+        raise InvalidCatalogue(f'{where}: {usd!r} is below zero; write USD an hour as a string, like "1.99"')
     return amount

@@ -21,13 +21,13 @@ from events.log import Conflict, Log
 from events.money import InvalidMoney, nanousd
 from events.schema import Price, PricePublished
 from rift import catalogue
-from rift.catalogue import Catalogue, CatalogueWrong, ModelName
+from rift.catalogue import Catalogue, InvalidCatalogue, ModelName
 
 WRITER = "cli"
 FIELDS = {"prompt_usd": True, "output_usd": True, "cached_prompt_usd": False, "second_usd": False}
 
 
-class PricesWrong(ValueError):
+class InvalidPrices(ValueError):
     """A price list cannot be used; the message names the model, the field and what to write instead."""
 
 
@@ -41,15 +41,15 @@ def load(file: Path, book: Book) -> PricePublished:
     try:
         told = msgspec.toml.decode(file.read_bytes(), type=_File)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise PricesWrong(f"{file}: {error}") from error
+        raise InvalidPrices(f"{file}: {error}") from error
     version = book.price_version + 1
     if told.version not in (None, version):
-        raise PricesWrong(
+        raise InvalidPrices(
             f"{file}: version {told.version} overlaps another or leaves a gap: version {book.price_version} "
             f"is in force, and the next one is {version}"
         )
     if not told.prices:
-        raise PricesWrong(f"{file}: it prices no model")
+        raise InvalidPrices(f"{file}: it prices no model")
     prices = {name: _price(name, entry, file) for name, entry in told.prices.items()}
     return _list(version, {**book.prices(), **prices})
 
@@ -71,7 +71,7 @@ async def publish(log: Log, published: PricePublished) -> None:
     if last is not None:
         before = max(e.version for e in codec.decode(last.data)[1] if isinstance(e, PricePublished))
     if before != published.version - 1:
-        raise PricesWrong(f"version {before} was published meanwhile; try again")
+        raise InvalidPrices(f"version {before} was published meanwhile; try again")
     try:
         await log.append(
             subjects.BOOK,
@@ -80,7 +80,7 @@ async def publish(log: Log, published: PricePublished) -> None:
             expect_last=last.sequence if last is not None else 0,
         )
     except Conflict as error:
-        raise PricesWrong("another price list was published meanwhile; try again") from error
+        raise InvalidPrices("another price list was published meanwhile; try again") from error
 
 
 def _list(version: int, prices: dict[str, Price]) -> PricePublished:
@@ -90,25 +90,25 @@ def _list(version: int, prices: dict[str, Price]) -> PricePublished:
 def _price(name: str, entry: dict[str, Any], file: Path) -> Price:
     where = f"{file}: prices.{name}"
     if unknown := sorted(entry.keys() - FIELDS):
-        raise PricesWrong(f"{where}: {unknown[0]!r} is no price; known are {', '.join(FIELDS)}")
+        raise InvalidPrices(f"{where}: {unknown[0]!r} is no price; known are {', '.join(FIELDS)}")
     for field, needed in FIELDS.items():
         if needed and field not in entry:
-            raise PricesWrong(f"{where}: {field} is missing")
+            raise InvalidPrices(f"{where}: {field} is missing")
         if field in entry and not isinstance(entry[field], str):
-            raise PricesWrong(
+            raise InvalidPrices(
                 f'{where}.{field}: {entry[field]!r} is a number; write it as a string, like "0.15": '
                 "money is never a float"
             )
         if entry.get(field, "").startswith("-"):
-            raise PricesWrong(f"{where}.{field}: {entry[field]!r} is negative")
+            raise InvalidPrices(f"{where}.{field}: {entry[field]!r} is negative")
     try:
         tokens = {
             field: catalogue.nanousd_per_token(entry[field], where=f"{where}.{field}")
             for field in entry.keys() - {"second_usd"}
         }
         second = nanousd(entry["second_usd"]) if "second_usd" in entry else None
-    except (CatalogueWrong, InvalidMoney) as error:
-        raise PricesWrong(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+    except (InvalidCatalogue, InvalidMoney) as error:
+        raise InvalidPrices(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     return Price(
         model=name,
         prompt_nanousd=tokens["prompt_usd"],

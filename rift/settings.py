@@ -11,7 +11,7 @@ import msgspec
 
 from replay.scaling.hardware import Hardware
 from rift import catalogue
-from rift.catalogue import Catalogue, CatalogueWrong, Model, Natural, Positive
+from rift.catalogue import Catalogue, InvalidCatalogue, Model, Natural, Positive
 
 # One to begin with; more can be added on any day without moving anything.
 SHARDS = 1
@@ -25,7 +25,7 @@ Replicas = Annotated[int, msgspec.Meta(ge=0, le=REPLICAS_MAX)]
 Workers = Replicas | Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,2}(\.\.[0-9]{1,2})?$")]
 
 
-class SettingsWrong(ValueError):
+class InvalidSettings(ValueError):
     """A setting cannot be used; the message names it."""
 
 
@@ -89,7 +89,7 @@ def load(file: Path | None, overrides: dict[str, Any]) -> Settings:
     try:
         data = b"" if file is None else file.read_bytes()
     except OSError as error:
-        raise SettingsWrong(f"{file}: {error}") from error
+        raise InvalidSettings(f"{file}: {error}") from error
     return parsed(data, overrides, where=str(file or "settings"))
 
 
@@ -98,19 +98,19 @@ def parsed(data: bytes, overrides: dict[str, Any], *, where: str) -> Settings:
     try:
         found = msgspec.toml.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SettingsWrong(f"{where}: {error}") from error
+        raise InvalidSettings(f"{where}: {error}") from error
     try:
         models = catalogue.load(dict(found.pop("models", {})))
         known = catalogue.checked({**catalogue.shipped(), **models})
         settings = msgspec.convert({**found, **overrides}, Settings)
         settings = msgspec.structs.replace(settings, models=models)
         if settings.model not in known:
-            raise SettingsWrong(
+            raise InvalidSettings(
                 f"model {settings.model!r} is not in the catalogue; known: {', '.join(known)}"
             )
         scale = _checked(settings, found.get("scale", {}), is_told="workers" in overrides)
-    except (msgspec.ValidationError, CatalogueWrong) as error:
-        raise SettingsWrong(f"{where}: {error}") from error
+    except (msgspec.ValidationError, InvalidCatalogue) as error:
+        raise InvalidSettings(f"{where}: {error}") from error
     return msgspec.structs.replace(settings, scale=scale)
 
 
@@ -122,14 +122,14 @@ def _checked(settings: Settings, tables: Mapping[str, Any], *, is_told: bool) ->
     if not tables.get(default, {}).keys() & {"min", "max"}:
         scales[default] = _scaled(scales[default], settings.workers)
     elif is_told:
-        raise SettingsWrong(f'--workers: scale."{default}" says min and max already; leave one of them out')
+        raise InvalidSettings(f'--workers: scale."{default}" says min and max already; leave one of them out')
     known = settings.catalogue()
     for model, scale in scales.items():
         where = f'scale."{model}"'
         if model not in known:
-            raise SettingsWrong(f"{where}: no such model in the catalogue; known: {', '.join(known)}")
+            raise InvalidSettings(f"{where}: no such model in the catalogue; known: {', '.join(known)}")
         if scale.min > scale.max:
-            raise SettingsWrong(f"{where}: min is {scale.min} and max {scale.max}; write min <= max")
+            raise InvalidSettings(f"{where}: min is {scale.min} and max {scale.max}; write min <= max")
         catalogue.nanousd_an_hour(scale.hour_usd_max, where=f"{where}.hour_usd_max")
     return scales
 
@@ -140,5 +140,5 @@ def _scaled(scale: Scale, workers: int | str) -> Scale:
     bounds = int(least), int(most or least)
     if not bounds[0] <= bounds[1] <= REPLICAS_MAX:
         wanted = f'write N or MIN..MAX with MIN <= MAX <= {REPLICAS_MAX}, like 2 or "0..4"'
-        raise SettingsWrong(f"workers: {workers!r}: {wanted}")
+        raise InvalidSettings(f"workers: {workers!r}: {wanted}")
     return msgspec.structs.replace(scale, min=bounds[0], max=bounds[1])

@@ -12,7 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from rift import broker
+from rift import nats_server
 from tests import scripted
 from tests.scripted import Served
 
@@ -31,13 +31,13 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.address = broker.configure(folder)
+        self.address = nats_server.configure(folder)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         log = (self.folder / "log").open("ab")
         with closing(log):
-            self.process = subprocess.Popen(broker.command(self.folder), stdout=log, stderr=log)
+            self.process = subprocess.Popen(nats_server.command(self.folder), stdout=log, stderr=log)
         port = int(self.address.url.rpartition(":")[2])
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:

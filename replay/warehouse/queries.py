@@ -14,7 +14,7 @@ from replay.warehouse.result import QueryRefused, QueryResult, plain
 
 # An answer is read by a person or a script: more rows want a LIMIT or an aggregate.
 ROWS_MAX = 100_000
-# A question must not hold a core for longer than its asker waits (25 s, `rift/questions.py`).
+# A question must not hold a core for longer than its asker waits (25 s, `rift/rpc.py`).
 TIME_MAX_S = 10.0
 # Invoices and digests over ten million requests take a minute.
 READ_MAX_S = 300.0

@@ -7,6 +7,6 @@ limits.py    credit and limits
 backtest.py  scaling policies on traces
 """
 
-from rift.cli.options import main
+from rift.cli.parser import main
 
 __all__ = ["main"]

@@ -7,7 +7,7 @@ from events import book as books
 from events.jetstream import JetStream
 from rift import clock
 from rift.cli.credit import month_now
-from rift.cli.ops import list_of, moment, money, with_log
+from rift.cli.output import list_of, moment, money, with_log
 
 
 def show(options: Namespace) -> None:

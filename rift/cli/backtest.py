@@ -15,8 +15,8 @@ from replay.backtest.simulator import NothingStarts, TraceRequest
 from replay.backtest.traces import InvalidTrace
 from replay.scaling.hardware import HardwareUnknown, profile
 from replay.warehouse.result import QueryResult
-from rift.cli.ops import CommandFailed, asked, table, with_log
-from rift.questions import Sql
+from rift.cli.output import CommandFailed, asked, table, with_log
+from rift.rpc import Sql
 
 POLICIES = "default, knative, static:N, oracle, or a FILE.toml (default)"
 TTFT_MS = 2000

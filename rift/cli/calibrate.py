@@ -24,9 +24,9 @@ from rift import calibrate
 from rift.calibrate import Fit, Prompt, Running
 from rift.catalogue import Profile, nanousd_an_hour, slug
 from rift.cli.connection import installation, load_settings
-from rift.cli.ops import CommandFailed, asked, first_of, table, with_log
-from rift.installation import InstallationWrong
-from rift.questions import Sql
+from rift.cli.output import CommandFailed, asked, first_of, table, with_log
+from rift.data_dir import DataDirError
+from rift.rpc import Sql
 from rift.settings import Settings
 
 # Prompts from here on, doubled: shorter ones measure the way to the worker and back.
@@ -229,7 +229,7 @@ def _first_key(options: Namespace) -> str:
     try:
         return file.read_text().strip()
     except OSError as error:
-        raise InstallationWrong(f"{file}: {error.strerror}; name a key with --key") from error
+        raise DataDirError(f"{file}: {error.strerror}; name a key with --key") from error
 
 
 def _profile(

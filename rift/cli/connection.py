@@ -9,15 +9,15 @@ from pathlib import Path
 from events.jetstream import JetStream, connect
 from events.log import LogError
 from rift import settings
-from rift.installation import Installation
+from rift.data_dir import DataDir
 from rift.settings import SHARDS, Settings
 
 OVERRIDES = ("host", "port", "model", "engine", "workers")
 
 
-def installation(options: Namespace) -> Installation:
+def installation(options: Namespace) -> DataDir:
     """Return what the command is about. Raises InstallationWrong for a folder of another version."""
-    found = Installation(options.data)
+    found = DataDir(options.data)
     found.check()
     return found
 

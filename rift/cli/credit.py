@@ -12,8 +12,8 @@ from events.jetstream import JetStream
 from events.log import Log
 from events.money import nanousd
 from events.schema import CreditGranted
-from rift import accounts
-from rift.cli.ops import CommandFailed, Shown, list_of, money, with_log
+from rift import book_admin
+from rift.cli.output import CommandFailed, Shown, list_of, money, with_log
 
 MONEY = ("budget", "granted", "held", "spent", "available")
 
@@ -25,11 +25,11 @@ def grant(options: Namespace) -> None:
             f"{options.usd} is no credit; grant more than 0, or `rift correct` what was charged"
         )
 
-    entry = accounts.entry_id("grant", options.account, options.id)
+    entry = book_admin.entry_id("grant", options.account, options.id)
     granted = CreditGranted(id=entry, account=options.account, nanousd=amount, reason=options.reason)
 
     async def add(log: JetStream) -> bool:
-        return await accounts.add(log, await books.read(log), granted)
+        return await book_admin.add(log, await books.read(log), granted)
 
     if not with_log(options, add):
         raise CommandFailed(f"the book has {entry} already, and it counts once: nothing was added")

@@ -10,8 +10,8 @@ from typing import Any
 from events import book as books
 from events.book import Book, HeldKey
 from events.jetstream import JetStream
-from rift import accounts, clock, keys
-from rift.cli.ops import CommandFailed, Shown, list_of, moment, with_log
+from rift import book_admin, clock, keys
+from rift.cli.output import CommandFailed, Shown, list_of, moment, with_log
 from rift.keys import SCOPES, Key
 
 SECOND_NS = 1_000_000_000
@@ -33,8 +33,8 @@ def create(options: Namespace) -> None:
     async def issue(log: JetStream) -> tuple[Key, bool]:
         book = await books.read(log)
         _check_models(book, granted.get("models", ()))
-        is_new = await accounts.open_account(log, book, options.account)
-        return await accounts.issue_key(log, options.account, **granted), is_new
+        is_new = await book_admin.open_account(log, book, options.account)
+        return await book_admin.issue_key(log, options.account, **granted), is_new
 
     key, is_new = with_log(options, issue)
     if options.json:
@@ -49,7 +49,7 @@ def show(options: Namespace) -> None:
     async def read(log: JetStream) -> list[dict[str, Any]]:
         now_ns, book = clock.now_ns(), await books.read(log)
         if options.account is not None:
-            accounts.check_account(book, options.account)
+            book_admin.check_account(book, options.account)
         wanted = [held for held in book.keys.values() if options.account in (None, held.event.account)]
         return [_line(held, now_ns) for held in wanted]
 
@@ -64,7 +64,7 @@ def revoke(options: Namespace) -> None:
     key = keys.id_of(options.key)
 
     async def write(log: JetStream) -> int:
-        return await accounts.revoke_key(log, await books.read(log), key)
+        return await book_admin.revoke_key(log, await books.read(log), key)
 
     sequence = with_log(options, write)
     if options.json:

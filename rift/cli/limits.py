@@ -9,8 +9,8 @@ from events import book as books
 from events.book import Book
 from events.jetstream import JetStream
 from events.money import nanousd
-from rift import accounts
-from rift.cli.ops import CommandFailed, list_of, money, with_log
+from rift import book_admin
+from rift.cli.output import CommandFailed, list_of, money, with_log
 
 # What can be limited, as the book's events name it; the last three are an account's alone.
 RATES = ("requests_per_minute", "tokens_per_minute", "concurrent")
@@ -29,9 +29,9 @@ def change(options: Namespace) -> None:
     async def write(log: JetStream) -> None:
         book = await books.read(log)
         if options.key:
-            await accounts.set_key_limits(log, book, options.account, options.key, changed)
+            await book_admin.set_key_limits(log, book, options.account, options.key, changed)
         else:
-            await accounts.set_limits(log, book, options.account, changed)
+            await book_admin.set_limits(log, book, options.account, changed)
 
     with_log(options, write)
     if options.json:

@@ -22,9 +22,9 @@ from replay.warehouse.result import QueryResult
 from rift import settings
 from rift.catalogue import Catalogue, nanousd_per_token
 from rift.cli.connection import configuration, installation, load_settings
-from rift.cli.ops import CommandFailed, first_of, table, with_log
-from rift.installation import InstallationWrong
-from rift.settings import Scale, Settings, SettingsWrong
+from rift.cli.output import CommandFailed, first_of, table, with_log
+from rift.data_dir import DataDirError
+from rift.settings import InvalidSettings, Scale, Settings
 
 COLUMNS = ("model", "context_tokens", "prompt_usd", "output_usd", "serves", "ready", "starting", "source")
 
@@ -39,7 +39,7 @@ def list_models(options: Namespace) -> None:
     book, fleet = Book(), Fleet()
     try:
         book, fleet = with_log(options, read)
-    except* (InstallationWrong, LogError) as nobody:
+    except* (DataDirError, LogError) as nobody:
         print(f"rift: {first_of(nobody)}; these are the catalogue's own prices", file=sys.stderr)
     lines = [_line(name, told, book, fleet) for name in told.catalogue()]
     if options.json:
@@ -88,7 +88,7 @@ def add(options: Namespace) -> None:
     after = before + gap + _table(options).encode()
     try:
         settings.parsed(after, {}, where=str(file))
-    except SettingsWrong as error:
+    except InvalidSettings as error:
         raise CommandFailed(f"nothing was added: {error}") from error
     _replace(file, after)
     if options.json:

@@ -17,10 +17,10 @@ from events.schema import Price, UsageCorrected
 from replay.billing import focus_csv
 from replay.billing.invoice import Invoice
 from replay.warehouse.result import QueryResult
-from rift import accounts, prices
+from rift import book_admin, prices
 from rift.cli.connection import load_settings
-from rift.cli.ops import CommandFailed, asked, table, with_log
-from rift.questions import LONG_TIMEOUT_S, AskInvoice, ClosePeriod, Sql
+from rift.cli.output import CommandFailed, asked, table, with_log
+from rift.rpc import LONG_TIMEOUT_S, AskInvoice, ClosePeriod, Sql
 
 
 def invoice(options: Namespace) -> None:
@@ -99,7 +99,7 @@ def correct(options: Namespace) -> None:
             raise CommandFailed(f"model {options.model!r} has no price, and so no line on an invoice")
         model = await _model_of(log, options) if options.request else options.model
         correction = UsageCorrected(
-            id=accounts.entry_id("correction", options.account, options.id),
+            id=book_admin.entry_id("correction", options.account, options.id),
             account=options.account,
             nanousd=nanousd(options.usd),
             reason=options.reason,
@@ -108,7 +108,7 @@ def correct(options: Namespace) -> None:
         )
         if not correction.nanousd:
             raise CommandFailed("a correction of 0 corrects nothing")
-        if not await accounts.add(log, book, correction):
+        if not await book_admin.add(log, book, correction):
             raise CommandFailed(
                 f"the book has {correction.id} already, and it counts once: nothing was added"
             )

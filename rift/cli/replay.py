@@ -25,10 +25,10 @@ from replay.warehouse.result import QueryRefused, QueryResult
 from replay.warehouse.warehouse import Warehouse, checks
 from replay.warehouse.warehouse import sql as sql_of
 from rift.cli.connection import installation
-from rift.cli.ops import CommandFailed, asked, first_of, show, with_log
+from rift.cli.output import CommandFailed, asked, first_of, show, with_log
 from rift.control.tail import archived, fold_tail, rebuilt
 from rift.control.until import fold_until, parse
-from rift.questions import LONG_TIMEOUT_S, Digests, Rebuild, Seal
+from rift.rpc import LONG_TIMEOUT_S, Digests, Rebuild, SealSegment
 from rift.settings import SHARDS
 
 
@@ -171,7 +171,7 @@ def export(options: Namespace) -> None:
     archive, account, period = _archive(options), options.account, options.period
 
     async def write(log: JetStream) -> Invoice:
-        await asked(log, Seal(), LONG_TIMEOUT_S)
+        await asked(log, SealSegment(), LONG_TIMEOUT_S)
         return await write_export(log, archive, account, period, options.folder)
 
     found = with_log(options, write)

@@ -18,9 +18,9 @@ from events.log import LogError
 from replay.warehouse.result import QueryResult
 from rift import __version__
 from rift.cli.connection import installation
-from rift.cli.ops import CommandFailed, first_of, table, with_log
-from rift.installation import InstallationWrong
-from rift.questions import AnyQuestion, AskLanes, AskLeader, QuestionRefused, Sql, ask_leader
+from rift.cli.output import CommandFailed, first_of, table, with_log
+from rift.data_dir import DataDirError
+from rift.rpc import AnyQuestion, AskLanes, AskLeader, QuestionRefused, Sql, ask_leader
 from rift.settings import SHARDS
 
 # Who looks waits no longer for one answer; control's own answers take a tenth of a second.
@@ -58,7 +58,7 @@ def status(options: Namespace) -> None:
     }
     try:
         found |= with_log(options, _look)
-    except* (InstallationWrong, LogError) as nobody:
+    except* (DataDirError, LogError) as nobody:
         found["problems"].append(first_of(nobody))
     print(json.dumps(found, ensure_ascii=False) if options.json else _shown(found))
     if found["problems"]:

@@ -1,4 +1,4 @@
-"""Answers to the questions of `rift/questions.py`, by the process that has the warehouse open."""
+"""Answers to the questions of `rift/rpc.py`, by the process that has the warehouse open."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ import msgspec
 from events.log import Log
 from replay.billing.invoice import BillingRefused
 from replay.warehouse.result import QueryRefused
-from rift.questions import Question, QuestionRefused, Sql
+from rift.rpc import Question, QuestionRefused, Sql
 
 logger = logging.getLogger(__name__)
 

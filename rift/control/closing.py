@@ -13,7 +13,7 @@ from events.schema import PeriodClosed
 from replay.billing import invoice
 from replay.billing.invoice import Closing
 from replay.warehouse.warehouse import Warehouse
-from rift.questions import QuestionRefused
+from rift.rpc import QuestionRefused
 
 WRITER = "control"
 NANOSECONDS = 1_000_000_000

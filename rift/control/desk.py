@@ -15,7 +15,7 @@ from rift.control.archiver import Archiver
 from rift.control.closing import Sealed
 from rift.control.projection import Projection
 from rift.control.projector import LogTrimmed
-from rift.questions import (
+from rift.rpc import (
     AskInvoice,
     AskRequests,
     AskUsage,
@@ -24,7 +24,7 @@ from rift.questions import (
     Question,
     QuestionRefused,
     Rebuild,
-    Seal,
+    SealSegment,
     Sql,
 )
 
@@ -45,7 +45,7 @@ class Desk:
             AskRequests: self._requests,
             Digests: self._digests,
             ClosePeriod: self._close,
-            Seal: self._seal,
+            SealSegment: self._seal,
             Rebuild: self._rebuild,
         }
 
@@ -88,7 +88,7 @@ class Desk:
             seal=self._seal_now,
         )
 
-    async def _seal(self, question: Seal) -> object:
+    async def _seal(self, question: SealSegment) -> object:
         await self._projection.catch_up()
         return await self._seal_now()
 

@@ -31,7 +31,7 @@ from events.fleet import Fleet
 from events.log import Conflict, Log, LogError, NoResponders, Stored
 from events.schema import ControlElected
 from rift.control.answers import answering
-from rift.questions import AskLeader, ask
+from rift.rpc import AskLeader, ask
 
 logger = logging.getLogger(__name__)
 

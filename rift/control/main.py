@@ -27,8 +27,8 @@ from rift.control.projection import Projection
 from rift.control.settling import Settling
 from rift.control.shredding import Shredding
 from rift.fleet import Driver
-from rift.fleet.follow import follow
-from rift.questions import AskLanes, Question
+from rift.fleet.decision_reader import follow
+from rift.rpc import AskLanes, Question
 
 # What is stored when control is told to stop is applied first: then a stopped installation shows all. A
 # transaction that has begun is waited for, beyond this.

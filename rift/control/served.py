@@ -8,7 +8,7 @@ from replay.scaling.policy import Policy, bounds
 from rift import catalogue
 from rift.catalogue import Profile
 from rift.control.autoscaler import UNKNOWN, Served
-from rift.settings import Scale, Settings, SettingsWrong
+from rift.settings import InvalidSettings, Scale, Settings
 
 SECOND_NS = 1_000_000_000
 
@@ -24,7 +24,7 @@ def served(settings: Settings) -> dict[str, Served]:
     }
     for model, one in found.items():
         if one.policy.replicas_max and not bounds(one.policy, one.hardware)[1]:
-            raise SettingsWrong(
+            raise InvalidSettings(
                 f'scale."{model}".hour_usd_max pays for no replica: one costs '
                 f"{usd(one.hardware.hour_nanousd)} USD an hour"
             )

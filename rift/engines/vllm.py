@@ -20,9 +20,9 @@ from events.schema import Message, Parameters
 from rift.catalogue import Model, Profile
 from rift.engines import Decoder, Emit, EngineFailed, GaveUp, Invalid, Parser, Rendered, Step
 from rift.engines.chat import Chat, Own, invalid, logit_bias, no_grammar, structured_outputs
-from rift.engines.core import Core
 from rift.engines.prepare import digest_of
 from rift.engines.tokens import Tokenizer
+from rift.engines.vllm_client import VllmClient
 
 # What the environment already says wins over the profile, and the profile over these. `spawn`, since
 # a forked engine would hold the worker's own sockets open after the worker is gone.
@@ -68,7 +68,7 @@ class VllmEngine:
         self.slots: int = config.scheduler_config.max_num_seqs
         self.context_tokens: int = config.model_config.max_model_len
         self._llm = loaded.llm
-        self._core = Core(loaded.llm.engine_core)
+        self._core = VllmClient(loaded.llm.engine_core)
         self._processes = loaded.processes
         self._tokenizer = Tokenizer(loaded.tokenizer)
         self._chat = Chat(loaded.llm, model, self._tokenizer)

@@ -34,7 +34,7 @@ LOST_GRACE_S = 5
 LINE_BYTES_MAX = 4 << 20
 
 
-class ClusterWrong(RuntimeError):
+class ClusterError(RuntimeError):
     """This process is in no cluster; the message says what is missing."""
 
 
@@ -115,14 +115,14 @@ class Cluster:
         """Return the cluster that this process is a pod of. Raises ClusterWrong."""
         host, port = (environment.get(f"KUBERNETES_SERVICE_{name}") for name in ("HOST", "PORT"))
         if not host or not port:
-            raise ClusterWrong(
+            raise ClusterError(
                 'fleet = "kubernetes" works in a pod: KUBERNETES_SERVICE_HOST and _PORT are not set here. '
                 'Run control as ops/kubernetes has it, or choose fleet = "local" or "none"'
             )
         try:
             namespace = (account / "namespace").read_text().strip()
         except OSError as error:
-            raise ClusterWrong(
+            raise ClusterError(
                 f"{error.filename}: {error.strerror}; give control's pod its service account "
                 "(automountServiceAccountToken, ops/kubernetes/rbac.yaml)"
             ) from error
@@ -134,7 +134,7 @@ class Cluster:
         try:
             verify = ssl.create_default_context(cafile=self._ca) if self._ca else True
         except (OSError, ssl.SSLError) as error:
-            raise ClusterWrong(f"{self._ca}: {error}") from error
+            raise ClusterError(f"{self._ca}: {error}") from error
         # Nothing of this is for a proxy that the environment may name: the server is the cluster's own.
         self._client = httpx.AsyncClient(
             base_url=self._url, verify=verify, timeout=self._call_s, trust_env=False

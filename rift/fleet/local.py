@@ -19,7 +19,7 @@ from events.fleet import Fleet
 from events.log import Log, LogError, Stored, append_until_known
 from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaReported, ReplicaStopped
 from rift import catalogue
-from rift.processes import Child, Guard, is_killed, words
+from rift.supervisor import Child, Guard, is_killed, words
 
 logger = logging.getLogger(__name__)
 

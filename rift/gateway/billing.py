@@ -11,7 +11,7 @@ from events import ids
 from events.log import Log, LogError
 from rift.gateway.admission import Admission, retry_after
 from rift.gateway.http import Refusal, Request
-from rift.questions import AnswerFailed, AskInvoice, AskRequests, AskUsage, QuestionRefused, ask
+from rift.rpc import AnswerFailed, AskInvoice, AskRequests, AskUsage, QuestionRefused, ask
 
 # A client waits so long for an answer that says why there is none.
 ANSWER_S = 5.0

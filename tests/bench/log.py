@@ -19,7 +19,7 @@ import nats
 
 from events.jetstream import JetStream, connect
 from events.log import LogError
-from rift import broker
+from rift import nats_server
 from tests.bench import figures
 
 STREAM = "RIFT_0"
@@ -38,10 +38,10 @@ class Options(NamedTuple):
 
 def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rift-bench-") as folder:
-        address = broker.configure(Path(folder))
+        address = nats_server.configure(Path(folder))
         with (Path(folder) / "nats.log").open("wb") as output:
             server = subprocess.Popen(
-                broker.command(Path(folder)), stdout=output, stderr=output, process_group=0
+                nats_server.command(Path(folder)), stdout=output, stderr=output, process_group=0
             )
         try:
             rows = anyio.run(partial(_measure, address, options, say), backend_options={"use_uvloop": True})
@@ -57,7 +57,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 async def _measure(
-    address: broker.Address, options: Options, say: Callable[[str], None]
+    address: nats_server.Address, options: Options, say: Callable[[str], None]
 ) -> list[dict[str, float]]:
     log = await _connected(address)
     raw = await nats.connect(address.url, token=address.token)
@@ -88,7 +88,7 @@ async def _measure(
     return rows
 
 
-async def _connected(address: broker.Address) -> JetStream:
+async def _connected(address: nats_server.Address) -> JetStream:
     with anyio.fail_after(READY_S):
         while True:
             try:

@@ -16,7 +16,7 @@ from events.jetstream import JetStream, connect
 from events.log import LogError, Stored
 from events.subjects import BOOK
 from replay.warehouse.warehouse import Warehouse
-from rift import broker
+from rift import nats_server
 from rift.control.projector import Projector
 from rift.control.tail import fold_tail
 from tests.bench import bill, figures
@@ -37,9 +37,11 @@ REQUESTS_PER_S = 100
 def run(requests: int, say: Callable[[str], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rift-bench-") as name:
         folder = Path(name)
-        address = broker.configure(folder)
+        address = nats_server.configure(folder)
         with (folder / "nats.log").open("wb") as output:
-            server = subprocess.Popen(broker.command(folder), stdout=output, stderr=output, process_group=0)
+            server = subprocess.Popen(
+                nats_server.command(folder), stdout=output, stderr=output, process_group=0
+            )
         try:
             measure = partial(_measure, address, folder, requests, say)
             return anyio.run(measure, backend_options={"use_uvloop": True})
@@ -49,7 +51,7 @@ def run(requests: int, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 async def _measure(
-    address: broker.Address, folder: Path, requests: int, say: Callable[[str], None]
+    address: nats_server.Address, folder: Path, requests: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     log = await _connected(address)
     await log.ensure_streams(shards=1, replicas=1, max_bytes=8 << 30)
@@ -125,7 +127,7 @@ async def _publish(log: JetStream, stream: str, messages: Sequence[Stored]) -> N
             await anyio.sleep(0.001)
 
 
-async def _connected(address: broker.Address) -> JetStream:
+async def _connected(address: nats_server.Address) -> JetStream:
     with anyio.fail_after(READY_S):
         while True:
             try:

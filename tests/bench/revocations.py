@@ -22,8 +22,8 @@ from events import codec, subjects
 from events.book import Book, key_digest
 from events.jetstream import JetStream, connect
 from events.schema import AccountOpened, KeyIssued
-from rift import accounts, keys
-from rift.installation import Installation
+from rift import book_admin, keys
+from rift.data_dir import DataDir
 from tests.rift.test_limits import MODEL, second_gateway
 from tests.service import Service
 
@@ -97,13 +97,13 @@ async def one(
             await running.wait()
         for url in urls:
             tasks.start_soon(ask, url)
-        await accounts.revoke_key(log, book, key.id)
+        await book_admin.revoke_key(log, book, key.id)
         since["at"] = time.monotonic()
     return refused, ended[0] if ended else None
 
 
 async def measure(folder: Path, urls: list[str], number: int) -> None:
-    address = Installation(folder).log_address(None, {})
+    address = DataDir(folder).log_address(None, {})
     log = await connect(address.url, token=address.token, name="bench")
     try:
         made = await issue(log, number)

@@ -15,8 +15,8 @@ from anyio.abc import TaskGroup
 from events import book as books
 from events.jetstream import JetStream, connect
 from events.log import LogError
-from rift import accounts, broker, catalogue, prices, processes
-from rift.installation import Installation
+from rift import book_admin, catalogue, nats_server, prices, supervisor
+from rift.data_dir import DataDir
 from tests.chaos.proxy import Proxy
 from tests.chaos.rig import POLL_S, READY_S, STOP_S, Rig, RigBroken, free_port
 
@@ -56,12 +56,12 @@ class Apart(Rig):
         self._ports = {name: free_port() for name in self._names}
         self._routes = {name: free_port() for name in self._names}
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
-        self._children: list[processes.Child] = []
+        self._children: list[supervisor.Child] = []
 
     async def start(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
-        processes.WELL_S = 0.0
-        installation = Installation(self.folder)
+        supervisor.WELL_S = 0.0
+        installation = DataDir(self.folder)
         installation.make()
         (self.folder / "rift.toml").write_text(
             f'fleet = "none"\nreplicas = {self.servers}\nlog_bytes_max = {LOG_BYTES_MAX}\n'
@@ -85,11 +85,11 @@ class Apart(Rig):
                 except LogError:
                     await anyio.sleep(POLL_S)
         book = await books.read(self.log)
-        await accounts.open_account(self.log, book, "dev")
+        await book_admin.open_account(self.log, book, "dev")
         published = prices.default(catalogue.shipped(), book)
         assert published is not None, "a new book has no prices"
         await prices.publish(self.log, published)
-        self.key = (await accounts.issue_key(self.log, "dev")).text
+        self.key = (await book_admin.issue_key(self.log, "dev")).text
 
     def screen(self) -> str:
         files = sorted((self.folder / "logs").glob("*.log"))
@@ -146,13 +146,13 @@ class Apart(Rig):
         folder = self.folder / name
         folder.mkdir()
         configuration = CONFIGURATION + (IN_CLUSTER if self.servers > 1 else "")
-        broker.write_secret(
+        nats_server.write_secret(
             folder / "nats.conf",
             configuration.format(
                 port=self._ports[name],
                 name=name,
-                max_payload=broker.MAX_PAYLOAD_BYTES,
-                max_pending=broker.MAX_PENDING_BYTES,
+                max_payload=nats_server.MAX_PAYLOAD_BYTES,
+                max_pending=nats_server.MAX_PENDING_BYTES,
                 token=self._token,
                 store=json.dumps(str(folder / "store")),
                 route=self._routes[name],
@@ -163,7 +163,7 @@ class Apart(Rig):
     async def start_server(self, name: str) -> None:
         with (self.folder / "logs" / f"{name}.log").open("ab") as output:
             self._servers[name] = subprocess.Popen(  # noqa: ASYNC220  # returns at once
-                broker.command(self.folder / name), stdout=output, stderr=output, start_new_session=True
+                nats_server.command(self.folder / name), stdout=output, stderr=output, start_new_session=True
             )
         self.guard.add(self._servers[name].pid)
 

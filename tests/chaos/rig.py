@@ -19,8 +19,9 @@ from anyio.abc import TaskGroup
 from events import fleet
 from events.jetstream import JetStream, connect
 from events.log import LogError
-from rift import broker, processes
-from rift.processes import Child, Guard
+from rift import nats_server
+from rift import supervisor as processes
+from rift.supervisor import Child, Guard
 from tests.chaos.expected import MODEL
 from tests.service import environment, running
 
@@ -111,7 +112,7 @@ class Rig:
         return self._screen.read_text()
 
     async def connected(self) -> JetStream:
-        address = broker.address(self.folder / "nats")
+        address = nats_server.address(self.folder / "nats")
         assert address is not None, "rift up has configured its broker"
         return await connect(address.url, token=address.token, name="chaos")
 

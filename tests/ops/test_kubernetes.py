@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from rift import broker, catalogue, settings
+from rift import catalogue, nats_server, settings
 from rift.catalogue import nanousd_per_token, slug
-from rift.cli import options
+from rift.cli import parser
 from rift.fleet.cluster import SELECTOR
 from rift.gateway.accepting import DEADLINE_MS
-from rift.up import STOP_S
+from rift.launcher import STOP_S
 from tests.rift.fleet.apiserver import NAMESPACE, ApiServer, ObjectMeta
 from tests.rift.fleet.test_kubernetes import running, until
 
@@ -178,10 +178,10 @@ def _without_resources(spec: dict[str, Any]) -> dict[str, Any]:
 def test_a_role_is_started_with_words_that_rift_knows() -> None:
     for name, workload in WORKLOADS.items():
         if name != "rift-nats":
-            options._parser().parse_args(container(workload)["args"])
+            parser._parser().parse_args(container(workload)["args"])
     for model in SERVED:
         found = container(WORKERS[f"rift-worker-{slug(model)}"])
-        told = options._parser().parse_args(found["args"])
+        told = parser._parser().parse_args(found["args"])
         assert (told.model, told.pod) == (model, "$(RIFT_POD)")
         (named_pod,) = [entry for entry in found["env"] if entry["name"] == "RIFT_POD"]
         assert named_pod["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
@@ -230,8 +230,8 @@ def test_nats_server_takes_its_configuration(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("nats-server")), "-c", str(tmp_path / "nats.conf"), "-t"]
     done = subprocess.run(command, env=dict(nats_environment()), capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
-    assert f"max_payload: {broker.MAX_PAYLOAD_BYTES}" in text
-    assert f"max_pending: {broker.MAX_PENDING_BYTES}" in text
+    assert f"max_payload: {nats_server.MAX_PAYLOAD_BYTES}" in text
+    assert f"max_pending: {nats_server.MAX_PENDING_BYTES}" in text
     assert "sync_interval: always" in text
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.pages.chromium import Tab
 from tests.pages.conftest import SLEEPY
+from tests.rift.test_launcher import role
 from tests.rift.test_limits import key_of
-from tests.rift.test_up import role
 from tests.service import Service, until
 
 pytestmark = pytest.mark.slow

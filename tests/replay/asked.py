@@ -3,7 +3,7 @@
 from typing import Any
 
 from replay.warehouse.result import QueryResult
-from rift.questions import Sql, ask
+from rift.rpc import Sql, ask
 
 
 async def ask_sql(log: Any, sql: str) -> QueryResult:

@@ -15,13 +15,13 @@ from events.memory import MemoryBroker, MemoryLog
 from replay.archive.archive import Archive
 from replay.billing import invoice as invoices
 from replay.warehouse.warehouse import Warehouse
-from rift import accounts
-from rift.accounts import RecordReadable
+from rift import book_admin
+from rift.book_admin import RecordReadable
 from rift.cli.replay import differences
 from rift.control import main
 from rift.control.tail import fold_tail, rebuilt
 from rift.control.until import PositionWrong, fold_until, parse
-from rift.questions import (
+from rift.rpc import (
     AnswerFailed,
     AskInvoice,
     AskUsage,
@@ -29,7 +29,7 @@ from rift.questions import (
     Digests,
     QuestionRefused,
     Rebuild,
-    Seal,
+    SealSegment,
     Sql,
     ask,
 )
@@ -160,7 +160,7 @@ async def test_a_rebuild_under_way_changes_nothing_but_the_file(rig: Rig) -> Non
     for _ in range(5):
         rig.ordinary()
     async with controlling(rig):
-        await rig.ask(Seal())
+        await rig.ask(SealSegment())
         rig.ordinary()
         before = (await rig.ask(Digests()))["digests"]
         inode = (rig.folder / "rift.duckdb").stat().st_ino
@@ -175,7 +175,7 @@ async def test_a_rebuild_under_way_changes_nothing_but_the_file(rig: Rig) -> Non
 async def test_a_rebuild_from_a_damaged_archive_changes_nothing(rig: Rig) -> None:
     rig.ordinary()
     async with controlling(rig):
-        await rig.ask(Seal())
+        await rig.ask(SealSegment())
         before = (await rig.ask(Digests()))["digests"]
         (damaged,) = (rig.folder / "archive" / "RIFT_0").glob("*.events.parquet")
         damaged.write_bytes(damaged.read_bytes()[:-100])
@@ -188,7 +188,7 @@ async def test_a_lost_file_is_built_from_the_archive_where_the_log_is_trimmed(ri
     for _ in range(4):
         rig.ordinary()
     async with controlling(rig):
-        sealed = await rig.ask(Seal())
+        sealed = await rig.ask(SealSegment())
         before = (await rig.ask(Digests()))["digests"]
     rig.broker.stream("RIFT_0").trim(sealed["positions"]["RIFT_0"])
     (rig.folder / "rift.duckdb").unlink()
@@ -201,7 +201,7 @@ async def test_a_lost_file_is_built_from_the_archive_where_the_log_is_trimmed(ri
 async def test_without_the_archive_a_trimmed_log_stops_control_by_name(rig: Rig) -> None:
     rig.ordinary()
     async with controlling(rig):
-        sealed = await rig.ask(Seal())
+        sealed = await rig.ask(SealSegment())
     rig.broker.stream("RIFT_0").trim(sealed["positions"]["RIFT_0"])
     (rig.folder / "rift.duckdb").unlink()
     shutil.rmtree(rig.folder / "archive")
@@ -233,7 +233,7 @@ async def test_the_past_is_as_it_was(rig: Rig) -> None:
     rig.ordinary()
     rig.ordinary()
     async with controlling(rig):
-        await rig.ask(Seal())
+        await rig.ask(SealSegment())
         rig.ordinary()
     last = await rig.log.last_sequence("RIFT_0")
     ended = []
@@ -285,17 +285,17 @@ async def test_a_quarantined_record_is_passed_over_by_all(rig: Rig) -> None:
     async with controlling(rig):
         assert (await rig.ask(count))["rows"] == [[1]]
         with pytest.raises(RecordReadable, match="RIFT_0:6 can be read"):
-            await accounts.quarantine(rig.log, "RIFT_0", 6, "x")
+            await book_admin.quarantine(rig.log, "RIFT_0", 6, "x")
         for stream, sequence in (("RIFT_0", 99), ("RIFT_9", 1), ("RIFT_BOOK", 1)):
             with pytest.raises(RecordReadable, match=stream):
-                await accounts.quarantine(rig.log, stream, sequence, "x")
-        await accounts.quarantine(rig.log, "RIFT_0", 7, "written by hand")
+                await book_admin.quarantine(rig.log, stream, sequence, "x")
+        await book_admin.quarantine(rig.log, "RIFT_0", 7, "written by hand")
         with anyio.fail_after(10):
             while (await rig.ask(count))["rows"] != [[2]]:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         lag = await rig.ask(Sql("select quarantined, stopped_why from lag where stream = 'RIFT_0'"))
         assert lag["rows"] == [[[7], None]]
-        assert (await rig.ask(Seal()))["positions"]["RIFT_0"] == 13
+        assert (await rig.ask(SealSegment()))["positions"]["RIFT_0"] == 13
         assert list(rig.archive.verify()) == []
         told = await rig.ask(Digests())
         await rig.ask(Rebuild())
@@ -352,7 +352,7 @@ async def test_a_rebuild_asked_at_the_start_waits_for_it(rig: Rig) -> None:
     for _ in range(3):
         rig.ordinary()
     async with controlling(rig):
-        sealed = await rig.ask(Seal())
+        sealed = await rig.ask(SealSegment())
         before = (await rig.ask(Digests()))["digests"]
     rig.broker.stream("RIFT_0").trim(sealed["positions"]["RIFT_0"])
     (rig.folder / "rift.duckdb").unlink()

@@ -17,7 +17,7 @@ from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse
 from rift.control import answers, main, projection
 from rift.control.projector import AHEAD_MAX, LogBehind, LogTrimmed, Projector
-from rift.questions import QuestionRefused, Sql
+from rift.rpc import QuestionRefused, Sql
 from tests.replay.asked import ask_sql
 
 pytestmark = pytest.mark.anyio

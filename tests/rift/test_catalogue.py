@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rift import catalogue
-from rift.catalogue import CatalogueWrong
+from rift.catalogue import InvalidCatalogue
 
 PROFILES = [
     pytest.param(model, profile, id=f"{name}-{hardware}")
@@ -52,7 +52,7 @@ def test_a_price_in_whole_nanousd_a_token_is_exact(nanousd: int, zeros: int) -> 
 def test_any_other_price_is_refused_and_never_rounded(usd: Decimal) -> None:
     try:
         nanousd = catalogue.nanousd_per_token(f"{usd:f}", where="here")
-    except CatalogueWrong:
+    except InvalidCatalogue:
         assert usd % Decimal("0.001")
     else:
         assert Decimal(nanousd) == usd * 1000
@@ -62,7 +62,7 @@ def test_any_other_price_is_refused_and_never_rounded(usd: Decimal) -> None:
     "usd", ["", "free", "-0.10", "0,10", "0.0001", "NaN", "Infinity", "1e-9", "1e3", " 1", "1000000", "٣"]
 )
 def test_what_is_no_price_is_refused_with_its_place(usd: str) -> None:
-    with pytest.raises(CatalogueWrong, match=r"models\.mine\.prompt_usd"):
+    with pytest.raises(InvalidCatalogue, match=r"models\.mine\.prompt_usd"):
         catalogue.load({"mine": entry(prompt_usd=usd)})
 
 
@@ -81,7 +81,7 @@ def test_what_is_no_price_is_refused_with_its_place(usd: str) -> None:
     ],
 )
 def test_a_wrong_entry_is_refused(entries: dict[str, Any], words: str) -> None:
-    with pytest.raises(CatalogueWrong, match=words):
+    with pytest.raises(InvalidCatalogue, match=words):
         catalogue.load(entries)
 
 
@@ -148,6 +148,6 @@ def test_a_replica_costs_its_gpus_by_the_hour() -> None:
     assert catalogue.shipped()["smollm2:135m"].profiles["cpu"].hour_nanousd == 0
     entry = {"source": "x", "context_tokens": 16, "prompt_usd": "1", "output_usd": "1"}
     for wrong in ("2 USD", "-1"):
-        with pytest.raises(CatalogueWrong) as raised:
+        with pytest.raises(InvalidCatalogue) as raised:
             catalogue.load({"m": {**entry, "profiles": {"cpu": {"gpu_hour_usd": wrong}}}})
         assert str(raised.value).startswith("models.m.profiles.cpu.gpu_hour_usd: ")

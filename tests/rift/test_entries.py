@@ -12,8 +12,8 @@ from events import book as books
 from events.log import Conflict, OutcomeUnknown
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import CreditGranted, UsageCorrected
-from rift import accounts
-from rift.accounts import OutcomeOpen
+from rift import book_admin
+from rift.book_admin import OutcomeOpen
 
 pytestmark = pytest.mark.anyio
 
@@ -22,11 +22,11 @@ Make = Callable[[str | None], Entry]
 
 
 def grant(text: str | None) -> Entry:
-    return CreditGranted(id=accounts.entry_id("grant", "acme", text), account="acme", nanousd=7)
+    return CreditGranted(id=book_admin.entry_id("grant", "acme", text), account="acme", nanousd=7)
 
 
 def correction(text: str | None) -> Entry:
-    id = accounts.entry_id("correction", "acme", text)
+    id = book_admin.entry_id("correction", "acme", text)
     return UsageCorrected(id=id, account="acme", nanousd=7, reason="r")
 
 
@@ -43,7 +43,7 @@ async def broker() -> AsyncIterator[MemoryBroker]:
     async with anyio.create_task_group() as tasks:
         found = MemoryBroker(tasks, lambda: 1_750_000_000_000_000_000)
         log = MemoryLog(found)
-        await accounts.open_account(log, await books.read(log), "acme")
+        await book_admin.open_account(log, await books.read(log), "acme")
         yield found
 
 
@@ -56,25 +56,25 @@ async def counted(log: MemoryLog) -> int:
 async def test_what_is_said_again_with_its_id_counts_once(
     broker: MemoryBroker, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accounts, "GRANT_S", 0.0)
+    monkeypatch.setattr(book_admin, "GRANT_S", 0.0)
     log = MemoryLog(broker)
     with pytest.raises(OutcomeOpen) as told:
-        await accounts.add(Unanswered(broker), await books.read(log), make(None))
+        await book_admin.add(Unanswered(broker), await books.read(log), make(None))
     found = re.search("`--id ([a-z0-9-]{1,40})`, and it counts once", str(told.value))
     assert found is not None
     book = await books.read(log)
-    assert not await accounts.add(log, book, make(found[1]))
+    assert not await book_admin.add(log, book, make(found[1]))
     assert await counted(log) == 7
-    assert await accounts.add(log, book, make("other"))
-    assert await accounts.add(log, book, make("other")), "who has read an older book stores it once more"
+    assert await book_admin.add(log, book, make("other"))
+    assert await book_admin.add(log, book, make("other")), "who has read an older book stores it once more"
     assert await counted(log) == 14
-    assert await accounts.add(log, book, make(None))
-    assert await accounts.add(log, book, make(None))
+    assert await book_admin.add(log, book, make(None))
+    assert await book_admin.add(log, book, make(None))
     assert await counted(log) == 28
 
 
 async def test_an_id_is_its_accounts() -> None:
-    ids = {accounts.entry_id(kind, account, "x") for kind in ("grant", "correction") for account in "ab"}
+    ids = {book_admin.entry_id(kind, account, "x") for kind in ("grant", "correction") for account in "ab"}
     assert len(ids) == 4
 
 
@@ -83,27 +83,27 @@ class Overtaken(MemoryLog):
 
     async def append(self, *what: Any, **more: Any) -> int:
         other = MemoryLog(self._broker)
-        await accounts.set_limits(other, await books.read(other), "acme", {"concurrent": 2})
+        await book_admin.set_limits(other, await books.read(other), "acme", {"concurrent": 2})
         return await super().append(*what, **more)
 
 
 async def test_who_has_read_an_older_book_undoes_nobodys_limits(broker: MemoryBroker) -> None:
     log = MemoryLog(broker)
     older = await books.read(log)
-    await accounts.set_limits(log, older, "acme", {"concurrent": 1})
+    await book_admin.set_limits(log, older, "acme", {"concurrent": 1})
     with pytest.raises(Conflict, match="repeat the command"):
-        await accounts.set_limits(log, older, "acme", {"requests_per_minute": 60})
+        await book_admin.set_limits(log, older, "acme", {"requests_per_minute": 60})
     with pytest.raises(Conflict, match="repeat the command"):
-        await accounts.set_limits(Overtaken(broker), await books.read(log), "acme", {"concurrent": 9})
-    await accounts.set_limits(log, await books.read(log), "acme", {"requests_per_minute": 60})
+        await book_admin.set_limits(Overtaken(broker), await books.read(log), "acme", {"concurrent": 9})
+    await book_admin.set_limits(log, await books.read(log), "acme", {"requests_per_minute": 60})
     limits = (await books.read(log)).limits["acme"]
     assert (limits.concurrent, limits.requests_per_minute) == (2, 60)
 
 
 async def test_a_keys_limits_are_undone_by_nobody_either(broker: MemoryBroker) -> None:
     log = MemoryLog(broker)
-    key = (await accounts.issue_key(log, "acme")).id
+    key = (await book_admin.issue_key(log, "acme")).id
     older = await books.read(log)
-    await accounts.set_key_limits(log, older, "acme", key, {"concurrent": 1})
+    await book_admin.set_key_limits(log, older, "acme", key, {"concurrent": 1})
     with pytest.raises(Conflict, match="somebody else"):
-        await accounts.set_key_limits(log, older, "acme", key, {"requests_per_minute": 60})
+        await book_admin.set_key_limits(log, older, "acme", key, {"requests_per_minute": 60})

@@ -15,7 +15,7 @@ import pytest
 from events import codec, encryption
 from events.jetstream import connect
 from events.schema import RequestAccepted
-from rift import broker
+from rift import nats_server
 from tests.service import MODEL, Service, frames, running, until
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ def keys(service: Service) -> dict[str, bytes]:
     """Return what each key's message holds of it, by request."""
 
     async def read() -> dict[str, bytes]:
-        at = broker.address(service.folder / "nats")
+        at = nats_server.address(service.folder / "nats")
         assert at is not None
         log = await connect(at.url, token=at.token, name="test")
         found = {}

@@ -12,7 +12,7 @@ from events.book import Book
 from events.memory import MemoryBroker
 from events.schema import Price
 from rift import catalogue, prices
-from rift.prices import PricesWrong
+from rift.prices import InvalidPrices
 
 V3 = '[prices."deepseek-v3"]\nprompt_usd = "0.15"\noutput_usd = "0.40"\n'
 
@@ -69,12 +69,12 @@ def test_lists_that_are_refused(case: str, tmp_path: Path) -> None:
     book = Book()
     book.price_version = 1
     book._prices[1] = {}
-    with pytest.raises(PricesWrong, match=message):
+    with pytest.raises(InvalidPrices, match=message):
         load(tmp_path, text, book)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(PricesWrong, match=r"nothing.toml: .*No such file"):
+    with pytest.raises(InvalidPrices, match=r"nothing.toml: .*No such file"):
         prices.load(tmp_path / "nothing.toml", Book())
 
 
@@ -92,7 +92,7 @@ async def test_lists_follow_each_other_and_models_keep_their_price(tmp_path: Pat
         assert prices.default(catalogue.shipped(), book) is None, "what has a price keeps it"
         cheaper = load(tmp_path, V3.replace("0.15", "0.10"), book)
         await prices.publish(log, cheaper)
-        with pytest.raises(PricesWrong, match="version 2 was published meanwhile; try again"):
+        with pytest.raises(InvalidPrices, match="version 2 was published meanwhile; try again"):
             await prices.publish(log, cheaper)
         book = await books.read(log)
         assert (book.price_version, book.prices().keys()) == (2, catalogue.shipped().keys())

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from rift.settings import Scale, Settings, SettingsWrong, load
-from rift.up import share
+from rift.launcher import share
+from rift.settings import InvalidSettings, Scale, Settings, load
 
 DEFAULT = "smollm2:135m"
 
@@ -75,13 +75,13 @@ def test_what_has_no_replicas_or_is_started_by_hand_is_not_served(tmp_path: Path
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, toml: str, words: str) -> None:
-    with pytest.raises(SettingsWrong) as raised:
+    with pytest.raises(InvalidSettings) as raised:
         settings(tmp_path, toml)
     assert words in str(raised.value)
 
 
 def test_two_words_for_the_same_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsWrong, match="leave one of them out"):
+    with pytest.raises(InvalidSettings, match="leave one of them out"):
         settings(tmp_path, f'[scale."{DEFAULT}"]\nmin = 1', workers="0..2")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rift import settings
-from tests.rift.test_up import role
+from tests.rift.test_launcher import role
 from tests.service import MODEL, Service
 
 pytestmark = pytest.mark.slow

@@ -33,7 +33,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "matplotlib": ("replay/backtest/plot.py",),
     "msgspec": ("events/", "replay/", "rift/"),
     "nats": ("events/jetstream/",),
-    "nats_server": ("rift/broker.py",),
+    "nats_server": ("rift/nats_server.py",),
     "psutil": ("rift/engines/vllm.py",),
     "tokenizers": ("rift/engines/tokens.py",),
     "torch": ENGINE,

@@ -20,9 +20,9 @@ from events.jetstream import connect
 from events.log import LogError
 from events.memory import Faults, MemoryBroker, MemoryLog
 from events.schema import ControlElected
-from rift import installation
+from rift import data_dir
 from rift.control.leader import ASK_S, DOUBT_S, SILENCES, Leadership
-from rift.questions import AskLeader, ask
+from rift.rpc import AskLeader, ask
 from tests.service import environment
 from tests.simulation import clock
 
@@ -300,7 +300,7 @@ class Installation:
 
     def __init__(self, server: Any, folder: Path) -> None:
         self.folder = folder
-        installation.Installation(folder).make()
+        data_dir.DataDir(folder).make()
         url = server.address.url.replace("://", f"://{server.address.token}@")
         self.options = ["--data", str(folder), "--nats", url]
         self.processes: list[subprocess.Popen[bytes]] = []

@@ -23,11 +23,11 @@ from events import codec, subjects
 from events.fleet import Fleet, read
 from events.jetstream import JetStream, connect
 from events.schema import AnyEvent
-from rift import accounts, catalogue, prices, settings
-from rift.fleet.follow import follow
+from rift import book_admin, catalogue, prices, settings
+from rift.data_dir import DataDir
+from rift.fleet.decision_reader import follow
 from rift.fleet.local import Host, LocalFleet
-from rift.installation import Installation
-from rift.processes import Guard
+from rift.supervisor import Guard
 from tests.conftest import Server
 from tests.deciding import decide
 from tests.service import environment, running
@@ -88,7 +88,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "data"
-        installation = Installation(self.folder)
+        installation = DataDir(self.folder)
         installation.make()
         installation.secret()
         self.config = folder / "served.toml"
@@ -132,11 +132,11 @@ class Place:
         async with self.connected() as log:
             await log.ensure_streams(shards=1, replicas=1, max_bytes=1 << 30)
             book = await books.read(log)
-            await accounts.open_account(log, book, "dev")
+            await book_admin.open_account(log, book, "dev")
             published = prices.default(known, book)
             assert published is not None, "a new book has no prices"
             await prices.publish(log, published)
-            return (await accounts.issue_key(log, "dev")).text
+            return (await book_admin.issue_key(log, "dev")).text
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[JetStream]:

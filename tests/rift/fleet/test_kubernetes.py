@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rift.fleet.cluster import Cluster, ClusterWrong
+from rift.fleet.cluster import Cluster, ClusterError
 from rift.fleet.kubernetes import KubernetesFleet
 from tests.rift.fleet.apiserver import NAMESPACE, ApiServer, Fault, ObjectMeta
 
@@ -259,10 +259,10 @@ async def test_a_pod_finds_its_cluster_and_trusts_no_other(
 
 
 def test_outside_a_cluster_it_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ClusterWrong, match="KUBERNETES_SERVICE_HOST and _PORT are not set here"):
+    with pytest.raises(ClusterError, match="KUBERNETES_SERVICE_HOST and _PORT are not set here"):
         Cluster.around({})
     environment = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"}
-    with pytest.raises(ClusterWrong, match="give control's pod its service account"):
+    with pytest.raises(ClusterError, match="give control's pod its service account"):
         Cluster.around(environment, tmp_path)
 
 

@@ -4,7 +4,7 @@ import anyio
 import pytest
 
 from events.memory import MemoryLog
-from rift.questions import AskRequests, AskUsage
+from rift.rpc import AskRequests, AskUsage
 from tests.rift.gateway.test_allowances import World, live
 from tests.rift.gateway.test_limiting import OTHER, get, key_of, whole
 

@@ -13,10 +13,10 @@ from events.log import LogError
 from events.money import usd
 from replay.warehouse.result import QueryRefused, QueryResult
 from replay.warehouse.warehouse import Warehouse, WarehouseError
-from rift import accounts
+from rift import book_admin
 from rift.cli.connection import connected, installation
 from rift.control.until import parse as parse_position
-from rift.questions import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask_leader
+from rift.rpc import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask_leader
 
 Result = TypeVar("Result")
 # How a table writes the values of a name.
@@ -66,7 +66,7 @@ def quarantine(options: Namespace) -> None:
     position = parse_position(options.position)
 
     async def add(log: JetStream) -> None:
-        await accounts.quarantine(log, position.stream, position.sequence, options.reason)
+        await book_admin.quarantine(log, position.stream, position.sequence, options.reason)
 
     with_log(options, add)
     print(f"{position.stream}:{position.sequence} is passed over from now on")

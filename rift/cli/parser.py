@@ -16,9 +16,8 @@ from replay.backtest.traces import FORMATS
 from replay.billing.invoice import PERIOD, BillingRefused
 from replay.warehouse.warehouse import ProjectionStopped, WarehouseError
 from rift import __version__
-from rift.accounts import AccountUnknown, KeyUnknown, OutcomeOpen, RecordReadable
-from rift.broker import BrokerMissing
-from rift.catalogue import CatalogueWrong
+from rift.book_admin import AccountUnknown, KeyUnknown, OutcomeOpen, RecordReadable
+from rift.catalogue import InvalidCatalogue
 from rift.cli import (
     accounts,
     backtest,
@@ -28,20 +27,21 @@ from rift.cli import (
     limits,
     models,
     money,
-    ops,
+    output,
     replay,
-    roles,
+    serve,
     status,
 )
-from rift.cli.ops import CommandFailed
+from rift.cli.output import CommandFailed
 from rift.control.projector import LogBehind, LogTrimmed
 from rift.control.until import PositionWrong
+from rift.data_dir import DataDirError
 from rift.engines import EngineFailed
 from rift.engines.prepare import PrepareFailed
-from rift.fleet.cluster import ClusterWrong
-from rift.installation import InstallationWrong
-from rift.prices import PricesWrong
-from rift.settings import SettingsWrong
+from rift.fleet.cluster import ClusterError
+from rift.nats_server import BrokerMissing
+from rift.prices import InvalidPrices
+from rift.settings import InvalidSettings
 
 # They say one line, or print what has a form of its own.
 WITHOUT_JSON = ("gateway", "worker", "control", "verify", "export", "publish", "quarantine")
@@ -52,11 +52,11 @@ FAILURES = (
     AuditError,
     BillingRefused,
     BrokerMissing,
-    CatalogueWrong,
-    ClusterWrong,
+    InvalidCatalogue,
+    ClusterError,
     CommandFailed,
     EngineFailed,
-    InstallationWrong,
+    DataDirError,
     KeyUnknown,
     LogBehind,
     LogError,
@@ -66,10 +66,10 @@ FAILURES = (
     OutcomeOpen,
     PositionWrong,
     PrepareFailed,
-    PricesWrong,
+    InvalidPrices,
     ProjectionStopped,
     RecordReadable,
-    SettingsWrong,
+    InvalidSettings,
     WarehouseError,
 )
 
@@ -103,22 +103,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rift {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    up = _command(commands, "up", roles.up, "run a whole installation on this machine")
+    up = _command(commands, "up", serve.up, "run a whole installation on this machine")
     _engine_options(up)
     _listen_options(up)
     _workers_option(up)
 
-    gateway = _command(commands, "gateway", roles.gateway, "run a gateway")
+    gateway = _command(commands, "gateway", serve.gateway, "run a gateway")
     _engine_options(gateway)
     _listen_options(gateway)
     _workers_option(gateway)
 
-    worker = _command(commands, "worker", roles.worker, "run a worker for one model")
+    worker = _command(commands, "worker", serve.worker, "run a worker for one model")
     _engine_options(worker)
     worker.add_argument("--replica", help="name of this replica (a random one)")
     worker.add_argument("--pod", help="name of the pod that it runs in: each start is another replica of it")
 
-    control = _command(commands, "control", roles.control, "run a control process: one leads")
+    control = _command(commands, "control", serve.control, "run a control process: one leads")
     _engine_options(control)
     control.add_argument(
         "--database", type=Path, metavar="FILE", help="its DuckDB file: each has its own (DIR/rift.duckdb)"
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "status", status.status, "show what runs, waits and lags; 1 if something is amiss")
     _models(commands)
 
-    sql = _command(commands, "sql", ops.sql, "ask DuckDB about everything that happened")
+    sql = _command(commands, "sql", output.sql, "ask DuckDB about everything that happened")
     sql.add_argument("select", help="one SELECT; relations and columns are in replay/README.md")
 
     _accounts(commands)
@@ -272,7 +272,7 @@ def _replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     again.add_argument("select", nargs="?", help="with --until: one SELECT (how far the streams are folded)")
 
     quarantine = _command(
-        commands, "quarantine", ops.quarantine, "have all readers pass over a record that none can read"
+        commands, "quarantine", output.quarantine, "have all readers pass over a record that none can read"
     )
     quarantine.add_argument(
         "position", metavar="STREAM:SEQUENCE", help="as relation `lag` says, like RIFT_0:812"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from rift.cli.keys import expiry_ns
-from rift.cli.ops import CommandFailed
-from rift.cli.options import main
+from rift.cli.output import CommandFailed
+from rift.cli.parser import main
 from rift.gateway.admission import QUEUE_SHARE_PERCENT
 from tests.rift.test_limits import BODY, MODEL, done, second_gateway
 from tests.service import Service, frames

@@ -26,8 +26,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from events.ids import SECRET_BYTES
-from rift import __version__, broker
-from rift.broker import Address
+from rift import __version__, nats_server
+from rift.nats_server import Address
 
 # Of the folder's layout, not of Rift; a folder that does not say is of the first. It grows with a change
 # after which this Rift would misread an older folder, or an older Rift this one.
@@ -38,11 +38,11 @@ WHERE = (
 )
 
 
-class InstallationWrong(RuntimeError):
+class DataDirError(RuntimeError):
     """The data folder cannot be used; the message says why and what to do."""
 
 
-class Installation:
+class DataDir:
     """A data folder. It may exist already and hold other files."""
 
     def __init__(self, folder: Path) -> None:
@@ -63,9 +63,9 @@ class Installation:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise InstallationWrong(f"{self.folder}/version cannot be read: {error.strerror}") from error
+            raise DataDirError(f"{self.folder}/version cannot be read: {error.strerror}") from error
         if found != VERSION:
-            raise InstallationWrong(
+            raise DataDirError(
                 f"{self.folder} is a data folder of version {found!r}, and Rift {__version__} knows version "
                 f"{VERSION}: use the Rift that made it, or name another folder with --data"
             )
@@ -78,14 +78,12 @@ class Installation:
             self.logs.mkdir(exist_ok=True)
             version = self.folder / "version"
             if not version.exists():
-                broker.write_secret(version, VERSION)
+                nats_server.write_secret(version, VERSION)
         except OSError as error:
-            raise InstallationWrong(
-                f"the data folder {self.folder} cannot be used: {error.strerror}"
-            ) from error
+            raise DataDirError(f"the data folder {self.folder} cannot be used: {error.strerror}") from error
         secret = self.folder / "secret"
         if not secret.exists():
-            broker.write_secret(secret, secrets.token_hex(SECRET_BYTES))
+            nats_server.write_secret(secret, secrets.token_hex(SECRET_BYTES))
 
     def lock(self) -> None:
         """Hold the folder until this process ends. Raises InstallationWrong if another one does."""
@@ -93,7 +91,7 @@ class Installation:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InstallationWrong(
+            raise DataDirError(
                 f"another `rift up` runs in {self.folder}; stop it, or use another folder with --data"
             ) from error
 
@@ -104,11 +102,11 @@ class Installation:
     def secret(self) -> bytes:
         """Return the secret that signs request ids. Raises InstallationWrong where there is none."""
         if not self.folder.exists():
-            raise InstallationWrong(f"there is no installation in {self.folder}; {WHERE}")
+            raise DataDirError(f"there is no installation in {self.folder}; {WHERE}")
         try:
             return bytes.fromhex((self.folder / "secret").read_text().strip())
         except (OSError, ValueError) as error:
-            raise InstallationWrong(f"{self.folder}/secret cannot be read: {error}") from error
+            raise DataDirError(f"{self.folder}/secret cannot be read: {error}") from error
 
     def archive_key(self) -> bytes:
         """Return the key of the hashes that the archive keeps of contents. Raises InstallationWrong."""
@@ -119,9 +117,9 @@ class Installation:
         if url := url or environment.get("RIFT_NATS_URL"):
             parts = [urlsplit(one.strip()) for one in url.split(",")]
             if not all(part.hostname for part in parts):
-                raise InstallationWrong(f"{url!r} is no NATS URL; write nats://[TOKEN@]HOST:PORT[,…]")
+                raise DataDirError(f"{url!r} is no NATS URL; write nats://[TOKEN@]HOST:PORT[,…]")
             hosts = [part.netloc.rpartition("@")[2] for part in parts]
             return Address(",".join(f"nats://{host}" for host in hosts), parts[0].username)
-        if found := broker.address(self.nats):
+        if found := nats_server.address(self.nats):
             return found
-        raise InstallationWrong(f"there is no installation in {self.folder}; {WHERE}")
+        raise DataDirError(f"there is no installation in {self.folder}; {WHERE}")

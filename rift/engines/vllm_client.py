@@ -60,7 +60,7 @@ class _Running:
         self.wake.set()
 
 
-class Core:
+class VllmClient:
     """The requests that this process has in the engine. One of those who wait for an answer reads for all."""
 
     def __init__(self, client: Any) -> None:

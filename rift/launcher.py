@@ -23,13 +23,13 @@ from events import codec, fleet, subjects
 from events.jetstream import JetStream, connect
 from events.log import Log, LogError, append_until_known
 from events.schema import ReplicaLost
-from rift import __version__, accounts, broker, catalogue, prices
+from rift import __version__, book_admin, catalogue, nats_server, prices
 from rift.catalogue import Profile
-from rift.fleet.follow import follow
+from rift.data_dir import DataDir, DataDirError
+from rift.fleet.decision_reader import follow
 from rift.fleet.local import Host, LocalFleet
-from rift.installation import Installation, InstallationWrong
-from rift.processes import Child, Guard
 from rift.settings import SHARDS, Settings
+from rift.supervisor import Child, Guard
 
 FIRST_ACCOUNT = "dev"
 WRITER = "up"
@@ -48,10 +48,10 @@ CORES = "VLLM_CPU_OMP_THREADS_BIND"
 STOP_S = {"gateway": 2.5, "worker": 4.6, "control": 1.8, "nats": 1.0}
 
 
-class Up:
+class Launcher:
     def __init__(
         self,
-        installation: Installation,
+        installation: DataDir,
         settings: Settings,
         options: Sequence[str],
         *,
@@ -92,8 +92,8 @@ class Up:
         settings = self._settings
         where = self._installation.folder
         self._say(f"rift {__version__} in {where}: starting nats-server, control, gateway")
-        broker.configure(self._installation.nats)
-        self._child(tasks, "nats", lambda: broker.command(self._installation.nats))
+        nats_server.configure(self._installation.nats)
+        self._child(tasks, "nats", lambda: nats_server.command(self._installation.nats))
         self._log = await self._connected()
         await self._log.ensure_streams(
             shards=SHARDS,
@@ -168,7 +168,7 @@ class Up:
     # --- the log ---------------------------------------------------------------------------------------
 
     async def _connected(self) -> JetStream:
-        address = broker.address(self._installation.nats)
+        address = nats_server.address(self._installation.nats)
         assert address is not None, "the broker was configured above"
         with anyio.move_on_after(BROKER_START_S):
             while True:
@@ -176,20 +176,20 @@ class Up:
                     return await connect(address.url, token=address.token, name=WRITER)
                 except LogError:
                     await anyio.sleep(0.05)
-        raise InstallationWrong(f"nats-server does not answer; see {self._installation.logs / 'nats.log'}")
+        raise DataDirError(f"nats-server does not answer; see {self._installation.logs / 'nats.log'}")
 
     async def _write_book(self) -> str:
         """Open the first account and price the catalogue's models, if that is not done; return the key."""
         book = await books.read(self._log)
-        await accounts.open_account(self._log, book, FIRST_ACCOUNT)
+        await book_admin.open_account(self._log, book, FIRST_ACCOUNT)
         if (published := prices.default(self._settings.catalogue(), book)) is not None:
             await prices.publish(self._log, published)
         file = self._installation.first_key
         held = book.authenticate(file.read_text().strip()) if file.exists() else None
         if held is not None and held.state(book.at_ns) == "valid":
             return file.read_text().strip()
-        key = await accounts.issue_key(self._log, FIRST_ACCOUNT)
-        broker.write_secret(file, key.text)
+        key = await book_admin.issue_key(self._log, FIRST_ACCOUNT)
+        nats_server.write_secret(file, key.text)
         return key.text
 
     async def _write_fleet(self) -> None:
@@ -216,7 +216,7 @@ class Up:
             try:
                 probe.bind((settings.host, settings.port))
             except OSError as error:
-                raise InstallationWrong(
+                raise DataDirError(
                     f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}); "
                     "choose another --port"
                 ) from error

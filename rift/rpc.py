@@ -72,7 +72,7 @@ class ClosePeriod(Question, frozen=True, forbid_unknown_fields=True):
     period: str
 
 
-class Seal(Question, frozen=True, forbid_unknown_fields=True):
+class SealSegment(Question, frozen=True, forbid_unknown_fields=True):
     """Archive all that is projected, now."""
 
     topic = "rift.ask.seal"
@@ -103,7 +103,16 @@ class AskLanes(Question, frozen=True, forbid_unknown_fields=True):
 
 
 AnyQuestion = (
-    AskLeader | AskLanes | Sql | AskInvoice | AskUsage | AskRequests | ClosePeriod | Seal | Digests | Rebuild
+    AskLeader
+    | AskLanes
+    | Sql
+    | AskInvoice
+    | AskUsage
+    | AskRequests
+    | ClosePeriod
+    | SealSegment
+    | Digests
+    | Rebuild
 )
 
 

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from rift import settings
-from rift.installation import Installation, InstallationWrong
-from rift.settings import SettingsWrong
+from rift.data_dir import DataDir, DataDirError
+from rift.settings import InvalidSettings
 
 
 def test_the_archives_key_is_made_of_the_secret(tmp_path: Path) -> None:
-    found = Installation(tmp_path / "data")
-    with pytest.raises(InstallationWrong, match="there is no installation"):
+    found = DataDir(tmp_path / "data")
+    with pytest.raises(DataDirError, match="there is no installation"):
         found.archive_key()
     found.make()
     assert found.archive == tmp_path / "data" / "archive"
     assert found.archive_key() == hmac.digest(found.secret(), b"archive content", hashlib.sha256)
-    assert found.archive_key() == Installation(tmp_path / "data").archive_key()
-    other = Installation(tmp_path / "other")
+    assert found.archive_key() == DataDir(tmp_path / "data").archive_key()
+    other = DataDir(tmp_path / "other")
     other.make()
     assert other.archive_key() != found.archive_key()
 
@@ -36,12 +36,12 @@ def test_retention_settings(tmp_path: Path, toml: str, days: int, content: bool)
 def test_wrong_retention_settings_are_named(tmp_path: Path, toml: str) -> None:
     file = tmp_path / "rift.toml"
     file.write_text(toml)
-    with pytest.raises(SettingsWrong, match=toml.partition(" ")[0]):
+    with pytest.raises(InvalidSettings, match=toml.partition(" ")[0]):
         settings.load(file, {})
 
 
 def test_a_folder_says_its_version_from_the_first_start_on(tmp_path: Path) -> None:
-    old = Installation(tmp_path / "old")
+    old = DataDir(tmp_path / "old")
     old.folder.mkdir()
     (old.folder / "secret").write_text("00" * 32)
     old.check()
@@ -53,8 +53,8 @@ def test_a_folder_says_its_version_from_the_first_start_on(tmp_path: Path) -> No
 @pytest.mark.parametrize("version", ["2", "0", "", "1.5", "\x00"])
 def test_any_other_version_is_refused(tmp_path: Path, version: str) -> None:
     (tmp_path / "version").write_text(version)
-    found = Installation(tmp_path)
+    found = DataDir(tmp_path)
     for use in (found.check, found.make):
-        with pytest.raises(InstallationWrong, match="another folder with --data"):
+        with pytest.raises(DataDirError, match="another folder with --data"):
             use()
     assert [file.name for file in tmp_path.iterdir()] == ["version"]

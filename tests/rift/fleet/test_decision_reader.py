@@ -6,7 +6,7 @@ import pytest
 from events import codec, subjects
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import AnyEvent, ControlElected, ReplicaLost, ReplicaStarting, ScaleDecided
-from rift.fleet.follow import follow
+from rift.fleet.decision_reader import follow
 
 
 class Heard:

@@ -10,8 +10,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from rift import processes
-from rift.processes import Child, Guard
+from rift import supervisor
+from rift.supervisor import Child, Guard
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ async def test_one_that_ends_is_started_again_and_its_own_last_words_are_shown(t
     guard.dismiss()
     assert ended[:2] == [1, 1]
     assert said[0] == "child ended (exit status 1): no weights here"
-    assert said[1].startswith(f"starting it again in {processes.BACK_OFF_S[0]:g} s; its log is ")
+    assert said[1].startswith(f"starting it again in {supervisor.BACK_OFF_S[0]:g} s; its log is ")
     assert one.last_line() == "no weights here"
     assert not one.runs
 

@@ -9,7 +9,7 @@ import pytest
 
 from events.schema import Logprob
 from rift.engines import GaveUp, Step
-from rift.engines.core import Core
+from rift.engines.vllm_client import VllmClient
 
 pytestmark = pytest.mark.anyio
 
@@ -73,7 +73,7 @@ class Asked:
     """Requests that run, what they were told, and how they ended."""
 
     def __init__(self, client: Client, tasks: Any) -> None:
-        self.core = Core(client)
+        self.core = VllmClient(client)
         self.steps: dict[str, list[Step]] = {}
         self.ends: dict[str, str] = {}
         self.scopes: dict[str, anyio.CancelScope] = {}
@@ -151,7 +151,7 @@ async def test_log_probabilities_are_read_where_they_are_wanted(client: Client) 
         return tuple(Logprob(token=str(token_id), logprob=-1.0) for token_id in output.new_token_ids)
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(Core(client).run, SimpleNamespace(request_id="a"), emit, logprobs)
+        tasks.start_soon(VllmClient(client).run, SimpleNamespace(request_id="a"), emit, logprobs)
         await settle()
         client.say(a=(1, 2))
         client.say(a="stop")

@@ -15,7 +15,7 @@ import anyio
 from events.schema import ReplicaStarting
 from replay.archive.archive import Archive
 from rift import catalogue
-from rift import up as installation_up
+from rift import launcher as installation_up
 from rift.catalogue import Profile
 from rift.cli.connection import configuration, connected, connected_role, installation, load_settings
 from rift.control import main as control_process
@@ -25,8 +25,8 @@ from rift.fleet import Driver
 from rift.fleet.cluster import Cluster
 from rift.fleet.kubernetes import KubernetesFleet
 from rift.gateway import main as gateway_process
-from rift.processes import RETIRE, Guard
 from rift.settings import SHARDS, Settings
+from rift.supervisor import RETIRE, Guard
 from rift.worker import main as worker_process
 from rift.worker.leaving import Leaving
 
@@ -48,7 +48,7 @@ def up(options: Namespace) -> None:
 
     roles = installation_up.role_options(settings, configuration(options))
     serving = installation_up.serving_options(settings, options.workers)
-    _run(installation_up.Up(found, settings, roles, serving=serving, say=say, greet=greet).run)
+    _run(installation_up.Launcher(found, settings, roles, serving=serving, say=say, greet=greet).run)
 
 
 def gateway(options: Namespace) -> None:
