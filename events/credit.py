@@ -4,7 +4,7 @@ spent by settlements and corrections, and what gateways hold of it.
 Two gateways cannot spend the same dollar: a hold is appended with the last sequence that its writer has
 folded of the account's subject, so it is stored only if the room it was taken from is still there.
 
-What must not live here: who takes a hold, and when it is settled (`rift/gateway/allowances.py`).
+What must not live here: who takes a hold, and when it is settled (`rift/gateway/admission/credit.py`).
 """
 
 from collections.abc import Iterator

@@ -39,8 +39,8 @@ from events.schema import (
 )
 from rift import catalogue, keys
 from rift.catalogue import Catalogue, Model
-from rift.gateway import main as gateway
-from rift.gateway.server import serve
+from rift.gateway import process as gateway
+from rift.gateway.asgi.server import serve
 from tests.chaos.rig import free_port
 
 MODEL = "model-a"

@@ -24,7 +24,7 @@ from rift.engines import Engine, EngineFailed
 from rift.fleet import Driver
 from rift.fleet.cluster import Cluster
 from rift.fleet.kubernetes import KubernetesFleet
-from rift.gateway import main as gateway_process
+from rift.gateway import process as gateway_process
 from rift.settings import SHARDS, Settings
 from rift.supervisor import RETIRE, Guard
 from rift.worker import main as worker_process

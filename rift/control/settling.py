@@ -2,7 +2,7 @@
 
 Time is the projection's: a hold is settled as of a position at which its lane had not spoken for a while,
 and every request with its allowance had ended. What must not live here: what a gateway that lives does with
-its own holds (`rift/gateway/allowances.py`).
+its own holds (`rift/gateway/admission/credit.py`).
 """
 
 import logging
@@ -30,7 +30,7 @@ SILENT_NS = 60 * 1_000_000_000
 TICK_S = 2.0
 APPEND_S = 5.0
 
-# Seconds as a hold counts them (`rift/gateway/allowances.py`), united as those of invoice lines are.
+# Seconds as a hold counts them (`rift/gateway/admission/credit.py`), united as those of invoice lines are.
 SPENT = """
 with mine as (
     from requests where allowance in (select unnest({holds}))

@@ -1,7 +1,7 @@
 """What nobody wants stored is forgotten: keys of content whose requests have ended are erased.
 
 It is read from the log and the projection alone, so whoever leads next goes on with it. What must not live
-here: keys of content that is kept, which a client erases (`rift/gateway/retrieving.py`), or age.
+here: keys of content that is kept, which a client erases (`rift/gateway/api/requests.py`), or age.
 """
 
 import logging

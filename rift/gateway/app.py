@@ -15,17 +15,19 @@ from events.log import Log, LogError
 from events.request_history import HistoryReader
 from rift import __version__
 from rift.catalogue import Catalogue
-from rift.gateway import browsers, openapi, parse, parse_openai, parse_responses
-from rift.gateway.accepting import Accepting
-from rift.gateway.admission import Admission, retry_after
-from rift.gateway.allowances import Allowances
-from rift.gateway.billing import Billing
-from rift.gateway.delivery import Delivery
-from rift.gateway.http import ClientGone, Receive, Refusal, Request, Scope, Send
-from rift.gateway.models import Models
-from rift.gateway.pages import Pages
-from rift.gateway.relays import Relays
-from rift.gateway.retrieving import Retrieving
+from rift.gateway.admission.admission import Admission, retry_after
+from rift.gateway.admission.credit import CreditReservations
+from rift.gateway.api import openapi
+from rift.gateway.api.billing import BillingRoutes
+from rift.gateway.api.models import ModelRoutes
+from rift.gateway.api.requests import RequestRoutes
+from rift.gateway.asgi import cors
+from rift.gateway.asgi.request import ClientGone, HTTPError, Receive, Request, Scope, Send
+from rift.gateway.asgi.static_files import StaticFiles
+from rift.gateway.dialects import chat_request, responses_request, sampling
+from rift.gateway.streams.delivery import Delivery
+from rift.gateway.streams.lane_registry import LaneRegistry
+from rift.gateway.submission.submit import Submission
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +40,11 @@ class Gateway:
     def __init__(
         self,
         log: Log,
-        relays: Relays,
+        relays: LaneRegistry,
         histories: HistoryReader,
         admission: Admission,
         delivery: Delivery,
-        allowances: Allowances,
+        allowances: CreditReservations,
         *,
         book: Book,
         fleet: Fleet,
@@ -55,9 +57,9 @@ class Gateway:
         self._log, self._admission, self._delivery = log, admission, delivery
         self._fleet, self._models = fleet, models
         self._entropy = entropy
-        self._pages = Pages()
+        self._pages = StaticFiles()
         self._document = msgspec.Raw(msgspec.json.encode(openapi.document()))
-        accepting = Accepting(
+        accepting = Submission(
             log,
             relays,
             histories,
@@ -71,14 +73,14 @@ class Gateway:
             entropy=entropy,
             seal_content=seal_content,
         )
-        there = Retrieving(log, relays, histories, admission, delivery, book=book, secret=secret)
-        listing = Models(models, admission=admission, book=book, fleet=fleet)
-        billing = Billing(log, admission, secret=secret)
+        there = RequestRoutes(log, relays, histories, admission, delivery, book=book, secret=secret)
+        listing = ModelRoutes(models, admission=admission, book=book, fleet=fleet)
+        billing = BillingRoutes(log, admission, secret=secret)
         self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
-            ("POST", re.compile("/v1/inference"), partial(accepting.infer, parse.native)),
-            ("POST", re.compile("/v1/completions"), partial(accepting.infer, parse_openai.completion)),
-            ("POST", re.compile("/v1/chat/completions"), partial(accepting.infer, parse_openai.chat)),
-            ("POST", re.compile("/v1/responses"), partial(accepting.infer, parse_responses.response)),
+            ("POST", re.compile("/v1/inference"), partial(accepting.infer, sampling.native)),
+            ("POST", re.compile("/v1/completions"), partial(accepting.infer, chat_request.completion)),
+            ("POST", re.compile("/v1/chat/completions"), partial(accepting.infer, chat_request.chat)),
+            ("POST", re.compile("/v1/responses"), partial(accepting.infer, responses_request.response)),
             ("GET", re.compile("/v1/inference"), billing.requests),
             ("GET", re.compile("/v1/inference/([^/]+)"), there.inference),
             ("DELETE", re.compile("/v1/inference/([^/]+)"), there.cancel),
@@ -114,10 +116,10 @@ class Gateway:
             except LogError as error:
                 logger.warning("%s %s: %s", request.method, request.path, error)
                 message = "the log does not answer; try again"
-                raise Refusal(503, message, code="log_unavailable", headers=retry_after(2)) from error
+                raise HTTPError(503, message, code="log_unavailable", headers=retry_after(2)) from error
         except ClientGone:
             return
-        except Refusal as refusal:
+        except HTTPError as refusal:
             with contextlib.suppress(ClientGone):
                 await request.drain()
                 await request.answer(refusal.status, refusal.body(), refusal.headers)
@@ -125,10 +127,10 @@ class Gateway:
     async def _route(self, request: Request) -> None:
         if request.path in self._pages:
             return await self._pages.answer(request)
-        if browsers.is_open(request.path):
-            if browsers.is_preflight(request):
-                return await browsers.give_leave(request)
-            request.always = browsers.ALWAYS
+        if cors.is_open(request.path):
+            if cors.is_preflight(request):
+                return await cors.answer_preflight(request)
+            request.always = cors.ALWAYS
         allowed = []
         for method, pattern, handler in self._routes:
             if match := pattern.fullmatch(request.path):
@@ -140,8 +142,8 @@ class Gateway:
             allow = ", ".join(sorted(set(allowed)))
             message = f"{request.path} takes {allow}, not {request.method}"
             headers = [(b"allow", allow.encode())]
-            raise Refusal(405, message, code="method_not_allowed", headers=headers)
-        raise Refusal(404, f"there is no {request.path} here", code="not_found")
+            raise HTTPError(405, message, code="method_not_allowed", headers=headers)
+        raise HTTPError(404, f"there is no {request.path} here", code="not_found")
 
     # --- health ----------------------------------------------------------------------------------------
 
@@ -152,7 +154,7 @@ class Gateway:
         """Ready to accept: the log answers. Whether a model's replica runs is another question."""
         if not self._log.is_connected:
             message = "the log does not answer"
-            raise Refusal(503, message, code="log_unavailable", headers=retry_after(1))
+            raise HTTPError(503, message, code="log_unavailable", headers=retry_after(1))
         self._admission.check_book()
         ready = [name for name in self._models if self._fleet.is_ready(name)]
         await request.answer(200, {"status": "ready", "models_ready": ready})

@@ -8,18 +8,18 @@ from typing import Any
 import httpx
 import pytest
 
-from rift.gateway import parse_openai, parse_responses
-from rift.gateway.http import Refusal
+from rift.gateway.asgi.request import HTTPError
+from rift.gateway.dialects import chat_request, responses_request
 from tests.scripted import MODEL, Served
 
-README = Path(parse_openai.__file__).with_name("README.md").read_text()
+README = Path(chat_request.__file__).with_name("README.md").read_text()
 ROW = re.compile(r"^\| `([^`]+)` \| (supported|ignored|refused) \|", re.MULTILINE)
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 ROUTES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "Chat completions": (parse_openai.ChatBody, parse_openai.chat, CHAT),
-    "Completions": (parse_openai.CompletionBody, parse_openai.completion, {"model": "m", "prompt": "hi"}),
-    "Responses": (parse_responses.ResponseBody, parse_responses.response, {"model": "m", "input": "hi"}),
+    "Chat completions": (chat_request.ChatBody, chat_request.chat, CHAT),
+    "Completions": (chat_request.CompletionBody, chat_request.completion, {"model": "m", "prompt": "hi"}),
+    "Responses": (responses_request.ResponseBody, responses_request.response, {"model": "m", "input": "hi"}),
 }
 
 
@@ -41,7 +41,7 @@ def test_a_field_is_what_the_table_says(section: str) -> None:
         if what == "ignored":
             assert read(encoded(given)) == read(encoded(given | {name: {"any": "thing"}}))
         if what == "refused":
-            with pytest.raises(Refusal) as caught:
+            with pytest.raises(HTTPError) as caught:
                 read(encoded(given | {name: [{"any": "thing"}]}))
             assert (caught.value.code, caught.value.param) == ("unsupported", name)
             neutral = body.unserved[name]

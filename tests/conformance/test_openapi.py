@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from rift.gateway import openapi, shown
-from tests.rift.gateway.test_openai import TOOL, streamed
+from rift.gateway.api import openapi, schemas
+from tests.rift.gateway.dialects.test_chat_response import TOOL, streamed
 from tests.scripted import MODEL, Served
 
 pytestmark = pytest.mark.slow
@@ -55,42 +55,42 @@ def answers(served: Served) -> Iterator[tuple[type, dict[str, Any]]]:
             return client.post(path, json={"model": MODEL, **body})
 
         for more in ({}, tools, {"n": 2}, {"logprobs": True, "top_logprobs": 2}):
-            yield shown.ChatCompletion, post("/v1/chat/completions", **chat, **more).json()
+            yield schemas.ChatCompletion, post("/v1/chat/completions", **chat, **more).json()
             for chunk in streamed(served, **chat, **more, **usage):
-                yield shown.ChatCompletionChunk, chunk
-        yield shown.Completion, post("/v1/completions", prompt="hi", logprobs=2).json()
+                yield schemas.ChatCompletionChunk, chunk
+        yield schemas.Completion, post("/v1/completions", prompt="hi", logprobs=2).json()
         for chunk in streamed(served, "/v1/completions", logprobs=2, **usage):
-            yield shown.Completion, chunk
+            yield schemas.Completion, chunk
         for given in ({"input": "hi", **tools_flat()}, {"input": "hi", "reasoning": {"effort": "low"}}):
-            yield shown.Response, post("/v1/responses", **given, top_logprobs=2).json()
+            yield schemas.Response, post("/v1/responses", **given, top_logprobs=2).json()
             for data in events(post("/v1/responses", **given, stream=True, top_logprobs=2).text):
-                yield shown.ResponseEvent, data
+                yield schemas.ResponseEvent, data
         for data in events(post("/v1/responses", input="fail late", stream=True).text):
-            yield shown.ResponseEvent, data
+            yield schemas.ResponseEvent, data
         begun = post("/v1/responses", input="slowly", background=True).json()
-        yield shown.Response, begun
-        yield shown.Response, client.get(f"/v1/responses/{begun['id']}").json()
-        yield shown.Response, client.post(f"/v1/responses/{begun['id']}/cancel").json()
+        yield schemas.Response, begun
+        yield schemas.Response, client.get(f"/v1/responses/{begun['id']}").json()
+        yield schemas.Response, client.post(f"/v1/responses/{begun['id']}/cancel").json()
         whole = post("/v1/inference", prompt="hi").json()
-        yield shown.Inference, whole
-        yield shown.Inference, client.get(f"/v1/inference/{whole['id']}").json()
+        yield schemas.Inference, whole
+        yield schemas.Inference, client.get(f"/v1/inference/{whole['id']}").json()
         for path, name, what in (("/v1/inference", "prompt", "/content"), ("/v1/responses", "input", "")):
             sealed = post(path, **{name: "hi"}, store=False).json()
-            yield shown.Deleted, client.delete(f"{path}/{sealed['id']}{what}").json()
-        yield shown.InferenceStatus, post("/v1/inference", prompt="hi", background=True).json()
+            yield schemas.Deleted, client.delete(f"{path}/{sealed['id']}{what}").json()
+        yield schemas.InferenceStatus, post("/v1/inference", prompt="hi", background=True).json()
         *tokens, done = events(post("/v1/inference", prompt="hi", stream=True).text)
-        yield shown.InferenceEnd, done
+        yield schemas.InferenceEnd, done
         for data in tokens:
-            yield shown.InferenceEvent, data
+            yield schemas.InferenceEvent, data
         for data in events(post("/v1/inference", prompt="fail late", stream=True).text):
-            yield shown.InferenceEvent, data
-        yield shown.Error, post("/v1/inference").json()
-        yield shown.Error, client.get("/nowhere").json()
-        yield shown.ModelList, client.get("/v1/models").json()
-        yield shown.Model, client.get(f"/v1/models/{MODEL}").json()
+            yield schemas.InferenceEvent, data
+        yield schemas.Error, post("/v1/inference").json()
+        yield schemas.Error, client.get("/nowhere").json()
+        yield schemas.ModelList, client.get("/v1/models").json()
+        yield schemas.Model, client.get(f"/v1/models/{MODEL}").json()
         for path in ("/health", "/livez", "/readyz"):
-            yield shown.Health, client.get(path).json()
-        yield shown.Version, client.get("/version").json()
+            yield schemas.Health, client.get(path).json()
+        yield schemas.Version, client.get("/version").json()
 
 
 def test_every_answer_is_what_its_type_says_and_no_more(served: Served) -> None:
@@ -100,7 +100,7 @@ def test_every_answer_is_what_its_type_says_and_no_more(served: Served) -> None:
         seen.add(kind)
     documented = {kind for each in openapi.OPERATIONS for one in each.answers.values() for kind in one.types}
     # The list of requests is the control process's, and is held to its type beside one (test_api.py).
-    assert {kind for kind in documented if isinstance(kind, type)} - seen == {shown.InferenceList}
+    assert {kind for kind in documented if isinstance(kind, type)} - seen == {schemas.InferenceList}
 
 
 def tools_flat() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rift import catalogue, nats_server, settings
 from rift.catalogue import nanousd_per_token, slug
 from rift.cli import parser
 from rift.fleet.cluster import SELECTOR
-from rift.gateway.accepting import DEADLINE_MS
+from rift.gateway.submission.submit import DEADLINE_MS
 from rift.launcher import STOP_S
 from tests.rift.fleet.apiserver import NAMESPACE, ApiServer, ObjectMeta
 from tests.rift.fleet.test_kubernetes import running, until

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rift.gateway import openapi
+from rift.gateway.api import openapi
 from tests.pages.chromium import Tab
 from tests.service import Service
 

@@ -20,7 +20,7 @@ from rift.catalogue import Catalogue, Model, Pace, Profile
 from rift.control.janitor import Janitor
 from rift.engines import Emit, EngineFailed, Rendered
 from rift.engines.sim import SimEngine
-from rift.gateway import main as gateway
+from rift.gateway import process as gateway
 from rift.worker.leaving import Leaving
 from rift.worker.worker import Worker
 

@@ -17,7 +17,9 @@ from msgspec.structs import replace
 from events import lifecycle
 from events.memory import Faults
 from events.schema import TokensGenerated
-from rift.gateway import idempotency, relay, retrieving
+from rift.gateway.api import requests
+from rift.gateway.streams import lane_reader
+from rift.gateway.submission import idempotency
 from rift.worker import attempt
 from tests.simulation import service
 from tests.simulation.promise import Violation
@@ -99,18 +101,18 @@ def does_not_abort_the_engine(patch: pytest.MonkeyPatch) -> None:
 
 
 def shows_the_resumed_what_they_have(patch: pytest.MonkeyPatch) -> None:
-    event_id = retrieving.event_id
-    patch.setattr(retrieving, "event_id", lambda request: max(0, event_id(request) - 2))
+    event_id = requests.event_id
+    patch.setattr(requests, "event_id", lambda request: max(0, event_id(request) - 2))
 
 
 def misses_what_came_while_it_read_the_past(patch: pytest.MonkeyPatch) -> None:
-    attach = relay.Relay.attach
+    attach = lane_reader.LaneReader.attach
 
-    async def deaf(self: relay.Relay, *arguments: Any) -> Any:
+    async def deaf(self: lane_reader.LaneReader, *arguments: Any) -> Any:
         self._joining = _Nowhere()
         return await attach(self, *arguments)
 
-    patch.setattr(relay.Relay, "attach", deaf)
+    patch.setattr(lane_reader.LaneReader, "attach", deaf)
 
 
 class _Nowhere(list[Any]):
@@ -119,7 +121,7 @@ class _Nowhere(list[Any]):
 
 
 def follows_for_ever(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(relay.Relay, "close", relay.Relay.taken)
+    patch.setattr(lane_reader.LaneReader, "close", lane_reader.LaneReader.taken)
 
 
 def takes_every_idempotency_key_for_new(patch: pytest.MonkeyPatch) -> None:

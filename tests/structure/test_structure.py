@@ -28,7 +28,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "cryptography": ("events/encryption.py",),
     "duckdb": ("replay/warehouse/warehouse.py", "replay/warehouse/queries.py", "replay/archive/parquet.py"),
     "httpx": ("rift/cli/calibrate.py", "rift/fleet/cluster.py"),
-    "hypercorn": ("rift/gateway/server.py",),
+    "hypercorn": ("rift/gateway/asgi/server.py",),
     "jinja2": ("rift/engines/tokens.py",),
     "matplotlib": ("replay/backtest/plot.py",),
     "msgspec": ("events/", "replay/", "rift/"),

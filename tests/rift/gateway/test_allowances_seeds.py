@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from rift.control import settling
-from rift.gateway import allowances, worst
-from rift.gateway.allowances import Allowances
+from rift.gateway.admission import credit, max_cost
+from rift.gateway.admission.credit import CreditReservations
 from tests.simulation import prepaid
 from tests.simulation.promise import Violation
 
@@ -21,7 +21,7 @@ CAUGHT_WITHIN = 10
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Holds come back while a test looks; how long they are kept is tested in `test_holds.py`."""
-    monkeypatch.setattr(allowances, "IDLE_S", 30.0)
+    monkeypatch.setattr(credit, "IDLE_S", 30.0)
 
 
 @pytest.mark.slow
@@ -37,14 +37,14 @@ def test_seeds_never_charge_more_than_granted_and_give_all_back() -> None:
 
 
 def _reserving_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(allowances.Hold, "free", property(lambda self: self.event.nanousd - self.spent))
+    patch.setattr(credit.Hold, "free", property(lambda self: self.event.nanousd - self.spent))
 
 
 def _spending_what_is_not_ours_yet(patch: pytest.MonkeyPatch) -> None:
-    def usable(self: Allowances, account: str) -> list[allowances.Hold]:
+    def usable(self: CreditReservations, account: str) -> list[credit.Hold]:
         return [hold for hold in self._holds.values() if not hold.is_closing]
 
-    patch.setattr(Allowances, "_usable", usable)
+    patch.setattr(CreditReservations, "_usable", usable)
 
 
 def _settling_at_once(patch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def _settling_at_once(patch: pytest.MonkeyPatch) -> None:
 
 
 def _expecting_less(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(worst, "nanousd", lambda accepted, price, *, choices=1: TOKENS * price.output_nanousd)
+    patch.setattr(max_cost, "nanousd", lambda accepted, price, *, choices=1: TOKENS * price.output_nanousd)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 
-from rift.gateway.shown import InferenceList
+from rift.gateway.api.schemas import InferenceList
 from tests.service import Service, frames, until
 
 MODEL = "smollm2:135m"

@@ -8,10 +8,18 @@ import pytest
 from events import subjects
 from events.log import OutcomeUnknown
 from events.schema import LimitsSet
-from rift.gateway import admission
-from rift.gateway.relay import SLOW, Relay
-from tests.rift.gateway.test_allowances import World, live
-from tests.rift.gateway.test_limiting import OTHER, ask, first_frame, key_of, reasons, revoke, whole
+from rift.gateway.admission import admission
+from rift.gateway.streams.lane_reader import SLOW, LaneReader
+from tests.rift.gateway.admission.test_credit import World, live
+from tests.rift.gateway.admission.test_rate_limits import (
+    OTHER,
+    ask,
+    first_frame,
+    key_of,
+    reasons,
+    revoke,
+    whole,
+)
 from tests.simulation.client import Call
 from tests.simulation.prepaid import ACCOUNT
 from tests.simulation.processes import MODEL, GatewayProcess
@@ -37,7 +45,7 @@ class Late(Call):
         scope.cancel()
 
 
-def relay_of(gateway: GatewayProcess) -> Relay:
+def relay_of(gateway: GatewayProcess) -> LaneReader:
     assert gateway._opened is not None
     return gateway._opened.relays.own
 

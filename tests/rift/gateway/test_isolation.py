@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from rift import keys
-from tests.rift.gateway.test_allowances import World, live
-from tests.rift.gateway.test_limiting import OTHER, ask, key_of, whole
+from tests.rift.gateway.admission.test_credit import World, live
+from tests.rift.gateway.admission.test_rate_limits import OTHER, ask, key_of, whole
 from tests.scripted import MODEL, Served
 from tests.simulation.prepaid import ACCOUNT
 from tests.simulation.processes import Engine

@@ -1,0 +1,173 @@
+"""The limits of accounts and keys at this gateway: taken before a request is appended, counted once it has
+ended. The rules are in `limits.py`; what must not live here is money (`allowances.py`)."""
+
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+
+from events import codec
+from events.book import Book
+from events.log import Stored
+from events.schema import LaneLost, LaneOpened, LaneReported, RequestAccepted
+from rift.catalogue import OUTPUT_TOKENS_DEFAULT
+from rift.gateway.admission import max_cost, rate_window
+from rift.gateway.admission.rate_window import Part, RateWindow, Refused, Taken
+from rift.gateway.asgi.request import FINAL, Headers, HTTPError
+from rift.gateway.choices import Choices
+from rift.gateway.completion import Completion
+from rift.gateway.streams.end_watcher import EndWatcher
+from rift.gateway.streams.lane_reader import Subscription
+from rift.gateway.streams.lane_registry import LaneRegistry
+
+# Three reports of a lane, after which the janitor says that it is lost.
+LIVES_S = 10.0
+
+# Bytes of a prompt that are one token, about, in most languages and tokenizers.
+TOKEN_BYTES = 4
+
+# A hint where nobody can know: a short answer ends within this.
+SOON_MS = 1000
+
+WORDS = {
+    "requests_per_minute": "requests a minute",
+    "tokens_per_minute": "tokens a minute",
+    "concurrent": "requests at once",
+}
+
+
+class Lanes:
+    """The gateways that live, by what their lanes say. `position` is where this one began to read."""
+
+    def __init__(self, own: str, position: int) -> None:
+        self.position = position
+        self._own = own
+        self._heard: dict[str, float] = {}
+
+    def fold(self, stored: Stored) -> None:
+        self.position = stored.sequence
+        for event in codec.decode(stored.data)[1]:
+            match event:
+                case LaneOpened() | LaneReported():
+                    self._heard[event.lane] = anyio.current_time()
+                case LaneLost():
+                    self._heard.pop(event.lane, None)
+
+    def __len__(self) -> int:
+        since = anyio.current_time() - LIVES_S
+        self._heard = {lane: at for lane, at in self._heard.items() if at > since}
+        return len(self._heard.keys() | {self._own})
+
+
+class RateLimits:
+    """`lanes` are the gateways among which a limit is divided."""
+
+    def __init__(self, relays: LaneRegistry, *, book: Book, lanes: Lanes, tasks: TaskGroup) -> None:
+        self._relays, self._book, self._tasks = relays, book, tasks
+        self.lanes = lanes
+        self._limiter = RateWindow()
+        self._taken: dict[str, Taken] = {}
+        self._watchers: dict[str, EndWatcher] = {}
+
+    def take(self, group: Choices) -> None:
+        """Take a group's part of its limits. Raises Refusal (429): then nothing is taken."""
+        first = group[0]
+        parts = self._parts(first.account, first.key)
+        if not parts:
+            return
+        taken = self._limiter.take(parts, _now_ns(), requests=len(group), tokens=_estimate(group))
+        if isinstance(taken, Refused):
+            raise _refusal(taken, group)
+        self._taken[first.request] = taken
+
+    def free(self, group: Choices) -> None:
+        """Give back what was taken for what is not appended."""
+        if (taken := self._taken.pop(group[0].request, None)) is not None:
+            rate_window.undo(taken)
+
+    def follow(self, group: Choices) -> None:
+        """Follow what the own lane's relay has opened, to its end."""
+        if group[0].request in self._taken:
+            answers = [Completion.of(accepted, self._book, keep_text=False) for accepted in group]
+            watcher = self._watchers[group[0].request] = EndWatcher(answers, self._at_end)
+            self._relays.own.join(watcher)
+
+    def refused(self, group: Choices, *, may_land: bool) -> None:
+        """The append failed; `may_land`: something of it was stored, or may still be."""
+        if (watcher := self._watchers.pop(group[0].request, None)) is not None:
+            self._relays.own.close(watcher)
+        if may_land:
+            self.let_go(group)
+        else:
+            self.free(group)
+
+    def let_go(self, group: Choices) -> None:
+        """What becomes of it is not seen here: it counts as estimated, and is not under way."""
+        if (taken := self._taken.pop(group[0].request, None)) is not None:
+            rate_window.end(taken, tokens=None)
+
+    def headers(self, account: str, key: str) -> Headers:
+        """Return what an answer says of its limits, at the moment at which it is sent."""
+        parts, now_ns = self._parts(account, key), _now_ns()
+        usages = {whose: (of, self._limiter.usage(whose, now_ns)) for whose, of in parts.items()}
+        return rate_window.headers(usages, now_ns)
+
+    def _parts(self, account: str, key: str) -> dict[str, Part]:
+        held = self._book.limits_of(account, key)
+        if not held:
+            return {}
+        living = len(self.lanes)
+        parts = {whose: rate_window.part(of, living) for whose, of in held.items()}
+        return {whose: of for whose, of in parts.items() if of != Part()}
+
+    def _at_end(self, watcher: EndWatcher) -> None:
+        request = watcher.answer.id
+        self._watchers.pop(request, None)
+        if (taken := self._taken.pop(request, None)) is not None:
+            rate_window.end(taken, tokens=_tokens(watcher))
+        # The relay is at work on its streams just now.
+        self._tasks.start_soon(partial(_close, self._relays, watcher))
+
+
+async def _close(relays: LaneRegistry, watcher: EndWatcher) -> None:
+    relays.own.close(watcher)
+
+
+def _estimate(group: Choices) -> int:
+    """Return about how many tokens a group takes: its prompt once, and as much output as it may have."""
+    prompt = -(-max_cost.prompt_bytes(group[0]) // TOKEN_BYTES)
+    return prompt + len(group) * _output_max(group[0])
+
+
+def _output_max(accepted: RequestAccepted) -> int:
+    return accepted.parameters.max_tokens or min(OUTPUT_TOKENS_DEFAULT, accepted.prompt_tokens_max)
+
+
+def _tokens(stream: Subscription) -> int:
+    """Return how many tokens there were: of a group the prompt once, as on the bill."""
+    lives = [answer.life for answer in stream.answers.values()]
+    return max(life.prompt_tokens for life in lives) + sum(life.next_index for life in lives)
+
+
+def _refusal(refused: Refused, group: Choices) -> HTTPError:
+    what = f"{refused.whose} has {refused.limit} {WORDS[refused.what]} at this gateway"
+    code = "concurrent_requests" if refused.what == "concurrent" else refused.what
+    if refused.wait_ns == -1:
+        asked = _estimate(group) if refused.what == "tokens_per_minute" else len(group)
+        message = f"{what}, and this request alone takes {asked}: ask for less"
+        return HTTPError(429, message, code=code, headers=FINAL)
+    if refused.wait_ns is None:
+        message = f"{what}, and they are under way: try again once one has ended"
+        return HTTPError(429, message, code=code, headers=retry_after_ms(SOON_MS))
+    wait_ms = -(-refused.wait_ns // rate_window.MS_NS)
+    message = f"{what}, and they are used up: there is room again in {wait_ms} ms"
+    return HTTPError(429, message, code=code, headers=retry_after_ms(wait_ms))
+
+
+def retry_after_ms(wait_ms: int) -> list[tuple[bytes, bytes]]:
+    """The seconds are rounded up: who waits for them comes no sooner."""
+    return [(b"retry-after", b"%d" % -(-wait_ms // 1000)), (b"retry-after-ms", b"%d" % wait_ms)]
+
+
+def _now_ns() -> int:
+    return int(anyio.current_time() * 1e9)

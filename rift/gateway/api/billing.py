@@ -1,0 +1,91 @@
+"""`/v1/invoices`, `/v1/usage` and the list at `/v1/inference`: an account's own bills and requests, asked of
+the control process."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from events import ids
+from events.log import Log, LogError
+from rift.gateway.admission.admission import Admission, retry_after
+from rift.gateway.asgi.request import HTTPError, Request
+from rift.rpc import AnswerFailed, AskInvoice, AskRequests, AskUsage, QuestionRefused, ask
+
+# A client waits so long for an answer that says why there is none.
+ANSWER_S = 5.0
+
+# The control process answers one question after the other: with one under way and one behind it an account
+# loses no time, and with more it makes the others wait.
+QUESTIONS_MAX = 2
+
+# A page of requests: a row is a third of a kilobyte.
+PAGE, PAGE_MAX = 20, 100
+
+# Who may ask or read its requests one by one may list them, too.
+LISTING = ("inference", "usage", "admin")
+
+FIRST_DAY, LAST_DAY = "1970-01-01", "9999-12-31"
+
+
+class BillingRoutes:
+    def __init__(self, log: Log, admission: Admission, *, secret: bytes) -> None:
+        self._log, self._admission, self._secret = log, admission, secret
+        self._under_way: Counter[str] = Counter()
+
+    async def invoice(self, request: Request, match: re.Match[str]) -> None:
+        issued = self._admission.authenticate(request, "usage")
+        await request.answer(200, await self._ask(AskInvoice(issued.account, match[1]), "invalid_period"))
+
+    async def usage(self, request: Request, match: re.Match[str]) -> None:
+        """`from` and `to` are days (UTC), both counted; `group_by` is a list with commas."""
+        issued, query = self._admission.authenticate(request, "usage"), request.query()
+        groups = tuple(group for group in query.get("group_by", "day,model").split(",") if group)
+        days = query.get("from", FIRST_DAY), query.get("to", LAST_DAY)
+        await request.answer(200, await self._ask(AskUsage(issued.account, *days, groups), "invalid_query"))
+
+    async def requests(self, request: Request, match: re.Match[str]) -> None:
+        """The account's requests, newest first: `limit` of them, behind the request `after`."""
+        issued, query = self._admission.authenticate(request, None), request.query()
+        if not set(LISTING) & set(issued.scopes):
+            message = f"this API key lists no requests; its scopes are {', '.join(issued.scopes)}"
+            raise HTTPError(403, message, code="insufficient_scope")
+        limit, after = query.get("limit", str(PAGE)), query.get("after")
+        if not re.fullmatch(r"\d{1,3}", limit) or not 1 <= int(limit) <= PAGE_MAX:
+            message = f"limit: {limit!r} is no number from 1 to {PAGE_MAX}"
+            raise HTTPError(400, message, code="invalid_query", param="limit")
+        if after is not None and ids.verified(after, secret=self._secret, account=issued.account) is None:
+            message = f"after: there is no request {after!r} here"
+            raise HTTPError(400, message, code="invalid_query", param="after")
+        question = AskRequests(issued.account, int(limit), after)
+        await request.answer(200, await self._ask(question, "invalid_query"))
+
+    async def _ask(self, question: AskInvoice | AskUsage | AskRequests, code: str) -> Any:
+        try:
+            with self._turn(question.account):
+                return await ask(self._log, question, timeout_s=ANSWER_S)
+        except AnswerFailed as error:
+            message = "the answer could not be made; try again, or ask for less"
+            raise HTTPError(503, message, code="answer_failed", headers=retry_after(5)) from error
+        except QuestionRefused as refused:
+            raise HTTPError(400, str(refused), code=code) from refused
+        except LogError as error:
+            message = "the control process does not answer; try again"
+            raise HTTPError(503, message, code="control_unavailable", headers=retry_after(5)) from error
+
+    @contextmanager
+    def _turn(self, account: str) -> Iterator[None]:
+        """Raises Refusal (429) where so many of the account's questions are under way already."""
+        if self._under_way[account] >= QUESTIONS_MAX:
+            message = (
+                f"{QUESTIONS_MAX} questions of account {account} are under way; try again once one has ended"
+            )
+            raise HTTPError(429, message, code="concurrent_questions", headers=retry_after(1))
+        self._under_way[account] += 1
+        try:
+            yield
+        finally:
+            self._under_way[account] -= 1
+            if not self._under_way[account]:
+                del self._under_way[account]

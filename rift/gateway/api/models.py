@@ -1,0 +1,55 @@
+"""`/v1/models`: what this installation can serve, and on demand all that it knows, of what the key is for."""
+
+import re
+from typing import Any
+
+from events.book import Book
+from events.fleet import Fleet
+from rift.catalogue import Catalogue
+from rift.gateway.admission.admission import Admission
+from rift.gateway.asgi.request import HTTPError, Request
+
+
+class ModelRoutes:
+    """The default model comes first, as in the catalogue."""
+
+    def __init__(self, models: Catalogue, *, admission: Admission, book: Book, fleet: Fleet) -> None:
+        self._models, self._admission = models, admission
+        self._book, self._fleet = book, fleet
+
+    async def all(self, request: Request, match: re.Match[str]) -> None:
+        key = self._admission.authenticate(request, None).key
+        whole = request.query().get("all") == "true"
+        allowed = [name for name in self._models if self._admission.may_use(name, key)]
+        names = [name for name in allowed if whole or self._admission.serves(name)]
+        await request.answer(200, {"object": "list", "data": [self._shown(name) for name in names]})
+
+    async def one(self, request: Request, match: re.Match[str]) -> None:
+        key = self._admission.authenticate(request, None).key
+        if match[1] not in self._models:
+            message = f"model {match[1]!r} is not known here"
+            raise HTTPError(404, message, code="model_not_found", param="model")
+        self._admission.check_model(match[1], key)
+        await request.answer(200, self._shown(match[1]))
+
+    def _shown(self, name: str) -> dict[str, Any]:
+        model, price = self._models[name], self._book.price(name)
+        shown = {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "rift",
+            "title": model.title,
+            "context_tokens": model.context_tokens,
+            "max_model_len": model.context_tokens,
+            "default": name == next(iter(self._models)),
+            "ready": self._fleet.is_ready(name),
+            "replicas": self._fleet.count(name, "ready"),
+            "starting": self._fleet.count(name, "starting"),
+        }
+        if price is not None:
+            shown["price_nanousd"] = {
+                "prompt_token": price.prompt_nanousd,
+                "output_token": price.output_nanousd,
+            }
+        return shown

@@ -1,0 +1,175 @@
+"""What of HTTP the routes need: a request with a bounded body, an answer, and refusals."""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+import anyio
+import msgspec
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+# An extension of the server's: writes a chunk of a response at once, or says False if it has to wait.
+WRITE_CHUNK = "rift.write_chunk"
+WriteChunk = Callable[[bytes], bool]
+
+# A body larger than the log's largest record cannot be accepted; JSON may be a little longer than what
+# it says.
+BODY_BYTES_MAX = 8 * 1024 * 1024
+
+# What a client calls its request is said back to it, and to no shell or page in a worse shape.
+SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+
+# The same request would end the same again.
+FINAL: Headers = ((b"x-should-retry", b"false"),)
+
+# A client that sends slower than this is not sending.
+BODY_S = 30.0
+
+
+class HTTPError(Exception):
+    """The request is answered with an error: whose fault it is, what it is, what to do."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Headers = (),
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = list(headers)
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": error_type(self.status),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def error_type(status: int) -> str:
+    """OpenAI's name for the kind of error, by status."""
+    named = {
+        401: "authentication_error",
+        402: "insufficient_quota",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+    }
+    return named.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+class ClientGone(Exception):
+    """The client closed the connection before it had its answer."""
+
+
+class Request:
+    """One HTTP request. `body` may be read once. `write_chunk`, where there is one, is only for between
+    `start` and the last `write`, and while no `write` is under way. `own_id` is what the
+    answer is called if its client has no sane name for it. `key` is the id of the key it was authenticated
+    with, `limits` what the answer says of that one's limits when it begins; `always` are headers of whatever
+    is answered."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._began_at = anyio.current_time()
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.receive, self.send = receive, send
+        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._query: bytes = scope["query_string"]
+        self._body_read = False
+        self.write_chunk: WriteChunk | None = scope.get("extensions", {}).get(WRITE_CHUNK)
+        named = self.header(b"x-request-id") or ""
+        self._named = named if SANE_ID.fullmatch(named) else ""
+        self.own_id = ""
+        self.key = ""
+        self.limits: Callable[[], Headers] = tuple
+        self.always: Headers = ()
+
+    def header(self, name: bytes) -> str | None:
+        for key, value in self._headers:
+            if key.lower() == name:
+                return value.decode("latin-1")
+        return None
+
+    def query(self) -> dict[str, str]:
+        return dict(parse_qsl(self._query.decode("latin-1")))
+
+    async def body(self) -> bytes:
+        """Return the whole body. Raises Refusal (413, 408) and ClientGone."""
+        chunks, size, too_large = [], 0, False
+        declared = self.header(b"content-length") or "0"
+        with anyio.move_on_after(BODY_S) as timer:
+            more = not self._body_read
+            while more:
+                message = await self.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                size += len(message.get("body", b""))
+                too_large = too_large or size > BODY_BYTES_MAX
+                if not too_large:
+                    chunks.append(message.get("body", b""))
+                more = message.get("more_body", False) and size <= 2 * BODY_BYTES_MAX
+        self._body_read = True
+        if timer.cancelled_caught:
+            raise HTTPError(408, f"the body did not arrive within {BODY_S:.0f} s", code="body_timeout")
+        if too_large:
+            sent = declared if declared.isdigit() and int(declared) else f"more than {BODY_BYTES_MAX}"
+            raise HTTPError(
+                413, f"the body has {sent} bytes; the limit is {BODY_BYTES_MAX}", code="body_too_large"
+            )
+        return b"".join(chunks)
+
+    async def drain(self) -> None:
+        """Pass over what is left of the body: an answer that comes before it breaks some connections.
+
+        Raises ClientGone.
+        """
+        size, more = 0, not self._body_read
+        with anyio.move_on_after(BODY_S):
+            while more and size <= BODY_BYTES_MAX:
+                message = await self.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
+        self._body_read = True
+
+    async def disconnected(self) -> None:
+        """Return once the client has gone. Only after the body was read."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
+        took_ms = (anyio.current_time() - self._began_at) * 1000
+        named = [
+            (b"content-type", content_type),
+            (b"x-request-id", (self._named or self.own_id).encode()),
+            (b"openai-processing-ms", b"%d" % took_ms),
+            *self.limits(),
+            (b"server-timing", b"app;dur=%.1f" % took_ms),
+            *self.always,
+            *headers,
+        ]
+        await self.send({"type": "http.response.start", "status": status, "headers": named})
+
+    async def write(self, data: bytes, *, more: bool) -> None:
+        await self.send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def answer(self, status: int, value: Any, headers: Headers = ()) -> None:
+        """Answer with one JSON value."""
+        data = msgspec.json.encode(value)
+        length = (b"content-length", str(len(data)).encode())
+        await self.start(status, b"application/json", [length, *headers])
+        await self.write(data, more=False)

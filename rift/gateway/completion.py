@@ -1,0 +1,224 @@
+"""One request as its client sees it: counted events in, the API's object out.
+
+Pure. The same events give the same object, live or read back from the log a week later.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from events.book import Book
+from events.encryption import Cipher
+from events.lifecycle import NEW, Life
+from events.money import usd
+from events.pricing import charge_nanousd
+from events.schema import (
+    AttemptStarted,
+    Logprob,
+    Price,
+    Problem,
+    RequestAccepted,
+    RequestFinished,
+    TokensGenerated,
+)
+from rift.gateway.asgi.request import HTTPError
+
+# What a client is told of an end that is not its own doing: status and words.
+FAILURES: dict[str, tuple[int, str]] = {
+    "invalid": (400, "the request cannot be served as it is"),
+    "expired": (504, "the request was not answered before its deadline"),
+    "failed": (500, "the request failed; nothing is charged"),
+    "poison": (500, "the request stopped its engine three times and is not tried again; nothing is charged"),
+    "revoked": (401, "the key was revoked while the request ran"),
+}
+
+
+# Somebody was told that the request was not accepted, and may send it again.
+UNANSWERED = 503, Problem(code="unanswered", message="the log did not answer in time; nothing is charged")
+
+
+# What another try may find again.
+UNAVAILABLE = {"model_unavailable": 503}
+
+
+class Segment(msgspec.Struct):
+    """A stretch of the answer of one kind, as far as it is written: a call's text is its arguments."""
+
+    kind: Literal["reasoning", "text", "call"]
+    pieces: list[str] = []
+    logprobs: list[Logprob] = []
+    id: str = ""
+    name: str = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+class Completion:
+    """What counted so far of one request, in log order."""
+
+    def __init__(self, accepted: RequestAccepted, price: Price, *, keep_text: bool) -> None:
+        self.accepted, self.price, self._keep_text = accepted, price, keep_text
+        self.life: Life = NEW
+        self.seal: Cipher | None = None
+        self.segments: list[Segment] = []
+        self.logprobs: list[Logprob] = []
+        # Of tokens that have completed nothing yet.
+        self._unsaid: list[Logprob] = []
+        self._calls: dict[int, Segment] = {}
+        self.simulated = False
+        self.cached_tokens = 0
+        self.reasoning_tokens = 0
+        self.accepted_at_ns: int | None = None
+        self.started_at_ns: int | None = None
+        self.first_token_at_ns: int | None = None
+        self.finished_at_ns: int | None = None
+
+    @classmethod
+    def of(cls, accepted: RequestAccepted, book: Book, *, keep_text: bool) -> "Completion":
+        """Raises Refusal (410) where the content was removed."""
+        if accepted.content:
+            raise HTTPError(410, "the content of this request was removed", code="content_removed")
+        price = book.price(accepted.model, accepted.price_version)
+        assert price is not None, "what is accepted has a price"
+        return cls(accepted, price, keep_text=keep_text)
+
+    def add(self, event: Any, life: Life, stored_at_ns: int) -> None:
+        """Take an event that counted and the life after it."""
+        self.life = life
+        match event:
+            case TokensGenerated():
+                if self._keep_text:
+                    self._keep(event)
+                if self.first_token_at_ns is None:
+                    self.first_token_at_ns = stored_at_ns
+                    self.cached_tokens = event.cached_tokens
+            case RequestAccepted():
+                self.accepted_at_ns = stored_at_ns
+            case AttemptStarted():
+                self.accepted_at_ns = event.accepted_at_ns
+                self.simulated = event.simulated
+                if self.started_at_ns is None:
+                    self.started_at_ns = stored_at_ns
+            case RequestFinished():
+                # The fold does not see the words of what is sealed.
+                self.life = replace(life, error=event.error)
+                self.reasoning_tokens = event.reasoning_tokens
+        if life.phase == "ended":
+            self.finished_at_ns = stored_at_ns
+            if self.segments and self.segments[-1].kind == "text":
+                self.segments[-1].logprobs += self._unsaid
+            self._unsaid = []
+
+    def _keep(self, event: TokensGenerated) -> None:
+        self.logprobs += event.logprobs
+        self._unsaid += event.logprobs
+        if event.reasoning:
+            self._segment("reasoning").pieces.append(event.reasoning)
+        if event.text:
+            segment = self._segment("text")
+            segment.pieces.append(event.text)
+            segment.logprobs += self._unsaid
+        for delta in event.tool_calls:
+            if delta.index not in self._calls:
+                self._calls[delta.index] = Segment("call", id=delta.id or "", name=delta.name or "")
+                self.segments.append(self._calls[delta.index])
+            self._calls[delta.index].pieces.append(delta.arguments)
+        if event.reasoning or event.text or event.tool_calls:
+            self._unsaid = []
+
+    def _segment(self, kind: Literal["reasoning", "text"]) -> Segment:
+        if not self.segments or self.segments[-1].kind != kind:
+            self.segments.append(Segment(kind))
+        return self.segments[-1]
+
+    @property
+    def text(self) -> str:
+        return "".join(segment.text for segment in self.segments if segment.kind == "text")
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(segment.text for segment in self.segments if segment.kind == "reasoning")
+
+    @property
+    def calls(self) -> list[Segment]:
+        return list(self._calls.values())
+
+    @property
+    def id(self) -> str:
+        return self.accepted.request
+
+    @property
+    def created(self) -> int:
+        """Unix seconds of the acceptance, as the broker stored it."""
+        return (self.accepted_at_ns or self.finished_at_ns or 0) // 1_000_000_000
+
+    @property
+    def status(self) -> str:
+        if self.life.phase != "ended":
+            return "running" if self.life.attempt else "queued"
+        if self.life.reason in FAILURES and self.life.reason != "revoked":
+            return str(self.life.reason)
+        return "cancelled" if self.life.reason in ("cancelled", "revoked") else "finished"
+
+    def failure(self) -> tuple[int, Problem] | None:
+        """Return the HTTP status and the problem of an end in failure, else None."""
+        if self.life.phase != "ended":
+            return None
+        if self.life.wanted == "unanswered":
+            return UNANSWERED
+        if self.life.reason not in FAILURES:
+            return None
+        status, words = FAILURES[self.life.reason]
+        problem = self.life.error or Problem(code=self.life.reason, message=words)
+        return UNAVAILABLE.get(problem.code, status), problem
+
+    def inference(self, *, output: bool) -> dict[str, Any]:
+        """The native object; with `output` the whole text so far."""
+        shown: dict[str, Any] = {
+            "id": self.id,
+            "object": "inference",
+            "model": self.accepted.model,
+            "created": self.created,
+        }
+        if output:
+            shown["output"] = self.text
+            if self.reasoning:
+                shown["reasoning"] = self.reasoning
+        shown |= {
+            "finish_reason": self.life.reason,
+            "attempts": self.life.attempts,
+            "usage": self.usage("output_tokens"),
+            "charge": self.charge(),
+            "timing": self.timing(),
+        }
+        if self.simulated:
+            shown["simulated"] = True
+        return shown
+
+    def usage(self, output_name: str) -> dict[str, int]:
+        prompt, output = self.life.prompt_tokens, self.life.next_index
+        return {"prompt_tokens": prompt, output_name: output, "total_tokens": prompt + output}
+
+    def charge(self) -> dict[str, Any] | None:
+        """None while the request is under way: what it will cost depends on how it ends. None of a group's
+        choice, too: which of them is charged the prompt, only all of them tell."""
+        if self.accepted.plan != "per_token" or self.accepted.group or self.life.phase != "ended":
+            return None
+        nanousd = charge_nanousd(self.life, self.price, cached_tokens=self.cached_tokens)
+        return {"nanousd": nanousd, "usd": usd(nanousd)}
+
+    def timing(self) -> dict[str, float | None]:
+        """Milliseconds since the acceptance, all by the broker's clock."""
+        return {
+            "queue_ms": self._since_accepted_ms(self.started_at_ns),
+            "ttft_ms": self._since_accepted_ms(self.first_token_at_ns),
+            "total_ms": self._since_accepted_ms(self.finished_at_ns),
+        }
+
+    def _since_accepted_ms(self, at_ns: int | None) -> float | None:
+        if at_ns is None or self.accepted_at_ns is None:
+            return None
+        return max(0, at_ns - self.accepted_at_ns) // 1000 / 1000

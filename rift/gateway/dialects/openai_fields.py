@@ -1,0 +1,135 @@
+"""What OpenAI's routes share beyond sampling: tools, schemas, metadata. Pure; errors name the field."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from events.schema import Message, Parameters, Tool
+from rift.gateway.asgi.request import HTTPError
+from rift.gateway.dialects.sampling import wrong
+
+# As OpenAI's own.
+TOOLS_MAX = 128
+METADATA_PAIRS_MAX, METADATA_NAME_MAX, METADATA_TEXT_MAX = 16, 64, 512
+ALTERNATIVES_MAX = 20
+
+# A bias is a row of the engine's sampler for each step.
+BIASES_MAX = 1024
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Alternatives = Annotated[int, msgspec.Meta(ge=0, le=ALTERNATIVES_MAX)]
+TokenId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
+Biases = Annotated[dict[TokenId, Bias], msgspec.Meta(max_length=BIASES_MAX)]
+Metadata = Annotated[
+    dict[
+        Annotated[str, msgspec.Meta(max_length=METADATA_NAME_MAX)],
+        Annotated[str, msgspec.Meta(max_length=METADATA_TEXT_MAX)],
+    ],
+    msgspec.Meta(max_length=METADATA_PAIRS_MAX),
+]
+Effort = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{1,16}$")]
+Choice = Literal["none", "auto", "required"]
+Refused = Annotated[Any, msgspec.Meta(description="Not served here: refused unless it asks for nothing.")]
+
+
+# JSON as its client wrote it; empty where there is none.
+Schema = msgspec.Raw
+
+
+class Function(msgspec.Struct, frozen=True):
+    name: Name
+    description: str | None = None
+    parameters: Schema = msgspec.field(default_factory=Schema)
+    strict: bool | None = None
+
+
+class NamedFunction(msgspec.Struct, frozen=True):
+    name: Name
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A piece of a turn. Text has many names, and only text is served."""
+
+    type: str
+    text: str = ""
+    refusal: str = ""
+
+
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "summary_text")
+
+
+def text_of(content: str | list[Part] | None, param: str) -> str:
+    """Return the text of a turn. Raises Refusal."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    for at, part in enumerate(content):
+        if part.type not in TEXT_PARTS:
+            words = f"only text is served here, not {part.type!r}"
+            raise wrong(f"{param}[{at}].type", words, code="unsupported")
+    return "".join(part.text or part.refusal for part in content)
+
+
+def tool(function: Function, param: str) -> Tool:
+    return Tool(
+        name=function.name,
+        description=function.description,
+        parameters=schema_text(function.parameters, f"{param}.parameters"),
+        strict=bool(function.strict),
+    )
+
+
+def schema_text(raw: Schema, param: str) -> str | None:
+    """Return a JSON schema as its client wrote it; None where there is none. Raises Refusal."""
+    data = bytes(raw).strip()
+    if data in (b"", b"null"):
+        return None
+    if not data.startswith(b"{"):
+        raise wrong(param, "expected a JSON schema, which is an object")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise HTTPError(
+            400, f"{param}: not valid UTF-8: {error}", code="invalid_json", param=param
+        ) from error
+
+
+def with_tools(
+    parameters: Parameters,
+    tools: tuple[Tool, ...],
+    choice: Choice | NamedFunction | None,
+    *,
+    parallel: bool | None,
+) -> Parameters:
+    """Raises Refusal where the choice is of a tool that is not there."""
+    named = choice.name if isinstance(choice, NamedFunction) else None
+    if named is not None and named not in {each.name for each in tools}:
+        raise wrong("tool_choice", f"there is no tool {named!r} in tools")
+    if choice == "required" and not tools:
+        raise wrong("tool_choice", "it is `required`, and there are no tools")
+    return msgspec.structs.replace(
+        parameters,
+        tools=tools,
+        tool_choice="function" if isinstance(choice, NamedFunction) else choice if tools else None,
+        tool_name=named,
+        parallel_tool_calls=parallel is not False,
+    )
+
+
+def refuse_unserved(body: msgspec.Struct, unserved: dict[str, object]) -> None:
+    """`unserved` names fields that would change the answer, with a value that asks for nothing."""
+    for name, neutral in unserved.items():
+        value = getattr(body, name)
+        if value and value != neutral:
+            raise wrong(name, "this installation does not serve it; leave it out", code="unsupported")
+
+
+def answered_calls(messages: list[Message], param: str) -> tuple[Message, ...]:
+    """A tool's turn answers a call of the turns before it. Raises Refusal."""
+    called: set[str] = set()
+    for at, message in enumerate(messages):
+        called.update(call.id for call in message.tool_calls)
+        if message.role == "tool" and message.tool_call_id not in called:
+            words = f"no call {message.tool_call_id!r} is in the turns before it"
+            raise wrong(f"{param}[{at}].tool_call_id", words)
+    return tuple(messages)

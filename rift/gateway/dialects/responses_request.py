@@ -1,0 +1,207 @@
+"""Bodies of `/v1/responses` to what is accepted: pure functions, with errors that name the field.
+
+Unknown fields are ignored, as their clients expect, and the known ones that would change the answer and are
+not served here are refused. README.md of this folder says of each field what becomes of it.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from events.schema import Message, ResponseFormat, Tool, ToolCall
+from rift.gateway.dialects.openai_fields import (
+    Alternatives,
+    Choice,
+    Effort,
+    Function,
+    Metadata,
+    Name,
+    NamedFunction,
+    Part,
+    Refused,
+    Schema,
+    answered_calls,
+    refuse_unserved,
+    schema_text,
+    text_of,
+    tool,
+    with_tools,
+)
+from rift.gateway.dialects.sampling import MaxTokens, ParsedRequest, Sampling, Text, decode, parameters, wrong
+
+LOGPROBS = "message.output_text.logprobs"
+Role = Literal["system", "developer", "user", "assistant"]
+
+
+class ResponseTool(Function, frozen=True, kw_only=True):
+    type: Literal["function"]
+
+
+class ResponseNamedTool(msgspec.Struct, frozen=True):
+    type: Literal["function"]
+    name: Name
+
+
+class TextFormat(msgspec.Struct, frozen=True):
+    type: Literal["text", "json_object", "json_schema"]
+    name: Name | None = None
+    description: str | None = None
+    schema: Schema = msgspec.field(default_factory=Schema)
+    strict: bool | None = None
+
+
+class TextOptions(msgspec.Struct, frozen=True):
+    format: TextFormat | None = None
+
+
+class ReasoningOptions(msgspec.Struct, frozen=True):
+    effort: Effort | None = None
+
+
+class Item(msgspec.Struct, frozen=True):
+    """A message, a function's call, its output, or reasoning: by `type`, a message without one."""
+
+    type: str | None = None
+    role: Role | None = None
+    content: str | list[Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[Part] | None = None
+    summary: list[Part] | None = None
+
+
+class ResponseBody(Sampling, frozen=True, kw_only=True):
+    unserved: ClassVar[dict[str, object]] = {
+        "context_management": [],
+        "conversation": None,
+        "image": None,
+        "previous_response_id": None,
+        "prompt": None,
+    }
+
+    model: str
+    input: Text | Annotated[list[Item], msgspec.Meta(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: MaxTokens | None = None
+    metadata: Metadata | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    background: bool | None = None
+    include: list[str] | None = None
+    tools: Annotated[list[ResponseTool], msgspec.Meta(max_length=128)] | None = None
+    tool_choice: Choice | ResponseNamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    top_logprobs: Alternatives | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    context_management: Refused = None
+    conversation: Refused = None
+    image: Refused = None
+    previous_response_id: Refused = None
+    prompt: Refused = None
+
+
+def response(data: bytes) -> ParsedRequest:
+    """Raises Refusal."""
+    body = decode(data, _response)
+    refuse_unserved(body, body.unserved)
+    if body.truncation == "auto":
+        raise wrong("truncation", "input that is too long is refused, not cut", code="unsupported")
+    choice = body.tool_choice
+    asked = replace(
+        parameters(body, body.max_output_tokens or body.max_tokens),
+        logprobs=(body.top_logprobs or 0) if body.top_logprobs or LOGPROBS in (body.include or ()) else None,
+        response_format=_format(body.text.format if body.text else None),
+        reasoning_effort=body.reasoning.effort if body.reasoning else None,
+    )
+    asked = with_tools(
+        asked,
+        _tools(body.tools or []),
+        NamedFunction(choice.name) if isinstance(choice, ResponseNamedTool) else choice,
+        parallel=body.parallel_tool_calls,
+    )
+    return ParsedRequest(
+        kind="response",
+        model=body.model,
+        input=_messages(body),
+        parameters=asked,
+        stream=bool(body.stream),
+        background=bool(body.background),
+        metadata=body.metadata or {},
+        store=body.store is not False,
+    )
+
+
+_response = msgspec.json.Decoder(ResponseBody)
+
+
+def _tools(tools: list[ResponseTool]) -> tuple[Tool, ...]:
+    return tuple(tool(each, f"tools[{at}]") for at, each in enumerate(tools))
+
+
+def _format(wanted: TextFormat | None) -> ResponseFormat | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return ResponseFormat(type="json_object")
+    schema = schema_text(wanted.schema, "text.format.schema")
+    if schema is None or wanted.name is None:
+        raise wrong("text.format", "the type is json_schema: it needs a name and a schema")
+    return ResponseFormat(type="json_schema", name=wanted.name, schema=schema, strict=bool(wanted.strict))
+
+
+def _messages(body: ResponseBody) -> tuple[Message, ...]:
+    first = [Message(role="system", content=body.instructions)] if body.instructions else []
+    if isinstance(body.input, str):
+        return (*first, Message(role="user", content=body.input))
+    turns: list[Message] = []
+    for at, item in enumerate(body.input):
+        _add(turns, item, f"input[{at}]")
+    if not turns:
+        raise wrong("input", "there is no turn in it")
+    return answered_calls(first + turns, "input")
+
+
+def _add(turns: list[Message], item: Item, param: str) -> None:
+    """Add an item to the turns. What the assistant reasons, says and calls in a row is one turn."""
+    match item.type or "message":
+        case "message":
+            if item.role is None:
+                raise wrong(f"{param}.role", "a message has one")
+            said = text_of(item.content, f"{param}.content")
+            if item.role == "assistant":
+                _assistant(turns, content=said)
+            else:
+                turns.append(Message(role=item.role, content=said))
+        case "function_call":
+            if not (item.call_id and item.name and item.arguments is not None):
+                raise wrong(param, "a function_call has call_id, name and arguments")
+            call = ToolCall(id=item.call_id, name=item.name, arguments=item.arguments)
+            _assistant(turns, tool_calls=(call,))
+        case "function_call_output":
+            if not item.call_id:
+                raise wrong(f"{param}.call_id", "an output names the call that it answers")
+            said = text_of(item.output, f"{param}.output")
+            turns.append(Message(role="tool", content=said, tool_call_id=item.call_id))
+        case "reasoning":
+            said = text_of(item.content or item.summary, f"{param}.content")
+            _assistant(turns, reasoning=said)
+        case other:
+            words = f"{other!r} is not served here; known are message, function_call, function_call_output"
+            raise wrong(f"{param}.type", words, code="unsupported")
+
+
+def _assistant(turns: list[Message], **said: Any) -> None:
+    """Go on with the assistant's turn, or begin one: what is said already is not said again in it."""
+    last = turns[-1] if turns and turns[-1].role == "assistant" else None
+    if last is None or (
+        not said.get("tool_calls") and (last.tool_calls or last.content or "reasoning" in said)
+    ):
+        turns.append(Message(role="assistant", **said))
+    elif "tool_calls" in said:
+        turns[-1] = replace(last, tool_calls=last.tool_calls + said["tool_calls"])
+    else:
+        turns[-1] = replace(last, **said)

@@ -1,0 +1,282 @@
+"""Objects and events of `/v1/responses`: pure, from the answer's events to bytes.
+
+Everything follows from what the log says, the numbers of the events too: a stream that is read again is the
+same, from whatever gateway, and goes on behind any number. Nothing is sent before an attempt has started.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from events.schema import Problem, ResponseFormat, TokensGenerated
+from rift.gateway.completion import Completion, Segment
+from rift.gateway.dialects.chat_response import chat_logprobs
+from rift.gateway.dialects.native import KEEP_ALIVE
+
+REQUEST, RESPONSE = "req_", "resp_"
+
+# The names of an item's id, of its part, and of the events of its text.
+PREFIX = {"reasoning": "rs", "text": "msg", "call": "fc"}
+PART = {"reasoning": "reasoning_text", "text": "output_text"}
+TEXT_EVENT = {
+    "reasoning": "response.reasoning_text",
+    "text": "response.output_text",
+    "call": "response.function_call_arguments",
+}
+
+_encode = msgspec.json.Encoder().encode
+
+
+def request_id(response: str) -> str:
+    """Return the id of the request behind a response's id; what is none stays none."""
+    return REQUEST + response.removeprefix(RESPONSE) if response.startswith(RESPONSE) else ""
+
+
+def response_id(request: str) -> str:
+    return RESPONSE + request.removeprefix(REQUEST)
+
+
+def response(answer: Completion) -> dict[str, Any]:
+    """The whole object, of a response that has ended or is under way."""
+    said, accepted = answer.accepted.parameters, answer.accepted
+    status = _status(answer)
+    ended = answer.life.phase == "ended"
+    items = [
+        _item(answer, at, segment, _item_status(answer, at)) for at, segment in enumerate(answer.segments)
+    ]
+    return {
+        "id": response_id(accepted.request),
+        "object": "response",
+        "created_at": answer.created,
+        "status": status,
+        "background": accepted.detached and accepted.idempotency_hash is None,
+        "error": _error(answer),
+        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+        "instructions": None,
+        "max_output_tokens": said.max_tokens,
+        "metadata": accepted.metadata,
+        "model": accepted.model,
+        "output": items,
+        "parallel_tool_calls": said.parallel_tool_calls,
+        "previous_response_id": None,
+        "reasoning": {"effort": said.reasoning_effort, "summary": None},
+        "temperature": said.temperature,
+        "text": {"format": _format(said.response_format)},
+        "tool_choice": {"type": "function", "name": said.tool_name} if said.tool_name else _choice(answer),
+        "tools": [_tool(tool) for tool in said.tools],
+        "top_logprobs": said.logprobs,
+        "top_p": said.top_p,
+        "truncation": "disabled",
+        "usage": _usage(answer) if ended else None,
+    } | ({"simulated": True} if answer.simulated else {})
+
+
+class ResponsesStream:
+    """The events of one response behind number `after`. The answer keeps its text."""
+
+    keep_alive = KEEP_ALIVE
+    tells_status = False
+
+    def __init__(self, answer: Completion, *, after: int = -1) -> None:
+        self._answer, self._after = answer, after
+        self._number = 0
+        self._begun = False
+        self._open: int | None = None
+        # Of each segment, how many of its pieces and of their logprobs were told.
+        self._told: list[tuple[int, int]] = []
+
+    def waiting(self, name: str, estimate_ms: int | None) -> bytes:
+        return KEEP_ALIVE
+
+    def event(self, event: Any, answer: Completion) -> bytes:
+        ended = answer.life.phase == "ended"
+        if not (answer.life.attempt or ended):
+            return b""
+        told = b"".join(self._numbered(self._frames(event, ended=ended)))
+        return told + self._beyond() if ended and self._after >= self._number else told
+
+    def broken_off(self, problem: Problem, after: int) -> bytes:
+        return self._problem(problem)
+
+    def _beyond(self) -> bytes:
+        """Only the end says which event is the last; who is given nothing could not tell it from a cut."""
+        message = f"event {self._after} of this response does not exist; the last one is {self._number - 1}"
+        return self._problem(Problem(code="invalid_event_id", message=message, param="starting_after"))
+
+    def _problem(self, problem: Problem) -> bytes:
+        """No event of the log: it has the number of the one before it, behind which the stream goes on."""
+        shown = {
+            "type": "error",
+            "code": problem.code,
+            "message": problem.message,
+            "param": problem.param,
+            "sequence_number": max(0, self._number - 1),
+        }
+        return b"event: error\ndata: %b\n\n" % _encode(shown)
+
+    def _numbered(self, events: "Iterator[dict[str, Any]]") -> Iterator[bytes]:
+        for shown in events:
+            if self._number > self._after:
+                data = _encode(shown | {"sequence_number": self._number})
+                yield b"event: %b\ndata: %b\n\n" % (shown["type"].encode(), data)
+            self._number += 1
+
+    def _frames(self, event: Any, *, ended: bool) -> Iterator[dict[str, Any]]:
+        if not self._begun:
+            self._begun = True
+            begun = response(self._answer) | {"status": "in_progress", "output": [], "usage": None}
+            begun |= {"error": None, "incomplete_details": None}
+            yield {"type": "response.created", "response": begun}
+            yield {"type": "response.in_progress", "response": begun}
+        if isinstance(event, TokensGenerated):
+            for at, segment in enumerate(self._answer.segments):
+                yield from self._told_of(at, segment)
+        elif ended:
+            if self._open is not None:
+                yield from self._close(self._open, _item_status(self._answer, self._open))
+            shown = response(self._answer)
+            name = shown["status"] if shown["status"] in ("completed", "failed") else "incomplete"
+            yield {"type": f"response.{name}", "response": shown}
+
+    def _told_of(self, at: int, segment: Segment) -> Iterator[dict[str, Any]]:
+        """Tell what the segment has more than was told of it."""
+        if at == len(self._told):
+            if self._open is not None:
+                yield from self._close(self._open, "completed")
+            self._open = at
+            self._told.append((0, 0))
+            empty = Segment(segment.kind, id=segment.id, name=segment.name)
+            item = _item(self._answer, at, empty, "in_progress")
+            yield {"type": "response.output_item.added", "output_index": at, "item": item | _nothing(item)}
+            if segment.kind != "call":
+                yield self._part("added", at, empty)
+        pieces, logprobs = self._told[at]
+        self._told[at] = len(segment.pieces), len(segment.logprobs)
+        if delta := "".join(segment.pieces[pieces:]):
+            yield self._text(at, segment, "delta", {"delta": delta}, segment.logprobs[logprobs:])
+
+    def _close(self, at: int, status: str) -> Iterator[dict[str, Any]]:
+        segment = self._answer.segments[at]
+        self._open = None
+        if segment.kind == "call":
+            done = {"arguments": segment.text, "name": segment.name}
+            yield self._text(at, segment, "done", done, ())
+        else:
+            yield self._text(at, segment, "done", {"text": segment.text}, segment.logprobs)
+            yield self._part("done", at, segment)
+        item = _item(self._answer, at, segment, status)
+        yield {"type": "response.output_item.done", "output_index": at, "item": item}
+
+    def _text(
+        self, at: int, segment: Segment, what: str, said: dict[str, str], logprobs: Any
+    ) -> dict[str, Any]:
+        shown: dict[str, Any] = {
+            "type": f"{TEXT_EVENT[segment.kind]}.{what}",
+            "item_id": _item_id(self._answer, at, segment),
+            "output_index": at,
+        }
+        if segment.kind != "call":
+            shown["content_index"] = 0
+        if segment.kind == "text":
+            shown["logprobs"] = chat_logprobs(logprobs)["content"]
+        return shown | said
+
+    def _part(self, what: str, at: int, segment: Segment) -> dict[str, Any]:
+        return {
+            "type": f"response.content_part.{what}",
+            "item_id": _item_id(self._answer, at, segment),
+            "output_index": at,
+            "content_index": 0,
+            "part": _part(segment),
+        }
+
+
+def _status(answer: Completion) -> str:
+    life = answer.life
+    if life.phase != "ended":
+        return "in_progress" if life.attempt else "queued"
+    if answer.failure():
+        return "failed"
+    return {"length": "incomplete", "cancelled": "cancelled"}.get(str(life.reason), "completed")
+
+
+def _item_status(answer: Completion, at: int) -> str:
+    """Only the last item can be unfinished."""
+    if at < len(answer.segments) - 1:
+        return "completed"
+    return {"completed": "completed", "in_progress": "in_progress"}.get(_status(answer), "incomplete")
+
+
+def _item_id(answer: Completion, at: int, segment: Segment) -> str:
+    *_, random, mac = answer.id.split("_")
+    return f"{PREFIX[segment.kind]}_{random}{mac}_{at}"
+
+
+def _item(answer: Completion, at: int, segment: Segment, status: str) -> dict[str, Any]:
+    item: dict[str, Any] = {"id": _item_id(answer, at, segment), "status": status}
+    if segment.kind == "call":
+        call = {"call_id": segment.id, "name": segment.name, "arguments": segment.text}
+        return item | {"type": "function_call", **call}
+    if segment.kind == "reasoning":
+        return item | {"type": "reasoning", "summary": [], "content": [_part(segment)]}
+    return item | {"type": "message", "role": "assistant", "content": [_part(segment)]}
+
+
+def _nothing(item: dict[str, Any]) -> dict[str, Any]:
+    """An item that was just added has no parts yet."""
+    return {"content": []} if "content" in item else {}
+
+
+def _part(segment: Segment) -> dict[str, Any]:
+    part: dict[str, Any] = {"type": PART[segment.kind], "text": segment.text}
+    if segment.kind == "text":
+        part |= {"annotations": [], "logprobs": chat_logprobs(segment.logprobs)["content"]}
+    return part
+
+
+def _error(answer: Completion) -> dict[str, Any] | None:
+    if (failure := answer.failure()) is None:
+        return None
+    status, problem = failure
+    code = "invalid_prompt" if status == 400 else "server_error"
+    return {"code": code, "message": problem.message, "param": problem.param, "type": problem.code}
+
+
+def _usage(answer: Completion) -> dict[str, Any]:
+    prompt, output = answer.life.prompt_tokens, answer.life.next_index
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": answer.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": output,
+        "output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
+        "total_tokens": prompt + output,
+    }
+
+
+def _choice(answer: Completion) -> str:
+    return answer.accepted.parameters.tool_choice or "auto"
+
+
+def _format(wanted: ResponseFormat | None) -> dict[str, Any]:
+    if wanted is None:
+        return {"type": "text"}
+    shown: dict[str, Any] = {"type": wanted.type}
+    if wanted.type == "json_schema":
+        shown |= {"name": wanted.name, "schema": _raw(wanted.schema), "strict": wanted.strict}
+    return shown
+
+
+def _tool(tool: Any) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": _raw(tool.parameters),
+        "strict": tool.strict,
+    }
+
+
+def _raw(text: str | None) -> Any:
+    """What a client wrote over several lines would end an event's `data:` line."""
+    return msgspec.Raw(msgspec.json.format((text or "null").encode(), indent=-1))

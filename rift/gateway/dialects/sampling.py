@@ -1,0 +1,144 @@
+"""Bodies to what is accepted: pure functions, with errors that name the field.
+
+What every route shares, and the native route, which refuses what it does not know. OpenAI's routes are in
+`parse_openai.py` and `parse_responses.py`.
+"""
+
+import re
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from events.schema import Kind, Message, Parameters
+from rift.gateway.asgi.request import HTTPError
+
+# The native route's promise: prompts of up to this many tokens, counted by the worker.
+NATIVE_PROMPT_TOKENS_MAX = 8192
+
+OUTPUT_TOKENS_MAX = 1 << 20
+STOPS_MAX = 16
+STOP_CHARACTERS_MAX = 256
+
+Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
+TopP = Annotated[float, msgspec.Meta(gt=0, le=1)]
+MinP = Annotated[float, msgspec.Meta(ge=0, le=1)]
+TopK = Annotated[int, msgspec.Meta(ge=-1, le=1 << 31)]
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, msgspec.Meta(gt=0, le=2)]
+MaxTokens = Annotated[int, msgspec.Meta(ge=1, le=OUTPUT_TOKENS_MAX)]
+Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+StopString = Annotated[str, msgspec.Meta(min_length=1, max_length=STOP_CHARACTERS_MAX)]
+Stop = StopString | Annotated[list[StopString], msgspec.Meta(max_length=STOPS_MAX)] | None
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Body = TypeVar("Body")
+
+
+class ParsedRequest(msgspec.Struct, frozen=True):
+    """What a body asks for, whatever route it came by."""
+
+    kind: Kind
+    model: str
+    input: str | tuple[Message, ...]
+    parameters: Parameters
+    stream: bool
+    include_usage: bool = False
+    continuous_usage: bool = False
+    choices: int = 1
+    background: bool = False
+    metadata: dict[str, str] = {}
+    store: bool = True
+    prompt_tokens_max: int | None = None
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """What every route lets its client say of sampling."""
+
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    max_tokens: MaxTokens | None = None
+    stop: Stop = None
+    seed: Seed | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    ignore_eos: bool = False
+
+
+class NativeParameters(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    raw: bool = False
+
+
+class NativeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    model: str
+    prompt: Text
+    parameters: NativeParameters = NativeParameters()
+    stream: bool = False
+    background: bool = False
+    store: bool = True
+
+
+def native(data: bytes) -> ParsedRequest:
+    body = decode(data, _native)
+    if body.background and body.stream:
+        message = "background: a background request does not stream; read its events by its id"
+        raise HTTPError(400, message, code="invalid_value", param="background")
+    return ParsedRequest(
+        kind="inference",
+        model=body.model,
+        input=body.prompt,
+        parameters=parameters(body.parameters, body.parameters.max_tokens, raw=body.parameters.raw),
+        stream=body.stream,
+        background=body.background,
+        store=body.store,
+        prompt_tokens_max=NATIVE_PROMPT_TOKENS_MAX,
+    )
+
+
+_native = msgspec.json.Decoder(NativeBody)
+
+
+def decode(data: bytes, decoder: "msgspec.json.Decoder[Body]") -> Body:
+    """Raises Refusal."""
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HTTPError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+
+
+def _invalid(message: str) -> HTTPError:
+    """msgspec's message ends in the JSON path: the field's name for the client."""
+    words, _, path = message.rpartition(" - at ") if " - at " in message else (message, "", "")
+    param = path.rpartition("`$")[2].rstrip("`").lstrip(".") or None
+    if missing := re.search(r"(?:required field|unknown field) `(.+?)`", words):
+        param = f"{param}.{missing[1]}" if param else missing[1]
+        if "unknown" in words and param in NativeParameters.__struct_fields__:
+            words += "; write it in `parameters`"
+    return HTTPError(400, f"{param}: {words}" if param else words, code="invalid_value", param=param)
+
+
+def wrong(param: str, words: str, *, code: str = "invalid_value") -> HTTPError:
+    """A field that cannot be served as it is."""
+    return HTTPError(400, f"{param}: {words}", code=code, param=param)
+
+
+def parameters(body: Sampling, max_tokens: int | None, *, raw: bool = False) -> Parameters:
+    """What a body says of sampling. The caller adds what only its route knows."""
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return Parameters(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        max_tokens=max_tokens,
+        stop=stop,
+        seed=body.seed,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        ignore_eos=body.ignore_eos,
+        raw=raw,
+    )

@@ -1,0 +1,206 @@
+"""The gateway process: one lane, the book and the fleet followed, and the server in front."""
+
+import gc
+import logging
+import secrets
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import anyio
+from anyio.abc import TaskGroup
+
+from events import book as books
+from events import codec, fleet, ids, subjects
+from events.log import Log, LogError, append_until_known
+from events.request_history import HistoryReader
+from events.schema import LaneEvent, LaneLost, LaneOpened, LaneReported
+from rift.catalogue import Catalogue
+from rift.gateway.admission.admission import Admission
+from rift.gateway.admission.book_freshness import BookFreshness
+from rift.gateway.admission.credit import CreditReservations
+from rift.gateway.admission.rate_limits import Lanes, RateLimits
+from rift.gateway.app import Gateway
+from rift.gateway.asgi.server import serve
+from rift.gateway.streams.delivery import STOPPING, Delivery
+from rift.gateway.streams.lane_registry import LaneRegistry
+from rift.gateway.streams.queue_status import QueueStatus
+
+logger = logging.getLogger(__name__)
+
+# The broker is there when a gateway starts; opening the lane waits out a restart.
+OPEN_S = 30.0
+
+# A lane that has not reported for three times as long is lost.
+REPORT_S = 3.0
+
+# The last word of a gateway that stops; without it the lane is found lost all the same.
+LAST_WORD_S = 0.5
+
+# From the word to stop until the server stops: enough for each stream's last frame.
+LAST_FRAMES_S = 0.5
+
+
+class Opened(NamedTuple):
+    """A gateway that reads its lane; it accepts requests from now on."""
+
+    gateway: Gateway
+    relays: LaneRegistry
+    allowances: CreditReservations
+    lane: str
+
+
+async def run(
+    log: Log,
+    history_log: Log,
+    *,
+    host: str,
+    port: int,
+    models: Catalogue,
+    served: Collection[str],
+    secret: bytes,
+    seal_content: bool,
+    stop: anyio.Event,
+) -> None:
+    """Serve until `stop` is set. `served` models are accepted without a replica, too. `history_log` is a
+    connection for reading the past, so that a burst of clients that resume cannot slow what is live. With
+    `seal_content` all requests are sealed.
+
+    Raises LogError, OSError (the port), codec.RecordUnreadable.
+    """
+    async with anyio.create_task_group() as tasks:
+        opened = await open_gateway(
+            log,
+            history_log,
+            models=models,
+            served=served,
+            secret=secret,
+            seal_content=seal_content,
+            entropy=secrets.token_bytes,
+            tasks=tasks,
+        )
+
+        # What is here by now stays: the collector need not look at it again and again.
+        gc.freeze()
+
+        async def stopped() -> None:
+            await stop.wait()
+            await let_streams_go(opened)
+
+        await serve(opened.gateway, host=host, port=port, stopped=stopped)
+        await say_goodbye(log, opened)
+        tasks.cancel_scope.cancel()
+
+
+async def open_gateway(
+    log: Log,
+    history_log: Log,
+    *,
+    models: Catalogue,
+    served: Collection[str],
+    secret: bytes,
+    entropy: Callable[[int], bytes],
+    tasks: TaskGroup,
+    seal_content: bool = False,
+) -> Opened:
+    """Open a lane and start what a gateway does beside its clients. Raises as `run`."""
+    shard, lane = 0, ids.new_lane_id(entropy(ids.RANDOM_BYTES))
+    known, replicas, opened_at = await books.read(log), await fleet.read(log), anyio.current_time()
+    await _say(log, shard, LaneOpened(lane=lane, shard=shard), lane)
+    histories = HistoryReader(history_log)
+    relays = LaneRegistry(log, histories, shard=shard, lane=lane, tasks=tasks)
+    await relays.open()
+    allowances = CreditReservations(
+        log, relays, book=known, lane=(shard, lane), opened_at=opened_at, entropy=entropy, tasks=tasks
+    )
+    following = BookFreshness(log, known)
+
+    def book_changed() -> None:
+        allowances.changed()
+        following.moved()
+
+    tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known, book_changed)
+    tasks.start_soon(following.confirm)
+    waiting = QueueStatus(replicas, relays.every, relays.own.now_ns)
+    tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas, waiting.changed)
+    tasks.start_soon(_report, log, shard, lane, allowances)
+    tasks.start_soon(allowances.keep)
+    lanes = Lanes(lane, relays.own.position)
+    tasks.start_soon(_follow, log, subjects.shard_stream(shard), subjects.lane(shard, "*"), lanes)
+    admission = Admission(
+        log,
+        relays.own,
+        book=known,
+        following=following,
+        limiting=RateLimits(relays, book=known, lanes=lanes, tasks=tasks),
+        fleet=replicas,
+        models=models,
+        served=served,
+        shard=shard,
+    )
+    tasks.start_soon(admission.watch_room)
+    delivery = Delivery(log, writer=lane, book=known, waiting=waiting, tasks=tasks)
+
+    def revoked(key: str) -> None:
+        for relay in relays.every():
+            delivery.revoke(key, relay.open_of(key))
+
+    known.on_revoked = revoked
+    gateway = Gateway(
+        log,
+        relays,
+        histories,
+        admission,
+        delivery,
+        allowances,
+        book=known,
+        fleet=replicas,
+        models=models,
+        secret=secret,
+        lane=(shard, lane),
+        entropy=entropy,
+        seal_content=seal_content,
+    )
+    return Opened(gateway, relays, allowances, lane)
+
+
+async def let_streams_go(opened: Opened) -> None:
+    """Accept nothing more, and tell every client where to go on."""
+    opened.gateway.stop()
+    for relay in opened.relays.every():
+        relay.break_off_all(STOPPING)
+    await anyio.sleep(LAST_FRAMES_S)
+
+
+async def say_goodbye(log: Log, opened: Opened) -> None:
+    await opened.allowances.settle_all()
+    with anyio.move_on_after(LAST_WORD_S):
+        await _say(log, 0, LaneLost(lane=opened.lane), opened.lane)
+
+
+async def _report(log: Log, shard: int, lane: str, allowances: CreditReservations) -> None:
+    """Say that the gateway lives: who says nothing is lost, and its clients with it."""
+    while True:
+        await anyio.sleep(REPORT_S)
+        began = anyio.current_time()
+        try:
+            await _say(log, shard, LaneReported(lane=lane), lane)
+            allowances.reported_at = began
+        except LogError as error:
+            logger.warning("the lane could not report: %s", error)
+
+
+async def _say(log: Log, shard: int, event: LaneEvent, lane: str) -> None:
+    data = codec.encode(lane, [event])
+    subject = subjects.lane(shard, lane)
+    await append_until_known(log, subjects.shard_stream(shard), subject, data, within_s=OPEN_S)
+
+
+async def _follow(
+    log: Log, stream: str, topic: str, fold: Any, changed: Callable[[], None] = lambda: None
+) -> None:
+    """Keep a fold of one stream current for as long as the gateway lives."""
+    async with log.follow(stream, [topic], after=fold.position) as reader:
+        async for batch in reader:
+            for stored in batch:
+                fold.fold(stored)
+            changed()

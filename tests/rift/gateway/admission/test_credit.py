@@ -1,0 +1,453 @@
+"""Allowances, one thing at a time: never more charged than granted, and nothing stays held."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import pytest
+from msgspec.structs import replace
+
+from events import codec, ids, subjects
+from events.ids import parse_request_id
+from events.memory import Faults, MemoryBroker
+from events.schema import AnyEvent, CreditGranted, LimitsSet, Parameters, RequestAccepted
+from events.subjects import Address
+from rift.gateway.admission import credit
+from rift.gateway.admission.credit import CreditReservations
+from rift.gateway.admission.metering import MeteredCompletion
+from rift.gateway.asgi.request import HTTPError
+from rift.gateway.streams.lane_reader import Subscription
+from tests.simulation import clock, prepaid
+from tests.simulation.client import Call
+from tests.simulation.ledger import Ledger
+from tests.simulation.prepaid import ACCOUNT, PRICE, settle_lost, standing_of, write_book
+from tests.simulation.processes import MODEL, SECRET, GatewayProcess, JanitorProcess, WorkerProcess
+from tests.simulation.service import START_NS
+
+TOKENS = 20
+# The whole context, and the output.
+WORST = 512 * PRICE.prompt_nanousd + TOKENS * PRICE.output_nanousd
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holds come back while a test looks; how long they are kept is tested in `test_holds.py`."""
+    monkeypatch.setattr(credit, "IDLE_S", 30.0)
+
+
+class World:
+    """A broker without faults, gateways, a janitor, control's settling, and a worker once it is started."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup, limits: tuple[AnyEvent, ...]) -> None:
+        self.chance = random.Random(7)
+        self.start_ns = START_NS
+        self.broker = MemoryBroker(
+            tasks, lambda: self.start_ns + int(anyio.current_time() * 1e9), chance=self.chance
+        )
+        self.ledger = Ledger(self.broker, PRICE)
+        self.tasks = tasks
+        self.key = write_book(self.broker, self.chance, limits)
+        tasks.start_soon(settle_lost, self.broker)
+        tasks.start_soon(JanitorProcess(self.broker, self.chance, "janitor").run)
+
+    async def gateway(self) -> GatewayProcess:
+        process = GatewayProcess(self.broker, self.chance, "gateway")
+        self.tasks.start_soon(process.run)
+        while not process.is_open:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        return process
+
+    async def work(self) -> None:
+        self.tasks.start_soon(WorkerProcess(self.broker, self.chance, "worker").run)
+        await anyio.sleep(0.1)
+
+    def ask(
+        self,
+        gateway: GatewayProcess,
+        path: str = "/v1/inference",
+        *,
+        headers: dict[str, str] | None = None,
+        **body: Any,
+    ) -> Call:
+        given = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
+        call = Call("POST", path, headers=given | (headers or {}), body={"model": MODEL} | body)
+        gateway.serve(call)
+        return call
+
+    async def answer(
+        self, gateway: GatewayProcess, *, tokens: int = TOKENS, **more: Any
+    ) -> tuple[int, dict[str, Any]]:
+        call = self.ask(gateway, prompt="a prompt", parameters={"max_tokens": tokens}, **more)
+        while await call.more():
+            pass
+        return call.status, json.loads(call.data)
+
+    def accepted(self, gateway: GatewayProcess, **more: Any) -> RequestAccepted:
+        """Return an acceptance of a lane that is not stored yet."""
+        at = Address(0, allowances_of(gateway)._lane, MODEL)
+        entropy = self.chance.randbytes(ids.RANDOM_BYTES)
+        request = ids.new_request_id(secret=SECRET, account=ACCOUNT, at=at, floor=0, entropy=entropy)
+        return RequestAccepted(
+            request=request, account=ACCOUNT, key="key", model=MODEL, kind="inference", input="a prompt",
+            parameters=Parameters(max_tokens=TOKENS), stream=False, prompt_tokens_max=512,
+            deadline_ms=600_000, price_version=1, detached=True, **more,
+        )  # fmt: skip
+
+    def store(self, group: tuple[RequestAccepted, ...]) -> None:
+        (accepted,) = group
+        parsed = parse_request_id(accepted.request)
+        assert parsed is not None
+        data = codec.encode("gateway", [accepted])
+        self.broker.store("RIFT_0", subjects.request(parsed.at), data, None)
+
+    @property
+    def charged(self) -> int:
+        self.ledger.catch_up()
+        assert not self.ledger.open
+        return sum(self.ledger.charge_nanousd(entry) for entry in self.ledger.entries.values())
+
+    def check_all_is_settled(self) -> None:
+        standing = standing_of(self.broker)
+        assert not standing.holds
+        assert standing.spent_nanousd == self.charged
+
+
+def allowances_of(gateway: GatewayProcess) -> CreditReservations:
+    assert gateway._opened is not None
+    return gateway._opened.allowances
+
+
+def live(test: Callable[[World], Awaitable[None]], *limits: AnyEvent, until_s: float = 3600.0) -> None:
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            await test(World(tasks, limits))
+            tasks.cancel_scope.cancel()
+
+    clock.run(main, until_s=until_s)
+
+
+def granted(nanousd: int) -> CreditGranted:
+    return CreditGranted(id="grant", account=ACCOUNT, nanousd=nanousd)
+
+
+def test_an_unlimited_account_passes_untouched() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        before = len(world.broker.stream(subjects.BOOK).messages)
+        assert (await world.answer(gateway))[0] == 200
+        assert len(world.broker.stream(subjects.BOOK).messages) == before
+        world.ledger.catch_up()
+        (entry,) = world.ledger.entries.values()
+        assert entry.accepted.allowance is None
+        assert entry.accepted.prompt_tokens_max == 512
+
+    live(test)
+
+
+def test_402_says_what_is_left_what_it_could_cost_and_what_to_do() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        status, shown = await world.answer(gateway)
+        assert status == 402
+        assert shown["error"] == {
+            "message": "0.000015000 USD is left of account acme's credit, and this request could cost "
+            "0.000020512 USD: set a smaller max_tokens, send a shorter prompt, or have credit added",
+            "type": "insufficient_quota",
+            "param": None,
+            "code": "credit_exhausted",
+        }
+        assert anyio.current_time() < 1.0
+        assert (await world.answer(gateway, tokens=10))[0] == 200
+
+    live(test, granted(15_000))
+
+
+def test_the_smaller_room_wins() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        _, shown = await world.answer(gateway)
+        assert shown["error"]["code"] == "credit_exhausted"
+
+    async def other(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        _, shown = await world.answer(gateway)
+        assert shown["error"]["code"] == "budget_exhausted"
+
+    live(test, granted(15_000), LimitsSet(id="limits", account=ACCOUNT, budget_nanousd=16_000))
+    live(other, granted(16_000), LimitsSet(id="limits", account=ACCOUNT, budget_nanousd=15_000))
+
+
+def test_a_budget_is_of_one_month() -> None:
+    async def test(world: World) -> None:
+        world.start_ns = int(datetime(2026, 11, 30, 23, 59, 40, tzinfo=UTC).timestamp()) * 10**9
+        gateway = await world.gateway()
+        await world.work()
+        await anyio.sleep(5)
+        assert (await world.answer(gateway, tokens=5))[0] == 200
+        status, shown = await world.answer(gateway, tokens=100)
+        assert (status, shown["error"]["code"]) == (402, "budget_exhausted")
+        assert "acme's budget of 2026-11" in shown["error"]["message"]
+        # The hold would have room for it, and is of November.
+        await anyio.sleep(20)
+        assert (await world.answer(gateway, tokens=5))[0] == 200
+        await anyio.sleep(40)
+        spent = standing_of(world.broker).spent_in
+        assert {month: nanousd // 5000 for month, nanousd in spent.items()} == {"2026-11": 1, "2026-12": 1}
+        world.check_all_is_settled()
+
+    live(test, LimitsSet(id="limits", account=ACCOUNT, budget_nanousd=100_000))
+
+
+def test_who_finds_all_held_waits_for_what_comes_back() -> None:
+    async def test(world: World) -> None:
+        one, other = await world.gateway(), await world.gateway()
+        await world.work()
+        call = world.ask(one, "/v1/chat/completions", messages=HELLO, max_tokens=100, stream=True)
+        while b"data: " not in call.data:
+            await call.more()
+        call.leave()
+        # Its worst case was nearly all there is; it is cancelled, and what it did not cost is free again.
+        assert (await world.answer(other))[0] == 200
+        assert anyio.current_time() < 10.0
+
+    live(test, granted(110_000))
+
+
+def test_two_gateways_that_see_the_same_dollar_do_not_both_spend_it() -> None:
+    async def test(world: World) -> None:
+        world.broker.faults = Faults(append_s=0.05, reader_s=0.05)
+        gateways = [await world.gateway() for _ in range(4)]
+        await world.work()
+        covered = Counter[str]()
+
+        async def cover(gateway: GatewayProcess) -> None:
+            try:
+                await allowances_of(gateway).cover((world.accepted(gateway),))
+                covered["covered"] += 1
+            except HTTPError as refusal:
+                covered[refusal.code] += 1
+
+        async with anyio.create_task_group() as tasks:
+            for gateway in gateways:
+                tasks.start_soon(cover, gateway)
+        assert covered == {"covered": 1, "credit_exhausted": 3}
+
+    live(test, granted(2 * WORST - 1))
+
+
+def test_of_many_at_once_as_many_are_accepted_as_fit() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        for number in range(30):
+            world.ask(gateway, prompt=f"prompt {number}", parameters={"max_tokens": TOKENS})
+        await anyio.sleep(0.5)
+        world.ledger.catch_up()
+        assert len(world.ledger.entries) == 10
+        await anyio.sleep(100)
+        assert world.charged <= 10 * WORST
+        world.check_all_is_settled()
+
+    live(test, granted(10 * WORST))
+
+
+def test_two_clients_with_one_key_at_once_get_one_answer_and_one_charge() -> None:
+    async def test(world: World) -> None:
+        world.broker.faults = Faults(append_s=0.05)
+        one, other = await world.gateway(), await world.gateway()
+        await world.work()
+        headers = {"idempotency-key": "key"}
+        body = {"prompt": "a prompt", "parameters": {"max_tokens": TOKENS}}
+        calls = []
+        for number in range(20):
+            calls.append(world.ask((one, other)[number % 3 == 0], headers=headers, **body))
+            await anyio.sleep(0.01)
+        for call in calls:
+            while await call.more():
+                pass
+        assert {call.status for call in calls} == {200}
+        assert len({json.loads(call.data)["id"] for call in calls}) == 1
+        await anyio.sleep(100)
+        assert world.charged > 0
+        assert len(world.ledger.entries) == 1
+        world.check_all_is_settled()
+
+    live(test, granted(1_000_000))
+
+
+def test_a_client_that_goes_does_not_end_the_bill() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        call = world.ask(gateway, prompt="a prompt", parameters={"max_tokens": 200}, stream=True)
+        while b"event: token" not in call.data:
+            await call.more()
+        call.leave()
+        await anyio.sleep(60)
+        assert world.charged > 0
+        world.check_all_is_settled()
+
+    live(test, granted(1_000_000))
+
+
+@pytest.mark.parametrize("lands", [True, False])
+def test_an_acceptance_of_unknown_outcome_is_charged_if_it_lands(lands: bool) -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        ours = allowances_of(gateway)
+        accepted = await ours.cover((world.accepted(gateway),))
+        stream = Subscription([MeteredCompletion(accepted[0], PRICE)], None)
+        ours._relays.own.open(stream)
+        ours.follow(accepted)
+        ours._relays.own.close(stream)
+        ours.refused(accepted, may_land=True)
+        await anyio.sleep(10)
+        if lands:
+            world.store(accepted)
+        await anyio.sleep(100)
+        assert bool(world.charged) == lands
+        world.check_all_is_settled()
+
+    live(test, granted(100_000))
+
+
+def test_a_request_that_two_gateways_accepted_is_spent_once() -> None:
+    async def test(world: World) -> None:
+        first, second = await world.gateway(), await world.gateway()
+        await world.work()
+        wanted = world.accepted(first, idempotency_hash="digest")
+        of_first = await allowances_of(first).cover((wanted,))
+        of_second = await allowances_of(second).cover((wanted,))
+        allowances_of(first)._relays.own.open(Subscription([MeteredCompletion(of_first[0], PRICE)], None))
+        allowances_of(first).follow(of_first)
+        for accepted in (of_second, of_first):
+            world.store(accepted)
+        allowances_of(second).judge(of_second)
+        await anyio.sleep(100)
+        assert world.charged > 0
+        world.check_all_is_settled()
+
+    live(test, granted(100_000))
+
+
+def test_a_gateway_that_was_away_reserves_nothing_until_it_reported() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await world.answer(gateway))[0] == 200
+        gateway.freeze()
+        await anyio.sleep(30)
+        gateway.thaw()
+        assert (await world.answer(gateway))[0] == 503
+        with pytest.raises(HTTPError) as refused:
+            await allowances_of(gateway).cover((world.accepted(gateway),))
+        assert refused.value.code == "log_unavailable"
+        await anyio.sleep(10)
+        assert (await world.answer(gateway))[0] == 200
+
+    live(test, granted(1_000_000))
+
+
+def test_what_a_lost_gateway_held_comes_back_once_its_requests_have_ended() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await world.answer(gateway, background=True))[0] == 202
+        await anyio.sleep(5)
+        # The second one is reserved, and never stored.
+        await allowances_of(gateway).cover((world.accepted(gateway),))
+        gateway.kill()
+        await world.gateway()
+        await anyio.sleep(40)
+        assert standing_of(world.broker).holds
+        await anyio.sleep(60)
+        assert world.charged > 0
+        world.check_all_is_settled()
+
+    live(test, granted(100_000))
+
+
+def test_the_seconds_of_a_lost_gateways_request_are_spent() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await world.answer(gateway, tokens=50, background=True))[0] == 202
+        await anyio.sleep(1)
+        gateway.kill()
+        await world.gateway()
+        await anyio.sleep(120)
+        standing = standing_of(world.broker)
+        assert (len(standing.holds), standing.spent_nanousd) == (0, 3 * 5000)
+
+    live(test, granted(10**9), LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))
+
+
+def test_a_hold_of_a_lost_lane_waits_for_the_requests_that_are_open() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        accepted = await allowances_of(gateway).cover((world.accepted(gateway),))
+        world.store(accepted)
+        await anyio.sleep(1)
+        gateway.kill()
+        await world.gateway()
+        await anyio.sleep(150)
+        assert list(standing_of(world.broker).holds) == [accepted[0].allowance]
+        await world.work()
+        await anyio.sleep(60)
+        assert world.charged > 0
+        world.check_all_is_settled()
+
+    live(test, granted(100_000))
+
+
+def test_a_gateway_that_stops_settles_what_it_can() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await world.answer(gateway))[0] == 200
+        assert standing_of(world.broker).holds
+        gateway.stop.set()
+        await gateway.ended.wait()
+        world.check_all_is_settled()
+
+    live(test, granted(1_000_000))
+
+
+def test_a_second_is_paid_for_as_the_plan_says() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await world.answer(gateway, tokens=50))[0] == 200
+        await anyio.sleep(60)
+        world.ledger.catch_up()
+        (entry,) = world.ledger.entries.values()
+        assert entry.accepted.plan == "per_second"
+        # 50 tokens at 20 a second take 2.5 s.
+        assert standing_of(world.broker).spent_nanousd == 3 * 5000
+
+    live(test, granted(10**9), LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))
+
+
+def test_a_model_without_a_price_a_second_is_refused_under_that_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepaid, "PRICE", replace(PRICE, second_nanousd=None))
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        status, shown = await world.answer(gateway)
+        assert (status, shown["error"]["code"]) == (400, "plan_without_price")
+        assert shown["error"]["message"] == (
+            "account acme is on the plan per_second, and model-a has no price a second"
+        )
+
+    live(test, LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))

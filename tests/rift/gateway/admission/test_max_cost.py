@@ -1,0 +1,73 @@
+"""What a request can cost at most, and what it cost."""
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from events.lifecycle import NEW, advance
+from events.schema import (
+    AttemptStarted,
+    Message,
+    Parameters,
+    Price,
+    RequestAccepted,
+    RequestFinished,
+    TokensGenerated,
+)
+from rift.gateway.admission import max_cost
+from rift.gateway.admission.metering import MeteredCompletion
+from tests.simulation.prepaid import ACCOUNT, PRICE
+from tests.simulation.processes import MODEL
+
+
+def wanted(**fields: Any) -> RequestAccepted:
+    given = {"kind": "inference", "input": "wörd", "parameters": Parameters(), "prompt_tokens_max": 8192}
+    return RequestAccepted(
+        request="r", account=ACCOUNT, key="key", model=MODEL, stream=False, deadline_ms=600_000,
+        price_version=1, **(given | fields),
+    )  # fmt: skip
+
+
+def test_a_prompt_has_at_most_a_token_for_each_byte_and_the_templates() -> None:
+    assert max_cost.prompt_tokens(wanted()) == 512 + 64 + 5
+    assert max_cost.prompt_tokens(wanted(parameters=Parameters(raw=True))) == 16 + 5
+    assert max_cost.prompt_tokens(wanted(kind="completion")) == 16 + 5
+    assert max_cost.prompt_tokens(wanted(prompt_tokens_max=100)) == 100
+    two = (Message(role="user", content="ab"), Message(role="assistant", content="cde"))
+    assert max_cost.prompt_tokens(wanted(kind="chat", input=two)) == 512 + 2 * 64 + 5
+
+
+def test_the_worst_case_is_all_tokens_or_all_seconds() -> None:
+    price = Price(model=MODEL, prompt_nanousd=2, output_nanousd=3, second_nanousd=7)
+    assert max_cost.nanousd(wanted(prompt_tokens_max=100), price) == 100 * 2 + 1024 * 3
+    assert max_cost.nanousd(wanted(parameters=Parameters(max_tokens=10)), price) == 8192 * 2 + 10 * 3
+    assert max_cost.nanousd(wanted(plan="per_second"), price) == 610 * 7
+    assert max_cost.nanousd(wanted(prompt_tokens_max=100), price, choices=3) == 100 * 2 + 3 * 1024 * 3
+    assert max_cost.nanousd(wanted(plan="per_second"), price, choices=3) == 610 * 7
+    dear = replace(price, cached_prompt_nanousd=5)
+    assert max_cost.nanousd(wanted(prompt_tokens_max=100), dear) == 100 * 5 + 1024 * 3
+
+
+def test_the_dead_minutes_of_a_lost_attempt_are_not_metered() -> None:
+    answer = MeteredCompletion(wanted(plan="per_second"), PRICE)
+    life = NEW
+    second = 1_000_000_000
+    for at_ns, event in (
+        (0, answer.accepted),
+        (10 * second, started("a", None)),
+        (12 * second + 1, TokensGenerated(attempt="a", index=0, token_ids=(1,), text="x")),
+        (90 * second, started("b", "a", resume_index=1)),
+        (91 * second, TokensGenerated(attempt="b", index=1, token_ids=(1,), text="x")),
+        (92 * second, RequestFinished(request="r", attempt="b", reason="stop", output_tokens=2)),
+    ):
+        life = advance(life, event)
+        answer.add(event, life, at_ns)
+    assert answer.ran == [(10 * second, 12 * second + 1), (90 * second, 92 * second)]
+    assert answer.nanousd(with_prompt=True) == 0
+
+
+def started(attempt: str, after: str | None, resume_index: int = 0) -> AttemptStarted:
+    return AttemptStarted(
+        request="r", attempt=attempt, after=after, resume_index=resume_index, worker="w", prompt_tokens=4,
+        accepted_at_ns=0, engine="sim", model_digest="d", delivery="ack",
+    )  # fmt: skip

@@ -1,0 +1,449 @@
+"""Limits and keys at real gateways on a simulated log: what is refused and told, what a flood does to another
+account, what becomes of who loses the book or whose key is revoked."""
+
+import json
+from typing import Any
+
+import anyio
+import pytest
+
+from events import codec, subjects
+from events.book import key_digest
+from events.schema import AccountOpened, AnyEvent, KeyIssued, KeyLimitsSet, KeyRevoked, LimitsSet
+from rift import keys
+from rift.control.watch import Watch
+from rift.gateway.admission import admission
+from rift.gateway.streams.delivery import Delivery
+from tests.rift.gateway.admission.test_credit import World, live
+from tests.simulation.client import Call
+from tests.simulation.prepaid import ACCOUNT
+from tests.simulation.processes import MODEL, SLOTS, GatewayProcess
+
+OTHER = "other"
+TOKENS = 10
+# What the simulated engine makes of the prompt, and what a gateway estimates before it knows.
+PROMPT, PROMPT_TOKENS = "a prompt", 2
+
+
+def tell(world: World, *events: AnyEvent) -> None:
+    world.broker.store(subjects.BOOK, subjects.book("key", "test"), codec.encode("cli", events), None)
+
+
+def key_of(world: World, account: str, **granted: Any) -> keys.Key:
+    """Open an account, if it is new, and issue a key."""
+    key = keys.new_key(world.chance.randbytes(keys.ID_BYTES + keys.SECRET_BYTES))
+    issued = KeyIssued(
+        id=f"key.{key.id}", key=key.id, account=account, sha256=key_digest(key.text), **granted
+    )
+    tell(world, AccountOpened(id=f"account.{account}", account=account), issued)
+    return key
+
+
+def revoke(world: World, key: keys.Key, account: str = OTHER) -> None:
+    tell(world, KeyRevoked(id=f"revoked.{key.id}", key=key.id, account=account))
+
+
+def get(gateway: GatewayProcess, path: str, key: str) -> Call:
+    call = Call("GET", path, headers={"authorization": f"Bearer {key}"})
+    gateway.serve(call)
+    return call
+
+
+def ask(world: World, gateway: GatewayProcess, key: str, *, tokens: int = TOKENS, **more: Any) -> Call:
+    given = {"authorization": f"Bearer {key}"}
+    body = {"prompt": PROMPT, "parameters": {"max_tokens": tokens}} | more
+    return world.ask(gateway, headers=given, **body)
+
+
+async def whole(call: Call) -> tuple[int, Any]:
+    """Return status and JSON, and with an error its code alone."""
+    while await call.more():
+        pass
+    shown = json.loads(call.data) if call.data else None
+    return call.status, shown["error"]["code"] if call.status >= 400 else shown
+
+
+# --- limits ----------------------------------------------------------------------------------------------
+
+
+def test_who_waits_as_told_is_admitted_and_the_headers_say_so_before() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        for left in (1, 0):
+            call = ask(world, gateway, world.key)
+            assert (await whole(call))[0] == 200
+            assert call.headers[b"x-ratelimit-limit-requests"] == b"2"
+            assert call.headers[b"x-ratelimit-remaining-requests"] == b"%d" % left
+            await anyio.sleep(7)
+        refused = ask(world, gateway, world.key)
+        assert await whole(refused) == (429, "requests_per_minute")
+        assert refused.headers[b"x-ratelimit-remaining-requests"] == b"0"
+        wait_ms = int(refused.headers[b"retry-after-ms"])
+        assert int(refused.headers[b"retry-after"]) == -(-wait_ms // 1000)
+        await anyio.sleep(wait_ms / 1000 - 0.002)
+        assert (await whole(ask(world, gateway, world.key)))[0] == 429
+        await anyio.sleep(0.002)
+        assert (await whole(ask(world, gateway, world.key)))[0] == 200
+
+    live(test, LimitsSet(id="l", account=ACCOUNT, requests_per_minute=2))
+
+
+def test_tokens_are_estimated_first_and_counted_at_the_end() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        stop = {"parameters": {"max_tokens": 90, "stop": ["zzz"]}}
+        first = ask(world, gateway, world.key, **stop)
+        await anyio.sleep(0.2)
+        # 92 of 100 are taken, so nothing else fits before the first has ended.
+        assert await whole(ask(world, gateway, world.key)) == (429, "tokens_per_minute")
+        first.leave()
+        await anyio.sleep(1)
+        again = ask(world, gateway, world.key)
+        status, shown = await whole(again)
+        assert status == 200
+        used = 100 - int(again.headers[b"x-ratelimit-remaining-tokens"])
+        world.ledger.catch_up()
+        told = [entry.life.prompt_tokens + entry.life.next_index for entry in world.ledger.entries.values()]
+        assert used == sum(told) < 90
+        assert shown["usage"]["total_tokens"] in told
+        too_large = ask(world, gateway, world.key, tokens=101)
+        assert await whole(too_large) == (429, "tokens_per_minute")
+        assert too_large.headers[b"x-should-retry"] == b"false"
+        assert b"retry-after" not in too_large.headers
+
+    live(test, LimitsSet(id="l", account=ACCOUNT, tokens_per_minute=100))
+
+
+def test_so_many_are_under_way_at_once_whether_their_clients_are_there_or_not() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        for _ in range(2):
+            assert (await whole(ask(world, gateway, world.key, background=True)))[0] == 202
+        third = ask(world, gateway, world.key)
+        assert await whole(third) == (429, "concurrent_requests")
+        assert third.headers[b"x-ratelimit-remaining-concurrent"] == b"0"
+        await anyio.sleep(5)
+        # Choices are requests: three of them never fit.
+        given = {"messages": [{"role": "user", "content": "hi"}], "n": 3}
+        assert await whole(world.ask(gateway, "/v1/chat/completions", **given)) == (
+            429,
+            "concurrent_requests",
+        )
+        assert (await whole(world.ask(gateway, "/v1/chat/completions", **given | {"n": 2})))[0] == 200
+
+    live(test, LimitsSet(id="l", account=ACCOUNT, concurrent=2))
+
+
+def test_a_refused_body_or_a_credit_that_is_used_up_takes_nothing() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        assert (await whole(ask(world, gateway, world.key, tokens=10_000)))[0] == 400
+        tell(world, LimitsSet(id="m", account=ACCOUNT, requests_per_minute=1, budget_nanousd=0))
+        await anyio.sleep(0.1)
+        assert (await whole(ask(world, gateway, world.key)))[0] == 402
+        tell(world, LimitsSet(id="n", account=ACCOUNT, requests_per_minute=1))
+        await anyio.sleep(0.1)
+        assert (await whole(ask(world, gateway, world.key)))[0] == 200
+        assert (await whole(ask(world, gateway, world.key)))[0] == 429
+
+    live(test, LimitsSet(id="l", account=ACCOUNT, requests_per_minute=1))
+
+
+def test_a_keys_limits_are_within_its_accounts() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        second = key_of(world, ACCOUNT)
+        tell(world, KeyLimitsSet(id="k", account=ACCOUNT, key=second.id, requests_per_minute=1))
+        await anyio.sleep(0.1)
+        answers = [await whole(ask(world, gateway, key)) for key in (second.text, second.text, world.key)]
+        assert [status for status, _ in answers] == [200, 429, 200]
+        assert await whole(ask(world, gateway, world.key)) == (429, "requests_per_minute")
+
+    live(test, LimitsSet(id="l", account=ACCOUNT, requests_per_minute=2))
+
+
+def test_two_gateways_give_out_half_each_and_one_gives_out_all_once_it_is_alone() -> None:
+    async def test(world: World) -> None:
+        first, second = await world.gateway(), await world.gateway()
+        await world.work()
+        await anyio.sleep(4)
+        for gateway in (first, second):
+            answers = [await whole(ask(world, gateway, world.key)) for _ in range(3)]
+            assert [status for status, _ in answers] == [200, 200, 429]
+        second.kill()
+        await anyio.sleep(15)
+        answers = [await whole(ask(world, first, world.key)) for _ in range(3)]
+        assert [status for status, _ in answers] == [200, 200, 429]
+
+    live(test, LimitsSet(id="l", account=ACCOUNT, requests_per_minute=4))
+
+
+# --- a flood ---------------------------------------------------------------------------------------------
+
+CLIENTS, ROUNDS, FLOOD = 4 * SLOTS, 16, 40
+
+
+def p99_ms(what: str, *limits: AnyEvent, flooded: bool, clients: int = CLIENTS) -> float:
+    """Return how long requests of one account take, with or without a flood by another."""
+    took: list[float] = []
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        flood = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+
+        async def client() -> None:
+            for _ in range(ROUNDS):
+                status, shown = await whole(ask(world, gateway, world.key))
+                assert status == 200, shown
+                took.append(shown["timing"][what])
+
+        async def flooding() -> None:
+            while True:
+                await whole(ask(world, gateway, flood.text))
+                await anyio.sleep(0.1)
+
+        async with anyio.create_task_group() as floods:
+            for _ in range(FLOOD if flooded else 0):
+                floods.start_soon(flooding)
+            await anyio.sleep(2)
+            async with anyio.create_task_group() as waiting:
+                for _ in range(clients):
+                    waiting.start_soon(client)
+            floods.cancel_scope.cancel()
+
+    live(test, *limits)
+    # The first round finds an empty queue, or one that a flood was alone with.
+    steady = sorted(took[clients:])
+    return steady[int(0.99 * len(steady))]
+
+
+# Who is to keep a queue of its own waiting may do so.
+BUSY = LimitsSet(id="busy", account=ACCOUNT, queue_share_percent=100)
+
+
+def test_a_flood_at_most_doubles_how_long_another_account_waits() -> None:
+    alone, flooded = p99_ms("queue_ms", BUSY, flooded=False), p99_ms("queue_ms", BUSY, flooded=True)
+    assert 1.2 * alone < flooded <= 2 * alone, (alone, flooded)
+
+
+def test_a_flood_at_most_doubles_how_long_an_answer_takes_that_waited_for_nobody() -> None:
+    alone = p99_ms("total_ms", BUSY, flooded=False, clients=SLOTS)
+    flooded = p99_ms("total_ms", BUSY, flooded=True, clients=SLOTS)
+    assert 1.2 * alone < flooded <= 2 * alone, (alone, flooded)
+
+
+def test_without_a_share_a_flood_starves_the_others() -> None:
+    free = LimitsSet(id="free", account=OTHER, queue_share_percent=100)
+    alone = p99_ms("queue_ms", BUSY, free, flooded=False)
+    assert p99_ms("queue_ms", BUSY, free, flooded=True) > 4 * alone
+
+
+def test_who_is_alone_fills_the_queue_and_a_flood_beside_others_is_told() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        calls = [ask(world, gateway, world.key, background=True) for _ in range(50)]
+        assert {(await whole(call))[0] for call in calls} == {202}
+        flood = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+        calls = [ask(world, gateway, flood.text, background=True) for _ in range(50)]
+        said = [await whole(call) for call in calls]
+        assert 1 <= sum(status == 202 for status, _ in said) < 50
+        assert {code for status, code in said if status == 429} == {"queue_share"}
+
+    live(test)
+
+
+def test_a_flood_of_a_model_that_starts_is_told_too() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        gateway._opened.gateway._admission._served = (MODEL,)  # type: ignore[union-attr]
+        flood = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+        calls = [ask(world, gateway, flood.text, background=True) for _ in range(30)]
+        assert [(await whole(call))[0] for call in calls].count(202) == admission.FREE_COLD
+        # Who comes then waits behind those alone.
+        assert (await whole(ask(world, gateway, world.key, background=True)))[0] == 202
+
+    live(test)
+
+
+# --- the book ----------------------------------------------------------------------------------------------
+
+
+def test_who_cannot_follow_the_book_refuses_all_after_ten_seconds() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        gateway.disconnect(9.0)
+        await anyio.sleep(8)
+        assert (await whole(get(gateway, "/v1/models", world.key)))[0] == 200
+        gateway.disconnect(30.0)
+        await anyio.sleep(13)
+        assert await whole(get(gateway, "/v1/models", world.key)) == (503, "book_unavailable")
+        assert await whole(get(gateway, "/v1/inference/req_1", world.key)) == (503, "book_unavailable")
+        await anyio.sleep(30)
+        assert (await whole(ask(world, gateway, world.key)))[0] == 200
+
+    live(test)
+
+
+# --- keys --------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_for_its_scopes_and_models_and_until_it_expires() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        usage = key_of(world, OTHER, scopes=("usage",))
+        admin = key_of(world, OTHER, scopes=("admin",))
+        elsewhere = key_of(world, OTHER, models=("model-b",))
+        short = key_of(world, OTHER, expires_at_ns=world.start_ns + 20 * 10**9)
+        await anyio.sleep(0.1)
+        assert await whole(ask(world, gateway, usage.text)) == (403, "insufficient_scope")
+        assert await whole(get(gateway, "/v1/inference/req_1", usage.text)) == (403, "insufficient_scope")
+        assert (await whole(ask(world, gateway, admin.text)))[0] == 200
+        assert await whole(ask(world, gateway, elsewhere.text)) == (403, "model_not_allowed")
+        assert (await whole(get(gateway, "/v1/models", elsewhere.text)))[1]["data"] == []
+        assert await whole(get(gateway, f"/v1/models/{MODEL}", elsewhere.text)) == (403, "model_not_allowed")
+        status, listed = await whole(get(gateway, "/v1/models", usage.text))
+        assert (status, [model["id"] for model in listed["data"]]) == (200, [MODEL])
+        assert (await whole(ask(world, gateway, short.text)))[0] == 200
+        await anyio.sleep(25)
+        assert await whole(ask(world, gateway, short.text)) == (401, "expired_api_key")
+
+    live(test)
+
+
+def test_usage_and_invoices_are_for_keys_of_that_scope() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        inference = key_of(world, OTHER, scopes=("inference",))
+        await anyio.sleep(0.1)
+        for path in ("/v1/usage", "/v1/invoices/2026-11"):
+            assert await whole(get(gateway, path, inference.text)) == (403, "insufficient_scope")
+            # Nobody answers here; it was let through.
+            assert await whole(get(gateway, path, world.key)) == (503, "control_unavailable")
+
+    live(test)
+
+
+async def first_frame(call: Call) -> None:
+    while not call.data:
+        assert await call.more(), call.data
+
+
+def reasons(world: World) -> list[str | None]:
+    world.ledger.catch_up()
+    return [entry.life.reason for entry in world.ledger.entries.values()]
+
+
+def test_a_revoked_key_is_refused_and_its_streams_end_as_revoked() -> None:
+    async def test(world: World) -> None:
+        first, second = await world.gateway(), await world.gateway()
+        await world.work()
+        key = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+        tell(world, LimitsSet(id="share", account=OTHER, queue_share_percent=100))
+        await anyio.sleep(0.1)
+        streams = [ask(world, at, key.text, tokens=400, stream=True) for at in (first, second)]
+        waits = [ask(world, first, key.text, tokens=400, background=True) for _ in range(4)]
+        kept = ask(world, second, world.key, tokens=20)
+        for call in streams:
+            await first_frame(call)
+        await anyio.sleep(0.5)
+        revoke(world, key)
+        await anyio.sleep(0.2)
+        for at in (first, second):
+            assert await whole(ask(world, at, key.text)) == (401, "revoked_api_key")
+            assert await whole(get(at, "/v1/models", key.text)) == (401, "revoked_api_key")
+        with anyio.fail_after(3):
+            for call in streams:
+                while await call.more():
+                    pass
+        for call in streams:
+            assert call.take()[-1].data["error"]["code"] == "revoked"
+        assert (await whole(kept))[0] == 200
+        assert [(await whole(call))[0] for call in waits] == [202] * 4
+        await anyio.sleep(1)
+        assert sorted(filter(None, reasons(world))) == ["length"] + ["revoked"] * 6
+        # What had tokens is charged up to its end, and nothing else.
+        assert world.charged > 0
+
+    live(test)
+
+
+def test_what_a_lost_gateway_left_under_a_revoked_key_ends_too() -> None:
+    """In the background, so no gateway follows it; and the key is revoked while nobody serves."""
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        key = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+        assert (await whole(ask(world, gateway, key.text, tokens=400, background=True)))[0] == 202
+        await anyio.sleep(1)
+        gateway.kill()
+        revoke(world, key)
+        await anyio.sleep(2)
+        assert reasons(world) == ["revoked"]
+
+    live(test)
+
+
+def test_what_a_revoked_key_reads_of_anothers_request_ends_and_the_request_goes_on() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        key = key_of(world, ACCOUNT)
+        await anyio.sleep(0.1)
+        asked = ask(world, gateway, world.key, tokens=60, background=True)
+        request = (await whole(asked))[1]["id"]
+        read = get(gateway, f"/v1/inference/{request}/events", key.text)
+        await first_frame(read)
+        revoke(world, key, ACCOUNT)
+        with anyio.fail_after(2):
+            while await read.more():
+                pass
+        assert read.take()[-1].data["error"]["code"] == "revoked_api_key"
+        await anyio.sleep(5)
+        assert reasons(world) == ["length"]
+
+    live(test)
+
+
+@pytest.mark.parametrize(
+    "absent", [(Watch, "see_book"), (Delivery, "revoke")], ids=["the gateway ends it", "the janitor ends it"]
+)
+def test_a_key_that_is_revoked_while_its_acceptance_is_stored_gets_nothing(
+    monkeypatch: pytest.MonkeyPatch, absent: tuple[type, str]
+) -> None:
+    """A word to end it that stood before the acceptance would be for nothing."""
+    monkeypatch.setattr(*absent, lambda *_: None)
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        key = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+        append = gateway.log.append
+
+        async def slow(stream: str, subject: str, data: bytes, **more: Any) -> int:
+            if ".request." in subject:
+                revoke(world, key)
+                await anyio.sleep(0.5)
+            return await append(stream, subject, data, **more)
+
+        monkeypatch.setattr(gateway.log, "append", slow)
+        assert (await whole(ask(world, gateway, key.text)))[0] == 401
+        assert reasons(world) == ["revoked"]
+        assert world.charged == 0
+
+    live(test)

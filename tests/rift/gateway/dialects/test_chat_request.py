@@ -1,0 +1,222 @@
+"""Bodies of OpenAI's routes to what is accepted, and the errors that name a field."""
+
+import json
+from typing import Any
+
+import pytest
+
+from events.schema import Message, ResponseFormat, Tool, ToolCall
+from rift.gateway.asgi.request import HTTPError
+from rift.gateway.dialects import chat_request, responses_request
+from rift.gateway.dialects.sampling import ParsedRequest
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+FLAT = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+ONE_BAD = [{"type": "function", "function": {"name": "w", "parameters": 1}}]
+OUTPUT = {"type": "function_call_output", "call_id": "1", "output": ""}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+
+def chat(**more: Any) -> ParsedRequest:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]} | more
+    return chat_request.chat(json.dumps(body).encode())
+
+
+def completion(**more: Any) -> ParsedRequest:
+    return chat_request.completion(json.dumps({"model": "m", "prompt": "hi"} | more).encode())
+
+
+def response(**more: Any) -> ParsedRequest:
+    return responses_request.response(json.dumps({"model": "m", "input": "hi"} | more).encode())
+
+
+def test_parameters_reach_the_request() -> None:
+    said = chat(
+        temperature=0.5, top_p=0.9, max_tokens=5, stop=["a", "b"], seed=7, presence_penalty=1, n=3,
+        frequency_penalty=-1, logit_bias={"12": -100}, logprobs=True, top_logprobs=4, reasoning_effort="low",
+        chat_template_kwargs={"thinking": False}, metadata={"a": "b"}, stream=True, unknown={"x": 1},
+        stream_options={"include_usage": True, "continuous_usage_stats": True, "include_obfuscation": True},
+        user="u", service_tier="auto", store=True, parallel_tool_calls=False,
+    )  # fmt: skip
+    asked = said.parameters
+    assert (asked.temperature, asked.top_p, asked.max_tokens, asked.seed) == (0.5, 0.9, 5, 7)
+    assert (asked.stop, asked.logit_bias, asked.logprobs) == (("a", "b"), {"12": -100.0}, 4)
+    assert (asked.presence_penalty, asked.frequency_penalty, asked.reasoning_effort) == (1, -1, "low")
+    assert (asked.template, asked.parallel_tool_calls) == ('{"thinking":false}', False)
+    assert (said.choices, said.metadata, said.stream) == (3, {"a": "b"}, True)
+    assert (said.include_usage, said.continuous_usage) == (True, True)
+
+
+def test_the_newer_name_of_max_tokens_wins_and_logprobs_may_be_alone() -> None:
+    assert chat(max_tokens=5, max_completion_tokens=7).parameters.max_tokens == 7
+    assert chat(logprobs=True).parameters.logprobs == 0
+    assert chat(logprobs=False).parameters.logprobs is None
+    assert completion(logprobs=0).parameters.logprobs == 0
+    assert completion(prompt=["one"], best_of=2, n=2).choices == 2
+
+
+def test_a_conversation_with_tools_becomes_messages() -> None:
+    said = chat(
+        messages=[
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "hm"},
+            {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+        ],
+        tools=[WEATHER],
+        tool_choice={"type": "function", "function": {"name": "weather"}},
+    )
+    call = ToolCall(id="call_1", name="weather", arguments="{}")
+    assert said.input == (
+        Message(role="developer", content="be brief"),
+        Message(role="user", content="ab"),
+        Message(role="assistant", reasoning="hm", tool_calls=(call,)),
+        Message(role="tool", content="rain", tool_call_id="call_1"),
+    )
+    assert said.parameters.tools == (Tool(name="weather", parameters='{"type": "object"}'),)
+    assert (said.parameters.tool_choice, said.parameters.tool_name) == ("function", "weather")
+
+
+def test_a_choice_without_tools_is_none() -> None:
+    assert chat(tool_choice="auto").parameters.tool_choice is None
+    assert chat(tool_choice="none", tools=[]).parameters.tools == ()
+
+
+def test_an_answers_format_keeps_its_schema_as_it_was_written() -> None:
+    schema = {"type": "object", "properties": {"n": {"maximum": 10**30}}}
+    given = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+    wanted = ResponseFormat(type="json_schema", name="n", schema=json.dumps(schema), strict=True)
+    assert chat(response_format=given).parameters.response_format == wanted
+    flat = {"type": "json_schema", "name": "n", "schema": schema, "strict": True}
+    assert response(text={"format": flat}).parameters.response_format == wanted
+    assert chat(response_format={"type": "text"}).parameters.response_format is None
+    assert chat(response_format={"type": "json_object"}).parameters.response_format is not None
+
+
+def test_a_responses_items_become_messages() -> None:
+    said = response(
+        instructions="be brief",
+        input=[
+            {"role": "user", "content": "weather?"},
+            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "wait"}]},
+            {"type": "function_call", "call_id": "1", "name": "weather", "arguments": "{}"},
+            {"type": "function_call", "call_id": "2", "name": "weather", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "1", "output": "rain"},
+            {
+                "type": "function_call_output",
+                "call_id": "2",
+                "output": [{"type": "input_text", "text": "sun"}],
+            },
+        ],
+        tools=[FLAT],
+        max_output_tokens=9,
+        reasoning={"effort": "high", "summary": "auto"},
+        include=["message.output_text.logprobs"],
+    )
+    calls = tuple(ToolCall(id=number, name="weather", arguments="{}") for number in "12")
+    assert said.input == (
+        Message(role="system", content="be brief"),
+        Message(role="user", content="weather?"),
+        Message(role="assistant", content="wait", reasoning="hm", tool_calls=calls),
+        Message(role="tool", content="rain", tool_call_id="1"),
+        Message(role="tool", content="sun", tool_call_id="2"),
+    )
+    assert (said.kind, said.parameters.max_tokens, said.parameters.reasoning_effort) == (
+        "response",
+        9,
+        "high",
+    )
+    assert said.parameters.logprobs == 0
+    assert said.parameters.tools == (Tool(name="weather", parameters='{"type": "object"}'),)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"tools": [{"type": "custom"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "tools[0].function.name"),
+        ({"tools": ONE_BAD}, "tools[0].function.parameters"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"functions": [{"name": "x"}]}, "functions"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"structured_outputs": {"regex": "x"}}, "structured_outputs"),
+        ({"metadata": {"a": 1}}, "metadata"),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
+    ],
+)  # fmt: skip
+def test_what_a_chat_cannot_have_names_its_field(body: dict[str, Any], param: str) -> None:
+    refusal = refused(chat, body)
+    assert (refusal.param or "").startswith(param), refusal.param
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"best_of": 2}, "best_of"),
+        ({"suffix": "x"}, "suffix"),
+        ({"echo": True}, "echo"),
+        ({"logprobs": 21}, "logprobs"),
+    ],
+)
+def test_what_a_completion_cannot_have_names_its_field(body: dict[str, Any], param: str) -> None:
+    assert (refused(completion, body).param or "").startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
+        ({"input": [{"content": "x"}]}, "input[0].role"),
+        ({"input": [{"type": "web_search_call"}]}, "input[0].type"),
+        ({"input": [{"type": "function_call", "name": "w"}]}, "input[0]"),
+        ({"input": [OUTPUT]}, "input[0].tool_call_id"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "c"}, "conversation"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
+        ({"truncation": "auto"}, "truncation"),
+    ],
+)  # fmt: skip
+def test_what_a_response_cannot_have_names_its_field(body: dict[str, Any], param: str) -> None:
+    assert (refused(response, body).param or "").startswith(param)
+
+
+def refused(read: Any, body: dict[str, Any]) -> HTTPError:
+    with pytest.raises(HTTPError) as caught:
+        read(**body)
+    assert caught.value.status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize("field", ["audio", "functions", "modalities", "structured_outputs", "echo"])
+def test_a_field_that_asks_for_nothing_is_no_reason_to_refuse(field: str) -> None:
+    assert chat(**{field: None}).model == "m"
+
+
+def test_bytes_that_are_no_text_are_refused_wherever_they_stand() -> None:
+    head = b'{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":'
+    for data in (b'{"name":"w","parameters":{"\xff":1}}}]}', b'{"name":"w","parameters":' + b"[" * 10**5):
+        with pytest.raises(HTTPError) as caught:
+            chat_request.chat(head + data)
+        assert caught.value.status == 400

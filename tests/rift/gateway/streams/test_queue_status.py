@@ -1,0 +1,126 @@
+"""What a client hears while it waits, and when."""
+
+from typing import Any
+
+import pytest
+
+from events import codec, subjects
+from events.fleet import Fleet
+from events.log import Stored
+from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaReported, ReplicaStarting, ScaleDecided
+from rift.gateway.streams.queue_status import (
+    KEEP_ALIVE_S,
+    STATUS_S,
+    QueueStatus,
+    Status,
+    StatusNotices,
+    status,
+)
+
+SECOND = 1_000_000_000
+
+
+class Story:
+    def __init__(self) -> None:
+        self.fleet = Fleet()
+        self.now_ns = 1_000 * SECOND
+
+    def tell(self, event: AnyEvent, *, after_s: float = 0.0) -> None:
+        self.now_ns += int(after_s * SECOND)
+        data = codec.encode("test", [event])
+        self.fleet.fold(Stored(subjects.fleet("m"), self.fleet.position + 1, self.now_ns, data))
+
+    def status(self, *, after_s: float = 0.0) -> Status:
+        self.now_ns += int(after_s * SECOND)
+        return status(self.fleet, "m", self.now_ns)
+
+
+def starting(replica: str) -> ReplicaStarting:
+    return ReplicaStarting(replica=replica, model="m", engine="sim")
+
+
+def ready(replica: str, start_s: float) -> ReplicaReady:
+    return ReplicaReady(replica=replica, model="m", slots=1, start_ns=int(start_s * SECOND))
+
+
+def decided(**inputs: int) -> ScaleDecided:
+    return ScaleDecided(
+        model="m",
+        from_replicas=0,
+        to_replicas=1,
+        reason="",
+        policy="",
+        positions={},
+        decided_at_ns=0,
+        inputs=inputs,
+    )
+
+
+def test_it_starts_until_a_replica_is_ready_and_counts_down_by_what_starts_took() -> None:
+    story = Story()
+    assert story.status() == Status("starting"), "nobody knows how long"
+    story.tell(decided())
+    story.tell(starting("a"), after_s=1)
+    assert story.status(after_s=5) == Status("starting")
+    story.tell(ready("a", 60))
+    assert story.status() == Status("queued")
+    story.tell(ReplicaLost(replica="a", model="m"))
+    assert story.status() == Status("starting", 60_000), "what is not begun takes it all"
+    story.tell(starting("b"), after_s=10)
+    story.tell(starting("c"), after_s=10)
+    assert story.status(after_s=5.5) == Status("starting", 45_000), (
+        "the first of them counts, in whole seconds"
+    )
+    assert story.status(after_s=100) == Status("starting", 0), "later than ever, but not before its time"
+    story.tell(ready("c", 70))
+    assert story.status() == Status("queued")
+
+
+def test_before_any_start_it_is_what_the_decision_took_it_to_be() -> None:
+    story = Story()
+    story.tell(decided(**{"replicas.start_ns": 90 * SECOND}))
+    assert story.status() == Status("starting", 90_000)
+
+
+def test_a_client_hears_what_is_new_and_not_too_often() -> None:
+    notices = StatusNotices()
+    assert notices.due(Status("starting"), 0)
+    assert not notices.due(Status("starting"), KEEP_ALIVE_S - 0.1)
+    assert notices.due(Status("starting"), KEEP_ALIVE_S), "it is a keep-alive too"
+    at = KEEP_ALIVE_S + 0.1
+    assert not notices.due(Status("starting", 9_000), at), "only just told"
+    assert notices.due(Status("starting", 8_000), at + STATUS_S)
+    assert not notices.due(Status("starting", 7_000), at + STATUS_S + 0.5)
+    assert notices.due(Status("queued"), at + STATUS_S + 0.6), "another status at once"
+
+
+def test_who_waits_is_woken_when_a_model_is_ready_or_is_not_any_more() -> None:
+    woken: list[Any] = []
+
+    class Relay:
+        nudge = woken.append
+
+    story = Story()
+    waiting = QueueStatus(story.fleet, lambda: [Relay], lambda: 0)  # type: ignore[list-item]
+
+    def tell(event: AnyEvent) -> None:
+        story.tell(event)
+        waiting.changed()
+
+    tell(starting("a"))
+    assert woken == []
+    tell(ready("a", 1))
+    assert woken == [{"m"}]
+    tell(ReplicaReported(replica="a", model="m", running=1, waiting=0))
+    assert woken == [{"m"}]
+    tell(ReplicaLost(replica="a", model="m"))
+    assert woken == [{"m"}] * 2
+
+
+@pytest.mark.parametrize("now_ns", [0, 2_000 * SECOND])
+def test_the_time_is_never_before_the_fleets_last_word(now_ns: int) -> None:
+    story = Story()
+    story.tell(decided(**{"replicas.start_ns": 10 * SECOND}))
+    story.tell(starting("a"))
+    waiting = QueueStatus(story.fleet, list, lambda: now_ns)
+    assert waiting.status("m") == Status("starting", 0 if now_ns else 10_000)

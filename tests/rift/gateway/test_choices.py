@@ -1,0 +1,176 @@
+"""Groups: all of one is accepted or none is answered, and its prompt is covered and spent once."""
+
+import json
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+from msgspec.structs import replace
+
+from events import ids
+from events.log import LogFull, OutcomeUnknown
+from events.schema import Parameters, RequestAccepted
+from rift.gateway import choices as groups
+from rift.gateway.admission import credit
+from tests.rift.gateway.admission.test_credit import HELLO, TOKENS, World, granted, live
+from tests.simulation.client import Call
+from tests.simulation.prepaid import PRICE, standing_of
+from tests.simulation.processes import SECRET, GatewayProcess
+
+# Longer than a gateway tries to append: 20 tokens a second are made.
+LONG = 400
+
+CHAT = "/v1/chat/completions"
+OUTPUT = TOKENS * PRICE.output_nanousd
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holds come back while a test looks."""
+    monkeypatch.setattr(credit, "IDLE_S", 30.0)
+
+
+async def ask(world: World, gateway: GatewayProcess, n: int, **more: Any) -> Call:
+    call = world.ask(gateway, CHAT, messages=HELLO, n=n, **{"max_tokens": TOKENS, **more})
+    while await call.more():
+        pass
+    return call
+
+
+def prompt_tokens(world: World) -> int:
+    world.ledger.catch_up()
+    return max(entry.life.prompt_tokens for entry in world.ledger.entries.values())
+
+
+def test_ids_of_a_group_are_known_from_the_first() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        first = world.accepted(gateway)
+        group = groups.of(first, 3, secret=SECRET)
+        assert group == groups.of(first, 3, secret=SECRET)
+        assert len({accepted.request for accepted in group}) == 3
+        for accepted in group:
+            found = ids.verified(accepted.request, secret=SECRET, account=accepted.account)
+            assert found is not None
+            assert (found.at, found.floor) == (ids.parsed(first.request).at, 0)
+        assert groups.of(first, 1, secret=SECRET) == (first,)
+
+    live(test)
+
+
+@pytest.mark.parametrize("seed", [None, 7, 2**63 - 1, -(2**63)])
+def test_choices_have_seeds_of_their_own_where_there_is_one(seed: int | None) -> None:
+    async def test(world: World) -> None:
+        first: RequestAccepted = world.accepted(await world.gateway())
+        group = groups.of(replace(first, parameters=Parameters(seed=seed)), 8, secret=SECRET)
+        seeds = [accepted.parameters.seed for accepted in group]
+        assert seeds[0] == seed
+        assert len(set(seeds)) == (1 if seed is None else 8)
+        assert all(one is None or -(2**63) <= one < 2**63 for one in seeds)
+
+    live(test)
+
+
+def test_a_groups_prompt_is_spent_once() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        call = await ask(world, gateway, 3)
+        assert call.status == 200, call.data
+        assert len(json.loads(call.data)["choices"]) == 3, call.data
+        await anyio.sleep(100)
+        standing = standing_of(world.broker)
+        assert not standing.holds
+        assert standing.spent_nanousd == prompt_tokens(world) * PRICE.prompt_nanousd + 3 * OUTPUT
+
+    live(test, granted(10**6))
+
+
+def test_a_group_is_covered_whole_or_refused() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        call = await ask(world, gateway, 4)
+        assert (call.status, json.loads(call.data)["error"]["code"]) == (402, "credit_exhausted")
+        world.ledger.catch_up()
+        assert not world.ledger.entries
+        assert (await ask(world, gateway, 3)).status == 200
+
+    live(test, granted(512 * PRICE.prompt_nanousd + 3 * OUTPUT))
+
+
+def test_what_a_lost_gateways_group_cost_is_settled_by_control_alike() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        headers = {"idempotency-key": "key"}
+        world.tasks.start_soon(partial(ask, world, gateway, 3, headers=headers))
+        await anyio.sleep(0.5)
+        gateway.kill()
+        other = await world.gateway()
+        call = await ask(world, other, 3, headers=headers)
+        assert call.status == 200, call.data
+        assert len(json.loads(call.data)["choices"]) == 3, call.data
+        await anyio.sleep(200)
+        standing = standing_of(world.broker)
+        assert not standing.holds
+        assert standing.spent_nanousd == prompt_tokens(world) * PRICE.prompt_nanousd + 3 * OUTPUT
+
+    live(test, granted(10**6))
+
+
+@pytest.mark.parametrize("problem", [LogFull, OutcomeUnknown])
+def test_of_a_group_that_is_stored_in_part_nobody_pays_for_anything(problem: type[Exception]) -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        store = world.broker.store
+
+        def refusing(stream: str, subject: str, data: bytes, expect_last: int | None) -> int:
+            if b'"choice":1' in data:
+                raise problem("not this one")
+            return store(stream, subject, data, expect_last)
+
+        world.broker.store = refusing  # type: ignore[method-assign]
+        call = await ask(world, gateway, 3, max_tokens=LONG)
+        assert call.status == 503
+        await anyio.sleep(200)
+        world.ledger.catch_up()
+        assert len(world.ledger.entries) == 2
+        assert not world.ledger.open
+        assert world.charged == 0
+        world.check_all_is_settled()
+
+    live(test, granted(10**7))
+
+
+def test_who_comes_again_with_the_key_of_a_group_stored_in_part_completes_it() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        store = world.broker.store
+
+        def losing(stream: str, subject: str, data: bytes, expect_last: int | None) -> int:
+            if b'"choice":1' in data:
+                gateway.kill()
+            return store(stream, subject, data, expect_last) if not gateway.ended.is_set() else 0
+
+        world.broker.store = losing  # type: ignore[method-assign]
+        headers = {"idempotency-key": "key"}
+        world.tasks.start_soon(partial(ask, world, gateway, 3, headers=headers))
+        await anyio.sleep(1)
+        world.broker.store = store  # type: ignore[method-assign]
+        world.ledger.catch_up()
+        assert len(world.ledger.entries) < 3
+        await world.work()
+        call = await ask(world, await world.gateway(), 3, headers=headers)
+        assert call.status == 200, call.data
+        assert len(json.loads(call.data)["choices"]) == 3, call.data
+        await anyio.sleep(200)
+        world.ledger.catch_up()
+        assert len(world.ledger.entries) == 3
+        standing = standing_of(world.broker)
+        assert not standing.holds
+        assert standing.spent_nanousd == prompt_tokens(world) * PRICE.prompt_nanousd + 3 * OUTPUT
+
+    live(test, granted(10**6))
