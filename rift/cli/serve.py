@@ -27,8 +27,8 @@ from rift.fleet.kubernetes import KubernetesFleet
 from rift.gateway import process as gateway_process
 from rift.settings import SHARDS, Settings
 from rift.supervisor import RETIRE, Guard
-from rift.worker import main as worker_process
-from rift.worker.leaving import Leaving
+from rift.worker import process as worker_process
+from rift.worker.shutdown import Shutdown
 
 
 def up(options: Namespace) -> None:
@@ -88,7 +88,7 @@ def worker(options: Namespace) -> None:
         gpus=profile.gpus,
         hour_nanousd=profile.hour_nanousd,
     )
-    guard, leaving = _guard(), Leaving()
+    guard, leaving = _guard(), Shutdown()
 
     async def serve() -> None:
         async with connected_role(options, settings, replica) as log:

@@ -1,7 +1,7 @@
 """vLLM as the engine, in the process that serves one model; `chat.py` has its renderer and parsers.
 
 vLLM neither detokenizes nor matches stop strings here: the text comes from the logged ids (see
-`rift/worker/text.py`). What must not live here: requests, lanes, the log, retries. An engine that
+`rift/worker/detokenizer.py`). What must not live here: requests, lanes, the log, retries. An engine that
 died is not started again; the process ends.
 
 The heavy imports are inside functions: the environment has to be set before vLLM is imported, and

@@ -22,9 +22,9 @@ from events.schema import (
 )
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT
 from rift.engines import Delta, Engine, EngineFailed, GaveUp, Invalid, Rendered, Step
-from rift.worker.parsed import Parsed, joined, rest
-from rift.worker.text import Text
-from rift.worker.writer import Writer
+from rift.worker.detokenizer import Detokenizer
+from rift.worker.lane_writer import Writer
+from rift.worker.output_parser import OutputParser, joined, rest
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +117,8 @@ class Attempt:
         self._stamps = Stamps()
         parser = engine.parser(prompt.rendered)
         decoder = engine.decoder() if parser is None else parser.decoder
-        self._text = Text(decoder, accepted.parameters.stop)
-        self._parsed = None if parser is None else Parsed(self._text, parser, request=self.request)
+        self._text = Detokenizer(decoder, accepted.parameters.stop)
+        self._parsed = None if parser is None else OutputParser(self._text, parser, request=self.request)
 
     @property
     def tokens(self) -> int:
@@ -246,7 +246,7 @@ class Attempt:
             logprobs=step.logprobs[:used],
         )
 
-    def _stop_reason(self, parsed: Parsed) -> FinishReason:
+    def _stop_reason(self, parsed: OutputParser) -> FinishReason:
         """As vLLM's server has it: who was told which tool to call has not called one by itself."""
         is_named = self._accepted.parameters.tool_choice == "function"
         return "tool_calls" if parsed.has_called and not is_named else "stop"

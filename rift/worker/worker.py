@@ -37,10 +37,10 @@ from events.schema import (
 )
 from rift.engines import Engine, EngineFailed, Invalid
 from rift.worker.attempt import Attempt, NotContinuable, prepare_or_refuse
-from rift.worker.held import Held, Load, Taken, Touched, is_against, load, open_job, takes_away
-from rift.worker.leaving import Leaving
-from rift.worker.solo import DEATHS_MAX, POISON, Solo, is_suspect
-from rift.worker.writer import LaneWriter, sealed
+from rift.worker.claims import Claim, Claimed, Load, SeenRequests, is_against, load, open_job, takes_away
+from rift.worker.isolation import DEATHS_MAX, POISON, Isolation, is_suspect
+from rift.worker.lane_writer import LaneWriter, sealed
+from rift.worker.shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
 
@@ -85,19 +85,19 @@ class Worker:
         self._entropy = entropy
         self._histories = HistoryReader(log)
         self._lives = RequestStates()
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, Claim] = {}
         self._buffers: dict[str, list[tuple[int, object, subjects.Address]]] = {}
         self._writers: dict[str, LaneWriter] = {}
         self._running = 0
-        self._solo = Solo()
+        self._solo = Isolation()
         self._read_to = anyio.Event()
         self._read_position = 0
         self._now_ns = 0
         self._now_at = anyio.current_time()
         self._moved_at = 0.0
         self._tasks: TaskGroup
-        self._leaving: Leaving
-        self._touched: Touched
+        self._leaving: Shutdown
+        self._touched: SeenRequests
         self._jobs: Jobs
         self._reader: Follower
 
@@ -105,7 +105,7 @@ class Worker:
     def load(self) -> Load:
         return load(self._held.values())
 
-    async def run(self, *, opened: Callable[[], None], leaving: Leaving) -> None:
+    async def run(self, *, opened: Callable[[], None], leaving: Shutdown) -> None:
         """Serve until told to leave; finish what ends in time, and let go of the rest.
 
         Raises EngineFailed, LogError.
@@ -113,7 +113,7 @@ class Worker:
         self._leaving = leaving
         stream = subjects.shard_stream(self._shard)
         opened_at = await self._log.last_sequence(stream)
-        self._touched = Touched(opened_at)
+        self._touched = SeenRequests(opened_at)
         topics = subjects.of_model(self._shard, self._model)
         async with (
             self._log.follow(stream, topics, after=opened_at) as self._reader,
@@ -168,7 +168,7 @@ class Worker:
         if self._leaving.is_told:
             await self._log.give_back(job.ack)
             return
-        held = self._held[request.text] = Held(accepted, request.at, [job.ack])
+        held = self._held[request.text] = Claim(accepted, request.at, [job.ack])
         taken = await self._take(accepted, request)
         if taken is None or self._held.get(request.text) is not held:
             return
@@ -185,12 +185,12 @@ class Worker:
             async with self._solo.alone():
                 await self._attempt(job, held, taken)
 
-    async def _take(self, accepted: RequestAccepted, request: RequestId) -> Taken | None:
+    async def _take(self, accepted: RequestAccepted, request: RequestId) -> Claimed | None:
         """Learn where the request stands and follow it; None if it has ended, or still moves."""
         if not self._touched.may_have(request):
             life = advance(NEW, accepted)
             self._lives.follow(request.text, life)
-            return Taken(life)
+            return Claimed(life)
         self._buffers[request.text] = []
         try:
             past = await self._histories.read(request)
@@ -212,9 +212,9 @@ class Worker:
         if self._lives[request.text].counted != past.life.counted:
             self._drop(request.text)
             return None
-        return Taken(self._lives[request.text], past)
+        return Claimed(self._lives[request.text], past)
 
-    async def _attempt(self, job: Job, held: Held, taken: Taken) -> None:
+    async def _attempt(self, job: Job, held: Claim, taken: Claimed) -> None:
         if self._held.get(held.accepted.request) is not held:
             return
         accepted, seal = await opened(self._log, held.accepted)
@@ -263,7 +263,7 @@ class Worker:
         """The broker's time, as far as what was read tells: never ahead of it."""
         return self._now_ns + int((anyio.current_time() - self._now_at) * NANOSECONDS)
 
-    async def _counts(self, held: Held, position: int) -> bool:
+    async def _counts(self, held: Claim, position: int) -> bool:
         """Wait until the reader has passed our start; say whether it counts."""
         while self._read_position < position:
             await self._read_to.wait()
@@ -334,7 +334,7 @@ class Worker:
             if job.ack in held.acks:
                 self._drop(request)
 
-    def _drop(self, request: str) -> Held:
+    def _drop(self, request: str) -> Claim:
         """Go silent: no acknowledgement, no return. What is not ended will be delivered again."""
         held = self._held.pop(request)
         if held.attempt is not None:

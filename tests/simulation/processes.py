@@ -21,7 +21,7 @@ from rift.control.janitor import Janitor
 from rift.engines import Emit, EngineFailed, Rendered
 from rift.engines.sim import SimEngine
 from rift.gateway import process as gateway
-from rift.worker.leaving import Leaving
+from rift.worker.shutdown import Shutdown
 from rift.worker.worker import Worker
 
 MODEL = "model-a"
@@ -190,7 +190,7 @@ class WorkerProcess(Process):
 
     def __init__(self, broker: MemoryBroker, chance: Chance, name: str) -> None:
         super().__init__(broker, chance, name)
-        self.leaving = Leaving()
+        self.leaving = Shutdown()
         self.engine = Engine(self)
         self.worker: Worker | None = None
 

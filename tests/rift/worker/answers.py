@@ -8,7 +8,7 @@ from events.request_history import CountedEvent, RequestHistory
 from events.schema import AttemptStarted, Parameters, RequestAccepted, TokensGenerated
 from rift.engines import Delta, Engine
 from rift.worker.attempt import Attempt, prepare
-from rift.worker.parsed import joined
+from rift.worker.output_parser import joined
 
 
 class Written:

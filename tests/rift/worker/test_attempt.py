@@ -10,7 +10,7 @@ from rift.catalogue import Model, Pace, Profile
 from rift.engines import Invalid
 from rift.engines.sim import SimDecoder, SimEngine
 from rift.worker.attempt import NotContinuable, prepare
-from rift.worker.text import Text
+from rift.worker.detokenizer import Detokenizer
 from tests.rift.worker import answers
 from tests.rift.worker.answers import answer_of, ids_of, past_of, run, tokens_of
 from tests.scripted_engine import ScriptedEngine
@@ -39,7 +39,7 @@ def sim() -> SimEngine:
 async def log_of(asked: Any) -> tuple[list[Any], list[TokensGenerated]]:
     """Return an uninterrupted answer, and the same told token by token as a slow engine would."""
     events = await run(sim(), asked)
-    text, told = Text(SimDecoder(), asked.parameters.stop), []
+    text, told = Detokenizer(SimDecoder(), asked.parameters.stop), []
     for index, token_id in enumerate(ids_of(events)):
         _, piece = text.feed([token_id])
         told.append(TokensGenerated(attempt="a", index=index, token_ids=(token_id,), text=piece))

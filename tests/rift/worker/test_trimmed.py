@@ -10,7 +10,7 @@ from events.memory import MemoryBroker, MemoryLog
 from events.schema import Parameters, RequestAccepted
 from rift.catalogue import Profile
 from rift.engines.sim import SimEngine
-from rift.worker.leaving import Leaving
+from rift.worker.shutdown import Shutdown
 from rift.worker.worker import Worker
 from tests.simulation.processes import MODEL, MODELS
 
@@ -57,7 +57,7 @@ async def test_a_request_that_is_trimmed_is_not_begun() -> None:
         log: Any = Trimmed(broker)
         engine = SimEngine(MODELS[MODEL], Profile())
         worker = Worker(log, engine, name="w", model="model-a", shard=0, slots=1, entropy=bytes)
-        leaving = Leaving()
+        leaving = Shutdown()
         tasks.start_soon(lambda: worker.run(opened=lambda: None, leaving=leaving))
         with anyio.fail_after(5):
             while not log.acked:  # noqa: ASYNC110

@@ -23,7 +23,7 @@ def is_suspect(life: Life) -> bool:
     return life.released == "lost" or deaths(life) >= SUSPECT_DEATHS
 
 
-class Solo:
+class Isolation:
     def __init__(self) -> None:
         self._suspects = 0
         self._others = 0

@@ -15,7 +15,7 @@ from rift.engines import Decoder
 STOPS_KEPT = 256
 
 
-class Text:
+class Detokenizer:
     """One answer's text. `stopped` says that a stop string is complete; then nothing more is fed.
 
     The stop string that completes first in the text wins (of several at one character, the longest);

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 TOUCHED_NS = 600 * 1_000_000_000
 
 
-class Held(msgspec.Struct):
+class Claim(msgspec.Struct):
     """A job in our hands: its request, where to answer the delivery, and the attempt at it."""
 
     accepted: RequestAccepted
@@ -40,21 +40,21 @@ class Load(msgspec.Struct, frozen=True):
         return Load(self.running + other.running, self.waiting + other.waiting, self.tokens + other.tokens)
 
 
-def load(jobs: Iterable[Held]) -> Load:
+def load(jobs: Iterable[Claim]) -> Load:
     attempts = [held.attempt for held in jobs]
     running = [attempt for attempt in attempts if attempt is not None and not attempt.finished]
     tokens = sum(attempt.tokens for attempt in running)
     return Load(len(running), attempts.count(None), tokens)
 
 
-class Taken(msgspec.Struct, frozen=True):
+class Claimed(msgspec.Struct, frozen=True):
     """A job that can be attempted: the request's life so far, and its past unless it is fresh."""
 
     life: Life
     past: RequestHistory | None = None
 
 
-class Touched:
+class SeenRequests:
     """What a reader that began behind `known_from` remembers: requests that somebody started, cancelled or
     ended, by the position and stored time of the last such event."""
 

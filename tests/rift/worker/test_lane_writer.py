@@ -18,8 +18,8 @@ from events.schema import (
     TokensGenerated,
     ToolCallDelta,
 )
-from rift.worker import writer as writers
-from rift.worker.writer import LaneWriter
+from rift.worker import lane_writer as writers
+from rift.worker.lane_writer import LaneWriter
 
 pytestmark = pytest.mark.anyio
 

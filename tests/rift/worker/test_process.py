@@ -20,8 +20,8 @@ from events.schema import (
 from rift.catalogue import Model
 from rift.engines import EngineFailed
 from rift.engines.sim import SimEngine
-from rift.worker import main
-from rift.worker.leaving import Leaving
+from rift.worker import process
+from rift.worker.shutdown import Shutdown
 
 pytestmark = pytest.mark.anyio
 
@@ -30,21 +30,21 @@ MODEL = Model(source="sim", context_tokens=64, prompt_usd="0.1", output_usd="0.1
 
 
 async def said(
-    start: Callable[[], Awaitable[SimEngine]], then: Callable[[Leaving], Awaitable[None]]
+    start: Callable[[], Awaitable[SimEngine]], then: Callable[[Shutdown], Awaitable[None]]
 ) -> list[Any]:
     """Return what a worker says whose engine starts so, and to which this happens then."""
     async with anyio.create_task_group() as tasks:
         broker = MemoryBroker(tasks, lambda: int(anyio.current_time() * 1e9))
-        leaving = Leaving()
+        leaving = Shutdown()
         tasks.start_soon(then, leaving)
         with suppress(ExceptionGroup):
-            await main.serve(MemoryLog(broker), start, STARTING, shards=1, leaving=leaving)
+            await process.serve(MemoryLog(broker), start, STARTING, shards=1, leaving=leaving)
         tasks.cancel_scope.cancel()
     records = broker.stream(subjects.FLEET).behind(0)
     return [event for stored in records for event in codec.decode(stored.data)[1]]
 
 
-async def nothing(leaving: Leaving) -> None:
+async def nothing(leaving: Shutdown) -> None:
     """Nobody tells it to go."""
 
 
@@ -52,9 +52,9 @@ async def good() -> SimEngine:
     return SimEngine(MODEL)
 
 
-@pytest.mark.parametrize("word", [Leaving.retire, lambda leaving: leaving.drain(0.0)])
-async def test_it_says_that_it_goes_before_it_is_gone(word: Callable[[Leaving], None]) -> None:
-    async def then(leaving: Leaving) -> None:
+@pytest.mark.parametrize("word", [Shutdown.retire, lambda leaving: leaving.drain(0.0)])
+async def test_it_says_that_it_goes_before_it_is_gone(word: Callable[[Shutdown], None]) -> None:
+    async def then(leaving: Shutdown) -> None:
         await anyio.sleep(0.3)
         word(leaving)
 
@@ -75,11 +75,11 @@ async def test_an_engine_that_does_not_start_is_a_replica_lost_by_it() -> None:
     assert isinstance(lost, ReplicaLost)
     assert (lost.replica, lost.model, lost.cause) == ("r", "m", "engine")
     assert lost.why.startswith("there is no such model!")
-    assert len(lost.why) == main.WHY_CHARACTERS
+    assert len(lost.why) == process.WHY_CHARACTERS
 
 
 async def test_it_reports_from_its_start_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "REPORT_S", 0.1)
+    monkeypatch.setattr(process, "REPORT_S", 0.1)
 
     async def slow() -> SimEngine:
         await anyio.sleep(0.35)
@@ -107,7 +107,7 @@ async def test_one_that_was_given_up_ends() -> None:
 
         tasks.start_soon(then)
         with pytest.raises(ExceptionGroup) as failed, anyio.fail_after(5):
-            await main.serve(MemoryLog(broker), good, STARTING, shards=1, leaving=Leaving())
+            await process.serve(MemoryLog(broker), good, STARTING, shards=1, leaving=Shutdown())
         assert failed.group_contains(EngineFailed, match="given up: silent for 36 s")
         tasks.cancel_scope.cancel()
 
@@ -117,14 +117,14 @@ async def test_told_to_go_while_its_engine_starts_it_goes_at_once(monkeypatch: p
         await anyio.sleep(30)
         raise AssertionError("it was not waited for")
 
-    async def then(leaving: Leaving) -> None:
+    async def then(leaving: Shutdown) -> None:
         await anyio.sleep(0.1)
         leaving.drain(10)
 
     def gone(status: int) -> None:
         raise EngineFailed(f"the process ends with {status}")
 
-    monkeypatch.setattr(main.os, "_exit", gone)
+    monkeypatch.setattr(process.os, "_exit", gone)
     with anyio.fail_after(5):
         _, stopped, *_ = await said(slow, then)
     assert isinstance(stopped, ReplicaStopped)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from events.schema import ToolCallDelta
 from rift.engines import Delta
 from rift.engines.sim import SimDecoder
-from rift.worker.parsed import Parsed, joined, rest
-from rift.worker.text import Text
+from rift.worker.detokenizer import Detokenizer
+from rift.worker.output_parser import OutputParser, joined, rest
 
 CALLS = st.builds(
     ToolCallDelta,
@@ -43,9 +43,9 @@ class Halves:
         return bytes(output_ids).find(b"|")
 
 
-def parsed(stop: tuple[str, ...] = ()) -> tuple[Parsed, Halves]:
+def parsed(stop: tuple[str, ...] = ()) -> tuple[OutputParser, Halves]:
     parser = Halves()
-    return Parsed(Text(parser.decoder, stop), parser, request="r"), parser
+    return OutputParser(Detokenizer(parser.decoder, stop), parser, request="r"), parser
 
 
 @given(

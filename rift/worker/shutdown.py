@@ -9,7 +9,7 @@ import math
 import anyio
 
 
-class Leaving:
+class Shutdown:
     """`until` (by the loop's clock) is the earliest of what was told: a later word may shorten the time."""
 
     def __init__(self) -> None:

@@ -13,15 +13,15 @@ import msgspec
 
 from events.schema import ToolCallDelta
 from rift.engines import Delta, Parser
-from rift.worker.text import Text
+from rift.worker.detokenizer import Detokenizer
 
 CALL_ID_BYTES = 12
 
 
-class Parsed:
+class OutputParser:
     """One answer in its parts. `has_called` says that a tool call has begun."""
 
-    def __init__(self, text: Text, parser: Parser, *, request: str) -> None:
+    def __init__(self, text: Detokenizer, parser: Parser, *, request: str) -> None:
         self._text, self._parser, self._request = text, parser, request
         self._ids: list[int] = []
         self._fed = 0

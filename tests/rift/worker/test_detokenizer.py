@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rift.engines.sim import SimDecoder
-from rift.worker.text import Text
+from rift.worker.detokenizer import Detokenizer
 
 LETTERS = "ab🌊é"
 IDS = st.lists(st.sampled_from(sorted(LETTERS.encode())), max_size=40)
@@ -24,7 +24,7 @@ class Pieces:
         return ""
 
 
-def in_steps(text: Text, ids: list[int], cuts: list[int]) -> tuple[int, str]:
+def in_steps(text: Detokenizer, ids: list[int], cuts: list[int]) -> tuple[int, str]:
     """Feed `ids` in steps of the sizes in `cuts`, flush at a natural end; return used ids and text."""
     at, parts = 0, []
     sizes = iter(cuts)
@@ -49,7 +49,7 @@ def reference(whole: str, stops: tuple[str, ...]) -> tuple[str, int | None]:
 
 @given(IDS, STOPS, st.lists(st.integers(1, 5)))
 def test_any_cut_gives_the_text_of_the_whole(ids: list[int], stops: tuple[str, ...], cuts: list[int]) -> None:
-    text = Text(SimDecoder(), stops)
+    text = Detokenizer(SimDecoder(), stops)
     used, shown = in_steps(text, ids, cuts)
     expected, end = reference(bytes(ids).decode(errors="replace"), stops)
     assert shown == expected
@@ -62,7 +62,7 @@ def test_the_id_that_completes_a_stop_string_is_the_last_one_used(
     pieces: list[str], stops: tuple[str, ...], cuts: list[int]
 ) -> None:
     ids = list(range(len(pieces)))
-    text = Text(Pieces(pieces), stops)
+    text = Detokenizer(Pieces(pieces), stops)
     used, shown = in_steps(text, ids, cuts)
     expected, end = reference("".join(pieces), stops)
     assert shown == expected
@@ -71,7 +71,7 @@ def test_the_id_that_completes_a_stop_string_is_the_last_one_used(
 
 
 def test_what_may_begin_a_stop_string_is_held_back_and_nothing_else_is() -> None:
-    text = Text(Pieces(["one EN", "D", "less END", " two"]), ("END OF",))
+    text = Detokenizer(Pieces(["one EN", "D", "less END", " two"]), ("END OF",))
     assert text.feed([0]) == (1, "one ")
     assert text.feed([1]) == (1, "")
     assert text.feed([2]) == (1, "ENDless ")
@@ -80,28 +80,28 @@ def test_what_may_begin_a_stop_string_is_held_back_and_nothing_else_is() -> None
 
 
 def test_ids_after_a_stop_string_are_not_used() -> None:
-    text = Text(Pieces(["a", "b", "STOP", "c", "d"]), ("STOP",))
+    text = Detokenizer(Pieces(["a", "b", "STOP", "c", "d"]), ("STOP",))
     assert text.feed([0, 1, 2, 3, 4]) == (3, "ab")
     assert text.stopped
 
 
 def test_the_stop_string_that_completes_first_wins() -> None:
-    assert Text(Pieces(["xabcd"]), ("abcd", "bc")).feed([0]) == (1, "xa")
-    assert Text(Pieces(["xabcd"]), ("cd", "abcd", "d")).feed([0]) == (1, "x")
+    assert Detokenizer(Pieces(["xabcd"]), ("abcd", "bc")).feed([0]) == (1, "xa")
+    assert Detokenizer(Pieces(["xabcd"]), ("cd", "abcd", "d")).feed([0]) == (1, "x")
 
 
 def test_a_stop_string_that_begins_inside_a_failed_one_is_found() -> None:
-    assert Text(Pieces(["aab", "aabaaa"]), ("aabaaa",)).feed([0, 1]) == (2, "aab")
+    assert Detokenizer(Pieces(["aab", "aabaaa"]), ("aabaaa",)).feed([0, 1]) == (2, "aab")
 
 
 def test_an_unfinished_character_ends_as_a_whole_decode_would_show_it() -> None:
-    text = Text(SimDecoder())
+    text = Detokenizer(SimDecoder())
     assert text.feed(list("é🌊".encode()[:4])) == (4, "é")
     assert text.flush() == "\ufffd"
 
 
 def test_the_end_of_an_unfinished_character_may_complete_a_stop_string() -> None:
-    text = Text(SimDecoder(), ("\ufffd",))
+    text = Detokenizer(SimDecoder(), ("\ufffd",))
     assert text.feed(list("a🌊".encode()[:3])) == (3, "a")
     assert text.flush() == ""
     assert text.stopped
@@ -109,9 +109,9 @@ def test_the_end_of_an_unfinished_character_may_complete_a_stop_string() -> None
 
 def test_a_successor_that_replays_the_ids_goes_on_with_the_same_text() -> None:
     ids = list("the end 🌊 of the end.".encode())
-    whole = in_steps(Text(SimDecoder(), ("end.",)), ids, [])
+    whole = in_steps(Detokenizer(SimDecoder(), ("end.",)), ids, [])
     for cut in range(1, len(ids)):
-        first, second = Text(SimDecoder(), ("end.",)), Text(SimDecoder(), ("end.",))
+        first, second = Detokenizer(SimDecoder(), ("end.",)), Detokenizer(SimDecoder(), ("end.",))
         shown = first.feed(ids[:cut])[1]
         if first.stopped:
             continue

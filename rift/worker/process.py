@@ -23,8 +23,8 @@ from events.schema import (
 )
 from rift import catalogue
 from rift.engines import Engine, EngineFailed
-from rift.worker.held import Load
-from rift.worker.leaving import Leaving
+from rift.worker.claims import Load
+from rift.worker.shutdown import Shutdown
 from rift.worker.worker import Worker
 
 # A broker's restart is waited out; for the last words of a worker that goes there is less time.
@@ -44,7 +44,7 @@ async def serve(
     starting: ReplicaStarting,
     *,
     shards: int,
-    leaving: Leaving,
+    leaving: Shutdown,
 ) -> None:
     """Start the engine and serve until told to leave. Raises EngineFailed, LogError."""
     replica = _Replica(log, starting)
@@ -75,7 +75,7 @@ async def serve(
 
 
 async def _started(
-    start_engine: Callable[[], Awaitable[Engine]], replica: "_Replica", leaving: Leaving
+    start_engine: Callable[[], Awaitable[Engine]], replica: "_Replica", leaving: Shutdown
 ) -> Engine:
     """Start the engine. Who is told to leave meanwhile ends at once: a start cannot be stopped in an orderly
     way, and whatever it began ends with our process group."""
@@ -92,7 +92,7 @@ async def _started(
     return engine
 
 
-async def _serve(log: Log, engine: Engine, replica: "_Replica", *, shards: int, leaving: Leaving) -> None:
+async def _serve(log: Log, engine: Engine, replica: "_Replica", *, shards: int, leaving: Shutdown) -> None:
     opened = anyio.Event()
 
     async def announce() -> None:
