@@ -15,7 +15,7 @@ from replay.warehouse.result import QueryRefused, QueryResult
 from replay.warehouse.warehouse import Warehouse, WarehouseError
 from rift import book_admin
 from rift.cli.connection import connected, installation
-from rift.control.until import parse as parse_position
+from rift.control.projection.time_travel import parse as parse_position
 from rift.rpc import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask_leader
 
 Result = TypeVar("Result")

@@ -33,8 +33,8 @@ from rift.cli import (
     status,
 )
 from rift.cli.output import CommandFailed
-from rift.control.projector import LogBehind, LogTrimmed
-from rift.control.until import PositionWrong
+from rift.control.projection.projector import LogBehind, LogTrimmed
+from rift.control.projection.time_travel import InvalidPosition
 from rift.data_dir import DataDirError
 from rift.engines import EngineFailed
 from rift.engines.prepare import PrepareFailed
@@ -64,7 +64,7 @@ FAILURES = (
     InvalidMoney,
     OSError,
     OutcomeOpen,
-    PositionWrong,
+    InvalidPosition,
     PrepareFailed,
     InvalidPrices,
     ProjectionStopped,

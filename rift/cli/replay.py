@@ -26,8 +26,8 @@ from replay.warehouse.warehouse import Warehouse, checks
 from replay.warehouse.warehouse import sql as sql_of
 from rift.cli.connection import installation
 from rift.cli.output import CommandFailed, asked, first_of, show, with_log
-from rift.control.tail import archived, fold_tail, rebuilt
-from rift.control.until import fold_until, parse
+from rift.control.projection.catch_up import archived, fold_tail, rebuilt
+from rift.control.projection.time_travel import fold_until, parse
 from rift.rpc import LONG_TIMEOUT_S, Digests, Rebuild, SealSegment
 from rift.settings import SHARDS
 

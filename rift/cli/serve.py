@@ -18,8 +18,8 @@ from rift import catalogue
 from rift import launcher as installation_up
 from rift.catalogue import Profile
 from rift.cli.connection import configuration, connected, connected_role, installation, load_settings
-from rift.control import main as control_process
-from rift.control.served import served
+from rift.control import process as control_process
+from rift.control.scaling_config import served
 from rift.engines import Engine, EngineFailed
 from rift.fleet import Driver
 from rift.fleet.cluster import Cluster

@@ -30,7 +30,7 @@ from events import codec, subjects
 from events.fleet import Fleet
 from events.log import Conflict, Log, LogError, NoResponders, Stored
 from events.schema import ControlElected
-from rift.control.answers import answering
+from rift.control.rpc.server import answering
 from rift.rpc import AskLeader, ask
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from events.log import LogError, Stored
 from events.subjects import BOOK
 from replay.warehouse.warehouse import Warehouse
 from rift import nats_server
-from rift.control.projector import Projector
-from rift.control.tail import fold_tail
+from rift.control.projection.catch_up import fold_tail
+from rift.control.projection.projector import Projector
 from tests.bench import bill, figures
 
 STREAM = bill.STREAM

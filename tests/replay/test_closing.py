@@ -18,9 +18,9 @@ from replay.warehouse.warehouse import Warehouse
 from rift import book_admin
 from rift.book_admin import RecordReadable
 from rift.cli.replay import differences
-from rift.control import main
-from rift.control.tail import fold_tail, rebuilt
-from rift.control.until import PositionWrong, fold_until, parse
+from rift.control import process
+from rift.control.projection.catch_up import fold_tail, rebuilt
+from rift.control.projection.time_travel import InvalidPosition, fold_until, parse
 from rift.rpc import (
     AnswerFailed,
     AskInvoice,
@@ -92,7 +92,7 @@ async def rig(scribe: Any, tmp_path: Path) -> AsyncIterator[Rig]:
 async def controlling(rig: Rig) -> AsyncIterator[None]:
     log = MemoryLog(rig.broker)
     async with anyio.create_task_group() as tasks:
-        run = partial(main.run, log, rig.folder / "rift.duckdb", rig.archive, stop=anyio.Event())
+        run = partial(process.run, log, rig.folder / "rift.duckdb", rig.archive, stop=anyio.Event())
         tasks.start_soon(run)
         with anyio.fail_after(5):
             while Rebuild.topic not in rig.broker.answers:  # noqa: ASYNC110
@@ -270,7 +270,7 @@ async def test_of_other_streams_the_past_holds_what_was_stored_by_then(rig: Rig)
 async def test_positions_that_are_none(rig: Rig, text: str, message: str) -> None:
     rig.ordinary()
     warehouse = Warehouse.open(Path(":memory:"))
-    with pytest.raises(PositionWrong, match=message):
+    with pytest.raises(InvalidPosition, match=message):
         await fold_until(rig.log, rig.archive, warehouse, parse(text), [0])
     warehouse.close()
 

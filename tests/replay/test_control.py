@@ -15,8 +15,10 @@ from events import subjects
 from events.log import LogError, Stored
 from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse
-from rift.control import answers, main, projection
-from rift.control.projector import AHEAD_MAX, LogBehind, LogTrimmed, Projector
+from rift.control import process
+from rift.control.projection import warehouse_host
+from rift.control.projection.projector import AHEAD_MAX, LogBehind, LogTrimmed, Projector
+from rift.control.rpc import server
 from rift.rpc import QuestionRefused, Sql
 from tests.replay.asked import ask_sql
 
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.anyio
 async def controlling(log: Any, database: Path) -> AsyncIterator[None]:
     async with anyio.create_task_group() as group:
         archive = Archive(database.with_name("archive"), key=b"k")
-        group.start_soon(partial(main.run, log, database, archive, stop=anyio.Event()))
+        group.start_soon(partial(process.run, log, database, archive, stop=anyio.Event()))
         with anyio.fail_after(5):
             while Sql.topic not in log.handlers:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
@@ -128,7 +130,9 @@ async def test_an_unreadable_record_stops_project(scribe: Any, list_log: Any, wa
     scribe.put("RIFT_0", "rift.0.lane.x", b"{")
     with pytest.raises(BaseExceptionGroup) as raised:
         await Projector(list_log(scribe.streams), warehouse, [0]).run()
-    assert "the projection stopped at RIFT_0:1: no record" in str(list(projection._messages(raised.value)))
+    assert "the projection stopped at RIFT_0:1: no record" in str(
+        list(warehouse_host._messages(raised.value))
+    )
 
 
 async def test_another_log_is_refused(scribe: Any, list_log: Any, warehouse: Warehouse) -> None:
@@ -242,4 +246,4 @@ async def test_a_reply_too_large_for_the_broker_is_refused(
     async with controlling(log, tmp_path / "db"):
         with pytest.raises(QuestionRefused, match="more than 8000000; use LIMIT"):
             await ask_sql(log, "select repeat('x', 1000) from range(9000)")
-        assert answers.REPLY_BYTES_MAX < 8 * 1024 * 1024
+        assert server.REPLY_BYTES_MAX < 8 * 1024 * 1024

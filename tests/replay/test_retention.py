@@ -16,11 +16,11 @@ from events.memory import MemoryBroker
 from events.schema import ControlElected, ReplicaReady, ReplicaStarting, ReplicaStopped, ScaleDecided
 from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse
-from rift.control import archiver as archivers
-from rift.control import main
-from rift.control.archiver import Archiver
+from rift.control import process
+from rift.control.duties import archiver as archivers
+from rift.control.duties.archiver import Archiver
 from rift.control.leader import Leadership
-from rift.control.projector import LogTrimmed, Projector
+from rift.control.projection.projector import LogTrimmed, Projector
 from tests.replay.asked import ask_sql
 
 pytestmark = pytest.mark.anyio
@@ -48,13 +48,13 @@ async def controlling(log: Log, folder: Path, **options: Any) -> AsyncIterator[N
     stop = anyio.Event()
     archive = Archive(folder / "archive", key=b"k" * 32)
     async with anyio.create_task_group() as group:
-        run = partial(main.run, log, folder / "db", archive, stop=stop, **options)
+        run = partial(process.run, log, folder / "db", archive, stop=stop, **options)
         group.start_soon(run)
         await answers(log)
         yield
         began_at = anyio.current_time()
         stop.set()
-    assert anyio.current_time() - began_at < main.LAST_S
+    assert anyio.current_time() - began_at < process.LAST_S
 
 
 async def answers(log: Log) -> None:
@@ -155,10 +155,10 @@ async def test_the_fleet_keeps_what_still_says_something(scribe: Any, tmp_path: 
     async with anyio.create_task_group() as tasks:
         log = memory.connect(broker_of(tasks, scribe))
         warehouse = Warehouse.open(tmp_path / "db")
-        assert await main._needed_from(log, warehouse, subjects.FLEET) == 7
+        assert await process._needed_from(log, warehouse, subjects.FLEET) == 7
         await log.trim(subjects.FLEET, 6)
         assert (await fleet.read(log)).wanted == {"m": 0}
-        assert await main._needed_from(log, warehouse, subjects.FLEET) == 7
+        assert await process._needed_from(log, warehouse, subjects.FLEET) == 7
         warehouse.close()
 
 

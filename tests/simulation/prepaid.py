@@ -20,7 +20,7 @@ from events.memory import Faults, MemoryBroker, MemoryLog
 from events.schema import AccountOpened, AnyEvent, CreditGranted, KeyIssued, LimitsSet, Price, PricePublished
 from replay.warehouse.warehouse import Warehouse
 from rift import keys
-from rift.control.settling import Settling
+from rift.control.duties.credit_settlement import CreditSettlement
 from tests.simulation import clock, service
 from tests.simulation.client import Call
 from tests.simulation.ledger import STREAM, Ledger
@@ -40,7 +40,7 @@ BACK_S = 300.0
 PROJECT_S = 10.0
 
 
-class InlineSettling(Settling):
+class InlineSettling(CreditSettlement):
     """There are no threads on a clock that jumps."""
 
     async def _ask(self, select: str) -> list[list[Any]]:

@@ -17,7 +17,7 @@ from events.memory import MemoryBroker, MemoryLog
 from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaStarting, ReplicaStopped
 from rift import catalogue
 from rift.catalogue import Catalogue, Model, Pace, Profile
-from rift.control.janitor import Janitor
+from rift.control.duties.janitor import Janitor
 from rift.engines import Emit, EngineFailed, Rendered
 from rift.engines.sim import SimEngine
 from rift.gateway import process as gateway

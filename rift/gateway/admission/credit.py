@@ -6,7 +6,7 @@
     a hold is not used any more    it is settled (`CreditSettled`), and its rest is the account's again
 
 A hold is this gateway's once the book says so, and until the book says that it is settled. When the lane
-falls silent, control settles it (`rift/control/settling.py`); so a gateway that has not been able to report
+falls silent, control settles it (`rift/control/duties/credit_settlement.py`); so a gateway that has not been able to report
 for a while reserves nothing. An account without limits passes through here untouched.
 """
 

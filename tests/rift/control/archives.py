@@ -13,7 +13,7 @@ from events.log import Stored
 from events.memory import MemoryBroker
 from events.schema import AccountOpened, SegmentSealed
 from events.subjects import BOOK, FLEET
-from rift.control.archiver import NANOSECONDS, Archiver
+from rift.control.duties.archiver import NANOSECONDS, Archiver
 
 SHARD = "RIFT_0"
 START_NS = 1_750_000_000 * NANOSECONDS

@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from events.memory import MemoryBroker
-from rift.control import archiver as archivers
-from rift.control.archiver import NANOSECONDS
+from rift.control.duties import archiver as archivers
+from rift.control.duties.archiver import NANOSECONDS
 from tests.replay.conftest import scribe as scribe
 from tests.rift.control.archives import SEGMENT, START_NS, Rig
 

@@ -5,8 +5,8 @@ import pytest
 from events import memory
 from events.subjects import BOOK
 from replay.archive.manifest import ArchiveError
-from rift.control import archiver as archivers
-from rift.control.archiver import NANOSECONDS
+from rift.control.duties import archiver as archivers
+from rift.control.duties.archiver import NANOSECONDS
 from tests.rift.control.archives import SEGMENT, SHARD, START_NS, WORK, Manifest, Rig, note
 
 pytestmark = pytest.mark.anyio

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rift.control import settling
+from rift.control.duties import credit_settlement
 from rift.gateway.admission import credit, max_cost
 from rift.gateway.admission.credit import CreditReservations
 from tests.simulation import prepaid
@@ -48,7 +48,7 @@ def _spending_what_is_not_ours_yet(patch: pytest.MonkeyPatch) -> None:
 
 
 def _settling_at_once(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(settling, "SILENT_NS", 0)
+    patch.setattr(credit_settlement, "SILENT_NS", 0)
 
 
 def _expecting_less(patch: pytest.MonkeyPatch) -> None:

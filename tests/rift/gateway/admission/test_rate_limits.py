@@ -11,7 +11,7 @@ from events import codec, subjects
 from events.book import key_digest
 from events.schema import AccountOpened, AnyEvent, KeyIssued, KeyLimitsSet, KeyRevoked, LimitsSet
 from rift import keys
-from rift.control.watch import Watch
+from rift.control.duties.supervision import Supervision
 from rift.gateway.admission import admission
 from rift.gateway.streams.delivery import Delivery
 from tests.rift.gateway.admission.test_credit import World, live
@@ -420,7 +420,9 @@ def test_what_a_revoked_key_reads_of_anothers_request_ends_and_the_request_goes_
 
 
 @pytest.mark.parametrize(
-    "absent", [(Watch, "see_book"), (Delivery, "revoke")], ids=["the gateway ends it", "the janitor ends it"]
+    "absent",
+    [(Supervision, "see_book"), (Delivery, "revoke")],
+    ids=["the gateway ends it", "the janitor ends it"],
 )
 def test_a_key_that_is_revoked_while_its_acceptance_is_stored_gets_nothing(
     monkeypatch: pytest.MonkeyPatch, absent: tuple[type, str]

@@ -42,7 +42,7 @@ class Passing(msgspec.Struct):
     stored_at_ns: int
 
 
-class Shredding:
+class KeyErasure:
     def __init__(self, log: Log, warehouse: Callable[[], Warehouse]) -> None:
         self._log, self._warehouse = log, warehouse
         self._waiting: dict[int, Passing] = {}

@@ -26,7 +26,7 @@ from replay.scaling.policy import POLICY, Policy
 from replay.scaling.verify import Inputs, fleet_of
 from replay.warehouse.result import QueryRefused
 from rift import catalogue
-from rift.control.projection import Projection
+from rift.control.projection.warehouse_host import Projection
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ APPEND_S = 5.0
 AGAIN_S = 0.05
 
 
-class Served(msgspec.Struct, frozen=True):
+class ModelScaling(msgspec.Struct, frozen=True):
     """One model of this installation: what the operator says of it, and what one replica is."""
 
     policy: Policy
@@ -72,7 +72,9 @@ UNKNOWN = Hardware(
 class Autoscaler:
     """Decides while it leads in `epoch`."""
 
-    def __init__(self, log: Log, projection: Projection, served: Mapping[str, Served], *, epoch: int) -> None:
+    def __init__(
+        self, log: Log, projection: Projection, served: Mapping[str, ModelScaling], *, epoch: int
+    ) -> None:
         self._log, self._projection, self._served = log, projection, served
         self._epoch = epoch
         self._models = {catalogue.slug(model): model for model in served}

@@ -13,12 +13,12 @@ from replay.archive.archive import Archive
 from replay.facts import fold
 from replay.facts.fold import Batch, Read
 from replay.warehouse.warehouse import ProjectionStopped, Warehouse
-from rift.control.projector import LogTrimmed
+from rift.control.projection.projector import LogTrimmed
 
 _POSITION = re.compile(r"(RIFT_[A-Z0-9]+):([0-9]{1,18})(?:\.([0-9]{1,9}))?")
 
 
-class PositionWrong(ValueError):
+class InvalidPosition(ValueError):
     """The text names no position of this log; the message says what would."""
 
 
@@ -33,7 +33,7 @@ class Until(msgspec.Struct, frozen=True):
 def parse(text: str) -> Until:
     found = _POSITION.fullmatch(text)
     if found is None:
-        raise PositionWrong(
+        raise InvalidPosition(
             f"{text!r} is no position; write stream:sequence or stream:sequence.index, like RIFT_0:812.0"
         )
     return Until(found[1], int(found[2]), None if found[3] is None else int(found[3]))
@@ -48,10 +48,10 @@ async def fold_until(
     """
     streams = subjects.folded(shards)
     if until.stream not in streams:
-        raise PositionWrong(f"there is no stream {until.stream!r}; known are {', '.join(streams)}")
+        raise InvalidPosition(f"there is no stream {until.stream!r}; known are {', '.join(streams)}")
     last = await log.last_sequence(until.stream)
     if not 1 <= until.sequence <= last:
-        raise PositionWrong(f"{until.stream} holds sequences 1 to {last}, not {until.sequence}")
+        raise InvalidPosition(f"{until.stream} holds sequences 1 to {last}, not {until.sequence}")
     at_ns = 0
     everything = streams[until.stream], range(until.sequence + 1)
     async for records in _records(log, archive, until.stream, *everything, until.sequence):

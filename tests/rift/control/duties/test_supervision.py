@@ -21,7 +21,7 @@ from events.schema import (
     RequestFinished,
     TokensGenerated,
 )
-from rift.control.watch import End, Offer, Release, Revoke, Watch
+from rift.control.duties.supervision import End, Offer, Release, Revoke, Supervision
 
 SECOND = 1_000_000_000
 AT = subjects.Address(0, "lane1234", "m")
@@ -31,7 +31,7 @@ class Story:
     """A request's events, a second apart unless told otherwise, with its lane alive."""
 
     def __init__(self, **accepted: object) -> None:
-        self.watch = Watch()
+        self.watch = Supervision()
         self.now_ns = 1_000 * SECOND
         self.sequence = 0
         self.request = ids.new_request_id(
@@ -166,7 +166,7 @@ def test_who_waits_is_told_after_three_failed_starts() -> None:
 
 def test_who_comes_after_three_failed_starts_waits_for_one_more() -> None:
     story = Story()
-    story.watch = Watch()
+    story.watch = Supervision()
     fails(story, 3)
     story.now_ns += SECOND
     story.tell(story.accepted)

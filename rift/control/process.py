@@ -17,15 +17,15 @@ from events.log import Log
 from replay.archive.archive import Archive
 from replay.warehouse.result import QueryRefused
 from replay.warehouse.warehouse import Warehouse
-from rift.control.answers import Answering, answering
-from rift.control.archiver import Archiver
-from rift.control.autoscaler import Autoscaler, Served
-from rift.control.desk import Desk
-from rift.control.janitor import Janitor
+from rift.control.duties.archiver import Archiver
+from rift.control.duties.autoscaler import Autoscaler, ModelScaling
+from rift.control.duties.credit_settlement import CreditSettlement
+from rift.control.duties.janitor import Janitor
+from rift.control.duties.key_erasure import KeyErasure
 from rift.control.leader import Leadership
-from rift.control.projection import Projection
-from rift.control.settling import Settling
-from rift.control.shredding import Shredding
+from rift.control.projection.warehouse_host import Projection
+from rift.control.rpc.handlers import Handlers
+from rift.control.rpc.server import Answering, answering
 from rift.fleet import Driver
 from rift.fleet.decision_reader import follow
 from rift.rpc import AskLanes, Question
@@ -46,7 +46,7 @@ async def run(
     stop: anyio.Event,
     shards: Sequence[int] = (0,),
     retention_days: int = 7,
-    served: Mapping[str, Served] | None = None,
+    served: Mapping[str, ModelScaling] | None = None,
     driver: Driver | None = None,
 ) -> None:
     """Project, and lead or stand by, until `stop` is set. Raises WarehouseError, LogError, LogBehind,
@@ -95,7 +95,10 @@ async def _lead(duties: Duties, epoch: int) -> None:
     async def lanes(question: AskLanes) -> object:
         return {lane: silent_ms for janitor in janitors for lane, silent_ms in janitor.lanes().items()}
 
-    answers: dict[type[Question], Answering] = {**Desk(log, projection, archiver).answers(), AskLanes: lanes}
+    answers: dict[type[Question], Answering] = {
+        **Handlers(log, projection, archiver).answers(),
+        AskLanes: lanes,
+    }
     async with answering(log, answers), anyio.create_task_group() as tasks:
         for shard, janitor in zip(duties.shards, janitors, strict=True):
             tasks.start_soon(_watch, projection, subjects.shard_stream(shard), janitor)
@@ -104,8 +107,8 @@ async def _lead(duties: Duties, epoch: int) -> None:
             tasks.start_soon(driver.run)
             tasks.start_soon(follow, log, driver)
         tasks.start_soon(archiver.run)
-        tasks.start_soon(Settling(log, lambda: projection.warehouse).run)
-        tasks.start_soon(Shredding(log, lambda: projection.warehouse).run)
+        tasks.start_soon(CreditSettlement(log, lambda: projection.warehouse).run)
+        tasks.start_soon(KeyErasure(log, lambda: projection.warehouse).run)
 
 
 async def _watch(projection: Projection, stream: str, janitor: Janitor) -> None:

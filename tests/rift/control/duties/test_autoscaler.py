@@ -27,9 +27,10 @@ from replay.scaling import verify
 from replay.scaling.demand import PASTS, Demand, Replicas
 from replay.scaling.policy import Policy
 from replay.warehouse.warehouse import Warehouse
-from rift.control import autoscaler, main
-from rift.control.autoscaler import UNKNOWN, Served
-from rift.control.projection import Projection
+from rift.control import process
+from rift.control.duties import autoscaler
+from rift.control.duties.autoscaler import UNKNOWN, ModelScaling
+from rift.control.projection.warehouse_host import Projection
 from tests.replay.asked import ask_sql
 
 pytestmark = pytest.mark.anyio
@@ -57,13 +58,13 @@ class World:
         self.log = memory.connect(self.broker)
 
     @asynccontextmanager
-    async def controlling(self, served: dict[str, Served]) -> AsyncIterator[None]:
+    async def controlling(self, served: dict[str, ModelScaling]) -> AsyncIterator[None]:
         stop = anyio.Event()
         archive = Archive(self.folder / "archive", key=b"k" * 32)
         async with anyio.create_task_group() as tasks:
 
             async def run() -> None:
-                await main.run(self.log, self.folder / "db", archive, stop=stop, served=served)
+                await process.run(self.log, self.folder / "db", archive, stop=stop, served=served)
 
             tasks.start_soon(run)
             try:
@@ -117,8 +118,8 @@ async def world(scribe: Any, tmp_path: Path) -> AsyncIterator[World]:
         tasks.cancel_scope.cancel()
 
 
-def served(**policy: Any) -> dict[str, Served]:
-    return {MODEL: Served(Policy(**policy), UNKNOWN)}
+def served(**policy: Any) -> dict[str, ModelScaling]:
+    return {MODEL: ModelScaling(Policy(**policy), UNKNOWN)}
 
 
 async def test_a_request_for_a_model_at_zero_decides_at_once(
@@ -155,7 +156,7 @@ async def test_it_goes_to_the_minimum_and_to_zero_when_it_is_served_no_more(
     async with world.controlling({}):
         await anyio.sleep(1)
         assert (await world.fleet()).wanted[MODEL] == 2, "where none is served, nothing is decided"
-    async with world.controlling({"other:1": Served(Policy(), UNKNOWN)}):
+    async with world.controlling({"other:1": ModelScaling(Policy(), UNKNOWN)}):
         await world.wants(0)
     assert world.replay() == []
 

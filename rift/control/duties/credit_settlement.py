@@ -76,7 +76,7 @@ group by allowance
 """
 
 
-class Settling:
+class CreditSettlement:
     def __init__(self, log: Log, warehouse: Callable[[], Warehouse]) -> None:
         self._log, self._warehouse = log, warehouse
         self._book = Book()

@@ -11,7 +11,7 @@ import anyio
 from events import codec, subjects
 from events.log import Follower, Log, LogError, Stored, append_until_known
 from events.schema import AnyEvent, LaneLost, RequestAccepted
-from rift.control.watch import Due, End, Offer, Release, Revoke, Watch
+from rift.control.duties.supervision import Due, End, Offer, Release, Revoke, Supervision
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Janitor:
     def __init__(self, log: Log, *, shard: int, accepted: Callable[[str], None] = lambda slug: None) -> None:
         self._log, self._shard, self._accepted = log, shard, accepted
         self._stream = subjects.shard_stream(shard)
-        self._watch = Watch()
+        self._watch = Supervision()
         self._newest_ns = 0
         self._newest_at = 0.0
         self._heard_in = -1

@@ -9,12 +9,12 @@ from replay.billing import invoice
 from replay.billing.request_list import listing
 from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import ProjectionStopped, WarehouseError
-from rift.control import closing
-from rift.control.answers import Answering
-from rift.control.archiver import Archiver
-from rift.control.closing import Sealed
-from rift.control.projection import Projection
-from rift.control.projector import LogTrimmed
+from rift.control.duties import period_close
+from rift.control.duties.archiver import Archiver
+from rift.control.duties.period_close import SealedMonth
+from rift.control.projection.projector import LogTrimmed
+from rift.control.projection.warehouse_host import Projection
+from rift.control.rpc.server import Answering
 from rift.rpc import (
     AskInvoice,
     AskRequests,
@@ -33,7 +33,7 @@ from rift.rpc import (
 LINES_MAX = 10_000
 
 
-class Desk:
+class Handlers:
     def __init__(self, log: Log, projection: Projection, archiver: Archiver) -> None:
         self._log, self._projection, self._archiver = log, projection, archiver
 
@@ -79,7 +79,7 @@ class Desk:
         return {"positions": dict(positions.rows), "digests": digests, "invoice_lines": lines}
 
     async def _close(self, question: ClosePeriod) -> object:
-        return await closing.close(
+        return await period_close.close(
             self._log,
             question.period,
             streams=self._projection.streams,
@@ -92,13 +92,13 @@ class Desk:
         await self._projection.catch_up()
         return await self._seal_now()
 
-    async def _seal_now(self) -> Sealed:
+    async def _seal_now(self) -> SealedMonth:
         """Archive all that is projected. Raises QuestionRefused."""
         try:
             manifests = await self._archiver.seal_now()
         except (ArchiveError, OSError) as error:
             raise QuestionRefused(f"the archive takes nothing: {error}") from error
-        return Sealed(
+        return SealedMonth(
             positions={stream: manifest.last for stream, manifest in manifests.items()},
             roots={stream: manifest.sha256 for stream, manifest in manifests.items()},
         )

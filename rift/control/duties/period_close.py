@@ -23,7 +23,7 @@ NANOSECONDS = 1_000_000_000
 TRIES = 3
 
 
-class Sealed(msgspec.Struct, frozen=True):
+class SealedMonth(msgspec.Struct, frozen=True):
     """Up to where each stream is archived, and the SHA-256 of the manifest that ends there."""
 
     positions: dict[str, int]
@@ -37,7 +37,7 @@ async def close(
     streams: Iterable[str],
     warehouse: Callable[[], Warehouse],
     catch_up: Callable[[], Awaitable[object]],
-    seal: Callable[[], Awaitable[Sealed]],
+    seal: Callable[[], Awaitable[SealedMonth]],
 ) -> dict[str, Any]:
     """Close a period and return what it came to. Raises QuestionRefused, BillingRefused, LogError."""
     invoice.checked_period(period)
@@ -101,7 +101,7 @@ def _check(warehouse: Warehouse, period: str, ends: Mapping[str, int]) -> None:
         raise QuestionRefused(f"{earlier} has charges and is open; close it first")
 
 
-def _closing(warehouse: Warehouse, period: str, sealed: Sealed) -> Closing | None:
+def _closing(warehouse: Warehouse, period: str, sealed: SealedMonth) -> Closing | None:
     """Return what the period comes to, or None if it holds what was not sealed, or not all that was."""
     applied = warehouse.positions()
     if any(applied.get(stream, 0) < sequence for stream, sequence in sealed.positions.items()):

@@ -13,8 +13,8 @@ from events.log import OutcomeUnknown, Stored
 from events.memory import MemoryBroker, MemoryLog
 from events.subjects import BOOK, FLEET
 from replay.archive.manifest import ArchiveError
-from rift.control import archiver as archivers
-from rift.control.archiver import NANOSECONDS
+from rift.control.duties import archiver as archivers
+from rift.control.duties.archiver import NANOSECONDS
 from tests.rift.control.archives import SEGMENT, SHARD, Manifest, Rig, Shelf, note
 
 pytestmark = pytest.mark.anyio

@@ -13,8 +13,8 @@ from events.log import Log, Stored
 from replay.archive.archive import Archive
 from replay.warehouse.rebuild import rebuild
 from replay.warehouse.warehouse import Warehouse
-from rift.control.archiver import ANCHORS
-from rift.control.projector import LogTrimmed
+from rift.control.duties.archiver import ANCHORS
+from rift.control.projection.projector import LogTrimmed
 
 # Messages that are applied at once: a transaction costs as much as a thousand events. And what they may hold
 # of memory: a record is mostly some kilobytes, and at most 8 MB.

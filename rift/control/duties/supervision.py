@@ -122,7 +122,7 @@ class Loss(msgspec.Struct):
     again_ns: float = math.inf
 
 
-class Watch:
+class Supervision:
     def __init__(self) -> None:
         # Since when the janitor acts: clients of a lane that was lost before may come back until then.
         self.began_ns = 0

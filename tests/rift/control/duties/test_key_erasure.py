@@ -14,13 +14,13 @@ from events.memory import MemoryBroker, MemoryLog
 from events.schema import LaneReported, Parameters, Price, PricePublished, RequestAccepted, RequestFinished
 from events.subjects import Address
 from replay.warehouse.warehouse import Warehouse
-from rift.control.shredding import GRACE_S, NAMED_FOR_S, TICK_S, Shredding
+from rift.control.duties.key_erasure import GRACE_S, NAMED_FOR_S, TICK_S, KeyErasure
 from tests.simulation import clock
 
 AT = Address(0, "lane1234", "m")
 
 
-class Inline(Shredding):
+class Inline(KeyErasure):
     """There are no threads on a clock that jumps."""
 
     async def _ask(self, select: str) -> list[list[Any]]:
@@ -146,8 +146,8 @@ def test_what_was_never_accepted_holds_its_key_until_nothing_may_name_it() -> No
 
 
 def test_many_keys_that_wait_are_asked_for_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rift.control.shredding.KEYS_A_QUESTION", 2)
-    monkeypatch.setattr("rift.control.shredding.KEYS_A_TICK", 4)
+    monkeypatch.setattr("rift.control.duties.key_erasure.KEYS_A_QUESTION", 2)
+    monkeypatch.setattr("rift.control.duties.key_erasure.KEYS_A_TICK", 4)
     asked: list[int] = []
 
     class Counted(Inline):

@@ -15,8 +15,8 @@ from events.log import Log, LogError
 from replay.archive.archive import Archive
 from replay.warehouse.result import QueryRefused
 from replay.warehouse.warehouse import ProjectionStopped, Warehouse
-from rift.control.projector import Projector
-from rift.control.tail import fold_tail, rebuilt
+from rift.control.projection.catch_up import fold_tail, rebuilt
+from rift.control.projection.projector import Projector
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from replay.scaling.hardware import Hardware, profiles
 from replay.scaling.policy import Policy, bounds
 from rift import catalogue
 from rift.catalogue import Profile
-from rift.control.autoscaler import UNKNOWN, Served
+from rift.control.duties.autoscaler import UNKNOWN, ModelScaling
 from rift.settings import InvalidSettings, Scale, Settings
 
 SECOND_NS = 1_000_000_000
@@ -16,10 +16,10 @@ SECOND_NS = 1_000_000_000
 UNBOUNDED = 1_000_000_000
 
 
-def served(settings: Settings) -> dict[str, Served]:
+def served(settings: Settings) -> dict[str, ModelScaling]:
     """Raises SettingsWrong."""
     found = {
-        model: Served(_policy(scale), hardware_of(settings, model))
+        model: ModelScaling(_policy(scale), hardware_of(settings, model))
         for model, scale in settings.scales().items()
     }
     for model, one in found.items():
