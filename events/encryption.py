@@ -65,7 +65,7 @@ class Cipher:
         return replace(redaction.decode(told), content=base64.b64encode(sealed).decode())
 
     def opened(self, event: Any) -> Any:
-        """Return the event as it was before; one that is not closed as it is. Raises ContentUndecipherable."""
+        """Return the event as it was before encryption. Raises ContentUndecipherable."""
         if not getattr(event, "content", ""):
             return event
         try:

@@ -84,12 +84,12 @@ def shipped() -> Catalogue:
 
 
 def load(entries: dict[str, Any]) -> Catalogue:
-    """Return the catalogue of decoded TOML. Raises CatalogueWrong."""
+    """Return the catalogue of decoded TOML. Raises InvalidCatalogue."""
     return checked({name: _model(name, entry) for name, entry in entries.items()})
 
 
 def checked(catalogue: Catalogue) -> Catalogue:
-    """Return the catalogue if no two of its models share a subject. Raises CatalogueWrong."""
+    """Return the catalogue if no two of its models share a subject. Raises InvalidCatalogue."""
     slugs: dict[str, str] = {}
     for name in catalogue:
         if (other := slugs.setdefault(slug(name), name)) != name:
@@ -118,7 +118,7 @@ def slug(name: str) -> str:
 
 
 def nanousd_per_token(usd_per_million: str, *, where: str) -> int:
-    """Return nano-USD a token for USD per million tokens, exactly. Raises CatalogueWrong.
+    """Return nano-USD a token for USD per million tokens, exactly. Raises InvalidCatalogue.
 
     One nano-USD a token is 0.001 USD per million, so the digits are the answer: no arithmetic that rounds.
     """
@@ -131,7 +131,7 @@ def nanousd_per_token(usd_per_million: str, *, where: str) -> int:
 
 
 def nanousd_an_hour(usd: str, *, where: str) -> int:
-    """Return nano-USD of USD as a string; "" is 0. Raises CatalogueWrong."""
+    """Return nano-USD of USD as a string; "" is 0. Raises InvalidCatalogue."""
     try:
         amount = nanousd(usd or "0")
     except InvalidMoney as error:

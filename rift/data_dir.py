@@ -57,7 +57,7 @@ class DataDir:
         self._lock: int | None = None
 
     def check(self) -> None:
-        """Raises InstallationWrong for a folder of another version; one that is not there yet is of ours."""
+        """Raises DataDirError for a folder of another version; one that is not there yet is of ours."""
         try:
             found = (self.folder / "version").read_text(errors="replace").strip()
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class DataDir:
             )
 
     def make(self) -> None:
-        """Create what is missing. Raises InstallationWrong."""
+        """Create what is missing. Raises DataDirError."""
         self.check()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class DataDir:
             nats_server.write_secret(secret, secrets.token_hex(SECRET_BYTES))
 
     def lock(self) -> None:
-        """Hold the folder until this process ends. Raises InstallationWrong if another one does."""
+        """Hold the folder until this process ends. Raises DataDirError if another one does."""
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,7 +100,7 @@ class DataDir:
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     def secret(self) -> bytes:
-        """Return the secret that signs request ids. Raises InstallationWrong where there is none."""
+        """Return the secret that signs request ids. Raises DataDirError where there is none."""
         if not self.folder.exists():
             raise DataDirError(f"there is no installation in {self.folder}; {WHERE}")
         try:
@@ -109,7 +109,7 @@ class DataDir:
             raise DataDirError(f"{self.folder}/secret cannot be read: {error}") from error
 
     def archive_key(self) -> bytes:
-        """Return the key of the hashes that the archive keeps of contents. Raises InstallationWrong."""
+        """Return the key of the hashes that the archive keeps of contents. Raises DataDirError."""
         return hmac.new(self.secret(), b"archive content", hashlib.sha256).digest()
 
     def log_address(self, url: str | None, environment: Mapping[str, str]) -> Address:

@@ -208,7 +208,7 @@ class Launcher:
     # --- ready -----------------------------------------------------------------------------------------
 
     def _port(self) -> int:
-        """Return the port to listen on. Raises InstallationWrong if it is taken."""
+        """Return the port to listen on. Raises DataDirError if it is taken."""
         settings = self._settings
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         with socket.socket(family) as probe:

@@ -37,7 +37,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def load(file: Path, book: Book) -> PricePublished:
-    """Return the next price list: a file's prices over those in force. Raises PricesWrong."""
+    """Return the next price list: a file's prices over those in force. Raises InvalidPrices."""
     try:
         told = msgspec.toml.decode(file.read_bytes(), type=_File)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -64,7 +64,7 @@ def default(models: Catalogue, book: Book) -> PricePublished | None:
 
 
 async def publish(log: Log, published: PricePublished) -> None:
-    """Append a price list behind the one before. Raises PricesWrong if there is a later one, LogError."""
+    """Append a price list behind the one before. Raises InvalidPrices if there is a later one, LogError."""
     subject = subjects.book("price", "list")
     last = await log.last(subjects.BOOK, subject)
     before = 0

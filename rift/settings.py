@@ -85,7 +85,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(file: Path | None, overrides: dict[str, Any]) -> Settings:
-    """Return the settings of a file (or none) with what the command line overrides. Raises SettingsWrong."""
+    """Return the settings of a file (or none), overridden by the command line. Raises InvalidSettings."""
     try:
         data = b"" if file is None else file.read_bytes()
     except OSError as error:
@@ -116,7 +116,7 @@ def parsed(data: bytes, overrides: dict[str, Any], *, where: str) -> Settings:
 
 def _checked(settings: Settings, tables: Mapping[str, Any], *, is_told: bool) -> dict[str, Scale]:
     """Return the scale of each model that is named, the default model among them: its numbers are those of
-    its table, or else `workers`. Raises SettingsWrong, CatalogueWrong."""
+    its table, or else `workers`. Raises InvalidSettings, InvalidCatalogue."""
     default = settings.model
     scales = {default: Scale(), **settings.scale}
     if not tables.get(default, {}).keys() & {"min", "max"}:
@@ -135,7 +135,7 @@ def _checked(settings: Settings, tables: Mapping[str, Any], *, is_told: bool) ->
 
 
 def _scaled(scale: Scale, workers: int | str) -> Scale:
-    """Raises SettingsWrong."""
+    """Raises InvalidSettings."""
     least, _, most = str(workers).partition("..")
     bounds = int(least), int(most or least)
     if not bounds[0] <= bounds[1] <= REPLICAS_MAX:

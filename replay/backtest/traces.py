@@ -53,7 +53,10 @@ def read(path: Path, kind: str, *, thin: int = 1) -> list[TraceRequest]:
 
 
 def of_rows(rows: Iterable[tuple[int, int, int]]) -> list[TraceRequest]:
-    """Return what Rift's log holds: accepted_at_ns, prompt_tokens, output_tokens a row. Raises InvalidTrace."""
+    """Return the requests of Rift's own log: accepted_at_ns, prompt_tokens, output_tokens a row.
+
+    Raises InvalidTrace.
+    """
     return _from_zero(
         [TraceRequest(at_ns / 1e9, prompt, max(1, output)) for at_ns, prompt, output in rows], "the log"
     )

@@ -16,7 +16,7 @@ OVERRIDES = ("host", "port", "model", "engine", "workers")
 
 
 def installation(options: Namespace) -> DataDir:
-    """Return what the command is about. Raises InstallationWrong for a folder of another version."""
+    """Return what the command is about. Raises DataDirError for a folder of another version."""
     found = DataDir(options.data)
     found.check()
     return found
@@ -25,7 +25,7 @@ def installation(options: Namespace) -> DataDir:
 def configuration(options: Namespace) -> Path | None:
     """Return the settings file: the one named, or `DIR/rift.toml` if there is one.
 
-    Raises InstallationWrong.
+    Raises DataDirError.
     """
     default = installation(options).folder / "rift.toml"
     named: Path | None = options.config
@@ -33,7 +33,7 @@ def configuration(options: Namespace) -> Path | None:
 
 
 def load_settings(options: Namespace) -> Settings:
-    """Raises SettingsWrong, InstallationWrong."""
+    """Raises InvalidSettings, DataDirError."""
     given = {name: getattr(options, name, None) for name in OVERRIDES}
     return settings.load(
         configuration(options), {name: value for name, value in given.items() if value is not None}
@@ -42,7 +42,7 @@ def load_settings(options: Namespace) -> Settings:
 
 @asynccontextmanager
 async def connected(options: Namespace, name: str) -> AsyncIterator[JetStream]:
-    """Raises LogError, InstallationWrong."""
+    """Raises LogError, DataDirError."""
     address = installation(options).log_address(options.nats, os.environ)
     try:
         log = await connect(address.url, token=address.token, name=name)

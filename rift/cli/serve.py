@@ -127,7 +127,7 @@ def control(options: Namespace) -> None:
 
 
 def _driver(settings: Settings) -> Driver | None:
-    """Return what the leader scales with; None: `rift up` does, or somebody. Raises ClusterWrong."""
+    """Return what the leader scales with; None: `rift up` does, or somebody. Raises ClusterError."""
     if settings.fleet != "kubernetes":
         return None
     return KubernetesFleet(Cluster.around(os.environ), jitter=secrets.SystemRandom().random)

@@ -17,7 +17,7 @@ UNBOUNDED = 1_000_000_000
 
 
 def served(settings: Settings) -> dict[str, ModelScaling]:
-    """Raises SettingsWrong."""
+    """Raises InvalidSettings."""
     found = {
         model: ModelScaling(_policy(scale), hardware_of(settings, model))
         for model, scale in settings.scales().items()

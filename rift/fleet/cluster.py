@@ -112,7 +112,7 @@ class Cluster:
 
     @classmethod
     def around(cls, environment: Mapping[str, str], account: Path = SERVICE_ACCOUNT) -> "Cluster":
-        """Return the cluster that this process is a pod of. Raises ClusterWrong."""
+        """Return the cluster that this process is a pod of. Raises ClusterError."""
         host, port = (environment.get(f"KUBERNETES_SERVICE_{name}") for name in ("HOST", "PORT"))
         if not host or not port:
             raise ClusterError(
@@ -130,7 +130,7 @@ class Cluster:
         return cls(url, namespace, token=account / "token", ca=account / "ca.crt")
 
     async def __aenter__(self) -> "Cluster":
-        """Raises ClusterWrong where the CA's file cannot be used."""
+        """Raises ClusterError where the CA's file cannot be used."""
         try:
             verify = ssl.create_default_context(cafile=self._ca) if self._ca else True
         except (OSError, ssl.SSLError) as error:

@@ -83,7 +83,7 @@ class KubernetesFleet:
         self._now_due(("end", replica.rpartition("-")[0]))
 
     async def run(self) -> None:
-        """Bring it about until cancelled. Raises ClusterWrong."""
+        """Bring it about until cancelled. Raises ClusterError."""
         async with self._cluster, anyio.create_task_group() as tasks:
             tasks.start_soon(self._write)
             tasks.start_soon(self._watch)

@@ -78,7 +78,7 @@ class Completion:
 
     @classmethod
     def of(cls, accepted: RequestAccepted, book: Book, *, keep_text: bool) -> "Completion":
-        """Raises Refusal (410) where the content was removed."""
+        """Raises HTTPError (410) where the content was removed."""
         if accepted.content:
             raise HTTPError(410, "the content of this request was removed", code="content_removed")
         price = book.price(accepted.model, accepted.price_version)

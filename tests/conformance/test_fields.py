@@ -12,7 +12,7 @@ from rift.gateway.asgi.request import HTTPError
 from rift.gateway.dialects import chat_request, responses_request
 from tests.scripted import MODEL, Served
 
-README = Path(chat_request.__file__).with_name("README.md").read_text()
+README = (Path(chat_request.__file__).parents[1] / "README.md").read_text()
 ROW = re.compile(r"^\| `([^`]+)` \| (supported|ignored|refused) \|", re.MULTILINE)
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

@@ -18,7 +18,7 @@ AT = subjects.Address(0, "lane1234", "m")
 
 
 class Scans:
-    """What `HistoryReader` needs of a log: one stored acceptance a request, and slow scans that are counted."""
+    """The log that a `HistoryReader` needs: one stored acceptance a request, and slow scans, counted."""
 
     def __init__(self, requests: Sequence[str]) -> None:
         self.count = 0

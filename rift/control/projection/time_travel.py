@@ -44,7 +44,7 @@ async def fold_until(
 ) -> int:
     """Apply everything up to a position, and of other streams what was stored by then; return that time.
 
-    Raises PositionWrong, LogError, LogTrimmed, ArchiveError, ProjectionStopped.
+    Raises InvalidPosition, LogError, LogTrimmed, ArchiveError, ProjectionStopped.
     """
     streams = subjects.folded(shards)
     if until.stream not in streams:

@@ -80,7 +80,7 @@ class Admission:
 
     def authenticate(self, request: Request, scope: Scope | None = "inference") -> KeyIssued:
         """Return the key that the request shows, if it is good for `scope` (None: for anything). Raises
-        Refusal (401, 403, 503)."""
+        HTTPError (401, 403, 503)."""
         self.check_book()
         scheme, _, key = (request.header(b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
@@ -101,13 +101,13 @@ class Admission:
         return issued
 
     def check_book(self) -> None:
-        """Raises Refusal (503) where the book cannot be followed: a key may have been revoked since."""
+        """Raises HTTPError (503) where the book cannot be followed: a key may have been revoked since."""
         if not self._following.is_fresh:
             message = "this gateway cannot read who may do what; try again, or elsewhere"
             raise HTTPError(503, message, code="book_unavailable", headers=retry_after(2))
 
     def check_key(self, key: str) -> None:
-        """Raises Refusal (401) for a key that is revoked, or expired by the broker's time as known here."""
+        """Raises HTTPError (401) for a key that is revoked, or expired by the broker's time as known here."""
         state = self._book.keys[key].state(max(self._book.at_ns, self._relay.now_ns()))
         if state != "valid":
             raise HTTPError(401, f"this API key is {state}", code=f"{state}_api_key", headers=CHALLENGE)
@@ -121,7 +121,7 @@ class Admission:
         return model in self._served or self._fleet.can_serve(model)
 
     def admit(self, wanted: ParsedRequest, account: str, key: str) -> None:
-        """Raises Refusal."""
+        """Raises HTTPError."""
         self.check_key(key)
         model, price = self._models.get(wanted.model), self._book.price(wanted.model)
         if model is None or price is None:
@@ -148,7 +148,7 @@ class Admission:
         self._check_queue(wanted, account)
 
     def check_model(self, model: str, key: str) -> None:
-        """Raises Refusal (403) for a model that the key is not for."""
+        """Raises HTTPError (403) for a model that the key is not for."""
         if not self.may_use(model, key):
             message = f"this API key is not for {model}; see /v1/models"
             raise HTTPError(403, message, code="model_not_allowed", param="model")

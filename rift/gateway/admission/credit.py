@@ -6,8 +6,8 @@
     a hold is not used any more    it is settled (`CreditSettled`), and its rest is the account's again
 
 A hold is this gateway's once the book says so, and until the book says that it is settled. When the lane
-falls silent, control settles it (`rift/control/duties/credit_settlement.py`); so a gateway that has not been able to report
-for a while reserves nothing. An account without limits passes through here untouched.
+falls silent, control settles it (`rift/control/duties/credit_settlement.py`); so a gateway that has not
+been able to report for a while reserves nothing. An account without limits passes through here untouched.
 """
 
 import logging
@@ -94,7 +94,7 @@ class CreditReservations:
     async def cover(self, group: Choices) -> Choices:
         """Return the acceptances with an allowance, if their account is limited.
 
-        The worker holds the prompt to what was reserved. Raises Refusal (402, 503), LogError: then nothing
+        The worker holds the prompt to what was reserved. Raises HTTPError (402, 503), LogError: then nothing
         is reserved.
         """
         first = group[0]

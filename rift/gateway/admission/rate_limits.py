@@ -70,7 +70,7 @@ class RateLimits:
         self._watchers: dict[str, EndWatcher] = {}
 
     def take(self, group: Choices) -> None:
-        """Take a group's part of its limits. Raises Refusal (429): then nothing is taken."""
+        """Take a group's part of its limits. Raises HTTPError (429): then nothing is taken."""
         first = group[0]
         parts = self._parts(first.account, first.key)
         if not parts:

@@ -76,7 +76,7 @@ class BillingRoutes:
 
     @contextmanager
     def _turn(self, account: str) -> Iterator[None]:
-        """Raises Refusal (429) where so many of the account's questions are under way already."""
+        """Raises HTTPError (429) where so many of the account's questions are under way already."""
         if self._under_way[account] >= QUESTIONS_MAX:
             message = (
                 f"{QUESTIONS_MAX} questions of account {account} are under way; try again once one has ended"

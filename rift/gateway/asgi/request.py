@@ -107,7 +107,7 @@ class Request:
         return dict(parse_qsl(self._query.decode("latin-1")))
 
     async def body(self) -> bytes:
-        """Return the whole body. Raises Refusal (413, 408) and ClientGone."""
+        """Return the whole body. Raises HTTPError (413, 408) and ClientGone."""
         chunks, size, too_large = [], 0, False
         declared = self.header(b"content-length") or "0"
         with anyio.move_on_after(BODY_S) as timer:

@@ -39,7 +39,7 @@ class StaticFile(msgspec.Struct, frozen=True):
 
 class StaticFiles:
     def __init__(self) -> None:
-        folder = files("rift.gateway") / "pages"
+        folder = files("rift.gateway.asgi") / "static"
         self._pages = {
             path: _page((folder / name).read_bytes(), kind) for path, (name, kind) in PAGES.items()
         }
@@ -48,7 +48,7 @@ class StaticFiles:
         return path in self._pages
 
     async def answer(self, request: Request) -> None:
-        """Raises Refusal."""
+        """Raises HTTPError."""
         if request.method not in ("GET", "HEAD"):
             message = f"{request.path} takes GET, not {request.method}"
             raise HTTPError(405, message, code="method_not_allowed", headers=[(b"allow", b"GET")])

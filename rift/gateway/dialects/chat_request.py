@@ -162,7 +162,7 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
 
 
 def completion(data: bytes) -> ParsedRequest:
-    """Raises Refusal."""
+    """Raises HTTPError."""
     body = decode(data, _completion)
     refuse_unserved(body, body.unserved)
     if body.best_of is not None and body.best_of != (body.n or 1):
@@ -174,7 +174,7 @@ def completion(data: bytes) -> ParsedRequest:
 
 
 def chat(data: bytes) -> ParsedRequest:
-    """Raises Refusal."""
+    """Raises HTTPError."""
     body = decode(data, _chat)
     refuse_unserved(body, body.unserved)
     if body.top_logprobs is not None and not body.logprobs:

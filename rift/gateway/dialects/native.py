@@ -80,7 +80,7 @@ def error_body(status: int, problem: Any) -> dict[str, Any]:
 
 
 def event_id(request: Request) -> int:
-    """Return the number of the last event that the client has; 0: none. Raises Refusal."""
+    """Return the number of the last event that the client has; 0: none. Raises HTTPError."""
     text = request.header(b"last-event-id") or request.query().get("after") or "0"
     if not re.fullmatch(r"\d{1,9}", text):
         message = f"after: {text!r} is no event id of this service"

@@ -60,7 +60,7 @@ TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", 
 
 
 def text_of(content: str | list[Part] | None, param: str) -> str:
-    """Return the text of a turn. Raises Refusal."""
+    """Return the text of a turn. Raises HTTPError."""
     if content is None or isinstance(content, str):
         return content or ""
     for at, part in enumerate(content):
@@ -80,7 +80,7 @@ def tool(function: Function, param: str) -> Tool:
 
 
 def schema_text(raw: Schema, param: str) -> str | None:
-    """Return a JSON schema as its client wrote it; None where there is none. Raises Refusal."""
+    """Return a JSON schema as its client wrote it; None where there is none. Raises HTTPError."""
     data = bytes(raw).strip()
     if data in (b"", b"null"):
         return None
@@ -101,7 +101,7 @@ def with_tools(
     *,
     parallel: bool | None,
 ) -> Parameters:
-    """Raises Refusal where the choice is of a tool that is not there."""
+    """Raises HTTPError where the choice is of a tool that is not there."""
     named = choice.name if isinstance(choice, NamedFunction) else None
     if named is not None and named not in {each.name for each in tools}:
         raise wrong("tool_choice", f"there is no tool {named!r} in tools")
@@ -125,7 +125,7 @@ def refuse_unserved(body: msgspec.Struct, unserved: dict[str, object]) -> None:
 
 
 def answered_calls(messages: list[Message], param: str) -> tuple[Message, ...]:
-    """A tool's turn answers a call of the turns before it. Raises Refusal."""
+    """A tool's turn answers a call of the turns before it. Raises HTTPError."""
     called: set[str] = set()
     for at, message in enumerate(messages):
         called.update(call.id for call in message.tool_calls)

@@ -105,7 +105,7 @@ class ResponseBody(Sampling, frozen=True, kw_only=True):
 
 
 def response(data: bytes) -> ParsedRequest:
-    """Raises Refusal."""
+    """Raises HTTPError."""
     body = decode(data, _response)
     refuse_unserved(body, body.unserved)
     if body.truncation == "auto":

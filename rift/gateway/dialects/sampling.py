@@ -100,7 +100,7 @@ _native = msgspec.json.Decoder(NativeBody)
 
 
 def decode(data: bytes, decoder: "msgspec.json.Decoder[Body]") -> Body:
-    """Raises Refusal."""
+    """Raises HTTPError."""
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:

@@ -73,7 +73,7 @@ class Delivery:
         resumed: bool,
         headers: Headers = (),
     ) -> None:
-        """Answer with what the log says. Raises Refusal for a failure before the first byte."""
+        """Answer with what the log says. Raises HTTPError for a failure before the first byte."""
         refusal: HTTPError | None = None
         send = self._send_frames if stream.format else self._send_whole
         self._reading[stream] = request.key

@@ -67,7 +67,7 @@ def body_digest(secret: bytes, path: str, body: bytes) -> str:
 
 
 async def find(log: Log, digest: str, entry: Entry) -> Claim | None:
-    """Return the claim that is there, if it is for the same body. Raises Refusal (422), LogError."""
+    """Return the claim that is there, if it is for the same body. Raises HTTPError (422), LogError."""
     stored = await log.last(subjects.KEYS, subjects.idempotency(digest))
     if stored is None:
         return None
@@ -86,7 +86,7 @@ async def find(log: Log, digest: str, entry: Entry) -> Claim | None:
 async def claim(log: Log, digest: str, entry: Entry, *, replaces: int) -> Claim:
     """Make `entry` the key's in place of what stands at `replaces` (0: nothing), or return who came first.
 
-    Raises Refusal (422), LogError.
+    Raises HTTPError (422), LogError.
     """
     for attempt in range(CLAIMS_MAX):
         try:
@@ -106,7 +106,7 @@ async def claim(log: Log, digest: str, entry: Entry, *, replaces: int) -> Claim:
 
 
 async def check_kept(log: Log, request: RequestId) -> None:
-    """Raises Refusal (410) where the log may have held the acceptance that it does not hold now; LogError."""
+    """Raise HTTPError (410) if the log may once have held the acceptance and no longer does. Raises LogError."""
     if await log.first_sequence(subjects.shard_stream(request.at.shard)) > request.floor + 1:
         raise HTTPError(
             410,

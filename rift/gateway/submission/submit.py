@@ -104,7 +104,7 @@ class Submission:
 
     async def _cover(self, wanted: ParsedRequest, group: Choices) -> Choices:
         """Return the acceptances as they may be appended: with a place in the queue, a part of the limits, an
-        allowance and a key. Until `relay.open`, `_free` gives that back. Raises Refusal, LogError."""
+        allowance and a key. Until `relay.open`, `_free` gives that back. Raises HTTPError, LogError."""
         self._admission.admit(wanted, group[0].account, group[0].key)
         self._relays.own.queue.add(group)
         try:
@@ -243,7 +243,7 @@ class Submission:
         return Subscription(answers, _format(answers, wanted) if wanted.stream else None)
 
     async def _append(self, stream: Subscription, group: Choices) -> None:
-        """Follow, then append the acceptances. Raises Refusal: then nothing is charged."""
+        """Follow, then append the acceptances. Raises HTTPError: then nothing is charged."""
         relay = self._relays.own
         relay.open(stream)
         self._allowances.follow(group)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Client:
-    """What `Core` needs of vLLM's client. `say` is a step of the engine."""
+    """What `VllmClient` needs of vLLM's client. `say` is a step of the engine."""
 
     def __init__(self) -> None:
         self.added: list[str] = []

@@ -76,7 +76,7 @@ class Call(NamedTuple):
     name: str
 
 
-class Refusal(Exception):
+class HTTPError(Exception):
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message)
         self.status, self.reason = status, reason
@@ -186,13 +186,13 @@ class ApiServer:
             return False
         try:
             if fault and fault.kind == "status":
-                raise Refusal(fault.status, "", "injected")
+                raise HTTPError(fault.status, "", "injected")
             call, asked = self._known(request)
             if asked.get("watch") == "true":
                 await self._watch(http, stream, asked)
                 return False
             status, answer = 200, self._carry_out(call, asked, body, fault.kind if fault else "", at)
-        except Refusal as refusal:
+        except HTTPError as refusal:
             status, answer = refusal.status, _status(refusal)
         if fault and fault.kind == "unanswered":
             _reset(stream)
@@ -205,11 +205,11 @@ class ApiServer:
         return True
 
     def _known(self, request: h11.Request) -> tuple[Call, dict[str, str]]:
-        """Return what is called, once its token and rules have been checked. Raises Refusal."""
+        """Return what is called, once its token and rules have been checked. Raises HTTPError."""
         headers = dict(request.headers.raw_items())
         token = next((v.decode() for k, v in headers.items() if k.lower() == b"authorization"), "")
         if token.removeprefix("Bearer ") not in self.tokens or not token.startswith("Bearer "):
-            raise Refusal(401, "Unauthorized", "Unauthorized")
+            raise HTTPError(401, "Unauthorized", "Unauthorized")
         url = urlsplit(request.target.decode())
         asked = dict(parse_qsl(url.query))
         verb = request.method.decode()
@@ -221,13 +221,13 @@ class ApiServer:
             case ["api", "v1", "namespaces", space, "pods", name] if verb == "DELETE":
                 call = Call("delete", "", "pods", name)
             case _:
-                raise Refusal(404, "NotFound", "the server could not find the requested resource")
+                raise HTTPError(404, "NotFound", "the server could not find the requested resource")
         self.calls.append(call)
         if space != NAMESPACE or not self._allows(call):
             self.refused += 1
             user = "system:serviceaccount:rift:rift-control"
             what = f'cannot {call.verb} resource "{call.resource}" in API group "{call.group}"'
-            raise Refusal(403, "Forbidden", f'{call.resource} is forbidden: User "{user}" {what}')
+            raise HTTPError(403, "Forbidden", f'{call.resource} is forbidden: User "{user}" {what}')
         return call, asked
 
     def _allows(self, call: Call) -> bool:
@@ -264,29 +264,29 @@ class ApiServer:
         try:
             told = msgspec.json.decode(body, type=Scale)
         except msgspec.ValidationError as error:
-            raise Refusal(400, "BadRequest", f"Scale in version v1 cannot be handled: {error}") from error
+            raise HTTPError(400, "BadRequest", f"Scale in version v1 cannot be handled: {error}") from error
         self.writes.append(Write(name, told.spec.replicas, self._read_at.get(name, -math.inf), at))
         if fault == "race" and name in self._deployments:
             self.scale(name, self.replicas(name))
         found = self._found(name, self._deployments)
         if (told.metadata.name, told.metadata.namespace) != (name, NAMESPACE):
-            raise Refusal(400, "BadRequest", "the name of the object does not match the name on the URL")
+            raise HTTPError(400, "BadRequest", "the name of the object does not match the name on the URL")
         if told.spec.replicas < 0:
-            raise Refusal(422, "Invalid", "spec.replicas: must be greater than or equal to 0")
+            raise HTTPError(422, "Invalid", "spec.replicas: must be greater than or equal to 0")
         version = told.metadata.resource_version
         if version and version != found["metadata"]["resourceVersion"]:
             message = (
                 f'Operation cannot be fulfilled on deployments.apps "{name}": the object has been modified; '
                 "please apply your changes to the latest version and try again"
             )
-            raise Refusal(409, "Conflict", message)
+            raise HTTPError(409, "Conflict", message)
         if told.spec.replicas != found["spec"]["replicas"]:
             self.scale(name, told.spec.replicas)
         return _scale_of(self._deployments[name])
 
     def _delete_pod(self, name: str, asked: Mapping[str, str]) -> Any:
         if name not in self.pods:
-            raise Refusal(404, "NotFound", f'pods "{name}" not found')
+            raise HTTPError(404, "NotFound", f'pods "{name}" not found')
         metadata = self.pods.pop(name)
         metadata.deletion_timestamp = CREATED
         metadata.deletion_grace_period_seconds = int(asked["gracePeriodSeconds"])
@@ -295,7 +295,7 @@ class ApiServer:
     async def _watch(self, http: h11.Connection, stream: ByteStream, asked: Mapping[str, str]) -> None:
         after, cuts = int(asked["resourceVersion"]), self._cuts
         if after < self._oldest:
-            raise Refusal(410, "Expired", f"too old resource version: {after} ({self._version})")
+            raise HTTPError(410, "Expired", f"too old resource version: {after} ({self._version})")
         await stream.send(_head(http, 200, {"Transfer-Encoding": "chunked"}))
         self.watches += 1
         try:
@@ -307,7 +307,7 @@ class ApiServer:
                     after = self._version
                     await self._changed.wait()
                 if after < self._oldest:
-                    refusal = Refusal(410, "Expired", f"too old resource version: {after}")
+                    refusal = HTTPError(410, "Expired", f"too old resource version: {after}")
                     await _chunk(http, stream, {"type": "ERROR", "object": _status(refusal)})
                 return
             await stream.send(http.send(h11.EndOfMessage()) or b"")
@@ -336,7 +336,7 @@ class ApiServer:
 
     def _found(self, name: str, deployments: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         if name not in deployments:
-            raise Refusal(404, "NotFound", f'deployments.apps "{name}" not found')
+            raise HTTPError(404, "NotFound", f'deployments.apps "{name}" not found')
         return deployments[name]
 
     def _wake(self) -> None:
@@ -384,7 +384,7 @@ def _selected(item: Mapping[str, Any], asked: Mapping[str, str]) -> bool:
     return all(key in labels and (not equal or labels[key] == value) for key, equal, value in wanted)
 
 
-def _status(refusal: Refusal) -> dict[str, Any]:
+def _status(refusal: HTTPError) -> dict[str, Any]:
     return {
         "kind": "Status",
         "apiVersion": "v1",

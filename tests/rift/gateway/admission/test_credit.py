@@ -36,7 +36,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Holds come back while a test looks; how long they are kept is tested in `test_holds.py`."""
+    """Holds come back while a test looks; how long they are kept is tested in `test_credit_hold.py`."""
     monkeypatch.setattr(credit, "IDLE_S", 30.0)
 
 

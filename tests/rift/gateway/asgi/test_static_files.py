@@ -9,7 +9,7 @@ import pytest
 from rift.gateway.asgi import static_files
 from tests.scripted import MODEL, Served
 
-FOLDER = files("rift.gateway") / "pages"
+FOLDER = files("rift.gateway.asgi") / "static"
 ASK = {"access-control-request-method": "POST", "origin": "https://elsewhere.example"}
 # Both pages are read by people, and loaded over slow lines.
 PAGE_BYTES_MAX = {"index": 25_000, "docs": 16_000}

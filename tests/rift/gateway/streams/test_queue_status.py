@@ -97,11 +97,11 @@ def test_a_client_hears_what_is_new_and_not_too_often() -> None:
 def test_who_waits_is_woken_when_a_model_is_ready_or_is_not_any_more() -> None:
     woken: list[Any] = []
 
-    class Relay:
+    class Reader:
         nudge = woken.append
 
     story = Story()
-    waiting = QueueStatus(story.fleet, lambda: [Relay], lambda: 0)  # type: ignore[list-item]
+    waiting = QueueStatus(story.fleet, lambda: [Reader], lambda: 0)  # type: ignore[list-item]
 
     def tell(event: AnyEvent) -> None:
         story.tell(event)

@@ -20,7 +20,7 @@ CAUGHT_WITHIN = 10
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Holds come back while a test looks; how long they are kept is tested in `test_holds.py`."""
+    """Holds come back while a test looks; how long they are kept is tested in `test_credit_hold.py`."""
     monkeypatch.setattr(credit, "IDLE_S", 30.0)
 
 
@@ -37,11 +37,11 @@ def test_seeds_never_charge_more_than_granted_and_give_all_back() -> None:
 
 
 def _reserving_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(credit.Hold, "free", property(lambda self: self.event.nanousd - self.spent))
+    patch.setattr(credit.CreditHold, "free", property(lambda self: self.event.nanousd - self.spent))
 
 
 def _spending_what_is_not_ours_yet(patch: pytest.MonkeyPatch) -> None:
-    def usable(self: CreditReservations, account: str) -> list[credit.Hold]:
+    def usable(self: CreditReservations, account: str) -> list[credit.CreditHold]:
         return [hold for hold in self._holds.values() if not hold.is_closing]
 
     patch.setattr(CreditReservations, "_usable", usable)
