@@ -1,1 +1,28 @@
-"""The protocol: what is said in the log, and what it means. Imports nothing else of Rift."""
+"""The protocol: the events of the log, and what they mean. Imports nothing else of Rift.
+
+schema/          every event, and the record that carries them
+codec            records to bytes and back
+ids              request, attempt and lane ids
+subjects         streams and subjects
+errors           the root of this package's errors
+contracts        times and sizes that two processes must agree on
+lifecycle        what counts in a request's life: one pure function
+request_states   the life of many requests
+request_history  everything the log holds of one request
+book             accounts, keys, limits and prices
+credit           what an account was granted, holds and has spent
+fleet            replicas, elections and scaling decisions
+money            nano-USD to text and back
+pricing          what a request costs
+intervals        unions of time spans
+encryption       sealed content and its keys
+redaction        events without content, and their hashes
+merkle           Merkle trees and proofs
+log              the log as a protocol
+publisher        appends an event where its type belongs
+stream_fold      keeps a fold current with a stream
+broker_clock     the broker's time, from stored times
+wakeup           a wake-up that can be used again
+jetstream/       the log on NATS JetStream
+memory/          the log in memory
+"""

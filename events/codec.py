@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from events.errors import EventsError
 from events.schema import RECORD_VERSION, AnyEvent, Record
 
 _encoder = msgspec.json.Encoder()
@@ -25,7 +26,7 @@ class Unreadable(msgspec.Struct, frozen=True):
     problem: str
 
 
-class RecordUnreadable(ValueError):
+class RecordUnreadable(EventsError):
     """Not a record at all: its reader has to stop, visibly."""
 
 

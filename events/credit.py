@@ -95,7 +95,8 @@ class Credits:
         match event:
             case LimitsSet():
                 standing = self._standing(event.account)
-                standing.plan, standing.budget_nanousd = event.plan, event.budget_nanousd
+                standing.plan = event.plan
+                standing.budget_nanousd = event.budget_nanousd
             case CreditGranted():
                 standing = self._standing(event.account)
                 standing.granted_nanousd = (standing.granted_nanousd or 0) + event.nanousd

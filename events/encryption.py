@@ -52,14 +52,17 @@ class Cipher:
     """One request's, to close and to open its events with."""
 
     def __init__(self, request: str, key: bytes) -> None:
-        self._request, self._key, self._cipher = request, key, AESGCM(key)
+        self._request = request
+        self._key = key
+        self._cipher = AESGCM(key)
 
     def closed(self, event: AnyEvent) -> AnyEvent:
         """Return the event as it is appended."""
         told, content = redaction.split(event)
         if content is None:
             return event
-        said, about = codec.encode_event(event), self._request.encode()
+        said = codec.encode_event(event)
+        about = self._request.encode()
         nonce = hmac.digest(self._key, about + said, "sha256")[:NONCE_BYTES]
         sealed = nonce + self._cipher.encrypt(nonce, said, about)
         return replace(redaction.decode(told), content=base64.b64encode(sealed).decode())
@@ -70,7 +73,8 @@ class Cipher:
             return event
         try:
             sealed = base64.b64decode(event.content)
-            nonce, rest = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
+            nonce = sealed[:NONCE_BYTES]
+            rest = sealed[NONCE_BYTES:]
             return _event.decode(self._cipher.decrypt(nonce, rest, self._request.encode()))
         except (InvalidTag, ValueError) as error:
             raise ContentUndecipherable(

@@ -81,7 +81,8 @@ class ReplicaTimelines:
             # may be nobody's; those that count follow.
             self._wanted.clear()
             self._decided_at.clear()
-        self.epoch, self.leader = epoch, control
+        self.epoch = epoch
+        self.leader = control
         return True
 
     def decide(self, event: ScaleDecided, sequence: int) -> bool:
@@ -96,7 +97,8 @@ class ReplicaTimelines:
 
     def take(self, model: str, replicas: int, sequence: int) -> None:
         """Take a decision that is known to count."""
-        self._wanted[model], self._decided_at[model] = replicas, sequence
+        self._wanted[model] = replicas
+        self._decided_at[model] = sequence
 
 
 class Fleet:
@@ -181,7 +183,8 @@ class Fleet:
             return False
         replica.heard_at_ns = self.at_ns
         if isinstance(event, ReplicaReady):
-            replica.state, replica.slots = "ready", event.slots
+            replica.state = "ready"
+            replica.slots = event.slots
             took = self.starts.get(event.model, Starts()).took_ns
             self.starts[event.model] = Starts(took_ns=(*took, event.start_ns)[-STARTS:])
         elif isinstance(event, ReplicaDraining):
@@ -194,7 +197,9 @@ class Fleet:
             return False
         if isinstance(event, ReplicaLost) and event.cause == "engine" and replica.state == "starting":
             starts = self.starts.setdefault(event.model, Starts())
-            starts.failed, starts.failed_at_ns, starts.why = starts.failed + 1, self.at_ns, event.why
+            starts.failed = starts.failed + 1
+            starts.failed_at_ns = self.at_ns
+            starts.why = event.why
         return True
 
     @property

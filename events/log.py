@@ -11,8 +11,10 @@ from typing import Protocol
 import anyio
 import msgspec
 
+from events.errors import EventsError
 
-class LogError(Exception):
+
+class LogError(EventsError):
     """The log could not do what was asked."""
 
 

@@ -47,7 +47,8 @@ def prove(records: Sequence[bytes], chosen: Collection[int]) -> list[bytes]:
 
 def proved_root(size: int, chosen: Mapping[int, bytes], nodes: Sequence[bytes]) -> bytes | None:
     """Return the root of a tree of `size` records that holds the chosen ones; None if nodes miss or stay."""
-    given, wanted = iter(nodes), sorted(chosen)
+    given = iter(nodes)
+    wanted = sorted(chosen)
 
     def subtree(low: int, high: int) -> bytes:
         if not _holds(wanted, low, high):

@@ -2,13 +2,15 @@
 
 import re
 
+from events.errors import EventsError
+
 NANOUSD_PER_USD = 1_000_000_000
 DIGITS = 9
 
 _USD = re.compile(r"(?P<sign>-?)(?P<whole>[0-9]{1,9})(?:\.(?P<part>[0-9]{1,9}))?")
 
 
-class InvalidMoney(ValueError):
+class InvalidMoney(EventsError):
     """The text is no amount of money; the message says what would be."""
 
 

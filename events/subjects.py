@@ -31,6 +31,11 @@ class Address(msgspec.Struct, frozen=True):
     model: str
 
 
+def slug(model: str) -> str:
+    """Return a model's name as one token of a subject."""
+    return re.sub(r"[^a-z0-9]", "-", model)
+
+
 def shard_stream(shard: int) -> str:
     return f"RIFT_{shard}"
 
@@ -88,12 +93,17 @@ def book(kind: str, entry: str) -> str:
     return f"rift.book.{kind}.{entry}"
 
 
+# Anchors of the archive's segments: one subject a stream.
+ANCHORS = book("segment", "")
+
+
 def idempotency(digest: str) -> str:
     return f"rift.keys.{digest}"
 
 
 # Keys of content: of what nobody wants stored once it is answered, and of all else.
-SECRET_PASSING, SECRET_KEPT = "rift.secret.passing", "rift.secret.kept"
+SECRET_PASSING = "rift.secret.passing"
+SECRET_KEPT = "rift.secret.kept"
 
 
 def parse(subject: str) -> Address | None:

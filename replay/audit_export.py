@@ -27,6 +27,7 @@ from events.ids import parse_request_id
 from events.subjects import Address
 from replay.archive.archive import Archive, SealedRecord
 from replay.archive.manifest import Manifest
+from replay.errors import ReplayError
 
 SHARED = frozenset({"PricePublished", "PeriodClosed"})
 OWN = frozenset({"UsageCorrected", "LimitsSet"})
@@ -37,7 +38,7 @@ Compare the heads that it prints with those that the operator has published.
 """
 
 
-class AuditError(ValueError):
+class AuditError(ReplayError):
     """The archive, the invoice and the folder do not go together; says which, and what to do."""
 
 
@@ -139,9 +140,11 @@ def export(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int]
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise AuditError(f"{folder} is not empty: an export needs a folder of its own")
-    account, period = invoice["account"], invoice["period"]
+    account = invoice["account"]
+    period = invoice["period"]
     chains = _chains(archive, invoice)
-    book, shards = _Book(account), _shards(account, ends)
+    book = _Book(account)
+    shards = _shards(account, ends)
     with (folder / "chain.jsonl").open("wb") as file:
         for stream, chain in chains.items():
             file.writelines(_line(stream=stream, manifest=manifest.text) for manifest in chain)

@@ -33,63 +33,88 @@ class Request:
     `spans` are the attempts that counted, each from its start to its last own event that counted."""
 
     def __init__(self, accepted: Any) -> None:
-        self.model, self.plan = accepted["model"], accepted.get("plan", "per_token")
-        self.price_version, self.group = accepted["price_version"], accepted.get("group")
-        self.attempt, self.wanted, self.reason, self.ender = None, None, "", ""
-        self.book, self.is_live, self.seen = accepted.get("book", 0), False, set[str]()
-        self.spans, self.end, self.end_ns = list[list[int]](), ("", 0, 0), 0
+        self.model = accepted["model"]
+        self.plan = accepted.get("plan", "per_token")
+        self.price_version = accepted["price_version"]
+        self.group = accepted.get("group")
+        self.attempt = None
+        self.wanted = None
+        self.reason = ""
+        self.ender = ""
+        self.book = accepted.get("book", 0)
+        self.is_live = False
+        self.seen = set[str]()
+        self.spans = list[list[int]]()
+        self.end = ("", 0, 0)
+        self.end_ns = 0
         self.prompt = self.cached = self.output = 0
 
     def fold(self, event: Any, place: Place, at_ns: int) -> None:
         if self.reason:
             return
-        kind, attempt, is_own = event["type"], event.get("attempt"), False
+        kind = event["type"]
+        attempt = event.get("attempt")
+        is_own = False
         is_current = self.is_live and attempt == self.attempt
         if kind == "AttemptStarted" and attempt not in self.seen:
             self.seen.add(attempt)
             # It must know the attempt that counted last and how many tokens count; then all older are out.
             if (event["after"], event["resume_index"]) == (self.attempt, self.output):
                 self.prompt = self.prompt if self.spans else event["prompt_tokens"]
-                self.attempt, self.is_live = attempt, True
+                self.attempt = attempt
+                self.is_live = True
                 self.spans.append([at_ns, at_ns])
         elif kind == "TokensGenerated" and is_current and event["index"] == self.output:
             self.cached = self.cached if self.output else event.get("cached_tokens", 0)
-            self.output, is_own = self.output + event["tokens"], True
+            self.output = self.output + event["tokens"]
+            is_own = True
         elif kind == "AttemptReleased" and is_current:
-            self.is_live, is_own = False, event["why"] in ("draining", "host")
+            self.is_live = False
+            is_own = event["why"] in ("draining", "host")
         elif kind == "CancelRequested" and attempt is None:
             self.wanted = self.wanted or event["why"]
         elif kind == "RequestFinished" and attempt is None:
-            self.reason, self.ender = event["reason"], "control"
+            self.reason = event["reason"]
+            self.ender = "control"
         elif kind == "RequestFinished" and is_current and event["output_tokens"] == self.output:
-            self.reason, self.ender, is_own = event["reason"], "worker", True
+            self.reason = event["reason"]
+            self.ender = "worker"
+            is_own = True
         if self.wanted and not self.is_live and not self.reason:
             self.reason = "revoked" if self.wanted == "revoked" else "cancelled"
         if is_own:
             self.spans[-1][1] = at_ns
-        self.end, self.end_ns = place, at_ns
+        self.end = place
+        self.end_ns = at_ns
 
 
 class Audit:
     def __init__(self, folder: Path) -> None:
-        self.folder, self.at, self.records, self.wrong = folder, "", 0, list[str]()  # at: what is being read
+        self.folder = folder
+        self.at = ""  # what is being read
+        self.records = 0
+        self.wrong: list[str] = []
         self.reached: dict[str, int] = {}  # by stream: the last sequence
         self.ends: dict[tuple[str, int], str] = {}  # stream, last of a segment: its manifest's SHA-256
         self.segments: dict[tuple[str, int], tuple[int, str]] = {}  # stream, first: last, Merkle root
         self.requests, self.owners = dict[str, Request](), dict[str, str]()  # owners: by attempt
-        self.entries, self.closed, self.corrections = set[str](), dict[str, Any](), list[Any]()
+        self.entries = set[str]()
+        self.closed = dict[str, Any]()
+        self.corrections = list[Any]()
         self.prices, self.paid = dict[int, dict[str, Any]](), dict[str, list[list[int]]]()  # paid: by model
         self.terms: dict[str, list[tuple[int, Any]]] = {"price_version": [(0, 0)], "plan": [(0, "per_token")]}
 
     def check(self) -> Any:
         """Return the invoice as it should be; `wrong` then holds the differences."""
         (claimed,) = self.read("invoice.json")
-        self.account, self.period = claimed["account"], claimed["period"]
+        self.account = claimed["account"]
+        self.period = claimed["period"]
         self.read_chains()
         self.read_records({(row["stream"], row["first"]): row["nodes"] for row in self.read("proofs.jsonl")})
         self.check_terms()
         found = self.invoice()
-        says, is_so = dict(leaves(claimed)), dict(leaves(found))
+        says = dict(leaves(claimed))
+        is_so = dict(leaves(found))
         for name in sorted({*says, *is_so}):
             if says.get(name) != is_so.get(name):
                 self.wrong.append(f"invoice{name} is {says.get(name)}, by the log it is {is_so.get(name)}")
@@ -104,13 +129,16 @@ class Audit:
 
     def read_chains(self) -> None:
         for row in self.read("chain.jsonl"):
-            stream, told = row["stream"], parse(row["manifest"])
+            stream = row["stream"]
+            told = parse(row["manifest"])
             first = self.reached.get(stream, told["first"] - 1) + 1
-            size, previous = told["last"] - first + 1, self.ends.get((stream, first - 1), "")
+            size = told["last"] - first + 1
+            previous = self.ends.get((stream, first - 1), "")
             should = {"stream": stream, "first": first, "records": size, "previous": previous}
             self.wrong += [f"{self.at}: {n} is not {should[n]!r}" for n in should if told[n] != should[n]]
             self.segments[stream, first] = told["last"], told["root"]
-            self.ends[stream, told["last"]], self.reached[stream] = sha256(row["manifest"]), told["last"]
+            self.ends[stream, told["last"]] = sha256(row["manifest"])
+            self.reached[stream] = told["last"]
 
     def read_records(self, proofs: dict[tuple[str, int], list[str]]) -> None:
         before = "", 0
@@ -169,7 +197,8 @@ class Audit:
         """Each request has the prices and the plan in force up to where its gateway had read the book."""
         for name, request in self.requests.items():
             for term, found in self.terms.items():
-                says, (_, is_so) = getattr(request, term), found[bisect_left(found, (request.book + 1,)) - 1]
+                says = getattr(request, term)
+                (_, is_so) = found[bisect_left(found, (request.book + 1,)) - 1]
                 if says != is_so:
                     self.wrong.append(f"{name}: {term} is {says}, at RIFT_BOOK:{request.book} it is {is_so}")
 
@@ -181,7 +210,9 @@ class Audit:
         return month
 
     def invoice(self) -> dict[str, Any]:
-        facts, prompted, self.at = self.corrections, set(), "prices of the book, by version and model"
+        facts = self.corrections
+        prompted = set()
+        self.at = "prices of the book, by version and model"
         for request in sorted(self.requests.values(), key=lambda request: request.end):
             # Nobody pays for nothing, for our failures, or for what could not reach him because of us.
             is_ours = request.ender == "control" or request.wanted == "unanswered"
@@ -213,12 +244,15 @@ class Audit:
         }
 
     def line(self, key: Any, entries: list[Any]) -> dict[str, Any]:
-        (_, model, plan, version), seconds = key, 0
+        (_, model, plan, version) = key
+        seconds = 0
         digest = sha256("".join(" ".join(map(str, (at, *tokens))) + "\n" for at, tokens, _ in entries))
         prompt, cached, output, nanousd = (sum(tokens[at] for _, tokens, _ in entries) for at in range(4))
         if plan == "per_second":
-            spans, older = [span for _, _, spans in entries for span in spans], self.paid.get(model, [])
-            seconds, self.paid[model] = whole_seconds(spans, older), older + spans
+            spans = [span for _, _, spans in entries for span in spans]
+            older = self.paid.get(model, [])
+            seconds = whole_seconds(spans, older)
+            self.paid[model] = older + spans
             nanousd = seconds * self.prices[version][model].get("second_nanousd", 0)
         numbers = prompt, cached, output, seconds, nanousd, len(entries)
         line = {"model": model, "plan": plan, "price_version": version, **dict(zip(NUMBERS, numbers))}  # noqa: B905
@@ -248,7 +282,8 @@ def record_hash(row: Any) -> bytes:
 
 def merkle_root(size: int, chosen: dict[int, bytes], nodes: list[str]) -> str:
     """Return the root (RFC 6962) over the chosen of `size` records and the nodes beside them."""
-    wanted, given = sorted(chosen), iter(nodes)
+    wanted = sorted(chosen)
+    given = iter(nodes)
 
     def root(low: int, high: int) -> bytes:
         at = bisect_left(wanted, low)
@@ -264,11 +299,15 @@ def merkle_root(size: int, chosen: dict[int, bytes], nodes: list[str]) -> str:
 
 def whole_seconds(spans: list[list[int]], older: list[list[int]]) -> int:
     """Return the time in which one of `spans` runs and none of `older`; each piece of it is rounded up."""
-    steps, runs, since, seconds = list[tuple[int, int]](), 0, 0, 0
+    steps = list[tuple[int, int]]()
+    runs = 0
+    since = 0
+    seconds = 0
     for some, weight in (spans, 1), (older, -1 - len(spans)):  # below 0 whenever an older one runs
         steps += [(at, step) for span in some for at, step in zip(span, (weight, -weight))]  # noqa: B905
     for at, group in groupby(sorted(steps), lambda step: step[0]):
-        before, runs = runs, runs + sum(step for _, step in group)
+        before = runs
+        runs = runs + sum(step for _, step in group)
         if before <= 0:
             since = at
         elif runs <= 0:

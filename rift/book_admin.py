@@ -21,6 +21,7 @@ from events.schema import (
     UsageCorrected,
 )
 from rift import keys
+from rift.errors import RiftError
 from rift.keys import Key
 from rift.settings import SHARDS
 
@@ -35,19 +36,19 @@ CHANGED = "somebody else changed this meanwhile, and nothing was stored: repeat 
 ENTRY_BYTES = 10
 
 
-class AccountUnknown(Exception):
+class AccountUnknown(RiftError):
     """The book has no such account."""
 
 
-class KeyUnknown(Exception):
+class KeyUnknown(RiftError):
     """The book has no such key, or it is revoked already."""
 
 
-class OutcomeOpen(Exception):
+class OutcomeOpen(RiftError):
     """An entry that adds up may be stored or not; the message says how to repeat it, to count once."""
 
 
-class RecordReadable(Exception):
+class RecordReadable(RiftError):
     """There is no record there that nobody can read."""
 
 

@@ -63,12 +63,14 @@ def line(points: Sequence[tuple[float, float]]) -> Line:
     assert points, "a line takes a point"
     weighted = [(x, y, 1 / y**2) for x, y in points]
     total = sum(w for _, _, w in weighted)
-    mean_x, mean_y = sum(w * x for x, _, w in weighted) / total, sum(w * y for _, y, w in weighted) / total
+    mean_x = sum(w * x for x, _, w in weighted) / total
+    mean_y = sum(w * y for _, y, w in weighted) / total
     spread = sum(w * (x - mean_x) ** 2 for x, _, w in weighted)
     slope = sum(w * (x - mean_x) * (y - mean_y) for x, y, w in weighted) / spread if spread else 0.0
     base = mean_y - slope * mean_x
     if slope < 0:
-        slope, base = 0.0, mean_y
+        slope = 0.0
+        base = mean_y
     elif base < 0:
         slope = sum(w * x * y for x, y, w in weighted) / sum(w * x**2 for x, _, w in weighted)
         base = 0.0
@@ -105,12 +107,14 @@ def fit(prompts: Sequence[Prompt], running: Sequence[Running]) -> Fit:
 def step_s(streams: Sequence[Sequence[tuple[float, int]]]) -> float | None:
     """Return how long a step took while all streams ran, of each one's (time, index of the token) in order;
     None: they never all ran."""
-    began, ended = max(stream[0][0] for stream in streams), min(stream[-1][0] for stream in streams)
+    began = max(stream[0][0] for stream in streams)
+    ended = min(stream[-1][0] for stream in streams)
     steps = []
     for stream in streams:
         inside = [(at, index) for at, index in stream if began <= at <= ended]
         if len(inside) > 1:
-            (first_at, first), (last_at, last) = inside[0], inside[-1]
+            (first_at, first) = inside[0]
+            (last_at, last) = inside[-1]
             steps.append((last_at - first_at) / (last - first))
     return median(steps) if len(steps) == len(streams) else None
 

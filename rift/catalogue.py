@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from events.money import InvalidMoney, nanousd
+from events.subjects import slug
+from rift.errors import RiftError
 
 # What a request may produce that does not say how much.
 OUTPUT_TOKENS_DEFAULT = 1024
@@ -75,7 +77,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Catalogue = dict[ModelName, Model]
 
 
-class InvalidCatalogue(ValueError):
+class InvalidCatalogue(RiftError):
     """A model's entry cannot be used; the message names the model and what to write instead."""
 
 
@@ -110,11 +112,6 @@ def _model(name: str, entry: Any) -> Model:
     for hardware, profile in model.profiles.items():
         nanousd_an_hour(profile.gpu_hour_usd, where=f"models.{name}.profiles.{hardware}.gpu_hour_usd")
     return model
-
-
-def slug(name: str) -> str:
-    """The model's name as one token of a subject."""
-    return re.sub(r"[^a-z0-9]", "-", name)
 
 
 def nanousd_per_token(usd_per_million: str, *, where: str) -> int:

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from events.ids import SECRET_BYTES
 from rift import __version__, nats_server
+from rift.errors import RiftError
 from rift.nats_server import Address
 
 # Of the folder's layout, not of Rift; a folder that does not say is of the first. It grows with a change
@@ -38,7 +39,7 @@ WHERE = (
 )
 
 
-class DataDirError(RuntimeError):
+class DataDirError(RiftError):
     """The data folder cannot be used; the message says why and what to do."""
 
 

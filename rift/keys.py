@@ -37,7 +37,8 @@ def id_of(text: str) -> str:
 
 def is_well_formed(text: str) -> bool:
     """Say whether the checksum fits: if not, the key was mistyped or cut."""
-    head, checksum = text[:-CHECKSUM_CHARACTERS], text[-CHECKSUM_CHARACTERS:]
+    head = text[:-CHECKSUM_CHARACTERS]
+    checksum = text[-CHECKSUM_CHARACTERS:]
     return text.startswith("rift_") and text.count("_") == 2 and _checksum(head) == checksum
 
 

@@ -23,7 +23,7 @@ from events import codec, fleet, subjects
 from events.jetstream import JetStream, connect
 from events.log import Log, LogError, append_until_known
 from events.schema import ReplicaLost
-from rift import __version__, book_admin, catalogue, nats_server, prices
+from rift import __version__, book_admin, nats_server, prices
 from rift.catalogue import Profile
 from rift.data_dir import DataDir, DataDirError
 from rift.fleet.decision_reader import follow
@@ -59,7 +59,9 @@ class Launcher:
         say: Callable[[str], None],
         greet: Callable[[str, str], None],
     ) -> None:
-        self._installation, self._settings, self._say = installation, settings, say
+        self._installation = installation
+        self._settings = settings
+        self._say = say
         self._greet = greet
         self._options = ["--data", str(installation.folder), *options]
         self._serving = serving
@@ -201,7 +203,7 @@ class Launcher:
                 await self._say_fleet(model, lost)
 
     async def _say_fleet(self, model: str, event: ReplicaLost) -> None:
-        subject = subjects.fleet(catalogue.slug(model))
+        subject = subjects.fleet(subjects.slug(model))
         data = codec.encode(WRITER, [event])
         await append_until_known(self._log, subjects.FLEET, subject, data, within_s=FLEET_APPEND_S)
 

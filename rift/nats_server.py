@@ -13,6 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from rift.errors import RiftError
+
 # Prompts of up to 8 MB are one record; larger input is refused before it is published.
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
@@ -32,7 +34,7 @@ jetstream {{
 """
 
 
-class BrokerMissing(RuntimeError):
+class BrokerMissing(RiftError):
     """The nats-server binary is not installed."""
 
 

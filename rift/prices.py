@@ -22,12 +22,13 @@ from events.money import InvalidMoney, nanousd
 from events.schema import Price, PricePublished
 from rift import catalogue
 from rift.catalogue import Catalogue, InvalidCatalogue, ModelName
+from rift.errors import RiftError
 
 WRITER = "cli"
 FIELDS = {"prompt_usd": True, "output_usd": True, "cached_prompt_usd": False, "second_usd": False}
 
 
-class InvalidPrices(ValueError):
+class InvalidPrices(RiftError):
     """A price list cannot be used; the message names the model, the field and what to write instead."""
 
 

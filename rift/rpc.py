@@ -11,16 +11,18 @@ import anyio
 import msgspec
 
 from events.log import Log, LogError, NoResponders
+from rift.errors import RiftError
 
 # Longer than an answer in SQL may take (10 s, `warehouse/queries.py`), and than one before it in the queue.
 TIMEOUT_S = 25.0
 # A leader that hangs has a successor within this (`control/leader.py`); and how long one look takes.
-TAKEOVER_S, LOOK_S = 6.0, 0.5
+TAKEOVER_S = 6.0
+LOOK_S = 0.5
 # Rebuilding, closing and digests read everything there is.
 LONG_TIMEOUT_S = 1800.0
 
 
-class QuestionRefused(Exception):
+class QuestionRefused(RiftError):
     """The control process does not answer this; the message says why, and what it would answer."""
 
 

@@ -12,6 +12,7 @@ import msgspec
 from replay.scaling.hardware import Hardware
 from rift import catalogue
 from rift.catalogue import Catalogue, InvalidCatalogue, Model, Natural, Positive
+from rift.errors import RiftError
 
 # One to begin with; more can be added on any day without moving anything.
 SHARDS = 1
@@ -25,7 +26,7 @@ Replicas = Annotated[int, msgspec.Meta(ge=0, le=REPLICAS_MAX)]
 Workers = Replicas | Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,2}(\.\.[0-9]{1,2})?$")]
 
 
-class InvalidSettings(ValueError):
+class InvalidSettings(RiftError):
     """A setting cannot be used; the message names it."""
 
 

@@ -90,7 +90,10 @@ class Child:
         ended: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self.name = name
-        self._command, self._guard, self._say, self._ended = command, guard, say, ended
+        self._command = command
+        self._guard = guard
+        self._say = say
+        self._ended = ended
         self._environment = environment or {}
         self._log = logs / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -160,7 +163,8 @@ class Child:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        self._status, self._process = process.wait(), None
+        self._status = process.wait()
+        self._process = None
         self._guard.ended(process.pid)
 
     def last_line(self) -> str:

@@ -3,7 +3,6 @@
 from events import codec, fleet, subjects
 from events.log import Log
 from events.schema import ScaleDecided
-from rift import catalogue
 
 
 async def decide(log: Log, model: str, replicas: int, **inputs: int) -> None:
@@ -23,4 +22,4 @@ async def decide(log: Log, model: str, replicas: int, **inputs: int) -> None:
         inputs=inputs,
         epoch=found.epoch,
     )
-    await log.append(subjects.FLEET, subjects.fleet(catalogue.slug(model)), codec.encode("test", [decided]))
+    await log.append(subjects.FLEET, subjects.fleet(subjects.slug(model)), codec.encode("test", [decided]))

@@ -37,7 +37,7 @@ from events.schema import (
     TokensGenerated,
     ToolCallDelta,
 )
-from rift import catalogue, keys
+from rift import keys
 from rift.catalogue import Catalogue, Model
 from rift.gateway import process as gateway
 from rift.gateway.asgi.server import serve
@@ -195,7 +195,7 @@ class Served:
             ReplicaStarting(replica="r", model=MODEL, engine="sim"),
             ReplicaReady(replica="r", model=MODEL, slots=64, start_ns=1),
         ]
-        subject = subjects.fleet(catalogue.slug(MODEL))
+        subject = subjects.fleet(subjects.slug(MODEL))
         self.broker.store(subjects.FLEET, subject, codec.encode("test", there), None)
 
     async def _say_ready(self, ready: threading.Event) -> None:
@@ -211,7 +211,7 @@ class Served:
 
     async def _work(self, log: Log, tasks: anyio.abc.TaskGroup) -> None:
         stream = subjects.shard_stream(0)
-        topics = [subjects.queue(0, catalogue.slug(MODEL)), f"rift.0.cancel.*.{catalogue.slug(MODEL)}"]
+        topics = [subjects.queue(0, subjects.slug(MODEL)), f"rift.0.cancel.*.{subjects.slug(MODEL)}"]
         async with log.follow(stream, topics, after=0) as reader:
             async for batch in reader:
                 for stored in batch:

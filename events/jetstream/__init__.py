@@ -1,13 +1,16 @@
-"""The log on NATS JetStream: the only door to `nats`.
+"""The log on NATS JetStream: the only place that imports `nats`.
 
-JetStream's own API is spoken as JSON over plain requests, since what must be exact (integer times,
-consumer sequences, statuses) is exact there. What must not be here: what the records say.
+JetStream's own API is spoken as JSON over plain requests, because times, consumer sequences and statuses are
+exact integers there. What a record means must not be known here.
 
-    log.py       the connection, streams, appends, questions
-    follower.py  live readers that notice every gap
-    scan.py      history reads up to a target
-    jobs.py      a worker's deliveries
-    wire.py      what JetStream puts into subjects and headers
+    connection      the connection, streams and appends
+    appends         pipelines and batches appends
+    push_reader     live readers that notice every gap
+    polling_reader  live readers that fetch at a pace
+    history_scan    reads of the past up to a target
+    deliveries      a worker's share of a model's queue
+    request_reply   requests to the broker, and questions between processes
+    wire            JetStream's subjects, headers and statuses
 """
 
 from events.jetstream.connection import InvalidBroker, JetStream, connect

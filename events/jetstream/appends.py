@@ -40,7 +40,8 @@ class _Waiting:
     """A message for the next batch, and what became of it."""
 
     def __init__(self, subject: str, data: bytes) -> None:
-        self.subject, self.data = subject, data
+        self.subject = subject
+        self.data = data
         self.sequence = 0
         self.error: LogError | None = None
 
@@ -65,7 +66,8 @@ class _Stream:
 
 class Appends:
     def __init__(self, client: Client, replies: Replies) -> None:
-        self._client, self._replies = client, replies
+        self._client = client
+        self._replies = replies
         self._streams: dict[str, _Stream] = {}
         self._asking: set[anyio.CancelScope] = set()
         self._batches = 0
@@ -202,7 +204,9 @@ def _next_batch(waiting: list[_Waiting]) -> Sequence[_Waiting]:
     for count, message in enumerate(waiting):
         size += len(message.data)
         if count == BATCH_MESSAGES_MAX or (size > BATCH_BYTES_MAX and count):
-            batch, waiting[:] = waiting[:count], waiting[count:]
+            batch = waiting[:count]
+            waiting[:] = waiting[count:]
             return batch
-    batch, waiting[:] = waiting[:], []
+    batch = waiting[:]
+    waiting[:] = []
     return batch

@@ -311,7 +311,8 @@ class JetStream:
 
     @asynccontextmanager
     async def jobs(self, shard: int, model: str) -> AsyncIterator[Jobs]:
-        stream, consumer = names.shard_stream(shard), f"worker-{model}"
+        stream = names.shard_stream(shard)
+        consumer = f"worker-{model}"
         subject = names.queue(shard, model)
         config = deliveries.consumer(consumer, subject)
 

@@ -63,7 +63,8 @@ class Jobs:
         self, client: Client, stream: str, consumer: str, *, create: Callable[[], Awaitable[object]]
     ) -> None:
         self.epoch = 0
-        self._client, self._create = client, create
+        self._client = client
+        self._create = create
         self._refusals = 0
         self._not_before = 0.0
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
@@ -142,7 +143,8 @@ class Jobs:
         if batch <= 0 or not self._client.is_connected:
             return
         pull = next((pull for pull in self._pulls if not pull.left), None) or await self._new_pull()
-        pull.left, pull.until = batch, now + PULL_EXPIRES_S + PULL_GRACE_S
+        pull.left = batch
+        pull.until = now + PULL_EXPIRES_S + PULL_GRACE_S
         ask = {"batch": batch, "expires": int(PULL_EXPIRES_S * wire.NANOSECONDS)}
         await self._client.publish(self._next, json.dumps(ask).encode(), reply=pull.inbox)
 

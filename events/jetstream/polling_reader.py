@@ -33,8 +33,11 @@ class PollingReader:
         self, client: Client, api: Api, stream: str, subjects: Sequence[str], after: int, pace_s: float
     ) -> None:
         self.position = after
-        self._client, self._api = client, api
-        self._stream, self._subjects, self._pace_s = stream, subjects, pace_s
+        self._client = client
+        self._api = api
+        self._stream = stream
+        self._subjects = subjects
+        self._pace_s = pace_s
         self._consumer: str | None = None
         self._seen = 0
         self._next_at = 0.0
@@ -49,7 +52,8 @@ class PollingReader:
         self._seen = 0
 
     async def close(self) -> None:
-        consumer, self._consumer = self._consumer, None
+        consumer = self._consumer
+        self._consumer = None
         if consumer is not None and not self._client.is_closed:
             await delete(self._client, consumer)
 
@@ -87,8 +91,10 @@ class PollingReader:
     async def _pull(self) -> list[Stored] | None:
         """Return what there is, else the first message that comes, if any; None if some may be lost."""
         # Whoever cancels a pull leaves a consumer that has gone on without us: then there is none.
-        consumer, self._consumer = self._consumer, None
-        interrupted, self._interrupted = self._interrupted, False
+        consumer = self._consumer
+        self._consumer = None
+        interrupted = self._interrupted
+        self._interrupted = False
         if consumer is None or interrupted:
             return None
         batch: list[Stored] | None = None

@@ -33,8 +33,10 @@ class PushReader:
 
     def __init__(self, client: Client, api: Api, stream: str, subjects: Sequence[str], after: int) -> None:
         self.position = after
-        self._client, self._api = client, api
-        self._stream, self._subjects = stream, subjects
+        self._client = client
+        self._api = api
+        self._stream = stream
+        self._subjects = subjects
         self._subscription: Any = None
         self._consumer = ""
         self._next = 1
@@ -45,8 +47,10 @@ class PushReader:
 
     async def open(self) -> None:
         self._consumer = self._client.new_inbox().rpartition(".")[2]
-        self._next, self._broken = 1, None
-        self._batch, self._flow = [], []
+        self._next = 1
+        self._broken = None
+        self._batch = []
+        self._flow = []
         inbox = self._client.new_inbox()
         self._subscription = await subscribe(self._client, inbox, self._on_message)
         request = wire.reader(
@@ -62,7 +66,8 @@ class PushReader:
         await self._api(f"CONSUMER.CREATE.{self._stream}.{self._consumer}", request)
 
     async def close(self) -> None:
-        subscription, self._subscription = self._subscription, None
+        subscription = self._subscription
+        self._subscription = None
         if subscription is not None and not self._client.is_closed:
             await subscription.unsubscribe()
             await self._client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}")
@@ -107,7 +112,8 @@ class PushReader:
             while self._flow:
                 await self._client.publish(self._flow.pop(0))
             if self._batch:
-                batch, self._batch = self._batch, []
+                batch = self._batch
+                self._batch = []
                 self.position = batch[-1].sequence
                 return batch
             if self._broken is not None:

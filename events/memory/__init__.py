@@ -1,14 +1,14 @@
 """The log in memory: the twin of `events/jetstream`, for simulations, tests and trials without a broker.
 
-One `MemoryBroker` holds the streams; each process has a connection of its own. By default nothing goes
-wrong and nothing takes time. `Faults` and an injected random source make it a bad network and a bad broker;
-`disconnect`, `freeze`, `restart` and `is_full` do one thing now. Nothing outlives the process.
+One `MemoryBroker` holds the streams, and each process has a connection of its own. By default nothing fails
+and nothing takes time. `Faults` with an injected random source makes the network and the broker unreliable;
+`disconnect`, `freeze`, `restart` and `is_full` cause one fault at once. Nothing outlives the process.
 
-    broker.py   the streams, their queues, and what goes wrong
-    log.py      a process's connection
-    readers.py  its live readers and its deliveries
+    broker      the streams, their queues, and their faults
+    connection  a process's connection
+    readers     its live readers and its deliveries
 
-What must not be here: a clock or chance of its own, or a kindness that the real broker does not have.
+Must not live here: a clock or randomness of its own, or a guarantee that the real broker does not give.
 """
 
 from events.memory.broker import Chance, Faults, MemoryBroker

@@ -72,7 +72,9 @@ class MemoryBroker:
         faults: Faults = NO_FAULTS,
     ) -> None:
         assert chance is not None or faults == NO_FAULTS, "faults take a random source"
-        self.tasks, self.now_ns, self.faults = tasks, now_ns, faults
+        self.tasks = tasks
+        self.now_ns = now_ns
+        self.faults = faults
         self.is_full = False
         self.streams = {names.shard_stream(shard): Stream(f"rift.{shard}.") for shard in range(shards)}
         self.streams |= {names.FLEET: Stream("rift.fleet."), names.BOOK: Stream("rift.book.")}
@@ -172,7 +174,8 @@ class Answerer:
     """Who answers a subject's questions: one at a time, and none while its process is frozen."""
 
     def __init__(self, connection: Connection, handler: Handler) -> None:
-        self.connection, self._handler = connection, handler
+        self.connection = connection
+        self._handler = handler
         self._one_at_a_time = anyio.Lock()
 
     async def answer(self, data: bytes, answered: list[bytes], first: anyio.Event) -> None:
@@ -194,7 +197,8 @@ class Stream:
         self.first = 1
         self.messages: list[Stored] = []
         self.last: dict[str, int] = {}
-        self.size, self.bytes_max = 0, 1 << 62
+        self.size = 0
+        self.bytes_max = 1 << 62
         self.consumers: dict[str, Consumer] = {}
         self.changed = anyio.Event()
 
@@ -239,7 +243,8 @@ class Stream:
         )
 
     def changed_now(self) -> None:
-        changed, self.changed = self.changed, anyio.Event()
+        changed = self.changed
+        self.changed = anyio.Event()
         changed.set()
 
 
@@ -277,7 +282,8 @@ class Consumer:
     """The broker's side of a queue: what was delivered, until when it may stay unanswered."""
 
     def __init__(self, stream: Stream, subject: str) -> None:
-        self._stream, self._filter = stream, Filter([subject])
+        self._stream = stream
+        self._filter = Filter([subject])
         self._next = 1
         self._due: dict[int, float] = {}
         self._counts: dict[int, int] = {}

@@ -64,7 +64,8 @@ class MemoryLog:
             except LogError as error:
                 answer.append(error)
 
-        epoch, due_at = self.epoch, self._due_at()
+        epoch = self.epoch
+        due_at = self._due_at()
         self._broker.tasks.start_soon(self._travel, epoch, due_at, arrive, answered)
         with anyio.move_on_after(APPEND_TIMEOUT_S):
             await answered.wait()
@@ -87,7 +88,9 @@ class MemoryLog:
         self, epoch: int, due_at: float, arrive: Callable[[], None], answered: anyio.Event
     ) -> None:
         """Take one message to the broker, and its answer back. It goes on when its sender has given up."""
-        broker, faults, connection = self._broker, self._broker.faults, self.connection
+        broker = self._broker
+        faults = self._broker.faults
+        connection = self.connection
         if broker.happens(faults.disconnects):
             connection.disconnect(broker.some(faults.down_s))
         await anyio.sleep_until(due_at)
@@ -174,7 +177,8 @@ class MemoryLog:
     @asynccontextmanager
     async def jobs(self, shard: int, model: str) -> AsyncIterator["MemoryJobs"]:
         await self.connection.running()
-        stream, name = names.shard_stream(shard), f"worker-{model}"
+        stream = names.shard_stream(shard)
+        name = f"worker-{model}"
         held = self._broker.stream(stream)
         consumer = held.consumers.setdefault(name, Consumer(held, names.queue(shard, model)))
         yield MemoryJobs(self.connection, self._broker, held, consumer, f"ack.{stream}.{name}")

@@ -24,9 +24,12 @@ class MemoryFollower:
         pace_s: float = 0.0,
     ) -> None:
         self.position = self._read_to = after
-        self._pace_s, self._next_at = pace_s, 0.0
+        self._pace_s = pace_s
+        self._next_at = 0.0
         self._hurry = anyio.Event()
-        self._connection, self._broker, self._stream = connection, broker, stream
+        self._connection = connection
+        self._broker = broker
+        self._stream = stream
         self._filter = Filter(subjects)
 
     def hurry(self) -> None:
@@ -69,8 +72,11 @@ class MemoryJobs:
     def __init__(
         self, connection: Connection, broker: MemoryBroker, stream: Stream, consumer: Consumer, ack: str
     ) -> None:
-        self._connection, self._broker, self._stream = connection, broker, stream
-        self._consumer, self._ack = consumer, ack
+        self._connection = connection
+        self._broker = broker
+        self._stream = stream
+        self._consumer = consumer
+        self._ack = ack
         self._wanted = 0
 
     def want(self, slots: int) -> None:

@@ -4,7 +4,12 @@ Events are facts in the past tense: frozen, tagged by their class name, never ed
 A schema only grows: a new field has a default, a removed one stays. The golden files in
 `tests/events/golden/` hold every version that was ever written.
 
-What lives here: shapes. What must not: rules (see `lifecycle.py`), bytes (`codec.py`), subjects.
+Only shapes live here: rules are in `lifecycle.py`, bytes in `codec.py`, subjects in `subjects.py`.
+
+    request  a request, its attempts and its lane
+    fleet    replicas, elections, scaling decisions
+    book     accounts, keys, prices, credit, closed periods
+    shapes   types that the others share
 """
 
 from events.schema.book import (

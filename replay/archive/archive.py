@@ -55,7 +55,9 @@ class Archive:
     """The folder `archive/`. One process seals; any may read what is sealed."""
 
     def __init__(self, folder: Path, *, key: bytes, content: bool = False) -> None:
-        self.folder, self._key, self._content = folder, key, content
+        self.folder = folder
+        self._key = key
+        self._content = content
 
     def streams(self) -> list[str]:
         """Return the streams that have a segment."""
@@ -134,7 +136,8 @@ class Archive:
                     held += len(decoded) + 1
                     if held >= ROWS:
                         yield batch
-                        batch, held = [], 0
+                        batch = []
+                        held = 0
             except (SegmentUnreadable, msgspec.DecodeError) as error:
                 raise ArchiveDamaged(f"{events} cannot be read: {error}") from error
         if batch:
@@ -184,7 +187,8 @@ class Archive:
         `anchors` are what the book says was sealed, `log_first` the first sequence that each stream's
         log still holds. Without anchors, the loss of the last segments cannot be seen.
         """
-        anchors, log_first = anchors or {}, log_first or {}
+        anchors = anchors or {}
+        log_first = log_first or {}
         for stream in sorted({*self.streams(), *anchors, *log_first}):
             found, problems = self._chain(stream)
             yield from problems
@@ -257,7 +261,9 @@ class _Sealing:
     def __init__(
         self, archive: Archive, stream: str, before: Manifest | None, quarantined: Container[int]
     ) -> None:
-        self._archive, self._stream, self._before = archive, stream, before
+        self._archive = archive
+        self._stream = stream
+        self._before = before
         self._quarantined = quarantined
         self.first = before.last + 1 if before else 1
         self._last = self.first - 1
@@ -282,7 +288,9 @@ class _Sealing:
             self._last = stored.sequence
             if len(events) + len(records) >= ROWS:
                 yield records, events, content
-                records, events, content = [], [], []
+                records = []
+                events = []
+                content = []
         if self._last != last:
             raise ArchiveError(
                 f"{self._stream}: nothing came after {self._last}, and {last} was to be sealed"
@@ -347,7 +355,8 @@ class _Sealing:
 
 
 def _chain_problems(folder: Path, stream: str, manifests: Sequence[Manifest]) -> Iterator[str]:
-    last, previous = 0, ""
+    last = 0
+    previous = ""
     for manifest in manifests:
         path = folder / file_name(manifest.first)
         if manifest.first > last + 1:
@@ -356,7 +365,8 @@ def _chain_problems(folder: Path, stream: str, manifests: Sequence[Manifest]) ->
             yield f"{path} holds sequences {manifest.first} to {manifest.last} behind {last}"
         if manifest.previous != previous:
             yield f"{path} does not follow the manifest before it: the hashes differ"
-        last, previous = manifest.last, manifest.sha256
+        last = manifest.last
+        previous = manifest.sha256
 
 
 def _anchor_problems(
@@ -376,13 +386,17 @@ def _row_problems(
     segments: Segments, manifest: Manifest, records: Path, events: Path, at_ns: int
 ) -> Iterator[str]:
     """Yield where the rows of a segment are not what its manifest says."""
-    hashes, count, expected = [], 0, manifest.first
+    hashes = []
+    count = 0
+    expected = manifest.first
     for sequence, stored_at_ns, number, hashed in segments.records(records):
         if sequence != expected:
             yield f"{records} holds {sequence} where {expected} was expected"
         if stored_at_ns < at_ns:
             yield f"{records}: the time of {sequence} is before that of the record before it"
-        expected, at_ns, count = sequence + 1, stored_at_ns, count + number
+        expected = sequence + 1
+        at_ns = stored_at_ns
+        count = count + number
         hashes.append(bytes.fromhex(hashed))
     found = (expected - 1, at_ns, len(hashes), count)
     if found != (manifest.last, manifest.at_ns, manifest.records, manifest.events):

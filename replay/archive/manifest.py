@@ -13,12 +13,14 @@ from pathlib import Path
 
 import msgspec
 
+from replay.errors import ReplayError
+
 VERSION = 1
 # A file is hashed by pieces of this size.
 PIECE_BYTES = 1 << 20
 
 
-class ArchiveError(Exception):
+class ArchiveError(ReplayError):
     """What was asked cannot be done; the message says what to do. Nothing was sealed."""
 
 
@@ -78,7 +80,8 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def measure(path: Path) -> File:
-    hashed, size = hashlib.sha256(), 0
+    hashed = hashlib.sha256()
+    size = 0
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             hashed.update(piece)

@@ -11,6 +11,8 @@ from typing import Any, Self
 
 import duckdb
 
+from replay.errors import ReplayError
+
 # DuckDB's own default is 80 % of the machine, which an engine wants for itself. Two gigabytes fold and
 # aggregate ten million requests, and write a segment; what does not fit is spilled beside the file.
 MEMORY_MAX = "2GB"
@@ -35,7 +37,7 @@ Record = tuple[int, int, str, str, str, int, str]
 Event = tuple[int, int, int, str, str]
 
 
-class SegmentUnreadable(Exception):
+class SegmentUnreadable(ReplayError):
     """A file of a segment is no Parquet file of ours; the message is DuckDB's."""
 
 

@@ -1,9 +1,9 @@
 """Scaling policies on a trace, in simulated time: what they would have cost, and who would have waited.
 
-traces.py     the workloads: published traces, and Rift's own log
-engine.py     the fleet that serves one, event by event
-policies.py   who says how many replicas: our `decide`, and what it is compared with
-oracle.py     the one that knows the future
-run.py        a trace through a policy, to a Result
-plot.py       a picture of it
+traces     workloads: published traces, and Rift's own log
+simulator  the fleet that serves one, event by event
+policies   ours, a static fleet, and Knative's
+oracle     the policy that knows the future
+run        a trace through a policy, to a Result
+plot       a picture of it
 """

@@ -123,7 +123,8 @@ def _schedule(
         changes.append((max(first_s, at_s - start_s), 1))
         if number >= level:
             changes.append((ended_s[number], -1))
-    wanted, found = 0, []
+    wanted = 0
+    found = []
     for at_s, change in sorted(changes):
         wanted += change
         found.append((at_s, wanted))

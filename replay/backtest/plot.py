@@ -6,12 +6,13 @@ What lives here: the one place that knows matplotlib, which is optional. What mu
 from pathlib import Path
 
 from replay.backtest.simulator import SimulatedFleet
+from replay.errors import ReplayError
 
 # A trace's time is divided into so many bars: as many as can be told apart.
 BARS = 240
 
 
-class PlotMissing(Exception):
+class PlotMissing(ReplayError):
     """Pictures need matplotlib; the message says how to get it."""
 
 
@@ -23,7 +24,8 @@ def plot(fleet: SimulatedFleet, path: Path, *, title: str, ttft_ms: int) -> None
         raise PlotMissing(f"--plot: {missing}; the extra `plot` has it: pip install '.[plot]'") from missing
     first_s = fleet.asked[0].at_s
     width_s = max(1.0, (fleet.asked[-1].at_s - first_s) / BARS)
-    came, missed = [0] * (BARS + 1), [0] * (BARS + 1)
+    came = [0] * (BARS + 1)
+    missed = [0] * (BARS + 1)
     for one, ttft_s in zip(fleet.asked, fleet.ttft_s, strict=True):
         bar = int((one.at_s - first_s) / width_s)
         came[bar] += 1

@@ -14,7 +14,8 @@ from replay.scaling.hardware import Hardware
 from replay.scaling.policy import Policy, decide
 
 # As often as control looks, and as often as a worker reports.
-TICK_S, REPORT_S = 2.0, 10.0
+TICK_S = 2.0
+REPORT_S = 10.0
 
 
 class Ours:
@@ -121,7 +122,8 @@ class Knative:
 
     def __init__(self, settings: KnativeSettings) -> None:
         self._settings = settings
-        self._stable, self._panic = _Average(settings.stable_s), _Average(settings.panic_s)
+        self._stable = _Average(settings.stable_s)
+        self._panic = _Average(settings.panic_s)
         self._area_s = 0.0
         self._second = 0
         self._panic_at_s: float | None = None
@@ -136,7 +138,8 @@ class Knative:
             self._area_s = fleet.area_s
             return self._scaled(now_s, fleet)
         self._second += 1
-        concurrency, self._area_s = fleet.area_s - self._area_s, fleet.area_s
+        concurrency = fleet.area_s - self._area_s
+        self._area_s = fleet.area_s
         if fleet.wanted or fleet.under_way:
             self._write(self._second, concurrency)
         return self._scaled(now_s, fleet) if self._second % 2 == 0 else None
@@ -151,14 +154,18 @@ class Knative:
 
     def desired(self, now_s: float, ready: int, stable: float, panic: float) -> int:
         """Return what it wants of the two averages: `Scale` of its autoscaler."""
-        settings, pods = self._settings, max(1, ready)
-        most, least = math.ceil(settings.up_rate * pods), math.floor(pods / settings.down_rate)
-        by_stable, by_panic = math.ceil(stable / settings.target), math.ceil(panic / settings.target)
+        settings = self._settings
+        pods = max(1, ready)
+        most = math.ceil(settings.up_rate * pods)
+        least = math.floor(pods / settings.down_rate)
+        by_stable = math.ceil(stable / settings.target)
+        by_panic = math.ceil(panic / settings.target)
         desired = min(max(by_stable, least), most)
         if by_panic / pods >= settings.panic_threshold:
             self._panic_at_s = now_s
         elif self._panic_at_s is not None and self._panic_at_s + settings.stable_s < now_s:
-            self._panic_at_s, self._panic_wanted = None, 0
+            self._panic_at_s = None
+            self._panic_wanted = 0
         if self._panic_at_s is not None:
             desired = max(desired, min(max(by_panic, least), most))
             self._panic_wanted = desired = max(desired, self._panic_wanted)
@@ -169,7 +176,8 @@ class Knative:
             self._active_s = now_s
         if desired:
             if self._inactive_s is not None:
-                self._inactive_s, self._active_s = None, now_s
+                self._inactive_s = None
+                self._active_s = now_s
             return desired
         if not fleet.ready or self._active_s is None:
             return None

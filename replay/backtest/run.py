@@ -12,6 +12,7 @@ import msgspec
 from replay.backtest import oracle
 from replay.backtest.policies import Knative, KnativeSettings, Ours, Static
 from replay.backtest.simulator import Scaling, SimulatedFleet, TraceRequest
+from replay.errors import ReplayError
 from replay.scaling.hardware import Hardware, concurrency_max
 from replay.scaling.policy import Policy
 
@@ -22,7 +23,7 @@ REPLICAS_MAX = 1000
 STATIC = re.compile(r"static:([0-9]{1,4})")
 
 
-class InvalidPolicy(ValueError):
+class InvalidPolicy(ReplayError):
     """A policy cannot be used; the message names it and says what can."""
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
+from replay.errors import ReplayError
 from replay.scaling.demand import Demands
 from replay.scaling.hardware import Hardware
 
@@ -30,7 +31,7 @@ PATIENCE_S = 86_400.0
 TICKS_TOLD = 512
 
 
-class NothingStarts(Exception):
+class NothingStarts(ReplayError):
     """Requests wait, and the policy starts no replica for them."""
 
 
@@ -78,7 +79,8 @@ class Replica:
         # Requests that it has taken and not ended, those of them that decode, and the tokens of all.
         self.load = self.decoding = self.tokens = 0
         # Tokens that each has had that decodes since the beginning, as of when.
-        self.clock, self.at_s = 0.0, ready_s
+        self.clock = 0.0
+        self.at_s = ready_s
         self.ends: list[tuple[float, int]] = []
         self.prompts: deque[tuple[float, int]] = deque()
         self.prefilled_s = ready_s
@@ -120,8 +122,12 @@ class SimulatedFleet:
 
     def run(self, progress: Callable[[float], None] | None = None) -> None:
         """Serve all; `progress` is told the share of what has ended, now and then. Raises NothingStarts."""
-        asked, events, tick_s = self.asked, self._events, self._scaling.tick_s
-        number, count, ticks = 0, len(asked), 0
+        asked = self.asked
+        events = self._events
+        tick_s = self._scaling.tick_s
+        number = 0
+        count = len(asked)
+        ticks = 0
         come_s = asked[0].at_s if asked else NEVER
         now_s = come_s
         tick = come_s + tick_s
@@ -243,7 +249,8 @@ class SimulatedFleet:
         if replica.decoding:
             replica.clock += (now_s - replica.at_s) / self._step_s[replica.decoding]
         replica.at_s = now_s
-        ends, prompts = replica.ends, replica.prompts
+        ends = replica.ends
+        prompts = replica.prompts
         while ends and ends[0][0] <= replica.clock + TOKEN_ERROR:
             replica.decoding -= 1
             self._end(replica, heappop(ends)[1], now_s)

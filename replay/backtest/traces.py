@@ -16,13 +16,14 @@ from typing import Any, TextIO
 import msgspec
 
 from replay.backtest.simulator import TraceRequest
+from replay.errors import ReplayError
 
 # A time beyond this is none: nan, infinite, or of another unit.
 SECONDS_MAX = 1e11
 FORMATS = ("azure", "mooncake", "servegen", "log")
 
 
-class InvalidTrace(ValueError):
+class InvalidTrace(ReplayError):
     """A trace cannot be read; the message names the file, the line and what is wrong there."""
 
 

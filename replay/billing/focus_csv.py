@@ -63,7 +63,8 @@ def _usage(
     invoice: Invoice, line: Line, priced: tuple[str, str, str], price: Mapping[str, int | None]
 ) -> dict[str, str]:
     what, priced_by, unit = priced
-    quantity, unit_nanousd = getattr(line, what), price[priced_by] or 0
+    quantity = getattr(line, what)
+    unit_nanousd = price[priced_by] or 0
     each = usd(unit_nanousd)
     return _row(invoice, line, what, quantity * unit_nanousd) | {
         "ConsumedQuantity": str(quantity),

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from replay.errors import ReplayError
 from replay.warehouse.result import QueryResult
 
 Read = Callable[..., list[QueryResult]]
@@ -24,7 +25,7 @@ GROUPS = ("day", "model", "key", "plan")
 MEASURES = ("requests", "charged_requests", "prompt_tokens", "cached_tokens", "output_tokens")
 
 
-class BillingRefused(ValueError):
+class BillingRefused(ReplayError):
     """The question names something that is not there, or is not one; the message says what."""
 
 
@@ -98,7 +99,8 @@ def closing(read: Read, period: str) -> Closing:
     by_account: dict[str, list[Line]] = {}
     for row in lines.rows:
         by_account.setdefault(row[0], []).append(_line(row))
-    text, total = "", 0
+    text = ""
+    total = 0
     for account, found in by_account.items():
         owed = sum(line.nanousd for line in found)
         text += f"{account} {owed} {_digest(map(_line_text, found))}\n"

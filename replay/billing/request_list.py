@@ -13,7 +13,8 @@ COLUMNS = (
 
 def listing(read: Read, account: str, limit: int, after: str | None) -> dict[str, Any]:
     """Return up to `limit` requests, newest first, behind the request `after`. Raises BillingRefused."""
-    place, behind = [account, after or ""], ""
+    place = [account, after or ""]
+    behind = ""
     if after is not None:
         behind = (
             " and (accepted_at_ns, request_id) <"
@@ -35,7 +36,9 @@ def listing(read: Read, account: str, limit: int, after: str | None) -> dict[str
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    prompt, output, nanousd = row["prompt_tokens"], row["output_tokens"], row["charge_nanousd"]
+    prompt = row["prompt_tokens"]
+    output = row["output_tokens"]
+    nanousd = row["charge_nanousd"]
     is_known = row["plan"] == "per_token" and row["finished_at_ns"] is not None
     return {
         "id": row["request_id"],

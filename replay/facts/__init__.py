@@ -1,1 +1,7 @@
-""""""
+"""Records of the log to rows of facts.
+
+fold          reads every stream in order and emits rows
+rows          the rows, one struct a table
+request_rows  rows of requests and attempts
+book_rows     rows of the book's entries
+"""

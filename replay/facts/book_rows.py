@@ -27,7 +27,8 @@ from replay.facts.rows import (
 
 
 def entry_rows(event: schema.BookEvent, moment: Moment) -> Iterator[Row]:
-    position, at_ns = moment.position, moment.at_ns
+    position = moment.position
+    at_ns = moment.at_ns
     match event:
         case schema.AccountOpened():
             yield AccountRow(event.account, position, at_ns)

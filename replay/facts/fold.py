@@ -20,6 +20,7 @@ from events.lifecycle import Life
 from events.log import Stored
 from events.request_states import RequestStates
 from events.schema import Price
+from replay.errors import ReplayError
 from replay.facts.book_rows import entry_rows
 from replay.facts.request_rows import Moment, Open, accepted_row, note, settle
 from replay.facts.rows import (
@@ -37,12 +38,14 @@ from replay.facts.rows import (
 REPLICA_FIELDS = frozenset(ReplicaRow.__struct_fields__)
 
 
-class BookBehind(Exception):
+class BookBehind(ReplayError):
     """A request was admitted under a later position of the book than was folded: fold the book first."""
 
     def __init__(self, stream: str, sequence: int, book: int) -> None:
         super().__init__(f"{stream}:{sequence} was admitted under {subjects.BOOK}:{book}, not folded yet")
-        self.stream, self.sequence, self.book = stream, sequence, book
+        self.stream = stream
+        self.sequence = sequence
+        self.book = book
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -209,7 +212,8 @@ class Fold:
         for event in record.events:
             if not isinstance(event, schema.RequestAccepted):
                 continue
-            version, model = event.price_version, event.model
+            version = event.price_version
+            model = event.model
             if (version, model) in self._prices or not self._is_new(event, record.stored.subject, ended):
                 continue
             if version not in self._versions:
@@ -312,7 +316,8 @@ class Fold:
                 counts = self.course.elect(event.epoch, event.control)
                 yield ElectionRow(event.epoch, event.control, counts, moment.position, moment.at_ns)
             case schema.ScaleDecided():
-                before, now = event.from_replicas, event.to_replicas
+                before = event.from_replicas
+                now = event.to_replicas
                 yield DecisionRow(
                     event.model,
                     before,

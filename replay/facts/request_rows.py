@@ -82,7 +82,8 @@ def accepted_row(event: schema.RequestAccepted, moment: Moment) -> RequestRow:
 
 def note(under_way: Open, event: Any, moment: Moment, life: Life) -> Iterator[Row]:
     """Enter one counted event into the rows under way; yield the attempt it closed, if it did."""
-    row, attempt = under_way.row, under_way.attempt
+    row = under_way.row
+    attempt = under_way.attempt
     match event:
         case schema.AttemptStarted():
             if attempt is not None:
@@ -97,8 +98,11 @@ def note(under_way: Open, event: Any, moment: Moment, life: Life) -> Iterator[Ro
         case schema.AttemptReleased():
             yield _closed(under_way, event.why, moment)
     row.state = ("running" if life.live else "queued") if life.phase == "open" else STATES[life.reason]
-    row.prompt_tokens, row.output_tokens = life.prompt_tokens, life.next_index
-    row.attempts, row.deaths, row.events = life.attempts, life.deaths, life.counted
+    row.prompt_tokens = life.prompt_tokens
+    row.output_tokens = life.next_index
+    row.attempts = life.attempts
+    row.deaths = life.deaths
+    row.events = life.counted
     row.cancel_reason = life.wanted
 
 
@@ -136,7 +140,8 @@ def _tokens(row: RequestRow, attempt: AttemptRow, event: schema.TokensGenerated,
 
 
 def _closed(under_way: Open, outcome: str, moment: Moment) -> AttemptRow:
-    attempt, under_way.attempt = under_way.attempt, None
+    attempt = under_way.attempt
+    under_way.attempt = None
     assert attempt is not None, "only a live attempt can be closed"
     attempt.outcome = outcome
     attempt.ended_at_ns = moment.at_ns
@@ -152,13 +157,17 @@ def settle(
     row = under_way.row
     if under_way.attempt is not None:
         yield _closed(under_way, "finished" if life.ender == "worker" else "ended", moment)
-    row.finish_reason, row.ended_by = life.reason, life.ender
+    row.finish_reason = life.reason
+    row.ended_by = life.ender
     row.error_code = life.error.code if life.error is not None else None
-    row.finished_at_ns, row.finished_position = moment.at_ns, moment.position
-    row.finished_sequence, row.finished_index = moment.sequence, moment.index
+    row.finished_at_ns = moment.at_ns
+    row.finished_position = moment.position
+    row.finished_sequence = moment.sequence
+    row.finished_index = moment.index
     row.finish_differs = isinstance(event, schema.RequestFinished) and _differs(event, row)
     tokens = billed(life, under_way.price, cached_tokens=row.cached_tokens, with_prompt=with_prompt)
-    row.billed_prompt_tokens, row.billed_cached_tokens = tokens.prompt_tokens, tokens.cached_tokens
+    row.billed_prompt_tokens = tokens.prompt_tokens
+    row.billed_cached_tokens = tokens.cached_tokens
     row.billed_output_tokens = tokens.output_tokens
     if row.plan == "per_token":
         row.charge_nanousd = cost_nanousd(tokens, under_way.price)

@@ -1,1 +1,8 @@
-""""""
+"""Scaling: what demand needs, as a pure function of the log.
+
+demand        the demand that a decision is based on
+demand_query  reads demand from the warehouse
+policy        the rules: demand to a number of replicas
+verify        makes every decision again and compares
+hardware      what one replica can do; `hardware.toml` holds the profiles
+"""

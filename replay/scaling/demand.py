@@ -15,7 +15,8 @@ SECOND_NS = 1_000_000_000
 MINUTE_NS = 60 * SECOND_NS
 # How many were under way is looked up every half minute over the last five: the first two say how fast it
 # grows, and all of them what is not given up yet.
-PAST_NS, PASTS = 30 * SECOND_NS, 10
+PAST_NS = 30 * SECOND_NS
+PASTS = 10
 # How long answers are is remembered for an hour: enough of them to know, and it outlives an idle quarter.
 ENDED_NS = 3600 * SECOND_NS
 # Decoding slows with the load, so the same minutes say how fast it was and how full replicas were.
@@ -133,7 +134,8 @@ class Demands:
 
     def at(self, now_ns: int) -> Demand:
         """Return the Demand as of now: the time of what was told last, or later."""
-        arrived, left = self._arrived_at_ns, self._left_at_ns
+        arrived = self._arrived_at_ns
+        left = self._left_at_ns
         times_ns = [now_ns - PAST_NS * back for back in range(1, PASTS + 1)]
         ended, prompt_tokens, output_tokens = self._ended.until(now_ns)
         _, decode_ns, decode_tokens = self._decoded.until(now_ns)

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import msgspec
 
+from replay.errors import ReplayError
+
 # The share of requests that may miss their target: attainment is aimed at 99 %.
 MISSED_SHARE = 0.01
 
@@ -18,7 +20,7 @@ Natural = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class HardwareUnknown(ValueError):
+class HardwareUnknown(ReplayError):
     """No profile has that name; the message lists those that there are."""
 
 
@@ -73,7 +75,8 @@ def concurrency_max(hardware: Hardware, *, ttft_ms: int, prompt_tokens: int, out
     alone. A request that finds all slots taken waits for deaths, and for the prompts before its own in a
     queue served one by one. Concurrency counts all that is under way, as a proxy sees it.
     """
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     while _missed(hardware, high, ttft_ms, prompt_tokens, output_tokens)[0] <= MISSED_SHARE:
         high *= 2
     # Halved until the difference is far below one request.

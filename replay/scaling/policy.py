@@ -38,16 +38,23 @@ SPREAD = 3
 GROWTH_NS_MAX = 60 * SECOND_NS
 # Between a decision and one for fewer lie two starts: what is given up costs one to get back, and its answers
 # take about another to end. A fast start is no reason to hurry.
-HELD_STARTS, HELD_NS_MIN = 2, 60 * SECOND_NS
+HELD_STARTS = 2
+HELD_NS_MIN = 60 * SECOND_NS
 # An answer's length until one has been seen: a chat's, a little long.
 TOKENS_ASSUMED = 256
 # Waits for prompts are M/D/1's: 99 % are shorter than 2.3 times prefill / (1 - busy). Busier than 70 % that
 # formula is too hopeful; less busy than 20 % a replica is wasted on a target that long prompts miss anyhow.
-WAIT_PERMILLE, BUSY_PERMILLE_MIN, BUSY_PERMILLE_MAX = 2300, 200, 700
+WAIT_PERMILLE = 2300
+BUSY_PERMILLE_MIN = 200
+BUSY_PERMILLE_MAX = 700
 # The observed speed is believed between half and double the profile's, and from so many tokens on.
-SPEED_PERMILLE_MIN, SPEED_PERMILLE_MAX, SPEED_TOKENS_MIN = 500, 2000, 1000
+SPEED_PERMILLE_MIN = 500
+SPEED_PERMILLE_MAX = 2000
+SPEED_TOKENS_MIN = 1000
 # Failed starts in a row until no more than one is tried at a time, and how long after; doubled each time.
-FAILED_MAX, RETRY_NS, RETRY_NS_MAX = 3, 10 * SECOND_NS, 600 * SECOND_NS
+FAILED_MAX = 3
+RETRY_NS = 10 * SECOND_NS
+RETRY_NS_MAX = 600 * SECOND_NS
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,10 +161,12 @@ def _held_ns(replicas: Replicas) -> int:
 def _replica(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> _Replica:
     prompt = output = TOKENS_ASSUMED
     if demand.ended:
-        prompt, output = demand.prompt_tokens // demand.ended, max(1, demand.output_tokens // demand.ended)
+        prompt = demand.prompt_tokens // demand.ended
+        output = max(1, demand.output_tokens // demand.ended)
     permille = speed_permille(demand, replicas, hardware)
     slots = hardware.running_of(prompt + output)
-    step_ns, slope_ns = hardware.step_us * permille, hardware.step_us_per_running * permille
+    step_ns = hardware.step_us * permille
+    slope_ns = hardware.step_us_per_running * permille
     tokens_per_ks = slots * 1_000_000_000_000 // (step_ns + slope_ns * slots)
     return _Replica(
         prompt_tokens=prompt,

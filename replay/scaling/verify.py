@@ -77,7 +77,8 @@ def differences(warehouse: Warehouse) -> Iterator[str]:
     Raises QueryRefused.
     """
     told, events = warehouse.read((sql("scaling/decided"), []), (sql("scaling/fleet"), []))
-    fleet, past = Fleet(), _events(events)
+    fleet = Fleet()
+    past = _events(events)
     pending = next(past, None)
     for row in told.rows:
         decided = dict(zip(told.columns, row, strict=True))
@@ -112,7 +113,8 @@ def _difference(
         inputs = parsed(told)
     except msgspec.ValidationError as error:
         return f"its inputs are not those of policy {POLICY!r}: {error}"
-    model, moment = decided["model"], Moment(positions, decided["decided_at_ns"])
+    model = decided["model"]
+    moment = Moment(positions, decided["decided_at_ns"])
     demand, reports = observed(warehouse.read, model, moment, idle_ns=inputs.policy.idle_ns)
     found = msgspec.structs.replace(
         inputs, demand=demand, replicas=replicas(fleet, model, inputs.hardware, reports)
@@ -134,7 +136,8 @@ def _events(rows: QueryResult) -> Iterator[tuple[object, int, int]]:
 
 
 def _event(told: Mapping[str, Any]) -> object:
-    model, who = told["model"], {"replica": told["replica"], "model": told["model"]}
+    model = told["model"]
+    who = {"replica": told["replica"], "model": told["model"]}
     match told["event"]:
         case "elected":
             return ControlElected(epoch=told["epoch"], control=told["control"])

@@ -30,7 +30,8 @@ Result = TypeVar("Result")
 
 class Queries:
     def __init__(self, connection: duckdb.DuckDBPyConnection, memory_max: str) -> None:
-        self._connection, self._memory_max = connection, memory_max
+        self._connection = connection
+        self._memory_max = memory_max
         self._cursors: set[duckdb.DuckDBPyConnection] = set()
         self._asked = threading.Condition()
         self._is_closed = False

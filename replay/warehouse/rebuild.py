@@ -174,6 +174,7 @@ def _windows(manifests: Sequence[Manifest]) -> Iterator[list[Manifest]]:
         held += manifest.files[file_name(manifest.first, "events")].bytes
         if held >= WINDOW_BYTES:
             yield window
-            window, held = [], 0
+            window = []
+            held = 0
     if window:
         yield window

@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 
+from replay.errors import ReplayError
 
-class QueryRefused(ValueError):
+
+class QueryRefused(ReplayError):
     """The question is not answered; the message says why, and what would be."""
 
 

@@ -21,6 +21,7 @@ from msgspec.structs import astuple
 from events.lifecycle import Life
 from events.log import Stored
 from replay.archive import parquet
+from replay.errors import ReplayError
 from replay.facts import fold
 from replay.facts.fold import Batch, Changes, Fold, Position, Stop
 from replay.facts.rows import AttemptRow, PriceRow, RequestRow, Row
@@ -68,7 +69,7 @@ CONFIG: parquet.Config = parquet.CONFIG | {
 }
 
 
-class WarehouseError(Exception):
+class WarehouseError(ReplayError):
     """The file cannot be used; the message names it and what to do."""
 
 
@@ -76,12 +77,13 @@ class WarehouseBusy(WarehouseError):
     """Another process has the file open."""
 
 
-class ProjectionStopped(Exception):
+class ProjectionStopped(ReplayError):
     """A record cannot be folded. Everything before it is, and nothing behind it will be."""
 
     def __init__(self, stream: str, stop: Stop) -> None:
         super().__init__(f"the projection stopped at {stream}:{stop.sequence}: {stop.why}")
-        self.stream, self.stop = stream, stop
+        self.stream = stream
+        self.stop = stop
 
 
 def sql(name: str) -> str:
@@ -225,7 +227,8 @@ class Warehouse:
             self._append(table, rows)
         if changes.touched:
             self._replace_open(changes.touched)
-        position, stop = changes.position, changes.stop
+        position = changes.position
+        stop = changes.stop
         stopped = (stop.sequence, stop.why) if stop is not None else (None, None)
         self._writer.execute("delete from facts.applied where stream = ?", [stream])
         self._writer.execute(

@@ -12,7 +12,8 @@ from rift.cli.output import list_of, moment, money, with_log
 
 def show(options: Namespace) -> None:
     async def read(log: JetStream) -> list[dict[str, Any]]:
-        now_ns, book = clock.now_ns(), await books.read(log)
+        now_ns = clock.now_ns()
+        book = await books.read(log)
         month = await month_now(log, book)
         valid = [held.event.account for held in book.keys.values() if held.state(now_ns) == "valid"]
         return [

@@ -18,11 +18,12 @@ import httpx
 import msgspec
 
 from events.jetstream import JetStream
+from events.subjects import slug
 from replay.scaling.hardware import Hardware, profiles
 from replay.warehouse.result import QueryResult
 from rift import calibrate
 from rift.calibrate import Fit, Prompt, Running
-from rift.catalogue import Profile, nanousd_an_hour, slug
+from rift.catalogue import Profile, nanousd_an_hour
 from rift.cli.connection import installation, load_settings
 from rift.cli.output import CommandFailed, asked, first_of, table, with_log
 from rift.data_dir import DataDirError
@@ -35,9 +36,11 @@ PROMPT_TOKENS_MIN = 64
 PROMPT_TOKENS_MAX = 8000
 # The share of the time that prompts may take; streams have the rest. Each length counts once, by the middle
 # one of its answers: more rounds make it no surer.
-PROMPTS_SHARE, ROUNDS_MAX = 0.4, 9
+PROMPTS_SHARE = 0.4
+ROUNDS_MAX = 9
 # A step's time is a mean over this many at least, and more tells nothing new.
-STEPS_MIN, STEPS_MAX = 24, 512
+STEPS_MIN = 24
+STEPS_MAX = 512
 # A gateway, a queue and a worker answer far sooner. What takes longer is stuck.
 STUCK_S = 60.0
 
@@ -112,7 +115,8 @@ class _Bench:
         host = f"[{host}]" if ":" in host else host
         self.url = options.url or f"http://{host}:{settings.port}"
         self._key = options.key or _first_key(options)
-        self._model, self._replica = settings.model, replica
+        self._model = settings.model
+        self._replica = replica
         self._seconds = float(options.seconds)
         self._running_max = min(replica.slots, options.concurrency_max or replica.slots)
 
@@ -141,17 +145,20 @@ class _Bench:
         longest = min(PROMPT_TOKENS_MAX, self._replica.context_tokens // 2)
         found: dict[int, list[Prompt]] = {}
         for _ in range(ROUNDS_MAX):
-            tokens, took_s = PROMPT_TOKENS_MIN, first.ttft_s
+            tokens = PROMPT_TOKENS_MIN
+            took_s = first.ttft_s
             while tokens <= longest and anyio.current_time() + 2 * took_s < until:
                 answer = await self._prompt(round(tokens * per_token))
                 found.setdefault(tokens, []).append(answer)
-                tokens, took_s = 2 * tokens, answer.ttft_s
+                tokens = 2 * tokens
+                took_s = answer.ttft_s
         samples = [sorted(answers, key=lambda answer: answer.ttft_s) for answers in found.values()]
         return [answers[len(answers) // 2] for answers in samples] or [first]
 
     async def _prompt(self, size: int) -> Prompt:
         began_at = anyio.current_time()
-        first_at, tokens = 0.0, 0
+        first_at = 0.0
+        tokens = 0
         async for at, event in self._stream(_words(size), max_tokens=1):
             if isinstance(event, _Token):
                 first_at = first_at or at
@@ -246,7 +253,8 @@ def _profile(
     if kv_tokens is not None:
         told["kv_tokens"] = "--kv-tokens"
     elif known := profiles().get(name):
-        kv_tokens, told["kv_tokens"] = known.kv_tokens, "the shipped profile's"
+        kv_tokens = known.kv_tokens
+        told["kv_tokens"] = "the shipped profile's"
     else:
         kv_tokens = replica.slots * replica.context_tokens
         told["kv_tokens"] = "slots x context, the most that can be used; give --kv-tokens"

@@ -71,7 +71,8 @@ def _line(book: Book, account: str, month: str) -> dict[str, Any]:
 
 async def _last_ns(log: Log, *, shard: int) -> int:
     """Return when a shard's last record was stored; 0: it has none."""
-    stream, last_ns = subjects.shard_stream(shard), 0
+    stream = subjects.shard_stream(shard)
+    last_ns = 0
     last = await log.last_sequence(stream)
     async for batch in log.scan(stream, [f"rift.{shard}.>"], first=last, target=last):
         last_ns = max(last_ns, *(stored.stored_at_ns for stored in batch))

@@ -47,7 +47,8 @@ def create(options: Namespace) -> None:
 
 def show(options: Namespace) -> None:
     async def read(log: JetStream) -> list[dict[str, Any]]:
-        now_ns, book = clock.now_ns(), await books.read(log)
+        now_ns = clock.now_ns()
+        book = await books.read(log)
         if options.account is not None:
             book_admin.check_account(book, options.account)
         wanted = [held for held in book.keys.values() if options.account in (None, held.event.account)]

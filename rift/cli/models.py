@@ -36,7 +36,8 @@ def list_models(options: Namespace) -> None:
     async def read(log: JetStream) -> tuple[Book, Fleet]:
         return await books.read(log), await fleets.read(log)
 
-    book, fleet = Book(), Fleet()
+    book = Book()
+    fleet = Fleet()
     try:
         book, fleet = with_log(options, read)
     except* (DataDirError, LogError) as nobody:
@@ -49,7 +50,8 @@ def list_models(options: Namespace) -> None:
 
 
 def _line(name: str, told: Settings, book: Book, fleet: Fleet) -> dict[str, Any]:
-    model, price = told.catalogue()[name], book.price(name)
+    model = told.catalogue()[name]
+    price = book.price(name)
     prompt = nanousd_per_token(model.prompt_usd, where=name) if price is None else price.prompt_nanousd
     output = nanousd_per_token(model.output_usd, where=name) if price is None else price.output_nanousd
     return {

@@ -175,7 +175,8 @@ def rerate(options: Namespace) -> None:
             apart = cached if price.cached_prompt_nanousd is not None else 0
             new = cost_nanousd(Billed(prompt - apart, apart, output), price)
         told = rows.setdefault(account, [0, 0])
-        told[0], told[1] = told[0] + old, told[1] + new
+        told[0] = told[0] + old
+        told[1] = told[1] + new
     answer = [[account, old, new, new - old] for account, (old, new) in rows.items()]
     columns = ["account", "old_nanousd", "new_nanousd", "difference_nanousd"]
     if options.json:

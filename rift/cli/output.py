@@ -16,6 +16,7 @@ from replay.warehouse.warehouse import Warehouse, WarehouseError
 from rift import book_admin
 from rift.cli.connection import connected, installation
 from rift.control.projection.time_travel import parse as parse_position
+from rift.errors import RiftError
 from rift.rpc import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask_leader
 
 Result = TypeVar("Result")
@@ -23,7 +24,7 @@ Result = TypeVar("Result")
 Shown = dict[str, Callable[[Any], str | None]]
 
 
-class CommandFailed(Exception):
+class CommandFailed(RiftError):
     """The command could not be done; the message says why."""
 
 

@@ -59,7 +59,8 @@ def digest(options: Namespace) -> None:
 
 def until(options: Namespace) -> None:
     """Answer a SELECT as of a position."""
-    position, archive = parse(options.until), _archive(options)
+    position = parse(options.until)
+    archive = _archive(options)
 
     async def ask(log: JetStream) -> QueryResult:
         with _temporary() as path:
@@ -168,7 +169,9 @@ def verify_archive(options: Namespace) -> None:
 
 def export(options: Namespace) -> None:
     """Write an account's slice of the archive, with proofs, for the auditor."""
-    archive, account, period = _archive(options), options.account, options.period
+    archive = _archive(options)
+    account = options.account
+    period = options.period
 
     async def write(log: JetStream) -> Invoice:
         await asked(log, SealSegment(), LONG_TIMEOUT_S)

@@ -12,9 +12,9 @@ from typing import Any
 
 import anyio
 
+from events import subjects
 from events.schema import ReplicaStarting
 from replay.archive.archive import Archive
-from rift import catalogue
 from rift import launcher as installation_up
 from rift.catalogue import Profile
 from rift.cli.connection import configuration, connected, connected_role, installation, load_settings
@@ -77,7 +77,7 @@ def gateway(options: Namespace) -> None:
 
 def worker(options: Namespace) -> None:
     settings = load_settings(options)
-    named = options.pod or catalogue.slug(settings.model)
+    named = options.pod or subjects.slug(settings.model)
     replica = options.replica or f"{named}-{secrets.token_hex(4)}"
     profile = settings.catalogue()[settings.model].profiles.get(settings.hardware, Profile())
     starting = ReplicaStarting(
@@ -88,7 +88,8 @@ def worker(options: Namespace) -> None:
         gpus=profile.gpus,
         hour_nanousd=profile.hour_nanousd,
     )
-    guard, leaving = _guard(), Shutdown()
+    guard = _guard()
+    leaving = Shutdown()
 
     async def serve() -> None:
         async with connected_role(options, settings, replica) as log:
@@ -108,7 +109,8 @@ def worker(options: Namespace) -> None:
 
 
 def control(options: Namespace) -> None:
-    found, settings = installation(options), load_settings(options)
+    found = installation(options)
+    settings = load_settings(options)
     archive = Archive(found.archive, key=found.archive_key(), content=settings.archive_content)
 
     async def serve(stop: anyio.Event) -> None:

@@ -27,7 +27,8 @@ from rift.settings import SHARDS
 ANSWER_S = 5.0
 
 # Gateways report every 3 s: a leader that was elected just now has heard of none.
-LANES_S, LOOK_S = 4.0, 0.2
+LANES_S = 4.0
+LOOK_S = 0.2
 
 # Beyond it a gateway has missed three of its reports, and is about to be called lost.
 SILENT_MS = 9000
@@ -120,7 +121,8 @@ async def _look(log: JetStream) -> dict[str, Any]:
 
 
 async def _size(log: JetStream, stream: str) -> dict[str, int]:
-    room, capacity = await log.room_bytes(stream), await log.capacity_bytes(stream)
+    room = await log.room_bytes(stream)
+    capacity = await log.capacity_bytes(stream)
     return {"bytes": capacity - room, "room_bytes": room}
 
 
@@ -149,7 +151,8 @@ async def _rows(log: JetStream, select: str) -> Rows:
 def _shown(found: dict[str, Any]) -> str:
     lines = [f"rift {found['rift']}, Python {found['python']}, in {found['data']}"]
     if "streams" in found:
-        leader, gateways = found["leader"], found["gateways"]
+        leader = found["leader"]
+        gateways = found["gateways"]
         lines += [
             f"log       nats-server {found['nats_server']} at {found['nats']}",
             f"control   {leader['control']} leads in epoch {leader['epoch']}"

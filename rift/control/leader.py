@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 ASK_S = 0.8
 SILENCES = 3
 # Where the broker knows nobody who answers, no process is there that leads; it may be about to.
-MISSING, MISSING_S = 2, 0.2
+MISSING = 2
+MISSING_S = 0.2
 
 # So often a leader looks whether another was elected, and so long it goes on without having been told: less
 # than a standby takes that hears nothing from it.
@@ -92,7 +93,8 @@ class Leadership:
         is_told = False
         silences = missing = 0
         while silences < SILENCES and missing < missing_max:
-            began_at, epoch = anyio.current_time(), self._log.epoch
+            began_at = anyio.current_time()
+            epoch = self._log.epoch
             heard = await self._ask()
             if not self._log.is_connected or self._log.epoch != epoch:
                 # The silence is ours.
@@ -182,5 +184,6 @@ class Leadership:
                 self.fleet.fold(stored)
                 if stored.subject == subjects.LEADER:
                     self._read_up_to = stored.sequence
-            news, self._news = self._news, anyio.Event()
+            news = self._news
+            self._news = anyio.Event()
             news.set()

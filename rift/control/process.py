@@ -83,7 +83,9 @@ class Duties(NamedTuple):
 
 async def _lead(duties: Duties, epoch: int) -> None:
     """Do what one does for all, until cancelled. See `leader.py` for what it must not rely upon."""
-    log, projection, driver = duties.log, duties.projection, duties.driver
+    log = duties.log
+    projection = duties.projection
+    driver = duties.driver
     archiver = duties.archiving(
         projected=lambda: projection.applied,
         needed_from=partial(_needed_from, log, projection),

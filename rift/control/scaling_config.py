@@ -2,10 +2,10 @@
 
 import msgspec
 
+from events import subjects
 from events.money import usd
 from replay.scaling.hardware import Hardware, profiles
 from replay.scaling.policy import Policy, bounds
-from rift import catalogue
 from rift.catalogue import Profile
 from rift.control.duties.autoscaler import UNKNOWN, ModelScaling
 from rift.settings import InvalidSettings, Scale, Settings
@@ -34,7 +34,7 @@ def served(settings: Settings) -> dict[str, ModelScaling]:
 def hardware_of(settings: Settings, model: str) -> Hardware:
     """Return what one replica of the model is: as `rift.toml` says, or the shipped profiles; or a guess."""
     profile = settings.catalogue()[model].profiles.get(settings.hardware, Profile())
-    name = f"{settings.hardware}-{catalogue.slug(model)}"
+    name = f"{settings.hardware}-{subjects.slug(model)}"
     found = settings.profiles.get(name) or profiles().get(name) or UNKNOWN
     if settings.engine == "sim":
         found = _simulated(profile)

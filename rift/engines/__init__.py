@@ -1,6 +1,14 @@
-"""What a worker needs of an engine. `vllm.py` is the real one, `sim.py` the simulated one.
+"""What a worker needs of an engine: tokens and text of one model. An engine knows nothing of requests, lanes
+or the log.
 
-An engine knows tokens and text of one model. It knows nothing of requests, lanes or the log.
+    vllm         the real engine
+    vllm_client  steps of vLLM's engine process as deltas
+    chat         chat templates, tools, reasoning and logprobs, by vLLM's own parts
+    schemas      limits on JSON schemas and patterns
+    tokens       token ids to text
+    sim          the simulated engine
+    prepare      models on disk
+    progress     the progress bar of a preparation
 """
 
 from collections.abc import Callable, Sequence
@@ -9,21 +17,24 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from events.schema import Logprob, Message, Parameters, ToolCallDelta
+from rift.errors import RiftError
 
 
-class Invalid(Exception):
+class Invalid(RiftError):
     """The input or a parameter cannot be served by this model; the sender has to change it."""
 
     def __init__(self, message: str, *, code: str, param: str | None) -> None:
         super().__init__(message)
-        self.message, self.code, self.param = message, code, param
+        self.message = message
+        self.code = code
+        self.param = param
 
 
-class GaveUp(Exception):
+class GaveUp(RiftError):
     """The engine cannot finish this one request. Others go on."""
 
 
-class EngineFailed(Exception):
+class EngineFailed(RiftError):
     """The engine cannot go on. The worker's process has to end."""
 
 

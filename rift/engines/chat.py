@@ -54,7 +54,8 @@ class Chat:
         from vllm.renderers.online_renderer import OnlineRenderer
 
         config = llm.vllm_config.model_config
-        self._config, self._tokenizer = config, tokenizer
+        self._config = config
+        self._tokenizer = tokenizer
         # vLLM's, which threads may share.
         self.tokenizer = llm.renderer.get_tokenizer()
         self._renderer = OnlineRenderer(
@@ -148,7 +149,9 @@ class VllmParser:
 
     def __init__(self, parser: Any, request: Any, prompt_ids: Sequence[int], decoder: Decoder) -> None:
         self.decoder = decoder
-        self._parser, self._request, self._prompt_ids = parser, request, list(prompt_ids)
+        self._parser = parser
+        self._request = request
+        self._prompt_ids = list(prompt_ids)
         self._first_only = request.parallel_tool_calls is False
         self._has_reasoned = self._is_broken = False
 
@@ -302,7 +305,8 @@ def invalid(error: Exception, parameters: Parameters) -> Invalid:
     message = str(error.args[0]) if error.args else type(error).__name__
     if (errors := getattr(error, "errors", None)) is not None:  # pydantic's
         first = errors()[0]
-        param, message = ".".join(map(str, first["loc"])), first["msg"]
+        param = ".".join(map(str, first["loc"]))
+        message = first["msg"]
     param = str(param or message.split(" ", 1)[0]).partition(".")[0]
     if param in ("input_tokens", "input_text"):
         return Invalid(message, code="context_length_exceeded", param="messages")

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from rift import catalogue
 from rift.engines.progress import Progress
+from rift.errors import RiftError
 
 BUILTIN_PREFIX = "builtin:"
 DIGEST_FILE = "rift-digest"
@@ -31,7 +32,7 @@ DESCRIBING_FILES = ("config.json", "generation_config.json", "tokenizer.json")
 FREE_BYTES_MIN = 400_000_000
 
 
-class PrepareFailed(Exception):
+class PrepareFailed(RiftError):
     """A model cannot be made or found; the message says what to do about it."""
 
 
@@ -114,7 +115,8 @@ def unpack(weights: Path, into: Path, progress: Progress) -> None:
             ) from error
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
-    folder, file = weights.parent, weights.name
+    folder = weights.parent
+    file = weights.name
     try:
         with progress.stage("reading the tokenizer", expected_s=4):
             transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(into)

@@ -46,7 +46,8 @@ def check_schemas(parameters: Parameters) -> None:
 
 def pattern_states(pattern: str) -> int:
     """Return about how many states a regular expression has, with `{m,n}` written out."""
-    sums, last = [0], 0
+    sums = [0]
+    last = 0
     for atom in ATOM.finditer(pattern):
         if atom["open"]:
             sums.append(0)

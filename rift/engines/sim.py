@@ -78,7 +78,8 @@ class Steps:
     """How many steps the engine has made: everybody who runs advances with each, and makes it longer."""
 
     def __init__(self, pace: Pace, now: Callable[[], float]) -> None:
-        self._pace, self._now = pace, now
+        self._pace = pace
+        self._now = now
         self._running = 0
         self._made = 0.0
         self._at = 0.0
@@ -123,7 +124,8 @@ class SimParser:
 
     def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Delta:
         del token_ids, finished
-        name, self._tool = self._tool, None
+        name = self._tool
+        self._tool = None
         return Delta(tool_calls=(ToolCallDelta(index=0, id=name, name=name, arguments=text),))
 
     def reasoning_tokens(self, output_ids: Sequence[int]) -> int:
@@ -155,7 +157,8 @@ class SimEngine:
         self.slots = profile.sim.running_max or int(profile.args.get("max_num_seqs", SLOTS))
         self.context_tokens = model.context_tokens
         self._pace = profile.sim
-        self._sleep, self._now = sleep, now
+        self._sleep = sleep
+        self._now = now
         self._steps = Steps(profile.sim, now)
         self._prefill = anyio.Lock()
 
@@ -204,7 +207,8 @@ class SimEngine:
         is due, so the pace does not drift."""
         del attempt, salt
         assert max_tokens >= 1, "max_tokens bounds what is new: at least one token"
-        prompt_ids, parameters = rendered.prompt_ids, rendered.parameters
+        prompt_ids = rendered.prompt_ids
+        parameters = rendered.parameters
         room = self.context_tokens - len(prompt_ids) - len(output_ids)
         if room < 1:
             raise Invalid(
@@ -215,7 +219,8 @@ class SimEngine:
         key = _key(prompt_ids, parameters.seed)
         forced: Forced | None = rendered.own
         script = None if forced is None else [*forced.json.encode(), END_ID]
-        first, wanted = len(output_ids), min(max_tokens, room)
+        first = len(output_ids)
+        wanted = min(max_tokens, room)
         if script is not None:
             wanted = min(wanted, len(script) - first)
         await self._read(len(prompt_ids) + len(output_ids))
@@ -279,13 +284,16 @@ def _logprobs(ids: Sequence[int], wanted: int | None) -> tuple[Logprob, ...]:
 
 
 def _forced(parameters: Parameters) -> Forced | None:
-    tool, wanted, param = None, parameters.response_format, "response_format"
+    tool = None
+    wanted = parameters.response_format
+    param = "response_format"
     if parameters.tool_choice in ("required", "function"):
         tools = {tool.name: tool for tool in parameters.tools}
         tool = parameters.tool_name or next(iter(tools), "")
         if tool not in tools:
             raise Invalid(f"there is no tool {tool!r}", code="invalid_value", param="tool_choice")
-        schema, param = tools[tool].parameters or "{}", "tools"
+        schema = tools[tool].parameters or "{}"
+        param = "tools"
     elif wanted is None:
         return None
     else:

@@ -37,7 +37,8 @@ class Tokenizer:
         """Return the ids of a prompt whose turns are roles and words. Takes a second for 1 MB."""
         templated = self.is_templated(prompt, raw=raw)
         if isinstance(prompt, str):
-            param, turns = "prompt", [{"role": "user", "content": prompt}]
+            param = "prompt"
+            turns = [{"role": "user", "content": prompt}]
         else:
             param = "messages"
             turns = [{"role": message.role, "content": message.content} for message in prompt]

@@ -32,7 +32,8 @@ ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 # vLLM's own parameters take what fits 64 bits; a larger integer breaks the way to the engine.
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+INT64_MIN = -(2**63)
+INT64_MAX = 2**63 - 1
 SAMPLED = (
     "temperature",
     "top_p",
@@ -157,7 +158,8 @@ class VllmEngine:
         from vllm.inputs import tokens_input
 
         tasks = await self._llm.get_supported_tasks()
-        parameters, own = rendered.parameters, rendered.own or Own()
+        parameters = rendered.parameters
+        own = rendered.own or Own()
 
         def build() -> Any:
             sampling = self._sampling(parameters, max_tokens, own.structured_outputs)
@@ -177,7 +179,8 @@ class VllmEngine:
 
     async def close(self) -> None:
         if self._llm is not None:
-            llm, self._llm = self._llm, None
+            llm = self._llm
+            self._llm = None
             await anyio.to_thread.run_sync(_shutdown, llm, self._processes)
             # It is part of a cycle, and complains if it meets its end after the interpreter's.
             del llm

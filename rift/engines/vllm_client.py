@@ -29,7 +29,8 @@ class _Running:
     """One request in the engine. `over` says that nothing more is taken, `ended` that the engine knows."""
 
     def __init__(self, emit: Emit, logprobs: Logprobs | None) -> None:
-        self.emit, self.logprobs = emit, logprobs
+        self.emit = emit
+        self.logprobs = logprobs
         self.over = self.ended = False
         self.error: Exception | None = None
         self.wake = anyio.Event()
@@ -44,19 +45,22 @@ class _Running:
         if finish == ERROR:
             self.error = GaveUp("the engine could not go on with this request")
         elif output.new_token_ids:
-            cached_tokens, self._cached_tokens = self._cached_tokens, 0
+            cached_tokens = self._cached_tokens
+            self._cached_tokens = 0
             try:
                 logprobs = self.logprobs(output) if self.logprobs is not None else ()
                 ids = tuple(output.new_token_ids)
                 wanted = self.emit(Step(ids, FINISHES.get(finish or ""), cached_tokens, logprobs))
             except Exception as error:  # noqa: BLE001  # raised where the request was started; others go on
-                self.error, wanted = error, False
+                self.error = error
+                wanted = False
         self.ended = finish is not None
         if self.ended or not wanted:
             self.stop()
 
     def stop(self, error: Exception | None = None) -> None:
-        self.over, self.error = True, self.error or error
+        self.over = True
+        self.error = self.error or error
         self.wake.set()
 
 

@@ -1,7 +1,10 @@
-"""What brings each model's replicas to the number that was decided. `local.py` starts processes of this
-machine, `follow.py` tells any driver what the fleet's stream says.
+"""Drivers: they bring each model's replicas to the number that was decided. How many a model needs, and why,
+must not be known here.
 
-What must not live here: how many replicas a model shall have, and why.
+    decision_reader  tells a driver what the fleet's stream decided
+    local            processes of this machine
+    kubernetes       one workload a model
+    cluster          the Kubernetes API
 """
 
 from typing import Protocol

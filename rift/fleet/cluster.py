@@ -15,6 +15,8 @@ from typing import TypeVar
 import httpx
 import msgspec
 
+from rift.errors import RiftError
+
 Shape = TypeVar("Shape")
 
 # Where each pod finds its service account, by Kubernetes' own rule.
@@ -34,20 +36,22 @@ LOST_GRACE_S = 5
 LINE_BYTES_MAX = 4 << 20
 
 
-class ClusterError(RuntimeError):
+class ClusterError(RiftError):
     """This process is in no cluster; the message says what is missing."""
 
 
-class Unreachable(Exception):
+class Unreachable(RiftError):
     """There was no answer, or none of an API server. Whether the call was carried out is not known."""
 
 
-class Refused(Exception):
+class Refused(RiftError):
     """The API server's own word against a call, and in how many seconds it would be asked again."""
 
     def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(f"{status} {message}")
-        self.status, self.message, self.retry_after_s = status, message, retry_after_s
+        self.status = status
+        self.message = message
+        self.retry_after_s = retry_after_s
 
 
 class Workload(msgspec.Struct, frozen=True):
@@ -106,7 +110,10 @@ class Cluster:
         self, url: str, namespace: str, *, token: Path, ca: Path | None = None, call_s: float = CALL_S
     ) -> None:
         self.namespace = namespace
-        self._url, self._token, self._ca, self._call_s = url, token, ca, call_s
+        self._url = url
+        self._token = token
+        self._ca = ca
+        self._call_s = call_s
         self._deployments = f"/apis/apps/v1/namespaces/{namespace}/deployments"
         self._pods = f"/api/v1/namespaces/{namespace}/pods"
 

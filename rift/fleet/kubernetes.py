@@ -19,14 +19,15 @@ from collections.abc import Callable
 
 import anyio
 
-from rift.catalogue import slug
+from events.subjects import slug
 from rift.fleet.cluster import Cluster, Refused, Unreachable, Workload
 
 logger = logging.getLogger(__name__)
 
 # The first retry comes soon after a passing fault; the last ones are rare enough to be no load, and still
 # within the time that a replica takes to start.
-BACK_OFF_FIRST_S, BACK_OFF_MAX_S = 0.25, 30.0
+BACK_OFF_FIRST_S = 0.25
+BACK_OFF_MAX_S = 30.0
 
 # What the server may ask for: it is believed, up to here.
 RETRY_AFTER_MAX_S = 120.0
@@ -56,7 +57,10 @@ class KubernetesFleet:
         name: str = "rift-worker-{slug}",
         look_s: float = LOOK_S,
     ) -> None:
-        self._cluster, self._jitter, self._name, self._look_s = cluster, jitter, name, look_s
+        self._cluster = cluster
+        self._jitter = jitter
+        self._name = name
+        self._look_s = look_s
         self._wanted: dict[str, int] = {}
         self._models: dict[str, str] = {}
         # When each is to be done, by the event loop's clock; 0: now.

@@ -18,7 +18,6 @@ from events import codec, subjects
 from events.fleet import Fleet
 from events.log import Log, LogError, Stored, append_until_known
 from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaReported, ReplicaStopped
-from rift import catalogue
 from rift.supervisor import Child, Guard, is_killed, words
 
 logger = logging.getLogger(__name__)
@@ -58,7 +57,8 @@ class LocalFleet:
     """Implements `rift.fleet.Driver`."""
 
     def __init__(self, log: Log, host: Host) -> None:
-        self._log, self._host = log, host
+        self._log = log
+        self._host = host
         self._fleet = Fleet()
         self._wanted: dict[str, int] = {}
         self._workers: list[_Worker] = []
@@ -118,7 +118,8 @@ class LocalFleet:
         self._workers.remove(worker)
 
     async def _end_unneeded(self, worker: "_Worker") -> None:
-        replica, runs = worker.replica, worker.child.runs
+        replica = worker.replica
+        runs = worker.child.runs
         await worker.child.stop(UNNEEDED_S)
         if runs:
             stopped = ReplicaStopped(
@@ -127,7 +128,8 @@ class LocalFleet:
             await self._say(worker.model, stopped)
 
     async def _say(self, model: str, event: AnyEvent) -> None:
-        subject, data = subjects.fleet(catalogue.slug(model)), codec.encode(WRITER, [event])
+        subject = subjects.fleet(subjects.slug(model))
+        data = codec.encode(WRITER, [event])
         try:
             await append_until_known(self._log, subjects.FLEET, subject, data, within_s=SAY_S)
         except LogError as error:
@@ -162,12 +164,14 @@ class _Worker:
     """One place: a child that is another replica at each start."""
 
     def __init__(self, model: str, place: int, host: Host, say: Say) -> None:
-        self.model, self.place = model, place
+        self.model = model
+        self.place = place
         self.replica = ""
         self.is_ready = self.leaves = self.is_given_up = False
         self.running = 0
         self.began_at = 0.0
-        self._host, self._say = host, say
+        self._host = host
+        self._say = say
         self.child = Child(
             f"worker-{place}",
             self._command,
@@ -182,13 +186,16 @@ class _Worker:
         return int((anyio.current_time() - self.began_at) * 1e9)
 
     def _command(self) -> Sequence[str]:
-        self.replica = f"{catalogue.slug(self.model)}-{secrets.token_hex(4)}"
-        self.is_ready, self.running, self.began_at = False, 0, anyio.current_time()
+        self.replica = f"{subjects.slug(self.model)}-{secrets.token_hex(4)}"
+        self.is_ready = False
+        self.running = 0
+        self.began_at = anyio.current_time()
         return self._host.command(self.model, self.replica)
 
     async def _ended(self, status: int) -> None:
         """Say that the replica was lost, unless it said itself that it ends, or the leader gave it up."""
-        given_up, self.is_given_up = self.is_given_up, False
+        given_up = self.is_given_up
+        self.is_given_up = False
         if status == 0 or given_up:
             return
         by_host = is_killed(status)

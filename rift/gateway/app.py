@@ -15,14 +15,15 @@ from events.log import Log, LogError
 from events.request_history import HistoryReader
 from rift import __version__
 from rift.catalogue import Catalogue
-from rift.gateway.admission.admission import Admission, retry_after
+from rift.gateway.admission.admission import Admission
 from rift.gateway.admission.credit import CreditReservations
 from rift.gateway.api import openapi
 from rift.gateway.api.billing import BillingRoutes
 from rift.gateway.api.models import ModelRoutes
 from rift.gateway.api.requests import RequestRoutes
 from rift.gateway.asgi import cors
-from rift.gateway.asgi.request import ClientGone, HTTPError, Receive, Request, Scope, Send
+from rift.gateway.asgi.errors import ClientGone, HTTPError, retry_after
+from rift.gateway.asgi.request import Receive, Request, Scope, Send
 from rift.gateway.asgi.static_files import StaticFiles
 from rift.gateway.dialects import chat_request, responses_request, sampling
 from rift.gateway.streams.delivery import Delivery
@@ -54,8 +55,11 @@ class Gateway:
         entropy: Callable[[int], bytes],
         seal_content: bool,
     ) -> None:
-        self._log, self._admission, self._delivery = log, admission, delivery
-        self._fleet, self._models = fleet, models
+        self._log = log
+        self._admission = admission
+        self._delivery = delivery
+        self._fleet = fleet
+        self._models = models
         self._entropy = entropy
         self._pages = StaticFiles()
         self._document = msgspec.Raw(msgspec.json.encode(openapi.document()))

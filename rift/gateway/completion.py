@@ -22,7 +22,7 @@ from events.schema import (
     RequestFinished,
     TokensGenerated,
 )
-from rift.gateway.asgi.request import HTTPError
+from rift.gateway.asgi.errors import HTTPError
 
 # What a client is told of an end that is not its own doing: status and words.
 FAILURES: dict[str, tuple[int, str]] = {
@@ -60,7 +60,9 @@ class Completion:
     """What counted so far of one request, in log order."""
 
     def __init__(self, accepted: RequestAccepted, price: Price, *, keep_text: bool) -> None:
-        self.accepted, self.price, self._keep_text = accepted, price, keep_text
+        self.accepted = accepted
+        self.price = price
+        self._keep_text = keep_text
         self.life: Life = NEW
         self.seal: Cipher | None = None
         self.segments: list[Segment] = []
@@ -199,7 +201,8 @@ class Completion:
         return shown
 
     def usage(self, output_name: str) -> dict[str, int]:
-        prompt, output = self.life.prompt_tokens, self.life.next_index
+        prompt = self.life.prompt_tokens
+        output = self.life.next_index
         return {"prompt_tokens": prompt, output_name: output, "total_tokens": prompt + output}
 
     def charge(self) -> dict[str, Any] | None:

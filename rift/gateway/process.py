@@ -104,7 +104,8 @@ async def open_gateway(
 ) -> Opened:
     """Open a lane and start what a gateway does beside its clients. Raises as `run`."""
     shard, lane = 0, ids.new_lane_id(entropy(ids.RANDOM_BYTES))
-    known, replicas, opened_at = await books.read(log), await fleet.read(log), anyio.current_time()
+    known, replicas = await books.read(log), await fleet.read(log)
+    opened_at = anyio.current_time()
     await _say(log, shard, LaneOpened(lane=lane, shard=shard), lane)
     histories = HistoryReader(history_log)
     relays = LaneRegistry(log, histories, shard=shard, lane=lane, tasks=tasks)

@@ -22,6 +22,7 @@ from events.schema import (
 )
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT
 from rift.engines import Delta, Engine, EngineFailed, GaveUp, Invalid, Rendered, Step
+from rift.errors import RiftError
 from rift.worker.detokenizer import Detokenizer
 from rift.worker.lane_writer import Writer
 from rift.worker.output_parser import OutputParser, joined, rest
@@ -44,13 +45,14 @@ class Prompt(msgspec.Struct, frozen=True):
         return self.rendered.prompt_ids
 
 
-class NotContinuable(Exception):
+class NotContinuable(RiftError):
     """The logged tokens cannot be continued honestly; the request fails, unbilled."""
 
 
 async def prepare(engine: Engine, accepted: RequestAccepted) -> Prompt:
     """Encode and count. Raises Invalid: the sender asked for what does not fit."""
-    prompt, raw = accepted.input, accepted.parameters.raw or accepted.kind == "completion"
+    prompt = accepted.input
+    raw = accepted.parameters.raw or accepted.kind == "completion"
     rendered = await engine.render(prompt, accepted.parameters, raw=raw)
     ids = rendered.prompt_ids
     param = "prompt" if isinstance(prompt, str) else "messages"
@@ -102,14 +104,17 @@ class Attempt:
         engine: Engine,
         writer: Writer,
     ) -> None:
-        self.request, self.id = started.request, started.attempt
+        self.request = started.request
+        self.id = started.attempt
         self.scope = anyio.CancelScope()
         self.finished = False
         self._stopped_for: FinishReason | None = None
         self._silent = False
         self.progressed_at = self._began_at = anyio.current_time()
-        self._accepted, self._prompt = accepted, prompt
-        self._engine, self._writer = engine, writer
+        self._accepted = accepted
+        self._prompt = prompt
+        self._engine = engine
+        self._writer = writer
         self._started = started
         self._index = started.resume_index
         self._logged_ids: Sequence[int] = ()
@@ -234,7 +239,8 @@ class Attempt:
                 )
             delta = Delta(text)
         if self._unsent is not NOTHING:
-            delta, self._unsent = joined((self._unsent, delta)), NOTHING
+            delta = joined((self._unsent, delta))
+            self._unsent = NOTHING
         return TokensGenerated(
             attempt=self.id,
             index=self._index,

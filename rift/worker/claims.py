@@ -84,7 +84,7 @@ def open_job(job: Job) -> tuple[RequestAccepted, RequestId] | None:
     """Return the delivery's request. One that cannot be read is left for a newer worker."""
     try:
         _, (accepted,) = codec.decode(job.stored.data)
-    except ValueError as error:
+    except (codec.RecordUnreadable, ValueError) as error:
         logger.error("delivery %d cannot be read: %s", job.stored.sequence, error)
         return None
     if not isinstance(accepted, RequestAccepted):

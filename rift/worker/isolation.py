@@ -64,5 +64,6 @@ class Isolation:
             self._notify()
 
     def _notify(self) -> None:
-        changed, self._changed = self._changed, anyio.Event()
+        changed = self._changed
+        self._changed = anyio.Event()
         changed.set()

@@ -51,7 +51,8 @@ class SealedWriter:
     """The writer of a sealed request's attempt."""
 
     def __init__(self, writer: Writer, seal: Cipher) -> None:
-        self._writer, self._seal = writer, seal
+        self._writer = writer
+        self._seal = seal
 
     def put(self, *events: AnyEvent) -> None:
         self._writer.put(*(self._seal.closed(event) for event in events))
@@ -64,7 +65,10 @@ class LaneWriter:
     def __init__(
         self, log: Log, stream: str, subject: str, *, name: str, blocked: Callable[[], None]
     ) -> None:
-        self._log, self._stream, self._subject, self._name = log, stream, subject, name
+        self._log = log
+        self._stream = stream
+        self._subject = subject
+        self._name = name
         self._blocked = blocked
         self._queue: list[list[AnyEvent]] = []
         self._growing: dict[str, list[AnyEvent]] = {}
@@ -91,7 +95,8 @@ class LaneWriter:
 
     async def put_durably(self, event: AnyEvent) -> int:
         self.put(event)
-        stored, sequence = anyio.Event(), [0]
+        stored = anyio.Event()
+        sequence = [0]
         self._waiting.append((self._stored + len(self._queue), stored, sequence))
         await stored.wait()
         return sequence[0]

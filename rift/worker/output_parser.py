@@ -22,7 +22,9 @@ class OutputParser:
     """One answer in its parts. `has_called` says that a tool call has begun."""
 
     def __init__(self, text: Detokenizer, parser: Parser, *, request: str) -> None:
-        self._text, self._parser, self._request = text, parser, request
+        self._text = text
+        self._parser = parser
+        self._request = request
         self._ids: list[int] = []
         self._fed = 0
         self._piece = ""
@@ -53,7 +55,8 @@ class OutputParser:
 
     def _parse(self, *, finished: bool) -> Delta:
         delta = self._parser.feed(self._piece, self._ids[self._fed :], finished=finished)
-        self._piece, self._fed = "", len(self._ids)
+        self._piece = ""
+        self._fed = len(self._ids)
         if not delta.tool_calls:
             return delta
         self.has_called = True
@@ -66,7 +69,8 @@ class OutputParser:
 
 def joined(deltas: Iterable[Delta]) -> Delta:
     """Return what the deltas add together: each tool call once, in the order they began."""
-    text, reasoning = [], []
+    text = []
+    reasoning = []
     calls: dict[int, ToolCallDelta] = {}
     for delta in deltas:
         text.append(delta.text)

@@ -21,7 +21,6 @@ from events.schema import (
     ReplicaStarting,
     ReplicaStopped,
 )
-from rift import catalogue
 from rift.engines import Engine, EngineFailed
 from rift.worker.claims import Load
 from rift.worker.shutdown import Shutdown
@@ -106,7 +105,7 @@ async def _serve(log: Log, engine: Engine, replica: "_Replica", *, shards: int, 
             log,
             engine,
             name=replica.name,
-            model=catalogue.slug(replica.model),
+            model=subjects.slug(replica.model),
             shard=shard,
             slots=max(1, engine.slots // shards),
             entropy=secrets.token_bytes,
@@ -123,10 +122,11 @@ class _Replica:
     """What the replica says of itself."""
 
     def __init__(self, log: Log, starting: ReplicaStarting) -> None:
-        self.name, self.model = starting.replica, starting.model
+        self.name = starting.replica
+        self.model = starting.model
         self.workers: Sequence[Worker] = ()
         self._log = log
-        self._subject = subjects.fleet(catalogue.slug(starting.model))
+        self._subject = subjects.fleet(subjects.slug(starting.model))
         self._began_at = anyio.current_time()
 
     async def say(self, event: AnyEvent, *, within_s: float) -> int:

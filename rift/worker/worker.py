@@ -80,8 +80,12 @@ class Worker:
         slots: int,
         entropy: Callable[[int], bytes],
     ) -> None:
-        self._log, self._engine, self._name = log, engine, name
-        self._model, self._shard, self._slots = model, shard, slots
+        self._log = log
+        self._engine = engine
+        self._name = name
+        self._model = model
+        self._shard = shard
+        self._slots = slots
         self._entropy = entropy
         self._histories = HistoryReader(log)
         self._lives = RequestStates()
@@ -288,7 +292,8 @@ class Worker:
         async for batch in self._reader:
             for stored in batch:
                 if stored.stored_at_ns > self._now_ns:
-                    self._now_ns, self._now_at = stored.stored_at_ns, anyio.current_time()
+                    self._now_ns = stored.stored_at_ns
+                    self._now_at = anyio.current_time()
                 at = subjects.parse(stored.subject)
                 assert at is not None, "the reader's subjects are those of requests"
                 _, events = codec.decode(stored.data)
@@ -297,7 +302,8 @@ class Worker:
                 for event in events:
                     await self._see(event, at)
             self._read_position = batch[-1].sequence
-            read_to, self._read_to = self._read_to, anyio.Event()
+            read_to = self._read_to
+            self._read_to = anyio.Event()
             read_to.set()
 
     async def _see(self, event: object, at: subjects.Address) -> None:

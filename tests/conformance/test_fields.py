@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from rift.gateway.asgi.request import HTTPError
+from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.dialects import chat_request, responses_request
 from tests.scripted import MODEL, Served
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from events.subjects import slug
 from rift import catalogue, nats_server, settings
-from rift.catalogue import nanousd_per_token, slug
+from rift.catalogue import nanousd_per_token
 from rift.cli import parser
 from rift.fleet.cluster import SELECTOR
 from rift.gateway.submission.submit import DEADLINE_MS

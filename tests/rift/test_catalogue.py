@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from events import subjects
 from rift import catalogue
 from rift.catalogue import InvalidCatalogue
 
@@ -87,7 +88,7 @@ def test_a_wrong_entry_is_refused(entries: dict[str, Any], words: str) -> None:
 
 @pytest.mark.parametrize(("name", "slug"), [("smollm2:135m", "smollm2-135m"), ("a.b_c", "a-b-c"), ("x", "x")])
 def test_a_slug_is_one_token_of_a_subject(name: str, slug: str) -> None:
-    assert catalogue.slug(name) == slug
+    assert subjects.slug(name) == slug
 
 
 def flags(args: dict[str, catalogue.Argument]) -> list[str]:

@@ -15,7 +15,6 @@ from events import codec, subjects
 from events.log import LogError, append_until_known
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaStarting, ReplicaStopped
-from rift import catalogue
 from rift.catalogue import Catalogue, Model, Pace, Profile
 from rift.control.duties.janitor import Janitor
 from rift.engines import Emit, EngineFailed, Rendered
@@ -206,7 +205,7 @@ class WorkerProcess(Process):
             self.log,
             self.engine,
             name=self.name,
-            model=catalogue.slug(MODEL),
+            model=subjects.slug(MODEL),
             shard=0,
             slots=SLOTS,
             entropy=self.chance.randbytes,
@@ -268,7 +267,7 @@ class Supervisor:
 async def say(log: MemoryLog, event: AnyEvent) -> None:
     """Append to the fleet's stream, however long that takes: the words of a supervisor are few."""
     data = codec.encode("supervisor", [event])
-    subject = subjects.fleet(catalogue.slug(MODEL))
+    subject = subjects.fleet(subjects.slug(MODEL))
     while True:
         try:
             await append_until_known(log, subjects.FLEET, subject, data, within_s=SAY_S)

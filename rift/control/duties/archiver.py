@@ -63,7 +63,6 @@ APPEND_S = 5.0
 
 FAILURES = (ArchiveError, LogError, OSError, QueryRefused, codec.RecordUnreadable)
 
-ANCHORS = subjects.book("segment", "")
 
 PUT_BACK = "if its folder was emptied or replaced, put the one back that belongs to this log"
 
@@ -103,8 +102,10 @@ class Archiver:
         quarantined: Callable[[str], Container[int]],
         retention_days: int,
     ) -> None:
-        self._log, self._archive = log, archive
-        self._projected, self._needed_from = projected, needed_from
+        self._log = log
+        self._archive = archive
+        self._projected = projected
+        self._needed_from = needed_from
         self._quarantined = quarantined
         self._retention_ns = max(retention_days * DAY_NS, KEPT_NS)
         # The book comes last: what sealing the others says in it is sealed with it.
@@ -148,7 +149,8 @@ class Archiver:
                 error,
                 RETRY_S,
             )
-            stream.known, stream.considered = False, -1
+            stream.known = False
+            stream.considered = -1
             stream.retry_at = anyio.current_time() + RETRY_S
 
     async def _keep(self, stream: _Stream) -> None:
@@ -176,7 +178,8 @@ class Archiver:
         name = stream.name
         manifests = await self._in_thread(self._archive.manifests, name)
         sealed = manifests[-1].last if manifests else 0
-        last, first = await self._log.last_sequence(name), await self._log.first_sequence(name)
+        last = await self._log.last_sequence(name)
+        first = await self._log.first_sequence(name)
         if sealed > last:
             raise ArchiveError(
                 f"the archive holds {name} up to {sealed}, and the log ends at {last}: {PUT_BACK}"
@@ -191,7 +194,8 @@ class Archiver:
             if manifest.first > anchored:
                 await self._check_log(stream, manifest)
                 await self._anchor(name, manifest)
-        stream.known, stream.sealed = True, sealed
+        stream.known = True
+        stream.sealed = sealed
         stream.waiting = stream.looked = 0
 
     async def _check_log(self, stream: _Stream, manifest: Manifest) -> None:
@@ -213,7 +217,8 @@ class Archiver:
                 return False
             (newest,) = await self._read(stream, target, target)
             waited_s = (newest.stored_at_ns - found.stored_at_ns) // NANOSECONDS
-            stream.waiting, stream.since = found.sequence, anyio.current_time() - waited_s
+            stream.waiting = found.sequence
+            stream.since = anyio.current_time() - waited_s
         return True
 
     async def _asking(self, stream: _Stream, target: int) -> Stored | None:
@@ -221,7 +226,7 @@ class Archiver:
         async with aclosing(self._scan(stream, first, target)) as batches:
             async for batch in batches:
                 for stored in batch:
-                    if not stored.subject.startswith(ANCHORS):
+                    if not stored.subject.startswith(subjects.ANCHORS):
                         return stored
         return None
 
@@ -231,11 +236,13 @@ class Archiver:
             messages = await self._read(stream, stream.sealed + 1, target)
             # Whatever ends this before its end has to look again at what is there.
             stream.known = False
-            last, quarantined = messages[-1].sequence, self._quarantined(stream.name)
+            last = messages[-1].sequence
+            quarantined = self._quarantined(stream.name)
             seal = partial(self._archive.seal, last=last, quarantined=quarantined)
             manifest = await self._in_thread(seal, stream.name, messages)
             await self._anchor(stream.name, manifest)
-            stream.known, stream.sealed = True, manifest.last
+            stream.known = True
+            stream.sealed = manifest.last
 
     async def _read(self, stream: _Stream, first: int, target: int) -> list[Stored]:
         """Return the records from `first` on that make one segment. Raises ArchiveError if one is missing."""
@@ -257,7 +264,7 @@ class Archiver:
 
     async def _anchored(self, name: str, manifests: Sequence[Manifest]) -> int:
         """Return the sequence up to which the book names this archive's segments."""
-        stored = await self._log.last(subjects.BOOK, ANCHORS + name.lower())
+        stored = await self._log.last(subjects.BOOK, subjects.ANCHORS + name.lower())
         if stored is None:
             return 0
         (anchor,) = codec.decode(stored.data)[1]
@@ -279,7 +286,9 @@ class Archiver:
             manifest=manifest.sha256,
         )
         data = codec.encode(WRITER, [event])
-        await append_until_known(self._log, subjects.BOOK, ANCHORS + name.lower(), data, within_s=APPEND_S)
+        await append_until_known(
+            self._log, subjects.BOOK, subjects.ANCHORS + name.lower(), data, within_s=APPEND_S
+        )
 
     async def _in_thread(self, call: Callable[..., Result], *arguments: object) -> Result:
         """Control does not wait for a segment when it stops; the next call waits for one that was left."""
@@ -315,8 +324,10 @@ class Archiver:
             raise ArchiveError(f"{problem}; put the file back")
 
     async def _trim(self, stream: _Stream, *, is_short: bool) -> None:
-        stream.considered, stream.considered_at = stream.sealed, anyio.current_time()
-        name, projected = stream.name, self._projected().get(stream.name, 0)
+        stream.considered = stream.sealed
+        stream.considered_at = anyio.current_time()
+        name = stream.name
+        projected = self._projected().get(stream.name, 0)
         manifests = await self._in_thread(self._archive.manifests, name)
         # Asked after `projected` was read: what is accepted meanwhile stands behind that.
         needed_from = await self._needed_from(name)

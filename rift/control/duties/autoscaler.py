@@ -25,7 +25,6 @@ from replay.scaling.hardware import Hardware
 from replay.scaling.policy import POLICY, Policy
 from replay.scaling.verify import Inputs, fleet_of
 from replay.warehouse.result import QueryRefused
-from rift import catalogue
 from rift.control.projection.warehouse_host import Projection
 
 logger = logging.getLogger(__name__)
@@ -75,14 +74,17 @@ class Autoscaler:
     def __init__(
         self, log: Log, projection: Projection, served: Mapping[str, ModelScaling], *, epoch: int
     ) -> None:
-        self._log, self._projection, self._served = log, projection, served
+        self._log = log
+        self._projection = projection
+        self._served = served
         self._epoch = epoch
-        self._models = {catalogue.slug(model): model for model in served}
+        self._models = {subjects.slug(model): model for model in served}
         self._fleet = Fleet()
         self._heard_at = 0.0
         # When each replica was heard, and since when we listen on one connection: by our own clock.
         self._heard: dict[str, float] = {}
-        self._listens_at, self._listens_in = 0.0, -1
+        self._listens_at = 0.0
+        self._listens_in = -1
         self._asked: set[str] = set()
         self._wake = anyio.Event()
 
@@ -140,7 +142,8 @@ class Autoscaler:
         fleet = self._fleet
         held = {model for model, replicas in fleet.replicas.items() if replicas}
         wanted = {model for model, replicas in fleet.wanted.items() if replicas}
-        asked, self._asked = self._asked, set()
+        asked = self._asked
+        self._asked = set()
         return sorted(model for model in held | wanted | asked if not self._is_settled(model))
 
     def _is_settled(self, model: str) -> bool:
@@ -211,7 +214,8 @@ class Autoscaler:
         """Say that replicas are lost that have not spoken for too long; nobody's silence is ours."""
         now = anyio.current_time()
         if not self._log.is_connected or self._listens_in != self._log.epoch:
-            self._listens_at, self._listens_in = now, self._log.epoch
+            self._listens_at = now
+            self._listens_in = self._log.epoch
         living = {name: model for model, replicas in self._fleet.replicas.items() for name in replicas}
         self._heard = {name: at for name, at in self._heard.items() if name in living}
         silent = [
@@ -235,7 +239,7 @@ class Autoscaler:
     async def _say(self, model: str, event: AnyEvent) -> None:
         """Append, and wait until our own reader has passed it: what is said next follows from it."""
         data = codec.encode(WRITER, [event])
-        subject = subjects.fleet(catalogue.slug(model))
+        subject = subjects.fleet(subjects.slug(model))
         sequence = await append_until_known(self._log, subjects.FLEET, subject, data, within_s=APPEND_S)
         while self._fleet.position < sequence:  # noqa: ASYNC110  # the reader's turn
             await anyio.sleep(0.005)

@@ -78,7 +78,8 @@ group by allowance
 
 class CreditSettlement:
     def __init__(self, log: Log, warehouse: Callable[[], Warehouse]) -> None:
-        self._log, self._warehouse = log, warehouse
+        self._log = log
+        self._warehouse = warehouse
         self._book = Book()
         self._heard_ns: dict[tuple[int, str], int] = {}
 

@@ -37,7 +37,9 @@ class Janitor:
     """`accepted` is told the slug of the model that each request is for."""
 
     def __init__(self, log: Log, *, shard: int, accepted: Callable[[str], None] = lambda slug: None) -> None:
-        self._log, self._shard, self._accepted = log, shard, accepted
+        self._log = log
+        self._shard = shard
+        self._accepted = accepted
         self._stream = subjects.shard_stream(shard)
         self._watch = Supervision()
         self._newest_ns = 0
@@ -87,7 +89,8 @@ class Janitor:
         except LogError:
             return False
         if current:
-            self._heard_in, self._heard_at = self._log.epoch, anyio.current_time()
+            self._heard_in = self._log.epoch
+            self._heard_at = anyio.current_time()
         return current
 
     def _now_ns(self) -> int:
@@ -110,10 +113,12 @@ class Janitor:
 
     async def _follow_shard(self, reader: Follower) -> None:
         async for batch in reader:
-            self._heard_in, self._heard_at = self._log.epoch, anyio.current_time()
+            self._heard_in = self._log.epoch
+            self._heard_at = anyio.current_time()
             for stored in batch:
                 if stored.stored_at_ns > self._newest_ns:
-                    self._newest_ns, self._newest_at = stored.stored_at_ns, anyio.current_time()
+                    self._newest_ns = stored.stored_at_ns
+                    self._newest_at = anyio.current_time()
                 at = subjects.parse(stored.subject)
                 for event in _events(stored):
                     if at is None:

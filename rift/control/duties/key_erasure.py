@@ -44,7 +44,8 @@ class Passing(msgspec.Struct):
 
 class KeyErasure:
     def __init__(self, log: Log, warehouse: Callable[[], Warehouse]) -> None:
-        self._log, self._warehouse = log, warehouse
+        self._log = log
+        self._warehouse = warehouse
         self._waiting: dict[int, Passing] = {}
         self._ended_at: dict[int, float] = {}
 

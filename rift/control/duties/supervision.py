@@ -180,9 +180,12 @@ class Supervision:
             self._lives.forget(request)
             return
         watched = self._open[request]
-        watched.life, watched.moved_ns, watched.offers = life, stored_at_ns, 0
+        watched.life = life
+        watched.moved_ns = stored_at_ns
+        watched.offers = 0
         if isinstance(event, AttemptStarted):
-            watched.worker, watched.delivery = event.worker, event.delivery
+            watched.worker = event.worker
+            watched.delivery = event.delivery
             watched.started_ns = stored_at_ns
         if life.wanted is not None and not watched.wanted_ns:
             watched.wanted_ns = stored_at_ns

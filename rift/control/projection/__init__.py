@@ -1,1 +1,7 @@
-""""""
+"""The projection of the log into the warehouse.
+
+projector       follows the streams and applies batches
+warehouse_host  owns the warehouse file: opens, rebuilds and replaces it
+catch_up        folds what was stored while nothing ran
+time_travel     folds up to a position in the past
+"""

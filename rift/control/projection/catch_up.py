@@ -13,7 +13,6 @@ from events.log import Log, Stored
 from replay.archive.archive import Archive
 from replay.warehouse.rebuild import rebuild
 from replay.warehouse.warehouse import Warehouse
-from rift.control.duties.archiver import ANCHORS
 from rift.control.projection.projector import LogTrimmed
 
 # Messages that are applied at once: a transaction costs as much as a thousand events. And what they may hold
@@ -44,7 +43,7 @@ async def archived(log: Log, archive: Archive, path: Path) -> Warehouse:
     book: list[Sequence[Stored]] = []
     async with aclosing(log.scan(subjects.BOOK, ["rift.book.>"], first=first, target=last)) as batches:
         async for batch in batches:
-            kept = list(takewhile(lambda stored: stored.subject.startswith(ANCHORS), batch))
+            kept = list(takewhile(lambda stored: stored.subject.startswith(subjects.ANCHORS), batch))
             book.append(kept)
             if len(kept) < len(batch):
                 break
@@ -66,7 +65,8 @@ async def fold_tail(
         for stream in sorted(streams, key=lambda name: name == subjects.BOOK):
             targets = {**targets, stream: await log.last_sequence(stream)}
     for stream in sorted(streams, key=lambda name: name != subjects.BOOK):
-        first, target = warehouse.positions().get(stream, 0) + 1, targets.get(stream, 0)
+        first = warehouse.positions().get(stream, 0) + 1
+        target = targets.get(stream, 0)
         if first > target:
             continue
         if (begins := await log.first_sequence(stream)) > first:
@@ -79,6 +79,7 @@ async def fold_tail(
                 size += sum(len(stored.data) for stored in batch)
                 if len(held) >= BATCH or size >= BATCH_BYTES:
                     await to_thread.run_sync(warehouse.apply, stream, held)
-                    held, size = [], 0
+                    held = []
+                    size = 0
         if held:
             await to_thread.run_sync(warehouse.apply, stream, held)

@@ -12,6 +12,7 @@ from events import subjects
 from events.log import Follower, Log, LogError, Stored
 from replay.facts.fold import BookBehind, Stop
 from replay.warehouse.warehouse import Warehouse
+from rift.errors import RiftError
 
 # One transaction costs about as much as folding a thousand events, so a busy stream pays for few of them.
 # Who asks does not wait for it: see `catch_up`.
@@ -25,11 +26,11 @@ BATCH_MAX = 2_000
 AHEAD_MAX = 8_000
 
 
-class LogBehind(Exception):
+class LogBehind(RiftError):
     """The warehouse has applied what this log does not hold: they do not belong together."""
 
 
-class LogTrimmed(Exception):
+class LogTrimmed(RiftError):
     """The log no longer holds what the warehouse has to apply next."""
 
 
@@ -74,7 +75,8 @@ class Projector:
 
     async def _check(self, stream: str, applied: int) -> None:
         """Raises LogBehind, LogTrimmed: a reader would wait for ever, or go on behind the gap."""
-        last, first = await self._log.last_sequence(stream), await self._log.first_sequence(stream)
+        last = await self._log.last_sequence(stream)
+        first = await self._log.first_sequence(stream)
         if applied > last:
             raise LogBehind(
                 f"{stream} ends at {last}, and the database has applied it up to {applied}: "
@@ -162,7 +164,8 @@ class _Inbox:
         async with self._changed:
             while not self._messages:
                 await self._changed.wait()
-            taken, self._messages = self._messages[:BATCH_MAX], self._messages[BATCH_MAX:]
+            taken = self._messages[:BATCH_MAX]
+            self._messages = self._messages[BATCH_MAX:]
             self._changed.notify_all()
             return taken
 

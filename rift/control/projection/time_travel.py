@@ -14,11 +14,12 @@ from replay.facts import fold
 from replay.facts.fold import Batch, Read
 from replay.warehouse.warehouse import ProjectionStopped, Warehouse
 from rift.control.projection.projector import LogTrimmed
+from rift.errors import RiftError
 
 _POSITION = re.compile(r"(RIFT_[A-Z0-9]+):([0-9]{1,18})(?:\.([0-9]{1,9}))?")
 
 
-class InvalidPosition(ValueError):
+class InvalidPosition(RiftError):
     """The text names no position of this log; the message says what would."""
 
 

@@ -32,7 +32,9 @@ class Projection:
     def __init__(
         self, log: Log, database: Path, warehouse: Warehouse, archive: Archive, shards: Iterable[int]
     ) -> None:
-        self._log, self._database, self._shards = log, database, tuple(shards)
+        self._log = log
+        self._database = database
+        self._shards = tuple(shards)
         self.streams = tuple(subjects.folded(self._shards))
         self._archive = archive
         self._use(warehouse)
@@ -98,7 +100,8 @@ class Projection:
     async def catch_up(self) -> bool:
         """Wait until all that is stored by now is applied, within a bound, and say whether it is (see
         `Projector.catch_up`)."""
-        projector, caught_up = None, False
+        projector = None
+        caught_up = False
         while projector is not self._projector:
             await self._settled.wait()
             projector = self._projector

@@ -1,1 +1,5 @@
-""""""
+"""Control's answers to questions over the broker's request-reply.
+
+server    receives questions and replies
+handlers  answers each kind of question
+"""

@@ -35,7 +35,9 @@ LINES_MAX = 10_000
 
 class Handlers:
     def __init__(self, log: Log, projection: Projection, archiver: Archiver) -> None:
-        self._log, self._projection, self._archiver = log, projection, archiver
+        self._log = log
+        self._projection = projection
+        self._archiver = archiver
 
     def answers(self) -> Mapping[type[Question], Answering]:
         return {

@@ -19,9 +19,10 @@ from events.schema import KeyIssued
 from rift import keys
 from rift.catalogue import Catalogue
 from rift.gateway.admission.book_freshness import BookFreshness
-from rift.gateway.admission.rate_limits import SOON_MS, RateLimits, retry_after_ms
+from rift.gateway.admission.rate_limits import SOON_MS, RateLimits
 from rift.gateway.admission.rate_window import may_wait
-from rift.gateway.asgi.request import HTTPError, Request
+from rift.gateway.asgi.errors import HTTPError, retry_after, retry_after_ms
+from rift.gateway.asgi.request import Request
 from rift.gateway.dialects.sampling import ParsedRequest
 from rift.gateway.streams.lane_reader import LaneReader
 
@@ -63,9 +64,14 @@ class Admission:
         served: Collection[str],
         shard: int,
     ) -> None:
-        self._log, self._relay, self._following = log, relay, following
+        self._log = log
+        self._relay = relay
+        self._following = following
         self.limiting = limiting
-        self._book, self._fleet, self._models, self._served = book, fleet, models, served
+        self._book = book
+        self._fleet = fleet
+        self._models = models
+        self._served = served
         self._stream = subjects.shard_stream(shard)
         self._has_room = True
         self.stopping = False
@@ -123,7 +129,8 @@ class Admission:
     def admit(self, wanted: ParsedRequest, account: str, key: str) -> None:
         """Raises HTTPError."""
         self.check_key(key)
-        model, price = self._models.get(wanted.model), self._book.price(wanted.model)
+        model = self._models.get(wanted.model)
+        price = self._book.price(wanted.model)
         if model is None or price is None:
             listed = [name for name in self._models if self._book.price(name)]
             known = ", ".join(name for name in listed if self.may_use(name, key))
@@ -198,7 +205,3 @@ class Admission:
         # What slots are idle are soon taken, by the others' first.
         idle = max(0, slots - self._relay.running(model) - others)
         return max(1, -(-slots // 2) + idle)
-
-
-def retry_after(seconds: int) -> list[tuple[bytes, bytes]]:
-    return [(b"retry-after", str(seconds).encode()), (b"retry-after-ms", str(seconds * 1000).encode())]

@@ -22,7 +22,8 @@ class BookFreshness:
     """`confirmed_at` is when the question was asked whose answer the book has reached."""
 
     def __init__(self, log: Log, book: Book) -> None:
-        self._log, self._book = log, book
+        self._log = log
+        self._book = book
         self._moved = anyio.Event()
         self.confirmed_at = anyio.current_time()
 

@@ -75,9 +75,12 @@ class CreditReservations:
         entropy: Callable[[int], bytes],
         tasks: TaskGroup,
     ) -> None:
-        self._log, self._relays, self._book = log, relays, book
+        self._log = log
+        self._relays = relays
+        self._book = book
         self._shard, self._lane = lane
-        self._entropy, self._tasks = entropy, tasks
+        self._entropy = entropy
+        self._tasks = tasks
         self._holds: dict[str, CreditHold] = {}
         self._watchers: dict[str, EndWatcher] = {}
         self._holding: dict[str, anyio.Lock] = {}
@@ -184,7 +187,8 @@ class CreditReservations:
     def _usable(self, account: str) -> list[CreditHold]:
         """The account's holds that are ours by the book, of this month: the last one's budget is not this
         one's."""
-        standing, month = self._book.credits.of(account), self._month()
+        standing = self._book.credits.of(account)
+        month = self._month()
         held = [id for id, held in standing.holds.items() if id in self._holds and held.month == month]
         return [self._holds[id] for id in held if not self._holds[id].is_closing]
 
@@ -329,7 +333,8 @@ class CreditReservations:
         month = self._month()
         if hold.is_closing or standing.holds[hold.event.id].month != month:
             return True
-        room, idle_s = standing.room(month), IDLE_S
+        room = standing.room(month)
+        idle_s = IDLE_S
         if room is not None and room < hold.event.nanousd:
             return True
         if room is not None and room < standing.held_nanousd:

@@ -6,9 +6,8 @@ from events import credit
 from events.intervals import Span, unite, whole_seconds
 from events.money import usd
 from events.schema import CreditHeld
-from rift.gateway.admission.admission import retry_after
 from rift.gateway.admission.metering import MeteredCompletion
-from rift.gateway.asgi.request import HTTPError
+from rift.gateway.asgi.errors import HTTPError, retry_after
 
 
 class CreditHold(msgspec.Struct):
@@ -44,7 +43,8 @@ def unavailable(message: str) -> HTTPError:
 
 
 def exhausted(account: str, standing: credit.Balance, month: str, free: int, cost: int) -> HTTPError:
-    of_credit, of_budget = standing.credit_room(), standing.budget_room(month)
+    of_credit = standing.credit_room()
+    of_budget = standing.budget_room(month)
     is_budget = of_credit is None or (of_budget is not None and of_budget < of_credit)
     left = min(room for room in (of_credit, of_budget) if room is not None) + free
     what = f"budget of {month}" if is_budget else "credit"

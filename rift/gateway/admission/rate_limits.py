@@ -13,7 +13,7 @@ from events.schema import LaneLost, LaneOpened, LaneReported, RequestAccepted
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT
 from rift.gateway.admission import max_cost, rate_window
 from rift.gateway.admission.rate_window import Part, RateWindow, Refused, Taken
-from rift.gateway.asgi.request import FINAL, Headers, HTTPError
+from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after_ms
 from rift.gateway.choices import Choices
 from rift.gateway.completion import Completion
 from rift.gateway.streams.end_watcher import EndWatcher
@@ -63,7 +63,9 @@ class RateLimits:
     """`lanes` are the gateways among which a limit is divided."""
 
     def __init__(self, relays: LaneRegistry, *, book: Book, lanes: Lanes, tasks: TaskGroup) -> None:
-        self._relays, self._book, self._tasks = relays, book, tasks
+        self._relays = relays
+        self._book = book
+        self._tasks = tasks
         self.lanes = lanes
         self._limiter = RateWindow()
         self._taken: dict[str, Taken] = {}
@@ -108,7 +110,8 @@ class RateLimits:
 
     def headers(self, account: str, key: str) -> Headers:
         """Return what an answer says of its limits, at the moment at which it is sent."""
-        parts, now_ns = self._parts(account, key), _now_ns()
+        parts = self._parts(account, key)
+        now_ns = _now_ns()
         usages = {whose: (of, self._limiter.usage(whose, now_ns)) for whose, of in parts.items()}
         return rate_window.headers(usages, now_ns)
 
@@ -162,11 +165,6 @@ def _refusal(refused: Refused, group: Choices) -> HTTPError:
     wait_ms = -(-refused.wait_ns // rate_window.MS_NS)
     message = f"{what}, and they are used up: there is room again in {wait_ms} ms"
     return HTTPError(429, message, code=code, headers=retry_after_ms(wait_ms))
-
-
-def retry_after_ms(wait_ms: int) -> list[tuple[bytes, bytes]]:
-    """The seconds are rounded up: who waits for them comes no sooner."""
-    return [(b"retry-after", b"%d" % -(-wait_ms // 1000)), (b"retry-after-ms", b"%d" % wait_ms)]
 
 
 def _now_ns() -> int:

@@ -73,7 +73,8 @@ class Usage:
         if not entry.is_over:
             self.requests += requests - entry.requests
             self.tokens += tokens - entry.tokens
-            entry.requests, entry.tokens = requests, tokens
+            entry.requests = requests
+            entry.tokens = tokens
 
     def room_ns(self, now_ns: int, what: Counted, over: int) -> int:
         """Return how long it takes until `over` of what was counted is older than a minute."""

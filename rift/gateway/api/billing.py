@@ -9,8 +9,9 @@ from typing import Any
 
 from events import ids
 from events.log import Log, LogError
-from rift.gateway.admission.admission import Admission, retry_after
-from rift.gateway.asgi.request import HTTPError, Request
+from rift.gateway.admission.admission import Admission
+from rift.gateway.asgi.errors import HTTPError, retry_after
+from rift.gateway.asgi.request import Request
 from rift.rpc import AnswerFailed, AskInvoice, AskRequests, AskUsage, QuestionRefused, ask
 
 # A client waits so long for an answer that says why there is none.
@@ -21,17 +22,21 @@ ANSWER_S = 5.0
 QUESTIONS_MAX = 2
 
 # A page of requests: a row is a third of a kilobyte.
-PAGE, PAGE_MAX = 20, 100
+PAGE = 20
+PAGE_MAX = 100
 
 # Who may ask or read its requests one by one may list them, too.
 LISTING = ("inference", "usage", "admin")
 
-FIRST_DAY, LAST_DAY = "1970-01-01", "9999-12-31"
+FIRST_DAY = "1970-01-01"
+LAST_DAY = "9999-12-31"
 
 
 class BillingRoutes:
     def __init__(self, log: Log, admission: Admission, *, secret: bytes) -> None:
-        self._log, self._admission, self._secret = log, admission, secret
+        self._log = log
+        self._admission = admission
+        self._secret = secret
         self._under_way: Counter[str] = Counter()
 
     async def invoice(self, request: Request, match: re.Match[str]) -> None:
@@ -40,18 +45,21 @@ class BillingRoutes:
 
     async def usage(self, request: Request, match: re.Match[str]) -> None:
         """`from` and `to` are days (UTC), both counted; `group_by` is a list with commas."""
-        issued, query = self._admission.authenticate(request, "usage"), request.query()
+        issued = self._admission.authenticate(request, "usage")
+        query = request.query()
         groups = tuple(group for group in query.get("group_by", "day,model").split(",") if group)
         days = query.get("from", FIRST_DAY), query.get("to", LAST_DAY)
         await request.answer(200, await self._ask(AskUsage(issued.account, *days, groups), "invalid_query"))
 
     async def requests(self, request: Request, match: re.Match[str]) -> None:
         """The account's requests, newest first: `limit` of them, behind the request `after`."""
-        issued, query = self._admission.authenticate(request, None), request.query()
+        issued = self._admission.authenticate(request, None)
+        query = request.query()
         if not set(LISTING) & set(issued.scopes):
             message = f"this API key lists no requests; its scopes are {', '.join(issued.scopes)}"
             raise HTTPError(403, message, code="insufficient_scope")
-        limit, after = query.get("limit", str(PAGE)), query.get("after")
+        limit = query.get("limit", str(PAGE))
+        after = query.get("after")
         if not re.fullmatch(r"\d{1,3}", limit) or not 1 <= int(limit) <= PAGE_MAX:
             message = f"limit: {limit!r} is no number from 1 to {PAGE_MAX}"
             raise HTTPError(400, message, code="invalid_query", param="limit")

@@ -7,15 +7,18 @@ from events.book import Book
 from events.fleet import Fleet
 from rift.catalogue import Catalogue
 from rift.gateway.admission.admission import Admission
-from rift.gateway.asgi.request import HTTPError, Request
+from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.asgi.request import Request
 
 
 class ModelRoutes:
     """The default model comes first, as in the catalogue."""
 
     def __init__(self, models: Catalogue, *, admission: Admission, book: Book, fleet: Fleet) -> None:
-        self._models, self._admission = models, admission
-        self._book, self._fleet = book, fleet
+        self._models = models
+        self._admission = admission
+        self._book = book
+        self._fleet = fleet
 
     async def all(self, request: Request, match: re.Match[str]) -> None:
         key = self._admission.authenticate(request, None).key
@@ -33,7 +36,8 @@ class ModelRoutes:
         await request.answer(200, self._shown(match[1]))
 
     def _shown(self, name: str) -> dict[str, Any]:
-        model, price = self._models[name], self._book.price(name)
+        model = self._models[name]
+        price = self._book.price(name)
         shown = {
             "id": name,
             "object": "model",

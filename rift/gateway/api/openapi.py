@@ -10,7 +10,8 @@ from rift.gateway.dialects.chat_request import ChatBody, CompletionBody
 from rift.gateway.dialects.responses_request import ResponseBody
 from rift.gateway.dialects.sampling import NativeBody
 
-JSON, SSE = "application/json", "text/event-stream"
+JSON = "application/json"
+SSE = "text/event-stream"
 
 ERRORS = {
     400: "A field is wrong, or asks for what is not served; `param` names it.",

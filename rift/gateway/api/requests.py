@@ -14,7 +14,8 @@ from events.request_history import HistoryReader
 from events.schema import RequestAccepted
 from rift.gateway.admission.admission import Admission
 from rift.gateway.asgi.cors import server_timing
-from rift.gateway.asgi.request import FINAL, HTTPError, Request
+from rift.gateway.asgi.errors import FINAL, HTTPError
+from rift.gateway.asgi.request import Request
 from rift.gateway.completion import Completion
 from rift.gateway.dialects import responses_response
 from rift.gateway.dialects.native import NativeStream, event_id
@@ -38,9 +39,13 @@ class RequestRoutes:
         book: Book,
         secret: bytes,
     ) -> None:
-        self._log, self._relays, self._histories = log, relays, histories
-        self._admission, self._delivery = admission, delivery
-        self._book, self._secret = book, secret
+        self._log = log
+        self._relays = relays
+        self._histories = histories
+        self._admission = admission
+        self._delivery = delivery
+        self._book = book
+        self._secret = secret
 
     # --- the native route ------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ be. So a page learns with a key what its owner could learn with curl, and withou
 
 from collections.abc import Mapping
 
-from rift.gateway.asgi.request import Headers, Request
+from rift.gateway.asgi.errors import Headers
+from rift.gateway.asgi.request import Request
 
 # How long a browser need not ask again, seconds: the longest that one of them keeps.
 LEAVE_S = 7200

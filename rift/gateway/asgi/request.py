@@ -1,17 +1,18 @@
 """What of HTTP the routes need: a request with a bounded body, an answer, and refusals."""
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 import anyio
 import msgspec
 
+from rift.gateway.asgi.errors import ClientGone, Headers, HTTPError
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = Iterable[tuple[bytes, bytes]]
 
 # An extension of the server's: writes a chunk of a response at once, or says False if it has to wait.
 WRITE_CHUNK = "rift.write_chunk"
@@ -24,54 +25,8 @@ BODY_BYTES_MAX = 8 * 1024 * 1024
 # What a client calls its request is said back to it, and to no shell or page in a worse shape.
 SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
-# The same request would end the same again.
-FINAL: Headers = ((b"x-should-retry", b"false"),)
-
 # A client that sends slower than this is not sending.
 BODY_S = 30.0
-
-
-class HTTPError(Exception):
-    """The request is answered with an error: whose fault it is, what it is, what to do."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str,
-        param: str | None = None,
-        headers: Headers = (),
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-        self.headers = list(headers)
-
-    def body(self) -> dict[str, Any]:
-        return {
-            "error": {
-                "message": self.message,
-                "type": error_type(self.status),
-                "param": self.param,
-                "code": self.code,
-            }
-        }
-
-
-def error_type(status: int) -> str:
-    """OpenAI's name for the kind of error, by status."""
-    named = {
-        401: "authentication_error",
-        402: "insufficient_quota",
-        403: "permission_error",
-        404: "not_found_error",
-        429: "rate_limit_error",
-    }
-    return named.get(status, "invalid_request_error" if status < 500 else "server_error")
-
-
-class ClientGone(Exception):
-    """The client closed the connection before it had its answer."""
 
 
 class Request:
@@ -85,7 +40,8 @@ class Request:
         self._began_at = anyio.current_time()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.receive, self.send = receive, send
+        self.receive = receive
+        self.send = send
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._query: bytes = scope["query_string"]
         self._body_read = False
@@ -108,7 +64,9 @@ class Request:
 
     async def body(self) -> bytes:
         """Return the whole body. Raises HTTPError (413, 408) and ClientGone."""
-        chunks, size, too_large = [], 0, False
+        chunks = []
+        size = 0
+        too_large = False
         declared = self.header(b"content-length") or "0"
         with anyio.move_on_after(BODY_S) as timer:
             more = not self._body_read
@@ -136,7 +94,8 @@ class Request:
 
         Raises ClientGone.
         """
-        size, more = 0, not self._body_read
+        size = 0
+        more = not self._body_read
         with anyio.move_on_after(BODY_S):
             while more and size <= BODY_BYTES_MAX:
                 message = await self.receive()

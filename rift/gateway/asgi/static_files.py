@@ -6,7 +6,8 @@ from importlib.resources import files
 
 import msgspec
 
-from rift.gateway.asgi.request import HTTPError, Request
+from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.asgi.request import Request
 
 PAGES = {
     "/": ("index.html", b"text/html; charset=utf-8"),

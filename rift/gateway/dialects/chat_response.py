@@ -54,7 +54,8 @@ class OpenAIStream:
         self, answers: Sequence[Completion], *, include_usage: bool, continuous_usage: bool = False
     ) -> None:
         self._answers = answers
-        self._include_usage, self._continuous_usage = include_usage, continuous_usage
+        self._include_usage = include_usage
+        self._continuous_usage = continuous_usage
         self._choices = {answer.id: _Choice(answer, include_usage=include_usage) for answer in answers}
         self._left = len(answers)
 
@@ -192,7 +193,8 @@ def _call_delta(call: ToolCallDelta) -> dict[str, Any]:
 
 
 def _content(answer: Completion) -> dict[str, Any]:
-    text, wanted = answer.text, answer.accepted.parameters.logprobs is not None
+    text = answer.text
+    wanted = answer.accepted.parameters.logprobs is not None
     if answer.accepted.kind != "chat":
         return {
             "text": text,

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from events.schema import AttemptStarted, TokensGenerated
-from rift.gateway.asgi.request import HTTPError, Request, error_type
+from rift.gateway.asgi.errors import HTTPError, error_type
+from rift.gateway.asgi.request import Request
 from rift.gateway.completion import Completion
 
 KEEP_ALIVE = b": keep-alive\n\n"

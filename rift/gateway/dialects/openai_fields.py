@@ -5,12 +5,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from events.schema import Message, Parameters, Tool
-from rift.gateway.asgi.request import HTTPError
+from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.dialects.sampling import wrong
 
 # As OpenAI's own.
 TOOLS_MAX = 128
-METADATA_PAIRS_MAX, METADATA_NAME_MAX, METADATA_TEXT_MAX = 16, 64, 512
+METADATA_PAIRS_MAX = 16
+METADATA_NAME_MAX = 64
+METADATA_TEXT_MAX = 512
 ALTERNATIVES_MAX = 20
 
 # A bias is a row of the engine's sampler for each step.

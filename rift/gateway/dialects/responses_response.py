@@ -14,7 +14,8 @@ from rift.gateway.completion import Completion, Segment
 from rift.gateway.dialects.chat_response import chat_logprobs
 from rift.gateway.dialects.native import KEEP_ALIVE
 
-REQUEST, RESPONSE = "req_", "resp_"
+REQUEST = "req_"
+RESPONSE = "resp_"
 
 # The names of an item's id, of its part, and of the events of its text.
 PREFIX = {"reasoning": "rs", "text": "msg", "call": "fc"}
@@ -39,7 +40,8 @@ def response_id(request: str) -> str:
 
 def response(answer: Completion) -> dict[str, Any]:
     """The whole object, of a response that has ended or is under way."""
-    said, accepted = answer.accepted.parameters, answer.accepted
+    said = answer.accepted.parameters
+    accepted = answer.accepted
     status = _status(answer)
     ended = answer.life.phase == "ended"
     items = [
@@ -79,7 +81,8 @@ class ResponsesStream:
     tells_status = False
 
     def __init__(self, answer: Completion, *, after: int = -1) -> None:
-        self._answer, self._after = answer, after
+        self._answer = answer
+        self._after = after
         self._number = 0
         self._begun = False
         self._open: int | None = None
@@ -244,7 +247,8 @@ def _error(answer: Completion) -> dict[str, Any] | None:
 
 
 def _usage(answer: Completion) -> dict[str, Any]:
-    prompt, output = answer.life.prompt_tokens, answer.life.next_index
+    prompt = answer.life.prompt_tokens
+    output = answer.life.next_index
     return {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": answer.cached_tokens, "cache_write_tokens": 0},

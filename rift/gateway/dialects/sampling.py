@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from events.schema import Kind, Message, Parameters
-from rift.gateway.asgi.request import HTTPError
+from rift.gateway.asgi.errors import HTTPError
 
 # The native route's promise: prompts of up to this many tokens, counted by the worker.
 NATIVE_PROMPT_TOKENS_MAX = 8192

@@ -17,9 +17,9 @@ from events.book import Book
 from events.ids import parse_request_id
 from events.log import Log, LogError, append_until_known
 from events.schema import AnyEvent, CancelReason, CancelRequested, ClientAttached, Problem
-from rift.gateway.admission.admission import retry_after
 from rift.gateway.asgi.cors import server_timing
-from rift.gateway.asgi.request import FINAL, Headers, HTTPError, Request
+from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after
+from rift.gateway.asgi.request import Request
 from rift.gateway.choices import Choices
 from rift.gateway.completion import Completion
 from rift.gateway.dialects import chat_response, responses_response
@@ -60,7 +60,11 @@ class Delivery:
     goes, and its lane's loss says the rest."""
 
     def __init__(self, log: Log, *, writer: str, book: Book, waiting: QueueStatus, tasks: TaskGroup) -> None:
-        self._log, self._writer, self._book, self._waiting, self._tasks = log, writer, book, waiting, tasks
+        self._log = log
+        self._writer = writer
+        self._book = book
+        self._waiting = waiting
+        self._tasks = tasks
         self._reading: dict[Subscription, str] = {}
         self.stopping = False
 

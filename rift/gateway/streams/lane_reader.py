@@ -57,7 +57,8 @@ class Subscription:
 
     def __init__(self, answers: Sequence[Completion], format: Format | None, *, after: int = 0) -> None:
         self.answers = {answer.id: answer for answer in answers}
-        self.answer, self.format = answers[0], format
+        self.answer = answers[0]
+        self.format = format
         self.finished: list[Completion] = []
         self.after = self._skip = after
         self.moved = anyio.Event()
@@ -120,14 +121,18 @@ class Subscription:
     def break_off(self, problem: Problem) -> None:
         """End the stream, not the request; what the client has not taken yet is dropped."""
         if not self.ended:
-            self.ended, self.broken = True, problem
+            self.ended = True
+            self.broken = problem
             self._frames = [self.format.broken_off(problem, self.after)] if self.format else []
             self.moved.set()
             self._notify()
 
     def let_client_go(self) -> None:
         """Nobody takes frames any more; the request is still followed."""
-        self.format, self._write, self._frames, self.attended = None, None, [], False
+        self.format = None
+        self._write = None
+        self._frames = []
+        self.attended = False
         self.ended = self._is_over()
 
     def open_requests(self) -> list[Completion]:
@@ -141,13 +146,15 @@ class Subscription:
         return not self.open_requests() or (self.attended and self.failure() is not None)
 
     def take(self) -> bytes:
-        frames, self._frames = self._frames, []
+        frames = self._frames
+        self._frames = []
         self.after = max(self.after, self.answer.life.counted)
         self.sent_at = anyio.current_time()
         return b"".join(frames)
 
     def _notify(self) -> None:
-        wake, self._wake = self._wake, anyio.Event()
+        wake = self._wake
+        self._wake = anyio.Event()
         wake.set()
 
     def nudge(self) -> None:
@@ -162,7 +169,8 @@ class Subscription:
                 self._write = write
                 await self._wake.wait()
         finally:
-            self._write, self._nudged = None, False
+            self._write = None
+            self._nudged = False
 
     async def wait_for_end(self, *, or_attached: bool = False) -> None:
         """Return once the request has ended, or if so wanted once some gateway's client has attached."""
@@ -182,8 +190,10 @@ class Subscription:
 
 class LaneReader:
     def __init__(self, log: Log, histories: HistoryReader, *, shard: int, lane: str) -> None:
-        self._log, self._histories = log, histories
-        self._shard, self._lane = shard, lane
+        self._log = log
+        self._histories = histories
+        self._shard = shard
+        self._lane = lane
         self._lives = RequestStates()
         self._streams: dict[str, list[Subscription]] = {}
         self._joining = 0
@@ -258,7 +268,8 @@ class LaneReader:
         there = [past.accepted for past in pasts if past.accepted is not None]
         if not there:
             return None
-        stream, lives = make(there), RequestStates()
+        stream = make(there)
+        lives = RequestStates()
         for past in pasts:
             if past.accepted is not None:
                 stream.answers[past.accepted.request].seal = past.seal
@@ -324,7 +335,8 @@ class LaneReader:
             async for batch in self._reader:
                 for stored in batch:
                     if stored.stored_at_ns > self.newest_ns:
-                        self.newest_ns, self._newest_at = stored.stored_at_ns, anyio.current_time()
+                        self.newest_ns = stored.stored_at_ns
+                        self._newest_at = anyio.current_time()
                     at = subjects.parse(stored.subject)
                     for event in codec.decode(stored.data)[1]:
                         if at is not None:
@@ -354,7 +366,8 @@ class LaneReader:
 
     def _write_pushed(self) -> None:
         """What one batch brought to a stream is one chunk."""
-        pushed, self._pushed = self._pushed, {}
+        pushed = self._pushed
+        self._pushed = {}
         for stream in pushed.values():
             if stream.write():
                 self.taken(stream)

@@ -17,7 +17,9 @@ class LaneRegistry:
     def __init__(
         self, log: Log, histories: HistoryReader, *, shard: int, lane: str, tasks: TaskGroup
     ) -> None:
-        self._log, self._histories, self._tasks = log, histories, tasks
+        self._log = log
+        self._histories = histories
+        self._tasks = tasks
         self.own = LaneReader(log, histories, shard=shard, lane=lane)
         self._relays = {(shard, lane): self.own}
         self._opening = anyio.Lock()

@@ -59,7 +59,8 @@ class StatusNotices:
             after_s = KEEP_ALIVE_S if told == now else STATUS_S
             if at < self._at + after_s:
                 return False
-        self._told, self._at = now, at
+        self._told = now
+        self._at = at
         return True
 
 
@@ -69,7 +70,9 @@ class QueueStatus:
     def __init__(
         self, fleet: Fleet, relays: Callable[[], Iterable[LaneReader]], now_ns: Callable[[], int]
     ) -> None:
-        self._fleet, self._relays, self._now_ns = fleet, relays, now_ns
+        self._fleet = fleet
+        self._relays = relays
+        self._now_ns = now_ns
         self._ready: frozenset[str] = frozenset()
 
     def status(self, model: str) -> Status:
@@ -78,7 +81,8 @@ class QueueStatus:
     def changed(self) -> None:
         """The fleet has changed: wake who waits for a model that became ready, or is not ready any more."""
         ready = frozenset(model for model in self._fleet.replicas if self._fleet.is_ready(model))
-        models, self._ready = self._ready ^ ready, ready
+        models = self._ready ^ ready
+        self._ready = ready
         if models:
             for relay in self._relays():
                 relay.nudge(models)

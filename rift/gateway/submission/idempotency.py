@@ -18,7 +18,7 @@ from events import subjects
 from events.ids import RequestId
 from events.log import Conflict, Log, OutcomeUnknown
 from events.schema import Plan
-from rift.gateway.asgi.request import FINAL, HTTPError
+from rift.gateway.asgi.errors import FINAL, HTTPError
 
 KEY_CHARACTERS_MAX = 255
 
@@ -106,7 +106,7 @@ async def claim(log: Log, digest: str, entry: Entry, *, replaces: int) -> Claim:
 
 
 async def check_kept(log: Log, request: RequestId) -> None:
-    """Raise HTTPError (410) if the log may once have held the acceptance and no longer does. Raises LogError."""
+    """Raise HTTPError (410) if the log may have held the acceptance and no longer does. Raises LogError."""
     if await log.first_sequence(subjects.shard_stream(request.at.shard)) > request.floor + 1:
         raise HTTPError(
             410,

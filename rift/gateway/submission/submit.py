@@ -21,12 +21,12 @@ from events.log import Log, LogError, LogFull, OutcomeUnknown, RecordTooLarge, a
 from events.request_history import HistoryReader
 from events.schema import KeyIssued, RequestAccepted
 from events.subjects import Address
-from rift import catalogue
 from rift.catalogue import Catalogue
 from rift.gateway import choices as groups
-from rift.gateway.admission.admission import Admission, retry_after
+from rift.gateway.admission.admission import Admission
 from rift.gateway.admission.credit import CreditReservations
-from rift.gateway.asgi.request import FINAL, Headers, HTTPError, Request
+from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after
+from rift.gateway.asgi.request import Request
 from rift.gateway.choices import Choices
 from rift.gateway.completion import Completion
 from rift.gateway.dialects import chat_response, responses_response
@@ -65,11 +65,18 @@ class Submission:
         entropy: Callable[[int], bytes],
         seal_content: bool,
     ) -> None:
-        self._log, self._relays, self._histories = log, relays, histories
-        self._admission, self._delivery, self._allowances = admission, delivery, allowances
+        self._log = log
+        self._relays = relays
+        self._histories = histories
+        self._admission = admission
+        self._delivery = delivery
+        self._allowances = allowances
         self._limiting = admission.limiting
-        self._book, self._models = book, models
-        self._secret, self._entropy, self._seals_all = secret, entropy, seal_content
+        self._book = book
+        self._models = models
+        self._secret = secret
+        self._entropy = entropy
+        self._seals_all = seal_content
         self._shard, self._lane = lane
 
     async def infer(
@@ -138,7 +145,8 @@ class Submission:
         found = await idempotency.find(self._log, digest, entry)
         if found is not None and not await self._failed_by_us(found, group):
             return found, group
-        group, is_new = await self._cover(wanted, group), False
+        group = await self._cover(wanted, group)
+        is_new = False
         try:
             last = found.sequence if found else 0
             entry = replace(entry, sealed=group[0].sealed)
@@ -202,11 +210,12 @@ class Submission:
         request = ids.new_request_id(
             secret=self._secret,
             account=issued.account,
-            at=Address(self._shard, self._lane, catalogue.slug(wanted.model)),
+            at=Address(self._shard, self._lane, subjects.slug(wanted.model)),
             floor=self._relays.own.position,
             entropy=self._entropy(ids.RANDOM_BYTES),
         )
-        book, nonce = self._book, self._entropy(ids.RANDOM_BYTES).hex()
+        book = self._book
+        nonce = self._entropy(ids.RANDOM_BYTES).hex()
         plan = book.credits.of(issued.account).plan
         return Entry(request, body, nonce, book.price_version, book.position, plan)
 
@@ -275,7 +284,8 @@ class Submission:
 
         async def store(accepted: RequestAccepted) -> None:
             at = ids.parsed(accepted.request).at
-            shard, subject = subjects.shard_stream(at.shard), subjects.request(at)
+            shard = subjects.shard_stream(at.shard)
+            subject = subjects.request(at)
             try:
                 seal = await encryption.seal_of(self._log, accepted)
                 if seal is None and accepted.sealed is not None:
@@ -309,12 +319,14 @@ def _not_stored(error: LogError) -> HTTPError:
         case RecordTooLarge():
             return HTTPError(413, f"the request cannot be stored: {error}", code="body_too_large")
         case LogFull():
-            message, headers = "the log is full; try again later", retry_after(60)
+            message = "the log is full; try again later"
+            headers = retry_after(60)
             return HTTPError(503, message, code="log_full", headers=headers)
         case encryption.KeyErased():
             message = "the content of this request was removed before it was accepted; use a new key"
             return HTTPError(410, message, code="content_removed", headers=FINAL)
-    message, headers = "the log does not answer; try again", retry_after(5)
+    message = "the log does not answer; try again"
+    headers = retry_after(5)
     return HTTPError(503, message, code="log_unavailable", headers=headers)
 
 

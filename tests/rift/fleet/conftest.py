@@ -23,7 +23,7 @@ from events import codec, subjects
 from events.fleet import Fleet, read
 from events.jetstream import JetStream, connect
 from events.schema import AnyEvent
-from rift import book_admin, catalogue, prices, settings
+from rift import book_admin, prices, settings
 from rift.data_dir import DataDir
 from rift.fleet.decision_reader import follow
 from rift.fleet.local import Host, LocalFleet
@@ -200,7 +200,7 @@ class Rig:
 
     async def say(self, *events: AnyEvent) -> None:
         data = codec.encode("test", events)
-        await self.log.append(subjects.FLEET, subjects.fleet(catalogue.slug(self.model)), data)
+        await self.log.append(subjects.FLEET, subjects.fleet(subjects.slug(self.model)), data)
 
     async def until(self, holds: Callable[[Fleet], bool]) -> Fleet:
         with anyio.move_on_after(WAIT_S):
@@ -220,7 +220,7 @@ class Rig:
     async def events(self, kind: type) -> list[Any]:
         """Return the fleet's events of a kind that are about the model, in order."""
         target = await self.log.last_sequence(subjects.FLEET)
-        topic = [subjects.fleet(catalogue.slug(self.model))]
+        topic = [subjects.fleet(subjects.slug(self.model))]
         batches = self.log.scan(subjects.FLEET, topic, first=1, target=target)
         records = [stored async for batch in batches for stored in batch]
         return [event for stored in records for event in codec.decode(stored.data)[1] if type(event) is kind]

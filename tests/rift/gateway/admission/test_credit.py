@@ -19,7 +19,7 @@ from events.subjects import Address
 from rift.gateway.admission import credit
 from rift.gateway.admission.credit import CreditReservations
 from rift.gateway.admission.metering import MeteredCompletion
-from rift.gateway.asgi.request import HTTPError
+from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.streams.lane_reader import Subscription
 from tests.simulation import clock, prepaid
 from tests.simulation.client import Call

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from events.schema import Message, ResponseFormat, Tool, ToolCall
-from rift.gateway.asgi.request import HTTPError
+from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.dialects import chat_request, responses_request
 from rift.gateway.dialects.sampling import ParsedRequest
 

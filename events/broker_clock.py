@@ -1,0 +1,29 @@
+"""The broker's time as one process can know it, so that no process compares its own wall clock with stored
+times."""
+
+import anyio
+
+from events.contracts import SECOND_NS
+
+
+class BrokerClock:
+    """Estimate the broker's time: the newest stored time, plus the monotonic time since it was read.
+
+    The estimate is never ahead of the broker, and lags by what the newest record took to arrive.
+    """
+
+    def __init__(self) -> None:
+        self.newest_ns = 0
+        self._read_at_s = 0.0
+
+    def note(self, stored_at_ns: int) -> None:
+        """Note the stored time of a record that has just been read. Older records change nothing."""
+        if stored_at_ns > self.newest_ns:
+            self.newest_ns = stored_at_ns
+            self._read_at_s = anyio.current_time()
+
+    def now_ns(self) -> int:
+        """Return Unix nanoseconds; 0 before the first record."""
+        if not self.newest_ns:
+            return 0
+        return self.newest_ns + int((anyio.current_time() - self._read_at_s) * SECOND_NS)

@@ -1,0 +1,5 @@
+"""The root of every error that `replay` raises for a caller to handle."""
+
+
+class ReplayError(Exception):
+    """A projection, an archive, a bill or a backtest could not be produced; the message says why."""

@@ -1,0 +1,66 @@
+"""Errors as HTTP answers, in OpenAI's form, and the headers that say when to try again."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rift.errors import RiftError
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+# Repeating the same request would fail in the same way.
+FINAL: Headers = ((b"x-should-retry", b"false"),)
+
+
+class HTTPError(RiftError):
+    """The request is answered with an error: a status, a message with its remedy, and a code."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Headers = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = list(headers)
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": error_type(self.status),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class ClientGone(RiftError):
+    """The client closed the connection before it had its answer."""
+
+
+def error_type(status: int) -> str:
+    """Return OpenAI's name for the kind of error of a status."""
+    named = {
+        401: "authentication_error",
+        402: "insufficient_quota",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+    }
+    return named.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+def retry_after(seconds: int) -> list[tuple[bytes, bytes]]:
+    return retry_after_ms(seconds * 1000)
+
+
+def retry_after_ms(wait_ms: int) -> list[tuple[bytes, bytes]]:
+    """Return both headers that clients read. Seconds are rounded up, so that no client comes too early."""
+    return [(b"retry-after", b"%d" % -(-wait_ms // 1000)), (b"retry-after-ms", b"%d" % wait_ms)]
