@@ -3,7 +3,6 @@ order."""
 
 import hashlib
 import hmac
-from collections.abc import Callable
 
 import msgspec
 
@@ -41,7 +40,7 @@ class HeldKey(msgspec.Struct):
 
 class Book:
     """`position` is the last sequence folded, `at_ns` the largest stored time; an event id that came before
-    is dropped. `on_revoked` is told the id of each key that is revoked from then on."""
+    is dropped. `revoked` holds the ids of the revoked keys, in the order of their revocation."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -49,7 +48,7 @@ class Book:
         self.accounts: dict[str, int] = {}
         self.keys: dict[str, HeldKey] = {}
         self.limits: dict[str, LimitsSet] = {}
-        self.on_revoked: Callable[[str], None] = lambda key: None
+        self.revoked: list[str] = []
         self.credits = Credits()
         self.price_version = 0
         self._prices: dict[int, dict[str, Price]] = {0: {}}
@@ -91,7 +90,7 @@ class Book:
         held = self.keys.get(event.key)
         if held is not None and held.event.account == event.account and held.revoked_at_ns is None:
             held.revoked_at_ns = self.at_ns
-            self.on_revoked(event.key)
+            self.revoked.append(event.key)
 
     def has(self, id: str) -> bool:
         """Say whether an event of this id counts already."""

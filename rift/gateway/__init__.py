@@ -2,6 +2,7 @@
 
 Folders are layers; each imports only those before it.
 
+    state        what all parts share: the log, its folds, the configuration
     asgi/        HTTP: requests, errors, CORS, static pages, the server
     completion   one request's counted events
     choices      the choices of a request with `n` > 1

@@ -115,11 +115,6 @@ async def open_gateway(
     )
     following = BookFreshness(log, known)
 
-    def book_changed() -> None:
-        allowances.changed()
-        following.moved()
-
-    tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known, book_changed)
     tasks.start_soon(following.confirm)
     waiting = QueueStatus(replicas, relays.every, relays.own.now_ns)
     tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas, waiting.changed)
@@ -141,11 +136,18 @@ async def open_gateway(
     tasks.start_soon(admission.watch_room)
     delivery = Delivery(log, writer=lane, book=known, waiting=waiting, tasks=tasks)
 
-    def revoked(key: str) -> None:
-        for relay in relays.every():
-            delivery.revoke(key, relay.open_of(key))
+    ended_keys = len(known.revoked)
 
-    known.on_revoked = revoked
+    def book_changed() -> None:
+        nonlocal ended_keys
+        allowances.changed()
+        following.moved()
+        for key in known.revoked[ended_keys:]:
+            for relay in relays.every():
+                delivery.revoke(key, relay.open_of(key))
+        ended_keys = len(known.revoked)
+
+    tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known, book_changed)
     gateway = Gateway(
         log,
         relays,

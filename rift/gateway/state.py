@@ -1,0 +1,34 @@
+"""What the parts of one gateway share: the state it follows from the log, and how it was started."""
+
+from collections.abc import Callable, Collection
+
+import msgspec
+
+from events.book import Book
+from events.fleet import Fleet
+from events.log import Log
+from events.request_history import HistoryReader
+from rift.catalogue import Catalogue
+
+
+class LogState(msgspec.Struct, frozen=True):
+    """The log and what is folded from it. `histories` reads over a connection of its own, so that a burst of
+    clients that resume cannot slow live streams."""
+
+    log: Log
+    histories: HistoryReader
+    book: Book
+    fleet: Fleet
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`served` names the models that are accepted even without a replica. With `seal_content` the content of
+    every request is encrypted."""
+
+    shard: int
+    lane: str
+    secret: bytes
+    models: Catalogue
+    served: Collection[str]
+    seal_content: bool
+    entropy: Callable[[int], bytes]
