@@ -37,7 +37,7 @@ class _AtOnce:
         self.needed: list[tuple[float, int]] = []
 
     def decide(self, now_s: float, fleet: SimulatedFleet) -> int | None:
-        wanted = -int(-fleet.under_way // self._slots)
+        wanted = -int(-fleet.concurrency.under_way // self._slots)
         self.needed.append((now_s, wanted))
         return wanted
 
@@ -59,8 +59,8 @@ class Oracle:
             self._wanted = self._schedule[self._next][1]
             self._next += 1
         if fleet.queue:
-            return max(self._wanted, len(fleet.ready) + -(-len(fleet.queue) // self._slots))
-        return max(self._wanted, min(1, fleet.under_way))
+            return max(self._wanted, len(fleet.replicas.ready) + -(-len(fleet.queue) // self._slots))
+        return max(self._wanted, min(1, fleet.concurrency.under_way))
 
 
 def best(
@@ -84,12 +84,12 @@ def best(
             plan = _schedule(needed, start_s=start_s, gap_s=start_s + answers * answer_s)
             fleet = SimulatedFleet(asked, hardware, start_s=start_s, scaling=Oracle(plan, slots=slots))
             fleet.run(progress)
-            tried.append((sum(ttft_s * 1000 <= ttft_ms for ttft_s in fleet.ttft_s) / count, fleet))
+            tried.append((sum(ttft_s * 1000 <= ttft_ms for ttft_s in fleet.statistics.ttft_s) / count, fleet))
         # A larger margin costs more.
         if max(share for share, _ in tried) >= 1 - MISSED_SHARE:
             break
     aim = min(1 - MISSED_SHARE, max(share for share, _ in tried) - EQUAL_SHARE)
-    return min((fleet for share, fleet in tried if share >= aim), key=lambda fleet: fleet.replica_s)
+    return min((fleet for share, fleet in tried if share >= aim), key=lambda fleet: fleet.replicas.stopped_s)
 
 
 def _needed(asked: Sequence[TraceRequest], hardware: Hardware, *, slots: float) -> list[tuple[float, int]]:

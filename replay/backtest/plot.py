@@ -22,24 +22,25 @@ def plot(fleet: SimulatedFleet, path: Path, *, title: str, ttft_ms: int) -> None
         from matplotlib.figure import Figure
     except ModuleNotFoundError as missing:
         raise PlotMissing(f"--plot: {missing}; the extra `plot` has it: pip install '.[plot]'") from missing
-    first_s = fleet.asked[0].at_s
-    width_s = max(1.0, (fleet.asked[-1].at_s - first_s) / BARS)
+    first_s = fleet.trace[0].at_s
+    width_s = max(1.0, (fleet.trace[-1].at_s - first_s) / BARS)
     came = [0] * (BARS + 1)
     missed = [0] * (BARS + 1)
-    for one, ttft_s in zip(fleet.asked, fleet.ttft_s, strict=True):
+    for one, ttft_s in zip(fleet.trace, fleet.statistics.ttft_s, strict=True):
         bar = int((one.at_s - first_s) / width_s)
         came[bar] += 1
         missed[bar] += ttft_s * 1000 > ttft_ms
     hours = [bar * width_s / 3600 for bar in range(BARS + 1)]
-    changes = [(at_s - first_s) / 3600 for at_s, _, _ in fleet.history]
+    history = fleet.statistics.history
+    changes = [(at_s - first_s) / 3600 for at_s, _, _ in history]
 
     figure = Figure(figsize=(12, 8), layout="constrained")
     figure.suptitle(title)
     demand, replicas, late = figure.subplots(3, 1, sharex=True)
     demand.fill_between(hours, [count / width_s for count in came], step="post", color="tab:blue")
     demand.set_ylabel("requests/s")
-    replicas.step(changes, [wanted for _, wanted, _ in fleet.history], where="post", label="wanted")
-    replicas.step(changes, [ready for _, _, ready in fleet.history], where="post", label="ready")
+    replicas.step(changes, [wanted for _, wanted, _ in history], where="post", label="wanted")
+    replicas.step(changes, [ready for _, _, ready in history], where="post", label="ready")
     replicas.set_ylabel("replicas")
     replicas.legend(loc="upper right")
     late.fill_between(hours, [count / width_s for count in missed], step="post", color="tab:red")

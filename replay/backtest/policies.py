@@ -37,14 +37,14 @@ class Ours:
         now_ns = int(now_s * 1e9)
         if now_s >= self._report_s:
             self._report_s = now_s + REPORT_S
-            for replica in (*fleet.ready, *fleet.draining):
+            for replica in (*fleet.replicas.ready, *fleet.replicas.draining):
                 self._reports.reported(now_ns, replica.load)
         running_sum, running_square_sum = self._reports.at(now_ns)
         replicas = Replicas(
             wanted=fleet.wanted,
-            ready=len(fleet.ready),
-            starting=len(fleet.starting),
-            draining=len(fleet.draining),
+            ready=len(fleet.replicas.ready),
+            starting=len(fleet.replicas.starting),
+            draining=len(fleet.replicas.draining),
             start_ns=self._start_ns,
             decided_at_ns=self._decided_at_ns,
             running_sum=running_sum,
@@ -132,15 +132,15 @@ class Knative:
         self._inactive_s: float | None = None
 
     def decide(self, now_s: float, fleet: SimulatedFleet) -> int | None:
-        if not fleet.wanted and fleet.under_way == 1:
+        if not fleet.wanted and fleet.concurrency.under_way == 1:
             # The activator's word on the first request that it holds.
             self._write(self._second, 1.0)
-            self._area_s = fleet.area_s
+            self._area_s = fleet.concurrency.integral_s
             return self._scaled(now_s, fleet)
         self._second += 1
-        concurrency = fleet.area_s - self._area_s
-        self._area_s = fleet.area_s
-        if fleet.wanted or fleet.under_way:
+        concurrency = fleet.concurrency.integral_s - self._area_s
+        self._area_s = fleet.concurrency.integral_s
+        if fleet.wanted or fleet.concurrency.under_way:
             self._write(self._second, concurrency)
         return self._scaled(now_s, fleet) if self._second % 2 == 0 else None
 
@@ -149,7 +149,7 @@ class Knative:
         self._panic.write(second, concurrency)
 
     def _scaled(self, now_s: float, fleet: SimulatedFleet) -> int | None:
-        desired = self.desired(now_s, len(fleet.ready), self._stable.value(), self._panic.value())
+        desired = self.desired(now_s, len(fleet.replicas.ready), self._stable.value(), self._panic.value())
         return self._at_zero(now_s, fleet, desired)
 
     def desired(self, now_s: float, ready: int, stable: float, panic: float) -> int:
@@ -172,14 +172,14 @@ class Knative:
         return desired
 
     def _at_zero(self, now_s: float, fleet: SimulatedFleet, desired: int) -> int | None:
-        if fleet.ready and self._active_s is None:
+        if fleet.replicas.ready and self._active_s is None:
             self._active_s = now_s
         if desired:
             if self._inactive_s is not None:
                 self._inactive_s = None
                 self._active_s = now_s
             return desired
-        if not fleet.ready or self._active_s is None:
+        if not fleet.replicas.ready or self._active_s is None:
             return None
         if self._inactive_s is None:
             if now_s - self._active_s < self._settings.stable_s:

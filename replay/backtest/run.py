@@ -104,7 +104,7 @@ def _of_file(path: Path) -> Policy:
 
 def result(policy: str, fleet: SimulatedFleet, *, ttft_ms: int) -> Result:
     """Return the figures of a fleet that has served all."""
-    waits = sorted(fleet.ttft_s)
+    waits = sorted(fleet.statistics.ttft_s)
     count = len(waits)
     hardware = fleet.hardware
     return Result(
@@ -113,9 +113,9 @@ def result(policy: str, fleet: SimulatedFleet, *, ttft_ms: int) -> Result:
         slo_attainment=sum(wait_s * 1000 <= ttft_ms for wait_s in waits) / count,
         ttft_p50_ms=round(waits[count // 2] * 1000, 3),
         ttft_p99_ms=round(waits[min(count - 1, count * 99 // 100)] * 1000, 3),
-        gpu_seconds=round(fleet.replica_s * max(1, hardware.gpus), 3),
-        cost_usd=round(fleet.replica_s * hardware.hour_nanousd / 3600 / 1e9, 6),
-        cold_starts=fleet.started,
-        requests_hit_by_cold_start=fleet.waited_for_start,
-        scale_actions=fleet.actions,
+        gpu_seconds=round(fleet.replicas.stopped_s * max(1, hardware.gpus), 3),
+        cost_usd=round(fleet.replicas.stopped_s * hardware.hour_nanousd / 3600 / 1e9, 6),
+        cold_starts=fleet.replicas.ordered,
+        requests_hit_by_cold_start=fleet.statistics.waited_for_start,
+        scale_actions=fleet.statistics.scale_actions,
     )

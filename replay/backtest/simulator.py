@@ -1,16 +1,16 @@
 """A fleet of one model's replicas in simulated time, event by event.
 
-What lives here: the queue, the replicas and their clocks. What must not: how many replicas there shall be
-(`policies.py`) and what comes of it (`run.py`).
+What lives here: the queue, the replicas and their clocks. What must not: the number of replicas to run
+(`policies.py`) and the figures of a run (`run.py`).
 
-Requests wait in one queue, first come, first served; each ready replica with a free slot and room for their
-tokens takes them, the emptiest first. A replica fills their prompts one by one; the end of that is the first
-token. From then on each step gives every request one token, and takes `step_us` + `step_us_per_running` x
-running, prompts not counted: the profile's decode figures hold what prefill takes from decoding. A
-draining replica takes nothing more and stops once it is empty. No start fails.
+Requests wait in one queue, first come, first served. The emptiest ready replica that has a free slot and room
+for a request's tokens takes it. A replica prefills its prompts one by one; the end of a prefill is the first
+token. From then on each step gives every request one token and takes `step_us` + `step_us_per_running` x
+running. Prefills do not slow the steps, because the profile's decode figures were measured with prefill
+included. A draining replica takes no more requests and stops when it is empty. No start fails.
 
-Of a replica all that decode advance alike, so it has one clock in tokens: a request ends where the clock
-reads what it did at its first token, and the rest of its tokens. Each event costs O(log n).
+All requests that decode on a replica advance together, so a replica has one clock in tokens: a request ends
+when the clock reads its value at the first token plus the remaining tokens. Each event costs O(log n).
 """
 
 from collections import deque
@@ -23,12 +23,12 @@ from replay.scaling.demand import Demands
 from replay.scaling.hardware import Hardware
 
 NEVER = float("inf")
-# Ends are found by their token on a clock of floats: far less than a token, far more than the clock's error.
+# The token clock is a float. This is far less than one token and far more than the clock's error.
 TOKEN_ERROR = 1e-6
-# So long after the last arrival nobody waits for a replica any more: the policy starts none.
+# If no replica exists this long after the last arrival, the policy will never start one.
 PATIENCE_S = 86_400.0
-# After so many ticks progress is told: some ten times a second.
-TICKS_TOLD = 512
+# Ticks between two reports of progress: about ten reports a second.
+PROGRESS_TICKS = 512
 
 
 class NothingStarts(ReplayError):
@@ -44,8 +44,11 @@ class TraceRequest(NamedTuple):
 
 
 class Scaling(Protocol):
-    """Who says how many replicas there shall be. It is asked every `tick_s`, and when a request comes while
-    none is wanted; None leaves it. `demands`, if it has one, is told what happens."""
+    """Decides the number of replicas.
+
+    The fleet calls `decide` every `tick_s`, and when a request arrives while no replica is wanted. None keeps
+    the number. If the policy has `demands`, the fleet reports every request to it.
+    """
 
     tick_s: float
     demands: Demands | None
@@ -53,11 +56,10 @@ class Scaling(Protocol):
     def decide(self, now_s: float, fleet: "SimulatedFleet") -> int | None: ...
 
 
-class Replica:
+class SimulatedReplica:
     __slots__ = (
         "at_s",
         "clock",
-        "decoding",
         "draining",
         "due_s",
         "ends",
@@ -73,108 +75,55 @@ class Replica:
     def __init__(self, number: int, now_s: float, ready_s: float) -> None:
         self.number = number
         self.ordered_s = now_s
-        # When it will be ready, or was.
         self.ready_s = ready_s
         self.draining = False
-        # Requests that it has taken and not ended, those of them that decode, and the tokens of all.
-        self.load = self.decoding = self.tokens = 0
-        # Tokens that each has had that decodes since the beginning, as of when.
+        # Requests on the replica, and the tokens of all of them.
+        self.load = 0
+        self.tokens = 0
+        # Tokens that a request that decoded from the beginning would have at `at_s`.
         self.clock = 0.0
         self.at_s = ready_s
+        # Requests that decode, by the clock's value at their end; and prompts, by the end of their prefill.
         self.ends: list[tuple[float, int]] = []
         self.prompts: deque[tuple[float, int]] = deque()
         self.prefilled_s = ready_s
-        # When something happens to it next.
+        # Time of the replica's next event.
         self.due_s = ready_s
 
 
-class SimulatedFleet:
-    """Serves `asked`, which is in order of time; after `run`, `ttft_s` is each one's time to first token."""
+class ReplicaPool:
+    """The replicas by state, and the queue of their events."""
 
-    def __init__(
-        self, asked: Sequence[TraceRequest], hardware: Hardware, *, start_s: float, scaling: Scaling
-    ) -> None:
-        self.asked = asked
-        self.hardware = hardware
-        self.start_s = start_s
-        self.ttft_s = [0.0] * len(asked)
-        self.wanted = 0
-        # Requests under way, and their time since the beginning: its growth by the time's is concurrency.
-        self.under_way = 0
-        self.area_s = 0.0
-        self.queue: deque[int] = deque()
-        self.ready: list[Replica] = []
-        self.starting: list[Replica] = []
-        self.draining: list[Replica] = []
-        self.replica_s = 0.0
-        self.started = self.waited_for_start = self.actions = 0
-        # Each change: when, how many were wanted, how many were ready.
-        self.history: list[tuple[float, int, int]] = []
-        self._scaling = scaling
-        self._demands = scaling.demands
-        self._area_at_s = 0.0
-        self._came = self._ended = 0
-        self._decode_s = [0.0] * len(asked)
-        self._events: list[tuple[float, int]] = []
-        self._replicas: dict[int, Replica] = {}
-        steps = range(hardware.running_max + 1)
-        self._step_s = [hardware.step_us_at(running) / 1e6 for running in steps]
+    def __init__(self) -> None:
+        self.starting: list[SimulatedReplica] = []
+        self.ready: list[SimulatedReplica] = []
+        self.draining: list[SimulatedReplica] = []
+        # Replicas ever ordered, and the seconds from order to stop of those that stopped.
+        self.ordered = 0
+        self.stopped_s = 0.0
+        self._alive: dict[int, SimulatedReplica] = {}
+        # A replica may have several entries; only the one at its `due_s` is an event.
+        self.events: list[tuple[float, int]] = []
 
-    def run(self, progress: Callable[[float], None] | None = None) -> None:
-        """Serve all; `progress` is told the share of what has ended, now and then. Raises NothingStarts."""
-        asked = self.asked
-        events = self._events
-        tick_s = self._scaling.tick_s
-        number = 0
-        count = len(asked)
-        ticks = 0
-        come_s = asked[0].at_s if asked else NEVER
-        now_s = come_s
-        tick = come_s + tick_s
-        while self._ended < count:
-            due_s = events[0][0] if events else NEVER
-            if tick <= due_s and tick < come_s:
-                now_s = tick
-                self._ask(now_s)
-                tick += tick_s
-                ticks += 1
-                if progress is not None and ticks % TICKS_TOLD == 0:
-                    progress(self._ended / count)
-                if number == count and now_s > asked[-1].at_s + PATIENCE_S and not self._replicas:
-                    raise NothingStarts(f"{len(self.queue)} requests wait, and the policy starts no replica")
-            elif come_s <= due_s:
-                now_s = come_s
-                self._arrive(number, now_s)
-                number += 1
-                come_s = asked[number].at_s if number < count else NEVER
-            else:
-                now_s, which = heappop(events)
-                replica = self._replicas.get(which)
-                if replica is not None and replica.due_s == now_s:
-                    self._happen(replica, now_s)
-        for replica in self._replicas.values():
-            self.replica_s += now_s - replica.ordered_s
+    def __bool__(self) -> bool:
+        return bool(self._alive)
 
-    def _ask(self, now_s: float) -> None:
-        self.area_s += self.under_way * (now_s - self._area_at_s)
-        self._area_at_s = now_s
-        wanted = self._scaling.decide(now_s, self)
-        if wanted is not None and wanted != self.wanted:
-            self._scale(wanted, now_s)
+    def order(self, now_s: float, ready_s: float) -> None:
+        self.ordered += 1
+        replica = SimulatedReplica(self.ordered, now_s, ready_s)
+        self._alive[replica.number] = replica
+        self.starting.append(replica)
+        heappush(self.events, (ready_s, replica.number))
 
-    def _scale(self, wanted: int, now_s: float) -> None:
-        """Bring it about: those that start last are given up first, then those with the least to do."""
-        self.actions += 1
-        self.wanted = wanted
-        for _ in range(wanted - len(self.ready) - len(self.starting)):
-            self.started += 1
-            replica = Replica(self.started, now_s, now_s + self.start_s)
-            self._replicas[replica.number] = replica
-            self.starting.append(replica)
-            heappush(self._events, (replica.due_s, replica.number))
-        for _ in range(len(self.ready) + len(self.starting) - wanted):
+    def stop(self, replica: SimulatedReplica, now_s: float) -> None:
+        del self._alive[replica.number]
+        self.stopped_s += now_s - replica.ordered_s
+
+    def remove(self, count: int, now_s: float) -> None:
+        """Remove replicas: first those that started last, then those with the least load."""
+        for _ in range(count):
             if self.starting:
-                self._stop(self.starting.pop(), now_s)
+                self.stop(self.starting.pop(), now_s)
                 continue
             replica = min(self.ready, key=_load)
             self.ready.remove(replica)
@@ -182,120 +131,223 @@ class SimulatedFleet:
                 replica.draining = True
                 self.draining.append(replica)
             else:
-                self._stop(replica, now_s)
-        self.history.append((now_s, wanted, len(self.ready)))
+                self.stop(replica, now_s)
 
-    def _stop(self, replica: Replica, now_s: float) -> None:
-        del self._replicas[replica.number]
-        self.replica_s += now_s - replica.ordered_s
+    def next_event(self) -> tuple[float, SimulatedReplica | None]:
+        """Return the time of the next entry, and its replica unless the entry is out of date."""
+        due_s, number = heappop(self.events)
+        replica = self._alive.get(number)
+        return due_s, replica if replica is not None and replica.due_s == due_s else None
+
+    def stop_all(self, now_s: float) -> None:
+        for replica in list(self._alive.values()):
+            self.stop(replica, now_s)
+
+
+class Concurrency:
+    """Requests under way, and the integral of their number over time: its slope is the mean concurrency."""
+
+    __slots__ = ("at_s", "integral_s", "under_way")
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.integral_s = 0.0
+        self.at_s = 0.0
+
+    def advance(self, now_s: float) -> None:
+        self.integral_s += self.under_way * (now_s - self.at_s)
+        self.at_s = now_s
+
+
+class Statistics:
+    """The record of a run."""
+
+    def __init__(self, requests: int) -> None:
+        # By request: the time to its first token.
+        self.ttft_s = [0.0] * requests
+        self.ended = 0
+        self.waited_for_start = 0
+        self.scale_actions = 0
+        # Each change: its time, the number wanted, the number ready.
+        self.history: list[tuple[float, int, int]] = []
+
+
+class SimulatedFleet:
+    """Serves `trace`, which is in order of time; `statistics` is complete after `run`."""
+
+    def __init__(
+        self, trace: Sequence[TraceRequest], hardware: Hardware, *, start_s: float, scaling: Scaling
+    ) -> None:
+        self.trace = trace
+        self.hardware = hardware
+        self.wanted = 0
+        self.queue: deque[int] = deque()
+        self.replicas = ReplicaPool()
+        self.concurrency = Concurrency()
+        self.statistics = Statistics(len(trace))
+        self._start_s = start_s
+        self._scaling = scaling
+        self._demands = scaling.demands
+        self._first_token_s = [0.0] * len(trace)
+        self._step_s = [hardware.step_us_at(running) / 1e6 for running in range(hardware.running_max + 1)]
+
+    def run(self, progress: Callable[[float], None] | None = None) -> None:
+        """Serve the trace; report the share that has ended to `progress`. Raises NothingStarts."""
+        trace = self.trace
+        replicas = self.replicas
+        events = replicas.events
+        statistics = self.statistics
+        count = len(trace)
+        number = 0
+        ticks = 0
+        arrival_s = trace[0].at_s if trace else NEVER
+        now_s = arrival_s
+        tick_s = arrival_s + self._scaling.tick_s
+        while statistics.ended < count:
+            due_s = events[0][0] if events else NEVER
+            if tick_s <= due_s and tick_s < arrival_s:
+                now_s = tick_s
+                self._decide(now_s)
+                tick_s += self._scaling.tick_s
+                ticks += 1
+                if progress is not None and ticks % PROGRESS_TICKS == 0:
+                    progress(statistics.ended / count)
+                if number == count and now_s > trace[-1].at_s + PATIENCE_S and not replicas:
+                    raise NothingStarts(f"{len(self.queue)} requests wait, and the policy starts no replica")
+            elif arrival_s <= due_s:
+                now_s = arrival_s
+                self._arrive(number, now_s)
+                number += 1
+                arrival_s = trace[number].at_s if number < count else NEVER
+            else:
+                now_s, replica = replicas.next_event()
+                if replica is not None:
+                    self._advance(replica, now_s)
+        replicas.stop_all(now_s)
+
+    def _decide(self, now_s: float) -> None:
+        self.concurrency.advance(now_s)
+        wanted = self._scaling.decide(now_s, self)
+        if wanted is None or wanted == self.wanted:
+            return
+        replicas = self.replicas
+        self.statistics.scale_actions += 1
+        self.wanted = wanted
+        missing = wanted - len(replicas.ready) - len(replicas.starting)
+        for _ in range(missing):
+            replicas.order(now_s, now_s + self._start_s)
+        replicas.remove(-missing, now_s)
+        self.statistics.history.append((now_s, wanted, len(replicas.ready)))
 
     def _arrive(self, number: int, now_s: float) -> None:
-        self.area_s += self.under_way * (now_s - self._area_at_s)
-        self._area_at_s = now_s
-        self.under_way += 1
+        self.concurrency.advance(now_s)
+        self.concurrency.under_way += 1
         if self._demands is not None:
             self._demands.accepted(number, int(now_s * 1e9))
-        if self.queue or not self._taken(number, now_s):
+        if self.queue or not self._assign(number, now_s):
             self.queue.append(number)
         if not self.wanted:
-            self._ask(now_s)
+            self._decide(now_s)
 
-    def _taken(self, number: int, now_s: float) -> bool:
-        replica = min(self.ready, key=_load, default=None)
+    def _assign(self, number: int, now_s: float) -> bool:
+        """Give a request to a replica, if one has a slot and room for its tokens."""
+        ready = self.replicas.ready
+        replica = min(ready, key=_load, default=None)
         if replica is None or replica.load >= self.hardware.running_max:
             return False
         if not self._has_room(replica, number):
-            # It is the tokens that it has no room for: another may, with more requests.
-            others = [other for other in sorted(self.ready, key=_load) if self._has_room(other, number)]
-            if not others:
+            # Only tokens are short here, so a replica with more but smaller requests may have room.
+            replica = next((one for one in sorted(ready, key=_load) if self._has_room(one, number)), None)
+            if replica is None:
                 return False
-            replica = others[0]
-        self._take(replica, number, now_s)
+        self._start(replica, number, now_s)
         return True
 
-    def _has_room(self, replica: Replica, number: int) -> bool:
+    def _has_room(self, replica: SimulatedReplica, number: int) -> bool:
         if not replica.load:
             return True
-        one = self.asked[number]
+        request = self.trace[number]
         return (
             replica.load < self.hardware.running_max
-            and replica.tokens + one.prompt_tokens + one.output_tokens <= self.hardware.kv_tokens
+            and replica.tokens + request.prompt_tokens + request.output_tokens <= self.hardware.kv_tokens
         )
 
-    def _take(self, replica: Replica, number: int, now_s: float) -> None:
-        one = self.asked[number]
+    def _start(self, replica: SimulatedReplica, number: int, now_s: float) -> None:
+        request = self.trace[number]
         replica.load += 1
-        replica.tokens += one.prompt_tokens + one.output_tokens
-        begun_s = replica.prefilled_s if replica.prefilled_s > now_s else now_s
-        replica.prefilled_s = first_s = begun_s + one.prompt_tokens / self.hardware.prefill_tokens_per_s
-        self.ttft_s[number] = first_s - one.at_s
-        self._decode_s[number] = first_s
-        self.waited_for_start += replica.ready_s > one.at_s
+        replica.tokens += request.prompt_tokens + request.output_tokens
+        prefill_s = replica.prefilled_s if replica.prefilled_s > now_s else now_s
+        first_s = prefill_s + request.prompt_tokens / self.hardware.prefill_tokens_per_s
+        replica.prefilled_s = first_s
+        self._first_token_s[number] = first_s
+        self.statistics.ttft_s[number] = first_s - request.at_s
+        self.statistics.waited_for_start += replica.ready_s > request.at_s
         replica.prompts.append((first_s, number))
         if first_s < replica.due_s:
             replica.due_s = first_s
-            heappush(self._events, (first_s, replica.number))
+            heappush(self.replicas.events, (first_s, replica.number))
         if self._demands is not None:
             self._demands.started(number, int(now_s * 1e9))
 
-    def _happen(self, replica: Replica, now_s: float) -> None:
-        if replica.ready_s == now_s and replica in self.starting:
-            replica.due_s = NEVER
-            self.starting.remove(replica)
-            self.ready.append(replica)
-            self.history.append((now_s, self.wanted, len(self.ready)))
-            self._pull(now_s)
+    def _advance(self, replica: SimulatedReplica, now_s: float) -> None:
+        """Bring a replica to `now_s`, the time of its next event."""
+        if replica.ready_s == now_s and replica in self.replicas.starting:
+            self._become_ready(replica, now_s)
             return
-        if replica.decoding:
-            replica.clock += (now_s - replica.at_s) / self._step_s[replica.decoding]
-        replica.at_s = now_s
         ends = replica.ends
         prompts = replica.prompts
+        if ends:
+            replica.clock += (now_s - replica.at_s) / self._step_s[len(ends)]
+        replica.at_s = now_s
         while ends and ends[0][0] <= replica.clock + TOKEN_ERROR:
-            replica.decoding -= 1
             self._end(replica, heappop(ends)[1], now_s)
         while prompts and prompts[0][0] <= now_s:
             number = prompts.popleft()[1]
-            if (rest := self.asked[number].output_tokens - 1) > 0:
-                heappush(ends, (replica.clock + rest, number))
-                replica.decoding += 1
+            if (remaining := self.trace[number].output_tokens - 1) > 0:
+                heappush(ends, (replica.clock + remaining, number))
             else:
                 self._end(replica, number, now_s)
         replica.due_s = NEVER
         if ends:
-            replica.due_s = now_s + (ends[0][0] - replica.clock) * self._step_s[replica.decoding]
+            replica.due_s = now_s + (ends[0][0] - replica.clock) * self._step_s[len(ends)]
         if prompts and prompts[0][0] < replica.due_s:
             replica.due_s = prompts[0][0]
         if replica.due_s < NEVER:
-            heappush(self._events, (replica.due_s, replica.number))
+            heappush(self.replicas.events, (replica.due_s, replica.number))
         if replica.draining:
             if not replica.load:
-                self.draining.remove(replica)
-                self._stop(replica, now_s)
+                self.replicas.draining.remove(replica)
+                self.replicas.stop(replica, now_s)
         elif self.queue:
-            self._pull(now_s)
+            self._drain_queue(now_s)
 
-    def _pull(self, now_s: float) -> None:
-        while self.queue and self._taken(self.queue[0], now_s):
+    def _become_ready(self, replica: SimulatedReplica, now_s: float) -> None:
+        replica.due_s = NEVER
+        self.replicas.starting.remove(replica)
+        self.replicas.ready.append(replica)
+        self.statistics.history.append((now_s, self.wanted, len(self.replicas.ready)))
+        self._drain_queue(now_s)
+
+    def _drain_queue(self, now_s: float) -> None:
+        while self.queue and self._assign(self.queue[0], now_s):
             self.queue.popleft()
 
-    def _end(self, replica: Replica, number: int, now_s: float) -> None:
-        self.area_s += self.under_way * (now_s - self._area_at_s)
-        self._area_at_s = now_s
-        self.under_way -= 1
-        self._ended += 1
-        one = self.asked[number]
+    def _end(self, replica: SimulatedReplica, number: int, now_s: float) -> None:
+        self.concurrency.advance(now_s)
+        self.concurrency.under_way -= 1
+        self.statistics.ended += 1
+        request = self.trace[number]
         replica.load -= 1
-        replica.tokens -= one.prompt_tokens + one.output_tokens
+        replica.tokens -= request.prompt_tokens + request.output_tokens
         if self._demands is not None:
             self._demands.ended(
                 number,
                 int(now_s * 1e9),
-                prompt_tokens=one.prompt_tokens,
-                output_tokens=one.output_tokens,
-                decode_ns=int((now_s - self._decode_s[number]) * 1e9),
+                prompt_tokens=request.prompt_tokens,
+                output_tokens=request.output_tokens,
+                decode_ns=int((now_s - self._first_token_s[number]) * 1e9),
             )
 
 
-def _load(replica: Replica) -> int:
+def _load(replica: SimulatedReplica) -> int:
     return replica.load

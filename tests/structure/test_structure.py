@@ -72,8 +72,6 @@ LARGER: dict[str, int] = {
     "events/redaction.py:record_hash": 7,
     "replay/auditor.py:Audit": 17,
     "replay/auditor.py:Request": 17,
-    "replay/backtest/simulator.py:Replica": 13,
-    "replay/backtest/simulator.py:SimulatedFleet": 25,
     "rift/cli/money.py": 14,
     "rift/cli/parser.py": 31,
     "rift/cli/replay.py": 18,

@@ -53,7 +53,7 @@ def test_one_request_starts_one_at_once_and_it_goes_90_s_after() -> None:
     asked = [TraceRequest(0.0, 0, 101), TraceRequest(400.0, 0, 1)]
     fleet = SimulatedFleet(asked, R1, start_s=5.0, scaling=Knative(TEN))
     fleet.run()
-    (_, first, _), _, (gone_s, gone, _), (again_s, again, _), _ = fleet.history
+    (_, first, _), _, (gone_s, gone, _), (again_s, again, _), _ = fleet.statistics.history
     assert (first, gone, again, again_s) == (1, 0, 1, 400.0)
     ended_s = 5.0 + 100 * 0.015
     assert ended_s + 90 <= gone_s <= ended_s + 95
@@ -65,8 +65,8 @@ def test_concurrency_counts_what_waits_and_is_an_average_over_the_seconds_there_
     fleet = SimulatedFleet(asked, R1, start_s=100.0, scaling=Knative(TEN))
     fleet.run()
     # (1 + 45 + 45) / 3 is 30.3; of ten seconds it is 41 of 45 by stable, and 45 by panic.
-    assert fleet.history[:2] == [(0.0, 1, 0), (2.0, 4, 0)]
-    assert max(wanted for _, wanted, _ in fleet.history) == 5
+    assert fleet.statistics.history[:2] == [(0.0, 1, 0), (2.0, 4, 0)]
+    assert max(wanted for _, wanted, _ in fleet.statistics.history) == 5
 
 
 @pytest.mark.parametrize("start_s", [15.0, 60.0])

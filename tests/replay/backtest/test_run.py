@@ -67,7 +67,7 @@ def test_a_policy_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "warm.toml"
     file.write_text("replicas_min = 1\nreplicas_max = 1\n")
     found, fleet = run(waves(), R1, str(file), start_s=60.0, ttft_ms=2000)
-    assert {wanted for _, wanted, _ in fleet.history} == {1}
+    assert {wanted for _, wanted, _ in fleet.statistics.history} == {1}
     assert found.policy == str(file)
 
 

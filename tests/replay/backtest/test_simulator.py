@@ -154,10 +154,10 @@ def test_every_request_is_accepted_started_and_ended_once() -> None:
     assert Counter(planned.told.happened) == {
         (what, number): 1 for what in ("accepted", "started", "ended") for number in range(800)
     }
-    assert fleet.under_way == 0
-    assert min(fleet.ttft_s) > 0
-    assert fleet.actions == 6
-    assert fleet.started >= 6
+    assert fleet.concurrency.under_way == 0
+    assert min(fleet.statistics.ttft_s) > 0
+    assert fleet.statistics.scale_actions == 6
+    assert fleet.replicas.ordered >= 6
 
 
 def test_seconds_count_from_the_order_to_the_stop() -> None:
@@ -167,10 +167,14 @@ def test_seconds_count_from_the_order_to_the_stop() -> None:
     fleet.run()
     # The first takes the prompt from 10 s to 11 s and 1,000 steps of 15 ms; the idle one goes at its first
     # tick past 11.5 s; the busy one, told to go at 50 s, had ended. The third is ordered at 100 s.
-    assert fleet.ttft_s == [11.0, 10.0]
+    assert fleet.statistics.ttft_s == [11.0, 10.0]
     assert planned.told.ended_s == pytest.approx({0: 26.0, 1: 110.0})
-    assert fleet.replica_s == pytest.approx(12.0 + 50.0 + 10.0)
-    assert (fleet.started, fleet.waited_for_start, fleet.actions) == (3, 2, 4)
+    assert fleet.replicas.stopped_s == pytest.approx(12.0 + 50.0 + 10.0)
+    assert (fleet.replicas.ordered, fleet.statistics.waited_for_start, fleet.statistics.scale_actions) == (
+        3,
+        2,
+        4,
+    )
 
 
 def test_a_draining_replica_takes_nothing_and_stops_once_it_is_empty() -> None:
@@ -179,14 +183,14 @@ def test_a_draining_replica_takes_nothing_and_stops_once_it_is_empty() -> None:
     fleet = SimulatedFleet(asked, R1, start_s=1.0, scaling=planned)
     fleet.run()
     assert planned.told.ended_s == pytest.approx({0: 16.0, 1: 7.0})
-    assert fleet.replica_s == pytest.approx(16.0 + 10.0)
+    assert fleet.replicas.stopped_s == pytest.approx(16.0 + 10.0)
 
 
 def test_starting_replicas_are_given_up_first() -> None:
     planned = Planned((0.0, 1), (20.0, 3), (21.0, 1))
     fleet = SimulatedFleet([TraceRequest(0.0, 0, 5000)], R1, start_s=10.0, scaling=planned)
     fleet.run()
-    assert fleet.replica_s == pytest.approx(10 + 4999 * 0.015 + 2)
+    assert fleet.replicas.stopped_s == pytest.approx(10 + 4999 * 0.015 + 2)
 
 
 def test_a_request_with_more_tokens_than_there_is_room_for_runs_alone() -> None:
