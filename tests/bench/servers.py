@@ -32,10 +32,10 @@ MODEL = "bench"
 # `rift up` with nats-server's own pace of writing to disk: what durability costs.
 NOT_DURABLE = """
 import sys
-from rift import broker, cli
-durable = broker.CONFIGURATION
-broker.CONFIGURATION = durable.replace("sync_interval: always", "")
-assert broker.CONFIGURATION != durable
+from rift import cli, nats_server
+durable = nats_server.CONFIGURATION
+nats_server.CONFIGURATION = durable.replace("sync_interval: always", "")
+assert nats_server.CONFIGURATION != durable
 sys.exit(cli.main(sys.argv[1:]))
 """
 

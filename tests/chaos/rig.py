@@ -32,9 +32,9 @@ POLL_S = 0.05
 # `rift up`, which here forgives a child's death at once: it is killed more often than a back-off is for.
 FORGIVING = """
 import sys
-from rift import cli, processes
-assert processes.WELL_S > 0
-processes.WELL_S = 0.0
+from rift import cli, supervisor
+assert supervisor.WELL_S > 0
+supervisor.WELL_S = 0.0
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -61,7 +61,7 @@ async def test_one_that_retires_ends_by_itself_and_is_not_started_again(tmp_path
 def test_the_guard_ends_what_is_left_and_forgets_what_has_ended() -> None:
     """The number of a group that has ended is soon another's: nobody must be ended for that."""
     script = (
-        "import subprocess, os; from rift.processes import Guard; guard = Guard();"
+        "import subprocess, os; from rift.supervisor import Guard; guard = Guard();"
         "quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0);"
         "start = lambda: subprocess.Popen(['sleep', '100'], **quiet).pid;"
         "left, forgotten = start(), start(); guard.add(left); guard.add(forgotten); guard.ended(forgotten);"
