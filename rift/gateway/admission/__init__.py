@@ -1,6 +1,7 @@
 """Who may ask for what. Everything that is refused is refused here, before anything is stored.
 
 admission       keys, models, queue and room
+reservation     what a request holds before it is accepted
 book_freshness  whether the book is current enough to trust
 rate_window     sliding-window limits: pure
 rate_limits     the limits of accounts and keys at this gateway

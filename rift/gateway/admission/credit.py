@@ -94,21 +94,21 @@ class CreditReservations:
 
     # --- before a request is appended ----------------------------------------------------------------
 
-    async def cover(self, group: Choices) -> Choices:
-        """Return the acceptances with an allowance, if their account is limited.
+    async def reserve(self, choices: Choices) -> Choices:
+        """Reserve the highest cost, if the account is limited, and return the acceptances with their hold.
 
-        The worker holds the prompt to what was reserved. Raises HTTPError (402, 503), LogError: then nothing
-        is reserved.
+        The worker refuses a prompt longer than what was reserved. Raises HTTPError (402, 503), LogError: then
+        nothing is reserved.
         """
-        first = group[0]
+        first = choices[0]
         if not self._book.credits.of(first.account).is_limited:
-            return group
+            return choices
         tokens = max_cost.prompt_tokens(first)
         first = replace(first, prompt_tokens_max=tokens)
-        cost = max_cost.nanousd(first, self._price(first), choices=len(group))
+        cost = max_cost.nanousd(first, self._price(first), choices=len(choices))
         hold = await self._hold_with(first, cost)
         return tuple(
-            replace(accepted, prompt_tokens_max=tokens, allowance=hold.event.id) for accepted in group
+            replace(accepted, prompt_tokens_max=tokens, allowance=hold.event.id) for accepted in choices
         )
 
     async def _hold_with(self, accepted: RequestAccepted, cost: int) -> CreditHold:
@@ -207,33 +207,27 @@ class CreditReservations:
 
     # --- until it has ended --------------------------------------------------------------------------
 
-    def follow(self, group: Choices) -> None:
-        """Follow what the own lane's relay has opened, to its end."""
-        if group[0].allowance is not None:
-            watcher = EndWatcher(self._metered(group), self._at_end)
-            self._watchers[group[0].request] = watcher
+    def follow(self, choices: Choices) -> None:
+        """Spend what the requests cost, once they have ended on the own lane."""
+        if choices[0].allowance is not None:
+            watcher = EndWatcher(self._metered(choices), self._at_end)
+            self._watchers[choices[0].request] = watcher
             self._relays.own.join(watcher)
 
-    def free(self, group: Choices) -> None:
-        """Give back what was reserved for what is not appended."""
-        self._spend(group[0])
+    def release(self, choices: Choices) -> None:
+        """Free what was reserved for requests that are not accepted."""
+        self._unfollow(choices)
+        self._spend(choices[0])
 
-    def refused(self, group: Choices, *, may_land: bool) -> None:
-        """The append of a request, or of one of a group, failed; `may_land`: something of it was stored, or
-        may still be."""
-        watcher = self._watchers.pop(group[0].request, None)
-        if watcher is None:
-            return
-        self._relays.own.close(watcher)
-        if may_land:
-            self.judge(group)
-        else:
-            self.free(group)
+    def unknown(self, choices: Choices) -> None:
+        """Read from the log which acceptances count, and spend what those from our hold cost."""
+        self._unfollow(choices)
+        if choices[0].allowance is not None:
+            self._tasks.start_soon(self._judge, choices)
 
-    def judge(self, group: Choices) -> None:
-        """Let the log say which of these acceptances are those that count, and what they cost."""
-        if group[0].allowance is not None:
-            self._tasks.start_soon(self._judge, group)
+    def _unfollow(self, choices: Choices) -> None:
+        if (watcher := self._watchers.pop(choices[0].request, None)) is not None:
+            self._relays.own.close(watcher)
 
     def _at_end(self, watcher: EndWatcher) -> None:
         self._tasks.start_soon(self._ended, watcher)

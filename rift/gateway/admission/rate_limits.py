@@ -71,42 +71,38 @@ class RateLimits:
         self._taken: dict[str, Taken] = {}
         self._watchers: dict[str, EndWatcher] = {}
 
-    def take(self, group: Choices) -> None:
-        """Take a group's part of its limits. Raises HTTPError (429): then nothing is taken."""
-        first = group[0]
-        parts = self._parts(first.account, first.key)
-        if not parts:
-            return
-        taken = self._limiter.take(parts, _now_ns(), requests=len(group), tokens=_estimate(group))
-        if isinstance(taken, Refused):
-            raise _refusal(taken, group)
-        self._taken[first.request] = taken
+    async def reserve(self, choices: Choices) -> Choices:
+        """Count the requests against their limits. Raises HTTPError (429): then nothing is counted."""
+        first = choices[0]
+        if parts := self._parts(first.account, first.key):
+            taken = self._limiter.take(parts, _now_ns(), requests=len(choices), tokens=_estimate(choices))
+            if isinstance(taken, Refused):
+                raise _refusal(taken, choices)
+            self._taken[first.request] = taken
+        return choices
 
-    def free(self, group: Choices) -> None:
-        """Give back what was taken for what is not appended."""
-        if (taken := self._taken.pop(group[0].request, None)) is not None:
-            rate_window.undo(taken)
-
-    def follow(self, group: Choices) -> None:
-        """Follow what the own lane's relay has opened, to its end."""
-        if group[0].request in self._taken:
-            answers = [Completion.of(accepted, self._book, keep_text=False) for accepted in group]
-            watcher = self._watchers[group[0].request] = EndWatcher(answers, self._at_end)
+    def follow(self, choices: Choices) -> None:
+        """Replace the estimate by what the requests used, once they have ended on the own lane."""
+        if choices[0].request in self._taken:
+            answers = [Completion.of(accepted, self._book, keep_text=False) for accepted in choices]
+            watcher = self._watchers[choices[0].request] = EndWatcher(answers, self._at_end)
             self._relays.own.join(watcher)
 
-    def refused(self, group: Choices, *, may_land: bool) -> None:
-        """The append failed; `may_land`: something of it was stored, or may still be."""
-        if (watcher := self._watchers.pop(group[0].request, None)) is not None:
-            self._relays.own.close(watcher)
-        if may_land:
-            self.let_go(group)
-        else:
-            self.free(group)
+    def release(self, choices: Choices) -> None:
+        """Count nothing for requests that are not accepted."""
+        if (taken := self._forget(choices)) is not None:
+            rate_window.undo(taken)
 
-    def let_go(self, group: Choices) -> None:
-        """What becomes of it is not seen here: it counts as estimated, and is not under way."""
-        if (taken := self._taken.pop(group[0].request, None)) is not None:
+    def unknown(self, choices: Choices) -> None:
+        """Count the estimate for requests that may run elsewhere, but not as concurrent."""
+        if (taken := self._forget(choices)) is not None:
             rate_window.end(taken, tokens=None)
+
+    def _forget(self, choices: Choices) -> Taken | None:
+        request = choices[0].request
+        if (watcher := self._watchers.pop(request, None)) is not None:
+            self._relays.own.close(watcher)
+        return self._taken.pop(request, None)
 
     def headers(self, account: str, key: str) -> Headers:
         """Return what an answer says of its limits, at the moment at which it is sent."""

@@ -1,6 +1,6 @@
 """A new request's way through the gateway, up to what the log says of it.
 
-    authenticate → parse → admit → limit → reserve → follow → append `RequestAccepted` → relay the log's words
+    authenticate → parse → admit → reserve → follow → append `RequestAccepted` → relay the log's words
 
 Whatever is refused is refused before the append. From the append on, the log decides. A request with `n` > 1
 is a group: all of its choices are appended, or those that were, or may still be, are said to be unanswered,
@@ -25,6 +25,7 @@ from rift.catalogue import Catalogue
 from rift.gateway import choices as groups
 from rift.gateway.admission.admission import Admission
 from rift.gateway.admission.credit import CreditReservations
+from rift.gateway.admission.reservation import Reservation, Reservations
 from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after
 from rift.gateway.asgi.request import Request
 from rift.gateway.choices import Choices
@@ -70,13 +71,13 @@ class Submission:
         self._histories = histories
         self._admission = admission
         self._delivery = delivery
-        self._allowances = allowances
-        self._limiting = admission.limiting
+        self._reservations = Reservations(
+            log, relays.own, (admission.limiting, allowances), entropy=entropy, seals_all=seal_content
+        )
         self._book = book
         self._models = models
         self._secret = secret
         self._entropy = entropy
-        self._seals_all = seal_content
         self._shard, self._lane = lane
 
     async def infer(
@@ -96,70 +97,47 @@ class Submission:
         key = request.header(b"idempotency-key")
         if key is None:
             group = self._group(wanted, issued, self._entry(wanted, issued))
-            await self._answer_new(request, wanted, await self._cover(wanted, group))
+            await self._answer_new(request, wanted, await self._reserve(wanted, group))
             return
         digest = idempotency.key_digest(self._secret, issued.account, key)
         entry = self._entry(wanted, issued, body=idempotency.body_digest(self._secret, request.path, body))
         ours = self._group(wanted, issued, entry, digest=digest)
-        claim, group = await self._claim(digest, entry, wanted, ours)
-        if claim.is_new:
-            await self._answer_new(request, wanted, group)
+        claim, reservation = await self._claim(digest, entry, wanted, ours)
+        if reservation is not None:
+            await self._answer_new(request, wanted, reservation)
         else:
             headers = REPLAYED if claim.entry.nonce != entry.nonce else ()
             group = self._group(wanted, issued, claim.entry, digest=digest)
             await self._answer_again(request, wanted, group, headers)
 
-    async def _cover(self, wanted: ParsedRequest, group: Choices) -> Choices:
-        """Return the acceptances as they may be appended: with a place in the queue, a part of the limits, an
-        allowance and a key. Until `relay.open`, `_free` gives that back. Raises HTTPError, LogError."""
+    async def _reserve(self, wanted: ParsedRequest, group: Choices) -> Reservation:
+        """Raises HTTPError, LogError: then nothing is held."""
         self._admission.admit(wanted, group[0].account, group[0].key)
-        self._relays.own.queue.add(group)
-        try:
-            self._limiting.take(group)
-            group = await self._allowances.cover(group)
-            return await self._keyed(wanted, group)
-        except BaseException:
-            self._free(group)
-            raise
-
-    def _free(self, group: Choices) -> None:
-        self._allowances.free(group)
-        self._limiting.free(group)
-        self._relays.own.queue.remove(group)
-
-    async def _keyed(self, wanted: ParsedRequest, group: Choices) -> Choices:
-        """Return the acceptances with a key for what they say, if it is to be sealed. Raises LogError."""
-        if (wanted.store and not self._seals_all) or group[0].sealed is not None:
-            return group
-        requests = [accepted.request for accepted in group]
-        key = self._entropy(encryption.KEY_BYTES)
-        subject = subjects.SECRET_KEPT if wanted.store else subjects.SECRET_PASSING
-        sealed = await encryption.keep(self._log, subject, requests, key)
-        return tuple(replace(accepted, sealed=sealed) for accepted in group)
+        return await self._reservations.reserve(group, store=wanted.store)
 
     async def _claim(
         self, digest: str, entry: Entry, wanted: ParsedRequest, group: Choices
-    ) -> tuple[Claim, Choices]:
-        """Return the claim in force, and with a new one the acceptances with their allowance: who has claimed
-        must not wait. A key whose request failed by our fault is taken again."""
+    ) -> tuple[Claim, Reservation | None]:
+        """Return the claim in force and, if it is a new one, what its request holds: reserving comes first,
+        because the acceptance must follow the claim at once. Claim a key again if its request failed by our
+        fault."""
         found = await idempotency.find(self._log, digest, entry)
         if found is not None and not await self._failed_by_us(found, group):
-            return found, group
-        group = await self._cover(wanted, group)
+            return found, None
+        reservation = await self._reserve(wanted, group)
         is_new = False
         try:
-            last = found.sequence if found else 0
-            entry = replace(entry, sealed=group[0].sealed)
-            claim = await idempotency.claim(self._log, digest, entry, replaces=last)
+            entry = replace(entry, sealed=reservation.choices[0].sealed)
+            claim = await idempotency.claim(self._log, digest, entry, replaces=found.sequence if found else 0)
             is_new = claim.is_new
-            return claim, group
         finally:
             if not is_new:
-                self._free(group)
+                reservation.release()
+        return claim, reservation if is_new else None
 
-    async def _answer_new(self, request: Request, wanted: ParsedRequest, group: Choices) -> None:
-        stream = self._stream(wanted, group)
-        await self._append(stream, group)
+    async def _answer_new(self, request: Request, wanted: ParsedRequest, reservation: Reservation) -> None:
+        stream = self._stream(wanted, reservation.choices)
+        await self._append(stream, reservation)
         await self._answer_with(request, wanted, stream)
 
     async def _answer_again(
@@ -175,15 +153,14 @@ class Submission:
             if stream is not None:
                 relay.close(stream)
             await idempotency.check_kept(self._log, parsed[0])
-            group = await self._cover(wanted, group)
+            reservation = await self._reserve(wanted, group)
             try:
-                await self._store(group)
+                await self._store(reservation.choices)
             except LogError as error:
                 raise _not_stored(error) from error
             finally:
-                self._allowances.judge(group)
-                self._limiting.let_go(group)
-                self._relays.own.queue.remove(group)
+                # Another gateway may append the acceptances too: the log decides which of them count.
+                reservation.outcome_unknown()
             stream = await relay.attach(parsed, make)
             assert stream is not None, "an acceptance that was appended is found"
         await self._answer_with(request, wanted, stream, headers)
@@ -251,26 +228,22 @@ class Submission:
         answers = [Completion.of(accepted, self._book, keep_text=keep) for accepted in group]
         return Subscription(answers, _format(answers, wanted) if wanted.stream else None)
 
-    async def _append(self, stream: Subscription, group: Choices) -> None:
+    async def _append(self, stream: Subscription, reservation: Reservation) -> None:
         """Follow, then append the acceptances. Raises HTTPError: then nothing is charged."""
-        relay = self._relays.own
-        relay.open(stream)
-        self._allowances.follow(group)
-        self._limiting.follow(group)
+        group = reservation.choices
+        reservation.follow(stream)
         try:
             await self._store(group, stream)
-            stream.stored = True
-            self._check_key(group)
-            return
         except LogError as error:
             refusal = _not_stored(error)
-        may_land = refusal.code == "log_unavailable" or len(group) > 1
-        if may_land:
-            self._delivery.cancel_unanswered(group)
-        relay.close(stream)
-        self._allowances.refused(group, may_land=may_land)
-        self._limiting.refused(group, may_land=may_land)
-        raise refusal
+            if refusal.code == "log_unavailable" or len(group) > 1:
+                self._delivery.cancel_unanswered(group)
+                reservation.outcome_unknown()
+            else:
+                reservation.release()
+            raise refusal from error
+        reservation.commit()
+        self._check_key(group)
 
     def _check_key(self, group: Choices) -> None:
         """Who heard that the key is revoked before the acceptance was stored could not end it."""

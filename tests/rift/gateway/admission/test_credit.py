@@ -231,7 +231,7 @@ def test_two_gateways_that_see_the_same_dollar_do_not_both_spend_it() -> None:
 
         async def cover(gateway: GatewayProcess) -> None:
             try:
-                await allowances_of(gateway).cover((world.accepted(gateway),))
+                await allowances_of(gateway).reserve((world.accepted(gateway),))
                 covered["covered"] += 1
             except HTTPError as refusal:
                 covered[refusal.code] += 1
@@ -305,12 +305,12 @@ def test_an_acceptance_of_unknown_outcome_is_charged_if_it_lands(lands: bool) ->
         gateway = await world.gateway()
         await world.work()
         ours = allowances_of(gateway)
-        accepted = await ours.cover((world.accepted(gateway),))
+        accepted = await ours.reserve((world.accepted(gateway),))
         stream = Subscription([MeteredCompletion(accepted[0], PRICE)], None)
         ours._relays.own.open(stream)
         ours.follow(accepted)
         ours._relays.own.close(stream)
-        ours.refused(accepted, may_land=True)
+        ours.unknown(accepted)
         await anyio.sleep(10)
         if lands:
             world.store(accepted)
@@ -326,13 +326,13 @@ def test_a_request_that_two_gateways_accepted_is_spent_once() -> None:
         first, second = await world.gateway(), await world.gateway()
         await world.work()
         wanted = world.accepted(first, idempotency_hash="digest")
-        of_first = await allowances_of(first).cover((wanted,))
-        of_second = await allowances_of(second).cover((wanted,))
+        of_first = await allowances_of(first).reserve((wanted,))
+        of_second = await allowances_of(second).reserve((wanted,))
         allowances_of(first)._relays.own.open(Subscription([MeteredCompletion(of_first[0], PRICE)], None))
         allowances_of(first).follow(of_first)
         for accepted in (of_second, of_first):
             world.store(accepted)
-        allowances_of(second).judge(of_second)
+        allowances_of(second).unknown(of_second)
         await anyio.sleep(100)
         assert world.charged > 0
         world.check_all_is_settled()
@@ -350,7 +350,7 @@ def test_a_gateway_that_was_away_reserves_nothing_until_it_reported() -> None:
         gateway.thaw()
         assert (await world.answer(gateway))[0] == 503
         with pytest.raises(HTTPError) as refused:
-            await allowances_of(gateway).cover((world.accepted(gateway),))
+            await allowances_of(gateway).reserve((world.accepted(gateway),))
         assert refused.value.code == "log_unavailable"
         await anyio.sleep(10)
         assert (await world.answer(gateway))[0] == 200
@@ -365,7 +365,7 @@ def test_what_a_lost_gateway_held_comes_back_once_its_requests_have_ended() -> N
         assert (await world.answer(gateway, background=True))[0] == 202
         await anyio.sleep(5)
         # The second one is reserved, and never stored.
-        await allowances_of(gateway).cover((world.accepted(gateway),))
+        await allowances_of(gateway).reserve((world.accepted(gateway),))
         gateway.kill()
         await world.gateway()
         await anyio.sleep(40)
@@ -395,7 +395,7 @@ def test_the_seconds_of_a_lost_gateways_request_are_spent() -> None:
 def test_a_hold_of_a_lost_lane_waits_for_the_requests_that_are_open() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
-        accepted = await allowances_of(gateway).cover((world.accepted(gateway),))
+        accepted = await allowances_of(gateway).reserve((world.accepted(gateway),))
         world.store(accepted)
         await anyio.sleep(1)
         gateway.kill()

@@ -1,0 +1,123 @@
+"""What a request holds before it is accepted: a queue place, rate limits, credit and a content key.
+
+    reserved    `reserve` returned: the request holds all of it, and nothing is appended yet
+    followed    the own lane's reader follows the requests, and the acceptances are being appended
+    ended       by `commit`, `release` or `outcome_unknown`
+
+No other code takes or gives back any of this.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from events import encryption, subjects
+from events.log import Log
+from rift.gateway.choices import Choices
+from rift.gateway.streams.lane_reader import LaneReader, Subscription
+
+
+class Limit(Protocol):
+    """A limit from which a request, or a group of choices, reserves a part before it is accepted."""
+
+    async def reserve(self, choices: Choices) -> Choices:
+        """Reserve a part, and return the acceptances with what they must say about it.
+
+        Raises HTTPError, LogError: then nothing is reserved.
+        """
+
+    def follow(self, choices: Choices) -> None:
+        """Follow requests that the own lane's reader follows, and count what they used when they end."""
+
+    def release(self, choices: Choices) -> None:
+        """Give back the part, if there is one: no acceptance is stored or ever will be."""
+
+    def unknown(self, choices: Choices) -> None:
+        """Let the log decide what counts: an acceptance may be stored, by this or another gateway."""
+
+
+class Reservation:
+    """What one request, or one group, holds. `choices` are the acceptances as they may be appended."""
+
+    def __init__(self, choices: Choices, lane: LaneReader, limits: Sequence[Limit]) -> None:
+        self.choices = choices
+        self._lane = lane
+        self._limits = limits
+        self._subscription: Subscription | None = None
+
+    def follow(self, subscription: Subscription) -> None:
+        """Follow the requests on the own lane. Call it before the first append, or events are missed."""
+        self._lane.open(subscription)
+        self._subscription = subscription
+        for limit in self._limits:
+            limit.follow(self.choices)
+
+    def commit(self) -> None:
+        """Leave everything to those that follow the requests: their acceptances are stored."""
+        assert self._subscription is not None, "a request is followed before it is appended"
+        self._subscription.stored = True
+
+    def release(self) -> None:
+        """Give back everything: no acceptance is stored or ever will be."""
+        self._leave_lane()
+        for limit in self._limits:
+            limit.release(self.choices)
+
+    def outcome_unknown(self) -> None:
+        """Give back the queue place, and let the log decide what counts of the rest."""
+        self._leave_lane()
+        for limit in self._limits:
+            limit.unknown(self.choices)
+
+    def _leave_lane(self) -> None:
+        # Once the lane's reader follows a request, the queue place is the reader's.
+        if self._subscription is not None:
+            self._lane.close(self._subscription)
+        else:
+            self._lane.queue.remove(self.choices)
+
+
+class Reservations:
+    """Reserve for requests on the own lane. With `seals_all`, every request gets a content key."""
+
+    def __init__(
+        self,
+        log: Log,
+        lane: LaneReader,
+        limits: Sequence[Limit],
+        *,
+        entropy: Callable[[int], bytes],
+        seals_all: bool,
+    ) -> None:
+        self._log = log
+        self._lane = lane
+        self._limits = limits
+        self._entropy = entropy
+        self._seals_all = seals_all
+
+    async def reserve(self, choices: Choices, *, store: bool) -> Reservation:
+        """Return a reservation. `store` says that the client lets its content be kept.
+
+        Raises HTTPError (402, 429, 503), LogError: then nothing is held.
+        """
+        reservation = Reservation(choices, self._lane, self._limits)
+        self._lane.queue.add(choices)
+        try:
+            for limit in self._limits:
+                reservation.choices = await limit.reserve(reservation.choices)
+            reservation.choices = await self._with_content_key(reservation.choices, store=store)
+        except BaseException:
+            reservation.release()
+            raise
+        return reservation
+
+    async def _with_content_key(self, choices: Choices, *, store: bool) -> Choices:
+        """Return the acceptances with a key to seal them, if they need one. Raises LogError."""
+        if (store and not self._seals_all) or choices[0].sealed is not None:
+            return choices
+        requests = [accepted.request for accepted in choices]
+        key = self._entropy(encryption.KEY_BYTES)
+        subject = subjects.SECRET_KEPT if store else subjects.SECRET_PASSING
+        sealed = await encryption.keep(self._log, subject, requests, key)
+        return tuple(replace(accepted, sealed=sealed) for accepted in choices)
