@@ -13,10 +13,9 @@ from typing import Any
 
 import msgspec
 
+from events.contracts import SECOND_NS
 from events.schema import CreditGranted, CreditHeld, CreditSettled, LimitsSet, Plan, UsageCorrected
 from events.subjects import book as book_subject
-
-SECOND_NS = 1_000_000_000
 
 PREFIX = book_subject("credit", "")
 

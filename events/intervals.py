@@ -5,7 +5,7 @@ Invoice lines unite and round the same way (`replay/sql/invoice_lines.sql`).
 
 from collections.abc import Iterable
 
-SECOND_NS = 1_000_000_000
+from events.contracts import SECOND_NS
 
 # From when to when, in nanoseconds.
 Span = tuple[int, int]

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from events.contracts import MESSAGE_BYTES_MAX
 from rift.errors import RiftError
-
-# Prompts of up to 8 MB are one record; larger input is refused before it is published.
-MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
 # Sixty-four records of the largest size may be on their way to one slow client.
 MAX_PENDING_BYTES = 512 * 1024 * 1024
@@ -57,7 +55,7 @@ def configure(folder: Path) -> Address:
             port=port,
             token=token,
             store=msgspec.json.encode(str((folder / "store").resolve())).decode(),
-            max_payload=MAX_PAYLOAD_BYTES,
+            max_payload=MESSAGE_BYTES_MAX,
             max_pending=MAX_PENDING_BYTES,
         ),
     )

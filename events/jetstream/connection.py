@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events import subjects as names
+from events.contracts import SECOND_NS
 from events.jetstream import deliveries, wire
 from events.jetstream.appends import Appends
 from events.jetstream.deliveries import Jobs
@@ -72,7 +73,7 @@ def stream_config(
         "storage": "file",
         "num_replicas": replicas,
         "max_bytes": max_bytes,
-        "max_age": max_age_s * wire.NANOSECONDS,
+        "max_age": max_age_s * SECOND_NS,
         "max_msgs": -1,
         "allow_direct": False,
         "allow_atomic": True,
@@ -341,7 +342,7 @@ class JetStream:
         await self._tell(ack, b"+WPI")
 
     async def give_back(self, ack: str, *, delay_s: float = 0.0) -> None:
-        delay = b' {"delay": %d}' % int(delay_s * wire.NANOSECONDS) if delay_s else b""
+        delay = b' {"delay": %d}' % int(delay_s * SECOND_NS) if delay_s else b""
         await self._tell(ack, b"-NAK" + delay)
 
     async def _tell(self, ack: str, word: bytes) -> None:

@@ -10,6 +10,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from events.contracts import SECOND_NS
 from events.jetstream import wire
 from events.jetstream.request_reply import subscribe
 from events.log import Job, LogError
@@ -35,7 +36,7 @@ def consumer(name: str, subject: str) -> dict[str, object]:
         "durable_name": name,
         "name": name,
         "ack_policy": "explicit",
-        "ack_wait": int(ACK_WAIT_S * wire.NANOSECONDS),
+        "ack_wait": int(ACK_WAIT_S * SECOND_NS),
         "max_deliver": -1,
         "max_ack_pending": -1,
         "max_waiting": 4096,
@@ -145,7 +146,7 @@ class Jobs:
         pull = next((pull for pull in self._pulls if not pull.left), None) or await self._new_pull()
         pull.left = batch
         pull.until = now + PULL_EXPIRES_S + PULL_GRACE_S
-        ask = {"batch": batch, "expires": int(PULL_EXPIRES_S * wire.NANOSECONDS)}
+        ask = {"batch": batch, "expires": int(PULL_EXPIRES_S * SECOND_NS)}
         await self._client.publish(self._next, json.dumps(ask).encode(), reply=pull.inbox)
 
     async def _new_pull(self) -> _Pull:

@@ -12,6 +12,7 @@ import anyio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from events.contracts import SECOND_NS
 from events.jetstream import wire
 from events.jetstream.push_reader import Api
 from events.jetstream.request_reply import subscribe
@@ -113,7 +114,7 @@ async def pull(
 
     subscription = await subscribe(client, inbox, on_message)
     try:
-        until = {"expires": int(wait_s * wire.NANOSECONDS)} if wait_s else {"no_wait": True}
+        until = {"expires": int(wait_s * SECOND_NS)} if wait_s else {"no_wait": True}
         ask = {"batch": batch, "max_bytes": BATCH_BYTES, **until}
         await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{name}", json.dumps(ask).encode(), reply=inbox)
         with anyio.move_on_after(PULL_S + wait_s):

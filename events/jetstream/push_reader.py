@@ -9,6 +9,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from events.contracts import SECOND_NS
 from events.jetstream import wire
 from events.jetstream.request_reply import subscribe
 from events.log import LogError, Stored
@@ -61,7 +62,7 @@ class PushReader:
             inactive_s=INACTIVE_S,
             deliver_subject=inbox,
             flow_control=True,
-            idle_heartbeat=int(HEARTBEAT_S * wire.NANOSECONDS),
+            idle_heartbeat=int(HEARTBEAT_S * SECOND_NS),
         )
         await self._api(f"CONSUMER.CREATE.{self._stream}.{self._consumer}", request)
 

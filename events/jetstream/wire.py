@@ -6,9 +6,8 @@ from typing import Any
 
 from nats.aio.msg import Msg
 
+from events.contracts import SECOND_NS
 from events.log import LogError, Stored
-
-NANOSECONDS = 1_000_000_000
 
 # The status of a request that nobody listens for.
 NO_RESPONDERS = "503"
@@ -45,7 +44,7 @@ def unix_ns(time: str) -> int:
     """Return Unix nanoseconds of RFC 3339 in UTC, exactly."""
     seconds, _, fraction = time.removesuffix("Z").partition(".")
     whole = int(datetime.fromisoformat(f"{seconds}+00:00").timestamp())
-    return whole * NANOSECONDS + int(fraction.ljust(9, "0"))
+    return whole * SECOND_NS + int(fraction.ljust(9, "0"))
 
 
 def reader(
@@ -59,7 +58,7 @@ def reader(
         "opt_start_seq": after + 1,
         "replay_policy": "instant",
         "filter_subjects": list(subjects),
-        "inactive_threshold": inactive_s * NANOSECONDS,
+        "inactive_threshold": inactive_s * SECOND_NS,
         "mem_storage": True,
         "num_replicas": 1,
     }

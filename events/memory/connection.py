@@ -7,6 +7,7 @@ import anyio
 import anyio.lowlevel
 
 from events import subjects as names
+from events.contracts import MESSAGE_BYTES_MAX
 from events.log import Log, LogError, NoResponders, OutcomeUnknown, RecordTooLarge, Stored
 from events.memory.broker import Answerer, Consumer, Filter, Handler, MemoryBroker, Stream
 from events.memory.readers import MemoryFollower, MemoryJobs
@@ -15,7 +16,6 @@ from events.memory.readers import MemoryFollower, MemoryJobs
 APPEND_TIMEOUT_S = 2.0
 API_TIMEOUT_S = 5.0
 SCAN_TIMEOUT_S = 30.0
-PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
 
 # Two messages of one connection arrive one after the other, even where nothing takes time.
 APART_S = 1e-6
@@ -53,7 +53,7 @@ class MemoryLog:
 
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
         await self.connection.thawed()
-        if len(data) > PAYLOAD_BYTES_MAX:
+        if len(data) > MESSAGE_BYTES_MAX:
             raise RecordTooLarge(f"a record of {len(data)} bytes is larger than the broker takes")
         answer: list[int | LogError] = []
         answered = anyio.Event()

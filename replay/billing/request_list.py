@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from events.contracts import SECOND_NS
 from events.money import usd
 from replay.billing.invoice import BillingRefused, Read
 
@@ -46,7 +47,7 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
         "kind": row["kind"],
         "model": row["model"],
         "status": row["state"],
-        "created": row["accepted_at_ns"] // 1_000_000_000,
+        "created": row["accepted_at_ns"] // SECOND_NS,
         "finish_reason": row["finish_reason"],
         "group": row["group_id"],
         "choice": row["choice"],

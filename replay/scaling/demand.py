@@ -11,7 +11,8 @@ from bisect import bisect_right
 
 import msgspec
 
-SECOND_NS = 1_000_000_000
+from events.contracts import SECOND_NS
+
 MINUTE_NS = 60 * SECOND_NS
 # How many were under way is looked up every half minute over the last five: the first two say how fast it
 # grows, and all of them what is not given up yet.

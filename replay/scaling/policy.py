@@ -26,7 +26,8 @@ from math import isqrt
 
 import msgspec
 
-from replay.scaling.demand import SECOND_NS, Demand, Replicas
+from events.contracts import SECOND_NS
+from replay.scaling.demand import Demand, Replicas
 from replay.scaling.hardware import Hardware, Natural, Positive
 
 # The name that a decision carries: it changes with every change of what `decide` says.

@@ -9,12 +9,12 @@ from typing import Any
 
 from events import book as books
 from events.book import Book, HeldKey
+from events.contracts import SECOND_NS
 from events.jetstream import JetStream
 from rift import book_admin, clock, keys
 from rift.cli.output import CommandFailed, Shown, list_of, moment, with_log
 from rift.keys import SCOPES, Key
 
-SECOND_NS = 1_000_000_000
 LASTS_S = {"h": 3600, "d": 86_400}
 # A century: what is longer is a mistake, or no expiry.
 LASTS_MAX_S = 100 * 366 * 86_400

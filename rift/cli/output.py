@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import anyio
 
+from events.contracts import SECOND_NS
 from events.jetstream import JetStream
 from events.log import LogError
 from events.money import usd
@@ -115,7 +116,7 @@ def money(nanousd: int | None) -> str | None:
 
 def moment(at_ns: int | None) -> str | None:
     """A stored time for people, in UTC."""
-    return None if at_ns is None else f"{datetime.fromtimestamp(at_ns // 10**9, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return None if at_ns is None else f"{datetime.fromtimestamp(at_ns // SECOND_NS, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def table(answer: QueryResult) -> str:

@@ -3,14 +3,13 @@
 import msgspec
 
 from events import subjects
+from events.contracts import SECOND_NS
 from events.money import usd
 from replay.scaling.hardware import Hardware, profiles
 from replay.scaling.policy import Policy, bounds
 from rift.catalogue import Profile
 from rift.control.duties.autoscaler import UNKNOWN, ModelScaling
 from rift.settings import InvalidSettings, Scale, Settings
-
-SECOND_NS = 1_000_000_000
 
 # The simulated engine reads prompts at once where it is not told how fast, and has no memory to fill.
 UNBOUNDED = 1_000_000_000

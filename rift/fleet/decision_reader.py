@@ -4,6 +4,7 @@ import logging
 
 import anyio
 
+from events.contracts import SECOND_NS
 from events.fleet import Fleet
 from events.log import Log, LogError
 from events.schema import ReplicaLost, ScaleDecided
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 AGAIN_S = 1.0
 
 # Who was given up shortly before this began may still be there: whoever said so may have died of it.
-LATELY_NS = 900 * 1_000_000_000
+LATELY_NS = 900 * SECOND_NS
 
 
 async def follow(log: Log, driver: Driver) -> None:

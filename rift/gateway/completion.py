@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from events.book import Book
+from events.contracts import SECOND_NS
 from events.encryption import Cipher
 from events.lifecycle import NEW, Life
 from events.money import usd
@@ -155,7 +156,7 @@ class Completion:
     @property
     def created(self) -> int:
         """Unix seconds of the acceptance, as the broker stored it."""
-        return (self.accepted_at_ns or self.finished_at_ns or 0) // 1_000_000_000
+        return (self.accepted_at_ns or self.finished_at_ns or 0) // SECOND_NS
 
     @property
     def status(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import msgspec
 
 from events import codec, subjects
+from events.contracts import SECOND_NS
 from events.ids import RequestId, parse_request_id
 from events.lifecycle import Life
 from events.log import Job
@@ -16,7 +17,7 @@ from rift.worker.attempt import Attempt
 logger = logging.getLogger(__name__)
 
 # How long it is remembered that a request was touched; older ones are read back.
-TOUCHED_NS = 600 * 1_000_000_000
+TOUCHED_NS = 600 * SECOND_NS
 
 
 class Claim(msgspec.Struct):

@@ -13,6 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from events import book as books
+from events.contracts import MESSAGE_BYTES_MAX
 from events.jetstream import JetStream, connect
 from events.log import LogError
 from rift import book_admin, catalogue, nats_server, prices, supervisor
@@ -151,7 +152,7 @@ class Apart(Rig):
             configuration.format(
                 port=self._ports[name],
                 name=name,
-                max_payload=nats_server.MAX_PAYLOAD_BYTES,
+                max_payload=MESSAGE_BYTES_MAX,
                 max_pending=nats_server.MAX_PENDING_BYTES,
                 token=self._token,
                 store=json.dumps(str(folder / "store")),

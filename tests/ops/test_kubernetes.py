@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from events.contracts import MESSAGE_BYTES_MAX
 from events.subjects import slug
 from rift import catalogue, nats_server, settings
 from rift.catalogue import nanousd_per_token
@@ -231,7 +232,7 @@ def test_nats_server_takes_its_configuration(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("nats-server")), "-c", str(tmp_path / "nats.conf"), "-t"]
     done = subprocess.run(command, env=dict(nats_environment()), capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
-    assert f"max_payload: {nats_server.MAX_PAYLOAD_BYTES}" in text
+    assert f"max_payload: {MESSAGE_BYTES_MAX}" in text
     assert f"max_pending: {nats_server.MAX_PENDING_BYTES}" in text
     assert "sync_interval: always" in text
 

@@ -22,6 +22,7 @@ import msgspec
 from anyio import to_thread
 
 from events import codec, subjects
+from events.contracts import SECOND_NS
 from events.log import Log, LogError, Stored, append_until_known
 from events.schema import SegmentSealed
 from replay.archive.archive import Archive
@@ -34,8 +35,7 @@ WRITER = "archiver"
 
 Result = TypeVar("Result")
 
-NANOSECONDS = 1_000_000_000
-DAY_NS = 24 * 3600 * NANOSECONDS
+DAY_NS = 24 * 3600 * SECOND_NS
 
 # One segment is read, written and checked as a whole. So many records, or so many bytes of them, are some
 # seconds of work, and what control holds of them in memory.
@@ -50,7 +50,7 @@ ROOM_PART = 4
 SHORT_AGE_S = 60.0
 # Kept even so, and with a retention of 0 days: longer than a request may take (10 minutes), since a reader
 # that was cut off finds the ends of its requests in the log only.
-KEPT_NS = 900 * NANOSECONDS
+KEPT_NS = 900 * SECOND_NS
 
 # How often the book's room is looked at, and so told of. A quarter of it lasts for months (ops/README.md).
 BOOK_LOOK_S = 600.0
@@ -216,7 +216,7 @@ class Archiver:
                 stream.looked = target
                 return False
             (newest,) = await self._read(stream, target, target)
-            waited_s = (newest.stored_at_ns - found.stored_at_ns) // NANOSECONDS
+            waited_s = (newest.stored_at_ns - found.stored_at_ns) // SECOND_NS
             stream.waiting = found.sequence
             stream.since = anyio.current_time() - waited_s
         return True
@@ -360,7 +360,7 @@ class Archiver:
                 stream.sealed,
                 projected,
                 needed_from,
-                KEPT_NS // NANOSECONDS // 60,
+                KEPT_NS // SECOND_NS // 60,
             )
 
 

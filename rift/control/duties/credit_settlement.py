@@ -14,6 +14,7 @@ from anyio import to_thread
 
 from events import codec, credit, subjects
 from events.book import Book
+from events.contracts import SECOND_NS
 from events.log import Log, LogError, append_until_known
 from events.schema import CreditHeld
 from replay.warehouse.result import QueryRefused
@@ -25,7 +26,7 @@ WRITER = "control"
 
 # A gateway reserves for 10 s after its last report, appends what it accepts for 10 s more, and what it has
 # sent can land for 35 s (gateway/delivery.py). A lane that has been silent for longer spends no more.
-SILENT_NS = 60 * 1_000_000_000
+SILENT_NS = 60 * SECOND_NS
 
 TICK_S = 2.0
 APPEND_S = 5.0

@@ -14,6 +14,7 @@ import msgspec
 from anyio import to_thread
 
 from events import encryption, ids, subjects
+from events.contracts import SECOND_NS
 from events.log import Follower, Log, LogError
 from replay.warehouse.result import QueryRefused
 from replay.warehouse.warehouse import Warehouse
@@ -124,4 +125,4 @@ class KeyErasure:
 def _never_comes(request: str, stored_at_ns: int, applied: Mapping[str, int]) -> bool:
     """Say of a request that has no row whether its stream is applied beyond all that may name its key."""
     stream = subjects.shard_stream(ids.parsed(request).at.shard)
-    return applied.get(stream, 0) - stored_at_ns > NAMED_FOR_S * 1_000_000_000
+    return applied.get(stream, 0) - stored_at_ns > NAMED_FOR_S * SECOND_NS

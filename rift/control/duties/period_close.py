@@ -8,6 +8,7 @@ import msgspec
 from anyio import to_thread
 
 from events import codec, subjects
+from events.contracts import SECOND_NS
 from events.log import Conflict, Log
 from events.schema import PeriodClosed
 from replay.billing import invoice
@@ -16,7 +17,6 @@ from replay.warehouse.warehouse import Warehouse
 from rift.rpc import QuestionRefused
 
 WRITER = "control"
-NANOSECONDS = 1_000_000_000
 
 # A charge of the period that was stored while it was sealed is sealed with the next try. After the month is
 # over that is a clock that stepped back, which does not happen three times within a second.
@@ -117,9 +117,9 @@ def end_ns(period: str) -> int:
     """Return the first instant after the period, Unix nanoseconds."""
     year, month = map(int, period.split("-"))
     after = datetime.datetime(year + month // 12, month % 12 + 1, 1, tzinfo=datetime.UTC)
-    return int(after.timestamp()) * NANOSECONDS
+    return int(after.timestamp()) * SECOND_NS
 
 
 def _moment(at_ns: int) -> str:
-    moment = datetime.datetime.fromtimestamp(at_ns // NANOSECONDS, datetime.UTC)
+    moment = datetime.datetime.fromtimestamp(at_ns // SECOND_NS, datetime.UTC)
     return moment.strftime("%Y-%m-%d %H:%M:%S UTC")

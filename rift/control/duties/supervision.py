@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from events import subjects
+from events.contracts import SECOND_NS
 from events.fleet import Fleet
 from events.lifecycle import Life, cancelled_as
 from events.log import Stored
@@ -41,29 +42,27 @@ from events.schema import (
     RequestFinished,
 )
 
-SECOND = 1_000_000_000
-
 # A worker notices its own engine's hang after 30 s; this is for workers that notice nothing.
-STALLED_NS = 60 * SECOND
-STALLED_PER_PROMPT_TOKEN_NS = SECOND // 50
+STALLED_NS = 60 * SECOND_NS
+STALLED_PER_PROMPT_TOKEN_NS = SECOND_NS // 50
 
 # A returned delivery is taken within milliseconds; a queue may be long. Each offer doubles the wait.
-UNTAKEN_NS = 10 * SECOND
-QUEUED_NS = 300 * SECOND
+UNTAKEN_NS = 10 * SECOND_NS
+QUEUED_NS = 300 * SECOND_NS
 
 # The worker expires and cancels by itself. Past these nobody works on the request.
-EXPIRED_NS = 5 * SECOND
-CANCELLED_NS = 10 * SECOND
+EXPIRED_NS = 5 * SECOND_NS
+CANCELLED_NS = 10 * SECOND_NS
 
 # Three reports of a lane; and how long its clients may take to come back elsewhere.
-LANE_NS = 10 * SECOND
-GRACE_NS = 15 * SECOND
+LANE_NS = 10 * SECOND_NS
+GRACE_NS = 15 * SECOND_NS
 
 # A start that fails once is tried again for who waits; a third in a row is no accident.
 FAILED_STARTS_MAX = 3
 
 # What was found due is not found again while the log is read back.
-AGAIN_NS = 2 * SECOND
+AGAIN_NS = 2 * SECOND_NS
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -200,7 +199,7 @@ class Supervision:
             model=event.model,
             key=event.key,
             sequence=sequence,
-            deadline_ns=stored_at_ns + event.deadline_ms * SECOND // 1000,
+            deadline_ns=stored_at_ns + event.deadline_ms * SECOND_NS // 1000,
             detached=event.detached,
             moved_ns=stored_at_ns,
             life=self._lives[event.request],

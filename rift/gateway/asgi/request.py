@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 import anyio
 import msgspec
 
+from events.contracts import BODY_BYTES_MAX
 from rift.gateway.asgi.errors import ClientGone, Headers, HTTPError
 
 Scope = MutableMapping[str, Any]
@@ -17,10 +18,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 # An extension of the server's: writes a chunk of a response at once, or says False if it has to wait.
 WRITE_CHUNK = "rift.write_chunk"
 WriteChunk = Callable[[bytes], bool]
-
-# A body larger than the log's largest record cannot be accepted; JSON may be a little longer than what
-# it says.
-BODY_BYTES_MAX = 8 * 1024 * 1024
 
 # What a client calls its request is said back to it, and to no shell or page in a worse shape.
 SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")

@@ -11,10 +11,9 @@ from typing import Literal
 
 import msgspec
 
+from events.contracts import SECOND_NS
 from events.fleet import Fleet
 from rift.gateway.streams.lane_reader import LaneReader
-
-SECOND_NS = 1_000_000_000
 
 # Proxies close what is silent for 30 s or more.
 KEEP_ALIVE_S = 12.0

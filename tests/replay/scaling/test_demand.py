@@ -4,12 +4,12 @@ import random
 
 import msgspec
 
+from events.contracts import SECOND_NS
 from replay.scaling.demand import (
     ENDED_NS,
     MINUTE_NS,
     PAST_NS,
     PASTS,
-    SECOND_NS,
     SPEED_NS,
     WARM_NS,
     Demand,

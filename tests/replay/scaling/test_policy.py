@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from events.contracts import SECOND_NS
 from replay.backtest.policies import Ours
 from replay.backtest.simulator import SimulatedFleet, TraceRequest
-from replay.scaling.demand import PASTS, SECOND_NS, Demand, Replicas
+from replay.scaling.demand import PASTS, Demand, Replicas
 from replay.scaling.hardware import Hardware, profile, profiles
 from replay.scaling.policy import RETRY_NS, Policy, bounds, decide, speed_permille
 

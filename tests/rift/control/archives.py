@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 import anyio
 
 from events import codec, memory, subjects
+from events.contracts import SECOND_NS
 from events.log import Stored
 from events.memory import MemoryBroker
 from events.schema import AccountOpened, SegmentSealed
 from events.subjects import BOOK, FLEET
-from rift.control.duties.archiver import NANOSECONDS, Archiver
+from rift.control.duties.archiver import Archiver
 
 SHARD = "RIFT_0"
-START_NS = 1_750_000_000 * NANOSECONDS
+START_NS = 1_750_000_000 * SECOND_NS
 SEGMENT = 10
 WORK = "rift.0.work.lane1.m"
 
@@ -80,7 +81,7 @@ class Rig:
         self.open: dict[str, int] = {}
         self.looks = 0
 
-    async def fill(self, many: int, *, apart_ns: int = NANOSECONDS, data: bytes = b"x") -> None:
+    async def fill(self, many: int, *, apart_ns: int = SECOND_NS, data: bytes = b"x") -> None:
         for _ in range(many):
             self.clock[0] += apart_ns
             await self.log.append(SHARD, WORK, data)

@@ -3,15 +3,15 @@
 import pytest
 
 from events import memory
+from events.contracts import SECOND_NS
 from events.subjects import BOOK
 from replay.archive.manifest import ArchiveError
 from rift.control.duties import archiver as archivers
-from rift.control.duties.archiver import NANOSECONDS
 from tests.rift.control.archives import SEGMENT, SHARD, START_NS, WORK, Manifest, Rig, note
 
 pytestmark = pytest.mark.anyio
 
-DAY_NS = 24 * 3600 * NANOSECONDS
+DAY_NS = 24 * 3600 * SECOND_NS
 
 
 # --- trimming --------------------------------------------------------------------------------------------
@@ -27,7 +27,7 @@ async def aged(rig: Rig) -> None:
 
 async def test_what_is_past_the_retention_is_trimmed(rig: Rig) -> None:
     await rig.fill(2 * SEGMENT)
-    await rig.fill(1, apart_ns=7 * DAY_NS - NANOSECONDS)
+    await rig.fill(1, apart_ns=7 * DAY_NS - SECOND_NS)
     await rig.fill(SEGMENT - 1, apart_ns=0)
     await rig.run(rig.archiver())
     assert rig.shelf.lasts() == [10, 20, 30]
@@ -206,7 +206,7 @@ async def test_nothing_goes_early_that_is_needed(rig: Rig, caplog: pytest.LogCap
 
 async def test_the_last_minutes_are_kept_even_so(rig: Rig) -> None:
     await crowd(rig, 0)
-    await rig.fill(90, apart_ns=NANOSECONDS // 2, data=b"x" * 100)
+    await rig.fill(90, apart_ns=SECOND_NS // 2, data=b"x" * 100)
     await rig.run(rig.archiver())
     assert rig.first == 1
 

@@ -9,12 +9,12 @@ import anyio
 import pytest
 
 from events import subjects
+from events.contracts import SECOND_NS
 from events.log import OutcomeUnknown, Stored
 from events.memory import MemoryBroker, MemoryLog
 from events.subjects import BOOK, FLEET
 from replay.archive.manifest import ArchiveError
 from rift.control.duties import archiver as archivers
-from rift.control.duties.archiver import NANOSECONDS
 from tests.rift.control.archives import SEGMENT, SHARD, Manifest, Rig, Shelf, note
 
 pytestmark = pytest.mark.anyio
@@ -56,7 +56,7 @@ async def test_a_segment_holds_so_many_bytes(rig: Rig, monkeypatch: pytest.Monke
 async def test_what_waited_an_hour_is_sealed_by_stored_time(rig: Rig) -> None:
     """So a control that is often started again seals too."""
     await rig.fill(1)
-    await rig.fill(1, apart_ns=3599 * NANOSECONDS)
+    await rig.fill(1, apart_ns=3599 * SECOND_NS)
     await rig.run(rig.archiver())
     assert rig.shelf.lasts() == []
     await rig.fill(1)
@@ -248,7 +248,7 @@ class Dying(MemoryLog):
 async def test_it_may_end_anywhere_and_is_gone_on_with(rig: Rig, at: int) -> None:
     """Three segments and an anchor each, a trim of the first two: fourteen steps."""
     await rig.fill(2 * SEGMENT)
-    await rig.fill(SEGMENT, apart_ns=24 * 3600 * NANOSECONDS)
+    await rig.fill(SEGMENT, apart_ns=24 * 3600 * SECOND_NS)
     seal = rig.shelf.seal
     dying = rig.archiver(log=Dying(rig.broker, rig.shelf, at))
     killed = False
