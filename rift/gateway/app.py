@@ -25,7 +25,7 @@ from rift.gateway.asgi import cors
 from rift.gateway.asgi.errors import ClientGone, HTTPError, retry_after
 from rift.gateway.asgi.request import Receive, Request, Scope, Send
 from rift.gateway.asgi.static_files import StaticFiles
-from rift.gateway.dialects import chat_request, responses_request, sampling
+from rift.gateway.dialects import dialect as dialects
 from rift.gateway.streams.delivery import Delivery
 from rift.gateway.streams.lane_registry import LaneRegistry
 from rift.gateway.submission.submit import Submission
@@ -81,10 +81,10 @@ class Gateway:
         listing = ModelRoutes(models, admission=admission, book=book, fleet=fleet)
         billing = BillingRoutes(log, admission, secret=secret)
         self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
-            ("POST", re.compile("/v1/inference"), partial(accepting.infer, sampling.native)),
-            ("POST", re.compile("/v1/completions"), partial(accepting.infer, chat_request.completion)),
-            ("POST", re.compile("/v1/chat/completions"), partial(accepting.infer, chat_request.chat)),
-            ("POST", re.compile("/v1/responses"), partial(accepting.infer, responses_request.response)),
+            ("POST", re.compile("/v1/inference"), partial(accepting.infer, dialects.NATIVE)),
+            ("POST", re.compile("/v1/completions"), partial(accepting.infer, dialects.COMPLETIONS)),
+            ("POST", re.compile("/v1/chat/completions"), partial(accepting.infer, dialects.CHAT)),
+            ("POST", re.compile("/v1/responses"), partial(accepting.infer, dialects.RESPONSES)),
             ("GET", re.compile("/v1/inference"), billing.requests),
             ("GET", re.compile("/v1/inference/([^/]+)"), there.inference),
             ("DELETE", re.compile("/v1/inference/([^/]+)"), there.cancel),

@@ -178,34 +178,6 @@ class Completion:
         problem = self.life.error or Problem(code=self.life.reason, message=words)
         return UNAVAILABLE.get(problem.code, status), problem
 
-    def inference(self, *, output: bool) -> dict[str, Any]:
-        """The native object; with `output` the whole text so far."""
-        shown: dict[str, Any] = {
-            "id": self.id,
-            "object": "inference",
-            "model": self.accepted.model,
-            "created": self.created,
-        }
-        if output:
-            shown["output"] = self.text
-            if self.reasoning:
-                shown["reasoning"] = self.reasoning
-        shown |= {
-            "finish_reason": self.life.reason,
-            "attempts": self.life.attempts,
-            "usage": self.usage("output_tokens"),
-            "charge": self.charge(),
-            "timing": self.timing(),
-        }
-        if self.simulated:
-            shown["simulated"] = True
-        return shown
-
-    def usage(self, output_name: str) -> dict[str, int]:
-        prompt = self.life.prompt_tokens
-        output = self.life.next_index
-        return {"prompt_tokens": prompt, output_name: output, "total_tokens": prompt + output}
-
     def charge(self) -> dict[str, Any] | None:
         """None while the request is under way: what it will cost depends on how it ends. None of a group's
         choice, too: which of them is charged the prompt, only all of them tell."""

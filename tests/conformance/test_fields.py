@@ -17,9 +17,13 @@ ROW = re.compile(r"^\| `([^`]+)` \| (supported|ignored|refused) \|", re.MULTILIN
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 ROUTES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "Chat completions": (chat_request.ChatBody, chat_request.chat, CHAT),
-    "Completions": (chat_request.CompletionBody, chat_request.completion, {"model": "m", "prompt": "hi"}),
-    "Responses": (responses_request.ResponseBody, responses_request.response, {"model": "m", "input": "hi"}),
+    "Chat completions": (chat_request.ChatBody, chat_request.parse_chat, CHAT),
+    "Completions": (
+        chat_request.CompletionBody,
+        chat_request.parse_completion,
+        {"model": "m", "prompt": "hi"},
+    ),
+    "Responses": (responses_request.ResponseBody, responses_request.parse, {"model": "m", "input": "hi"}),
 }
 
 

@@ -145,7 +145,7 @@ class Admission:
             raise HTTPError(503, message, code="model_unavailable", param="model", headers=retry_after(30))
         limit = wanted.parameters.max_tokens
         if limit is not None and limit > model.context_tokens:
-            param = "parameters.max_tokens" if wanted.kind == "inference" else "max_tokens"
+            param = wanted.max_tokens_param
             message = f"{param} is {limit}; the context of {wanted.model} is {model.context_tokens} tokens"
             raise HTTPError(400, message, code="max_tokens_too_large", param=param)
         if self._book.credits.of(account).plan == "per_second" and price.second_nanousd is None:

@@ -4,6 +4,7 @@ import msgspec
 
 from events.schema import Message, Parameters, Price, RequestAccepted
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT
+from rift.gateway.dialects import dialect as dialects
 
 # Tokens that a chat template writes around a prompt, and around each message: a system prompt of its own,
 # roles and markers. Without a template there are the tokenizer's own, one or two. The worker refuses a prompt
@@ -21,7 +22,7 @@ OVERDUE_S = 10
 
 def prompt_tokens(accepted: RequestAccepted) -> int:
     """Return a bound of the prompt's tokens: a token is at least a byte."""
-    is_raw = accepted.parameters.raw or accepted.kind == "completion"
+    is_raw = accepted.parameters.raw or not dialects.of(accepted.kind).has_template
     turns = 1 if isinstance(accepted.input, str) else len(accepted.input)
     around = RAW_TOKENS if is_raw else TEMPLATE_TOKENS + MESSAGE_TOKENS * turns
     return min(accepted.prompt_tokens_max, around + prompt_bytes(accepted))

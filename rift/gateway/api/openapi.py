@@ -7,8 +7,8 @@ import msgspec
 from rift import __version__
 from rift.gateway.api import schemas as shown
 from rift.gateway.dialects.chat_request import ChatBody, CompletionBody
+from rift.gateway.dialects.native import NativeBody
 from rift.gateway.dialects.responses_request import ResponseBody
-from rift.gateway.dialects.sampling import NativeBody
 
 JSON = "application/json"
 SSE = "text/event-stream"

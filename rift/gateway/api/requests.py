@@ -2,7 +2,6 @@
 `/v1/responses`, which are two ways to show the same."""
 
 import re
-from typing import Any
 
 import anyio
 
@@ -17,9 +16,8 @@ from rift.gateway.asgi.cors import server_timing
 from rift.gateway.asgi.errors import FINAL, HTTPError
 from rift.gateway.asgi.request import Request
 from rift.gateway.completion import Completion
-from rift.gateway.dialects import responses_response
-from rift.gateway.dialects.native import NativeStream, event_id
-from rift.gateway.streams.delivery import Delivery, failed
+from rift.gateway.dialects import native, responses_response
+from rift.gateway.streams.delivery import Delivery
 from rift.gateway.streams.lane_reader import Subscription
 from rift.gateway.streams.lane_registry import LaneRegistry
 
@@ -51,15 +49,15 @@ class RequestRoutes:
 
     async def inference(self, request: Request, match: re.Match[str]) -> None:
         answer = await self._read(request, match[1])
-        await request.answer(200, _shown(answer), server_timing(answer.timing()))
+        await request.answer(200, native.stored_inference(answer), server_timing(answer.timing()))
 
     async def cancel(self, request: Request, match: re.Match[str]) -> None:
         """202: the log knows of the wish; 200: the request had ended."""
         answer = await self._read(request, match[1])
         if answer.life.phase == "ended":
-            return await request.answer(200, _shown(answer))
+            return await request.answer(200, native.stored_inference(answer))
         await self._delivery.say_cancel(answer.id, "client")
-        await request.answer(202, {"id": answer.id, "object": "inference", "status": "cancelling"})
+        await request.answer(202, native.status(answer, "cancelling"))
 
     async def remove(self, request: Request, match: re.Match[str]) -> None:
         await self._remove(request, match[1])
@@ -75,7 +73,7 @@ class RequestRoutes:
 
         def make(there: list[RequestAccepted]) -> Subscription:
             answer = Completion.of(there[0], self._book, keep_text=False)
-            return Subscription([answer], NativeStream(answer), after=after)
+            return Subscription([answer], native.NativeStream(answer), after=after)
 
         stream = await relay.attach([parsed], make)
         if stream is None:
@@ -185,14 +183,14 @@ def _of_kind(answer: Completion, shown: str) -> Completion:
     return answer
 
 
-def _shown(answer: Completion) -> dict[str, Any]:
-    shown = answer.inference(output=True) | {"status": answer.status}
-    if answer.accepted.metadata:
-        shown["metadata"] = answer.accepted.metadata
-    if failure := answer.failure():
-        shown["error"] = failed(*failure).body()["error"]
-    return shown
-
-
 def _unknown(text: str) -> HTTPError:
     return HTTPError(404, f"there is no request {text!r} here", code="request_not_found", param="id")
+
+
+def event_id(request: Request) -> int:
+    """Return the id of the last event that the client has, or 0. Raises HTTPError."""
+    text = request.header(b"last-event-id") or request.query().get("after") or "0"
+    if not re.fullmatch(r"\d{1,9}", text):
+        message = f"after: an event id has 1 to 9 digits, got {text!r}"
+        raise HTTPError(400, message, code="invalid_event_id", param="after")
+    return int(text)

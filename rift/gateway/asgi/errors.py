@@ -1,7 +1,7 @@
 """Errors as HTTP answers, in OpenAI's form, and the headers that say when to try again."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from rift.errors import RiftError
 
@@ -9,6 +9,17 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 # Repeating the same request would fail in the same way.
 FINAL: Headers = ((b"x-should-retry", b"false"),)
+
+
+class Refusal(Protocol):
+    """What an error answer says; `events.schema.Problem` is one."""
+
+    @property
+    def message(self) -> str: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def param(self) -> str | None: ...
 
 
 class HTTPError(RiftError):
@@ -31,18 +42,23 @@ class HTTPError(RiftError):
         self.headers = list(headers)
 
     def body(self) -> dict[str, Any]:
-        return {
-            "error": {
-                "message": self.message,
-                "type": error_type(self.status),
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        return error_body(self.status, self)
 
 
 class ClientGone(RiftError):
     """The client closed the connection before it had its answer."""
+
+
+def error_body(status: int, refusal: Refusal) -> dict[str, Any]:
+    """Return the object that OpenAI's clients expect of an error."""
+    return {
+        "error": {
+            "message": refusal.message,
+            "type": error_type(status),
+            "param": refusal.param,
+            "code": refusal.code,
+        }
+    }
 
 
 def error_type(status: int) -> str:

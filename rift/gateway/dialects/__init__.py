@@ -1,10 +1,11 @@
 """Each API's bodies and frames.
 
-sampling            fields that all APIs share, and the native body
-native              frames of the native route
-openai_fields       fields that OpenAI's routes share
-chat_request        bodies of chat and completions
-chat_response       chunks and objects of chat and completions
+sampling            fields that all APIs share
+native              the native API: body, object and stream
+openai_fields       fields that OpenAI's APIs share
+chat_request        bodies of `/v1/completions` and `/v1/chat/completions`
+chat_response       objects and chunks of these two
 responses_request   bodies of `/v1/responses`
-responses_response  events and objects of `/v1/responses`
+responses_response  objects and events of `/v1/responses`
+dialect             the four APIs side by side, and the stream format they share
 """

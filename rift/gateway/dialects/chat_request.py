@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from events.schema import Kind, Message, Parameters, ResponseFormat, ToolCall
 from rift.gateway.dialects.openai_fields import (
+    TOOLS_MAX,
     Alternatives,
     Biases,
     Choice,
@@ -145,7 +146,7 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Alternatives | None = None
-    tools: Annotated[list[ChatTool], msgspec.Meta(max_length=128)] | None = None
+    tools: Annotated[list[ChatTool], msgspec.Meta(max_length=TOOLS_MAX)] | None = None
     tool_choice: Choice | ChatNamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ChatFormat | None = None
@@ -161,7 +162,7 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
     web_search_options: Refused = None
 
 
-def completion(data: bytes) -> ParsedRequest:
+def parse_completion(data: bytes) -> ParsedRequest:
     """Raises HTTPError."""
     body = decode(data, _completion)
     refuse_unserved(body, body.unserved)
@@ -173,7 +174,7 @@ def completion(data: bytes) -> ParsedRequest:
     )
 
 
-def chat(data: bytes) -> ParsedRequest:
+def parse_chat(data: bytes) -> ParsedRequest:
     """Raises HTTPError."""
     body = decode(data, _chat)
     refuse_unserved(body, body.unserved)

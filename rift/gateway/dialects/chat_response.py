@@ -1,40 +1,126 @@
-"""Chunks and objects of `/v1/completions` and `/v1/chat/completions`: pure, from events to bytes.
+"""Objects and chunks of `/v1/completions` and `/v1/chat/completions`: pure, from events to bytes.
 
-`data:` lines only: an `id:` line breaks their clients. A chunk comes for what a client can see, none before
-the first token, and the answer of a group's choice carries its index.
+Frames have `data:` lines only: an `id:` line breaks these APIs' clients. A chunk is sent for what a client
+can see, so none comes before the first token.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from events.lifecycle import Life
-from events.schema import Logprob, RequestAccepted, TokensGenerated, ToolCallDelta
+from events.schema import Logprob, Problem, TokensGenerated, ToolCallDelta
+from rift.gateway.asgi.errors import error_body
 from rift.gateway.completion import Completion
-from rift.gateway.dialects.native import KEEP_ALIVE, error_body
+from rift.gateway.dialects.native import KEEP_ALIVE
+from rift.gateway.dialects.sampling import ParsedRequest
 
 DONE = b"data: [DONE]\n\n"
 
 _encode = msgspec.json.Encoder().encode
 
 
-def completion(answers: Sequence[Completion]) -> dict[str, Any]:
-    """The whole answer with all its choices, as `/v1/completions` or `/v1/chat/completions` show it."""
-    choices = [
-        {"index": answer.accepted.choice, **_content(answer), "finish_reason": finish_reason(answer.life)}
-        for answer in answers
-    ]
-    return _head(answers[0], chunk=False) | {"choices": choices, "usage": usage(answers)}
+class TextLayout:
+    """Where `/v1/completions` puts a choice's text."""
+
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+    # What surrounds the text in a chunk that has only text.
+    opening = b'"text":'
+    closing = b""
+    # Whether the first chunk names the role.
+    has_role = False
+    # The content of a chunk that adds no text.
+    empty: ClassVar[dict[str, Any]] = {"text": ""}
+
+    def whole(self, answer: Completion) -> dict[str, Any]:
+        return {"text": answer.text}
+
+    def chunk(self, event: TokensGenerated) -> dict[str, Any] | None:
+        """Return what an event adds, or None if a client cannot see it."""
+        return {"text": event.text}
+
+    def logprobs(self, logprobs: Sequence[Logprob], offset: int) -> dict[str, Any]:
+        """As OpenAI does, list the sampled token among the alternatives. `offset` is that of the first token
+        in the text, in characters."""
+        offsets = []
+        for each in logprobs:
+            offsets.append(offset)
+            offset += len(each.token)
+        return {
+            "tokens": [each.token for each in logprobs],
+            "token_logprobs": [each.logprob for each in logprobs],
+            "top_logprobs": [
+                {each.token: each.logprob} | {top.token: top.logprob for top in each.top} for each in logprobs
+            ],
+            "text_offset": offsets,
+        }
+
+
+class ChatLayout:
+    """As `TextLayout`, for `/v1/chat/completions`."""
+
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+    opening = b'"delta":{"content":'
+    closing = b"}"
+    has_role = True
+    empty: ClassVar[dict[str, Any]] = {"delta": {}}
+
+    def whole(self, answer: Completion) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message["reasoning"] = message["reasoning_content"] = answer.reasoning
+        if answer.calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.text}}
+                for call in answer.calls
+            ]
+        return {"message": message}
+
+    def chunk(self, event: TokensGenerated) -> dict[str, Any] | None:
+        delta: dict[str, Any] = {}
+        if event.reasoning:
+            delta["reasoning"] = delta["reasoning_content"] = event.reasoning
+        if event.text:
+            delta["content"] = event.text
+        if event.tool_calls:
+            delta["tool_calls"] = [_call_delta(call) for call in event.tool_calls]
+        return {"delta": delta} if delta else None
+
+    def logprobs(self, logprobs: Sequence[Logprob], offset: int) -> dict[str, Any]:
+        return chat_logprobs(logprobs)
+
+
+Layout = TextLayout | ChatLayout
+
+
+def whole(layout: Layout, answers: Sequence[Completion]) -> dict[str, Any]:
+    """Return the object of an answer with all its choices."""
+    choices = []
+    for answer in answers:
+        has_logprobs = answer.accepted.parameters.logprobs is not None
+        logprobs = layout.logprobs(answer.logprobs, 0) if has_logprobs else None
+        ending = {"logprobs": logprobs, "finish_reason": finish_reason(answer.life)}
+        choices.append({"index": answer.accepted.choice, **layout.whole(answer), **ending})
+    return _head(answers[0], layout.whole_object) | {"choices": choices, "usage": usage(answers)}
+
+
+def stream(layout: Layout, answers: Sequence[Completion], parsed: ParsedRequest) -> "ChunkStream":
+    return ChunkStream(
+        layout, answers, include_usage=parsed.include_usage, continuous_usage=parsed.continuous_usage
+    )
 
 
 def finish_reason(life: Life) -> str:
-    """OpenAI knows no cancelled answer: what ended early by its client's will is a stop."""
+    """OpenAI has no reason for a cancelled answer: an early end by the client's will is a `stop`."""
     return str(life.reason) if life.reason in ("length", "tool_calls") else "stop"
 
 
 def usage(answers: Iterable[Completion]) -> dict[str, Any]:
-    """Sums over the choices; the prompt of a group is one."""
+    """Sum over the choices; a group has one prompt."""
     answers = list(answers)
     prompt = max(answer.life.prompt_tokens for answer in answers)
     output = sum(answer.life.next_index for answer in answers)
@@ -44,20 +130,28 @@ def usage(answers: Iterable[Completion]) -> dict[str, Any]:
     }
 
 
-class OpenAIStream:
-    """Chunks of a streamed completion, of one choice or of several."""
+class ChunkStream:
+    """Chunks of a streamed answer, of one choice or of several."""
 
     keep_alive = KEEP_ALIVE
     tells_status = False
 
     def __init__(
-        self, answers: Sequence[Completion], *, include_usage: bool, continuous_usage: bool = False
+        self,
+        layout: Layout,
+        answers: Sequence[Completion],
+        *,
+        include_usage: bool,
+        continuous_usage: bool = False,
     ) -> None:
+        self._layout = layout
         self._answers = answers
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
-        self._choices = {answer.id: _Choice(answer, include_usage=include_usage) for answer in answers}
-        self._left = len(answers)
+        self._choices = {
+            answer.id: _ChoiceChunks(layout, answer, include_usage=include_usage) for answer in answers
+        }
+        self._open_choices = len(answers)
 
     def waiting(self, name: str, estimate_ms: int | None) -> bytes:
         return KEEP_ALIVE
@@ -70,17 +164,17 @@ class OpenAIStream:
         if failure := answer.failure():
             return b"data: " + _encode(error_body(*failure)) + b"\n\n" + DONE
         if answer.life.phase == "ended":
-            self._left -= 1
+            self._open_choices -= 1
             frames = choice.end()
             if self._continuous_usage:
                 frames = self._with_usage(choice, frames)
-            return frames if self._left else frames + self._end()
+            return frames if self._open_choices else frames + self._end()
         return b""
 
-    def broken_off(self, problem: Any, after: int) -> bytes:
+    def broken_off(self, problem: Problem, after: int) -> bytes:
         return b"data: " + _encode(error_body(503, problem)) + b"\n\n" + DONE
 
-    def _with_usage(self, choice: "_Choice", frames: bytes) -> bytes:
+    def _with_usage(self, choice: "_ChoiceChunks", frames: bytes) -> bytes:
         life = choice.answer.life
         counted = _encode(_counted(life.prompt_tokens, life.next_index))
         return frames.removesuffix(choice.tail) + b',"usage":%b}\n\n' % counted
@@ -88,61 +182,55 @@ class OpenAIStream:
     def _end(self) -> bytes:
         if not self._include_usage:
             return DONE
-        last = _head(self._answers[0], chunk=True) | {"choices": [], "usage": usage(self._answers)}
-        return b"data: " + _encode(last) + b"\n\n" + DONE
+        head = _head(self._answers[0], self._layout.chunk_object)
+        return b"data: " + _encode(head | {"choices": [], "usage": usage(self._answers)}) + b"\n\n" + DONE
 
 
-class _Choice:
-    """The chunks of one choice. What of them never changes is encoded once; most chunks are only text."""
+class _ChoiceChunks:
+    """The chunks of one choice. Most have only text, so what surrounds the text is encoded once."""
 
-    def __init__(self, answer: Completion, *, include_usage: bool) -> None:
+    def __init__(self, layout: Layout, answer: Completion, *, include_usage: bool) -> None:
         self.answer = answer
         self.tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
-        self._chat = answer.accepted.kind == "chat"
-        self._head = self._open = self._between = b""
-        self._has_role = False
+        self._layout = layout
+        self._head = b""
+        self._before_text = b""
+        self._after_text = b""
+        self._needs_role = layout.has_role
         self._offset = 0
 
     def tokens(self, event: TokensGenerated) -> bytes:
         if not self._head:
             self._begin()
-        if (self._has_role or not self._chat) and not (event.logprobs or event.reasoning or event.tool_calls):
-            return self._open + _encode(event.text) + self._between if event.text else b""
-        logprobs = self._logprobs(event)
-        if not self._chat:
-            return self._chunk({"text": event.text}, logprobs, None)
-        delta = _delta(event)
-        return self._chunk({"delta": delta}, logprobs, None) if delta or logprobs else b""
+        if not (self._needs_role or event.logprobs or event.reasoning or event.tool_calls):
+            return self._before_text + _encode(event.text) + self._after_text if event.text else b""
+        logprobs = None
+        if self.answer.accepted.parameters.logprobs is not None:
+            logprobs = self._layout.logprobs(event.logprobs, self._offset)
+            self._offset += sum(len(each.token) for each in event.logprobs)
+        content = self._layout.chunk(event)
+        if content is None and logprobs is None:
+            return b""
+        return self._chunk(content or self._layout.empty, logprobs, None)
 
     def end(self) -> bytes:
         if not self._head:
             self._begin()
-        content: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-        return self._chunk(content, None, finish_reason(self.answer.life))
+        return self._chunk(self._layout.empty, None, finish_reason(self.answer.life))
 
     def _begin(self) -> None:
-        head = _encode(_head(self.answer, chunk=True))[:-1]
+        head = _encode(_head(self.answer, self._layout.chunk_object))[:-1]
         self._head = b'data: %b,"choices":[{"index":%d,' % (head, self.answer.accepted.choice)
-        self._open = self._head + (b'"delta":{"content":' if self._chat else b'"text":')
-        close = b"}" if self._chat else b""
-        self._between = close + b',"logprobs":null,"finish_reason":null}]' + self.tail
+        self._before_text = self._head + self._layout.opening
+        self._after_text = self._layout.closing + b',"logprobs":null,"finish_reason":null}]' + self.tail
 
-    def _chunk(self, content: dict[str, Any], logprobs: Any, finish_reason: str | None) -> bytes:
-        if self._chat and not self._has_role:
-            nothing = "" if finish_reason else None
-            content["delta"] = {"role": "assistant", "content": nothing, **content["delta"]}
-            self._has_role = True
-        shown = content | {"logprobs": logprobs, "finish_reason": finish_reason}
+    def _chunk(self, content: dict[str, Any], logprobs: Any, reason: str | None) -> bytes:
+        if self._needs_role:
+            role = {"role": "assistant", "content": "" if reason else None}
+            content = {"delta": role | content["delta"]}
+            self._needs_role = False
+        shown = content | {"logprobs": logprobs, "finish_reason": reason}
         return self._head + _encode(shown)[1:] + b"]" + self.tail
-
-    def _logprobs(self, event: TokensGenerated) -> Any:
-        if self.answer.accepted.parameters.logprobs is None:
-            return None
-        if self._chat:
-            return chat_logprobs(event.logprobs)
-        shown = _completion_logprobs(event.logprobs, self._offset)
-        self._offset += sum(len(each.token) for each in event.logprobs)
-        return shown
 
 
 def chat_logprobs(logprobs: Iterable[Logprob]) -> dict[str, Any]:
@@ -158,33 +246,6 @@ def _token(each: Logprob) -> dict[str, Any]:
     }
 
 
-def _completion_logprobs(logprobs: Sequence[Logprob], offset: int) -> dict[str, Any]:
-    """The sampled token is always among the alternatives, as OpenAI has it."""
-    offsets = []
-    for each in logprobs:
-        offsets.append(offset)
-        offset += len(each.token)
-    return {
-        "tokens": [each.token for each in logprobs],
-        "token_logprobs": [each.logprob for each in logprobs],
-        "top_logprobs": [
-            {each.token: each.logprob} | {top.token: top.logprob for top in each.top} for each in logprobs
-        ],
-        "text_offset": offsets,
-    }
-
-
-def _delta(event: TokensGenerated) -> dict[str, Any]:
-    delta: dict[str, Any] = {}
-    if event.reasoning:
-        delta["reasoning"] = delta["reasoning_content"] = event.reasoning
-    if event.text:
-        delta["content"] = event.text
-    if event.tool_calls:
-        delta["tool_calls"] = [_call_delta(call) for call in event.tool_calls]
-    return delta
-
-
 def _call_delta(call: ToolCallDelta) -> dict[str, Any]:
     if call.id is None:
         return {"index": call.index, "function": {"arguments": call.arguments}}
@@ -192,39 +253,15 @@ def _call_delta(call: ToolCallDelta) -> dict[str, Any]:
     return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
-def _content(answer: Completion) -> dict[str, Any]:
-    text = answer.text
-    wanted = answer.accepted.parameters.logprobs is not None
-    if answer.accepted.kind != "chat":
-        return {
-            "text": text,
-            "logprobs": _completion_logprobs(answer.logprobs, 0) if wanted else None,
-        }
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-    if answer.reasoning:
-        message["reasoning"] = message["reasoning_content"] = answer.reasoning
-    if answer.calls:
-        message["content"] = text or None
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.text}}
-            for call in answer.calls
-        ]
-    return {"message": message, "logprobs": chat_logprobs(answer.logprobs) if wanted else None}
-
-
 def _counted(prompt: int, output: int) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
-def _head(answer: Completion, *, chunk: bool) -> dict[str, Any]:
-    accepted: RequestAccepted = answer.accepted
-    name = "text_completion"
-    if accepted.kind == "chat":
-        name = "chat.completion.chunk" if chunk else "chat.completion"
+def _head(answer: Completion, name: str) -> dict[str, Any]:
     head = {
-        "id": accepted.group or accepted.request,
+        "id": answer.accepted.group or answer.id,
         "object": name,
         "created": answer.created,
-        "model": accepted.model,
+        "model": answer.accepted.model,
     }
     return head | ({"simulated": True} if answer.simulated else {})

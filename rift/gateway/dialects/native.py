@@ -1,26 +1,113 @@
-"""Frames of the native stream: `id`, `event` and `data` on every one.
+"""The native API: its body, its object and its stream.
 
-An id is the number of the request's events that counted so far, so it names a point in the log, says
-nothing of anybody else's traffic, and is the same from every gateway, live or later.
+A frame has `id`, `event` and `data`. The id is the number of the request's events that counted so far: it
+names a point in the log, reveals nothing about other traffic, and is the same from every gateway, live or
+replayed.
 """
 
-import re
 from typing import Any
 
 import msgspec
 
-from events.schema import AttemptStarted, TokensGenerated
-from rift.gateway.asgi.errors import HTTPError, error_type
-from rift.gateway.asgi.request import Request
+from events.schema import AttemptStarted, Problem, TokensGenerated
+from rift.gateway.asgi.errors import HTTPError, error_body
 from rift.gateway.completion import Completion
+from rift.gateway.dialects.sampling import ParsedRequest, Sampling, Text, decode, parameters
+
+# The native route accepts prompts of up to this many tokens; the worker counts them.
+PROMPT_TOKENS_MAX = 8192
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
-# How long a browser waits before it resumes, milliseconds. Inside the first event: alone, before any, it
-# would be an event without data, which some clients stumble over.
+# How long a browser waits before it resumes, in milliseconds. It is part of the first event: some clients
+# fail on an event without data.
 RETRY = b"retry: 500\n"
 
 _encode = msgspec.json.Encoder().encode
+
+
+class NativeParameters(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    raw: bool = False
+
+
+class NativeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    model: str
+    prompt: Text
+    parameters: NativeParameters = NativeParameters()
+    stream: bool = False
+    background: bool = False
+    store: bool = True
+
+
+_body = msgspec.json.Decoder(NativeBody)
+
+
+def parse(data: bytes) -> ParsedRequest:
+    """Raises HTTPError."""
+    try:
+        body = decode(data, _body)
+    except HTTPError as error:
+        if error.param not in NativeParameters.__struct_fields__:
+            raise
+        message = f"{error.message}; write it in `parameters`"
+        raise HTTPError(error.status, message, code=error.code, param=error.param) from error
+    if body.background and body.stream:
+        message = (
+            "background: a background request cannot stream; set `stream` to false and read its events "
+            "at /v1/inference/{id}/events"
+        )
+        raise HTTPError(400, message, code="invalid_value", param="background")
+    return ParsedRequest(
+        kind="inference",
+        model=body.model,
+        input=body.prompt,
+        parameters=parameters(body.parameters, body.parameters.max_tokens, raw=body.parameters.raw),
+        stream=body.stream,
+        background=body.background,
+        store=body.store,
+        prompt_tokens_max=PROMPT_TOKENS_MAX,
+        max_tokens_param="parameters.max_tokens",
+    )
+
+
+def inference(answer: Completion, *, with_output: bool = True) -> dict[str, Any]:
+    """Return the native object. The last frame of a stream has it without the output."""
+    shown: dict[str, Any] = {
+        "id": answer.id,
+        "object": "inference",
+        "model": answer.accepted.model,
+        "created": answer.created,
+    }
+    if with_output:
+        shown["output"] = answer.text
+        if answer.reasoning:
+            shown["reasoning"] = answer.reasoning
+    prompt = answer.life.prompt_tokens
+    output = answer.life.next_index
+    shown |= {
+        "finish_reason": answer.life.reason,
+        "attempts": answer.life.attempts,
+        "usage": {"prompt_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output},
+        "charge": answer.charge(),
+        "timing": answer.timing(),
+    }
+    if answer.simulated:
+        shown["simulated"] = True
+    return shown
+
+
+def stored_inference(answer: Completion) -> dict[str, Any]:
+    """Return the native object of a stored request: also its status, its metadata and its failure."""
+    shown = inference(answer) | {"status": answer.status}
+    if answer.accepted.metadata:
+        shown["metadata"] = answer.accepted.metadata
+    if failure := answer.failure():
+        shown |= error_body(*failure)
+    return shown
+
+
+def status(answer: Completion, name: str) -> dict[str, Any]:
+    return {"id": answer.id, "object": "inference", "status": name}
 
 
 class NativeStream:
@@ -33,29 +120,26 @@ class NativeStream:
         self._first = True
 
     def waiting(self, name: str, estimate_ms: int | None) -> bytes:
-        """Tell that the request waits: `queued`, or `starting` while the model has no ready replica."""
         estimate = {} if estimate_ms is None else {"estimate_ms": estimate_ms}
         return self._frame(b"status", _encode({"id": self._answer.id, "status": name, **estimate}))
 
     def event(self, event: Any, answer: Completion) -> bytes:
-        """Return the frame of an event that the answer has just taken."""
         if isinstance(event, TokensGenerated):
             data = b'{"id":%b,"index":%d,"delta":%b' % (self._id, event.index, _encode(event.text))
             if event.reasoning:
                 data += b',"reasoning":' + _encode(event.reasoning)
             return self._frame(b"token", data + b"}")
         if failure := answer.failure():
-            status, problem = failure
-            return self._frame(b"error", _encode({"id": answer.id, **error_body(status, problem)}))
+            return self._frame(b"error", _encode({"id": answer.id, **error_body(*failure)}))
         if answer.life.phase == "ended":
-            return self._frame(b"done", _encode(answer.inference(output=False)))
+            return self._frame(b"done", _encode(inference(answer, with_output=False)))
         if isinstance(event, AttemptStarted):
             data = _encode({"id": answer.id, "status": "running", "attempt": answer.life.attempts})
             return self._frame(b"status", data)
         return b""
 
-    def broken_off(self, problem: Any, after: int) -> bytes:
-        """The stream ends behind event `after`, the request does not: `resume` is where it goes on."""
+    def broken_off(self, problem: Problem, after: int) -> bytes:
+        """The request has not ended: `resume` is the path of the rest of the stream."""
         resume = f"/v1/inference/{self._answer.id}/events?after={after}"
         shown = {"id": self._answer.id, "resume": resume, **error_body(503, problem)}
         return self._frame(b"error", _encode(shown), after)
@@ -67,23 +151,3 @@ class NativeStream:
             self._first = False
             return RETRY + frame
         return frame
-
-
-def error_body(status: int, problem: Any) -> dict[str, Any]:
-    return {
-        "error": {
-            "message": problem.message,
-            "type": error_type(status),
-            "param": problem.param,
-            "code": problem.code,
-        }
-    }
-
-
-def event_id(request: Request) -> int:
-    """Return the number of the last event that the client has; 0: none. Raises HTTPError."""
-    text = request.header(b"last-event-id") or request.query().get("after") or "0"
-    if not re.fullmatch(r"\d{1,9}", text):
-        message = f"after: {text!r} is no event id of this service"
-        raise HTTPError(400, message, code="invalid_event_id", param="after")
-    return int(text)

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from events.schema import Message, ResponseFormat, Tool, ToolCall
 from rift.gateway.dialects.openai_fields import (
+    TOOLS_MAX,
     Alternatives,
     Choice,
     Effort,
@@ -90,7 +91,7 @@ class ResponseBody(Sampling, frozen=True, kw_only=True):
     stream: bool | None = None
     background: bool | None = None
     include: list[str] | None = None
-    tools: Annotated[list[ResponseTool], msgspec.Meta(max_length=128)] | None = None
+    tools: Annotated[list[ResponseTool], msgspec.Meta(max_length=TOOLS_MAX)] | None = None
     tool_choice: Choice | ResponseNamedTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
@@ -104,9 +105,9 @@ class ResponseBody(Sampling, frozen=True, kw_only=True):
     prompt: Refused = None
 
 
-def response(data: bytes) -> ParsedRequest:
+def parse(data: bytes) -> ParsedRequest:
     """Raises HTTPError."""
-    body = decode(data, _response)
+    body = decode(data, _body)
     refuse_unserved(body, body.unserved)
     if body.truncation == "auto":
         raise wrong("truncation", "input that is too long is refused, not cut", code="unsupported")
@@ -135,7 +136,7 @@ def response(data: bytes) -> ParsedRequest:
     )
 
 
-_response = msgspec.json.Decoder(ResponseBody)
+_body = msgspec.json.Decoder(ResponseBody)
 
 
 def _tools(tools: list[ResponseTool]) -> tuple[Tool, ...]:

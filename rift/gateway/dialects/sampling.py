@@ -1,8 +1,5 @@
-"""Bodies to what is accepted: pure functions, with errors that name the field.
-
-What every route shares, and the native route, which refuses what it does not know. OpenAI's routes are in
-`parse_openai.py` and `parse_responses.py`.
-"""
+"""What all APIs share in reading a body: the sampling fields and their limits, decoding, and errors that name
+the field."""
 
 import re
 from typing import Annotated, TypeVar
@@ -11,9 +8,6 @@ import msgspec
 
 from events.schema import Kind, Message, Parameters
 from rift.gateway.asgi.errors import HTTPError
-
-# The native route's promise: prompts of up to this many tokens, counted by the worker.
-NATIVE_PROMPT_TOKENS_MAX = 8192
 
 OUTPUT_TOKENS_MAX = 1 << 20
 STOPS_MAX = 16
@@ -34,7 +28,7 @@ Body = TypeVar("Body")
 
 
 class ParsedRequest(msgspec.Struct, frozen=True):
-    """What a body asks for, whatever route it came by."""
+    """A body as all APIs have it in common. `kind` names the API."""
 
     kind: Kind
     model: str
@@ -48,10 +42,12 @@ class ParsedRequest(msgspec.Struct, frozen=True):
     metadata: dict[str, str] = {}
     store: bool = True
     prompt_tokens_max: int | None = None
+    # The field that limits the output, as this API's clients write it.
+    max_tokens_param: str = "max_tokens"
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """What every route lets its client say of sampling."""
+    """Sampling fields that every API accepts."""
 
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -66,39 +62,6 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
 
 
-class NativeParameters(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    raw: bool = False
-
-
-class NativeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    model: str
-    prompt: Text
-    parameters: NativeParameters = NativeParameters()
-    stream: bool = False
-    background: bool = False
-    store: bool = True
-
-
-def native(data: bytes) -> ParsedRequest:
-    body = decode(data, _native)
-    if body.background and body.stream:
-        message = "background: a background request does not stream; read its events by its id"
-        raise HTTPError(400, message, code="invalid_value", param="background")
-    return ParsedRequest(
-        kind="inference",
-        model=body.model,
-        input=body.prompt,
-        parameters=parameters(body.parameters, body.parameters.max_tokens, raw=body.parameters.raw),
-        stream=body.stream,
-        background=body.background,
-        store=body.store,
-        prompt_tokens_max=NATIVE_PROMPT_TOKENS_MAX,
-    )
-
-
-_native = msgspec.json.Decoder(NativeBody)
-
-
 def decode(data: bytes, decoder: "msgspec.json.Decoder[Body]") -> Body:
     """Raises HTTPError."""
     try:
@@ -110,23 +73,21 @@ def decode(data: bytes, decoder: "msgspec.json.Decoder[Body]") -> Body:
 
 
 def _invalid(message: str) -> HTTPError:
-    """msgspec's message ends in the JSON path: the field's name for the client."""
+    """Return the refusal for msgspec's message, which ends in the JSON path of the field."""
     words, _, path = message.rpartition(" - at ") if " - at " in message else (message, "", "")
     param = path.rpartition("`$")[2].rstrip("`").lstrip(".") or None
     if missing := re.search(r"(?:required field|unknown field) `(.+?)`", words):
         param = f"{param}.{missing[1]}" if param else missing[1]
-        if "unknown" in words and param in NativeParameters.__struct_fields__:
-            words += "; write it in `parameters`"
     return HTTPError(400, f"{param}: {words}" if param else words, code="invalid_value", param=param)
 
 
 def wrong(param: str, words: str, *, code: str = "invalid_value") -> HTTPError:
-    """A field that cannot be served as it is."""
+    """Return the refusal of a field whose value cannot be served."""
     return HTTPError(400, f"{param}: {words}", code=code, param=param)
 
 
 def parameters(body: Sampling, max_tokens: int | None, *, raw: bool = False) -> Parameters:
-    """What a body says of sampling. The caller adds what only its route knows."""
+    """Return the sampling parameters of a body. The caller adds those that only its API has."""
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return Parameters(
         temperature=body.temperature,

@@ -7,7 +7,6 @@ a detached request (in the background, or with an idempotency key) goes on witho
 
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -21,8 +20,7 @@ from rift.gateway.asgi.cors import server_timing
 from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after
 from rift.gateway.asgi.request import Request
 from rift.gateway.choices import Choices
-from rift.gateway.completion import Completion
-from rift.gateway.dialects import chat_response, responses_response
+from rift.gateway.dialects import dialect as dialects
 from rift.gateway.streams.lane_reader import LaneReader, Subscription
 from rift.gateway.streams.queue_status import KEEP_ALIVE_S, STATUS_S, QueueStatus, Status, StatusNotices
 
@@ -157,7 +155,8 @@ class Delivery:
         if failure := stream.failure():
             return failed(*failure)
         timed = [*headers, *server_timing(stream.answer.timing())]
-        await request.answer(200, whole(list(stream.answers.values())), timed)
+        dialect = dialects.of(stream.answer.accepted.kind)
+        await request.answer(200, dialect.whole(list(stream.answers.values())), timed)
         return None
 
     async def _send_frames(
@@ -208,7 +207,7 @@ class Delivery:
         """Wait for the client where it can resume, then end the request on its behalf."""
         accepted = stream.answer.accepted
         needed = relay.has_client(accepted.request)
-        if resumed or (accepted.kind == "inference" and accepted.stream):
+        if resumed or (dialects.of(accepted.kind).is_resumable and accepted.stream):
             with anyio.move_on_after(GRACE_S):
                 await stream.wait_for_end(or_attached=True)
                 needed = True
@@ -251,14 +250,6 @@ class Delivery:
                     await anyio.sleep(SAY_AGAIN_S)
         if timer.cancelled_caught:
             logger.error("%s could not be stored", event)
-
-
-def whole(answers: list[Completion]) -> dict[str, Any]:
-    """Return the object that the route shows once all has ended."""
-    kind = answers[0].accepted.kind
-    if kind == "response":
-        return responses_response.response(answers[0])
-    return answers[0].inference(output=True) if kind == "inference" else chat_response.completion(answers)
 
 
 def failed(status: int, problem: Problem) -> HTTPError:

@@ -6,7 +6,7 @@ waits for its request. Nothing reaches a client that did not come from the log.
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 
@@ -19,6 +19,7 @@ from events.request_states import RequestStates
 from events.schema import ClientAttached, Problem, RequestAccepted
 from rift.gateway.asgi.request import WriteChunk
 from rift.gateway.completion import Completion
+from rift.gateway.dialects.dialect import StreamFormat
 from rift.gateway.streams.queue_depth import QueueDepth
 
 logger = logging.getLogger(__name__)
@@ -28,20 +29,6 @@ logger = logging.getLogger(__name__)
 BUFFERED_BYTES_MAX = 256 * 1024 * 1024
 
 SLOW = Problem(code="slow_reader", message="the client reads slower than the answer comes; resume it")
-
-
-class Format(Protocol):
-    """How a stream's frames look; `native.py` and `openai.py` have one each."""
-
-    # What is sent when there is nothing to say; and whether a client is told what it waits for.
-    keep_alive: bytes
-    tells_status: bool
-
-    def waiting(self, name: str, estimate_ms: int | None) -> bytes: ...
-
-    def event(self, event: Any, answer: Completion) -> bytes: ...
-
-    def broken_off(self, problem: Problem, after: int) -> bytes: ...
 
 
 class Subscription:
@@ -55,7 +42,7 @@ class Subscription:
     here; `sent_at` is when it was last sent something.
     """
 
-    def __init__(self, answers: Sequence[Completion], format: Format | None, *, after: int = 0) -> None:
+    def __init__(self, answers: Sequence[Completion], format: StreamFormat | None, *, after: int = 0) -> None:
         self.answers = {answer.id: answer for answer in answers}
         self.answer = answers[0]
         self.format = format

@@ -30,11 +30,11 @@ from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after
 from rift.gateway.asgi.request import Request
 from rift.gateway.choices import Choices
 from rift.gateway.completion import Completion
-from rift.gateway.dialects import chat_response, responses_response
-from rift.gateway.dialects.native import NativeStream
+from rift.gateway.dialects import dialect as dialects
+from rift.gateway.dialects.dialect import Dialect
 from rift.gateway.dialects.sampling import ParsedRequest
 from rift.gateway.streams.delivery import Delivery
-from rift.gateway.streams.lane_reader import Format, Subscription
+from rift.gateway.streams.lane_reader import Subscription
 from rift.gateway.streams.lane_registry import LaneRegistry
 from rift.gateway.submission import idempotency
 from rift.gateway.submission.idempotency import Claim, Entry
@@ -80,16 +80,14 @@ class Submission:
         self._entropy = entropy
         self._shard, self._lane = lane
 
-    async def infer(
-        self, read: Callable[[bytes], ParsedRequest], request: Request, match: re.Match[str]
-    ) -> None:
+    async def infer(self, dialect: Dialect, request: Request, match: re.Match[str]) -> None:
         issued = self._admission.authenticate(request)
         content_type = (request.header(b"content-type") or "").partition(";")[0].strip().lower()
         if content_type != "application/json":
             message = "send the body with `Content-Type: application/json`"
             raise HTTPError(415, message, code="unsupported_media_type")
         body = await request.body()
-        wanted = read(body)
+        wanted = dialect.parse(body)
         if wanted.model not in self._models:
             # It raises: of a name that is not known no id is made.
             self._admission.admit(wanted, issued.account, issued.key)
@@ -174,11 +172,9 @@ class Submission:
         relay = await self._relays.of(at.shard, at.lane)
         if wanted.background and not wanted.stream:
             self._delivery.mind(relay, stream)
-            if wanted.kind == "response":
-                await request.answer(200, responses_response.response(answer), headers)
-            else:
-                shown = {"id": answer.id, "object": "inference", "status": answer.status}
-                await request.answer(202, shown, headers)
+            background = dialects.of(wanted.kind).background
+            assert background is not None, "only these APIs parse `background`"
+            await request.answer(*background(answer), headers)
             return
         await self._delivery.deliver(request, relay, stream, resumed=False, headers=headers)
 
@@ -223,10 +219,10 @@ class Submission:
         return groups.of(first, wanted.choices, secret=self._secret)
 
     def _stream(self, wanted: ParsedRequest, group: Sequence[RequestAccepted]) -> Subscription:
-        # A response's last event holds all of it.
-        keep = not wanted.stream or wanted.kind == "response"
+        dialect = dialects.of(wanted.kind)
+        keep = not wanted.stream or dialect.streams_text
         answers = [Completion.of(accepted, self._book, keep_text=keep) for accepted in group]
-        return Subscription(answers, _format(answers, wanted) if wanted.stream else None)
+        return Subscription(answers, dialect.stream(answers, wanted) if wanted.stream else None)
 
     async def _append(self, stream: Subscription, reservation: Reservation) -> None:
         """Follow, then append the acceptances. Raises HTTPError: then nothing is charged."""
@@ -306,13 +302,3 @@ def _not_stored(error: LogError) -> HTTPError:
 def _is_our_failure(life: Life) -> bool:
     ours = life.reason in ("failed", "poison") or life.ender == "control" or life.wanted == "unanswered"
     return life.phase == "ended" and ours
-
-
-def _format(answers: list[Completion], wanted: ParsedRequest) -> Format:
-    if wanted.kind == "inference":
-        return NativeStream(answers[0])
-    if wanted.kind == "response":
-        return responses_response.ResponsesStream(answers[0])
-    return chat_response.OpenAIStream(
-        answers, include_usage=wanted.include_usage, continuous_usage=wanted.continuous_usage
-    )

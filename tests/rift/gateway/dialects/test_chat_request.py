@@ -19,15 +19,15 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arg
 
 def chat(**more: Any) -> ParsedRequest:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]} | more
-    return chat_request.chat(json.dumps(body).encode())
+    return chat_request.parse_chat(json.dumps(body).encode())
 
 
 def completion(**more: Any) -> ParsedRequest:
-    return chat_request.completion(json.dumps({"model": "m", "prompt": "hi"} | more).encode())
+    return chat_request.parse_completion(json.dumps({"model": "m", "prompt": "hi"} | more).encode())
 
 
 def response(**more: Any) -> ParsedRequest:
-    return responses_request.response(json.dumps({"model": "m", "input": "hi"} | more).encode())
+    return responses_request.parse(json.dumps({"model": "m", "input": "hi"} | more).encode())
 
 
 def test_parameters_reach_the_request() -> None:
@@ -218,5 +218,5 @@ def test_bytes_that_are_no_text_are_refused_wherever_they_stand() -> None:
     head = b'{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":'
     for data in (b'{"name":"w","parameters":{"\xff":1}}}]}', b'{"name":"w","parameters":' + b"[" * 10**5):
         with pytest.raises(HTTPError) as caught:
-            chat_request.chat(head + data)
+            chat_request.parse_chat(head + data)
         assert caught.value.status == 400

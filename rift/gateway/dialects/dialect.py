@@ -1,0 +1,99 @@
+"""The four APIs side by side. What differs between them is a field of `Dialect`, so that no other module asks
+which API a request came by."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+
+from events.schema import Kind, Problem
+from rift.gateway.completion import Completion
+from rift.gateway.dialects import (
+    chat_request,
+    chat_response,
+    native,
+    responses_request,
+    responses_response,
+)
+from rift.gateway.dialects.sampling import ParsedRequest
+
+
+class StreamFormat(Protocol):
+    """Turns one client's events into frames. Its state is what the client has been sent."""
+
+    # The bytes that keep a silent connection open.
+    keep_alive: bytes
+    # Whether the client is told what its request waits for.
+    tells_status: bool
+
+    def waiting(self, name: str, estimate_ms: int | None) -> bytes:
+        """Return the frame for a request that waits: `queued`, or `starting` with an estimate."""
+        ...
+
+    def event(self, event: Any, answer: Completion) -> bytes:
+        """Return the frames of an event that `answer` has just taken."""
+        ...
+
+    def broken_off(self, problem: Problem, after: int) -> bytes:
+        """Return the last frame of a stream that ends before its request, after event `after`."""
+        ...
+
+
+class Dialect(msgspec.Struct, frozen=True, kw_only=True):
+    """How one API reads requests and shows answers."""
+
+    # The stored name of the API.
+    kind: Kind
+    # The body's bytes to a request. Raises HTTPError.
+    parse: Callable[[bytes], ParsedRequest]
+    stream: Callable[[Sequence[Completion], ParsedRequest], StreamFormat]
+    # All choices, ended, to the API's object.
+    whole: Callable[[Sequence[Completion]], dict[str, Any]]
+    # Status and object of an accepted background request; None if the API has none.
+    background: Callable[[Completion], tuple[int, dict[str, Any]]] | None = None
+    # Whether the worker writes the prompt into the model's chat template.
+    has_template: bool = True
+    # Whether a client that lost its stream may resume it, so that its request waits for it.
+    is_resumable: bool = False
+    # Whether a stream's frames need all of the text before them.
+    streams_text: bool = False
+
+
+NATIVE = Dialect(
+    kind="inference",
+    parse=native.parse,
+    stream=lambda answers, parsed: native.NativeStream(answers[0]),
+    whole=lambda answers: native.inference(answers[0]),
+    background=lambda answer: (202, native.status(answer, answer.status)),
+    is_resumable=True,
+)
+COMPLETIONS = Dialect(
+    kind="completion",
+    parse=chat_request.parse_completion,
+    stream=partial(chat_response.stream, chat_response.TextLayout()),
+    whole=partial(chat_response.whole, chat_response.TextLayout()),
+    has_template=False,
+)
+CHAT = Dialect(
+    kind="chat",
+    parse=chat_request.parse_chat,
+    stream=partial(chat_response.stream, chat_response.ChatLayout()),
+    whole=partial(chat_response.whole, chat_response.ChatLayout()),
+)
+RESPONSES = Dialect(
+    kind="response",
+    parse=responses_request.parse,
+    stream=lambda answers, parsed: responses_response.ResponsesStream(answers[0]),
+    whole=lambda answers: responses_response.response(answers[0]),
+    background=lambda answer: (200, responses_response.response(answer)),
+    # The last event holds the whole response.
+    streams_text=True,
+)
+
+_BY_KIND: dict[str, Dialect] = {each.kind: each for each in (NATIVE, COMPLETIONS, CHAT, RESPONSES)}
+
+
+def of(kind: Kind) -> Dialect:
+    """Return the dialect of a stored request."""
+    return _BY_KIND[kind]
