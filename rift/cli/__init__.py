@@ -1,19 +1,31 @@
 """The command line. Exit status 0: done; 1: failed, with a message; 2: wrong usage.
 
-parser      builds the parser and maps failures to messages
-serve       up, gateway, worker, control
-status      status
-models      models list, models add
-calibrate   calibrate
-keys        keys
-limits      limits
-credit      credit
-accounts    accounts
-money       invoice, prices, period, correct, rerate
-replay      replay, archive, audit
-backtest    backtest
-output      tables, money and times as text
-connection  the installation and the log that a command talks to
+parser          the list of commands; failures to messages
+arguments       how a command registers itself; shared options
+connection      the installation, its settings and its log
+output          tables, money and times as text
+signals         runs a process until a signal stops it
+fresh_warehouse a temporary warehouse, folded from archive and log
+
+up              up
+gateway         gateway
+worker          worker
+control         control
+status          status
+models          models list, models add
+sql             sql, quarantine
+accounts        accounts list
+keys            keys create, keys list, keys revoke
+limits          limits set, limits list
+credit          credit grant, credit list
+invoices        invoice, period close, correct
+prices          prices list, prices publish, rerate
+replay          replay --rebuild, --until, --digest
+verify          replay --verify
+archive         archive verify
+audit           audit export
+calibrate       calibrate
+backtest        backtest
 """
 
 from rift.cli.parser import main

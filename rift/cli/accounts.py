@@ -1,20 +1,27 @@
-"""`rift accounts list`: who there is, with how many keys, and what each may still spend."""
+"""`rift accounts list`: every account, its valid keys, and what it may still spend."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from events import book as books
 from events.jetstream import JetStream
 from rift import clock
-from rift.cli.credit import month_now
-from rift.cli.output import list_of, moment, money, with_log
+from rift.cli.arguments import Commands, add_command, add_group
+from rift.cli.connection import with_log
+from rift.cli.credit import current_month
+from rift.cli.output import money, print_list, utc_time
+
+
+def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    actions = add_group(commands, "accounts", "list accounts")
+    add_command(actions, "list", show, "list all accounts")
 
 
 def show(options: Namespace) -> None:
     async def read(log: JetStream) -> list[dict[str, Any]]:
         now_ns = clock.now_ns()
         book = await books.read(log)
-        month = await month_now(log, book)
+        month = await current_month(log, book)
         valid = [held.event.account for held in book.keys.values() if held.state(now_ns) == "valid"]
         return [
             {
@@ -27,6 +34,8 @@ def show(options: Namespace) -> None:
             for account, opened_at_ns in sorted(book.accounts.items())
         ]
 
-    list_of(
-        with_log(options, read), as_json=options.json, shown={"opened": moment, "available_nanousd": money}
+    print_list(
+        with_log(options, read),
+        as_json=options.json,
+        formats={"opened": utc_time, "available_nanousd": money},
     )

@@ -2,9 +2,10 @@
 
 import json
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 
@@ -14,15 +15,44 @@ from replay.backtest.run import InvalidPolicy, Result, run
 from replay.backtest.simulator import NothingStarts, TraceRequest
 from replay.backtest.traces import InvalidTrace
 from replay.scaling.hardware import HardwareUnknown, profile
-from replay.warehouse.result import QueryResult
-from rift.cli.output import CommandFailed, asked, table, with_log
-from rift.rpc import Sql
+from rift.cli.arguments import Commands, add_command
+from rift.cli.connection import ask_control, select, with_log
+from rift.cli.output import CommandFailed, table
 
-POLICIES = "default, knative, static:N, oracle, or a FILE.toml (default)"
 TTFT_MS = 2000
-# Rows of one answer: what a question may return at most.
-ROWS = 100_000
+# The most rows that one question may return.
+ROWS_MAX = 100_000
 BAR_CELLS = 24
+
+
+def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    parser = add_command(
+        commands, "backtest", backtest, "simulate a scaling policy on a trace, with its cost"
+    )
+    parser.add_argument("--trace", type=Path, metavar="PATH", help="trace file (default: Rift's own log)")
+    parser.add_argument(
+        "--trace-format", choices=traces.FORMATS, help="format of the file (default: by its name, else log)"
+    )
+    parser.add_argument(
+        "--profile", required=True, metavar="NAME", help="profile in replay/scaling/hardware.toml"
+    )
+    parser.add_argument(
+        "--policy",
+        default="default",
+        metavar="P",
+        help="default, knative, static:N, oracle, or a FILE.toml (default: default)",
+    )
+    parser.add_argument(
+        "--start-s", type=float, metavar="S", help="duration of a replica's start (default: the profile's)"
+    )
+    parser.add_argument(
+        "--ttft-ms", type=int, default=TTFT_MS, metavar="MS", help="TTFT target (default: 2000)"
+    )
+    parser.add_argument("--thin", type=int, default=1, metavar="N", help="keep one in N clients (default: 1)")
+    parser.add_argument("--model", metavar="NAME", help="model whose requests to read from the log")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="plot demand, replicas and missed targets"
+    )
 
 
 def backtest(options: Namespace) -> None:
@@ -31,9 +61,12 @@ def backtest(options: Namespace) -> None:
         requests = _requests(options)
         start_s = options.start_s if options.start_s is not None else hardware.start_ms / 1000
         if start_s < 0 or options.ttft_ms <= 0:
-            raise CommandFailed("--start-s and --ttft-ms are times, and a target of 0 nobody meets")
+            raise CommandFailed(
+                "--start-s must not be negative and --ttft-ms must be positive, "
+                f"got {start_s:g} and {options.ttft_ms}"
+            )
         with _bar(options.policy) as progress:
-            found, fleet = run(
+            result, fleet = run(
                 requests,
                 hardware,
                 options.policy,
@@ -42,64 +75,66 @@ def backtest(options: Namespace) -> None:
                 progress=progress,
             )
         if options.plot is not None:
-            title = f"{options.policy} on {options.profile}, a start takes {start_s:g} s"
+            title = f"{options.policy} on {options.profile}, starts take {start_s:g} s"
             plot.plot(fleet, options.plot, title=title, ttft_ms=options.ttft_ms)
-    except (HardwareUnknown, InvalidTrace, InvalidPolicy, NothingStarts, plot.PlotMissing) as wrong:
-        raise CommandFailed(str(wrong)) from wrong
-    _show(found, as_json=options.json)
+    except (HardwareUnknown, InvalidTrace, InvalidPolicy, NothingStarts, plot.PlotMissing) as error:
+        raise CommandFailed(str(error)) from error
+    _show(result, as_json=options.json)
 
 
 def _requests(options: Namespace) -> list[TraceRequest]:
     if options.thin < 1:
-        raise CommandFailed(f"--thin {options.thin}: write 1 for all clients, 4 for a quarter of them")
+        raise CommandFailed(
+            f"--thin: must be 1 (all clients) or more (4: a quarter of them), got {options.thin}"
+        )
     if options.trace is None and options.trace_format in (None, "log"):
         if options.model is None:
-            raise CommandFailed("name the model whose requests are replayed with --model, or a --trace")
+            raise CommandFailed(
+                "name the model whose requests to replay with --model, or a file with --trace"
+            )
         return traces.of_rows(with_log(options, lambda log: _of_log(log, options.model)))
     if options.trace is None:
-        raise CommandFailed(f"--trace-format {options.trace_format} is a file's: name it with --trace")
+        raise CommandFailed(f"--trace-format {options.trace_format} needs a file: name it with --trace")
     if options.trace_format == "log":
-        raise CommandFailed(f"{options.trace}: format log is Rift's own log, which is no file; leave --trace")
+        raise CommandFailed(
+            f"--trace-format log reads Rift's own log, not {options.trace}: leave out --trace"
+        )
     return traces.read(
         options.trace, options.trace_format or traces.guessed(options.trace), thin=options.thin
     )
 
 
 async def _of_log(log: JetStream, model: str) -> list[tuple[int, int, int]]:
-    """Every ended request of the model, in order of its acceptance."""
-    name = model.replace("'", "''")
-    rows: list[tuple[int, int, int]] = []
-    after = "true"
+    """Return every ended request of the model, in the order of acceptance."""
+    requests: list[tuple[int, int, int]] = []
+    after_ns = -1
+    after_id = ""
     while True:
-        answer = await asked(
-            log,
-            Sql(
-                "select accepted_at_ns, prompt_tokens, output_tokens, request_id from requests "
-                f"where model = '{name}' and finished_at_ns is not null and {after} "
-                f"order by accepted_at_ns, request_id limit {ROWS}"
-            ),
+        question = select(
+            "backtest_requests", model=model, after_ns=after_ns, after_id=after_id, limit=ROWS_MAX
         )
-        found = QueryResult(**answer).rows
-        rows += [(row[0], row[1], row[2]) for row in found]
-        if len(found) < ROWS:
-            return rows
-        after = f"(accepted_at_ns, request_id) > ({found[-1][0]}, '{found[-1][3]}')"
+        rows = (await ask_control(log, question))["rows"]
+        requests += [(row[0], row[1], row[2]) for row in rows]
+        if len(rows) < ROWS_MAX:
+            return requests
+        after_ns = rows[-1][0]
+        after_id = rows[-1][3]
 
 
-def _show(found: Result, *, as_json: bool) -> None:
-    figures = msgspec.structs.asdict(found)
+def _show(result: Result, *, as_json: bool) -> None:
+    figures = msgspec.structs.asdict(result)
     if as_json:
         print(json.dumps(figures))
         return
-    shown = {
-        name: f"{value:,}" if isinstance(value, int | float) else value for name, value in figures.items()
-    }
-    print(table(QueryResult(columns=["figure", "value"], rows=[list(row) for row in shown.items()])))
+    rows = [
+        [name, f"{value:,}" if isinstance(value, int | float) else value] for name, value in figures.items()
+    ]
+    print(table(columns=["figure", "value"], rows=rows))
 
 
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[float], None] | None]:
-    """A bar on standard error, where that is a terminal."""
+    """Show a progress bar on standard error if it is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

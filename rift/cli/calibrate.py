@@ -1,16 +1,17 @@
-"""`rift calibrate`: a hardware profile from a live replica, measured through the gateway as a client would.
+"""`rift calibrate`: fit a hardware profile to a running replica, measured through the gateway like a client.
 
-Prompts of doubling lengths, one at a time, show how fast prompts are read; 1, 2, 4, … streams side by side
-show how long a step takes. What a client cannot see is taken from options, the log or the shipped profile,
-and the table says so.
+Prompts of doubling lengths, one at a time, show how fast prompts are read. 1, 2, 4, … parallel streams show
+how long a step takes. What a client cannot measure comes from options, the log or the shipped profile, and
+the output says which.
 """
 
 import json
 import secrets
 import string
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -20,28 +21,27 @@ import msgspec
 from events.jetstream import JetStream
 from events.subjects import slug
 from replay.scaling.hardware import Hardware, profiles
-from replay.warehouse.result import QueryResult
 from rift import calibrate
 from rift.calibrate import Fit, Prompt, Running
 from rift.catalogue import Profile, nanousd_an_hour
-from rift.cli.connection import installation, load_settings
-from rift.cli.output import CommandFailed, asked, first_of, table, with_log
+from rift.cli.arguments import Commands, add_command, add_config, positive
+from rift.cli.connection import ask_control, installation, load_settings, select, with_log
+from rift.cli.output import CommandFailed, first_message, table
 from rift.data_dir import DataDirError
-from rift.rpc import Sql
 from rift.settings import Settings
 
-# Prompts from here on, doubled: shorter ones measure the way to the worker and back.
+# Prompt lengths start here and double. Shorter prompts would measure the way to the worker and back.
 PROMPT_TOKENS_MIN = 64
-# The native route takes no more, its own template's few included.
+# The native route accepts 8,192 tokens, including the chat template's few.
 PROMPT_TOKENS_MAX = 8000
-# The share of the time that prompts may take; streams have the rest. Each length counts once, by the middle
-# one of its answers: more rounds make it no surer.
+# The share of the time for prompts; streams get the rest. Each length counts once, by its median answer, and
+# more than nine rounds do not make the median more certain.
 PROMPTS_SHARE = 0.4
 ROUNDS_MAX = 9
-# A step's time is a mean over this many at least, and more tells nothing new.
+# A step's time is a mean over at least this many steps; beyond the maximum it does not change.
 STEPS_MIN = 24
 STEPS_MAX = 512
-# A gateway, a queue and a worker answer far sooner. What takes longer is stuck.
+# Gateway, queue and worker answer far sooner, so after this time one of them is stuck.
 STUCK_S = 60.0
 
 
@@ -58,7 +58,7 @@ class _Done(msgspec.Struct):
 
 
 class Replica(msgspec.Struct, frozen=True):
-    """What the log says of the one that is measured."""
+    """What the log says about the measured replica."""
 
     replica: str
     hardware: str
@@ -68,128 +68,150 @@ class Replica(msgspec.Struct, frozen=True):
     start_ms: int
 
 
+def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    parser = add_command(
+        commands, "calibrate", run, "measure a running replica and print its hardware profile"
+    )
+    add_config(parser)
+    parser.add_argument(
+        "--model", required=True, metavar="NAME", help="model with exactly one replica and no other users"
+    )
+    parser.add_argument("--url", help="gateway (default: the one in rift.toml)")
+    parser.add_argument("--key", help="API key (default: the installation's first key)")
+    parser.add_argument(
+        "--seconds", type=positive, default=60, metavar="S", help="approximate duration (default: 60)"
+    )
+    parser.add_argument(
+        "--concurrency-max", type=positive, metavar="N", help="most parallel streams (default: its slots)"
+    )
+    parser.add_argument("--kv-tokens", type=positive, metavar="N", help="capacity of its KV cache in tokens")
+    parser.add_argument("--gpu-hour-usd", metavar="USD", help="cost of one GPU per hour")
+
+
 def run(options: Namespace) -> None:
     settings = load_settings(options)
     replica = _replica(options, settings.model)
-    bench = _Bench(options, settings, replica)
+    url = options.url or _gateway_url(settings)
+    key = options.key or _first_key(options)
+    measure = partial(
+        _measure, url, key, settings.model, replica, float(options.seconds), options.concurrency_max
+    )
     try:
-        prompts, running = anyio.run(bench.measure, backend_options={"use_uvloop": True})
+        prompts, running = anyio.run(measure, backend_options={"use_uvloop": True})
     except* httpx.HTTPError as failed:
-        raise CommandFailed(f"{bench.url}: {first_of(failed)}; name the gateway with --url") from failed
+        raise CommandFailed(f"{url}: {first_message(failed)}; name the gateway with --url") from failed
     fitted = calibrate.fit(prompts, running)
-    hardware, told = _profile(options, settings, replica, fitted)
+    hardware, sources = _profile(options, settings, replica, fitted)
     name = f"{replica.hardware}-{slug(settings.model)}"
     if options.json:
-        shown = {"prompts": prompts, "running": running, "fit": fitted}
-        shown |= {"name": name, "profile": hardware, "not_measured": told}
-        print(json.dumps(msgspec.to_builtins(shown)))
+        measured = {"prompts": prompts, "running": running, "fit": fitted}
+        measured |= {"name": name, "profile": hardware, "not_measured": sources}
+        print(json.dumps(msgspec.to_builtins(measured)))
         return
     print(_residuals(prompts, running, fitted), file=sys.stderr)
-    print(calibrate.toml(name, hardware, told))
+    print(calibrate.toml(name, hardware, sources))
 
 
 def _replica(options: Namespace, model: str) -> Replica:
-    """Return the only replica of a model: of two, nobody knows which answers. Raises CommandFailed."""
-    select = (
-        "select replica, hardware, gpus, slots, context_tokens, (ready_at_ns - first_seen_at_ns) // 1000000 "
-        f"from replicas where state = 'ready' and slots is not null and model = '{model}'"
-    )
+    """Return the model's only replica. Raises CommandFailed for several: any of them could answer."""
 
     async def ask(log: JetStream) -> Any:
-        return await asked(log, Sql(select))
+        return await ask_control(log, select("calibrate_replicas", model=model))
 
     rows = with_log(options, ask)["rows"]
     if len(rows) != 1:
         raise CommandFailed(
             f"{len(rows)} replicas of {model} are ready, and calibration measures one: set its min and max "
-            "(or workers) to 1 in rift.toml, start again, and let nobody else use it meanwhile"
+            "(or workers) to 1 in rift.toml, restart, and let no other client use it meanwhile"
         )
     return Replica(*rows[0])
 
 
+async def _measure(
+    url: str, key: str, model: str, replica: Replica, seconds: float, concurrency_max: int | None
+) -> tuple[list[Prompt], list[Running]]:
+    """Measure prompts and steps within about `seconds`. Raises CommandFailed, httpx.HTTPError."""
+    async with httpx.AsyncClient(
+        base_url=url,
+        headers={"Authorization": f"Bearer {key}"},
+        limits=httpx.Limits(max_connections=None),
+        timeout=STUCK_S,
+        trust_env=False,
+    ) as client:
+        bench = _Bench(client, model)
+        prompt_tokens_max = min(PROMPT_TOKENS_MAX, replica.context_tokens // 2)
+        running_max = min(replica.slots, concurrency_max or replica.slots)
+        try:
+            with anyio.fail_after(2 * seconds + STUCK_S):
+                start_s = anyio.current_time()
+                prompts = await bench.prompts(prompt_tokens_max, until_s=start_s + PROMPTS_SHARE * seconds)
+                return prompts, await bench.steps(running_max, until_s=start_s + seconds)
+        except TimeoutError as error:
+            raise CommandFailed(
+                f"{model} answers too slowly for --seconds {seconds:g}; allow more seconds"
+            ) from error
+
+
 class _Bench:
-    """Asks one replica, for about `seconds` in all."""
+    """Send measured requests for one model. Times are those of the event loop."""
 
-    def __init__(self, options: Namespace, settings: Settings, replica: Replica) -> None:
-        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-        host = f"[{host}]" if ":" in host else host
-        self.url = options.url or f"http://{host}:{settings.port}"
-        self._key = options.key or _first_key(options)
-        self._model = settings.model
-        self._replica = replica
-        self._seconds = float(options.seconds)
-        self._running_max = min(replica.slots, options.concurrency_max or replica.slots)
+    def __init__(self, client: httpx.AsyncClient, model: str) -> None:
+        self._client = client
+        self._model = model
 
-    async def measure(self) -> tuple[list[Prompt], list[Running]]:
-        """Raises CommandFailed, httpx.HTTPError."""
-        limits = httpx.Limits(max_connections=None)
-        headers = {"Authorization": f"Bearer {self._key}"}
-        async with httpx.AsyncClient(
-            base_url=self.url, headers=headers, limits=limits, timeout=STUCK_S, trust_env=False
-        ) as self._client:
-            try:
-                with anyio.fail_after(2 * self._seconds + STUCK_S):
-                    began_at = anyio.current_time()
-                    prompts = await self._prompts(began_at + PROMPTS_SHARE * self._seconds)
-                    return prompts, await self._steps(began_at + self._seconds)
-            except TimeoutError as error:
-                raise CommandFailed(
-                    f"{self._model} answers too slowly for --seconds {self._seconds:g}"
-                ) from error
-
-    async def _prompts(self, until: float) -> list[Prompt]:
-        """Send ever longer prompts, round by round, for as long as the next one is sure to be answered."""
-        # How many bytes a token takes, by the first answer, which also wakes what sleeps.
+    async def prompts(self, tokens_max: int, *, until_s: float) -> list[Prompt]:
+        """Send ever longer prompts, round by round, while the next answer is sure to arrive in time."""
+        # The first answer tells the bytes per token. It also starts a replica that idles.
         first = await self._prompt(4 * PROMPT_TOKENS_MIN)
-        per_token = 4 * PROMPT_TOKENS_MIN / first.tokens
-        longest = min(PROMPT_TOKENS_MAX, self._replica.context_tokens // 2)
-        found: dict[int, list[Prompt]] = {}
+        bytes_per_token = 4 * PROMPT_TOKENS_MIN / first.tokens
+        by_length: dict[int, list[Prompt]] = {}
         for _ in range(ROUNDS_MAX):
             tokens = PROMPT_TOKENS_MIN
             took_s = first.ttft_s
-            while tokens <= longest and anyio.current_time() + 2 * took_s < until:
-                answer = await self._prompt(round(tokens * per_token))
-                found.setdefault(tokens, []).append(answer)
+            while tokens <= tokens_max and anyio.current_time() + 2 * took_s < until_s:
+                answer = await self._prompt(round(tokens * bytes_per_token))
+                by_length.setdefault(tokens, []).append(answer)
                 tokens = 2 * tokens
                 took_s = answer.ttft_s
-        samples = [sorted(answers, key=lambda answer: answer.ttft_s) for answers in found.values()]
+        samples = [sorted(answers, key=lambda answer: answer.ttft_s) for answers in by_length.values()]
         return [answers[len(answers) // 2] for answers in samples] or [first]
 
     async def _prompt(self, size: int) -> Prompt:
-        began_at = anyio.current_time()
-        first_at = 0.0
+        sent_s = anyio.current_time()
+        first_s = 0.0
         tokens = 0
-        async for at, event in self._stream(_words(size), max_tokens=1):
+        async for time_s, event in self._stream(_words(size), max_tokens=1):
             if isinstance(event, _Token):
-                first_at = first_at or at
+                first_s = first_s or time_s
             else:
                 tokens = event.usage.prompt_tokens
-        return Prompt(tokens, first_at - began_at)
+        return Prompt(tokens, first_s - sent_s)
 
-    async def _steps(self, until: float) -> list[Running]:
-        """Run 1, 2, 4, … streams side by side, each time for an equal share of what is left."""
-        found = [Running(1, await self._side_by_side(1, STEPS_MIN) or 0.0)]
-        levels = [1 << power for power in range(self._running_max.bit_length())]
-        if levels[-1] != self._running_max:
-            levels.append(self._running_max)
-        for at, running in enumerate(levels):
-            left_s = (until - anyio.current_time()) / (len(levels) - at)
-            steps = int(left_s / (2 * found[-1].step_s))
-            if at > 1 and steps < STEPS_MIN:
+    async def steps(self, running_max: int, *, until_s: float) -> list[Running]:
+        """Run 1, 2, 4, … parallel streams, each level for an equal share of the remaining time."""
+        measured = [Running(1, await self._parallel(1, STEPS_MIN) or 0.0)]
+        levels = [1 << power for power in range(running_max.bit_length())]
+        if levels[-1] != running_max:
+            levels.append(running_max)
+        for index, running in enumerate(levels):
+            left_s = (until_s - anyio.current_time()) / (len(levels) - index)
+            steps = int(left_s / (2 * measured[-1].step_s))
+            if index > 1 and steps < STEPS_MIN:
                 break
-            took_s = await self._side_by_side(running, max(STEPS_MIN, min(STEPS_MAX, steps)))
+            took_s = await self._parallel(running, max(STEPS_MIN, min(STEPS_MAX, steps)))
             if took_s is None:
                 break
-            found.append(Running(running, took_s))
-        return found[1:] or found
+            measured.append(Running(running, took_s))
+        return measured[1:] or measured
 
-    async def _side_by_side(self, running: int, steps: int) -> float | None:
+    async def _parallel(self, running: int, steps: int) -> float | None:
+        """Return the time of a step while all streams run, or None if they never all ran."""
         streams: list[list[tuple[float, int]]] = [[] for _ in range(running)]
 
         async def follow(stream: list[tuple[float, int]]) -> None:
-            async for at, event in self._stream(_words(PROMPT_TOKENS_MIN), max_tokens=steps):
+            async for time_s, event in self._stream(_words(PROMPT_TOKENS_MIN), max_tokens=steps):
                 if isinstance(event, _Token):
-                    stream.append((at, event.index))
+                    stream.append((time_s, event.index))
 
         async with anyio.create_task_group() as tasks:
             for stream in streams:
@@ -197,20 +219,22 @@ class _Bench:
         return calibrate.step_s(streams)
 
     async def _stream(self, prompt: str, *, max_tokens: int) -> AsyncIterator[tuple[float, _Token | _Done]]:
-        """Yield the tokens of an answer and its end, each with the time it came. Raises CommandFailed."""
+        """Yield the tokens of an answer and its end, each with its time of arrival. Raises CommandFailed."""
         parameters = {"max_tokens": max_tokens, "raw": True, "ignore_eos": True, "temperature": 0}
         body = {"model": self._model, "prompt": prompt, "parameters": parameters, "stream": True}
         async with self._client.stream("POST", "/v1/inference", json=body) as response:
             if not response.is_success:
                 await response.aread()
-                raise CommandFailed(f"{self.url} answers {response.status_code}: {response.text.strip()}")
+                raise CommandFailed(
+                    f"{self._client.base_url} answers {response.status_code}: {response.text.strip()}"
+                )
             rest = b""
             async for chunk in response.aiter_bytes():
-                at = anyio.current_time()
+                time_s = anyio.current_time()
                 *frames, rest = (rest + chunk).split(b"\n\n")
                 for frame in frames:
                     if event := _event(frame):
-                        yield at, event
+                        yield time_s, event
 
 
 def _event(frame: bytes) -> _Token | _Done | None:
@@ -221,14 +245,19 @@ def _event(frame: bytes) -> _Token | _Done | None:
         case b"done":
             return msgspec.json.decode(fields[b"data"], type=_Done)
         case b"error":
-            raise CommandFailed(f"the answer ended: {fields[b'data'].decode(errors='replace')}")
+            raise CommandFailed(f"the gateway ended the answer: {fields[b'data'].decode(errors='replace')}")
     return None
 
 
 def _words(size: int) -> str:
-    """Return so many bytes of words that no cache has seen."""
+    """Return random words of `size` bytes, which no prefix cache can hold."""
     letters = (string.ascii_lowercase[byte % 26] for byte in secrets.token_bytes(size))
-    return "".join(" " if at % 5 == 4 else letter for at, letter in enumerate(letters))
+    return "".join(" " if index % 5 == 4 else letter for index, letter in enumerate(letters))
+
+
+def _gateway_url(settings: Settings) -> str:
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def _first_key(options: Namespace) -> str:
@@ -242,29 +271,29 @@ def _first_key(options: Namespace) -> str:
 def _profile(
     options: Namespace, settings: Settings, replica: Replica, fitted: Fit
 ) -> tuple[Hardware, dict[str, str]]:
-    """Return the profile, and of each figure that was not measured where it comes from."""
+    """Return the profile, and the source of each figure that was not measured."""
     name = f"{replica.hardware}-{slug(settings.model)}"
-    told = {
-        "gpus": "as the replica says",
+    sources = {
+        "gpus": "reported by the replica",
         "running_max": "the replica's slots",
-        "start_ms": f"the start of {replica.replica}",
+        "start_ms": f"the last start of {replica.replica}",
     }
     kv_tokens = options.kv_tokens
     if kv_tokens is not None:
-        told["kv_tokens"] = "--kv-tokens"
+        sources["kv_tokens"] = "--kv-tokens"
     elif known := profiles().get(name):
         kv_tokens = known.kv_tokens
-        told["kv_tokens"] = "the shipped profile's"
+        sources["kv_tokens"] = "from the shipped profile"
     else:
         kv_tokens = replica.slots * replica.context_tokens
-        told["kv_tokens"] = "slots x context, the most that can be used; give --kv-tokens"
+        sources["kv_tokens"] = "slots x context, an upper bound; set it with --kv-tokens"
     price = options.gpu_hour_usd
-    told["gpu_hour_nanousd"] = "--gpu-hour-usd"
+    sources["gpu_hour_nanousd"] = "--gpu-hour-usd"
     if price is None:
         price = settings.catalogue()[settings.model].profiles.get(replica.hardware, Profile()).gpu_hour_usd
-        told["gpu_hour_nanousd"] = "the catalogue's" if price else "none is known; give --gpu-hour-usd"
+        sources["gpu_hour_nanousd"] = "from the catalogue" if price else "unknown; set it with --gpu-hour-usd"
     if fitted.prefill_at_least:
-        told["prefill_tokens_per_s"] = "no prompt took longer for its length, so at least this"
+        sources["prefill_tokens_per_s"] = "a lower bound: longer prompts took no longer"
     hardware = Hardware(
         gpus=replica.gpus,
         running_max=replica.slots,
@@ -279,15 +308,16 @@ def _profile(
             f"first token and {fitted.step_off:.0%} for a step"
         ),
     )
-    return hardware, told
+    return hardware, sources
 
 
 def _residuals(prompts: list[Prompt], running: list[Running], fitted: Fit) -> str:
-    """Say how well the fit says again what was measured."""
-    told = [[prompt.tokens, _ms(prompt.ttft_s), _ms(fitted.ttft_s(prompt.tokens))] for prompt in prompts]
-    steps = [[found.running, _ms(found.step_s), _ms(fitted.step_s(found.running))] for found in running]
-    first = table(QueryResult(["prompt tokens", "ttft ms", "fitted"], told))
-    return f"{first}\n\n{table(QueryResult(['running', 'step ms', 'fitted'], steps))}\n"
+    """Return tables of measured and fitted times."""
+    ttfts = [[prompt.tokens, _ms(prompt.ttft_s), _ms(fitted.ttft_s(prompt.tokens))] for prompt in prompts]
+    steps = [[level.running, _ms(level.step_s), _ms(fitted.step_s(level.running))] for level in running]
+    of_prompts = table(["prompt tokens", "ttft ms", "fitted"], ttfts)
+    of_steps = table(["running", "step ms", "fitted"], steps)
+    return f"{of_prompts}\n\n{of_steps}\n"
 
 
 def _ms(seconds: float) -> float:

@@ -1,29 +1,45 @@
-"""How a command finds its installation and its log."""
+"""How a command finds its installation, its settings, the log and the control process."""
 
 import os
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from string import Template
+from typing import Any, TypeVar
+
+import anyio
 
 from events.jetstream import JetStream, connect
 from events.log import LogError
+from replay.archive.archive import Archive
+from replay.warehouse.warehouse import sql
 from rift import settings
+from rift.cli.output import CommandFailed
 from rift.data_dir import DataDir
+from rift.rpc import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask_leader
 from rift.settings import SHARDS, Settings
 
 OVERRIDES = ("host", "port", "model", "engine", "workers")
 
+Result = TypeVar("Result")
+
 
 def installation(options: Namespace) -> DataDir:
-    """Return what the command is about. Raises DataDirError for a folder of another version."""
-    found = DataDir(options.data)
-    found.check()
-    return found
+    """Return the installation the command is about. Raises DataDirError if its folder has another version."""
+    folder = DataDir(options.data)
+    folder.check()
+    return folder
 
 
-def configuration(options: Namespace) -> Path | None:
-    """Return the settings file: the one named, or `DIR/rift.toml` if there is one.
+def archive(options: Namespace, *, keep_content: bool = False) -> Archive:
+    """Return the installation's archive. `keep_content` is for its writer. Raises DataDirError."""
+    folder = installation(options)
+    return Archive(folder.archive, key=folder.archive_key(), content=keep_content)
+
+
+def settings_file(options: Namespace) -> Path | None:
+    """Return the settings file: the one in `--config`, else `DIR/rift.toml` if it exists.
 
     Raises DataDirError.
     """
@@ -33,21 +49,21 @@ def configuration(options: Namespace) -> Path | None:
 
 
 def load_settings(options: Namespace) -> Settings:
-    """Raises InvalidSettings, DataDirError."""
+    """Return the settings, overridden by the options. Raises InvalidSettings, DataDirError."""
     given = {name: getattr(options, name, None) for name in OVERRIDES}
     return settings.load(
-        configuration(options), {name: value for name, value in given.items() if value is not None}
+        settings_file(options), {name: value for name, value in given.items() if value is not None}
     )
 
 
 @asynccontextmanager
 async def connected(options: Namespace, name: str) -> AsyncIterator[JetStream]:
-    """Raises LogError, DataDirError."""
+    """Connect to the log under a name. Raises LogError, DataDirError."""
     address = installation(options).log_address(options.nats, os.environ)
     try:
         log = await connect(address.url, token=address.token, name=name)
     except LogError as error:
-        raise LogError(f"{error}; if Rift does not run, `rift up` starts it") from error
+        raise LogError(f"{error}; if Rift is not running, start it with `rift up`") from error
     try:
         yield log
     finally:
@@ -56,7 +72,7 @@ async def connected(options: Namespace, name: str) -> AsyncIterator[JetStream]:
 
 @asynccontextmanager
 async def connected_role(options: Namespace, settings: Settings, name: str) -> AsyncIterator[JetStream]:
-    """As `connected`, for a process that writes: the broker must be as the protocol needs it."""
+    """As `connected`, for a process that writes: configure the broker's streams first."""
     async with connected(options, name) as log:
         await log.ensure_streams(
             shards=SHARDS,
@@ -65,3 +81,36 @@ async def connected_role(options: Namespace, settings: Settings, name: str) -> A
             retention_days=settings.retention_days,
         )
         yield log
+
+
+def with_log(options: Namespace, ask: Callable[[JetStream], Awaitable[Result]]) -> Result:
+    """Connect to the log, and return what `ask` returns."""
+
+    async def run() -> Result:
+        async with connected(options, "cli") as log:
+            return await ask(log)
+
+    return anyio.run(run, backend_options={"use_uvloop": True})
+
+
+async def ask_control(log: JetStream, question: AnyQuestion, timeout_s: float = TIMEOUT_S) -> Any:
+    """Return control's answer. Raises CommandFailed with the reason if control refuses, LogError."""
+    try:
+        return await ask_leader(log, question, timeout_s=timeout_s)
+    except QuestionRefused as refused:
+        raise CommandFailed(str(refused)) from refused
+
+
+def select(name: str, **values: str | int) -> Sql:
+    """Return the question in `replay/sql/cli/NAME.sql`, with literals in place of its `$parameters`.
+
+    Questions to control are text without parameters.
+    """
+    literals = {
+        key: str(value) if isinstance(value, int) else _quoted(value) for key, value in values.items()
+    }
+    return Sql(Template(sql(f"cli/{name}")).substitute(literals))
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,21 +12,49 @@ from events.book import Book, HeldKey
 from events.contracts import SECOND_NS
 from events.jetstream import JetStream
 from rift import book_admin, clock, keys
-from rift.cli.output import CommandFailed, Shown, list_of, moment, with_log
+from rift.cli import arguments
+from rift.cli.arguments import Commands, add_command, add_group
+from rift.cli.connection import with_log
+from rift.cli.output import CommandFailed, Formats, print_list, utc_time
 from rift.keys import SCOPES, Key
 
-LASTS_S = {"h": 3600, "d": 86_400}
-# A century: what is longer is a mistake, or no expiry.
-LASTS_MAX_S = 100 * 366 * 86_400
+UNIT_S = {"h": 3600, "d": 86_400}
+# A century: a longer life is a typing mistake, or means no expiry.
+LIFETIME_S_MAX = 100 * 366 * 86_400
+
+
+def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    actions = add_group(commands, "keys", "create, list and revoke API keys")
+    new = add_command(actions, "create", create, "create a key and print it once")
+    new.add_argument(
+        "--account",
+        required=True,
+        type=arguments.account,
+        help="account of the key, [a-z0-9-]{1,40}; opened if it is new",
+    )
+    new.add_argument(
+        "--scopes",
+        default="inference,usage",
+        metavar="A,B",
+        help="any of inference, usage, admin (default: inference,usage)",
+    )
+    new.add_argument("--models", metavar="A,B", help="models that the key may use (default: all)")
+    new.add_argument(
+        "--expires", metavar="WHEN", help="30d, 12h, or a date (its start, UTC) (default: never)"
+    )
+    listed = add_command(actions, "list", show, "list all keys, without their secrets")
+    listed.add_argument("--account", type=arguments.account, metavar="NAME", help="only this account's keys")
+    end = add_command(actions, "revoke", revoke, "revoke a key and cancel its running requests")
+    end.add_argument("key", metavar="ID", help="the part of the key between its underscores")
 
 
 def create(options: Namespace) -> None:
-    scopes = _listed(options.scopes, "--scopes")
-    if wrong := [scope for scope in scopes if scope not in SCOPES]:
-        raise CommandFailed(f"--scopes: {wrong[0]!r} is no scope; there are {', '.join(SCOPES)}")
+    scopes = _names(options.scopes, "--scopes")
+    if unknown := [scope for scope in scopes if scope not in SCOPES]:
+        raise CommandFailed(f"--scopes: unknown scope {unknown[0]!r}; choose from {', '.join(SCOPES)}")
     granted: dict[str, Any] = {"scopes": tuple(scopes)}
     if options.models is not None:
-        granted["models"] = tuple(_listed(options.models, "--models"))
+        granted["models"] = tuple(_names(options.models, "--models"))
     if options.expires is not None:
         granted["expires_at_ns"] = expiry_ns(options.expires, clock.now_ns())
 
@@ -41,8 +69,8 @@ def create(options: Namespace) -> None:
         print(json.dumps({"account": options.account, "id": key.id, "key": key.text}))
         return
     print(key.text)
-    account = f"account {options.account}{', which is new' if is_new else ''}"
-    print(f"key {key.id} of {account}; it is not shown again", file=sys.stderr)
+    account = f"{'new ' if is_new else ''}account {options.account}"
+    print(f"key {key.id} of {account}; save it now, it cannot be shown again", file=sys.stderr)
 
 
 def show(options: Namespace) -> None:
@@ -51,17 +79,17 @@ def show(options: Namespace) -> None:
         book = await books.read(log)
         if options.account is not None:
             book_admin.check_account(book, options.account)
-        wanted = [held for held in book.keys.values() if options.account in (None, held.event.account)]
-        return [_line(held, now_ns) for held in wanted]
+        matching = [key for key in book.keys.values() if options.account in (None, key.event.account)]
+        return [_line(key, now_ns) for key in matching]
 
-    shown: Shown = {"scopes": ",".join, "models": _models}
+    formats: Formats = {"scopes": ",".join, "models": _models}
     for name in ("expires", "created", "revoked"):
-        shown[name] = moment
-    list_of(with_log(options, read), as_json=options.json, shown=shown)
+        formats[name] = utc_time
+    print_list(with_log(options, read), as_json=options.json, formats=formats)
 
 
 def revoke(options: Namespace) -> None:
-    # Who revokes what has leaked has all of it at hand; it is not said back.
+    # An operator may paste a whole leaked key. Only its id is used, so the secret is never printed.
     key = keys.id_of(options.key)
 
     async def write(log: JetStream) -> int:
@@ -71,58 +99,59 @@ def revoke(options: Namespace) -> None:
     if options.json:
         print(json.dumps({"id": key, "sequence": sequence}))
     else:
-        print(f"key {key} is revoked; what runs under it ends", file=sys.stderr)
+        print(f"revoked key {key}; its running requests are being cancelled", file=sys.stderr)
 
 
 def expiry_ns(text: str, now_ns: int) -> int:
-    """Return when a key ends that lasts `30d` or `12h` from now, or until the beginning of a day (UTC).
+    """Return the expiry of `30d` or `12h` from now, or the start of a date (UTC), in Unix nanoseconds.
 
     Raises CommandFailed.
     """
-    if found := re.fullmatch(r"(\d{1,6})([dh])", text):
-        lasts_s = int(found[1]) * LASTS_S[found[2]]
-        if not 0 < lasts_s <= LASTS_MAX_S:
-            raise CommandFailed(f"--expires: {text!r} is no time to come of less than a century")
-        return now_ns + lasts_s * SECOND_NS
+    if duration := re.fullmatch(r"(\d{1,6})([dh])", text):
+        lifetime_s = int(duration[1]) * UNIT_S[duration[2]]
+        if not 0 < lifetime_s <= LIFETIME_S_MAX:
+            raise CommandFailed(
+                f"--expires: must be a time in the future, at most 100 years away, got {text!r}"
+            )
+        return now_ns + lifetime_s * SECOND_NS
     try:
         day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError:
-        message = (
-            f"--expires: {text!r} is no time; write 30d, 12h, or a day like 2027-01-31 (its beginning, UTC)"
-        )
-        raise CommandFailed(message) from None
-    at_ns = int(day.timestamp()) * SECOND_NS
-    if at_ns <= now_ns:
-        raise CommandFailed(f"--expires: {text} has begun already (UTC)")
-    return at_ns
+        raise CommandFailed(
+            f"--expires: must be like 30d, 12h, or a date like 2027-01-31 (its start, UTC), got {text!r}"
+        ) from None
+    start_ns = int(day.timestamp()) * SECOND_NS
+    if start_ns <= now_ns:
+        raise CommandFailed(f"--expires: {text} has already started (UTC); choose a later date")
+    return start_ns
 
 
-def _line(held: HeldKey, now_ns: int) -> dict[str, Any]:
-    event = held.event
+def _line(key: HeldKey, now_ns: int) -> dict[str, Any]:
+    event = key.event
     return {
         "id": event.key,
         "account": event.account,
-        "state": held.state(now_ns),
+        "state": key.state(now_ns),
         "scopes": event.scopes,
         "models": event.models,
         "expires": event.expires_at_ns,
-        "created": held.issued_at_ns,
-        "revoked": held.revoked_at_ns,
+        "created": key.issued_at_ns,
+        "revoked": key.revoked_at_ns,
     }
 
 
 def _check_models(book: Book, models: tuple[str, ...]) -> None:
-    """Where nothing is priced yet, no name can be told from a mistake."""
+    """Refuse unknown models, if any model has a price yet: before that every name is unknown."""
     known = book.prices()
-    if known and (wrong := [model for model in models if model not in known]):
-        raise CommandFailed(f"--models: {wrong[0]!r} is not known here; known: {', '.join(known)}")
+    if known and (unknown := [model for model in models if model not in known]):
+        raise CommandFailed(f"--models: unknown model {unknown[0]!r}; known models: {', '.join(known)}")
 
 
-def _listed(text: str, option: str) -> list[str]:
-    found = [part.strip() for part in text.split(",")]
-    if "" in found:
-        raise CommandFailed(f"{option}: {text!r} names nothing at one place; write a,b")
-    return list(dict.fromkeys(found))
+def _names(text: str, option: str) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    if "" in names:
+        raise CommandFailed(f"{option}: an item of {text!r} is empty; write a,b")
+    return list(dict.fromkeys(names))
 
 
 def _models(models: tuple[str, ...] | None) -> str:

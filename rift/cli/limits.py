@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from events import book as books
@@ -10,21 +10,46 @@ from events.book import Book
 from events.jetstream import JetStream
 from events.money import nanousd
 from rift import book_admin
-from rift.cli.output import CommandFailed, list_of, money, with_log
+from rift.cli.arguments import Commands, add_account, add_command, add_group
+from rift.cli.connection import with_log
+from rift.cli.output import CommandFailed, money, print_list
 
-# What can be limited, as the book's events name it; the last three are an account's alone.
+# The limits by their names in the book's events. The second group applies to accounts only.
 RATES = ("requests_per_minute", "tokens_per_minute", "concurrent")
 OF_ACCOUNT = ("queue_share_percent", "budget_nanousd", "plan")
 COUNT_MAX = 2**53
 
 
-def change(options: Namespace) -> None:
+def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    actions = add_group(commands, "limits", "set and list rate limits, plans and budgets")
+    change = add_command(
+        actions, "set", set_limits, "set limits of an account or a key; limits not named stay unchanged"
+    )
+    add_account(change)
+    change.add_argument(
+        "--key", metavar="ID", help="limit only this key, in addition to its account's limits"
+    )
+    for name, text in (
+        ("requests-per-minute", "requests accepted in any 60 s"),
+        ("tokens-per-minute", "prompt and output tokens in any 60 s"),
+        ("concurrent", "requests running or queued at once"),
+    ):
+        change.add_argument(f"--{name}", metavar="N", help=f"{text}, or none")
+    change.add_argument(
+        "--queue-share", metavar="PERCENT", help="share of a model's queue, or none (default: 33)"
+    )
+    change.add_argument("--budget", metavar="USD", help="most to spend per calendar month (UTC), or none")
+    change.add_argument("--plan", choices=["per_token", "per_second"], help="what the account pays for")
+    add_command(actions, "list", show, "list the limits of all accounts and keys")
+
+
+def set_limits(options: Namespace) -> None:
     changed = _changed(options)
     if not changed:
         raise CommandFailed("nothing to set: name --budget, --plan, --concurrent or another limit")
-    if options.key and (wrong := [name for name in OF_ACCOUNT if name in changed]):
-        what = wrong[0].removesuffix("_nanousd").removesuffix("_percent").replace("_", "-")
-        raise CommandFailed(f"--{what} is an account's, not a key's; leave --key out to set it")
+    if options.key and (invalid := [name for name in OF_ACCOUNT if name in changed]):
+        option = invalid[0].removesuffix("_nanousd").removesuffix("_percent").replace("_", "-")
+        raise CommandFailed(f"--{option} applies to accounts, not to keys; set it without --key")
 
     async def write(log: JetStream) -> None:
         book = await books.read(log)
@@ -37,18 +62,18 @@ def change(options: Namespace) -> None:
     if options.json:
         print(json.dumps({"account": options.account, "key": options.key}))
     else:
-        print(f"stored for account {options.account}; `rift limits list` shows it", file=sys.stderr)
+        print(f"limits of account {options.account} set; `rift limits list` shows them", file=sys.stderr)
 
 
 def show(options: Namespace) -> None:
     async def read(log: JetStream) -> list[dict[str, Any]]:
         return _lines(await books.read(log))
 
-    list_of(with_log(options, read), as_json=options.json, shown={"budget_nanousd": money})
+    print_list(with_log(options, read), as_json=options.json, formats={"budget_nanousd": money})
 
 
 def _changed(options: Namespace) -> dict[str, Any]:
-    """Return what is named, `none` as None."""
+    """Return the limits that the options name; `none` becomes None."""
     changed: dict[str, Any] = {}
     if options.plan is not None:
         changed["plan"] = options.plan
@@ -66,19 +91,21 @@ def _number(text: str, option: str, most: int) -> int | None:
     if text == "none":
         return None
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= most:
-        raise CommandFailed(f"{option}: {text!r} is no limit; write a number from 1 to {most}, or none")
+        raise CommandFailed(f"{option}: must be a number from 1 to {most}, or none, got {text!r}")
     return int(text)
 
 
 def _budget(text: str) -> int | None:
     budget = None if text == "none" else nanousd(text)
     if budget is not None and budget < 0:
-        raise CommandFailed(f"{text} is no budget; 0 stops an account, none lets it spend")
+        raise CommandFailed(
+            f"--budget: must not be negative, got {text}; 0 stops all spending, none removes the budget"
+        )
     return budget
 
 
 def _lines(book: Book) -> list[dict[str, Any]]:
-    """A line for each account, and one for each key of it that has limits of its own."""
+    """Return a line for each account, and one for each valid key that has limits."""
     lines = []
     for account in sorted(book.accounts):
         limits = book.limits.get(account)

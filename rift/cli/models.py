@@ -1,6 +1,6 @@
-"""The catalogue on the command line: `rift models list`, `rift models add`.
+"""The model catalogue: `rift models list`, `rift models add`.
 
-A model that is added is a table at the end of `rift.toml`: what stands there stays as it is, comments too.
+`add` appends a table to `rift.toml` and leaves the rest of the file unchanged, comments included.
 """
 
 import json
@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,44 @@ from events.book import Book
 from events.fleet import Fleet
 from events.jetstream import JetStream
 from events.log import LogError
-from replay.warehouse.result import QueryResult
 from rift import settings
 from rift.catalogue import Catalogue, nanousd_per_token
-from rift.cli.connection import configuration, installation, load_settings
-from rift.cli.output import CommandFailed, first_of, table, with_log
+from rift.cli.arguments import Commands, add_command, add_config, add_group, positive
+from rift.cli.connection import installation, load_settings, settings_file, with_log
+from rift.cli.output import CommandFailed, first_message, table
 from rift.data_dir import DataDirError
 from rift.settings import InvalidSettings, Scale, Settings
 
 COLUMNS = ("model", "context_tokens", "prompt_usd", "output_usd", "serves", "ready", "starting", "source")
 
 
-def list_models(options: Namespace) -> None:
-    """Show the catalogue; prices are those in force, or where no log answers those of the catalogue."""
-    told = load_settings(options)
+def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    actions = add_group(commands, "models", "list and extend the model catalogue")
+    listed = add_command(actions, "list", show, "list all known models and their replicas")
+    add_config(listed)
+    new = add_command(actions, "add", add, "add a model to rift.toml")
+    add_config(new)
+    new.add_argument("name", metavar="NAME", help="name that clients use in requests")
+    new.add_argument("--source", required=True, metavar="SOURCE", help="local path or model hub id")
+    new.add_argument(
+        "--context-tokens", required=True, type=positive, metavar="N", help="context window in tokens"
+    )
+    new.add_argument("--prompt-usd", required=True, metavar="USD", help='per million tokens, like "0.15"')
+    new.add_argument("--output-usd", required=True, metavar="USD", help="per million tokens")
+    new.add_argument("--title", default="", metavar="TEXT", help="display name")
+    new.add_argument(
+        "--profile",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar=("HARDWARE", "NAME=VALUE"),
+        help="how to serve it on this hardware: gpus=8, gpu_hour_usd=1.99, and engine arguments; repeatable",
+    )
+
+
+def show(options: Namespace) -> None:
+    """List the catalogue with the prices in force, or with its own prices if the log does not answer."""
+    settings = load_settings(options)
 
     async def read(log: JetStream) -> tuple[Book, Fleet]:
         return await books.read(log), await fleets.read(log)
@@ -40,17 +64,17 @@ def list_models(options: Namespace) -> None:
     fleet = Fleet()
     try:
         book, fleet = with_log(options, read)
-    except* (DataDirError, LogError) as nobody:
-        print(f"rift: {first_of(nobody)}; these are the catalogue's own prices", file=sys.stderr)
-    lines = [_line(name, told, book, fleet) for name in told.catalogue()]
+    except* (DataDirError, LogError) as silent:
+        print(f"rift: {first_message(silent)}; showing the catalogue's own prices", file=sys.stderr)
+    lines = [_line(name, settings, book, fleet) for name in settings.catalogue()]
     if options.json:
         print(json.dumps(lines, ensure_ascii=False))
         return
-    print(table(QueryResult(list(COLUMNS), [[line[column] for column in COLUMNS] for line in lines])))
+    print(table(COLUMNS, [[line[column] for column in COLUMNS] for line in lines]))
 
 
-def _line(name: str, told: Settings, book: Book, fleet: Fleet) -> dict[str, Any]:
-    model = told.catalogue()[name]
+def _line(name: str, settings: Settings, book: Book, fleet: Fleet) -> dict[str, Any]:
+    model = settings.catalogue()[name]
     price = book.price(name)
     prompt = nanousd_per_token(model.prompt_usd, where=name) if price is None else price.prompt_nanousd
     output = nanousd_per_token(model.output_usd, where=name) if price is None else price.output_nanousd
@@ -60,7 +84,7 @@ def _line(name: str, told: Settings, book: Book, fleet: Fleet) -> dict[str, Any]
         "context_tokens": model.context_tokens,
         "prompt_usd": _per_million(prompt),
         "output_usd": _per_million(output),
-        "serves": _serves(told.scales().get(name)),
+        "serves": _serves(settings.scales().get(name)),
         "wanted": fleet.wanted.get(name, 0),
         "ready": fleet.count(name, "ready"),
         "starting": fleet.count(name, "starting"),
@@ -70,22 +94,24 @@ def _line(name: str, told: Settings, book: Book, fleet: Fleet) -> dict[str, Any]
 
 
 def _serves(scale: Scale | None) -> str:
-    """How many replicas the settings allow; "" for a model that they do not serve."""
+    """Return the allowed numbers of replicas, or "" for a model that the settings do not serve."""
     return "" if scale is None else f"{scale.min}..{scale.max}"
 
 
-def _per_million(nanousd_a_token: int) -> str:
-    return f"{nanousd_a_token // 1000}.{nanousd_a_token % 1000:03}"
+def _per_million(nanousd_per_token: int) -> str:
+    return f"{nanousd_per_token // 1000}.{nanousd_per_token % 1000:03}"
 
 
 def add(options: Namespace) -> None:
-    """Append the model's table to the settings file, if the whole is valid then. Raises CommandFailed."""
-    file = configuration(options) or installation(options).folder / "rift.toml"
+    """Append the model's table to the settings file. Raises CommandFailed if the result would be invalid."""
+    file = settings_file(options) or installation(options).folder / "rift.toml"
     before = file.read_bytes() if file.exists() else b""
     known: Catalogue = settings.parsed(before, {}, where=str(file)).catalogue()
     if options.name in known:
-        where = f'[models."{options.name}"] in {file}'
-        raise CommandFailed(f"{options.name} is in the catalogue already; change or add {where}")
+        raise CommandFailed(
+            f"{options.name} is already in the catalogue; to change it, edit or add "
+            f'[models."{options.name}"] in {file}'
+        )
     gap = b"" if not before else b"\n" if before.endswith(b"\n") else b"\n\n"
     after = before + gap + _table(options).encode()
     try:
@@ -97,9 +123,9 @@ def add(options: Namespace) -> None:
         print(json.dumps({"model": options.name, "file": str(file)}))
         return
     print(
-        f"{options.name} is in {file}. `rift up` knows and prices it from its next start on;\n"
-        "processes that are started one by one: start them again, and `rift prices publish`.\n"
-        f"To have it served, add\n\n[scale.{_text(options.name)}]\nmin = 0\nmax = 1"
+        f"added {options.name} to {file}. `rift up` knows and prices it after its next start;\n"
+        "if you start the processes yourself, restart them and run `rift prices publish`.\n"
+        f"To serve it, add\n\n[scale.{_text(options.name)}]\nmin = 0\nmax = 1"
     )
 
 
@@ -124,7 +150,7 @@ def _profile(path: str, pairs: list[str]) -> list[str]:
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not (name and sign):
-            raise CommandFailed(f"--profile: {pair!r} is no NAME=VALUE, like gpus=8")
+            raise CommandFailed(f"--profile: must be NAME=VALUE, like gpus=8, got {pair!r}")
         if name == "gpu_hour_usd":
             own.append(f"{name} = {_text(value)}")
         else:
@@ -134,7 +160,7 @@ def _profile(path: str, pairs: list[str]) -> list[str]:
 
 
 def _value(text: str) -> str:
-    """A number or true and false as they are, anything else as a text."""
+    """Return a TOML value: numbers, true and false stay bare, anything else becomes a string."""
     try:
         is_bare = isinstance(json.loads(text), bool | int | float)
     except ValueError:
@@ -147,12 +173,12 @@ def _key(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """A text as TOML has it: JSON's escapes are among TOML's."""
+    """Return a TOML string. JSON's escapes are valid in TOML."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _replace(file: Path, data: bytes) -> None:
-    """Write the file whole or not at all, with the mode that it has."""
+    """Replace the file atomically, and keep its mode."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_bytes(data)

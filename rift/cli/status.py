@@ -1,73 +1,66 @@
-"""`rift status`: what runs and where, what waits, what lags, and what does not answer.
+"""`rift status`: what runs and where, what is queued, what lags, and what does not answer.
 
-Two witnesses: the log itself, which knows the fleet, and the control leader, which knows the rest. Whoever is
-silent is named, what the other knows is shown all the same, and the exit status is 1.
+There are two sources: the log, which knows the fleet, and the control leader, which knows the rest. If one of
+them does not answer, the command names it, shows what the other knows, and exits with status 1.
 """
 
 import json
 import platform
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from typing import Any
 
 import anyio
 
 from events import fleet as fleets
 from events import subjects
+from events.contracts import LANE_SILENT_S
+from events.fleet import Fleet
 from events.jetstream import JetStream
 from events.log import LogError
-from replay.warehouse.result import QueryResult
 from rift import __version__
-from rift.cli.connection import installation
-from rift.cli.output import CommandFailed, first_of, table, with_log
+from rift.cli.arguments import Commands, add_command
+from rift.cli.connection import installation, select, with_log
+from rift.cli.output import CommandFailed, first_message, table
 from rift.data_dir import DataDirError
-from rift.rpc import AnyQuestion, AskLanes, AskLeader, QuestionRefused, Sql, ask_leader
+from rift.rpc import AnyQuestion, AskLanes, AskLeader, QuestionRefused, ask_leader
 from rift.settings import SHARDS
 
-# Who looks waits no longer for one answer; control's own answers take a tenth of a second.
+# How long the command waits for one answer. Control answers in about a tenth of a second.
 ANSWER_S = 5.0
 
-# Gateways report every 3 s: a leader that was elected just now has heard of none.
+# Gateways report every 3 s, so a leader that has just been elected knows none of them yet.
 LANES_S = 4.0
-LOOK_S = 0.2
-
-# Beyond it a gateway has missed three of its reports, and is about to be called lost.
-SILENT_MS = 9000
-
-QUEUES = """
-select model, count(*) filter (where state = 'queued') as queued,
-    count(*) filter (where state = 'running') as running
-from requests where finished_position is null group by model
-"""
-REPLICAS = """
-select replica, model, state, engine, hardware, slots, running from replicas
-where ended_at_ns is null order by model, first_seen_at_ns
-"""
-LAG = (
-    "select stream, sequence, behind, behind_ns // 1000000 as behind_ms, stopped_why from lag order by stream"
-)
+LANES_POLL_S = 0.2
 
 Rows = list[dict[str, Any]]
 
 
+def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    add_command(
+        commands, "status", status, "show what runs, is queued and lags; exit status 1 if there is a problem"
+    )
+
+
 def status(options: Namespace) -> None:
-    """Raises CommandFailed naming what is amiss, after all the rest is shown."""
-    found: dict[str, Any] = {
+    """Show the status. Then raise CommandFailed if there is a problem."""
+    report: dict[str, Any] = {
         "rift": __version__,
         "python": platform.python_version(),
         "data": str(installation(options).folder),
         "problems": [],
     }
     try:
-        found |= with_log(options, _look)
-    except* (DataDirError, LogError) as nobody:
-        found["problems"].append(first_of(nobody))
-    print(json.dumps(found, ensure_ascii=False) if options.json else _shown(found))
-    if found["problems"]:
-        raise CommandFailed("; ".join(found["problems"]))
+        report |= with_log(options, _report)
+    except* (DataDirError, LogError) as silent:
+        report["problems"].append(first_message(silent))
+    print(json.dumps(report, ensure_ascii=False) if options.json else _text(report))
+    if report["problems"]:
+        raise CommandFailed("; ".join(report["problems"]))
 
 
-async def _look(log: JetStream) -> dict[str, Any]:
-    """Raises LogError where the log does not answer."""
+async def _report(log: JetStream) -> dict[str, Any]:
+    """Return what log and leader know. Raises LogError if the log does not answer."""
     fleet = await fleets.read(log)
     streams = {
         stream: await _size(log, stream) for stream in (*subjects.folded(range(SHARDS)), subjects.KEYS)
@@ -81,30 +74,18 @@ async def _look(log: JetStream) -> dict[str, Any]:
     try:
         leader = await _ask(log, AskLeader())
         lanes = await _lanes(log)
-        queues, replicas, lag = [await _rows(log, select) for select in (QUEUES, REPLICAS, LAG)]
+        queues = await _rows(log, "status_queues")
+        replicas = await _rows(log, "status_replicas")
+        lag = await _rows(log, "status_lag")
     except (LogError, QuestionRefused) as error:
         problems.append(f"no control process answers as leader: {error}")
-    problems += [f"{row['stream']} is not read on: {row['stopped_why']}" for row in lag if row["stopped_why"]]
-    if lanes is not None and not any(silent_ms <= SILENT_MS for silent_ms in lanes.values()):
-        problems.append("no gateway lives")
-    waiting = {row.pop("model"): row for row in queues}
-    models = [
-        {
-            "model": model,
-            "wanted": fleet.wanted.get(model, 0),
-            **{state: fleet.count(model, state) for state in ("ready", "starting", "draining")},
-            **(
-                waiting.get(model, {"queued": 0, "running": 0})
-                if leader
-                else {"queued": None, "running": None}
-            ),
-            "failed_starts": started.failed if (started := fleet.starts.get(model)) else 0,
-            "why": started.why if started else "",
-        }
-        for model in sorted(
-            {*fleet.wanted, *waiting, *(name for name, live in fleet.replicas.items() if live)}
-        )
+    problems += [
+        f"the projection of {row['stream']} stopped: {row['stopped_why']}"
+        for row in lag
+        if row["stopped_why"]
     ]
+    if lanes is not None and not any(silent_ms <= LANE_SILENT_S * 1000 for silent_ms in lanes.values()):
+        problems.append("no gateway is alive")
     folded = {row.pop("stream"): row for row in lag}
     return {
         "nats_server": log.server_version,
@@ -113,11 +94,29 @@ async def _look(log: JetStream) -> dict[str, Any]:
         "gateways": None
         if lanes is None
         else [{"lane": lane, "silent_ms": ms} for lane, ms in lanes.items()],
-        "models": models,
+        "models": _models(fleet, queues, has_leader=leader is not None),
         "replicas": replicas,
         "streams": [{"stream": name, **size, **folded.get(name, {})} for name, size in streams.items()],
         "problems": problems,
     }
+
+
+def _models(fleet: Fleet, queues: Rows, *, has_leader: bool) -> Rows:
+    """Return a row for each model with a decision, a replica or an open request."""
+    by_model = {row["model"]: {"queued": row["queued"], "running": row["running"]} for row in queues}
+    none: Mapping[str, int | None] = dict.fromkeys(("queued", "running"), 0 if has_leader else None)
+    live = (name for name, replicas in fleet.replicas.items() if replicas)
+    return [
+        {
+            "model": model,
+            "wanted": fleet.wanted.get(model, 0),
+            **{state: fleet.count(model, state) for state in ("ready", "starting", "draining")},
+            **by_model.get(model, none),
+            "failed_starts": starts.failed if (starts := fleet.starts.get(model)) else 0,
+            "why": starts.why if starts else "",
+        }
+        for model in sorted({*fleet.wanted, *by_model, *live})
+    ]
 
 
 async def _size(log: JetStream, stream: str) -> dict[str, int]:
@@ -127,12 +126,12 @@ async def _size(log: JetStream, stream: str) -> dict[str, int]:
 
 
 async def _lanes(log: JetStream) -> dict[str, int]:
-    """Return how long each gateway has been silent; none only if none spoke meanwhile."""
+    """Return how long each gateway has been silent, in ms. Empty only if none reported within LANES_S."""
     lanes: dict[str, int] = {}
     with anyio.move_on_after(LANES_S):
         while not lanes:
             lanes = await _ask(log, AskLanes())
-            await anyio.sleep(0 if lanes else LOOK_S)
+            await anyio.sleep(0 if lanes else LANES_POLL_S)
     return lanes
 
 
@@ -140,47 +139,46 @@ async def _ask(log: JetStream, question: AnyQuestion) -> Any:
     return await ask_leader(log, question, timeout_s=ANSWER_S)
 
 
-async def _rows(log: JetStream, select: str) -> Rows:
-    answer = QueryResult(**await _ask(log, Sql(select)))
-    return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+async def _rows(log: JetStream, name: str) -> Rows:
+    answer = await _ask(log, select(name))
+    return [dict(zip(answer["columns"], row, strict=True)) for row in answer["rows"]]
 
 
-# --- for people ------------------------------------------------------------------------------------------
+# --- text output -----------------------------------------------------------------------------------------
 
 
-def _shown(found: dict[str, Any]) -> str:
-    lines = [f"rift {found['rift']}, Python {found['python']}, in {found['data']}"]
-    if "streams" in found:
-        leader = found["leader"]
-        gateways = found["gateways"]
+def _text(report: dict[str, Any]) -> str:
+    lines = [f"rift {report['rift']}, Python {report['python']}, in {report['data']}"]
+    if "streams" in report:
+        leader = report["leader"]
         lines += [
-            f"log       nats-server {found['nats_server']} at {found['nats']}",
+            f"log       nats-server {report['nats_server']} at {report['nats']}",
             f"control   {leader['control']} leads in epoch {leader['epoch']}"
             if leader
-            else "control   nobody leads",
-            f"gateways  {_gateways(gateways)}",
+            else "control   no leader",
+            f"gateways  {_gateways(report['gateways'])}",
             "",
             _table(
-                found["models"], ("model", "wanted", "ready", "starting", "draining", "queued", "running")
+                report["models"], ("model", "wanted", "ready", "starting", "draining", "queued", "running")
             ),
         ]
-        failing = [model for model in found["models"] if model["failed_starts"]]
-        lines += [f"{one['model']}: {one['failed_starts']} starts failed: {one['why']}" for one in failing]
-        if found["replicas"]:
-            lines += ["", _table(found["replicas"], tuple(found["replicas"][0]))]
-        for stream in found["streams"]:
+        failing = [model for model in report["models"] if model["failed_starts"]]
+        lines += [f"{row['model']}: {row['failed_starts']} failed starts: {row['why']}" for row in failing]
+        if report["replicas"]:
+            lines += ["", _table(report["replicas"], tuple(report["replicas"][0]))]
+        for stream in report["streams"]:
             stream |= {"MiB": stream["bytes"] >> 20, "room MiB": stream["room_bytes"] >> 20}
         columns = ("stream", "MiB", "room MiB", "sequence", "behind", "behind_ms")
-        lines += ["", _table(found["streams"], columns)]
+        lines += ["", _table(report["streams"], columns)]
     return "\n".join(lines)
 
 
 def _gateways(gateways: Rows | None) -> str:
     if gateways is None:
-        return "not known without a leader"
-    each = [f"{one['lane']} (heard {one['silent_ms'] / 1000:.1f} s ago)" for one in gateways]
+        return "unknown without a leader"
+    each = [f"{row['lane']} (last report {row['silent_ms'] / 1000:.1f} s ago)" for row in gateways]
     return ", ".join(each) or "none"
 
 
 def _table(rows: Rows, columns: tuple[str, ...]) -> str:
-    return table(QueryResult(list(columns), [[row.get(column) for column in columns] for row in rows]))
+    return table(columns, [[row.get(column) for column in columns] for row in rows])

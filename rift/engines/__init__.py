@@ -7,6 +7,7 @@ or the log.
     schemas      limits on JSON schemas and patterns
     tokens       token ids to text
     sim          the simulated engine
+    start        starts the configured engine
     prepare      models on disk
     progress     the progress bar of a preparation
 """

@@ -180,10 +180,10 @@ def _without_resources(spec: dict[str, Any]) -> dict[str, Any]:
 def test_a_role_is_started_with_words_that_rift_knows() -> None:
     for name, workload in WORKLOADS.items():
         if name != "rift-nats":
-            parser._parser().parse_args(container(workload)["args"])
+            parser.build_parser().parse_args(container(workload)["args"])
     for model in SERVED:
         found = container(WORKERS[f"rift-worker-{slug(model)}"])
-        told = parser._parser().parse_args(found["args"])
+        told = parser.build_parser().parse_args(found["args"])
         assert (told.model, told.pod) == (model, "$(RIFT_POD)")
         (named_pod,) = [entry for entry in found["env"] if entry["name"] == "RIFT_POD"]
         assert named_pod["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"

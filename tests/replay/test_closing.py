@@ -17,7 +17,7 @@ from replay.billing import invoice as invoices
 from replay.warehouse.warehouse import Warehouse
 from rift import book_admin
 from rift.book_admin import RecordReadable
-from rift.cli.replay import differences
+from rift.cli.verify import differences
 from rift.control import process
 from rift.control.projection.catch_up import fold_tail, rebuilt
 from rift.control.projection.time_travel import InvalidPosition, fold_until, parse

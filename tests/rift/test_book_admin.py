@@ -32,12 +32,12 @@ def test_when_a_key_expires(text: str, at_ns: int) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("0d", "no time to come"),
-        ("99999d", "less than a century"),
-        ("2026-11-23", "has begun already"),
-        ("2026-02-30", "write 30d, 12h, or a day"),
-        ("30", "write 30d, 12h, or a day"),
-        ("-1d", "write 30d, 12h, or a day"),
+        ("0d", "must be a time in the future"),
+        ("99999d", "at most 100 years"),
+        ("2026-11-23", "has already started"),
+        ("2026-02-30", "must be like 30d, 12h, or a date"),
+        ("30", "must be like 30d, 12h, or a date"),
+        ("-1d", "must be like 30d, 12h, or a date"),
     ],
 )
 def test_what_is_no_expiry_is_named(text: str, said: str) -> None:
@@ -48,7 +48,9 @@ def test_what_is_no_expiry_is_named(text: str, said: str) -> None:
 def test_the_help_knows_the_queue_share_that_holds(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["limits", "set", "--help"])
-    assert f"of a model's queue, or none ({QUEUE_SHARE_PERCENT})" in " ".join(capsys.readouterr().out.split())
+    assert f"of a model's queue, or none (default: {QUEUE_SHARE_PERCENT})" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def made(service: Service, *words: str) -> dict[str, Any]:
@@ -103,10 +105,13 @@ def test_keys_are_made_listed_and_revoked(service: Service) -> None:
     [
         (("list", "--account", "typo"), "there is no account 'typo'"),
         (("revoke", "nosuchid"), "there is no key 'nosuchid'; `rift keys list` shows"),
-        (("create", "--account", "dev", "--scopes", "all"), "'all' is no scope; there are inference"),
-        (("create", "--account", "dev", "--scopes", ""), "--scopes: '' names nothing"),
-        (("create", "--account", "dev", "--models", "gpt"), "'gpt' is not known here; known: smollm2"),
-        (("create", "--account", "dev", "--expires", "soon"), "'soon' is no time; write 30d"),
+        (("create", "--account", "dev", "--scopes", "all"), "unknown scope 'all'; choose from inference"),
+        (("create", "--account", "dev", "--scopes", ""), "--scopes: an item of '' is empty"),
+        (("create", "--account", "dev", "--models", "gpt"), "unknown model 'gpt'; known models: smollm2"),
+        (
+            ("create", "--account", "dev", "--expires", "soon"),
+            "2027-01-31 (its start, UTC), got 'soon'",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_key_is_named(service: Service, words: tuple[str, ...], said: str) -> None:

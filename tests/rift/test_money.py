@@ -99,7 +99,7 @@ def test_a_price_holds_for_what_is_accepted_after_it(service: Service, tmp_path:
     [told] = [row for row in json.loads(done(service, *diff)) if row["account"] == "prices"]
     assert told["difference_nanousd"] == before
     assert "smollm2:135m: 10 in, 20 out -> 20 in, 40 out" in done(service, "prices", "publish", str(listed))
-    assert "in force already" in done(service, "prices", "publish", str(listed))
+    assert "already in force" in done(service, "prices", "publish", str(listed))
     version = json.loads(done(service, "prices", "list", "--json"))["version"]
     # A gateway follows the book.
     until(service, f"select version from prices where version = {version}")
@@ -133,7 +133,7 @@ def test_a_correction_is_on_the_next_invoice(service: Service) -> None:
         *("correct", "--account", "sorry", "--usd=-1", "--reason", "slow", "--id", "ticket-7")
     )
     assert (repeated.returncode, "nothing was added" in repeated.stderr) == (1, True)
-    assert "USD are on sorry's next invoice: slow" in told
+    assert "USD to sorry's next invoice: slow" in told
     lines = json.loads(
         done(service, "invoice", "--account", "sorry", "--period", period_of(service), "--json")
     )

@@ -115,7 +115,7 @@ def test_a_model_is_added_and_what_stands_there_stays(tmp_path: Path) -> None:
     assert added.profiles["mi300x"].args == {"tensor_parallel_size": 8, "kv_cache_dtype": "fp8"}
     again = service.rift(*ADD, *PRICES)
     assert again.returncode == 1
-    assert "acme:1 is in the catalogue already" in again.stderr
+    assert "acme:1 is already in the catalogue" in again.stderr
 
 
 @pytest.mark.parametrize(

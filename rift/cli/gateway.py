@@ -1,0 +1,41 @@
+"""`rift gateway`: one gateway process."""
+
+from argparse import ArgumentParser, Namespace
+
+import anyio
+
+from rift.cli import signals
+from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_workers
+from rift.cli.connection import connected, connected_role, installation, load_settings
+from rift.gateway import process
+
+
+def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    parser = add_command(commands, "gateway", gateway, "run one gateway process", has_json=False)
+    add_engine(parser)
+    add_listen(parser)
+    add_workers(parser)
+
+
+def gateway(options: Namespace) -> None:
+    settings = load_settings(options)
+    secret = installation(options).secret()
+
+    async def serve(stop: anyio.Event) -> None:
+        async with (
+            connected_role(options, settings, "gateway") as log,
+            connected(options, "gateway-history") as history_log,
+        ):
+            await process.run(
+                log,
+                history_log,
+                host=settings.host,
+                port=settings.port,
+                models=settings.catalogue(),
+                served=frozenset(settings.scales()),
+                secret=secret,
+                seal_content=settings.seal_content,
+                stop=stop,
+            )
+
+    signals.run_until_stopped(serve)

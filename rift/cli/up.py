@@ -1,0 +1,37 @@
+"""`rift up`: a whole installation on this machine."""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+
+from rift import launcher
+from rift.cli import signals
+from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_workers
+from rift.cli.connection import installation, load_settings, settings_file
+
+
+def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    parser = add_command(commands, "up", up, "run a whole installation on this machine")
+    add_engine(parser)
+    add_listen(parser)
+    add_workers(parser)
+
+
+def up(options: Namespace) -> None:
+    settings = load_settings(options)
+    folder = installation(options)
+    folder.make()
+    folder.lock()
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    def greet(url: str, key: str) -> None:
+        if options.json:
+            print(json.dumps({"url": url, "api_key": key, "data": str(folder.folder)}), flush=True)
+        else:
+            say(launcher.greeting(url, key, settings.model))
+
+    roles = launcher.role_options(settings, settings_file(options))
+    serving = launcher.serving_options(settings, options.workers)
+    signals.run(launcher.Launcher(folder, settings, roles, serving=serving, say=say, greet=greet).run)

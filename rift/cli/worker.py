@@ -1,0 +1,70 @@
+"""`rift worker`: one worker process."""
+
+import os
+import secrets
+import signal
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from functools import partial
+
+from events import subjects
+from events.schema import ReplicaStarting
+from rift.catalogue import Profile
+from rift.cli import signals
+from rift.cli.arguments import Commands, add_command, add_engine
+from rift.cli.connection import connected_role, load_settings
+from rift.engines.start import start_engine
+from rift.settings import SHARDS
+from rift.supervisor import RETIRE, Guard
+from rift.worker import process
+from rift.worker.shutdown import Shutdown
+
+
+def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    parser = add_command(commands, "worker", worker, "run one worker process for a model", has_json=False)
+    add_engine(parser)
+    parser.add_argument("--replica", help="name of this replica (default: random)")
+    parser.add_argument("--pod", help="name of its pod; each start becomes another replica of the pod")
+
+
+def worker(options: Namespace) -> None:
+    settings = load_settings(options)
+    prefix = options.pod or subjects.slug(settings.model)
+    replica = options.replica or f"{prefix}-{secrets.token_hex(4)}"
+    model = settings.catalogue()[settings.model]
+    profile = model.profiles.get(settings.hardware, Profile())
+    starting = ReplicaStarting(
+        replica=replica,
+        model=settings.model,
+        engine=settings.engine,
+        hardware=settings.hardware,
+        gpus=profile.gpus,
+        hour_nanousd=profile.hour_nanousd,
+    )
+    guard = _guard()
+    shutdown = Shutdown()
+
+    async def serve() -> None:
+        async with connected_role(options, settings, replica) as log:
+            start = partial(start_engine, settings.engine, model, profile)
+            await process.serve(log, start, starting, shards=SHARDS, leaving=shutdown)
+
+    handlers: dict[signal.Signals, Callable[[], None]] = {
+        signal.SIGTERM: partial(shutdown.drain, settings.drain_s),
+        signal.SIGINT: partial(shutdown.drain, settings.drain_s),
+        RETIRE: shutdown.retire,
+    }
+    try:
+        signals.run(partial(signals.with_signals, handlers, serve))
+    finally:
+        if guard is not None:
+            guard.dismiss()
+
+
+def _guard() -> Guard | None:
+    """Return a guard for our process group, if we lead one: an engine's processes survive our kill -9."""
+    if os.getpgrp() != os.getpid():
+        return None
+    guard = Guard()
+    guard.add(os.getpgrp())
+    return guard
