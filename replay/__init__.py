@@ -6,7 +6,8 @@ warehouse/    the DuckDB file and its queries
 billing/      invoices and usage
 scaling/      demand, the scaling policy, and its verification
 backtest/     a policy on a trace
-sql/          one relation a file
+sql/          one relation, check or query a file
+sql_files     reads a file of sql/
 errors        the root of this package's errors
 audit_export  a customer's facts with proofs
 auditor       checks an export with the standard library alone

@@ -5,13 +5,13 @@ segments there are and what proves them (`archive.py`).
 """
 
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
 import duckdb
 
 from replay.errors import ReplayError
+from replay.sql_files import sql
 
 # DuckDB's own default is 80 % of the machine, which an engine wants for itself. Two gigabytes fold and
 # aggregate ten million requests, and write a segment; what does not fit is spilled beside the file.
@@ -39,15 +39,6 @@ Event = tuple[int, int, int, str, str]
 
 class SegmentUnreadable(ReplayError):
     """A file of a segment is no Parquet file of ours; the message is DuckDB's."""
-
-
-def sql(name: str) -> str:
-    """Return the text of one file of `replay/sql/`, `bare_json` written out."""
-    folder = files("replay") / "sql"
-    text, bare_json = (
-        (folder / f"{name}.sql").read_text(encoding="utf-8") for name in (name, "archive/bare")
-    )
-    return text.replace("bare_json", f"({bare_json})")
 
 
 class Segments:

@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator, Mapping
 
 from events.money import usd
-from replay.billing.invoice import Invoice, Line
+from replay.billing.invoice import Invoice, InvoiceLine
 
 Prices = Mapping[tuple[int, str], Mapping[str, int | None]]
 """By version and model: `prompt_nanousd`, `output_nanousd`, `cached_prompt_nanousd`, `second_nanousd`."""
@@ -42,7 +42,7 @@ def csv_of(invoice: Invoice, prices: Prices) -> str:
     return text.getvalue()
 
 
-def _rows(invoice: Invoice, line: Line, prices: Prices) -> Iterator[dict[str, str]]:
+def _rows(invoice: Invoice, line: InvoiceLine, prices: Prices) -> Iterator[dict[str, str]]:
     if line.plan == "correction":
         yield _row(invoice, line, "correction", line.nanousd) | {
             "ChargeCategory": "Adjustment",
@@ -60,7 +60,7 @@ def _rows(invoice: Invoice, line: Line, prices: Prices) -> Iterator[dict[str, st
 
 
 def _usage(
-    invoice: Invoice, line: Line, priced: tuple[str, str, str], price: Mapping[str, int | None]
+    invoice: Invoice, line: InvoiceLine, priced: tuple[str, str, str], price: Mapping[str, int | None]
 ) -> dict[str, str]:
     what, priced_by, unit = priced
     quantity = getattr(line, what)
@@ -77,7 +77,7 @@ def _usage(
     }
 
 
-def _row(invoice: Invoice, line: Line, what: str, cost_nanousd: int) -> dict[str, str]:
+def _row(invoice: Invoice, line: InvoiceLine, what: str, cost_nanousd: int) -> dict[str, str]:
     first, after = _bounds(invoice.period)
     cost = usd(cost_nanousd)
     described = what.replace("_", " ")

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from replay.errors import ReplayError
+from replay.sql_files import sql
 from replay.warehouse.result import QueryResult
 
 Read = Callable[..., list[QueryResult]]
@@ -22,14 +23,17 @@ PERIOD = re.compile(r"2[0-9]{3}-(0[1-9]|1[0-2])")
 DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 GROUPS = ("day", "model", "key", "plan")
-MEASURES = ("requests", "charged_requests", "prompt_tokens", "cached_tokens", "output_tokens")
+MEASURES = (
+    *("requests", "charged_requests", "prompt_tokens", "cached_tokens", "output_tokens"),
+    "charge_nanousd",
+)
 
 
 class BillingRefused(ReplayError):
     """The question names something that is not there, or is not one; the message says what."""
 
 
-class Line(msgspec.Struct, frozen=True):
+class InvoiceLine(msgspec.Struct, frozen=True):
     """The charges of one model, plan and price version. `digest` is over each of them, in log order."""
 
     model: str
@@ -51,16 +55,9 @@ class Invoice(msgspec.Struct, frozen=True):
     account: str
     period: str
     status: str
-    lines: list[Line]
+    lines: list[InvoiceLine]
     total_nanousd: int
     positions: dict[str, int]
-
-
-LINES = (
-    "select account, model, plan, price_version, prompt_tokens, cached_tokens, output_tokens, seconds,"
-    " nanousd, requests, first_position, last_position, digest from invoice_lines where period = ?{}"
-    " order by account, model, plan, price_version"
-)
 
 
 def checked_period(period: str) -> str:
@@ -75,7 +72,7 @@ def invoice(read: Read, account: str, period: str) -> Invoice:
         ("select count(*) from accounts where account = ?", [account]),
         ("select stream, sequence from lag order by stream", []),
         ("select positions from periods where period = ?", [checked_period(period)]),
-        (LINES.format(" and account = ?"), [period, account]),
+        (sql("billing/invoice_lines"), {"period": period, "account": account}),
     )
     if known.rows == [[0]]:
         raise BillingRefused(f"there is no account {account!r}")
@@ -95,8 +92,8 @@ class Closing(msgspec.Struct, frozen=True):
 
 def closing(read: Read, period: str) -> Closing:
     """Return what a period comes to, as far as it is folded."""
-    [lines] = read((LINES.format(""), [checked_period(period)]))
-    by_account: dict[str, list[Line]] = {}
+    [lines] = read((sql("billing/invoice_lines"), {"period": checked_period(period), "account": None}))
+    by_account: dict[str, list[InvoiceLine]] = {}
     for row in lines.rows:
         by_account.setdefault(row[0], []).append(_line(row))
     text = ""
@@ -114,26 +111,26 @@ def usage(read: Read, account: str, first_day: str, last_day: str, groups: Seque
         _check_day(day)
     if unknown := [group for group in groups if group not in GROUPS]:
         raise BillingRefused(f"group_by: {unknown[0]!r} is no group; known are {', '.join(GROUPS)}")
-    by = "".join(f"{group}, " for group in groups)
-    sums = ", ".join(f"sum({name}) as {name}" for name in (*MEASURES, "charge_nanousd"))
-    grouped = f" group by {by[:-2]} order by {by[:-2]}" if groups else " having count(*) > 0"
-    known, found, applied = read(
+    known, sums, applied = read(
         ("select count(*) from accounts where account = ?", [account]),
         (
-            f"select {by}{sums} from usage where account = ? and day between ?::date and ?::date{grouped}",
-            [account, first_day, last_day],
+            sql("billing/usage"),
+            {"account": account, "first_day": first_day, "last_day": last_day, "groups": list(groups)},
         ),
         ("select stream, sequence from lag order by stream", []),
     )
     if known.rows == [[0]]:
         raise BillingRefused(f"there is no account {account!r}")
+    columns = (*groups, *MEASURES)
+    rows = [dict(zip(sums.columns, row, strict=True)) for row in sums.rows]
+    rows.sort(key=lambda row: [row[group] for group in groups])
     return {
         "object": "usage",
         "account": account,
         "from": first_day,
         "to": last_day,
         "group_by": list(groups),
-        "data": [dict(zip(found.columns, row, strict=True)) for row in found.rows],
+        "data": [{column: row[column] for column in columns} for row in rows],
         "positions": dict(applied.rows),
     }
 
@@ -149,12 +146,12 @@ def _check_day(day: str) -> None:
     raise BillingRefused(f"{day!r} is no day; write it as YYYY-MM-DD, in UTC")
 
 
-def _line(row: Sequence[Any]) -> Line:
-    told = dict(zip(Line.__struct_fields__, row[1:10], strict=False))
-    return Line(**told, positions={"first": row[10], "last": row[11]}, digest=row[12])
+def _line(row: Sequence[Any]) -> InvoiceLine:
+    told = dict(zip(InvoiceLine.__struct_fields__, row[1:10], strict=False))
+    return InvoiceLine(**told, positions={"first": row[10], "last": row[11]}, digest=row[12])
 
 
-def _line_text(line: Line) -> str:
+def _line_text(line: InvoiceLine) -> str:
     numbers = (line.price_version, line.prompt_tokens, line.cached_tokens, line.output_tokens, line.seconds)
     told = (line.model, line.plan, *numbers, line.nanousd, line.requests, line.digest)
     return " ".join(map(str, told)) + "\n"

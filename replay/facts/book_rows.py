@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from events import schema
-from replay.facts.request_rows import Moment
+from replay.facts.request_rows import EventOrigin
 from replay.facts.rows import (
     AccountRow,
     CorrectionRow,
@@ -26,9 +26,9 @@ from replay.facts.rows import (
 )
 
 
-def entry_rows(event: schema.BookEvent, moment: Moment) -> Iterator[Row]:
-    position = moment.position
-    at_ns = moment.at_ns
+def entry_rows(event: schema.BookEvent, origin: EventOrigin) -> Iterator[Row]:
+    position = origin.position
+    at_ns = origin.at_ns
     match event:
         case schema.AccountOpened():
             yield AccountRow(event.account, position, at_ns)
@@ -58,8 +58,8 @@ def entry_rows(event: schema.BookEvent, moment: Moment) -> Iterator[Row]:
                 event.nanousd,
                 event.reason,
                 position,
-                moment.sequence,
-                moment.index,
+                origin.sequence,
+                origin.index,
                 at_ns,
             )
         case schema.PeriodClosed():

@@ -22,7 +22,7 @@ from events.request_states import RequestStates
 from events.schema import Price
 from replay.errors import ReplayError
 from replay.facts.book_rows import entry_rows
-from replay.facts.request_rows import Moment, Open, accepted_row, note, settle
+from replay.facts.request_rows import EventOrigin, Open, accepted_row, note, settle
 from replay.facts.rows import (
     REPLICA_EVENTS,
     AttemptRow,
@@ -109,7 +109,7 @@ def decoded(stored: Stored) -> tuple[str, Sequence[Any], str | None]:
     return writer, events, None
 
 
-class Fold:
+class FactFold:
     """The state between batches. All of it can be restored from the rows it made."""
 
     def __init__(self) -> None:
@@ -203,8 +203,8 @@ class Fold:
                 break
             position = Position(stored.sequence, max(position.stored_at_ns, stored.stored_at_ns))
             for index, event in enumerate(record.events):
-                moment = Moment(batch.stream, stored.sequence, index, position.stored_at_ns)
-                changes.rows.extend(self._event(event, stored.subject, moment, known, changes.touched))
+                origin = EventOrigin(batch.stream, stored.sequence, index, position.stored_at_ns)
+                changes.rows.extend(self._event(event, stored.subject, origin, known, changes.touched))
         self.positions[batch.stream] = changes.position = position
         return changes
 
@@ -231,20 +231,20 @@ class Fold:
         )
 
     def _event(
-        self, event: Any, subject: str, moment: Moment, ended: set[str], touched: set[str]
+        self, event: Any, subject: str, origin: EventOrigin, ended: set[str], touched: set[str]
     ) -> Iterable[Row]:
-        if moment.stream == subjects.BOOK:
-            return self._book_event(event, moment)
-        if moment.stream == subjects.FLEET:
-            return self._fleet_event(event, moment)
+        if origin.stream == subjects.BOOK:
+            return self._book_event(event, origin)
+        if origin.stream == subjects.FLEET:
+            return self._fleet_event(event, origin)
         if isinstance(event, schema.RequestAccepted) and self._is_new(event, subject, ended):
             price = self._prices[event.price_version, event.model]
-            self.open[event.request] = Open(accepted_row(event, moment), price)
+            self.open[event.request] = Open(accepted_row(event, origin), price)
             self.lives.follow(event.request)
-        return self._request_event(event, subject, moment, ended, touched)
+        return self._request_event(event, subject, origin, ended, touched)
 
     def _request_event(
-        self, event: Any, subject: str, moment: Moment, ended: set[str], touched: set[str]
+        self, event: Any, subject: str, origin: EventOrigin, ended: set[str], touched: set[str]
     ) -> Iterable[Row]:
         request = self.lives.request_of(event)
         at = subjects.parse(subject)
@@ -258,41 +258,41 @@ class Fold:
         if counted is None:
             return ()
         under_way = self.open[request]
-        rows = list(note(under_way, event, moment, life))
+        rows = list(note(under_way, event, origin, life))
         if life.phase == "ended":
             ended.add(request)
-            rows += self._settle(under_way, event, moment, life)
+            rows += self._settle(under_way, event, origin, life)
             del self.open[request]
             self.lives.forget(request)
         return rows
 
-    def _settle(self, under_way: Open, event: Any, moment: Moment, life: Life) -> Iterator[Row]:
+    def _settle(self, under_way: Open, event: Any, origin: EventOrigin, life: Life) -> Iterator[Row]:
         """Of a group, the first that is charged is charged the prompt."""
         group = under_way.row.group_id
-        for row in settle(under_way, event, moment, life, with_prompt=group not in self._charged):
+        for row in settle(under_way, event, origin, life, with_prompt=group not in self._charged):
             if isinstance(row, RequestRow) and row.billed_output_tokens and group is not None:
                 self._charged.add(group)
             yield row
 
-    def _book_event(self, event: Any, moment: Moment) -> Iterator[Row]:
+    def _book_event(self, event: Any, origin: EventOrigin) -> Iterator[Row]:
         if not isinstance(event, schema.BookEvent) or event.id in self._book_ids:
             return
         self._book_ids.add(event.id)
-        yield BookRow(event.id, type(event).__name__, moment.position, moment.at_ns)
+        yield BookRow(event.id, type(event).__name__, origin.position, origin.at_ns)
         match event:
             case schema.PricePublished():
-                yield from self._published(event, moment)
+                yield from self._published(event, origin)
             case schema.PeriodClosed():
                 # What was closed stays as it was.
                 if event.period not in self._closed:
                     self._closed.add(event.period)
-                    yield from entry_rows(event, moment)
+                    yield from entry_rows(event, origin)
             case _:
                 if isinstance(event, schema.RecordQuarantined):
                     self.quarantine(event.stream, event.sequence)
-                yield from entry_rows(event, moment)
+                yield from entry_rows(event, origin)
 
-    def _published(self, event: schema.PricePublished, moment: Moment) -> Iterator[Row]:
+    def _published(self, event: schema.PricePublished, origin: EventOrigin) -> Iterator[Row]:
         """A version is published once and a model priced once in it: whatever says it again is late."""
         if event.version in self._versions:
             return
@@ -306,15 +306,15 @@ class Fold:
                     price.output_nanousd,
                     price.cached_prompt_nanousd,
                     price.second_nanousd,
-                    moment.position,
-                    moment.at_ns,
+                    origin.position,
+                    origin.at_ns,
                 )
 
-    def _fleet_event(self, event: Any, moment: Moment) -> Iterator[Row]:
+    def _fleet_event(self, event: Any, origin: EventOrigin) -> Iterator[Row]:
         match event:
             case schema.ControlElected():
                 counts = self.course.elect(event.epoch, event.control)
-                yield ElectionRow(event.epoch, event.control, counts, moment.position, moment.at_ns)
+                yield ElectionRow(event.epoch, event.control, counts, origin.position, origin.at_ns)
             case schema.ScaleDecided():
                 before = event.from_replicas
                 now = event.to_replicas
@@ -327,11 +327,11 @@ class Fold:
                     msgspec.json.encode(event.positions, order="sorted").decode(),
                     msgspec.json.encode(event.inputs, order="sorted").decode(),
                     event.epoch,
-                    self.course.decide(event, moment.sequence),
+                    self.course.decide(event, origin.sequence),
                     event.decided_at_ns,
-                    moment.position,
-                    moment.at_ns,
+                    origin.position,
+                    origin.at_ns,
                 )
             case _ if (name := REPLICA_EVENTS.get(type(event))) is not None:
                 told = {field: getattr(event, field) for field in REPLICA_FIELDS if hasattr(event, field)}
-                yield ReplicaRow(event=name, position=moment.position, at_ns=moment.at_ns, **told)
+                yield ReplicaRow(event=name, position=origin.position, at_ns=origin.at_ns, **told)

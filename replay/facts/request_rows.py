@@ -40,7 +40,7 @@ ITL_BOUNDS_MS = (
 ITL_BOUNDS_NS = tuple(bound * 1_000_000 for bound in ITL_BOUNDS_MS)
 
 
-class Moment(msgspec.Struct, frozen=True):
+class EventOrigin(msgspec.Struct, frozen=True):
     """Where and when one event stands."""
 
     stream: str
@@ -61,7 +61,7 @@ class Open(msgspec.Struct):
     attempt: AttemptRow | None = None
 
 
-def accepted_row(event: schema.RequestAccepted, moment: Moment) -> RequestRow:
+def accepted_row(event: schema.RequestAccepted, origin: EventOrigin) -> RequestRow:
     return RequestRow(
         request_id=event.request,
         account=event.account,
@@ -74,29 +74,29 @@ def accepted_row(event: schema.RequestAccepted, moment: Moment) -> RequestRow:
         group_id=event.group,
         choice=event.choice,
         allowance=event.allowance,
-        accepted_at_ns=moment.at_ns,
-        accepted_sequence=moment.sequence,
-        accepted_position=moment.position,
+        accepted_at_ns=origin.at_ns,
+        accepted_sequence=origin.sequence,
+        accepted_position=origin.position,
     )
 
 
-def note(under_way: Open, event: Any, moment: Moment, life: Life) -> Iterator[Row]:
+def note(under_way: Open, event: Any, origin: EventOrigin, life: Life) -> Iterator[Row]:
     """Enter one counted event into the rows under way; yield the attempt it closed, if it did."""
     row = under_way.row
     attempt = under_way.attempt
     match event:
         case schema.AttemptStarted():
             if attempt is not None:
-                yield _closed(under_way, "superseded", moment)
-            under_way.attempt = _attempt_row(event, row, life, moment)
+                yield _closed(under_way, "superseded", origin)
+            under_way.attempt = _attempt_row(event, row, life, origin)
             row.simulated = row.simulated or event.simulated
             if row.started_at_ns is None:
-                row.started_at_ns = moment.at_ns
+                row.started_at_ns = origin.at_ns
         case schema.TokensGenerated():
             assert attempt is not None, "tokens count for a live attempt only"
-            _tokens(row, attempt, event, moment)
+            _tokens(row, attempt, event, origin)
         case schema.AttemptReleased():
-            yield _closed(under_way, event.why, moment)
+            yield _closed(under_way, event.why, origin)
     row.state = ("running" if life.live else "queued") if life.phase == "open" else STATES[life.reason]
     row.prompt_tokens = life.prompt_tokens
     row.output_tokens = life.next_index
@@ -106,7 +106,9 @@ def note(under_way: Open, event: Any, moment: Moment, life: Life) -> Iterator[Ro
     row.cancel_reason = life.wanted
 
 
-def _attempt_row(event: schema.AttemptStarted, row: RequestRow, life: Life, moment: Moment) -> AttemptRow:
+def _attempt_row(
+    event: schema.AttemptStarted, row: RequestRow, life: Life, origin: EventOrigin
+) -> AttemptRow:
     return AttemptRow(
         attempt_id=event.attempt,
         request_id=row.request_id,
@@ -117,53 +119,53 @@ def _attempt_row(event: schema.AttemptStarted, row: RequestRow, life: Life, mome
         model_digest=event.model_digest,
         simulated=event.simulated,
         resume_index=event.resume_index,
-        started_at_ns=moment.at_ns,
-        last_event_at_ns=moment.at_ns,
-        started_position=moment.position,
+        started_at_ns=origin.at_ns,
+        last_event_at_ns=origin.at_ns,
+        started_position=origin.position,
     )
 
 
-def _tokens(row: RequestRow, attempt: AttemptRow, event: schema.TokensGenerated, moment: Moment) -> None:
+def _tokens(row: RequestRow, attempt: AttemptRow, event: schema.TokensGenerated, origin: EventOrigin) -> None:
     if row.first_token_at_ns is None:
-        row.first_token_at_ns = moment.at_ns
+        row.first_token_at_ns = origin.at_ns
         row.cached_tokens = event.cached_tokens
     else:
         assert row.last_token_at_ns is not None, "who has first tokens has last ones"
         if row.itl_counts is None:
             row.itl_counts = [0] * (len(ITL_BOUNDS_NS) + 1)
-        row.itl_counts[bisect_right(ITL_BOUNDS_NS, moment.at_ns - row.last_token_at_ns)] += 1
+        row.itl_counts[bisect_right(ITL_BOUNDS_NS, origin.at_ns - row.last_token_at_ns)] += 1
     if attempt.first_token_at_ns is None:
-        attempt.first_token_at_ns = moment.at_ns
+        attempt.first_token_at_ns = origin.at_ns
         attempt.cached_tokens = event.cached_tokens
-    row.last_token_at_ns = attempt.last_event_at_ns = moment.at_ns
+    row.last_token_at_ns = attempt.last_event_at_ns = origin.at_ns
     attempt.output_tokens += len(event.token_ids)
 
 
-def _closed(under_way: Open, outcome: str, moment: Moment) -> AttemptRow:
+def _closed(under_way: Open, outcome: str, origin: EventOrigin) -> AttemptRow:
     attempt = under_way.attempt
     under_way.attempt = None
     assert attempt is not None, "only a live attempt can be closed"
     attempt.outcome = outcome
-    attempt.ended_at_ns = moment.at_ns
+    attempt.ended_at_ns = origin.at_ns
     if outcome in OWN_ENDS:
-        attempt.last_event_at_ns = moment.at_ns
+        attempt.last_event_at_ns = origin.at_ns
     return attempt
 
 
 def settle(
-    under_way: Open, event: Any, moment: Moment, life: Life, *, with_prompt: bool
+    under_way: Open, event: Any, origin: EventOrigin, life: Life, *, with_prompt: bool
 ) -> Iterator[AttemptRow | RequestRow]:
     """Yield the rows of a request that ended: what is left of its attempt, and its own with its charge."""
     row = under_way.row
     if under_way.attempt is not None:
-        yield _closed(under_way, "finished" if life.ender == "worker" else "ended", moment)
+        yield _closed(under_way, "finished" if life.ender == "worker" else "ended", origin)
     row.finish_reason = life.reason
     row.ended_by = life.ender
     row.error_code = life.error.code if life.error is not None else None
-    row.finished_at_ns = moment.at_ns
-    row.finished_position = moment.position
-    row.finished_sequence = moment.sequence
-    row.finished_index = moment.index
+    row.finished_at_ns = origin.at_ns
+    row.finished_position = origin.position
+    row.finished_sequence = origin.sequence
+    row.finished_index = origin.index
     row.finish_differs = isinstance(event, schema.RequestFinished) and _differs(event, row)
     tokens = billed(life, under_way.price, cached_tokens=row.cached_tokens, with_prompt=with_prompt)
     row.billed_prompt_tokens = tokens.prompt_tokens

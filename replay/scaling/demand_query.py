@@ -12,9 +12,10 @@ from events.fleet import Fleet
 from events.subjects import FLEET
 from replay.scaling.demand import ENDED_NS, MINUTE_NS, PAST_NS, PASTS, SPEED_NS, WARM_NS, Demand, Replicas
 from replay.scaling.hardware import Hardware
+from replay.sql_files import sql
 from replay.warehouse.queries import Question
 from replay.warehouse.result import QueryResult
-from replay.warehouse.warehouse import Warehouse, sql
+from replay.warehouse.warehouse import Warehouse
 
 Read = Callable[..., list[QueryResult]]
 

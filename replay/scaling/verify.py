@@ -25,8 +25,9 @@ from replay.scaling.demand import Demand, Replicas
 from replay.scaling.demand_query import Moment, observed, replicas
 from replay.scaling.hardware import Hardware
 from replay.scaling.policy import POLICY, Decision, Policy, decide
+from replay.sql_files import sql
 from replay.warehouse.result import QueryResult
-from replay.warehouse.warehouse import Warehouse, sql
+from replay.warehouse.warehouse import Warehouse
 
 
 class Inputs(msgspec.Struct, frozen=True):

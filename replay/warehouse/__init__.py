@@ -1,7 +1,8 @@
 """The warehouse: the DuckDB file that facts are stored in and questions are answered from.
 
-warehouse  stores rows and applied positions in one transaction
-queries    answers SELECTs within limits
-result     a query's rows, or why it was refused
-rebuild    a fresh file from the archive
+warehouse    stores rows and applied positions in one transaction
+fact_tables  writes facts, and restores the fold from them
+queries      answers SELECTs within limits
+result       a query's rows, or why it was refused
+rebuild      a fresh file from the archive
 """

@@ -10,7 +10,7 @@ SQL says it for the common case only), and the switch to the new file (the contr
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
@@ -19,13 +19,12 @@ from typing import Any
 from events import redaction, schema, subjects
 from events.log import Stored
 from events.pricing import CHARGEABLE
-from replay.archive import parquet
 from replay.archive.archive import Archive
 from replay.archive.manifest import Manifest, file_name
-from replay.facts.fold import Batch, Changes, Position, Read
-from replay.facts.request_rows import ITL_BOUNDS_NS
+from replay.facts.fold import Batch, Position, Read
 from replay.facts.rows import SegmentRow
-from replay.warehouse.warehouse import Warehouse, WarehouseError
+from replay.warehouse.fact_tables import FactTables
+from replay.warehouse.warehouse import ProjectionStopped, Warehouse, WarehouseError
 
 # Bytes of event files that are settled at once, of some 600,000 short requests. What a window leaves half
 # full in the tables is written twice, so few are better; unpacked, one takes half of DuckDB's memory.
@@ -49,121 +48,96 @@ def rebuild(archive: Archive, path: Path, *, book: Iterable[Sequence[Stored]] = 
     for leftover in (part, part.with_name(f"{part.name}.wal")):
         leftover.unlink(missing_ok=True)
     archive.check(subjects.BOOK)
-    with closing(_Rebuilding.open(part, reading=archive.folder)) as warehouse:
-        warehouse.fold_all(archive, subjects.BOOK)
+    with closing(Warehouse.open(part, reading=archive.folder)) as warehouse:
+        _fold_all(warehouse, archive, subjects.BOOK)
         for messages in book:
             warehouse.apply(subjects.BOOK, messages)
-        anchors = warehouse.anchors()
+        with warehouse.transaction() as tables:
+            anchors = _anchors(tables)
         manifests = {
             stream: archive.check(stream, anchors.get(stream, ()))
             for stream in sorted({*archive.streams(), *anchors})
         }
         for stream, sealed in manifests.items():
             if stream == subjects.FLEET:
-                warehouse.fold_all(archive, stream)
+                _fold_all(warehouse, archive, stream)
             elif stream != subjects.BOOK and sealed:
-                warehouse.settle_all(archive, sealed)
+                _settle_all(warehouse, archive, sealed)
     part.rename(path)
 
 
-class _Stopped(Exception):
-    """A record cannot be folded."""
+def _fold_all(warehouse: Warehouse, archive: Archive, stream: str) -> None:
+    for records in archive.records(stream):
+        warehouse.apply_batch(Batch(stream, records))
 
 
-class _Rebuilding(Warehouse):
-    """A warehouse that also settles what is common."""
-
-    def fold_all(self, archive: Archive, stream: str) -> None:
-        for records in archive.records(stream):
-            self.apply_batch(Batch(stream, records))
-
-    def anchors(self) -> dict[str, list[schema.SegmentSealed]]:
-        """What the book says was sealed, by stream."""
-        found: dict[str, list[schema.SegmentSealed]] = defaultdict(list)
-        for row in self._rows(SegmentRow):
-            stream, first, last, manifest, *_ = row
-            sealed = schema.SegmentSealed(id="", stream=stream, first=first, last=last, manifest=manifest)
-            found[stream].append(sealed)
-        return found
-
-    def settle_all(self, archive: Archive, manifests: Sequence[Manifest]) -> None:
-        """Enter all of a shard."""
-        stream = manifests[0].stream
-        windows = list(_windows(manifests))
-        try:
-            with self._transaction():
-                self._run("archive/macros")
-                self._run("rebuild/tables")
-                for macro in _itl_macros():
-                    self._writer.execute(macro)
-                for window in windows:
-                    self._settle(archive, window, is_last=window is windows[-1])
-        except _Stopped:
-            # Nothing behind that record may be entered: the fold alone knows what is before it.
-            self.fold_all(archive, stream)
-
-    def _settle(self, archive: Archive, window: Sequence[Manifest], *, is_last: bool) -> None:
-        stream = window[0].stream
-        told = {
-            "stream": stream,
-            "first": window[0].first,
-            "records": [str(archive.path(manifest, "records")) for manifest in window],
-            "events": [str(archive.path(manifest, "events")) for manifest in window],
-            "book": self._fold.position(subjects.BOOK).sequence,
-            "chargeable": sorted(CHARGEABLE),
-            "is_last": is_last,
-            "known": [
-                *self._fold.open,
-                *(a for request in self._fold.open for a in self._fold.lives[request].seen),
-            ],
-        }
-        for name in ("window", "settle", "leave"):
-            self._run(f"rebuild/{name}", told)
-        for batch in self._rest(stream):
-            self._fold_part(batch)
-        end = Position(window[-1].last, window[-1].at_ns)
-        self._fold.positions[stream] = end
-        self._write(stream, Changes(end, [], set()))
-
-    def _run(self, name: str, told: Mapping[str, Any] | None = None) -> None:
-        for statement in self._writer.extract_statements(parquet.sql(name)):
-            values = {key: (told or {})[key] for key in statement.named_parameters}
-            self._writer.execute(statement, values or None)
-
-    def _rest(self, stream: str) -> Iterator[Batch]:
-        """Yield the events that are not settled, each at its place in its record."""
-        after = -1
-        while rows := self._writer.execute(
-            "from rest where pos > ? order by pos limit ?", [after, BATCH_EVENTS]
-        ).fetchall():
-            records: list[Read] = []
-            for (sequence, at_ns, subject), told in groupby(rows, key=lambda row: row[1:4]):
-                events: list[Any] = []
-                for *_, place, text in told:
-                    events += [SETTLED] * (place - len(events))
-                    events.append(redaction.decode(text))
-                records.append(Read(Stored(subject, sequence, at_ns, b""), events))
-            yield Batch(stream, records)
-            after = rows[-1][0]
-
-    def _fold_part(self, batch: Batch) -> None:
-        """Fold some of the events of a window. They may stand before what was folded: they are others'."""
-        ended = self._ended(self._fold.new_requests(batch))
-        charged = self._charged(self._fold.groups(batch))
-        self._fold.positions.pop(batch.stream, None)
-        changes = self._fold.apply(batch, ended=ended, charged=charged)
-        if changes.stop is not None:
-            raise _Stopped
-        self._write(batch.stream, changes)
+def _anchors(tables: FactTables) -> dict[str, list[schema.SegmentSealed]]:
+    """Return the sealed segments that the book names, by stream."""
+    anchors: dict[str, list[schema.SegmentSealed]] = defaultdict(list)
+    for stream, first, last, manifest, *_ in tables.rows(SegmentRow):
+        anchors[stream].append(
+            schema.SegmentSealed(id="", stream=stream, first=first, last=last, manifest=manifest)
+        )
+    return anchors
 
 
-def _itl_macros() -> Iterator[str]:
-    """Yield the SQL that says in which bucket an interval is, and that counts how many each bucket has."""
-    buckets = range(len(ITL_BOUNDS_NS) + 1)
-    cases = " ".join(f"when gap < {bound} then {bucket}" for bucket, bound in enumerate(ITL_BOUNDS_NS))
-    counts = ", ".join(f"len(list_filter(held, lambda bucket: bucket = {bucket}))" for bucket in buckets)
-    yield f"create or replace temp macro itl_bucket(gap) as case {cases} else {buckets[-1]} end"
-    yield f"create or replace temp macro itl_counts(held) as [{counts}]"
+def _settle_all(warehouse: Warehouse, archive: Archive, manifests: Sequence[Manifest]) -> None:
+    """Enter all segments of one shard."""
+    windows = list(_windows(manifests))
+    try:
+        with warehouse.transaction() as tables:
+            for name in ("archive/macros", "rebuild/tables", "rebuild/macros"):
+                tables.run(name)
+            for window in windows:
+                _settle(tables, archive, window, is_last=window is windows[-1])
+    except ProjectionStopped:
+        # Nothing after the record that stops the fold may be entered; the fold knows what precedes it.
+        _fold_all(warehouse, archive, manifests[0].stream)
+
+
+def _settle(tables: FactTables, archive: Archive, window: Sequence[Manifest], *, is_last: bool) -> None:
+    stream = window[0].stream
+    fold = tables.fold
+    attempts = (attempt for request in fold.open for attempt in fold.lives[request].seen)
+    parameters = {
+        "stream": stream,
+        "first": window[0].first,
+        "records": [str(archive.path(manifest, "records")) for manifest in window],
+        "events": [str(archive.path(manifest, "events")) for manifest in window],
+        "book": fold.position(subjects.BOOK).sequence,
+        "chargeable": sorted(CHARGEABLE),
+        "is_last": is_last,
+        "known": [*fold.open, *attempts],
+    }
+    for name in ("window", "settle", "leave"):
+        tables.run(f"rebuild/{name}", parameters)
+    for batch in _remaining(tables, stream):
+        _fold_part(tables, batch)
+    tables.advance(stream, Position(window[-1].last, window[-1].at_ns))
+
+
+def _remaining(tables: FactTables, stream: str) -> Iterator[Batch]:
+    """Yield the events that SQL has not settled, each at its place in its record."""
+    after = -1
+    while rows := tables.fetch("from rest where pos > ? order by pos limit ?", [after, BATCH_EVENTS]):
+        records: list[Read] = []
+        for (sequence, at_ns, subject), group in groupby(rows, key=lambda row: row[1:4]):
+            events: list[Any] = []
+            for *_, place, text in group:
+                events += [SETTLED] * (place - len(events))
+                events.append(redaction.decode(text))
+            records.append(Read(Stored(subject, sequence, at_ns, b""), events))
+        yield Batch(stream, records)
+        after = rows[-1][0]
+
+
+def _fold_part(tables: FactTables, batch: Batch) -> None:
+    """Fold some events of a window. They may precede events of other requests that were folded before."""
+    known = tables.look_up(batch)
+    tables.fold.positions.pop(batch.stream, None)
+    changes = tables.apply(batch, known)
+    if changes.stop is not None:
+        raise ProjectionStopped(batch.stream, changes.stop)
 
 
 def _windows(manifests: Sequence[Manifest]) -> Iterator[list[Manifest]]:

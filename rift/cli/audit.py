@@ -13,7 +13,8 @@ from replay import audit_export
 from replay.archive.archive import Archive
 from replay.billing import invoice
 from replay.billing.invoice import Invoice
-from replay.warehouse.warehouse import Warehouse, sql
+from replay.sql_files import sql
+from replay.warehouse.warehouse import Warehouse
 from rift.cli import connection
 from rift.cli.arguments import Commands, add_account, add_command, add_group, add_period
 from rift.cli.connection import ask_control, with_log

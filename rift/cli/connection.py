@@ -13,7 +13,7 @@ import anyio
 from events.jetstream import JetStream, connect
 from events.log import LogError
 from replay.archive.archive import Archive
-from replay.warehouse.warehouse import sql
+from replay.sql_files import sql
 from rift import settings
 from rift.cli.output import CommandFailed
 from rift.data_dir import DataDir

@@ -10,7 +10,7 @@ from events.jetstream import JetStream
 from replay.billing import invoice
 from replay.scaling import verify as decisions
 from replay.warehouse.result import QueryResult
-from replay.warehouse.warehouse import Warehouse, checks, sql
+from replay.warehouse.warehouse import Warehouse
 from rift.cli.connection import archive, ask_control, with_log
 from rift.cli.fresh_warehouse import book_read_first, temporary_file
 from rift.cli.output import CommandFailed, positions
@@ -63,9 +63,7 @@ def differences(fresh: Warehouse, in_use: Mapping[str, Any]) -> Iterator[str]:
         if digest != period["digest"]:
             yield f"period {period['period']}: closed with digest {period['digest']}, {digest} by replay"
     yield from decisions.differences(fresh)
-    for check in checks():
-        for problem, row_id in fresh.query(sql(check)).rows:
-            yield f"{check}: {problem}: {row_id}"
+    yield from fresh.failed_checks()
 
 
 def _line_differences(in_use: Mapping[str, Any], fresh: QueryResult) -> Iterator[str]:

@@ -16,6 +16,7 @@ from events.subjects import BOOK
 from replay.archive import parquet
 from replay.archive.archive import Archive
 from replay.archive.manifest import VERSION, Manifest, create, file_name, measure
+from replay.sql_files import sql
 
 STREAM = "RIFT_0"
 BATCH = 28
@@ -137,8 +138,8 @@ def write(folder: Path, requests: int, say: Callable[[str], None]) -> Archive:
     ticks = batches + APART * STEPS
     previous = None
     with duckdb.connect(config={"memory_limit": parquet.MEMORY_MAX}) as connection:
-        connection.execute(parquet.sql("archive/macros"))
-        connection.execute(parquet.sql("archive/tables"))
+        connection.execute(sql("archive/macros"))
+        connection.execute(sql("archive/tables"))
         for number, first in enumerate(range(0, ticks, SEGMENT_TICKS)):
             last = min(first + SEGMENT_TICKS, ticks) - 1
             previous = _segment(connection, folder / STREAM, (first, last, batches), previous)
@@ -158,7 +159,7 @@ def _segment(
     events, records = (folder / file_name(first, suffix) for suffix in ("events", "records"))
     told = {"from": begin, "to": end, "batches": batches, "first": begin - APART * STEPS, "last": end}
     # The columns of a segment are those of the statement that seals one.
-    sealed = parquet.sql("archive/seal").rpartition("order by type")[0]
+    sealed = sql("archive/seal").rpartition("order by type")[0]
     connection.execute("create or replace temp table made as " + EVENTS_SQL, told)
     connection.execute(
         f"copy (({sealed}) union all by name from made order by type, sequence, place)"

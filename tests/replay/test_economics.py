@@ -14,8 +14,9 @@ from events import schema, subjects
 from events.fleet import Fleet
 from events.schema import RequestFinished
 from replay.archive.archive import Archive
+from replay.sql_files import sql
 from replay.warehouse.rebuild import rebuild
-from replay.warehouse.warehouse import Warehouse, sql
+from replay.warehouse.warehouse import Warehouse
 from tests.replay.conftest import START_NS, Scribe, started, tokens_of
 from tests.replay.facts.test_fold import apply_all, everything, rows
 from tests.replay.test_three_ways import folded, sealed

@@ -17,7 +17,7 @@ from events.memory import MemoryBroker
 from events.pricing import charge_nanousd
 from events.request_states import RequestStates
 from events.schema import AttemptStarted, Price, RequestAccepted, RequestFinished, TokensGenerated
-from replay.facts.fold import Fold
+from replay.facts.fold import FactFold
 from replay.facts.fold import read as read_batch
 from replay.facts.rows import RequestRow
 from tests.simulation.promise import hold
@@ -125,7 +125,7 @@ class Ledger:
 
     def check_projection(self, cut: int) -> None:
         """The projector's fold, in batches of `cut`, bills every request as this ledger does, once."""
-        fold, rows, ended = Fold(), list[Any](), set[str]()
+        fold, rows, ended = FactFold(), list[Any](), set[str]()
         for name in (subjects.BOOK, subjects.FLEET, STREAM):
             messages = self._broker.stream(name).messages
             for first in range(0, len(messages), cut):

@@ -15,7 +15,7 @@ from events import codec, subjects
 from events.lifecycle import NEW, Life, advance
 from events.log import Stored
 from events.schema import PricePublished, TokensGenerated
-from replay.facts.fold import Fold, read
+from replay.facts.fold import FactFold, read
 from replay.facts.rows import RequestRow
 from tests.simulation.promise import Violation, hold
 from tests.simulation.protocol_model import ACCEPTED, AT, ATTEMPTS_MAX, OUTCOMES, Client, Schedule
@@ -30,7 +30,7 @@ class Projector:
 
     def __init__(self) -> None:
         self.rows: list[RequestRow] = []
-        self._fold = Fold()
+        self._fold = FactFold()
         book = codec.encode("cli", [PricePublished(id="price", version=1, prices=(PRICE,))])
         self._fold.apply(read(subjects.BOOK, [Stored(subjects.book("price", "list"), 1, 1, book)]))
 

@@ -10,7 +10,8 @@ from events import schema, subjects
 from events.schema import RequestFinished
 from replay.billing import focus_csv
 from replay.billing.invoice import BillingRefused, closing, invoice, usage
-from replay.warehouse.warehouse import Warehouse, checks, sql
+from replay.sql_files import checks, sql
+from replay.warehouse.warehouse import Warehouse
 from tests.replay import reckoning
 from tests.replay.seconds import SECONDS, runs_of
 

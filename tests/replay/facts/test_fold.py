@@ -16,7 +16,8 @@ from events.log import Stored
 from events.pricing import charge_nanousd
 from replay.facts.fold import BookBehind
 from replay.facts.request_rows import STATES
-from replay.warehouse.warehouse import ProjectionStopped, Warehouse, checks, sql
+from replay.sql_files import checks, sql
+from replay.warehouse.warehouse import ProjectionStopped, Warehouse
 
 Streams = dict[str, list[Stored]]
 

@@ -24,8 +24,9 @@ from events.schema import (
 from events.subjects import Address
 from replay.archive.archive import Archive
 from replay.archive.manifest import ArchiveDamaged
-from replay.facts.fold import BookBehind
+from replay.facts.fold import Batch, BookBehind
 from replay.warehouse import rebuild as rebuilding
+from replay.warehouse.fact_tables import FactTables
 from replay.warehouse.rebuild import rebuild
 from replay.warehouse.result import QueryRefused
 from replay.warehouse.warehouse import ProjectionStopped, Warehouse, WarehouseError
@@ -82,12 +83,13 @@ def rebuilt(streams: Streams, folder: Path, cuts: list[int]) -> tuple[Warehouse,
     given: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rebuilding, "WINDOW_BYTES", 1)
-        plain = rebuilding._Rebuilding._fold_part
-        patch.setattr(
-            rebuilding._Rebuilding,
-            "_fold_part",
-            lambda self, batch: (given.extend(r.stored.sequence for r in batch.records), plain(self, batch)),
-        )
+        plain = rebuilding._fold_part
+
+        def observed(tables: FactTables, batch: Batch) -> None:
+            given.extend(record.stored.sequence for record in batch.records)
+            plain(tables, batch)
+
+        patch.setattr(rebuilding, "_fold_part", observed)
         rebuild(archive, folder / "rebuilt.duckdb")
     return Warehouse.open(folder / "rebuilt.duckdb"), given
 

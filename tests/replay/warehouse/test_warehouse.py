@@ -11,10 +11,11 @@ import pytest
 
 from events import subjects
 from replay.facts import rows
-from replay.facts.fold import Fold
-from replay.warehouse import warehouse
+from replay.facts.fold import FactFold
+from replay.sql_files import sql
+from replay.warehouse import fact_tables, warehouse
 from replay.warehouse.result import QueryRefused
-from replay.warehouse.warehouse import RELATIONS, Warehouse, WarehouseBusy, WarehouseError, sql
+from replay.warehouse.warehouse import RELATIONS, Warehouse, WarehouseBusy, WarehouseError
 
 SQL = sorted(path.name for path in (files("replay") / "sql").iterdir() if path.name.endswith(".sql"))
 README = (files("replay") / "README.md").read_text(encoding="utf-8")
@@ -81,7 +82,7 @@ def test_a_write_that_fails_changes_neither_file_nor_fold(
     before = opened.query("from requests").rows
     scribe.finished_request()
     with monkeypatch.context() as broken:
-        broken.setattr(warehouse, "_encode_life", lambda _: 1 // 0)
+        broken.setattr(fact_tables, "encode_life", lambda _: 1 // 0)
         scribe.accept()
         with pytest.raises(ZeroDivisionError):
             opened.apply("RIFT_0", scribe.streams["RIFT_0"])
@@ -93,7 +94,7 @@ def test_a_write_that_fails_changes_neither_file_nor_fold(
 
 def test_an_empty_file_restores_an_empty_fold(tmp_path: Path) -> None:
     opened = Warehouse.open(tmp_path / "db")
-    assert opened.positions() == Fold().positions == {}
+    assert opened.positions() == FactFold().positions == {}
     opened.close()
 
 
