@@ -105,7 +105,8 @@ class Gateway:
 
     def stop(self) -> None:
         """Accept nothing more; who leaves now leaves because of us."""
-        self._admission.stopping = self._delivery.stopping = True
+        self._admission.stopping = True
+        self._delivery.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 
 from events.book import Book
 from events.contracts import SECOND_NS
-from events.encryption import Cipher
-from events.lifecycle import NEW, Life
+from events.lifecycle import NEW, Life, advance
 from events.money import usd
 from events.pricing import charge_nanousd
 from events.schema import (
@@ -57,6 +56,20 @@ class Segment(msgspec.Struct):
         return "".join(self.pieces)
 
 
+class Times(msgspec.Struct):
+    """When each step of a request was stored: Unix time by the broker's clock."""
+
+    accepted_ns: int | None = None
+    started_ns: int | None = None
+    first_token_ns: int | None = None
+    finished_ns: int | None = None
+
+    def since_accepted_ms(self, step_ns: int | None) -> float | None:
+        if step_ns is None or self.accepted_ns is None:
+            return None
+        return max(0, step_ns - self.accepted_ns) // 1000 / 1000
+
+
 class Completion:
     """What counted so far of one request, in log order."""
 
@@ -65,7 +78,6 @@ class Completion:
         self.price = price
         self._keep_text = keep_text
         self.life: Life = NEW
-        self.seal: Cipher | None = None
         self.segments: list[Segment] = []
         self.logprobs: list[Logprob] = []
         # Of tokens that have completed nothing yet.
@@ -74,10 +86,7 @@ class Completion:
         self.simulated = False
         self.cached_tokens = 0
         self.reasoning_tokens = 0
-        self.accepted_at_ns: int | None = None
-        self.started_at_ns: int | None = None
-        self.first_token_at_ns: int | None = None
-        self.finished_at_ns: int | None = None
+        self._times = Times()
 
     @classmethod
     def of(cls, accepted: RequestAccepted, book: Book, *, keep_text: bool) -> "Completion":
@@ -88,6 +97,11 @@ class Completion:
         assert price is not None, "what is accepted has a price"
         return cls(accepted, price, keep_text=keep_text)
 
+    def begin(self, accepted_at_ns: int) -> None:
+        """Begin before the acceptance is stored; an attempt will say at which time it was."""
+        self.life = advance(NEW, self.accepted)
+        self._times.accepted_ns = accepted_at_ns
+
     def add(self, event: Any, life: Life, stored_at_ns: int) -> None:
         """Take an event that counted and the life after it."""
         self.life = life
@@ -95,22 +109,22 @@ class Completion:
             case TokensGenerated():
                 if self._keep_text:
                     self._keep(event)
-                if self.first_token_at_ns is None:
-                    self.first_token_at_ns = stored_at_ns
+                if self._times.first_token_ns is None:
+                    self._times.first_token_ns = stored_at_ns
                     self.cached_tokens = event.cached_tokens
             case RequestAccepted():
-                self.accepted_at_ns = stored_at_ns
+                self._times.accepted_ns = stored_at_ns
             case AttemptStarted():
-                self.accepted_at_ns = event.accepted_at_ns
+                self._times.accepted_ns = event.accepted_at_ns
                 self.simulated = event.simulated
-                if self.started_at_ns is None:
-                    self.started_at_ns = stored_at_ns
+                if self._times.started_ns is None:
+                    self._times.started_ns = stored_at_ns
             case RequestFinished():
                 # The fold does not see the words of what is sealed.
                 self.life = replace(life, error=event.error)
                 self.reasoning_tokens = event.reasoning_tokens
         if life.phase == "ended":
-            self.finished_at_ns = stored_at_ns
+            self._times.finished_ns = stored_at_ns
             if self.segments and self.segments[-1].kind == "text":
                 self.segments[-1].logprobs += self._unsaid
             self._unsaid = []
@@ -156,7 +170,7 @@ class Completion:
     @property
     def created(self) -> int:
         """Unix seconds of the acceptance, as the broker stored it."""
-        return (self.accepted_at_ns or self.finished_at_ns or 0) // SECOND_NS
+        return (self._times.accepted_ns or self._times.finished_ns or 0) // SECOND_NS
 
     @property
     def status(self) -> str:
@@ -187,14 +201,10 @@ class Completion:
         return {"nanousd": nanousd, "usd": usd(nanousd)}
 
     def timing(self) -> dict[str, float | None]:
-        """Milliseconds since the acceptance, all by the broker's clock."""
+        """Return milliseconds from the acceptance to each later step; None for steps to come."""
+        times = self._times
         return {
-            "queue_ms": self._since_accepted_ms(self.started_at_ns),
-            "ttft_ms": self._since_accepted_ms(self.first_token_at_ns),
-            "total_ms": self._since_accepted_ms(self.finished_at_ns),
+            "queue_ms": times.since_accepted_ms(times.started_ns),
+            "ttft_ms": times.since_accepted_ms(times.first_token_ns),
+            "total_ms": times.since_accepted_ms(times.finished_ns),
         }
-
-    def _since_accepted_ms(self, at_ns: int | None) -> float | None:
-        if at_ns is None or self.accepted_at_ns is None:
-            return None
-        return max(0, at_ns - self.accepted_at_ns) // 1000 / 1000

@@ -10,10 +10,11 @@ import anyio
 from anyio.abc import TaskGroup
 
 from events import book as books
-from events import codec, fleet, ids, subjects
-from events.log import Log, LogError, append_until_known
+from events import fleet, ids, subjects
+from events.log import Log, LogError
+from events.publisher import Publisher
 from events.request_history import HistoryReader
-from events.schema import LaneEvent, LaneLost, LaneOpened, LaneReported
+from events.schema import LaneLost, LaneOpened, LaneReported
 from rift.catalogue import Catalogue
 from rift.gateway.admission.admission import Admission
 from rift.gateway.admission.book_freshness import BookFreshness
@@ -106,19 +107,18 @@ async def open_gateway(
     shard, lane = 0, ids.new_lane_id(entropy(ids.RANDOM_BYTES))
     known, replicas = await books.read(log), await fleet.read(log)
     opened_at = anyio.current_time()
-    await _say(log, shard, LaneOpened(lane=lane, shard=shard), lane)
+    publisher = Publisher(log, lane, shard=shard)
+    await publisher.publish(LaneOpened(lane=lane, shard=shard), within_s=OPEN_S)
     histories = HistoryReader(history_log)
-    relays = LaneRegistry(log, histories, shard=shard, lane=lane, tasks=tasks)
-    await relays.open()
+    relays = await LaneRegistry.open(log, histories, shard=shard, lane=lane, tasks=tasks)
     allowances = CreditReservations(
         log, relays, book=known, lane=(shard, lane), opened_at=opened_at, entropy=entropy, tasks=tasks
     )
     following = BookFreshness(log, known)
-
     tasks.start_soon(following.confirm)
-    waiting = QueueStatus(replicas, relays.every, relays.own.now_ns)
-    tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas, waiting.changed)
-    tasks.start_soon(_report, log, shard, lane, allowances)
+    waiting = QueueStatus(replicas, relays.nudge, relays.own.clock.now_ns)
+    tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas, waiting.refresh)
+    tasks.start_soon(_report, publisher, lane, allowances)
     tasks.start_soon(allowances.keep)
     lanes = Lanes(lane, relays.own.position)
     tasks.start_soon(_follow, log, subjects.shard_stream(shard), subjects.lane(shard, "*"), lanes)
@@ -134,7 +134,7 @@ async def open_gateway(
         shard=shard,
     )
     tasks.start_soon(admission.watch_room)
-    delivery = Delivery(log, writer=lane, book=known, waiting=waiting, tasks=tasks)
+    delivery = Delivery(publisher, book=known, queue_status=waiting, tasks=tasks)
 
     ended_keys = len(known.revoked)
 
@@ -144,7 +144,8 @@ async def open_gateway(
         following.moved()
         for key in known.revoked[ended_keys:]:
             for relay in relays.every():
-                delivery.revoke(key, relay.open_of(key))
+                delivery.cancellation.revoke(relay.open_of(key))
+            delivery.revoke(key)
         ended_keys = len(known.revoked)
 
     tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known, book_changed)
@@ -177,25 +178,19 @@ async def let_streams_go(opened: Opened) -> None:
 async def say_goodbye(log: Log, opened: Opened) -> None:
     await opened.allowances.settle_all()
     with anyio.move_on_after(LAST_WORD_S):
-        await _say(log, 0, LaneLost(lane=opened.lane), opened.lane)
+        await Publisher(log, opened.lane).publish(LaneLost(lane=opened.lane), within_s=OPEN_S)
 
 
-async def _report(log: Log, shard: int, lane: str, allowances: CreditReservations) -> None:
+async def _report(publisher: Publisher, lane: str, allowances: CreditReservations) -> None:
     """Say that the gateway lives: who says nothing is lost, and its clients with it."""
     while True:
         await anyio.sleep(REPORT_S)
         began = anyio.current_time()
         try:
-            await _say(log, shard, LaneReported(lane=lane), lane)
+            await publisher.publish(LaneReported(lane=lane), within_s=OPEN_S)
             allowances.reported_at = began
         except LogError as error:
             logger.warning("the lane could not report: %s", error)
-
-
-async def _say(log: Log, shard: int, event: LaneEvent, lane: str) -> None:
-    data = codec.encode(lane, [event])
-    subject = subjects.lane(shard, lane)
-    await append_until_known(log, subjects.shard_stream(shard), subject, data, within_s=OPEN_S)
 
 
 async def _follow(

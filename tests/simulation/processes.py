@@ -138,7 +138,7 @@ class GatewayProcess(Process):
     def followed(self) -> list[str]:
         """The requests that the gateway still follows for somebody."""
         relays = self._opened.relays.every() if self._opened is not None else []
-        return [request for relay in relays for request in relay._streams]
+        return [request for relay in relays for request in relay.followed]
 
     def serve(self, call: Call) -> None:
         assert self.is_open, "nobody listens"

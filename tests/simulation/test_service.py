@@ -109,19 +109,19 @@ def misses_what_came_while_it_read_the_past(patch: pytest.MonkeyPatch) -> None:
     attach = lane_reader.LaneReader.attach
 
     async def deaf(self: lane_reader.LaneReader, *arguments: Any) -> Any:
-        self._joining = _Nowhere()
+        self._missed = _Nowhere()
         return await attach(self, *arguments)
 
     patch.setattr(lane_reader.LaneReader, "attach", deaf)
 
 
 class _Nowhere(list[Any]):
-    def __iter__(self) -> Any:
-        return iter(())
+    def append(self, item: Any) -> None:
+        pass
 
 
 def follows_for_ever(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lane_reader.LaneReader, "close", lane_reader.LaneReader.taken)
+    patch.setattr(lane_reader.LaneReader, "close", lambda self, one: one.release_client())
 
 
 def takes_every_idempotency_key_for_new(patch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ class Admission:
 
     def check_key(self, key: str) -> None:
         """Raises HTTPError (401) for a key that is revoked, or expired by the broker's time as known here."""
-        state = self._book.keys[key].state(max(self._book.at_ns, self._relay.now_ns()))
+        state = self._book.keys[key].state(max(self._book.at_ns, self._relay.clock.now_ns()))
         if state != "valid":
             raise HTTPError(401, f"this API key is {state}", code=f"{state}_api_key", headers=CHALLENGE)
 

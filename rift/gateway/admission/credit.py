@@ -25,9 +25,8 @@ from rift.gateway.admission import max_cost
 from rift.gateway.admission.credit_hold import CreditHold, exhausted, unavailable
 from rift.gateway.admission.metering import MeteredCompletion, charges
 from rift.gateway.choices import Choices
-from rift.gateway.streams.end_watcher import EndWatcher
-from rift.gateway.streams.lane_reader import Subscription
 from rift.gateway.streams.lane_registry import LaneRegistry
+from rift.gateway.streams.subscription import Subscription
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ class CreditReservations:
         self._entropy = entropy
         self._tasks = tasks
         self._holds: dict[str, CreditHold] = {}
-        self._watchers: dict[str, EndWatcher] = {}
+        self._watchers: dict[str, Subscription] = {}
         self._holding: dict[str, anyio.Lock] = {}
         self._changed = anyio.Event()
         self.reported_at = opened_at
@@ -198,7 +197,7 @@ class CreditReservations:
     def _month(self) -> str:
         """The month of the newest record known here, never ahead of the broker's. What is taken from an old
         month's room fits into the new one's: a hold that lessens that would have told the month."""
-        return credit.month_of(max(self._book.at_ns, self._relays.own.newest_ns))
+        return credit.month_of(max(self._book.at_ns, self._relays.own.clock.newest_ns))
 
     def _price(self, accepted: RequestAccepted) -> Price:
         price = self._book.price(accepted.model, accepted.price_version)
@@ -210,7 +209,7 @@ class CreditReservations:
     def follow(self, choices: Choices) -> None:
         """Spend what the requests cost, once they have ended on the own lane."""
         if choices[0].allowance is not None:
-            watcher = EndWatcher(self._metered(choices), self._at_end)
+            watcher = Subscription(self._metered(choices), on_end=self._at_end)
             self._watchers[choices[0].request] = watcher
             self._relays.own.join(watcher)
 
@@ -229,10 +228,10 @@ class CreditReservations:
         if (watcher := self._watchers.pop(choices[0].request, None)) is not None:
             self._relays.own.close(watcher)
 
-    def _at_end(self, watcher: EndWatcher) -> None:
+    def _at_end(self, watcher: Subscription) -> None:
         self._tasks.start_soon(self._ended, watcher)
 
-    async def _ended(self, watcher: EndWatcher) -> None:
+    async def _ended(self, watcher: Subscription) -> None:
         accepted = watcher.answer.accepted
         self._relays.own.close(watcher)
         if self._watchers.pop(accepted.request, None) is None:
@@ -260,9 +259,7 @@ class CreditReservations:
 
     async def _attach(self, group: Choices) -> Subscription | None:
         def make(there: list[RequestAccepted]) -> Subscription:
-            stream = Subscription(self._metered(there), None)
-            stream.attended = False
-            return stream
+            return Subscription(self._metered(there))
 
         parsed = [ids.parsed(accepted.request) for accepted in group]
         while True:

@@ -1,8 +1,6 @@
 """The limits of accounts and keys at this gateway: taken before a request is appended, counted once it has
 ended. The rules are in `limits.py`; what must not live here is money (`allowances.py`)."""
 
-from functools import partial
-
 import anyio
 from anyio.abc import TaskGroup
 
@@ -16,9 +14,8 @@ from rift.gateway.admission.rate_window import Part, RateWindow, Refused, Taken
 from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after_ms
 from rift.gateway.choices import Choices
 from rift.gateway.completion import Completion
-from rift.gateway.streams.end_watcher import EndWatcher
-from rift.gateway.streams.lane_reader import Subscription
 from rift.gateway.streams.lane_registry import LaneRegistry
+from rift.gateway.streams.subscription import Subscription
 
 # Three reports of a lane, after which the janitor says that it is lost.
 LIVES_S = 10.0
@@ -69,7 +66,7 @@ class RateLimits:
         self.lanes = lanes
         self._limiter = RateWindow()
         self._taken: dict[str, Taken] = {}
-        self._watchers: dict[str, EndWatcher] = {}
+        self._watchers: dict[str, Subscription] = {}
 
     async def reserve(self, choices: Choices) -> Choices:
         """Count the requests against their limits. Raises HTTPError (429): then nothing is counted."""
@@ -85,7 +82,7 @@ class RateLimits:
         """Replace the estimate by what the requests used, once they have ended on the own lane."""
         if choices[0].request in self._taken:
             answers = [Completion.of(accepted, self._book, keep_text=False) for accepted in choices]
-            watcher = self._watchers[choices[0].request] = EndWatcher(answers, self._at_end)
+            watcher = self._watchers[choices[0].request] = Subscription(answers, on_end=self._at_end)
             self._relays.own.join(watcher)
 
     def release(self, choices: Choices) -> None:
@@ -119,17 +116,11 @@ class RateLimits:
         parts = {whose: rate_window.part(of, living) for whose, of in held.items()}
         return {whose: of for whose, of in parts.items() if of != Part()}
 
-    def _at_end(self, watcher: EndWatcher) -> None:
+    def _at_end(self, watcher: Subscription) -> None:
         request = watcher.answer.id
         self._watchers.pop(request, None)
         if (taken := self._taken.pop(request, None)) is not None:
             rate_window.end(taken, tokens=_tokens(watcher))
-        # The relay is at work on its streams just now.
-        self._tasks.start_soon(partial(_close, self._relays, watcher))
-
-
-async def _close(relays: LaneRegistry, watcher: EndWatcher) -> None:
-    relays.own.close(watcher)
 
 
 def _estimate(group: Choices) -> int:

@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from events import encryption, subjects
 from events.log import Log
 from rift.gateway.choices import Choices
-from rift.gateway.streams.lane_reader import LaneReader, Subscription
+from rift.gateway.streams.lane_reader import LaneReader
+from rift.gateway.streams.subscription import Subscription
 
 
 class Limit(Protocol):
@@ -56,7 +57,7 @@ class Reservation:
     def commit(self) -> None:
         """Leave everything to those that follow the requests: their acceptances are stored."""
         assert self._subscription is not None, "a request is followed before it is appended"
-        self._subscription.stored = True
+        self._lane.confirm_stored(self._subscription)
 
     def release(self) -> None:
         """Give back everything: no acceptance is stored or ever will be."""

@@ -18,8 +18,8 @@ from rift.gateway.asgi.request import Request
 from rift.gateway.completion import Completion
 from rift.gateway.dialects import native, responses_response
 from rift.gateway.streams.delivery import Delivery
-from rift.gateway.streams.lane_reader import Subscription
 from rift.gateway.streams.lane_registry import LaneRegistry
+from rift.gateway.streams.subscription import Subscription
 
 # Who cancels a response is shown its end, if that comes soon: a worker needs a fraction of a second.
 CANCELLED_S = 3.0
@@ -56,7 +56,7 @@ class RequestRoutes:
         answer = await self._read(request, match[1])
         if answer.life.phase == "ended":
             return await request.answer(200, native.stored_inference(answer))
-        await self._delivery.say_cancel(answer.id, "client")
+        await self._delivery.cancellation.cancel(answer.id, "client")
         await request.answer(202, native.status(answer, "cancelling"))
 
     async def remove(self, request: Request, match: re.Match[str]) -> None:
@@ -73,7 +73,8 @@ class RequestRoutes:
 
         def make(there: list[RequestAccepted]) -> Subscription:
             answer = Completion.of(there[0], self._book, keep_text=False)
-            return Subscription([answer], native.NativeStream(answer), after=after)
+            format = native.NativeStream(answer)
+            return Subscription([answer], relay.client(format, after=after))
 
         stream = await relay.attach([parsed], make)
         if stream is None:
@@ -83,7 +84,7 @@ class RequestRoutes:
             relay.close(stream)
             message = f"event {after} of this request does not exist yet; the last one is {counted}"
             raise HTTPError(400, message, code="invalid_event_id", param="after")
-        if stream.ended and after == counted:
+        if stream.is_over and after == counted:
             relay.close(stream)
             await request.start(204, b"text/event-stream")
             await request.write(b"", more=False)
@@ -110,9 +111,8 @@ class RequestRoutes:
 
     async def cancel_response(self, request: Request, match: re.Match[str]) -> None:
         stream = await self._attach(request, match[1])
-        stream.let_client_go()
-        if not stream.ended:
-            await self._delivery.say_cancel(stream.answer.id, "client")
+        if not stream.is_over:
+            await self._delivery.cancellation.cancel(stream.answer.id, "client")
         with anyio.move_on_after(CANCELLED_S):
             await stream.wait_for_end()
         at = ids.parsed(stream.answer.id).at
@@ -123,13 +123,15 @@ class RequestRoutes:
         await self._remove(request, responses_response.request_id(match[1]), shown=match[1])
         await request.answer(200, {"id": match[1], "object": "response", "deleted": True})
 
-    async def _attach(self, request: Request, shown: str, *, after: int = -1) -> Subscription:
+    async def _attach(self, request: Request, shown: str, *, after: int | None = None) -> Subscription:
+        """Attach to a response: to its events after number `after`, or to its end (None)."""
         parsed = self._verified(request, responses_response.request_id(shown), shown=shown)
         relay = await self._relays.of(parsed.at.shard, parsed.at.lane)
 
         def make(there: list[RequestAccepted]) -> Subscription:
             answer = Completion.of(there[0], self._book, keep_text=True)
-            return Subscription([answer], responses_response.ResponsesStream(answer, after=after))
+            format = None if after is None else responses_response.ResponsesStream(answer, after=after)
+            return Subscription([answer], relay.client(format))
 
         stream = await relay.attach([parsed], make)
         if stream is None:

@@ -1,9 +1,10 @@
-"""Events of a lane to the clients that wait for them.
+"""Pass the events of a lane to the subscriptions of its requests, and to their clients.
 
-queue_depth    how much waits, by model and account
+subscription   follows requests to their end, with or without a client
+client_buffer  frames of one client, its wake-up and its bytes
+queue_status   how many requests wait, and what waiting clients are shown
 lane_reader    reads a lane and folds each event once
 lane_registry  the lanes that this gateway reads
-end_watcher    follows requests to their end without a client
-queue_status   what a waiting client is told
-delivery       frames to a client, and what follows when it goes
+cancellation   cancels requests, and repeats that until it is stored
+delivery       sends an answer, and decides what follows when the client goes
 """

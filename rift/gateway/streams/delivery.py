@@ -1,50 +1,37 @@
-"""From the log to a client: the whole answer, or frames as they come; and what is said when it goes.
+"""Send an answer to its client, whole or in frames, and decide what follows when the client goes.
 
-the client goes    routes that can resume wait out a grace, in which any gateway may say
-                   `ClientAttached`; then, and elsewhere at once, the request is cancelled
-a detached request (in the background, or with an idempotency key) goes on without a client
+If the client goes before the end:
+
+    a detached request      (in the background, or with an idempotency key) runs on
+    a native stream         is cancelled unless a client attaches to it, at any gateway, within a grace period
+    any other request       is cancelled at once
 """
-
-import logging
-from collections.abc import Iterable
 
 import anyio
 from anyio.abc import TaskGroup
 
-from events import codec, subjects
 from events.book import Book
-from events.ids import parse_request_id
-from events.log import Log, LogError, append_until_known
-from events.schema import AnyEvent, CancelReason, CancelRequested, ClientAttached, Problem
+from events.contracts import CLIENT_ATTACHED_S, CLIENT_GRACE_S
+from events.publisher import Publisher
+from events.schema import CancelReason, ClientAttached, Problem
 from rift.gateway.asgi.cors import server_timing
 from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after
 from rift.gateway.asgi.request import Request
-from rift.gateway.choices import Choices
 from rift.gateway.dialects import dialect as dialects
-from rift.gateway.streams.lane_reader import LaneReader, Subscription
+from rift.gateway.streams.cancellation import Cancellation, publish_patiently
+from rift.gateway.streams.lane_reader import LaneReader
 from rift.gateway.streams.queue_status import KEEP_ALIVE_S, STATUS_S, QueueStatus, Status, StatusNotices
+from rift.gateway.streams.subscription import Subscription
 
-logger = logging.getLogger(__name__)
-
-# Until then a worker's refusal can still be a status code of its own.
+# A stream answers with headers after this time at the latest. A request that fails earlier is answered with
+# an HTTP error.
 STATUS_LINE_S = 1.0
 
-# How long a native stream's client may be away. A client that resumed says so three times as often.
-GRACE_S = 15.0
-ATTACHED_S = GRACE_S / 3
+# Stands for every status in a format that does not show it.
+HIDDEN = Status("queued")
 
-# Who was told that a request was not accepted must not be charged: that is said for this long.
-SAY_S = 300.0
-SAY_AGAIN_S = 1.0
-
-# A publish can land after its sender gave up on it, by as long as a connection takes to come back.
-LATE_LANDING_S = (0.0, 5.0, 30.0)
-
-# To a format that does not tell one wait from another.
-ANY = Status("queued")
-
-# What would end the same again: it stopped its engine three times, or cannot be read, now or any more.
-ENDS_AGAIN = ("poison", "prompt_unreadable", "content_removed")
+# A repeat would fail the same way: the request stopped its engine three times, or cannot be read.
+FINAL_CODES = ("poison", "prompt_unreadable", "content_removed")
 
 STOPPING = Problem(
     code="gateway_stopping", message="this gateway stops; resume the stream, or fetch the answer"
@@ -54,204 +41,160 @@ SSE_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 
 
 class Delivery:
-    """`tasks` outlives each client: it says what must be said after one has gone. `stopping`: the gateway
-    goes, and its lane's loss says the rest."""
+    """`tasks` outlives each client."""
 
-    def __init__(self, log: Log, *, writer: str, book: Book, waiting: QueueStatus, tasks: TaskGroup) -> None:
-        self._log = log
-        self._writer = writer
+    def __init__(
+        self, publisher: Publisher, *, book: Book, queue_status: QueueStatus, tasks: TaskGroup
+    ) -> None:
+        self.cancellation = Cancellation(publisher, tasks)
+        self._publisher = publisher
         self._book = book
-        self._waiting = waiting
+        self._queue_status = queue_status
         self._tasks = tasks
-        self._reading: dict[Subscription, str] = {}
-        self.stopping = False
+        # The key with which each client reads.
+        self._keys: dict[Subscription, str] = {}
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """From here on, cancel nothing for clients that go: the loss of this gateway's lane covers it."""
+        self._is_stopping = True
+
+    def revoke(self, key: str) -> None:
+        """Break off the streams that a revoked key reads of requests of its account's other keys."""
+        for subscription, reading in self._keys.items():
+            if reading == key and subscription.answer.accepted.key != key:
+                subscription.break_off(REVOKED)
 
     async def deliver(
         self,
         request: Request,
-        relay: LaneReader,
-        stream: Subscription,
+        reader: LaneReader,
+        subscription: Subscription,
         *,
         resumed: bool,
         headers: Headers = (),
     ) -> None:
-        """Answer with what the log says. Raises HTTPError for a failure before the first byte."""
-        refusal: HTTPError | None = None
-        send = self._send_frames if stream.format else self._send_whole
-        self._reading[stream] = request.key
+        """Send the answer as the log tells it. Raises HTTPError for a failure before the first byte."""
+        assert subscription.client is not None, "an answer is delivered to a client"
+        failure: HTTPError | None = None
+        send = self._send_frames if subscription.client.format else self._send_whole
+        self._keys[subscription] = request.key
         if self._book.keys[request.key].revoked_at_ns is not None:
-            # Since it was authenticated: who heard of it could not know of this stream.
-            self.revoke(request.key, ())
+            # Revoked between its authentication and the line above.
+            self.revoke(request.key)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._watch, request, tasks.cancel_scope)
-                tasks.start_soon(self._stay_attached, stream, resumed)
-                refusal = await send(request, relay, stream, headers, resumed)
+                tasks.start_soon(_cancel_at_disconnect, request, tasks.cancel_scope)
+                tasks.start_soon(self._stay_attached, subscription, resumed)
+                failure = await send(request, subscription, headers, resumed)
                 tasks.cancel_scope.cancel()
         finally:
-            del self._reading[stream]
-            relay.taken(stream)
-            stream.let_client_go()
-            if stream.ended or self.stopping:
-                relay.close(stream)
-            elif stream.answer.accepted.detached:
-                self._tasks.start_soon(self._end_rest, stream)
-                self.mind(relay, stream)
-            else:
-                self._tasks.start_soon(self._client_gone, relay, stream, resumed)
-        if refusal is not None:
-            raise refusal
+            del self._keys[subscription]
+            reader.release_client(subscription)
+            if self._is_stopping:
+                reader.close(subscription)
+            elif not subscription.is_over:
+                self._tasks.start_soon(self._client_gone, reader, subscription, resumed)
+        if failure is not None:
+            raise failure
 
-    def mind(self, relay: LaneReader, stream: Subscription) -> None:
-        """Follow a request without a client to its end."""
-
-        async def follow() -> None:
-            await stream.wait_for_end()
-            relay.close(stream)
-
-        self._tasks.start_soon(follow)
-
-    def cancel_unanswered(self, group: Choices) -> None:
-        """Say, now and twice later, that what was stored, or may still land, must not be answered."""
-
-        async def say() -> None:
-            for pause_s in LATE_LANDING_S:
-                await anyio.sleep(pause_s)
-                for accepted in group:
-                    await self.say_cancel(accepted.request, "unanswered")
-
-        self._tasks.start_soon(say)
-
-    def revoke(self, key: str, requests: Iterable[str]) -> None:
-        """End what was accepted under a key that is revoked, and what is read with it of its account's."""
-        for request in requests:
-            self._tasks.start_soon(self.say_cancel, request, "revoked")
-        for stream, reader in self._reading.items():
-            if reader == key and stream.answer.accepted.key != key:
-                stream.break_off(REVOKED)
-
-    async def say_cancel(self, request: str, why: CancelReason) -> None:
-        parsed = parse_request_id(request)
-        assert parsed is not None, "an accepted request has an id"
-        event = CancelRequested(request=request, why=why)
-        await self._say(subjects.cancel(parsed.at), parsed.at.shard, event)
-
-    # --- sending -------------------------------------------------------------------------------------
-
-    async def _watch(self, request: Request, scope: anyio.CancelScope) -> None:
-        await request.disconnected()
-        scope.cancel()
+    # --- sending ---------------------------------------------------------------------------------------
 
     async def _send_whole(
-        self, request: Request, relay: LaneReader, stream: Subscription, headers: Headers, resumed: bool
+        self, request: Request, subscription: Subscription, headers: Headers, resumed: bool
     ) -> HTTPError | None:
-        """Answer with the whole object once the request has ended; return a failure instead."""
-        await stream.wait_for_end()
-        if stream.broken is REVOKED:
-            return failed(401, REVOKED)
-        if stream.open_requests() and stream.failure() is None:
-            message = f"this gateway stops; fetch the answer at /v1/inference/{stream.answer.id}"
+        """Send the whole object once the request has ended; return a failure instead."""
+        await subscription.wait_for_end()
+        if subscription.problem is REVOKED:
+            return http_error(401, REVOKED)
+        if failure := subscription.failure():
+            return http_error(*failure)
+        if subscription.open_requests():
+            message = f"this gateway stops; fetch the answer at /v1/inference/{subscription.answer.id}"
             return HTTPError(503, message, code=STOPPING.code, headers=retry_after(1))
-        if failure := stream.failure():
-            return failed(*failure)
-        timed = [*headers, *server_timing(stream.answer.timing())]
-        dialect = dialects.of(stream.answer.accepted.kind)
-        await request.answer(200, dialect.whole(list(stream.answers.values())), timed)
+        timed = [*headers, *server_timing(subscription.answer.timing())]
+        dialect = dialects.of(subscription.answer.accepted.kind)
+        await request.answer(200, dialect.whole(list(subscription.answers.values())), timed)
         return None
 
     async def _send_frames(
-        self, request: Request, relay: LaneReader, stream: Subscription, headers: Headers, resumed: bool
+        self, request: Request, subscription: Subscription, headers: Headers, resumed: bool
     ) -> HTTPError | None:
         """Send frames as the log brings them; return a failure that comes before the first."""
-        assert stream.format is not None, "a stream has a format"
+        client = subscription.client
+        assert client is not None, "frames are sent to a client"
+        format = client.format
+        assert format is not None, "frames have a format"
         if not resumed:
             with anyio.move_on_after(STATUS_LINE_S):
-                await stream.moved.wait()
-            if stream.ended and (failure := stream.failure()):
-                return failed(*failure)
-        timed = [*headers, *server_timing(stream.answer.timing())]
+                await subscription.wait_for_start()
+            if subscription.is_over and (failure := subscription.failure()):
+                return http_error(*failure)
+        timed = [*headers, *server_timing(subscription.answer.timing())]
         await request.start(200, b"text/event-stream", [*SSE_HEADERS, *timed])
-        stream.sent_at = anyio.current_time()
+        client.note_sent()
         notices = StatusNotices()
         while True:
-            if stream.is_waiting:
-                await self._tell_status(request, stream, notices)
-            look_at = stream.sent_at + KEEP_ALIVE_S
-            if stream.is_waiting and stream.format.tells_status:
-                look_at = anyio.current_time() + STATUS_S
-            with anyio.move_on_at(look_at):
-                await stream.wait(request.write_chunk)
-            if stream.has_news:
-                more = not stream.ended
-                data = stream.take()
-                relay.taken(stream)
-                await request.write(data, more=more)
+            is_waiting = subscription.state == "waiting"
+            if is_waiting:
+                status = self._queue_status.status(subscription.answer.accepted.model)
+                if notices.is_due(status if format.tells_status else HIDDEN, anyio.current_time()):
+                    client.note_sent()
+                    await request.write(format.waiting(status.name, status.estimate_ms), more=True)
+            wait_until_s = client.sent_at_s + KEEP_ALIVE_S
+            if is_waiting and format.tells_status:
+                wait_until_s = anyio.current_time() + STATUS_S
+            with anyio.move_on_at(wait_until_s):
+                await subscription.wait_for_news(request.write_chunk)
+            if subscription.has_news:
+                more = not subscription.is_over
+                await request.write(client.take(), more=more)
                 if not more:
                     return None
-            elif not stream.is_waiting and anyio.current_time() >= stream.sent_at + KEEP_ALIVE_S:
-                stream.sent_at = anyio.current_time()
-                await request.write(stream.format.keep_alive, more=True)
+            elif subscription.state != "waiting" and anyio.current_time() >= client.sent_at_s + KEEP_ALIVE_S:
+                client.note_sent()
+                await request.write(format.keep_alive, more=True)
 
-    async def _tell_status(self, request: Request, stream: Subscription, notices: StatusNotices) -> None:
-        """Tell what the request waits for, if that is news or nothing was said for long."""
-        assert stream.format is not None, "a stream has a format"
-        status = self._waiting.status(stream.answer.accepted.model)
-        shown = status if stream.format.tells_status else ANY
-        if notices.due(shown, now := anyio.current_time()):
-            stream.sent_at = now
-            await request.write(stream.format.waiting(status.name, status.estimate_ms), more=True)
+    # --- attaching and leaving -------------------------------------------------------------------------
 
-    # --- a client that went, or came back -----------------------------------------------------------------
+    async def _stay_attached(self, subscription: Subscription, resumed: bool) -> None:
+        """Report this client to other gateways, so that none cancels the request for another that went.
 
-    async def _client_gone(self, relay: LaneReader, stream: Subscription, resumed: bool) -> None:
-        """Wait for the client where it can resume, then end the request on its behalf."""
-        accepted = stream.answer.accepted
-        needed = relay.has_client(accepted.request)
-        if resumed or (dialects.of(accepted.kind).is_resumable and accepted.stream):
-            with anyio.move_on_after(GRACE_S):
-                await stream.wait_for_end(or_attached=True)
-                needed = True
-        relay.close(stream)
-        if stream.failure() is not None:
-            await self._end_rest(stream)
-        elif not needed and not relay.has_client(accepted.request):
-            for answer in stream.open_requests():
-                await self.say_cancel(answer.id, "disconnect")
-
-    async def _end_rest(self, stream: Subscription) -> None:
-        """Where one choice failed, the client was told so, and pays for none that goes on."""
-        if stream.failure() is not None:
-            for answer in stream.open_requests():
-                await self.say_cancel(answer.id, "unanswered")
-
-    async def _stay_attached(self, stream: Subscription, resumed: bool) -> None:
-        """Say that a client is here, so that no gateway takes its absence elsewhere for the end: who
-        resumed at once, who was here first as soon as there are others."""
+        A client that resumed is reported at once, the first client only after another has attached.
+        """
         if not resumed:
-            await stream.wait_for_company()
-        accepted = stream.answer.accepted
-        parsed = parse_request_id(accepted.request)
-        assert parsed is not None, "an accepted request has an id"
-        subject = subjects.lane(parsed.at.shard, parsed.at.lane)
+            await subscription.wait_for_attachment()
+        accepted = subscription.answer.accepted
         while not accepted.detached:
-            await self._say(subject, parsed.at.shard, ClientAttached(request=accepted.request))
-            await anyio.sleep(ATTACHED_S)
+            await publish_patiently(self._publisher, ClientAttached(request=accepted.request))
+            await anyio.sleep(CLIENT_ATTACHED_S)
 
-    async def _say(self, subject: str, shard: int, event: AnyEvent) -> None:
-        data = codec.encode(self._writer, [event])
-        stream = subjects.shard_stream(shard)
-        with anyio.move_on_after(SAY_S) as timer:
-            while True:
-                try:
-                    await append_until_known(self._log, stream, subject, data, within_s=SAY_S)
-                    return
-                except LogError as error:
-                    logger.warning("%s is not stored yet: %s", event, error)
-                    await anyio.sleep(SAY_AGAIN_S)
-        if timer.cancelled_caught:
-            logger.error("%s could not be stored", event)
+    async def _client_gone(self, reader: LaneReader, subscription: Subscription, resumed: bool) -> None:
+        """Cancel what runs on for nobody, after a grace period where the client may resume."""
+        accepted = subscription.answer.accepted
+        if subscription.failure() is not None:
+            # The client received an error for one choice, so none of the others may be charged.
+            await self._cancel(subscription, "unanswered")
+        elif not accepted.detached:
+            is_needed = reader.has_client(accepted.request)
+            if resumed or (dialects.of(accepted.kind).is_resumable and accepted.stream):
+                with anyio.move_on_after(CLIENT_GRACE_S):
+                    await subscription.wait_for_end(or_attachment=True)
+                    is_needed = True
+            reader.close(subscription)
+            if not is_needed and not reader.has_client(accepted.request):
+                await self._cancel(subscription, "disconnect")
+
+    async def _cancel(self, subscription: Subscription, why: CancelReason) -> None:
+        for answer in subscription.open_requests():
+            await self.cancellation.cancel(answer.id, why)
 
 
-def failed(status: int, problem: Problem) -> HTTPError:
-    headers = FINAL if problem.code in ENDS_AGAIN else ()
+async def _cancel_at_disconnect(request: Request, scope: anyio.CancelScope) -> None:
+    await request.disconnected()
+    scope.cancel()
+
+
+def http_error(status: int, problem: Problem) -> HTTPError:
+    headers = FINAL if problem.code in FINAL_CODES else ()
     return HTTPError(status, problem.message, code=problem.code, param=problem.param, headers=headers)

@@ -1,72 +1,86 @@
-"""The relays of one gateway: its own lane's for life, other lanes' while somebody resumes there."""
+"""The lanes that one gateway reads: its own for life, and others while clients resume there."""
 
-from functools import partial
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Self
 
 import anyio
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
-from events.log import Log, LogError
+from events import subjects
+from events.log import Log
 from events.request_history import HistoryReader
 from rift.gateway.streams.lane_reader import LaneReader
 
-# A lane that nobody waits for any more is followed this long: the next to resume often comes soon.
+# Another gateway's lane without subscriptions is read this much longer: the next client to resume there
+# often comes soon.
 IDLE_S = 30.0
 
 
 class LaneRegistry:
+    """`own` reads the gateway's own lane."""
+
     def __init__(
-        self, log: Log, histories: HistoryReader, *, shard: int, lane: str, tasks: TaskGroup
+        self, log: Log, histories: HistoryReader, own: LaneReader, *, lane: tuple[int, str], tasks: TaskGroup
     ) -> None:
         self._log = log
         self._histories = histories
         self._tasks = tasks
-        self.own = LaneReader(log, histories, shard=shard, lane=lane)
-        self._relays = {(shard, lane): self.own}
+        self.own = own
+        self._readers = {lane: own}
         self._opening = anyio.Lock()
 
-    async def open(self) -> None:
-        """Start to read the gateway's own lane; return once the reader is confirmed. Raises LogError."""
-        await self._open(self.own, idle_s=None)
+    @classmethod
+    async def open(
+        cls, log: Log, histories: HistoryReader, *, shard: int, lane: str, tasks: TaskGroup
+    ) -> Self:
+        """Start reading the gateway's own lane in `tasks`. Raises LogError."""
+
+        async def read(*, task_status: TaskStatus[LaneReader]) -> None:
+            async with open_lane(log, histories, shard=shard, lane=lane) as reader:
+                task_status.started(reader)
+                await reader.run()
+
+        own = await tasks.start(read)
+        return cls(log, histories, own, lane=(shard, lane), tasks=tasks)
 
     async def of(self, shard: int, lane: str) -> LaneReader:
-        """Return the lane's relay, which reads by then. Raises LogError."""
-        if (relay := self._relays.get((shard, lane))) is not None:
-            return relay
+        """Return the reader of a lane, opened if need be. Raises LogError."""
+        if (reader := self._readers.get((shard, lane))) is not None:
+            return reader
         async with self._opening:
-            if (relay := self._relays.get((shard, lane))) is None:
-                relay = LaneReader(self._log, self._histories, shard=shard, lane=lane)
-                await self._open(relay, idle_s=IDLE_S)
-                self._relays[shard, lane] = relay
-            return relay
+            if (shard, lane) not in self._readers:
+                await self._tasks.start(self._read_while_used, shard, lane)
+            return self._readers[shard, lane]
 
     def every(self) -> list[LaneReader]:
-        return list(self._relays.values())
+        return list(self._readers.values())
 
-    async def _open(self, relay: LaneReader, *, idle_s: float | None) -> None:
-        settled = anyio.Event()
-        failed: list[LogError] = []
+    def nudge(self, models: Collection[str]) -> None:
+        """Wake the clients that wait for one of these models."""
+        for reader in self.every():
+            reader.nudge(models)
 
-        async def read() -> None:
-            try:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(partial(relay.run, opened=settled.set))
-                    if idle_s is not None:
-                        await self._until_idle(relay, idle_s)
-                        tasks.cancel_scope.cancel()
-            except* LogError as group:
-                if settled.is_set():
-                    raise
-                failed.append(LogError(f"the lane cannot be read: {group.exceptions[0]}"))
-                settled.set()
+    async def _read_while_used(self, shard: int, lane: str, *, task_status: TaskStatus[LaneReader]) -> None:
+        async with open_lane(self._log, self._histories, shard=shard, lane=lane) as reader:
+            self._readers[shard, lane] = reader
+            task_status.started(reader)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(reader.run)
+                was_idle = False
+                while not (was_idle and reader.is_idle):
+                    was_idle = reader.is_idle
+                    await anyio.sleep(IDLE_S)
+                del self._readers[shard, lane]
+                tasks.cancel_scope.cancel()
 
-        self._tasks.start_soon(read)
-        await settled.wait()
-        if failed:
-            raise failed[0]
 
-    async def _until_idle(self, relay: LaneReader, idle_s: float) -> None:
-        was_idle = False
-        while not (was_idle and relay.is_idle):
-            was_idle = relay.is_idle
-            await anyio.sleep(idle_s)
-        self._relays = {key: other for key, other in self._relays.items() if other is not relay}
+@asynccontextmanager
+async def open_lane(
+    log: Log, histories: HistoryReader, *, shard: int, lane: str
+) -> AsyncIterator[LaneReader]:
+    """Open a reader of what is appended to a lane from here on. Raises LogError."""
+    stream = subjects.shard_stream(shard)
+    after = await log.last_sequence(stream)
+    async with log.follow(stream, subjects.answers(shard, lane), after=after) as follower:
+        yield LaneReader(follower, histories)

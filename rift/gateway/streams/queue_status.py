@@ -1,36 +1,64 @@
-"""What a client is told while its request waits, and how often.
+"""The queue of requests that wait for a worker: how long it is, and what waiting clients are shown.
 
-    queued      a replica of the model is ready, and every slot of it is taken
-    starting    none is ready; with an estimate, once there is a start to learn from
+    queued      a replica of the model is ready, but all its slots are busy
+    starting    no replica is ready; with an estimate, once a start has been measured
 
-Pure, but for `Waiting`, which wakes the streams whose status has changed.
+Pure bookkeeping. The limits of a queue are in `admission/admission.py`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 import msgspec
 
+from events import codec
 from events.contracts import SECOND_NS
 from events.fleet import Fleet
-from rift.gateway.streams.lane_reader import LaneReader
+from events.schema import RequestAccepted
 
-# Proxies close what is silent for 30 s or more.
+# Proxies close connections that are silent for 30 s or more.
 KEEP_ALIVE_S = 12.0
 
-# An estimate counts down: a screen that shows it every other second is alive, and a crowd costs little.
+# How often an estimate is refreshed: often enough for a screen to look alive, and cheap for a crowd.
 STATUS_S = 2.0
 
 
+class QueueDepth:
+    """The requests of one lane that wait for their first attempt, by model.
+
+    A request counts from its admission, before it is stored, so that a burst is seen while it arrives.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, dict[str, tuple[str, int]]] = {}
+
+    def add(self, group: Iterable[RequestAccepted]) -> None:
+        for accepted in group:
+            waiting = self._waiting.setdefault(accepted.model, {})
+            if accepted.request not in waiting:
+                waiting[accepted.request] = accepted.account, len(codec.encode_event(accepted))
+
+    def remove(self, group: Iterable[RequestAccepted]) -> None:
+        """Remove requests that have begun or ended, are no longer followed, or were refused after all."""
+        for accepted in group:
+            self._waiting.get(accepted.model, {}).pop(accepted.request, None)
+
+    def length(self, model: str, account: str | None = None) -> tuple[int, int]:
+        """Return how many requests wait for a model, and their bytes: of all accounts, or of one."""
+        sizes = [size for owner, size in self._waiting.get(model, {}).values() if account in (None, owner)]
+        return len(sizes), sum(sizes)
+
+
 class Status(msgspec.Struct, frozen=True):
-    """`estimate_ms` is how long it takes until a replica is ready, in whole seconds; None: not known."""
+    """What a request waits for. `estimate_ms` is the time until a replica is ready, in whole seconds; None
+    if it is unknown."""
 
     name: Literal["queued", "starting"]
     estimate_ms: int | None = None
 
 
 def status(fleet: Fleet, model: str, now_ns: int) -> Status:
-    """Return what a request for the model waits for. `now_ns` is the broker's time."""
+    """Return what requests for a model wait for. `now_ns` is the broker's time."""
     if fleet.is_ready(model):
         return Status("queued")
     start_ns = fleet.start_ns(model)
@@ -45,43 +73,42 @@ def status(fleet: Fleet, model: str, now_ns: int) -> Status:
 
 
 class StatusNotices:
-    """What one client was told last: it hears of another status at once, of another estimate soon."""
+    """When one client is sent its status: another status at once, another estimate every STATUS_S."""
 
     def __init__(self) -> None:
-        self._told: Status | None = None
-        self._at = 0.0
+        self._last: Status | None = None
+        self._sent_at_s = 0.0
 
-    def due(self, now: Status, at: float) -> bool:
-        """Say whether the client should be told now; then it is taken as told."""
-        told = self._told
-        if told is not None and told.name == now.name:
-            after_s = KEEP_ALIVE_S if told == now else STATUS_S
-            if at < self._at + after_s:
+    def is_due(self, status: Status, now_s: float) -> bool:
+        """Whether the client is to be sent its status now; if so, it counts as sent."""
+        last = self._last
+        if last is not None and last.name == status.name:
+            pause_s = KEEP_ALIVE_S if last == status else STATUS_S
+            if now_s < self._sent_at_s + pause_s:
                 return False
-        self._told = now
-        self._at = at
+        self._last = status
+        self._sent_at_s = now_s
         return True
 
 
 class QueueStatus:
-    """The fleet as who waits sees it."""
+    """What requests wait for, as the fleet stands. `nudge` wakes the clients that wait for some models."""
 
     def __init__(
-        self, fleet: Fleet, relays: Callable[[], Iterable[LaneReader]], now_ns: Callable[[], int]
+        self, fleet: Fleet, nudge: Callable[[Collection[str]], None], now_ns: Callable[[], int]
     ) -> None:
         self._fleet = fleet
-        self._relays = relays
+        self._nudge = nudge
         self._now_ns = now_ns
         self._ready: frozenset[str] = frozenset()
 
     def status(self, model: str) -> Status:
         return status(self._fleet, model, max(self._now_ns(), self._fleet.at_ns))
 
-    def changed(self) -> None:
-        """The fleet has changed: wake who waits for a model that became ready, or is not ready any more."""
+    def refresh(self) -> None:
+        """After a change of the fleet, wake the clients of models that became ready or are no longer."""
         ready = frozenset(model for model in self._fleet.replicas if self._fleet.is_ready(model))
         models = self._ready ^ ready
         self._ready = ready
         if models:
-            for relay in self._relays():
-                relay.nudge(models)
+            self._nudge(models)

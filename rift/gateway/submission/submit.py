@@ -34,8 +34,9 @@ from rift.gateway.dialects import dialect as dialects
 from rift.gateway.dialects.dialect import Dialect
 from rift.gateway.dialects.sampling import ParsedRequest
 from rift.gateway.streams.delivery import Delivery
-from rift.gateway.streams.lane_reader import Subscription
+from rift.gateway.streams.lane_reader import LaneReader
 from rift.gateway.streams.lane_registry import LaneRegistry
+from rift.gateway.streams.subscription import Subscription
 from rift.gateway.submission import idempotency
 from rift.gateway.submission.idempotency import Claim, Entry
 
@@ -134,7 +135,7 @@ class Submission:
         return claim, reservation if is_new else None
 
     async def _answer_new(self, request: Request, wanted: ParsedRequest, reservation: Reservation) -> None:
-        stream = self._stream(wanted, reservation.choices)
+        stream = self._stream(self._relays.own, wanted, reservation.choices)
         await self._append(stream, reservation)
         await self._answer_with(request, wanted, stream)
 
@@ -144,7 +145,7 @@ class Submission:
         """Attach to the request that an idempotency key stands for, from its first event."""
         parsed = [ids.parsed(accepted.request) for accepted in group]
         relay = await self._relays.of(parsed[0].at.shard, parsed[0].at.lane)
-        make = partial(self._stream, wanted)
+        make = partial(self._stream, relay, wanted)
         stream = await relay.attach(parsed, make)
         if stream is None or len(stream.answers) < len(group):
             # The gateway that claimed the key died before it had accepted all, or the log was trimmed.
@@ -171,7 +172,7 @@ class Submission:
         at = ids.parsed(answer.id).at
         relay = await self._relays.of(at.shard, at.lane)
         if wanted.background and not wanted.stream:
-            self._delivery.mind(relay, stream)
+            relay.release_client(stream)
             background = dialects.of(wanted.kind).background
             assert background is not None, "only these APIs parse `background`"
             await request.answer(*background(answer), headers)
@@ -218,11 +219,14 @@ class Submission:
         )
         return groups.of(first, wanted.choices, secret=self._secret)
 
-    def _stream(self, wanted: ParsedRequest, group: Sequence[RequestAccepted]) -> Subscription:
+    def _stream(
+        self, relay: LaneReader, wanted: ParsedRequest, group: Sequence[RequestAccepted]
+    ) -> Subscription:
         dialect = dialects.of(wanted.kind)
         keep = not wanted.stream or dialect.streams_text
         answers = [Completion.of(accepted, self._book, keep_text=keep) for accepted in group]
-        return Subscription(answers, dialect.stream(answers, wanted) if wanted.stream else None)
+        format = dialect.stream(answers, wanted) if wanted.stream else None
+        return Subscription(answers, relay.client(format))
 
     async def _append(self, stream: Subscription, reservation: Reservation) -> None:
         """Follow, then append the acceptances. Raises HTTPError: then nothing is charged."""
@@ -233,7 +237,7 @@ class Submission:
         except LogError as error:
             refusal = _not_stored(error)
             if refusal.code == "log_unavailable" or len(group) > 1:
-                self._delivery.cancel_unanswered(group)
+                self._delivery.cancellation.cancel_unanswered(group)
                 reservation.outcome_unknown()
             else:
                 reservation.release()
@@ -244,7 +248,7 @@ class Submission:
     def _check_key(self, group: Choices) -> None:
         """Who heard that the key is revoked before the acceptance was stored could not end it."""
         if self._book.keys[group[0].key].revoked_at_ns is not None:
-            self._delivery.revoke(group[0].key, [accepted.request for accepted in group])
+            self._delivery.cancellation.revoke(accepted.request for accepted in group)
 
     async def _store(self, group: Choices, stream: Subscription | None = None) -> None:
         """Append each acceptance, sealed if it has a key; `stream` opens what comes of it. Raises LogError:
@@ -260,7 +264,7 @@ class Submission:
                 if seal is None and accepted.sealed is not None:
                     raise encryption.KeyErased(accepted.request)
                 if stream is not None:
-                    stream.answers[accepted.request].seal = seal
+                    stream.decrypt_with(accepted.request, seal)
                 data = codec.encode(self._lane, [accepted if seal is None else seal.closed(accepted)])
                 await append_until_known(self._log, shard, subject, data, within_s=ACCEPT_S)
             except LogError as error:

@@ -135,7 +135,7 @@ def test_a_reader_whose_body_never_comes_leaves_nothing() -> None:
             await anyio.sleep(0.2)
             call.leave()
             await anyio.sleep(0.2)
-            assert (relay._buffered, relay.is_idle) == (0, True)
+            assert (relay.buffered.total, relay.is_idle) == (0, True)
 
     live(test)
 

@@ -20,7 +20,7 @@ from rift.gateway.admission import credit
 from rift.gateway.admission.credit import CreditReservations
 from rift.gateway.admission.metering import MeteredCompletion
 from rift.gateway.asgi.errors import HTTPError
-from rift.gateway.streams.lane_reader import Subscription
+from rift.gateway.streams.subscription import Subscription
 from tests.simulation import clock, prepaid
 from tests.simulation.client import Call
 from tests.simulation.ledger import Ledger
@@ -306,7 +306,7 @@ def test_an_acceptance_of_unknown_outcome_is_charged_if_it_lands(lands: bool) ->
         await world.work()
         ours = allowances_of(gateway)
         accepted = await ours.reserve((world.accepted(gateway),))
-        stream = Subscription([MeteredCompletion(accepted[0], PRICE)], None)
+        stream = Subscription([MeteredCompletion(accepted[0], PRICE)])
         ours._relays.own.open(stream)
         ours.follow(accepted)
         ours._relays.own.close(stream)
@@ -328,7 +328,7 @@ def test_a_request_that_two_gateways_accepted_is_spent_once() -> None:
         wanted = world.accepted(first, idempotency_hash="digest")
         of_first = await allowances_of(first).reserve((wanted,))
         of_second = await allowances_of(second).reserve((wanted,))
-        allowances_of(first)._relays.own.open(Subscription([MeteredCompletion(of_first[0], PRICE)], None))
+        allowances_of(first)._relays.own.open(Subscription([MeteredCompletion(of_first[0], PRICE)]))
         allowances_of(first).follow(of_first)
         for accepted in (of_second, of_first):
             world.store(accepted)

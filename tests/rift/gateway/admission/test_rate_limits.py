@@ -13,7 +13,7 @@ from events.schema import AccountOpened, AnyEvent, KeyIssued, KeyLimitsSet, KeyR
 from rift import keys
 from rift.control.duties.supervision import Supervision
 from rift.gateway.admission import admission
-from rift.gateway.streams.delivery import Delivery
+from rift.gateway.streams.cancellation import Cancellation
 from tests.rift.gateway.admission.test_credit import World, live
 from tests.simulation.client import Call
 from tests.simulation.prepaid import ACCOUNT
@@ -421,7 +421,7 @@ def test_what_a_revoked_key_reads_of_anothers_request_ends_and_the_request_goes_
 
 @pytest.mark.parametrize(
     "absent",
-    [(Supervision, "see_book"), (Delivery, "revoke")],
+    [(Supervision, "see_book"), (Cancellation, "revoke")],
     ids=["the gateway ends it", "the janitor ends it"],
 )
 def test_a_key_that_is_revoked_while_its_acceptance_is_stored_gets_nothing(

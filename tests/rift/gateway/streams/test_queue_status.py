@@ -84,28 +84,25 @@ def test_before_any_start_it_is_what_the_decision_took_it_to_be() -> None:
 
 def test_a_client_hears_what_is_new_and_not_too_often() -> None:
     notices = StatusNotices()
-    assert notices.due(Status("starting"), 0)
-    assert not notices.due(Status("starting"), KEEP_ALIVE_S - 0.1)
-    assert notices.due(Status("starting"), KEEP_ALIVE_S), "it is a keep-alive too"
+    assert notices.is_due(Status("starting"), 0)
+    assert not notices.is_due(Status("starting"), KEEP_ALIVE_S - 0.1)
+    assert notices.is_due(Status("starting"), KEEP_ALIVE_S), "it is a keep-alive too"
     at = KEEP_ALIVE_S + 0.1
-    assert not notices.due(Status("starting", 9_000), at), "only just told"
-    assert notices.due(Status("starting", 8_000), at + STATUS_S)
-    assert not notices.due(Status("starting", 7_000), at + STATUS_S + 0.5)
-    assert notices.due(Status("queued"), at + STATUS_S + 0.6), "another status at once"
+    assert not notices.is_due(Status("starting", 9_000), at), "only just told"
+    assert notices.is_due(Status("starting", 8_000), at + STATUS_S)
+    assert not notices.is_due(Status("starting", 7_000), at + STATUS_S + 0.5)
+    assert notices.is_due(Status("queued"), at + STATUS_S + 0.6), "another status at once"
 
 
 def test_who_waits_is_woken_when_a_model_is_ready_or_is_not_any_more() -> None:
     woken: list[Any] = []
 
-    class Reader:
-        nudge = woken.append
-
     story = Story()
-    waiting = QueueStatus(story.fleet, lambda: [Reader], lambda: 0)  # type: ignore[list-item]
+    waiting = QueueStatus(story.fleet, woken.append, lambda: 0)
 
     def tell(event: AnyEvent) -> None:
         story.tell(event)
-        waiting.changed()
+        waiting.refresh()
 
     tell(starting("a"))
     assert woken == []
@@ -122,5 +119,5 @@ def test_the_time_is_never_before_the_fleets_last_word(now_ns: int) -> None:
     story = Story()
     story.tell(decided(**{"replicas.start_ns": 10 * SECOND}))
     story.tell(starting("a"))
-    waiting = QueueStatus(story.fleet, list, lambda: now_ns)
+    waiting = QueueStatus(story.fleet, lambda models: None, lambda: now_ns)
     assert waiting.status("m") == Status("starting", 0 if now_ns else 10_000)

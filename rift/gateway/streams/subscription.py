@@ -1,0 +1,150 @@
+"""One observer of a request, or of the choices of one group, from the lane's events to their end."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from events.encryption import Cipher
+from events.lifecycle import Life
+from events.schema import Problem
+from events.wakeup import Wakeup
+from rift.gateway.asgi.request import WriteChunk
+from rift.gateway.completion import Completion
+from rift.gateway.streams.client_buffer import ClientBuffer
+
+# waiting   no attempt has started
+# running   an attempt has started, or one choice has ended
+# ended     all requests have ended; with a client, also once one has failed
+# broken    the client's stream was broken off; its requests go on
+State = Literal["waiting", "running", "ended", "broken"]
+
+
+class Subscription:
+    """Follows requests to their end, with or without a client.
+
+    `answers` holds one completion for each request, `answer` is the first, and `finished` are those that have
+    ended, in the log's order. `on_end` is called once, at the end; it must not close the subscription.
+    """
+
+    def __init__(
+        self,
+        answers: Sequence[Completion],
+        client: ClientBuffer | None = None,
+        *,
+        on_end: Callable[["Subscription"], None] | None = None,
+    ) -> None:
+        self.answers = {answer.id: answer for answer in answers}
+        self.answer = answers[0]
+        self.client = client
+        self.state: State = "waiting"
+        self.finished: list[Completion] = []
+        # Why the client's stream was broken off.
+        self.problem: Problem | None = None
+        self._on_end = on_end
+        self._ciphers: dict[str, Cipher] = {}
+        self._attachments = 0
+        self._changed = Wakeup()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in ("ended", "broken")
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the client can be sent frames, or the end."""
+        return self.is_over or (self.client is not None and self.client.has_frames)
+
+    def open_requests(self) -> list[Completion]:
+        return [answer for answer in self.answers.values() if answer.life.phase != "ended"]
+
+    def failure(self) -> tuple[int, Problem] | None:
+        """Return the status and the problem of the request that failed first, if one has."""
+        return next((failure for answer in self.finished if (failure := answer.failure())), None)
+
+    # --- the lane's events -------------------------------------------------------------------------------
+
+    def decrypt_with(self, request: str, cipher: Cipher | None) -> None:
+        """Decrypt the events of a request from here on; None if they are not encrypted."""
+        if cipher is not None:
+            self._ciphers[request] = cipher
+
+    def push(self, request: str, event: Any, life: Life, stored_at_ns: int) -> None:
+        """Take an event that counted, and the life after it. Repeats are ignored."""
+        answer = self.answers[request]
+        if life.counted <= answer.life.counted:
+            return
+        if self._ciphers and (cipher := self._ciphers.get(request)) is not None:
+            event = cipher.opened(event)
+        answer.add(event, life, stored_at_ns)
+        has_ended = life.phase == "ended"
+        if has_ended:
+            self.finished.append(answer)
+        if self.state == "ended" or self.state == "broken":
+            return
+        if self.client is not None:
+            self.client.push(event, answer)
+        if has_ended and self._is_complete():
+            self._close("ended")
+            if self._on_end is not None:
+                self._on_end(self)
+        elif self.state == "waiting" and (has_ended or life.attempt is not None):
+            self.state = "running"
+            self._changed.set()
+
+    def _is_complete(self) -> bool:
+        return not self.open_requests() or (self.client is not None and self.failure() is not None)
+
+    def _close(self, state: Literal["ended", "broken"]) -> None:
+        self.state = state
+        self._changed.set()
+        if self.client is not None:
+            self.client.wake()
+
+    def note_attachment(self) -> None:
+        """Note that another client has attached to a request, at this or another gateway."""
+        self._attachments += 1
+        self._changed.set()
+
+    # --- the client ------------------------------------------------------------------------------------
+
+    def break_off(self, problem: Problem) -> None:
+        """End the client's stream, not the request. Frames that were not taken are dropped.
+
+        Without a client this does nothing: the requests have not ended.
+        """
+        if self.client is not None and not self.is_over:
+            self.problem = problem
+            self.client.break_off(problem)
+            self._close("broken")
+
+    def release_client(self) -> None:
+        """Drop the client and its frames; the requests are followed to their end."""
+        if self.client is None:
+            return
+        self.client.discard()
+        self.client = None
+        if not self.open_requests():
+            self.state = "ended"
+        elif self.state != "waiting":
+            self.state = "running"
+
+    async def wait_for_start(self) -> None:
+        """Return once an attempt has started, a request has ended, or the stream was broken off."""
+        while self.state == "waiting":
+            await self._changed.wait()
+
+    async def wait_for_news(self, write: WriteChunk | None) -> None:
+        """Return once the client can be sent something, or at a nudge. Meanwhile frames may be written."""
+        if self.client is not None and not self.is_over:
+            await self.client.wait(write)
+
+    async def wait_for_end(self, *, or_attachment: bool = False) -> None:
+        """Return once nothing more will come, or if so asked once another client attaches."""
+        seen = self._attachments
+        while not (self.is_over or (or_attachment and self._attachments > seen)):
+            await self._changed.wait()
+
+    async def wait_for_attachment(self) -> None:
+        """Return once another client has attached, at this or another gateway."""
+        while not self._attachments:
+            await self._changed.wait()
