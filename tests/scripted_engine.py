@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from events.schema import Logprob, Message, Parameters
-from rift.engines import Decoder, Emit, GaveUp, Parser, Rendered, Step
+from rift.engines import Decoder, Emit, Parser, Rendered, RequestAborted, Step
 from rift.engines.sim import SimDecoder
 
 
@@ -69,7 +69,7 @@ class ScriptedEngine:
             if not emit(Step(ids, finish, logprobs=shown)):
                 return
         if self.finish is None:
-            raise GaveUp("the script has no end")
+            raise RequestAborted("the script has no end")
 
     async def close(self) -> None:
         return None

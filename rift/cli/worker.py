@@ -47,7 +47,7 @@ def worker(options: Namespace) -> None:
     async def serve() -> None:
         async with connected_role(options, settings, replica) as log:
             start = partial(start_engine, settings.engine, model, profile)
-            await process.serve(log, start, starting, shards=SHARDS, leaving=shutdown)
+            await process.serve(log, start, starting, shards=SHARDS, shutdown=shutdown)
 
     handlers: dict[signal.Signals, Callable[[], None]] = {
         signal.SIGTERM: partial(shutdown.drain, settings.drain_s),

@@ -21,7 +21,7 @@ from events.schema import Logprob, Message, Parameters, ToolCallDelta
 from rift.errors import RiftError
 
 
-class Invalid(RiftError):
+class InvalidRequest(RiftError):
     """The input or a parameter cannot be served by this model; the sender has to change it."""
 
     def __init__(self, message: str, *, code: str, param: str | None) -> None:
@@ -31,7 +31,7 @@ class Invalid(RiftError):
         self.param = param
 
 
-class GaveUp(RiftError):
+class RequestAborted(RiftError):
     """The engine cannot finish this one request. Others go on."""
 
 
@@ -114,7 +114,7 @@ class Engine(Protocol):
         self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
     ) -> Rendered:
         """Encode the prompt. A str goes through the model's chat template as one user turn unless `raw`, or
-        the model has none; messages always do. Raises Invalid."""
+        the model has none; messages always do. Raises InvalidRequest."""
 
     def decoder(self) -> Decoder:
         """Return a decoder for an answer that needs no parser."""
@@ -138,8 +138,8 @@ class Engine(Protocol):
 
         `emit` is called where the engine's output is read, with no task between, so it must be quick.
         Cancelled, or once `emit` returned False, the request is aborted in the engine. Returning without
-        either means that the engine aborted it. Raises Invalid before the first step, GaveUp and
-        EngineFailed at any, and whatever `emit` raises.
+        either means that the engine aborted it. Raises InvalidRequest before the first step,
+        RequestAborted and EngineFailed at any, and whatever `emit` raises.
         """
 
     async def close(self) -> None:

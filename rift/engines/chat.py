@@ -13,7 +13,7 @@ import msgspec
 
 from events.schema import Logprob, Message, Parameters, ToolCallDelta
 from rift.catalogue import Model
-from rift.engines import Decoder, Delta, Invalid, Rendered
+from rift.engines import Decoder, Delta, InvalidRequest, Rendered
 from rift.engines.schemas import check_schemas
 from rift.engines.tokens import Tokenizer
 
@@ -89,7 +89,7 @@ class Chat:
         )
 
     async def render(self, prompt: str | tuple[Message, ...], parameters: Parameters) -> Rendered:
-        """Raises Invalid."""
+        """Raises InvalidRequest."""
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
         from vllm.exceptions import VLLMClientError
 
@@ -102,7 +102,7 @@ class Chat:
         except (VLLMClientError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise invalid(error, parameters) from error
         if isinstance(result, ErrorResponse):
-            raise Invalid(
+            raise InvalidRequest(
                 result.error.message, code="unsupported", param=result.error.param or _blamed(parameters)
             )
         (engine_input,) = result[1]
@@ -231,8 +231,10 @@ class Logprobs:
 
 
 def chat_request(messages: Sequence[Message], parameters: Parameters) -> Any:
-    """Return vLLM's form of a chat, with what its renderer and parsers look at. Raises Invalid, and what
-    vLLM raises."""
+    """Return a chat as vLLM's own request, with the fields that its renderer and parsers read.
+
+    Raises InvalidRequest, and vLLM's errors.
+    """
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
     fields: dict[str, Any] = {
@@ -260,12 +262,12 @@ def chat_request(messages: Sequence[Message], parameters: Parameters) -> Any:
 
 
 def structured_outputs(parameters: Parameters) -> Any:
-    """Return the grammar of an answer to a prompt that is no chat, or None. Raises Invalid."""
+    """Return the grammar of an answer to a prompt that is no chat, or None. Raises InvalidRequest."""
     from vllm.sampling_params import StructuredOutputsParams
 
     wanted = parameters.response_format
     if parameters.tools:
-        raise Invalid("tools need messages", code="unsupported", param="tools")
+        raise InvalidRequest("tools need messages", code="unsupported", param="tools")
     if wanted is None:
         return None
     check_schemas(parameters)
@@ -275,7 +277,7 @@ def structured_outputs(parameters: Parameters) -> Any:
 
 
 def logit_bias(parameters: Parameters) -> dict[int, float] | None:
-    """Return the bias by id, bounded as vLLM does it. Raises Invalid."""
+    """Return the bias by id, bounded as vLLM does it. Raises InvalidRequest."""
     given = parameters.logit_bias
     if not given:
         return None
@@ -289,9 +291,9 @@ def logit_bias(parameters: Parameters) -> dict[int, float] | None:
     return {int(key): max(-LOGIT_BIAS, min(LOGIT_BIAS, bias)) for key, bias in given.items()}
 
 
-def no_grammar(parameters: Parameters) -> Invalid:
+def no_grammar(parameters: Parameters) -> InvalidRequest:
     """What the engine gave up before the first token."""
-    return Invalid(
+    return InvalidRequest(
         "the engine cannot hold an answer to this schema; a simpler one it may: shorter counted repetitions "
         "in patterns, no schema that refers to nothing but itself",
         code="schema_unsupported",
@@ -299,7 +301,7 @@ def no_grammar(parameters: Parameters) -> Invalid:
     )
 
 
-def invalid(error: Exception, parameters: Parameters) -> Invalid:
+def invalid(error: Exception, parameters: Parameters) -> InvalidRequest:
     """vLLM names the parameter in a field of the error, or only as the first word of its message."""
     param = getattr(error, "parameter", None)
     message = str(error.args[0]) if error.args else type(error).__name__
@@ -309,7 +311,7 @@ def invalid(error: Exception, parameters: Parameters) -> Invalid:
         message = first["msg"]
     param = str(param or message.split(" ", 1)[0]).partition(".")[0]
     if param in ("input_tokens", "input_text"):
-        return Invalid(message, code="context_length_exceeded", param="messages")
+        return InvalidRequest(message, code="context_length_exceeded", param="messages")
     param = PARAMS.get(param, param)
     known = param in Parameters.__struct_fields__ or param == "messages"
     return _wrong(message, param if known else _blamed(parameters))
@@ -325,8 +327,8 @@ def _blamed(parameters: Parameters) -> str | None:
     return None
 
 
-def _wrong(message: str, param: str | None) -> Invalid:
-    return Invalid(message, code="invalid_value", param=param)
+def _wrong(message: str, param: str | None) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_value", param=param)
 
 
 def _is_plain(message: Message) -> bool:

@@ -7,7 +7,7 @@ import re
 import msgspec
 
 from events.schema import Parameters
-from rift.engines import Invalid
+from rift.engines import InvalidRequest
 
 # A schema of 40,000 characters with 1,500 properties took 1.5 s on an idle core and 8 s on a busy one; twenty
 # tools have 20,000.
@@ -22,13 +22,13 @@ ATOM = re.compile(
 
 
 def check_schemas(parameters: Parameters) -> None:
-    """Raises Invalid if the schemas are too much together."""
+    """Raises InvalidRequest if the schemas are too much together."""
     wanted = parameters.response_format
     schemas = [("tools", tool.parameters) for tool in parameters.tools]
     schemas.append(("response_format", wanted.schema if wanted else None))
     given = [(param, text) for param, text in schemas if text]
     if (size := sum(len(text) for _, text in given)) > SCHEMA_CHARACTERS_MAX:
-        raise Invalid(
+        raise InvalidRequest(
             f"the schemas have {size} characters; at most {SCHEMA_CHARACTERS_MAX} are taken",
             code="schema_too_large",
             param=given[0][0],
@@ -37,7 +37,7 @@ def check_schemas(parameters: Parameters) -> None:
     for param, text in given:
         states += sum(map(pattern_states, _patterns(text, param)))
         if states > PATTERN_STATES_MAX:
-            raise Invalid(
+            raise InvalidRequest(
                 f"the schemas' patterns repeat too much: {states} states, at most {PATTERN_STATES_MAX}",
                 code="schema_too_large",
                 param=param,
@@ -69,7 +69,9 @@ def _patterns(text: str, param: str) -> list[str]:
     try:
         waiting = [msgspec.json.decode(text)]
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        raise Invalid(f"{param}: a schema is no JSON: {error}", code="invalid_value", param=param) from error
+        raise InvalidRequest(
+            f"{param}: a schema is no JSON: {error}", code="invalid_value", param=param
+        ) from error
     found: list[str] = []
     while waiting:
         match waiting.pop():

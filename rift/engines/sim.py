@@ -16,7 +16,7 @@ import anyio
 
 from events.schema import Logprob, Message, Parameters, ToolCallDelta
 from rift.catalogue import Model, Pace, Profile
-from rift.engines import Decoder, Delta, Emit, Invalid, Parser, Rendered, Step
+from rift.engines import Decoder, Delta, Emit, InvalidRequest, Parser, Rendered, Step
 
 PROMPT_BYTES_PER_TOKEN = 4
 SLOTS = 64
@@ -177,7 +177,9 @@ class SimEngine:
             data = text.encode()
         except UnicodeEncodeError as error:
             param = "prompt" if isinstance(prompt, str) else "messages"
-            raise Invalid(f"{param} is not text: {error.reason}", code="invalid_text", param=param) from error
+            raise InvalidRequest(
+                f"{param} is not text: {error.reason}", code="invalid_text", param=param
+            ) from error
         size = PROMPT_BYTES_PER_TOKEN
         return [int.from_bytes(data[at : at + size], "big") for at in range(0, len(data), size)] or [0]
 
@@ -211,7 +213,7 @@ class SimEngine:
         parameters = rendered.parameters
         room = self.context_tokens - len(prompt_ids) - len(output_ids)
         if room < 1:
-            raise Invalid(
+            raise InvalidRequest(
                 f"the prompt has {len(prompt_ids)} tokens; this model's context is {self.context_tokens}",
                 code="context_length_exceeded",
                 param="prompt",
@@ -291,7 +293,7 @@ def _forced(parameters: Parameters) -> Forced | None:
         tools = {tool.name: tool for tool in parameters.tools}
         tool = parameters.tool_name or next(iter(tools), "")
         if tool not in tools:
-            raise Invalid(f"there is no tool {tool!r}", code="invalid_value", param="tool_choice")
+            raise InvalidRequest(f"there is no tool {tool!r}", code="invalid_value", param="tool_choice")
         schema = tools[tool].parameters or "{}"
         param = "tools"
     elif wanted is None:
@@ -301,7 +303,7 @@ def _forced(parameters: Parameters) -> Forced | None:
     try:
         answer = _least(json.loads(schema))
     except (ValueError, RecursionError, TypeError, AttributeError) as error:
-        raise Invalid(f"this is no schema: {error}", code="invalid_value", param=param) from error
+        raise InvalidRequest(f"this is no schema: {error}", code="invalid_value", param=param) from error
     return Forced(json.dumps(answer), tool)
 
 

@@ -5,7 +5,7 @@ requests; and vLLM, whose own tokenizer is another object, so that threads never
 from typing import Any
 
 from events.schema import Message
-from rift.engines import Invalid
+from rift.engines import InvalidRequest
 
 # A UTF-8 character has at most 4 bytes, so 32 ids without one are no character in the making, and
 # each further one would make the tokenizer decode all of them again.
@@ -48,9 +48,11 @@ class Tokenizer:
             # The batch form releases the interpreter; a template writes its own special tokens.
             (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=not templated)
         except UnicodeEncodeError as error:
-            raise Invalid(f"{param} is not text: {error.reason}", code="invalid_text", param=param) from error
+            raise InvalidRequest(
+                f"{param} is not text: {error.reason}", code="invalid_text", param=param
+            ) from error
         if not encoding.ids:
-            raise Invalid(f"{param} has no tokens", code="empty_prompt", param=param)
+            raise InvalidRequest(f"{param} has no tokens", code="empty_prompt", param=param)
         ids: list[int] = encoding.ids
         return ids
 
@@ -58,7 +60,7 @@ class Tokenizer:
         from jinja2 import TemplateError
 
         if not self._template:
-            raise Invalid(
+            raise InvalidRequest(
                 "this model has no chat template; send a prompt instead of messages",
                 code="no_chat_template",
                 param="messages",
@@ -66,7 +68,7 @@ class Tokenizer:
         try:
             text: str = self._hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
-            raise Invalid(
+            raise InvalidRequest(
                 f"this model's chat template refuses these messages: {error}",
                 code="invalid_messages",
                 param="messages",
@@ -95,7 +97,7 @@ class VllmDecoder:
         try:
             text: str | None = self._stream.step(self._backend, token_id)
         except Exception as error:
-            if not str(error).startswith("Invalid prefix"):
+            if not str(error).startswith("InvalidRequest prefix"):
                 raise
             # Bytes that were a character turn out to be none: go on behind them, as vLLM does.
             return self._restart() + self.feed(token_id)

@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from events.schema import Message, Parameters
 from rift.catalogue import Model, Profile
-from rift.engines import Decoder, Emit, EngineFailed, GaveUp, Invalid, Parser, Rendered, Step
+from rift.engines import Decoder, Emit, EngineFailed, InvalidRequest, Parser, Rendered, RequestAborted, Step
 from rift.engines.chat import Chat, Own, invalid, logit_bias, no_grammar, structured_outputs
 from rift.engines.prepare import digest_of
 from rift.engines.tokens import Tokenizer
@@ -143,7 +143,7 @@ class VllmEngine:
         try:
             request = await self._request(attempt, rendered, ids, max_tokens=max_tokens, salt=salt)
             await self._core.run(request, emit if begun else noting, logprobs)
-        except GaveUp as error:
+        except RequestAborted as error:
             if begun:
                 raise
             raise no_grammar(rendered.parameters) from error
@@ -153,7 +153,7 @@ class VllmEngine:
     async def _request(
         self, attempt: str, rendered: Rendered, ids: list[int], *, max_tokens: int, salt: str
     ) -> Any:
-        """Return vLLM's `EngineCoreRequest`. Raises Invalid, and what vLLM raises if the engine is dead."""
+        """Return vLLM's `EngineCoreRequest`. Raises InvalidRequest, and vLLM's error if the engine is dead."""
         from vllm.exceptions import VLLMClientError
         from vllm.inputs import tokens_input
 
@@ -188,7 +188,7 @@ class VllmEngine:
 
     def _check_room(self, tokens: int) -> None:
         if tokens >= self.context_tokens:
-            raise Invalid(
+            raise InvalidRequest(
                 f"the prompt has {tokens} tokens; this model's context of {self.context_tokens} leaves no "
                 "room for an answer",
                 code="context_length_exceeded",
@@ -201,7 +201,9 @@ class VllmEngine:
         for name in ("seed", "top_k"):
             value = getattr(parameters, name)
             if value is not None and not INT64_MIN <= value <= INT64_MAX:
-                raise Invalid(f"{name} must fit 64 bits, got {value}", code="invalid_value", param=name)
+                raise InvalidRequest(
+                    f"{name} must fit 64 bits, got {value}", code="invalid_value", param=name
+                )
         wanted = {name: getattr(parameters, name) for name in SAMPLED}
         return SamplingParams(
             **(self._defaults | {name: value for name, value in wanted.items() if value is not None}),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import anyio
 
 from events.schema import Logprob
-from rift.engines import Emit, GaveUp, Step
+from rift.engines import Emit, RequestAborted, Step
 
 # vLLM's other reasons, abort and error, are no end of an answer.
 FINISHES: dict[str, Literal["stop", "length"]] = {
@@ -43,7 +43,7 @@ class _Running:
         wanted = True
         finish = None if output.finish_reason is None else str(output.finish_reason)
         if finish == ERROR:
-            self.error = GaveUp("the engine could not go on with this request")
+            self.error = RequestAborted("the engine could not go on with this request")
         elif output.new_token_ids:
             cached_tokens = self._cached_tokens
             self._cached_tokens = 0
@@ -79,7 +79,7 @@ class VllmClient:
     async def run(self, request: Any, emit: Emit, logprobs: Logprobs | None = None) -> None:
         """Run an `EngineCoreRequest` to its end. It is aborted if `emit` returns False or we are cancelled.
 
-        Raises GaveUp if the engine did, what `emit` raises, and what the client raises once it is dead.
+        Raises RequestAborted, what `emit` raises, and what the client raises once it is dead.
         """
         name = request.request_id
         assert name not in self._running, "an attempt runs once"

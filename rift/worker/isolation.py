@@ -1,6 +1,6 @@
-"""Who runs beside whom: a suspect runs alone, everybody else beside each other.
+"""Which requests run together: a suspect runs alone, everything else concurrently.
 
-A suspect is a request that an engine may have died of. If it dies of it again, nobody else does.
+A suspect is a request that may have killed an engine. If it kills another, no other request dies with it.
 """
 
 from collections.abc import AsyncIterator
@@ -10,17 +10,22 @@ import anyio
 
 from events.lifecycle import Life, deaths
 from events.schema import Problem
+from events.wakeup import Wakeup
 
-# So many attempts that ended without a word are the request's own doing. From the second on, or when the
-# engine was seen to die, a request is a suspect, and runs alone.
+# After this many attempts whose worker died, the request itself is taken for the cause and is refused.
 DEATHS_MAX = 3
+# From this many deaths on, or once an engine was seen to die, a request is a suspect.
 SUSPECT_DEATHS = 2
 POISON = Problem(code="poison", message="three engines ended under this request; it is not tried again")
 
 
 def is_suspect(life: Life) -> bool:
-    """Say whether the request may be what its engines die of."""
+    """Return whether the request may be the cause of its engines' deaths."""
     return life.released == "lost" or deaths(life) >= SUSPECT_DEATHS
+
+
+def is_poison(life: Life) -> bool:
+    return deaths(life) >= DEATHS_MAX
 
 
 class Isolation:
@@ -28,20 +33,20 @@ class Isolation:
         self._suspects = 0
         self._others = 0
         self._turn = anyio.Lock()
-        self._changed = anyio.Event()
+        self._changed = Wakeup()
 
     @property
-    def is_wanted(self) -> bool:
-        """A suspect waits or runs: nobody else should be fetched."""
+    def is_requested(self) -> bool:
+        """A suspect waits or runs, so no other job should be fetched."""
         return self._suspects > 0
 
-    def announce(self) -> None:
-        """A suspect is about to ask for `alone`."""
+    def request(self) -> None:
+        """Keep other requests from starting. Call it before `alone`."""
         self._suspects += 1
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Wait until nobody else runs, suspects one after the other. Only after `announce`."""
+        """Wait until nothing else runs; suspects take turns."""
         try:
             async with self._turn:
                 while self._others:
@@ -49,10 +54,10 @@ class Isolation:
                 yield
         finally:
             self._suspects -= 1
-            self._notify()
+            self._changed.set()
 
     @asynccontextmanager
-    async def beside_others(self) -> AsyncIterator[None]:
+    async def shared(self) -> AsyncIterator[None]:
         """Wait while a suspect waits or runs."""
         while self._suspects:
             await self._changed.wait()
@@ -61,9 +66,4 @@ class Isolation:
             yield
         finally:
             self._others -= 1
-            self._notify()
-
-    def _notify(self) -> None:
-        changed = self._changed
-        self._changed = anyio.Event()
-        changed.set()
+            self._changed.set()

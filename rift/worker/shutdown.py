@@ -1,7 +1,7 @@
-"""How a worker goes: it takes nothing more, and its answers have as long as it was told.
+"""How a worker shuts down: it takes no new jobs, and its running answers have a limited time.
 
-drain      what ends within so many seconds is finished; others continue the rest at once
-retire     all of it is finished, however long: each answer has a deadline of its own
+drain      answers that end within so many seconds are finished; other workers continue the rest at once
+retire     all answers are finished, however long they take: each has a deadline of its own
 """
 
 import math
@@ -10,22 +10,22 @@ import anyio
 
 
 class Shutdown:
-    """`until` (by the loop's clock) is the earliest of what was told: a later word may shorten the time."""
+    """`deadline_s`, by the loop's clock, is the earliest one requested: a later call can only shorten it."""
 
     def __init__(self) -> None:
-        self.until = math.inf
-        self._told = anyio.Event()
+        self.deadline_s = math.inf
+        self._requested = anyio.Event()
 
     @property
-    def is_told(self) -> bool:
-        return self._told.is_set()
+    def is_requested(self) -> bool:
+        return self._requested.is_set()
 
     def drain(self, within_s: float) -> None:
-        self.until = min(self.until, anyio.current_time() + within_s)
-        self._told.set()
+        self.deadline_s = min(self.deadline_s, anyio.current_time() + within_s)
+        self._requested.set()
 
     def retire(self) -> None:
-        self._told.set()
+        self._requested.set()
 
     async def wait(self) -> None:
-        await self._told.wait()
+        await self._requested.wait()

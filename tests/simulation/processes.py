@@ -21,7 +21,7 @@ from rift.engines import Emit, EngineFailed, Rendered
 from rift.engines.sim import SimEngine
 from rift.gateway import process as gateway
 from rift.worker.shutdown import Shutdown
-from rift.worker.worker import Worker
+from rift.worker.worker import Worker, WorkerConfig, open_worker
 
 MODEL = "model-a"
 MODELS: Catalogue = {MODEL: Model(source="sim", context_tokens=512, prompt_usd="0.1", output_usd="0.35")}
@@ -196,30 +196,27 @@ class WorkerProcess(Process):
     @property
     def at_work(self) -> list[str]:
         """What the worker still has in its hands, whether its engine runs it or not."""
-        held = list(self.worker._held) if self.worker is not None else []
+        held = [claim.request.text for claim in self.worker.claims.held] if self.worker is not None else []
         return held + list(self.engine.running)
 
     async def main(self) -> None:
         await say(self.log, ReplicaStarting(replica=self.name, model=MODEL, engine="sim"))
-        self.worker = worker = Worker(
-            self.log,
-            self.engine,
+        config = WorkerConfig(
             name=self.name,
             model=subjects.slug(MODEL),
             shard=0,
             slots=SLOTS,
             entropy=self.chance.randbytes,
         )
-        opened = anyio.Event()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._announce, opened)
-            await worker.run(opened=opened.set, leaving=self.leaving)
+        async with (
+            open_worker(self.log, self.engine, config, self.leaving) as self.worker,
+            anyio.create_task_group() as tasks,
+        ):
+            ready = ReplicaReady(replica=self.name, model=MODEL, slots=SLOTS, start_ns=1)
+            tasks.start_soon(say, self.log, ready)
+            await self.worker.run()
             tasks.cancel_scope.cancel()
         await say(self.log, ReplicaStopped(replica=self.name, model=MODEL, why="drained"))
-
-    async def _announce(self, opened: anyio.Event) -> None:
-        await opened.wait()
-        await say(self.log, ReplicaReady(replica=self.name, model=MODEL, slots=SLOTS, start_ns=1))
 
 
 class JanitorProcess(Process):
@@ -249,7 +246,7 @@ class Supervisor:
         await process.run()
         self.processes.remove(process)
         noticed = self._chance.random() < 0.7
-        if isinstance(process, WorkerProcess) and not process.leaving.is_told and noticed:
+        if isinstance(process, WorkerProcess) and not process.leaving.is_requested and noticed:
             await anyio.sleep(self._chance.uniform(0.0, NOTICED_S))
             cause: Any = "host" if process.why is None else "engine"
             await say(self._log, ReplicaLost(replica=process.name, model=MODEL, cause=cause))

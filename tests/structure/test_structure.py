@@ -93,10 +93,6 @@ LARGER: dict[str, int] = {
     "rift/gateway/submission/submit.py:__init__": 12,
     "rift/launcher.py": 17,
     "rift/supervisor.py:__init__": 7,
-    "rift/worker/attempt.py:Attempt": 19,
-    "rift/worker/worker.py": 15,
-    "rift/worker/worker.py:Worker": 24,
-    "rift/worker/worker.py:__init__": 7,
 }
 
 # Inside these packages each folder or module imports only those before it.

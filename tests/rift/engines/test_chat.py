@@ -11,7 +11,7 @@ import pytest
 
 from events.schema import Message, Parameters, ResponseFormat, Tool, ToolCall
 from rift import catalogue
-from rift.engines import Invalid, prepare
+from rift.engines import InvalidRequest, prepare
 from rift.engines.chat import chat_request
 from rift.engines.vllm import VllmEngine
 from rift.worker.attempt import NotContinuable
@@ -104,7 +104,7 @@ async def test_a_prompt_is_a_chat_of_one_turn_unless_it_is_raw(engine: VllmEngin
     assert with_tools.prompt_ids == chat.prompt_ids, "the model's template knows no tools"
     raw = await engine.render(turn.content, Parameters(), raw=True)
     assert len(raw.prompt_ids) < len(chat.prompt_ids)
-    with pytest.raises(Invalid, match="messages"):
+    with pytest.raises(InvalidRequest, match="messages"):
         await engine.render(turn.content, Parameters(tools=TOOLS), raw=True)
 
 
@@ -233,7 +233,7 @@ BAD: Sequence[tuple[dict[str, Any], str]] = [
 async def test_what_cannot_be_served_is_invalid_and_the_engine_lives(
     engine: VllmEngine, parameters: dict[str, Any], param: str
 ) -> None:
-    with anyio.fail_after(30), pytest.raises(Invalid) as refused:
+    with anyio.fail_after(30), pytest.raises(InvalidRequest) as refused:
         await ask(engine, **parameters)
     assert refused.value.param == param
     assert refused.value.message

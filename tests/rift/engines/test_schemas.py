@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from events.schema import Parameters, ResponseFormat, Tool
-from rift.engines import Invalid
+from rift.engines import InvalidRequest
 from rift.engines.schemas import PATTERN_STATES_MAX, SCHEMA_CHARACTERS_MAX, check_schemas, pattern_states
 
 
@@ -61,7 +61,7 @@ def test_what_people_write_is_taken() -> None:
     ],
 )
 def test_what_would_take_minutes_is_not(schema: Any) -> None:
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         check_schemas(format_of(schema))
     assert (refused.value.code, refused.value.param) == ("schema_too_large", "response_format")
 
@@ -69,7 +69,7 @@ def test_what_would_take_minutes_is_not(schema: Any) -> None:
 def test_all_schemas_count_together() -> None:
     half = json.dumps({"enum": ["x" * (SCHEMA_CHARACTERS_MAX // 2)]})
     check_schemas(Parameters(tools=(Tool(name="f", parameters=half),)))
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         check_schemas(Parameters(tools=(Tool(name="f", parameters=half), Tool(name="g", parameters=half))))
     assert refused.value.param == "tools"
 
@@ -78,7 +78,7 @@ def test_all_schemas_count_together() -> None:
 def test_what_is_no_json_is_invalid(text: str) -> None:
     wanted = ResponseFormat(type="json_schema", schema=text)
     if text:
-        with pytest.raises(Invalid):
+        with pytest.raises(InvalidRequest):
             check_schemas(Parameters(response_format=wanted))
     else:
         check_schemas(Parameters(response_format=wanted))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from events.schema import Message, Parameters, ResponseFormat, Tool
 from rift.catalogue import Model, Pace, Profile
-from rift.engines import Engine, Invalid, Rendered, Step
+from rift.engines import Engine, InvalidRequest, Rendered, Step
 from rift.engines.sim import ENDINGS, SENTENCE_TOKENS, WORD_IDS_FROM, SimEngine
 
 MODEL = Model(source="sim", context_tokens=4096, prompt_usd="0.01", output_usd="0.02")
@@ -83,7 +83,7 @@ def test_the_end_of_the_context_bounds_it() -> None:
     steps = run(engine_on(Clock()), [1] * 4000, [300] * 90, max_tokens=40)
     assert len(ids_of(steps)) == 6
     assert steps[-1].finish == "length"
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         run(engine_on(Clock()), [1] * 4000, [300] * 96)
     assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
 
@@ -155,7 +155,7 @@ def test_messages_are_encoded_by_their_content() -> None:
     ("prompt", "param"), [("\ud800", "prompt"), ((Message(role="user", content="\ud800"),), "messages")]
 )
 def test_what_is_no_text_is_invalid(prompt: str | tuple[Message, ...], param: str) -> None:
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         SimEngine(MODEL).encode(prompt, raw=False)
     assert refused.value.param == param
 
@@ -262,13 +262,13 @@ def test_wanted_json_is_the_least_that_satisfies_its_schema() -> None:
 
 @pytest.mark.parametrize("schema", ["{", "[]", '{"properties": 5, "required": ["a"]}', "[" * 100_000])
 def test_what_is_no_schema_is_invalid(schema: str) -> None:
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         forced(Parameters(response_format=ResponseFormat(type="json_schema", schema=schema)))
     assert refused.value.param == "response_format"
 
 
 def test_a_tool_that_nobody_offered_cannot_be_forced() -> None:
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         forced(Parameters(tools=(Tool(name="f"),), tool_choice="function", tool_name="g"))
     assert refused.value.param == "tool_choice"
 

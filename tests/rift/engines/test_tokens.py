@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.schema import Message
-from rift.engines import Invalid
+from rift.engines import InvalidRequest
 from rift.engines.tokens import UNFINISHED_IDS_MAX, Tokenizer, VllmDecoder
 
 pytestmark = pytest.mark.engine
@@ -58,7 +58,7 @@ def test_without_a_chat_template_a_prompt_is_raw_and_messages_are_invalid(tiny: 
     plain.chat_template = None
     tokenizer = Tokenizer(plain)
     assert tokenizer.encode("the log", raw=False) == tokenizer.encode("the log", raw=True)
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         tokenizer.encode((Message(role="user", content="the log"),), raw=False)
     assert (refused.value.code, refused.value.param) == ("no_chat_template", "messages")
 
@@ -68,14 +68,14 @@ def test_a_template_that_refuses_is_the_senders_to_mend(tiny: Path) -> None:
 
     strict = AutoTokenizer.from_pretrained(tiny)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(Invalid, match="roles must alternate") as refused:
+    with pytest.raises(InvalidRequest, match="roles must alternate") as refused:
         Tokenizer(strict).encode((Message(role="user", content="a"),), raw=False)
     assert refused.value.code == "invalid_messages"
 
 
 @pytest.mark.parametrize(("prompt", "code"), [("", "empty_prompt"), ("a\ud800", "invalid_text")])
 def test_what_gives_no_ids_is_invalid(hf: Any, prompt: str, code: str) -> None:
-    with pytest.raises(Invalid) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         Tokenizer(hf).encode(prompt, raw=True)
     assert (refused.value.code, refused.value.param) == (code, "prompt")
 

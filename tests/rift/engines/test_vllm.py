@@ -13,7 +13,7 @@ import pytest
 
 from events.schema import Parameters
 from rift.catalogue import Profile
-from rift.engines import Engine, EngineFailed, Invalid, Rendered, Step
+from rift.engines import Engine, EngineFailed, InvalidRequest, Rendered, Step
 from rift.engines.prepare import digest_of
 from rift.engines.vllm import VllmEngine
 from tests.rift.engines.conftest import MODEL, start, stop
@@ -177,7 +177,7 @@ async def test_what_a_request_leaves_open_is_the_models_own_default(engine: Vllm
     ],
 )
 async def test_a_value_out_of_range_is_invalid_by_its_name(engine: VllmEngine, name: str, value: Any) -> None:
-    with pytest.raises(Invalid, match=name) as refused:
+    with pytest.raises(InvalidRequest, match=name) as refused:
         await steps(engine, [5], (), msgspec.structs.replace(Parameters(), **{name: value}))
     assert (refused.value.code, refused.value.param) == ("invalid_value", name)
 
@@ -228,7 +228,7 @@ async def test_a_bias_decides(engine: VllmEngine) -> None:
 
 async def test_a_prompt_that_leaves_no_room_is_invalid(engine: VllmEngine) -> None:
     for prompt, output in (([5] * MODEL.context_tokens, []), ([5] * (MODEL.context_tokens - 1), [5])):
-        with pytest.raises(Invalid, match="16384 tokens") as refused:
+        with pytest.raises(InvalidRequest, match="16384 tokens") as refused:
             await steps(engine, prompt, output)
         assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
 
@@ -241,7 +241,7 @@ async def test_the_end_of_the_context_ends_an_answer(engine: VllmEngine) -> None
 
 async def test_ids_that_the_model_does_not_have_are_invalid(engine: VllmEngine) -> None:
     for prompt in ([], [999_999], [-1]):
-        with pytest.raises(Invalid):
+        with pytest.raises(InvalidRequest):
             await steps(engine, prompt)
 
 

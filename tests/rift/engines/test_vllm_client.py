@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from events.schema import Logprob
-from rift.engines import GaveUp, Step
+from rift.engines import RequestAborted, Step
 from rift.engines.vllm_client import VllmClient
 
 pytestmark = pytest.mark.anyio
@@ -91,7 +91,7 @@ class Asked:
                 try:
                     await self.core.run(SimpleNamespace(request_id=name), emit)
                     self.ends[name] = "returned"
-                except (OSError, ZeroDivisionError, GaveUp) as error:
+                except (OSError, ZeroDivisionError, RequestAborted) as error:
                     self.ends[name] = type(error).__name__
             self.ends.setdefault(name, "cancelled")
 
@@ -135,7 +135,7 @@ async def test_a_request_that_the_engine_gives_up_ends_alone_and_its_last_token_
         client.say(a=(1,), b=(2,))
         client.say(a="error", b="stop")
         await settle()
-    assert asked.ends == {"a": "GaveUp", "b": "returned"}
+    assert asked.ends == {"a": "RequestAborted", "b": "returned"}
     assert [step.token_ids for step in asked.steps["a"]] == [(1,)]
     assert client.aborted == []
 

@@ -7,8 +7,9 @@ from events.lifecycle import NEW
 from events.request_history import CountedEvent, RequestHistory
 from events.schema import AttemptStarted, Parameters, RequestAccepted, TokensGenerated
 from rift.engines import Delta, Engine
-from rift.worker.attempt import Attempt, prepare
+from rift.worker.attempt import Attempt
 from rift.worker.output_parser import joined
+from rift.worker.prompt import prepare
 
 
 class Written:
@@ -56,7 +57,7 @@ async def run(engine: Engine, asked: RequestAccepted, past: RequestHistory | Non
         delivery="",
     )
     written = Written()
-    attempt = Attempt(asked, started, await prepare(engine, asked), engine=engine, writer=written)
+    attempt = Attempt(await prepare(engine, asked), started, engine=engine, writer=written)
     if past is not None:
         attempt.resume(past)
     await attempt.run(30)

@@ -7,10 +7,11 @@ import pytest
 
 from events.schema import RequestFinished, ResponseFormat, TokensGenerated, Tool
 from rift.catalogue import Model, Pace, Profile
-from rift.engines import Invalid
+from rift.engines import InvalidRequest
 from rift.engines.sim import SimDecoder, SimEngine
-from rift.worker.attempt import NotContinuable, prepare
+from rift.worker.attempt_output import NotContinuable
 from rift.worker.detokenizer import Detokenizer
+from rift.worker.prompt import prepare
 from tests.rift.worker import answers
 from tests.rift.worker.answers import answer_of, ids_of, past_of, run, tokens_of
 from tests.scripted_engine import ScriptedEngine
@@ -83,7 +84,7 @@ async def test_penalties_over_output_tokens_are_not_continued(penalty: str) -> N
 
 @pytest.mark.parametrize(("prompt", "parameters"), [("x" * 4 * 4096, {}), ("x" * 4000, {"max_tokens": 4000})])
 async def test_what_does_not_fit_is_invalid(prompt: str, parameters: dict[str, int]) -> None:
-    with pytest.raises(Invalid):
+    with pytest.raises(InvalidRequest):
         await prepare(SimEngine(MODEL), accepted(prompt, **parameters))
 
 

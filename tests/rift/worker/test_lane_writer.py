@@ -18,7 +18,8 @@ from events.schema import (
     TokensGenerated,
     ToolCallDelta,
 )
-from rift.worker import lane_writer as writers
+from events.subjects import Address
+from rift.worker import lane_writer
 from rift.worker.lane_writer import LaneWriter
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +74,7 @@ def started(attempt: str) -> AttemptStarted:
 
 @asynccontextmanager
 async def writing(log: SlowLog) -> AsyncIterator[LaneWriter]:
-    made = LaneWriter(cast(Log, log), "S", "s", name="w", blocked=lambda: None)
+    made = LaneWriter(cast(Log, log), Address(0, "lane", "model"), name="w", blocked=lambda: None)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(made.run)
         yield made
@@ -130,7 +131,7 @@ async def test_nothing_that_tokens_say_is_lost_where_they_are_joined() -> None:
                 )
             )
         await log.store()
-        await anyio.sleep(2 * writers.PACE_S)
+        await anyio.sleep(2 * lane_writer.PACE_S)
         await log.store()
     (joined,) = log.records[1]
     assert (joined.reasoning, joined.tool_calls, joined.logprobs) == ("rs", calls, shown)
@@ -145,9 +146,9 @@ async def test_what_is_being_appended_does_not_grow() -> None:
         writer.put(tokens("a", 1, 2))
         await log.store()
         writer.put(tokens("a", 2, 3))
-        await anyio.sleep(2 * writers.PACE_S)
+        await anyio.sleep(2 * lane_writer.PACE_S)
         await log.store()
-        await anyio.sleep(2 * writers.PACE_S)
+        await anyio.sleep(2 * lane_writer.PACE_S)
         if log._waiting:
             await log.store()
     ids = [token_id for record in log.records for event in record for token_id in event.token_ids]
@@ -176,7 +177,7 @@ async def test_a_start_is_durable_with_its_own_record_however_others_grow() -> N
 
 
 async def test_a_large_record_is_split_between_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writers, "RECORD_BYTES_MAX", 300)
+    monkeypatch.setattr(lane_writer, "TOKEN_RECORD_BYTES_MAX", 300)
     log = SlowLog()
     async with writing(log) as writer:
         writer.put(tokens("x", 0, 1))
@@ -194,7 +195,7 @@ async def test_a_large_record_is_split_between_entries(monkeypatch: pytest.Monke
 async def test_further_tokens_wait_for_the_pace_and_first_ones_and_starts_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writers, "PACE_S", 0.2)
+    monkeypatch.setattr(lane_writer, "PACE_S", 0.2)
     log = SlowLog()
     log.at_once = True
     async with writing(log) as writer:

@@ -20,7 +20,7 @@ from events.schema import (
 from rift.catalogue import Model
 from rift.engines import EngineFailed
 from rift.engines.sim import SimEngine
-from rift.worker import process
+from rift.worker import process, replica
 from rift.worker.shutdown import Shutdown
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +38,7 @@ async def said(
         leaving = Shutdown()
         tasks.start_soon(then, leaving)
         with suppress(ExceptionGroup):
-            await process.serve(MemoryLog(broker), start, STARTING, shards=1, leaving=leaving)
+            await process.serve(MemoryLog(broker), start, STARTING, shards=1, shutdown=leaving)
         tasks.cancel_scope.cancel()
     records = broker.stream(subjects.FLEET).behind(0)
     return [event for stored in records for event in codec.decode(stored.data)[1]]
@@ -75,11 +75,11 @@ async def test_an_engine_that_does_not_start_is_a_replica_lost_by_it() -> None:
     assert isinstance(lost, ReplicaLost)
     assert (lost.replica, lost.model, lost.cause) == ("r", "m", "engine")
     assert lost.why.startswith("there is no such model!")
-    assert len(lost.why) == process.WHY_CHARACTERS
+    assert len(lost.why) == replica.WHY_CHARACTERS
 
 
 async def test_it_reports_from_its_start_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "REPORT_S", 0.1)
+    monkeypatch.setattr(replica, "REPLICA_REPORT_S", 0.1)
 
     async def slow() -> SimEngine:
         await anyio.sleep(0.35)
@@ -107,8 +107,8 @@ async def test_one_that_was_given_up_ends() -> None:
 
         tasks.start_soon(then)
         with pytest.raises(ExceptionGroup) as failed, anyio.fail_after(5):
-            await process.serve(MemoryLog(broker), good, STARTING, shards=1, leaving=Shutdown())
-        assert failed.group_contains(EngineFailed, match="given up: silent for 36 s")
+            await process.serve(MemoryLog(broker), good, STARTING, shards=1, shutdown=Shutdown())
+        assert failed.group_contains(EngineFailed, match="declared lost: silent for 36 s")
         tasks.cancel_scope.cancel()
 
 

@@ -11,7 +11,7 @@ from events.schema import Parameters, RequestAccepted
 from rift.catalogue import Profile
 from rift.engines.sim import SimEngine
 from rift.worker.shutdown import Shutdown
-from rift.worker.worker import Worker
+from rift.worker.worker import WorkerConfig, open_worker
 from tests.simulation.processes import MODEL, MODELS
 
 pytestmark = pytest.mark.anyio
@@ -56,11 +56,16 @@ async def test_a_request_that_is_trimmed_is_not_begun() -> None:
         held.add(subjects.request(AT), codec.encode("w", [accepted]), 1)
         log: Any = Trimmed(broker)
         engine = SimEngine(MODELS[MODEL], Profile())
-        worker = Worker(log, engine, name="w", model="model-a", shard=0, slots=1, entropy=bytes)
-        leaving = Shutdown()
-        tasks.start_soon(lambda: worker.run(opened=lambda: None, leaving=leaving))
+        config = WorkerConfig(name="w", model="model-a", shard=0, slots=1, entropy=bytes)
+        shutdown = Shutdown()
+
+        async def serve() -> None:
+            async with open_worker(log, engine, config, shutdown) as worker:
+                await worker.run()
+
+        tasks.start_soon(serve)
         with anyio.fail_after(5):
             while not log.acked:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         assert held.last_sequence == 1, "no attempt was started"
-        leaving.drain(0.0)
+        shutdown.drain(0.0)

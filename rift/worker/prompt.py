@@ -1,0 +1,73 @@
+"""A request as its engine reads it: prompt ids and the limit of its output, or the reason to refuse it."""
+
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from events.schema import FinishReason, Problem, RequestAccepted
+from rift.catalogue import OUTPUT_TOKENS_DEFAULT
+from rift.engines import Engine, InvalidRequest, Rendered
+
+logger = logging.getLogger(__name__)
+
+CONTENT_REMOVED = Problem(
+    code="content_removed", message="the request's content was removed before it was answered"
+)
+
+
+class PreparedRequest(msgspec.Struct, frozen=True):
+    """`max_tokens` bounds the output of all attempts together. With a `refusal` nothing may be generated."""
+
+    accepted: RequestAccepted
+    rendered: Rendered
+    max_tokens: int = 0
+    refusal: tuple[FinishReason, Problem] | None = None
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        return self.rendered.prompt_ids
+
+
+async def prepare(engine: Engine, accepted: RequestAccepted) -> PreparedRequest:
+    """Encode the prompt and check that prompt and output fit. Raises InvalidRequest."""
+    prompt = accepted.input
+    raw = accepted.parameters.raw or accepted.kind == "completion"
+    rendered = await engine.render(prompt, accepted.parameters, raw=raw)
+    count = len(rendered.prompt_ids)
+    limit = min(accepted.prompt_tokens_max, engine.context_tokens - 1)
+    if count > limit:
+        raise InvalidRequest(
+            f"the prompt has {count} tokens; the limit is {limit}",
+            code="prompt_too_long",
+            param="prompt" if isinstance(prompt, str) else "messages",
+        )
+    room = engine.context_tokens - count
+    max_tokens = accepted.parameters.max_tokens
+    if max_tokens is not None and max_tokens > room:
+        raise InvalidRequest(
+            f"max_tokens is {max_tokens}, but {count} prompt tokens leave room for {room} in the model's "
+            f"context of {engine.context_tokens}",
+            code="max_tokens_too_large",
+            param="parameters.max_tokens" if accepted.kind == "inference" else "max_tokens",
+        )
+    return PreparedRequest(accepted, rendered, max_tokens or min(OUTPUT_TOKENS_DEFAULT, room))
+
+
+async def prepare_or_refuse(engine: Engine, accepted: RequestAccepted) -> PreparedRequest:
+    """Return the prepared request. If it cannot be prepared, `refusal` is set."""
+    reason: FinishReason = "failed"
+    if accepted.content:
+        problem = CONTENT_REMOVED
+    else:
+        try:
+            return await prepare(engine, accepted)
+        except InvalidRequest as error:
+            reason = "invalid"
+            problem = Problem(code=error.code, message=error.message, param=error.param)
+        except Exception as error:
+            # A template or tokenizer that fails on this prompt must not take worker after worker with it.
+            logger.exception("%s: the prompt cannot be prepared", accepted.request)
+            message = f"the prompt cannot be prepared: {type(error).__name__}"
+            problem = Problem(code="prompt_unreadable", message=message)
+    return PreparedRequest(accepted, Rendered((), accepted.parameters), refusal=(reason, problem))
