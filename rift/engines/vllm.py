@@ -153,7 +153,7 @@ class VllmEngine:
     async def _request(
         self, attempt: str, rendered: Rendered, ids: list[int], *, max_tokens: int, salt: str
     ) -> Any:
-        """Return vLLM's `EngineCoreRequest`. Raises InvalidRequest, and vLLM's error if the engine is dead."""
+        """Return vLLM's `EngineCoreRequest`. Raises InvalidRequest; vLLM's error if the engine is dead."""
         from vllm.exceptions import VLLMClientError
         from vllm.inputs import tokens_input
 

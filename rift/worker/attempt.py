@@ -19,9 +19,14 @@ from events.schema import (
     TokensGenerated,
 )
 from rift.engines import Engine, EngineFailed, RequestAborted, Step
-from rift.worker.attempt_output import AttemptOutput, NotContinuable
+from rift.errors import RiftError
+from rift.worker.attempt_output import AttemptOutput
 from rift.worker.lane_writer import AttemptWriter
 from rift.worker.prompt import PreparedRequest
+
+
+class NotContinuable(RiftError):
+    """The logged tokens cannot be continued honestly; the request fails, unbilled."""
 
 
 class Attempt:
@@ -75,7 +80,8 @@ class Attempt:
             raise NotContinuable("penalties over output tokens cannot be continued")
         if self._prepared.rendered.grammar:
             raise NotContinuable("an answer that is held to a grammar cannot be continued")
-        self._output.replay(tokens)
+        if not self._output.replay(tokens):
+            raise NotContinuable("the logged ids decode to another answer here")
 
     async def run(self, deadline_s: float) -> None:
         """Generate to the end, to the deadline or until `stop`, and put the end.

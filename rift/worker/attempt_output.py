@@ -3,19 +3,14 @@
 What must not live here: time, cancellation, and anything that knows the log or its writer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from events.schema import FinishReason, TokensGenerated
 from rift.engines import Delta, Engine, Rendered, Step
-from rift.errors import RiftError
 from rift.worker.detokenizer import Detokenizer
 from rift.worker.output_parser import OutputParser, joined, rest
 
 NOTHING = Delta()
-
-
-class NotContinuable(RiftError):
-    """The logged tokens cannot be continued honestly; the request fails, unbilled."""
 
 
 class AttemptOutput:
@@ -44,12 +39,8 @@ class AttemptOutput:
     def reasoning_tokens(self) -> int:
         return self._parser.reasoning_tokens if self._parser is not None else 0
 
-    def replay(self, events: Iterable[TokensGenerated]) -> None:
-        """Bring decoder and parser to where the log ends, and check that they give what was logged.
-
-        Raises NotContinuable.
-        """
-        events = list(events)
+    def replay(self, events: Sequence[TokensGenerated]) -> bool:
+        """Bring decoder and parser to where the log ends; return whether they give what was logged."""
         self.logged_ids = [token_id for event in events for token_id in event.token_ids]
         logged = joined(Delta(event.text, event.reasoning, event.tool_calls) for event in events)
         if self._parser is None:
@@ -57,9 +48,10 @@ class AttemptOutput:
         else:
             _, replayed = self._parser.feed(self.logged_ids, None)
         if (unsent := rest(replayed, logged)) is None:
-            raise NotContinuable("the logged ids decode to another answer here")
+            return False
         if unsent != NOTHING:
             self._unsent = unsent
+        return True
 
     def add(self, step: Step) -> tuple[TokensGenerated, FinishReason | None]:
         """Return the part of a step that belongs to the answer, and the reason if the answer ends with it."""

@@ -26,8 +26,7 @@ from events.encryption import opened
 from events.log import Job, Log, LogError
 from events.schema import AttemptReleased, AttemptStarted, Problem
 from rift.engines import Engine, EngineFailed, InvalidRequest
-from rift.worker.attempt import Attempt
-from rift.worker.attempt_output import NotContinuable
+from rift.worker.attempt import Attempt, NotContinuable
 from rift.worker.claims import Claims, JobClaim, open_claims
 from rift.worker.isolation import POISON, Isolation, is_poison, is_suspect
 from rift.worker.lane_writer import LaneWriter, SealedWriter

@@ -9,7 +9,7 @@ from events.schema import RequestFinished, ResponseFormat, TokensGenerated, Tool
 from rift.catalogue import Model, Pace, Profile
 from rift.engines import InvalidRequest
 from rift.engines.sim import SimDecoder, SimEngine
-from rift.worker.attempt_output import NotContinuable
+from rift.worker.attempt import NotContinuable
 from rift.worker.detokenizer import Detokenizer
 from rift.worker.prompt import prepare
 from tests.rift.worker import answers
