@@ -73,12 +73,10 @@ class Book:
                     self._revoked(event)
                 case KeyLimitsSet() if (held := self.keys.get(event.key)) is not None:
                     held.limits = event
-                case PricePublished() if event.version == self.price_version + 1:
-                    self.price_version = event.version
-                    listed = self._prices[event.version] = {}
-                    for price in event.prices:
-                        # Of a model that is listed twice the first price, as for the bill.
-                        listed.setdefault(price.model, price)
+                case PricePublished():
+                    if prices := prices_by_model(event, last_version=self.price_version):
+                        self.price_version = event.version
+                        self._prices[event.version] = prices
                 case _:
                     if isinstance(event, LimitsSet):
                         self.limits[event.account] = event
@@ -118,6 +116,19 @@ class Book:
     def prices(self) -> dict[str, Price]:
         """The list in force, by model."""
         return dict(self._prices[self.price_version])
+
+
+def prices_by_model(event: PricePublished, *, last_version: int) -> dict[str, Price]:
+    """Return the prices of a list that counts, empty for one that does not.
+
+    A list counts if it has a price and its version follows the last one that counts. If it prices a model
+    twice, the first price counts.
+    """
+    prices: dict[str, Price] = {}
+    if event.version == last_version + 1:
+        for price in event.prices:
+            prices.setdefault(price.model, price)
+    return prices
 
 
 def key_digest(key: str) -> str:

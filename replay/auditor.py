@@ -165,8 +165,9 @@ class Audit:
         kind = event["type"] if event["id"] not in self.entries else "repeated"
         self.entries.add(event["id"])
         if kind == "PricePublished":
-            self.prices.setdefault(event["version"], {p["model"]: p for p in reversed(event["prices"])})
-            self.terms["price_version"].append((place[1], max(self.prices)))
+            if event["version"] == max(self.prices, default=0) + 1 and event["prices"]:
+                self.prices[event["version"]] = {p["model"]: p for p in reversed(event["prices"])}
+                self.terms["price_version"].append((place[1], event["version"]))
         elif kind == "LimitsSet":
             self.terms["plan"].append((place[1], event.get("plan", "per_token")))
         elif kind == "PeriodClosed":

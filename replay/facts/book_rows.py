@@ -3,11 +3,12 @@
 What has to be said only once (a price version, a closed period) is the fold's business.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from events import schema
+from events.book import prices_by_model
 from replay.facts.request_rows import EventOrigin
 from replay.facts.rows import (
     AccountRow,
@@ -18,6 +19,7 @@ from replay.facts.rows import (
     LimitsRow,
     PeriodRow,
     PeriodStreamRow,
+    PriceRow,
     QuarantineRow,
     RevocationRow,
     Row,
@@ -70,6 +72,23 @@ def entry_rows(event: schema.BookEvent, origin: EventOrigin) -> Iterator[Row]:
             yield QuarantineRow(event.stream, event.sequence, event.reason, position, at_ns)
         case schema.SegmentSealed():
             yield SegmentRow(event.stream, event.first, event.last, event.manifest, position, at_ns)
+
+
+def price_rows(event: schema.PricePublished, origin: EventOrigin, *, last_version: int) -> Sequence[PriceRow]:
+    """Return the prices of a list that counts after `last_version`, none of one that does not."""
+    return [
+        PriceRow(
+            event.version,
+            price.model,
+            price.prompt_nanousd,
+            price.output_nanousd,
+            price.cached_prompt_nanousd,
+            price.second_nanousd,
+            origin.position,
+            origin.at_ns,
+        )
+        for price in prices_by_model(event, last_version=last_version).values()
+    ]
 
 
 def _rates(event: schema.Limits) -> tuple[int | None, int | None, int | None]:

@@ -21,7 +21,7 @@ from events.log import Stored
 from events.request_states import RequestStates
 from events.schema import Price
 from replay.errors import ReplayError
-from replay.facts.book_rows import entry_rows
+from replay.facts.book_rows import entry_rows, price_rows
 from replay.facts.request_rows import EventOrigin, Open, accepted_row, note, settle
 from replay.facts.rows import (
     REPLICA_EVENTS,
@@ -118,7 +118,7 @@ class FactFold:
         self.lives = RequestStates()
         self.course = ReplicaTimelines()
         self._prices: dict[tuple[int, str], Price] = {}
-        self._versions: set[int] = set()
+        self._price_version = 0
         self._book_ids: set[str] = set()
         self._closed: set[str] = set()
         self._quarantined: dict[str, set[int]] = {}
@@ -133,15 +133,7 @@ class FactFold:
         self._book_ids.update(ids)
         self._closed.update(periods)
         for row in prices:
-            price = Price(
-                model=row.model,
-                prompt_nanousd=row.prompt_nanousd,
-                output_nanousd=row.output_nanousd,
-                cached_prompt_nanousd=row.cached_prompt_nanousd,
-                second_nanousd=row.second_nanousd,
-            )
-            self._versions.add(row.version)
-            self._prices.setdefault((row.version, row.model), price)
+            self._add_price(row)
 
     def quarantine(self, stream: str, sequence: int) -> None:
         self._quarantined.setdefault(stream, set()).add(sequence)
@@ -216,7 +208,7 @@ class FactFold:
             model = event.model
             if (version, model) in self._prices or not self._is_new(event, record.stored.subject, ended):
                 continue
-            if version not in self._versions:
+            if not 1 <= version <= self._price_version:
                 return f"{event.request} has price version {version}, which the book does not hold"
             return f"{event.request}: price version {version} has no price for {model!r}"
         return None
@@ -281,7 +273,9 @@ class FactFold:
         yield BookRow(event.id, type(event).__name__, origin.position, origin.at_ns)
         match event:
             case schema.PricePublished():
-                yield from self._published(event, origin)
+                for row in price_rows(event, origin, last_version=self._price_version):
+                    self._add_price(row)
+                    yield row
             case schema.PeriodClosed():
                 # What was closed stays as it was.
                 if event.period not in self._closed:
@@ -292,23 +286,15 @@ class FactFold:
                     self.quarantine(event.stream, event.sequence)
                 yield from entry_rows(event, origin)
 
-    def _published(self, event: schema.PricePublished, origin: EventOrigin) -> Iterator[Row]:
-        """A version is published once and a model priced once in it: whatever says it again is late."""
-        if event.version in self._versions:
-            return
-        self._versions.add(event.version)
-        for price in event.prices:
-            if self._prices.setdefault((event.version, price.model), price) is price:
-                yield PriceRow(
-                    event.version,
-                    price.model,
-                    price.prompt_nanousd,
-                    price.output_nanousd,
-                    price.cached_prompt_nanousd,
-                    price.second_nanousd,
-                    origin.position,
-                    origin.at_ns,
-                )
+    def _add_price(self, row: PriceRow) -> None:
+        self._price_version = max(self._price_version, row.version)
+        self._prices[row.version, row.model] = Price(
+            model=row.model,
+            prompt_nanousd=row.prompt_nanousd,
+            output_nanousd=row.output_nanousd,
+            cached_prompt_nanousd=row.cached_prompt_nanousd,
+            second_nanousd=row.second_nanousd,
+        )
 
     def _fleet_event(self, event: Any, origin: EventOrigin) -> Iterator[Row]:
         match event:
