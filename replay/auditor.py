@@ -1,11 +1,16 @@
-"""Check an invoice without trusting who wrote it: `python auditor.py DIR`, where DIR is an audit export.
+"""Check an invoice without trusting its issuer: `python auditor.py DIR`, where DIR is an audit export.
 
-One file for who pays: Python 3.9 or newer, its standard library, no code of the service behind the invoice.
-Exit status 0: equal; 1: different, each difference is a line; 2: a file is missing or makes no sense. In DIR:
-`invoice.json`, what is claimed; `chain.jsonl`, the manifest of each segment of the log, with the SHA-256 of
-the one before; `records.jsonl`, records of the log, the account's own events as JSON, of others the hashes;
-`proofs.jsonl`, what joins those records to the Merkle root in their manifest. Two things cannot be seen here:
-whether the heads of the chains are those that were published (compare them), and what was held back.
+This file is for the customer. It needs Python 3.9 or newer and the standard library, and shares no code with
+the service behind the invoice. Exit status 0: the invoice is right. 1: it differs; each difference is a line.
+2: a file is missing or malformed. DIR holds:
+
+    invoice.json   the invoice that is claimed
+    chain.jsonl    the manifest of each segment of the log; each names the SHA-256 of the one before it
+    records.jsonl  records of the log: the account's own events as JSON, all other events as hashes
+    proofs.jsonl   the nodes that join these records to the Merkle root in their segment's manifest
+
+Two things cannot be checked here: whether the printed heads of the chains are the published ones (compare
+them), and whether the operator withheld a record.
 """
 
 from __future__ import annotations
@@ -18,250 +23,388 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 CHARGEABLE = ("stop", "length", "tool_calls", "cancelled", "revoked", "expired")
-NUMBERS = ("prompt_tokens", "cached_tokens", "output_tokens", "seconds", "nanousd", "requests")
 SECOND_NS = 10**9
+# What a malformed file can raise.
 NONSENSE = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
-Place = tuple[str, int, int]  # stream, sequence, index of the event in its record
-parse = json.JSONDecoder(parse_float=str, parse_constant=str).decode  # what is added up has no fraction
+# A number with a fraction stays text, so nothing that is summed up is ever rounded.
+parse = json.JSONDecoder(parse_float=str, parse_constant=str).decode
+
+Place = tuple[str, int, int]
+"""Stream, sequence of the record, index of the event in the record."""
 
 
-class Request:
-    """An accepted request. The log's order alone says which events count; after the end none does.
-    `spans` are the attempts that counted, each from its start to its last own event that counted."""
+class Terms(NamedTuple):
+    """What a request was accepted with. `book` is the position up to which its gateway had read the book."""
+
+    model: str
+    plan: str
+    price_version: int
+    group: str | None
+    book: int
+
+
+class AuditedRequest:
+    """An accepted request. The order of the log decides which events count; none counts after the end."""
 
     def __init__(self, accepted: Any) -> None:
-        self.model = accepted["model"]
-        self.plan = accepted.get("plan", "per_token")
-        self.price_version = accepted["price_version"]
-        self.group = accepted.get("group")
-        self.attempt = None
-        self.wanted = None
-        self.reason = ""
-        self.ender = ""
-        self.book = accepted.get("book", 0)
+        self.terms = Terms(
+            model=accepted["model"],
+            plan=accepted.get("plan", "per_token"),
+            price_version=accepted["price_version"],
+            group=accepted.get("group"),
+            book=accepted.get("book", 0),
+        )
+        # The attempt that counted last, whether it still runs, and every attempt that was ever seen.
+        self.attempt: str | None = None
         self.is_live = False
-        self.seen = set[str]()
-        self.spans = list[list[int]]()
-        self.end = ("", 0, 0)
-        self.end_ns = 0
-        self.prompt = self.cached = self.output = 0
+        self.seen: set[str] = set()
+        # For each attempt that counted: its start and its last own event that counted, in nanoseconds.
+        self.spans: list[list[int]] = []
+        self.cancel_reason: str | None = None
+        self.finish_reason = ""
+        self.ended_by = ""
+        self.end: tuple[Place, int] = (("", 0, 0), 0)  # the last event so far and its time
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.output_tokens = 0
 
     def fold(self, event: Any, place: Place, at_ns: int) -> None:
-        if self.reason:
+        if self.finish_reason:
             return
         kind = event["type"]
         attempt = event.get("attempt")
-        is_own = False
         is_current = self.is_live and attempt == self.attempt
         if kind == "AttemptStarted" and attempt not in self.seen:
-            self.seen.add(attempt)
-            # It must know the attempt that counted last and how many tokens count; then all older are out.
-            if (event["after"], event["resume_index"]) == (self.attempt, self.output):
-                self.prompt = self.prompt if self.spans else event["prompt_tokens"]
-                self.attempt = attempt
-                self.is_live = True
-                self.spans.append([at_ns, at_ns])
-        elif kind == "TokensGenerated" and is_current and event["index"] == self.output:
-            self.cached = self.cached if self.output else event.get("cached_tokens", 0)
-            self.output = self.output + event["tokens"]
-            is_own = True
+            self._start(event, attempt, at_ns)
+        elif kind == "TokensGenerated" and is_current and event["index"] == self.output_tokens:
+            if self.output_tokens == 0:
+                self.cached_tokens = event.get("cached_tokens", 0)
+            self.output_tokens = self.output_tokens + event["tokens"]
+            self.spans[-1][1] = at_ns
         elif kind == "AttemptReleased" and is_current:
             self.is_live = False
-            is_own = event["why"] in ("draining", "host")
+            if event["why"] in ("draining", "host"):
+                self.spans[-1][1] = at_ns
         elif kind == "CancelRequested" and attempt is None:
-            self.wanted = self.wanted or event["why"]
+            self.cancel_reason = self.cancel_reason or event["why"]
         elif kind == "RequestFinished" and attempt is None:
-            self.reason = event["reason"]
-            self.ender = "control"
-        elif kind == "RequestFinished" and is_current and event["output_tokens"] == self.output:
-            self.reason = event["reason"]
-            self.ender = "worker"
-            is_own = True
-        if self.wanted and not self.is_live and not self.reason:
-            self.reason = "revoked" if self.wanted == "revoked" else "cancelled"
-        if is_own:
+            self.finish_reason = event["reason"]
+            self.ended_by = "control"
+        elif kind == "RequestFinished" and is_current and event["output_tokens"] == self.output_tokens:
+            self.finish_reason = event["reason"]
+            self.ended_by = "worker"
             self.spans[-1][1] = at_ns
-        self.end = place
-        self.end_ns = at_ns
+        # A cancellation takes effect as soon as no attempt runs.
+        if self.cancel_reason and not self.is_live and not self.finish_reason:
+            self.finish_reason = "revoked" if self.cancel_reason == "revoked" else "cancelled"
+        self.end = (place, at_ns)
+
+    def _start(self, event: Any, attempt: str, at_ns: int) -> None:
+        """Start an attempt, if it follows the last one that counted and resumes at the next token."""
+        self.seen.add(attempt)
+        if event["after"] != self.attempt or event["resume_index"] != self.output_tokens:
+            return
+        if not self.spans:
+            self.prompt_tokens = event["prompt_tokens"]
+        self.attempt = attempt
+        self.is_live = True
+        self.spans.append([at_ns, at_ns])
+
+    def is_charged(self) -> bool:
+        """Return whether the customer pays: not for an empty answer, and not for a failure of the service."""
+        is_our_failure = self.ended_by == "control" or self.cancel_reason == "unanswered"
+        return self.finish_reason in CHARGEABLE and not is_our_failure and self.output_tokens > 0
+
+
+class AuditedCharge(NamedTuple):
+    """A charged request or a correction. `numbers` are what its line adds up: tokens of the prompt, cached
+    tokens, tokens of the output, and nano-USD."""
+
+    place: Place
+    at_ns: int
+    model: str
+    plan: str
+    price_version: int
+    numbers: tuple[int, int, int, int]
+    spans: list[list[int]]
+
+
+class AuditedBook:
+    """The operator's book: prices, the account's plan, closed months and the account's corrections."""
+
+    def __init__(self) -> None:
+        self.entries: set[str] = set()
+        self.prices: dict[int, dict[str, Any]] = {}
+        self.closed: dict[str, Any] = {}
+        self.corrections: list[AuditedCharge] = []
+        # Each term's values, with the sequence from which each is in force.
+        self.terms: dict[str, list[tuple[int, Any]]] = {"price_version": [(0, 0)], "plan": [(0, "per_token")]}
+
+    def add(self, event: Any, place: Place, at_ns: int) -> bool:
+        """Add an entry; return False if its id came before.
+
+        Of a price version the first list counts, of a month the first close.
+        """
+        if event["id"] in self.entries:
+            return False
+        self.entries.add(event["id"])
+        kind = event["type"]
+        if kind == "PricePublished":
+            by_model = {price["model"]: price for price in reversed(event["prices"])}
+            self.prices.setdefault(event["version"], by_model)
+            self.terms["price_version"].append((place[1], max(self.prices)))
+        elif kind == "LimitsSet":
+            self.terms["plan"].append((place[1], event.get("plan", "per_token")))
+        elif kind == "PeriodClosed":
+            self.closed.setdefault(event["period"], event)
+        elif kind == "UsageCorrected":
+            model = event.get("model") or ""
+            numbers = (0, 0, 0, event["nanousd"])
+            self.corrections.append(AuditedCharge(place, at_ns, model, "correction", 0, numbers, []))
+        return True
+
+    def in_force(self, term: str, sequence: int) -> Any:
+        """Return the value of a term up to a sequence of the book."""
+        values = self.terms[term]
+        return values[bisect_left(values, (sequence + 1,)) - 1][1]
+
+    def period_of(self, place: Place, at_ns: int) -> str:
+        """Return the month of a charge: its own, or the next one that was not closed before it was stored."""
+        month = time.strftime("%Y-%m", time.gmtime(at_ns // SECOND_NS))
+        while month in self.closed and place[1] > self.closed[month]["positions"].get(place[0], 0):
+            month = f"{int(month[:4]) + int(month[5:]) // 12:04}-{int(month[5:]) % 12 + 1:02}"
+        return month
+
+
+class Chain:
+    """The chain of manifests of each stream."""
+
+    def __init__(self) -> None:
+        self.reached: dict[str, int] = {}  # by stream: the last sequence
+        self.hashes: dict[tuple[str, int], str] = {}  # by stream and last sequence: the manifest's SHA-256
+        self.segments: dict[tuple[str, int], tuple[int, str]] = {}  # by stream and first: last, Merkle root
+
+    def add(self, stream: str, text: str) -> Iterator[str]:
+        """Add the next manifest of a stream; yield what does not follow from the manifest before it."""
+        manifest = parse(text)
+        first = self.reached.get(stream, manifest["first"] - 1) + 1
+        expected = {
+            "stream": stream,
+            "first": first,
+            "records": manifest["last"] - first + 1,
+            "previous": self.hashes.get((stream, first - 1), ""),
+        }
+        for name, value in expected.items():
+            if manifest[name] != value:
+                yield f"{name} is not {value!r}"
+        self.segments[stream, first] = (manifest["last"], manifest["root"])
+        self.hashes[stream, manifest["last"]] = sha256(text)
+        self.reached[stream] = manifest["last"]
+
+    def heads(self) -> dict[str, str]:
+        return {stream: self.hashes[stream, last] for stream, last in self.reached.items()}
 
 
 class Audit:
+    """The audit of one folder. After `check`, `wrong` holds the differences; `at` is the place being read."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.at = ""  # what is being read
-        self.records = 0
+        self.at = ""
         self.wrong: list[str] = []
-        self.reached: dict[str, int] = {}  # by stream: the last sequence
-        self.ends: dict[tuple[str, int], str] = {}  # stream, last of a segment: its manifest's SHA-256
-        self.segments: dict[tuple[str, int], tuple[int, str]] = {}  # stream, first: last, Merkle root
-        self.requests, self.owners = dict[str, Request](), dict[str, str]()  # owners: by attempt
-        self.entries = set[str]()
-        self.closed = dict[str, Any]()
-        self.corrections = list[Any]()
-        self.prices, self.paid = dict[int, dict[str, Any]](), dict[str, list[list[int]]]()  # paid: by model
-        self.terms: dict[str, list[tuple[int, Any]]] = {"price_version": [(0, 0)], "plan": [(0, "per_token")]}
+        self.account = ""
+        self.period = ""
+        self.records = 0
+        self.chain = Chain()
+        self.book = AuditedBook()
+        self.requests: dict[str, AuditedRequest] = {}
+        self.request_of: dict[str, str] = {}  # by attempt
 
     def check(self) -> Any:
-        """Return the invoice as it should be; `wrong` then holds the differences."""
+        """Return the invoice as the log gives it."""
         (claimed,) = self.read("invoice.json")
         self.account = claimed["account"]
         self.period = claimed["period"]
-        self.read_chains()
+        self.read_chain()
         self.read_records({(row["stream"], row["first"]): row["nodes"] for row in self.read("proofs.jsonl")})
         self.check_terms()
-        found = self.invoice()
-        says = dict(leaves(claimed))
-        is_so = dict(leaves(found))
-        for name in sorted({*says, *is_so}):
-            if says.get(name) != is_so.get(name):
-                self.wrong.append(f"invoice{name} is {says.get(name)}, by the log it is {is_so.get(name)}")
-        return found
+        computed = self.invoice()
+        claimed_values = dict(leaves(claimed))
+        computed_values = dict(leaves(computed))
+        for name in sorted({*claimed_values, *computed_values}):
+            claim = claimed_values.get(name)
+            value = computed_values.get(name)
+            if claim != value:
+                self.wrong.append(f"invoice{name} is {claim}, by the log it is {value}")
+        return computed
 
     def read(self, name: str) -> Iterator[Any]:
+        """Yield the values of a file, one a line."""
         self.at = name
         with Path(self.folder, name).open(encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 self.at = f"{name} line {number}"
                 yield parse(line)
 
-    def read_chains(self) -> None:
+    def read_chain(self) -> None:
         for row in self.read("chain.jsonl"):
-            stream = row["stream"]
-            told = parse(row["manifest"])
-            first = self.reached.get(stream, told["first"] - 1) + 1
-            size = told["last"] - first + 1
-            previous = self.ends.get((stream, first - 1), "")
-            should = {"stream": stream, "first": first, "records": size, "previous": previous}
-            self.wrong += [f"{self.at}: {n} is not {should[n]!r}" for n in should if told[n] != should[n]]
-            self.segments[stream, first] = told["last"], told["root"]
-            self.ends[stream, told["last"]] = sha256(row["manifest"])
-            self.reached[stream] = told["last"]
+            for problem in self.chain.add(row["stream"], row["manifest"]):
+                self.wrong.append(f"{self.at}: {problem}")
 
     def read_records(self, proofs: dict[tuple[str, int], list[str]]) -> None:
-        before = "", 0
+        """Fold the records that are shown, and prove each with the proof of its segment."""
+        before = ("", 0)
         for segment, rows in groupby(self.read("records.jsonl"), lambda row: (row["stream"], row["first"])):
-            last, root = self.segments.get(segment, (0, ""))
-            chosen: dict[int, bytes] = {}
+            stream, first = segment
+            last, root = self.chain.segments.get(segment, (0, ""))
+            hashes: dict[int, bytes] = {}  # by the record's index in the segment
             for row in rows:
-                if (row["stream"], row["sequence"]) <= before or not segment[1] <= row["sequence"] <= last:
+                position = (row["stream"], row["sequence"])
+                if position <= before or not first <= row["sequence"] <= last:
                     self.wrong.append(f"{self.at}: out of order, here twice, or in no segment of the chain")
                     continue
-                before = row["stream"], row["sequence"]
-                chosen[row["sequence"] - segment[1]] = record_hash(row)
-                take = self.entry if row["stream"] == "RIFT_BOOK" else self.work
-                for at, shown in enumerate(row["events"]):
-                    if isinstance(shown, dict) and not take(parse(shown["json"]), (*before, at), row):
-                        self.wrong += [f"{self.at}: event {at} is not the account's, or of no request here"]
-            self.records += len(chosen)
-            if root != merkle_root(last - segment[1] + 1, chosen, proofs.pop(segment, ["00"])):
-                self.wrong.append(f"records.jsonl: no proof of {segment[0]}:{segment[1]} to {last}")
+                before = position
+                hashes[row["sequence"] - first] = record_hash(row)
+                self.fold_record(row)
+            self.records += len(hashes)
+            if root != merkle_root(last - first + 1, hashes, proofs.pop(segment, ["00"])):
+                self.wrong.append(f"records.jsonl: no proof of {stream}:{first} to {last}")
         self.wrong += [f"proofs.jsonl: {stream}:{first} belongs to no record" for stream, first in proofs]
 
-    def entry(self, event: Any, place: Place, row: Any) -> bool:
-        """An entry of the book counts once, and the first list of a version, the first close of a month."""
-        kind = event["type"] if event["id"] not in self.entries else "repeated"
-        self.entries.add(event["id"])
-        if kind == "PricePublished":
-            if event["version"] == max(self.prices, default=0) + 1 and event["prices"]:
-                self.prices[event["version"]] = {p["model"]: p for p in reversed(event["prices"])}
-                self.terms["price_version"].append((place[1], event["version"]))
-        elif kind == "LimitsSet":
-            self.terms["plan"].append((place[1], event.get("plan", "per_token")))
-        elif kind == "PeriodClosed":
-            self.closed.setdefault(event["period"], event)
+    def fold_record(self, row: Any) -> None:
+        """Fold the events of a record that are shown as JSON; all others are hashes."""
+        fold = self.fold_entry if row["stream"] == "RIFT_BOOK" else self.fold_event
+        for index, event in enumerate(row["events"]):
+            if isinstance(event, dict):
+                place = (row["stream"], row["sequence"], index)
+                if not fold(parse(event["json"]), place, row):
+                    self.wrong.append(f"{self.at}: event {index} is not the account's, or of no request here")
+
+    def fold_entry(self, event: Any, place: Place, row: Any) -> bool:
+        """Add an entry of the book; return whether the account may see it."""
+        if self.book.add(event, place, row["at_ns"]) and event["type"] == "PeriodClosed":
             for stream, root in event["roots"].items():
-                if stream in self.reached and root != self.ends.get((stream, event["positions"][stream])):
+                if stream not in self.chain.reached:
+                    continue
+                if root != self.chain.hashes.get((stream, event["positions"][stream])):
                     self.wrong.append(f"{self.at}: {event['period']} was closed with another log of {stream}")
-        elif kind == "UsageCorrected":
-            key = event.get("model") or "", "correction", 0
-            self.corrections.append((place, row["at_ns"], key, (0, 0, 0, event["nanousd"]), []))
         return event["type"] in ("PricePublished", "PeriodClosed") or bool(event["account"] == self.account)
 
-    def work(self, event: Any, place: Place, row: Any) -> bool:
-        """The id of a request says where its events stand; those that stand elsewhere are nobody's."""
-        name = event.get("request") or self.owners.get(event.get("attempt"), "")
+    def fold_event(self, event: Any, place: Place, row: Any) -> bool:
+        """Fold an event of a request; return whether the request is the account's.
+
+        A request's id names the subject of its events. An event on another subject belongs to no request.
+        """
+        request_id = event.get("request") or self.request_of.get(event.get("attempt"), "")
         subject = row["subject"].split(".")
-        if subject[1:2] + subject[3:] != name.split("_")[1:4]:
+        if subject[1:2] + subject[3:] != request_id.split("_")[1:4]:
             return False
         if event["type"] == "RequestAccepted" and event["account"] == self.account:
-            self.requests.setdefault(name, Request(event))
+            self.requests.setdefault(request_id, AuditedRequest(event))
         elif event["type"] == "AttemptStarted":
-            self.owners.setdefault(event["attempt"], name)
-        if name in self.requests:
-            self.requests[name].fold(event, place, row["at_ns"])
-        return name in self.requests
+            self.request_of.setdefault(event["attempt"], request_id)
+        if request_id in self.requests:
+            self.requests[request_id].fold(event, place, row["at_ns"])
+        return request_id in self.requests
 
     def check_terms(self) -> None:
-        """Each request has the prices and the plan in force up to where its gateway had read the book."""
-        for name, request in self.requests.items():
-            for term, found in self.terms.items():
-                says = getattr(request, term)
-                (_, is_so) = found[bisect_left(found, (request.book + 1,)) - 1]
-                if says != is_so:
-                    self.wrong.append(f"{name}: {term} is {says}, at RIFT_BOOK:{request.book} it is {is_so}")
+        """Check that each request has the prices and plan in force where its gateway had read the book."""
+        for request_id, request in self.requests.items():
+            book = request.terms.book
+            for term in self.book.terms:
+                claim = getattr(request.terms, term)
+                value = self.book.in_force(term, book)
+                if claim != value:
+                    self.wrong.append(f"{request_id}: {term} is {claim}, at RIFT_BOOK:{book} it is {value}")
 
-    def period_of(self, place: Place, at_ns: int) -> str:
-        """Return its own month, or the next that was not closed before it came."""
-        month = time.strftime("%Y-%m", time.gmtime(at_ns // SECOND_NS))
-        while month in self.closed and place[1] > self.closed[month]["positions"].get(place[0], 0):
-            month = f"{int(month[:4]) + int(month[5:]) // 12:04}-{int(month[5:]) % 12 + 1:02}"
-        return month
+    def charges(self) -> Iterator[AuditedCharge]:
+        """Yield the charges of all requests, in the order of their ends."""
+        prompted = set()  # groups whose prompt is paid
+        for request in sorted(self.requests.values(), key=lambda request: request.end[0]):
+            if not request.is_charged():
+                continue
+            terms = request.terms
+            price = self.book.prices[terms.price_version][terms.model]
+            place, at_ns = request.end
+            # In a group (n > 1), only the first request that is charged pays for the prompt.
+            group = terms.group or place
+            prompt = 0 if group in prompted else request.prompt_tokens
+            prompted.add(group)
+            cached = min(request.cached_tokens, prompt) if "cached_prompt_nanousd" in price else 0
+            cost = (prompt - cached) * price["prompt_nanousd"]
+            cost += cached * price.get("cached_prompt_nanousd", 0)
+            cost += request.output_tokens * price["output_nanousd"]
+            if terms.plan != "per_token":
+                cost = 0  # the line pays for seconds
+            numbers = (prompt - cached, cached, request.output_tokens, cost)
+            yield AuditedCharge(
+                place, at_ns, terms.model, terms.plan, terms.price_version, numbers, request.spans
+            )
 
     def invoice(self) -> dict[str, Any]:
-        facts = self.corrections
-        prompted = set()
         self.at = "prices of the book, by version and model"
-        for request in sorted(self.requests.values(), key=lambda request: request.end):
-            # Nobody pays for nothing, for our failures, or for what could not reach him because of us.
-            is_ours = request.ender == "control" or request.wanted == "unanswered"
-            if request.reason in CHARGEABLE and not is_ours and request.output > 0:
-                price = self.prices[request.price_version][request.model]
-                # Of a group (n > 1), only the first that is charged pays for the prompt.
-                group = request.group or request.end
-                prompt = 0 if group in prompted else request.prompt
-                prompted.add(group)
-                cached = min(request.cached, prompt) if "cached_prompt_nanousd" in price else 0
-                cost = (prompt - cached) * price["prompt_nanousd"] + request.output * price["output_nanousd"]
-                cost += cached * price.get("cached_prompt_nanousd", 0)
-                tokens = prompt - cached, cached, request.output, cost if request.plan == "per_token" else 0
-                key = request.model, request.plan, request.price_version
-                facts.append((request.end, request.end_ns, key, tokens, request.spans))
-        lines: dict[tuple[str, str, str, int], list[Any]] = {}
-        for place, at_ns, key, tokens, spans in facts:
-            entry = "{}:{}.{}".format(*place), tokens, spans
-            lines.setdefault((self.period_of(place, at_ns), *key), []).append(entry)
-        told = [it for key in sorted(lines) if (it := self.line(key, lines[key])) and key[0] == self.period]
+        by_line: dict[tuple[str, str, str, int], list[AuditedCharge]] = {}
+        for charge in [*self.book.corrections, *self.charges()]:
+            period = self.book.period_of(charge.place, charge.at_ns)
+            key = (period, charge.model, charge.plan, charge.price_version)
+            by_line.setdefault(key, []).append(charge)
+        # Lines of other months are computed too: a second that an earlier line pays is not paid again.
+        paid: dict[str, list[list[int]]] = {}  # by model
+        lines = []
+        for key in sorted(by_line):
+            line = self.line(by_line[key], paid)
+            if key[0] == self.period:
+                lines.append(line)
         return {
             "account": self.account,
             "period": self.period,
-            "status": "closed" if self.period in self.closed else "open",
-            "lines": told,
-            "total_nanousd": sum(line["nanousd"] for line in told),
-            "positions": self.closed.get(self.period, {"positions": self.reached})["positions"],
-            "heads": {stream: self.ends[stream, last] for stream, last in self.reached.items()},
+            "status": "closed" if self.period in self.book.closed else "open",
+            "lines": lines,
+            "total_nanousd": sum(line["nanousd"] for line in lines),
+            "positions": self.book.closed.get(self.period, {"positions": self.chain.reached})["positions"],
+            "heads": self.chain.heads(),
         }
 
-    def line(self, key: Any, entries: list[Any]) -> dict[str, Any]:
-        (_, model, plan, version) = key
+    def line(self, charges: list[AuditedCharge], paid: dict[str, list[list[int]]]) -> dict[str, Any]:
+        """Return one line; add the time it pays for to `paid`."""
+        first = charges[0]
+        text = ""
+        for charge in charges:
+            text += " ".join(map(str, (position(charge.place), *charge.numbers))) + "\n"
+        prompt, cached, output, nanousd = (sum(charge.numbers[at] for charge in charges) for at in range(4))
         seconds = 0
-        digest = sha256("".join(" ".join(map(str, (at, *tokens))) + "\n" for at, tokens, _ in entries))
-        prompt, cached, output, nanousd = (sum(tokens[at] for _, tokens, _ in entries) for at in range(4))
-        if plan == "per_second":
-            spans = [span for _, _, spans in entries for span in spans]
-            older = self.paid.get(model, [])
+        if first.plan == "per_second":
+            spans = [span for charge in charges for span in charge.spans]
+            older = paid.get(first.model, [])
             seconds = whole_seconds(spans, older)
-            self.paid[model] = older + spans
-            nanousd = seconds * self.prices[version][model].get("second_nanousd", 0)
-        numbers = prompt, cached, output, seconds, nanousd, len(entries)
-        line = {"model": model, "plan": plan, "price_version": version, **dict(zip(NUMBERS, numbers))}  # noqa: B905
-        return {**line, "positions": {"first": entries[0][0], "last": entries[-1][0]}, "digest": digest}
+            paid[first.model] = older + spans
+            price = self.book.prices[first.price_version][first.model]
+            nanousd = seconds * price.get("second_nanousd", 0)
+        return {
+            "model": first.model,
+            "plan": first.plan,
+            "price_version": first.price_version,
+            "prompt_tokens": prompt,
+            "cached_tokens": cached,
+            "output_tokens": output,
+            "seconds": seconds,
+            "nanousd": nanousd,
+            "requests": len(charges),
+            "positions": {"first": position(first.place), "last": position(charges[-1].place)},
+            "digest": sha256(text),
+        }
+
+
+def position(place: Place) -> str:
+    stream, sequence, index = place
+    return f"{stream}:{sequence}.{index}"
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every value with the path to it, as JSON: 1 and true are two things."""
+    """Yield the path and the JSON of every value. As JSON, 1 and true are different."""
     if value and isinstance(value, (dict, list)):
         for name, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(part, f"{path}.{name}")
@@ -274,45 +417,57 @@ def sha256(text: str) -> str:
 
 
 def record_hash(row: Any) -> bytes:
-    hashes = [sha256(event["json"]) if isinstance(event, dict) else event for event in row["events"]]
-    if any(len(event) != 64 for event in hashes):
-        raise ValueError("an event is neither JSON nor a hash")
-    told = [row["stream"], row["sequence"], row["at_ns"], row["content"], "".join(hashes) or "-"]
-    return bytes.fromhex(sha256(" ".join(map(str, [*told, row["subject"], row["writer"]]))))
+    events = [sha256(event["json"]) if isinstance(event, dict) else event for event in row["events"]]
+    if any(len(event) != 64 for event in events):
+        raise ValueError("an event is neither JSON nor a SHA-256")
+    fields = [
+        row["stream"],
+        row["sequence"],
+        row["at_ns"],
+        row["content"],
+        "".join(events) or "-",
+        row["subject"],
+        row["writer"],
+    ]
+    return bytes.fromhex(sha256(" ".join(map(str, fields))))
 
 
-def merkle_root(size: int, chosen: dict[int, bytes], nodes: list[str]) -> str:
-    """Return the root (RFC 6962) over the chosen of `size` records and the nodes beside them."""
-    wanted = sorted(chosen)
-    given = iter(nodes)
+def merkle_root(size: int, hashes: dict[int, bytes], nodes: list[str]) -> str:
+    """Return the root (RFC 6962) over `size` records from the hashes of some and the nodes above the rest."""
+    indexes = sorted(hashes)
+    remaining = iter(nodes)
 
     def root(low: int, high: int) -> bytes:
-        at = bisect_left(wanted, low)
-        if at == len(wanted) or wanted[at] >= high:
-            return bytes.fromhex(next(given, ""))
+        at = bisect_left(indexes, low)
+        if at == len(indexes) or indexes[at] >= high:
+            return bytes.fromhex(next(remaining, ""))
         if high - low == 1:
-            return hashlib.sha256(b"\0" + chosen[low]).digest()
+            return hashlib.sha256(b"\0" + hashes[low]).digest()
         middle = low + (1 << ((high - low - 1).bit_length() - 1))
         return hashlib.sha256(b"\1" + root(low, middle) + root(middle, high)).digest()
 
-    return root(0, size).hex() + "".join(given)  # a node that stays spoils it
+    # An unused node is appended, so that the result is no root.
+    return root(0, size).hex() + "".join(remaining)
 
 
 def whole_seconds(spans: list[list[int]], older: list[list[int]]) -> int:
-    """Return the time in which one of `spans` runs and none of `older`; each piece of it is rounded up."""
-    steps = list[tuple[int, int]]()
-    runs = 0
+    """Return the time in which one of `spans` runs and none of `older`; round up each piece of that time."""
+    # While an older span runs, its weight keeps the sum of all weights below 0.
+    weighted = [(span, 1) for span in spans] + [(span, -1 - len(spans)) for span in older]
+    changes = []
+    for (start, end), weight in weighted:
+        changes.append((start, weight))
+        changes.append((end, -weight))
+    running = 0
     since = 0
     seconds = 0
-    for some, weight in (spans, 1), (older, -1 - len(spans)):  # below 0 whenever an older one runs
-        steps += [(at, step) for span in some for at, step in zip(span, (weight, -weight))]  # noqa: B905
-    for at, group in groupby(sorted(steps), lambda step: step[0]):
-        before = runs
-        runs = runs + sum(step for _, step in group)
+    for at_ns, group in groupby(sorted(changes), lambda change: change[0]):
+        before = running
+        running = running + sum(weight for _, weight in group)
         if before <= 0:
-            since = at
-        elif runs <= 0:
-            seconds -= (since - at) // SECOND_NS
+            since = at_ns
+        elif running <= 0:
+            seconds -= (since - at_ns) // SECOND_NS
     return seconds
 
 
@@ -331,7 +486,8 @@ def main(folder: str = ".") -> int:
     requests = sum(line["requests"] for line in bill["lines"] if line["plan"] != "correction")
     print(f"equal: account {audit.account}, period {audit.period} ({bill['status']}):", end=" ")
     print(f"{total} nano-USD ({usd} USD), {requests} requests, {audit.records} records")
-    print(*(f"head: {name}:{audit.reached[name]} {head}" for name, head in bill["heads"].items()), sep="\n")
+    for stream, head in bill["heads"].items():
+        print(f"head: {stream}:{audit.chain.reached[stream]} {head}")
     return 0
 
 
