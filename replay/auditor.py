@@ -146,16 +146,17 @@ class AuditedBook:
     def add(self, event: Any, place: Place, at_ns: int) -> bool:
         """Add an entry; return False if its id came before.
 
-        Of a price version the first list counts, of a month the first close.
+        A price list counts if it has a price and the next version. The first close of a month counts.
         """
         if event["id"] in self.entries:
             return False
         self.entries.add(event["id"])
         kind = event["type"]
         if kind == "PricePublished":
-            by_model = {price["model"]: price for price in reversed(event["prices"])}
-            self.prices.setdefault(event["version"], by_model)
-            self.terms["price_version"].append((place[1], max(self.prices)))
+            # If a list prices a model twice, the first price counts.
+            if event["version"] == max(self.prices, default=0) + 1 and event["prices"]:
+                self.prices[event["version"]] = {price["model"]: price for price in reversed(event["prices"])}
+                self.terms["price_version"].append((place[1], event["version"]))
         elif kind == "LimitsSet":
             self.terms["plan"].append((place[1], event.get("plan", "per_token")))
         elif kind == "PeriodClosed":
