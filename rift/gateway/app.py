@@ -9,14 +9,9 @@ from functools import partial
 import msgspec
 
 from events import ids
-from events.book import Book
-from events.fleet import Fleet
-from events.log import Log, LogError
-from events.request_history import HistoryReader
+from events.log import LogError
 from rift import __version__
-from rift.catalogue import Catalogue
 from rift.gateway.admission.admission import Admission
-from rift.gateway.admission.credit import CreditReservations
 from rift.gateway.api import openapi
 from rift.gateway.api.billing import BillingRoutes
 from rift.gateway.api.models import ModelRoutes
@@ -26,8 +21,13 @@ from rift.gateway.asgi.errors import ClientGone, HTTPError, retry_after
 from rift.gateway.asgi.request import Receive, Request, Scope, Send
 from rift.gateway.asgi.static_files import StaticFiles
 from rift.gateway.dialects import dialect as dialects
+from rift.gateway.state import GatewayConfig, LogState
 from rift.gateway.streams.delivery import Delivery
 from rift.gateway.streams.lane_registry import LaneRegistry
+from rift.gateway.submission.acceptance import AcceptanceBuilder
+from rift.gateway.submission.acceptance_writer import AcceptanceWriter
+from rift.gateway.submission.idempotency import IdempotencyKeys
+from rift.gateway.submission.responder import Responder
 from rift.gateway.submission.submit import Submission
 
 logger = logging.getLogger(__name__)
@@ -40,51 +40,43 @@ class Gateway:
 
     def __init__(
         self,
-        log: Log,
+        state: LogState,
+        config: GatewayConfig,
         relays: LaneRegistry,
-        histories: HistoryReader,
         admission: Admission,
         delivery: Delivery,
-        allowances: CreditReservations,
-        *,
-        book: Book,
-        fleet: Fleet,
-        models: Catalogue,
-        secret: bytes,
-        lane: tuple[int, str],
-        entropy: Callable[[int], bytes],
-        seal_content: bool,
     ) -> None:
-        self._log = log
+        self._log = state.log
         self._admission = admission
         self._delivery = delivery
-        self._fleet = fleet
-        self._models = models
-        self._entropy = entropy
+        self._fleet = state.fleet
+        self._models = config.models
+        self._entropy = config.entropy
         self._pages = StaticFiles()
         self._document = msgspec.Raw(msgspec.json.encode(openapi.document()))
-        accepting = Submission(
-            log,
-            relays,
-            histories,
+        submission = Submission(
             admission,
-            delivery,
-            allowances,
-            book=book,
-            models=models,
-            secret=secret,
-            lane=lane,
-            entropy=entropy,
-            seal_content=seal_content,
+            IdempotencyKeys(state, config.secret),
+            AcceptanceBuilder(state.book, config, relays.own),
+            AcceptanceWriter(state, config, delivery.cancellation),
+            Responder(state.book, relays, delivery),
         )
-        there = RequestRoutes(log, relays, histories, admission, delivery, book=book, secret=secret)
-        listing = ModelRoutes(models, admission=admission, book=book, fleet=fleet)
-        billing = BillingRoutes(log, admission, secret=secret)
+        there = RequestRoutes(
+            state.log,
+            relays,
+            state.histories,
+            admission.auth,
+            delivery,
+            book=state.book,
+            secret=config.secret,
+        )
+        listing = ModelRoutes(config.models, admission=admission, book=state.book, fleet=state.fleet)
+        billing = BillingRoutes(state.log, admission.auth, secret=config.secret)
         self._routes: list[tuple[str, re.Pattern[str], Handler]] = [
-            ("POST", re.compile("/v1/inference"), partial(accepting.infer, dialects.NATIVE)),
-            ("POST", re.compile("/v1/completions"), partial(accepting.infer, dialects.COMPLETIONS)),
-            ("POST", re.compile("/v1/chat/completions"), partial(accepting.infer, dialects.CHAT)),
-            ("POST", re.compile("/v1/responses"), partial(accepting.infer, dialects.RESPONSES)),
+            ("POST", re.compile("/v1/inference"), partial(submission.infer, dialects.NATIVE)),
+            ("POST", re.compile("/v1/completions"), partial(submission.infer, dialects.COMPLETIONS)),
+            ("POST", re.compile("/v1/chat/completions"), partial(submission.infer, dialects.CHAT)),
+            ("POST", re.compile("/v1/responses"), partial(submission.infer, dialects.RESPONSES)),
             ("GET", re.compile("/v1/inference"), billing.requests),
             ("GET", re.compile("/v1/inference/([^/]+)"), there.inference),
             ("DELETE", re.compile("/v1/inference/([^/]+)"), there.cancel),
@@ -104,8 +96,8 @@ class Gateway:
         ]
 
     def stop(self) -> None:
-        """Accept nothing more; who leaves now leaves because of us."""
-        self._admission.stopping = True
+        """Accept nothing more, and cancel nothing for clients that go."""
+        self._admission.stop()
         self._delivery.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,7 +152,7 @@ class Gateway:
         if not self._log.is_connected:
             message = "the log does not answer"
             raise HTTPError(503, message, code="log_unavailable", headers=retry_after(1))
-        self._admission.check_book()
+        self._admission.auth.check_book()
         ready = [name for name in self._models if self._fleet.is_ready(name)]
         await request.answer(200, {"status": "ready", "models_ready": ready})
 

@@ -17,11 +17,18 @@ from events.request_history import HistoryReader
 from events.schema import LaneLost, LaneOpened, LaneReported
 from rift.catalogue import Catalogue
 from rift.gateway.admission.admission import Admission
+from rift.gateway.admission.auth import Authenticator
 from rift.gateway.admission.book_freshness import BookFreshness
 from rift.gateway.admission.credit import CreditReservations
-from rift.gateway.admission.rate_limits import Lanes, RateLimits
+from rift.gateway.admission.lane_credit import LaneCredit
+from rift.gateway.admission.live_gateways import LiveGateways
+from rift.gateway.admission.log_room import LogRoom
+from rift.gateway.admission.queue_share import QueueShare
+from rift.gateway.admission.rate_limits import RateLimits
+from rift.gateway.admission.reservation import Reservations
 from rift.gateway.app import Gateway
 from rift.gateway.asgi.server import serve
+from rift.gateway.state import GatewayConfig, LogState
 from rift.gateway.streams.delivery import STOPPING, Delivery
 from rift.gateway.streams.lane_registry import LaneRegistry
 from rift.gateway.streams.queue_status import QueueStatus
@@ -46,7 +53,7 @@ class Opened(NamedTuple):
 
     gateway: Gateway
     relays: LaneRegistry
-    allowances: CreditReservations
+    credit: CreditReservations
     lane: str
 
 
@@ -104,67 +111,60 @@ async def open_gateway(
     seal_content: bool = False,
 ) -> Opened:
     """Open a lane and start what a gateway does beside its clients. Raises as `run`."""
-    shard, lane = 0, ids.new_lane_id(entropy(ids.RANDOM_BYTES))
-    known, replicas = await books.read(log), await fleet.read(log)
-    opened_at = anyio.current_time()
-    publisher = Publisher(log, lane, shard=shard)
-    await publisher.publish(LaneOpened(lane=lane, shard=shard), within_s=OPEN_S)
-    histories = HistoryReader(history_log)
-    relays = await LaneRegistry.open(log, histories, shard=shard, lane=lane, tasks=tasks)
-    allowances = CreditReservations(
-        log, relays, book=known, lane=(shard, lane), opened_at=opened_at, entropy=entropy, tasks=tasks
-    )
-    following = BookFreshness(log, known)
-    tasks.start_soon(following.confirm)
-    waiting = QueueStatus(replicas, relays.nudge, relays.own.clock.now_ns)
-    tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", replicas, waiting.refresh)
-    tasks.start_soon(_report, publisher, lane, allowances)
-    tasks.start_soon(allowances.keep)
-    lanes = Lanes(lane, relays.own.position)
-    tasks.start_soon(_follow, log, subjects.shard_stream(shard), subjects.lane(shard, "*"), lanes)
-    admission = Admission(
-        log,
-        relays.own,
-        book=known,
-        following=following,
-        limiting=RateLimits(relays, book=known, lanes=lanes, tasks=tasks),
-        fleet=replicas,
+    config = GatewayConfig(
+        shard=0,
+        lane=ids.new_lane_id(entropy(ids.RANDOM_BYTES)),
+        secret=secret,
         models=models,
         served=served,
-        shard=shard,
+        seal_content=seal_content,
+        entropy=entropy,
     )
-    tasks.start_soon(admission.watch_room)
-    delivery = Delivery(publisher, book=known, queue_status=waiting, tasks=tasks)
+    shard = config.shard
+    lane = config.lane
+    state = LogState(log, HistoryReader(history_log), await books.read(log), await fleet.read(log))
+    opened_at_s = anyio.current_time()
+    publisher = Publisher(log, lane, shard=shard)
+    await publisher.publish(LaneOpened(lane=lane, shard=shard), within_s=OPEN_S)
+    relays = await LaneRegistry.open(log, state.histories, shard=shard, lane=lane, tasks=tasks)
+    own = relays.own
+    holds = LaneCredit(state, config, own.clock, reported_at_s=opened_at_s)
+    freshness = BookFreshness(log, state.book)
+    tasks.start_soon(freshness.confirm)
+    waiting = QueueStatus(state.fleet, relays.nudge, own.clock.now_ns)
+    tasks.start_soon(_follow, log, subjects.FLEET, "rift.fleet.>", state.fleet, waiting.refresh)
+    tasks.start_soon(_report, publisher, lane, holds)
+    tasks.start_soon(holds.keep)
+    gateways = LiveGateways(lane, own.position)
+    tasks.start_soon(_follow, log, subjects.shard_stream(shard), subjects.lane(shard, "*"), gateways)
+    rate_limits = RateLimits(own, book=state.book, gateways=gateways)
+    credit = CreditReservations(holds, relays, state.book, tasks)
+    room = LogRoom(log, shard)
+    tasks.start_soon(room.watch)
+    admission = Admission(
+        state,
+        config,
+        Authenticator(state.book, freshness, rate_limits, own.clock),
+        room,
+        QueueShare(state.book, state.fleet, own, gateways),
+        Reservations(log, config, own, (rate_limits, credit)),
+    )
+    delivery = Delivery(publisher, book=state.book, queue_status=waiting, tasks=tasks)
 
-    ended_keys = len(known.revoked)
+    ended_keys = len(state.book.revoked)
 
     def book_changed() -> None:
         nonlocal ended_keys
-        allowances.changed()
-        following.moved()
-        for key in known.revoked[ended_keys:]:
+        holds.changed()
+        freshness.moved()
+        for key in state.book.revoked[ended_keys:]:
             for relay in relays.every():
                 delivery.cancellation.revoke(relay.open_of(key))
             delivery.revoke(key)
-        ended_keys = len(known.revoked)
+        ended_keys = len(state.book.revoked)
 
-    tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", known, book_changed)
-    gateway = Gateway(
-        log,
-        relays,
-        histories,
-        admission,
-        delivery,
-        allowances,
-        book=known,
-        fleet=replicas,
-        models=models,
-        secret=secret,
-        lane=(shard, lane),
-        entropy=entropy,
-        seal_content=seal_content,
-    )
-    return Opened(gateway, relays, allowances, lane)
+    tasks.start_soon(_follow, log, subjects.BOOK, "rift.book.>", state.book, book_changed)
+    return Opened(Gateway(state, config, relays, admission, delivery), relays, credit, lane)
 
 
 async def let_streams_go(opened: Opened) -> None:
@@ -176,19 +176,19 @@ async def let_streams_go(opened: Opened) -> None:
 
 
 async def say_goodbye(log: Log, opened: Opened) -> None:
-    await opened.allowances.settle_all()
+    await opened.credit.holds.settle_all()
     with anyio.move_on_after(LAST_WORD_S):
         await Publisher(log, opened.lane).publish(LaneLost(lane=opened.lane), within_s=OPEN_S)
 
 
-async def _report(publisher: Publisher, lane: str, allowances: CreditReservations) -> None:
+async def _report(publisher: Publisher, lane: str, holds: LaneCredit) -> None:
     """Say that the gateway lives: who says nothing is lost, and its clients with it."""
     while True:
         await anyio.sleep(REPORT_S)
         began = anyio.current_time()
         try:
             await publisher.publish(LaneReported(lane=lane), within_s=OPEN_S)
-            allowances.reported_at = began
+            holds.note_report(began)
         except LogError as error:
             logger.warning("the lane could not report: %s", error)
 

@@ -4,7 +4,7 @@ A process that is killed sends nothing more and hears nothing; what it sent befo
 is frozen goes on later as if nothing had been. The code that runs in them is Rift's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -108,9 +108,12 @@ class GatewayProcess(Process):
 
     kind = "gateway"
 
-    def __init__(self, broker: MemoryBroker, chance: Chance, name: str) -> None:
+    def __init__(
+        self, broker: MemoryBroker, chance: Chance, name: str, *, served: Collection[str] = ()
+    ) -> None:
         super().__init__(broker, chance, name)
         self.stop = anyio.Event()
+        self._served = served
         self._opened: gateway.Opened | None = None
         self._tasks: TaskGroup
 
@@ -124,7 +127,7 @@ class GatewayProcess(Process):
                 self.log,
                 self.second_log,
                 models=MODELS,
-                served=(),
+                served=self._served,
                 secret=SECRET,
                 entropy=self.chance.randbytes,
                 tasks=self._tasks,

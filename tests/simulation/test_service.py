@@ -125,14 +125,14 @@ def follows_for_ever(patch: pytest.MonkeyPatch) -> None:
 
 
 def takes_every_idempotency_key_for_new(patch: pytest.MonkeyPatch) -> None:
-    async def find(log: Any, digest: str, entry: Any) -> None:
+    async def find(self: Any, digest: str, entry: Any) -> None:
         return None
 
-    async def claim(log: Any, digest: str, entry: Any, *, replaces: int) -> idempotency.Claim:
+    async def claim(self: Any, digest: str, entry: Any, *, replaces: int) -> idempotency.Claim:
         return idempotency.Claim(entry, True, 1)
 
-    patch.setattr(idempotency, "find", find)
-    patch.setattr(idempotency, "claim", claim)
+    patch.setattr(idempotency.IdempotencyKeys, "find", find)
+    patch.setattr(idempotency.IdempotencyKeys, "claim", claim)
 
 
 MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [

@@ -75,20 +75,13 @@ LARGER: dict[str, int] = {
     "rift/control/duties/archiver.py:__init__": 7,
     "rift/control/process.py": 18,
     "rift/control/process.py:run": 8,
-    "rift/gateway/admission/admission.py": 14,
-    "rift/gateway/admission/admission.py:__init__": 9,
-    "rift/gateway/admission/credit.py": 13,
-    "rift/gateway/admission/credit.py:__init__": 7,
     "rift/gateway/api/requests.py": 17,
     "rift/gateway/api/requests.py:__init__": 7,
     "rift/gateway/app.py": 21,
-    "rift/gateway/app.py:__init__": 13,
     "rift/gateway/asgi/request.py:Request": 14,
-    "rift/gateway/process.py": 18,
+    "rift/gateway/process.py": 25,
     "rift/gateway/process.py:open_gateway": 8,
     "rift/gateway/process.py:run": 9,
-    "rift/gateway/submission/submit.py": 24,
-    "rift/gateway/submission/submit.py:__init__": 12,
     "rift/launcher.py": 17,
     "rift/supervisor.py:__init__": 7,
 }
@@ -110,7 +103,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
 }
 # A ratchet: path, or path:function, and its length today. Entries only shrink and go.
-LONGER: dict[str, int] = {"rift/gateway/process.py:open_gateway": 73}
+LONGER: dict[str, int] = {"rift/gateway/process.py:open_gateway": 66}
 MONEY = ("events/pricing.py", "replay/auditor.py")
 # Handed to customers as one file: it runs on the oldest Python they may have, alone, and is read by them.
 AUDITOR = "replay/auditor.py"

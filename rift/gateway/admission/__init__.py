@@ -1,12 +1,17 @@
-"""Who may ask for what. Everything that is refused is refused here, before anything is stored.
+"""Which requests are accepted. Everything is refused here, before anything is stored.
 
-admission       keys, models, queue and room
+auth            API keys: validity, scopes, models
+admission       whether a new request is admitted
 reservation     what a request holds before it is accepted
+queue_share     how many requests may wait for a model
+log_room        whether new requests can be stored
 book_freshness  whether the book is current enough to trust
+rate_limits     the rate limits of accounts and keys at this gateway
 rate_window     sliding-window limits: pure
-rate_limits     the limits of accounts and keys at this gateway
+live_gateways   the gateways that share a limit
+credit          credit of each request: reserved, then spent
+lane_credit     the credit that this lane holds
+credit_hold     one hold of this lane
 max_cost        the most that a request can cost
 metering        what a request did cost
-credit_hold     one hold of this lane
-credit          what may be spent for accounts with credit or a budget
 """

@@ -2,23 +2,18 @@
 ended. The rules are in `limits.py`; what must not live here is money (`allowances.py`)."""
 
 import anyio
-from anyio.abc import TaskGroup
 
-from events import codec
 from events.book import Book
-from events.log import Stored
-from events.schema import LaneLost, LaneOpened, LaneReported, RequestAccepted
+from events.schema import RequestAccepted
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT
 from rift.gateway.admission import max_cost, rate_window
+from rift.gateway.admission.live_gateways import LiveGateways
 from rift.gateway.admission.rate_window import Part, RateWindow, Refused, Taken
 from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after_ms
 from rift.gateway.choices import Choices
 from rift.gateway.completion import Completion
-from rift.gateway.streams.lane_registry import LaneRegistry
+from rift.gateway.streams.lane_reader import LaneReader
 from rift.gateway.streams.subscription import Subscription
-
-# Three reports of a lane, after which the janitor says that it is lost.
-LIVES_S = 10.0
 
 # Bytes of a prompt that are one token, about, in most languages and tokenizers.
 TOKEN_BYTES = 4
@@ -33,37 +28,13 @@ WORDS = {
 }
 
 
-class Lanes:
-    """The gateways that live, by what their lanes say. `position` is where this one began to read."""
-
-    def __init__(self, own: str, position: int) -> None:
-        self.position = position
-        self._own = own
-        self._heard: dict[str, float] = {}
-
-    def fold(self, stored: Stored) -> None:
-        self.position = stored.sequence
-        for event in codec.decode(stored.data)[1]:
-            match event:
-                case LaneOpened() | LaneReported():
-                    self._heard[event.lane] = anyio.current_time()
-                case LaneLost():
-                    self._heard.pop(event.lane, None)
-
-    def __len__(self) -> int:
-        since = anyio.current_time() - LIVES_S
-        self._heard = {lane: at for lane, at in self._heard.items() if at > since}
-        return len(self._heard.keys() | {self._own})
-
-
 class RateLimits:
-    """`lanes` are the gateways among which a limit is divided."""
+    """Implements `reservation.Limit`. A limit is divided among `gateways`."""
 
-    def __init__(self, relays: LaneRegistry, *, book: Book, lanes: Lanes, tasks: TaskGroup) -> None:
-        self._relays = relays
+    def __init__(self, lane: LaneReader, *, book: Book, gateways: LiveGateways) -> None:
+        self._lane = lane
         self._book = book
-        self._tasks = tasks
-        self.lanes = lanes
+        self._gateways = gateways
         self._limiter = RateWindow()
         self._taken: dict[str, Taken] = {}
         self._watchers: dict[str, Subscription] = {}
@@ -83,7 +54,7 @@ class RateLimits:
         if choices[0].request in self._taken:
             answers = [Completion.of(accepted, self._book, keep_text=False) for accepted in choices]
             watcher = self._watchers[choices[0].request] = Subscription(answers, on_end=self._at_end)
-            self._relays.own.join(watcher)
+            self._lane.join(watcher)
 
     def release(self, choices: Choices) -> None:
         """Count nothing for requests that are not accepted."""
@@ -98,7 +69,7 @@ class RateLimits:
     def _forget(self, choices: Choices) -> Taken | None:
         request = choices[0].request
         if (watcher := self._watchers.pop(request, None)) is not None:
-            self._relays.own.close(watcher)
+            self._lane.close(watcher)
         return self._taken.pop(request, None)
 
     def headers(self, account: str, key: str) -> Headers:
@@ -112,7 +83,7 @@ class RateLimits:
         held = self._book.limits_of(account, key)
         if not held:
             return {}
-        living = len(self.lanes)
+        living = len(self._gateways)
         parts = {whose: rate_window.part(of, living) for whose, of in held.items()}
         return {whose: of for whose, of in parts.items() if of != Part()}
 

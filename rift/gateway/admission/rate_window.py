@@ -189,9 +189,3 @@ def headers(parts: Mapping[str, tuple[Part, Usage]], now_ns: int) -> list[tuple[
             reset = b"%d.%03ds" % divmod(reset_ms, 1000)
             told.append((b"x-ratelimit-reset-%b" % name.encode(), reset))
     return told
-
-
-def may_wait(*, mine: int, waiting: int, more: int, free: int, share_percent: int) -> bool:
-    """Say whether an account that has `mine` of all that wait for a model may have `more`: its first, and up
-    to `free`, in any case, and beyond that its share of the queue that it makes."""
-    return mine == 0 or mine + more <= free or 100 * (mine + more) <= share_percent * (waiting + more)

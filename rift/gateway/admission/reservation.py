@@ -7,7 +7,7 @@
 No other code takes or gives back any of this.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from events import encryption, subjects
 from events.log import Log
 from rift.gateway.choices import Choices
+from rift.gateway.state import GatewayConfig
 from rift.gateway.streams.lane_reader import LaneReader
 from rift.gateway.streams.subscription import Subscription
 
@@ -80,22 +81,13 @@ class Reservation:
 
 
 class Reservations:
-    """Reserve for requests on the own lane. With `seals_all`, every request gets a content key."""
+    """Reserve for requests on the own lane."""
 
-    def __init__(
-        self,
-        log: Log,
-        lane: LaneReader,
-        limits: Sequence[Limit],
-        *,
-        entropy: Callable[[int], bytes],
-        seals_all: bool,
-    ) -> None:
+    def __init__(self, log: Log, config: GatewayConfig, lane: LaneReader, limits: Sequence[Limit]) -> None:
         self._log = log
+        self._config = config
         self._lane = lane
         self._limits = limits
-        self._entropy = entropy
-        self._seals_all = seals_all
 
     async def reserve(self, choices: Choices, *, store: bool) -> Reservation:
         """Return a reservation. `store` says that the client lets its content be kept.
@@ -115,10 +107,10 @@ class Reservations:
 
     async def _with_content_key(self, choices: Choices, *, store: bool) -> Choices:
         """Return the acceptances with a key to seal them, if they need one. Raises LogError."""
-        if (store and not self._seals_all) or choices[0].sealed is not None:
+        if (store and not self._config.seal_content) or choices[0].sealed is not None:
             return choices
         requests = [accepted.request for accepted in choices]
-        key = self._entropy(encryption.KEY_BYTES)
+        key = self._config.entropy(encryption.KEY_BYTES)
         subject = subjects.SECRET_KEPT if store else subjects.SECRET_PASSING
         sealed = await encryption.keep(self._log, subject, requests, key)
         return tuple(replace(accepted, sealed=sealed) for accepted in choices)

@@ -9,7 +9,7 @@ from typing import Any
 
 from events import ids
 from events.log import Log, LogError
-from rift.gateway.admission.admission import Admission
+from rift.gateway.admission.auth import Authenticator
 from rift.gateway.asgi.errors import HTTPError, retry_after
 from rift.gateway.asgi.request import Request
 from rift.rpc import AnswerFailed, AskInvoice, AskRequests, AskUsage, QuestionRefused, ask
@@ -33,19 +33,19 @@ LAST_DAY = "9999-12-31"
 
 
 class BillingRoutes:
-    def __init__(self, log: Log, admission: Admission, *, secret: bytes) -> None:
+    def __init__(self, log: Log, auth: Authenticator, *, secret: bytes) -> None:
         self._log = log
-        self._admission = admission
+        self._auth = auth
         self._secret = secret
         self._under_way: Counter[str] = Counter()
 
     async def invoice(self, request: Request, match: re.Match[str]) -> None:
-        issued = self._admission.authenticate(request, "usage")
+        issued = self._auth.authenticate(request, "usage")
         await request.answer(200, await self._ask(AskInvoice(issued.account, match[1]), "invalid_period"))
 
     async def usage(self, request: Request, match: re.Match[str]) -> None:
         """`from` and `to` are days (UTC), both counted; `group_by` is a list with commas."""
-        issued = self._admission.authenticate(request, "usage")
+        issued = self._auth.authenticate(request, "usage")
         query = request.query()
         groups = tuple(group for group in query.get("group_by", "day,model").split(",") if group)
         days = query.get("from", FIRST_DAY), query.get("to", LAST_DAY)
@@ -53,7 +53,7 @@ class BillingRoutes:
 
     async def requests(self, request: Request, match: re.Match[str]) -> None:
         """The account's requests, newest first: `limit` of them, behind the request `after`."""
-        issued = self._admission.authenticate(request, None)
+        issued = self._auth.authenticate(request, None)
         query = request.query()
         if not set(LISTING) & set(issued.scopes):
             message = f"this API key lists no requests; its scopes are {', '.join(issued.scopes)}"

@@ -21,18 +21,18 @@ class ModelRoutes:
         self._fleet = fleet
 
     async def all(self, request: Request, match: re.Match[str]) -> None:
-        key = self._admission.authenticate(request, None).key
+        key = self._admission.auth.authenticate(request, None).key
         whole = request.query().get("all") == "true"
-        allowed = [name for name in self._models if self._admission.may_use(name, key)]
+        allowed = [name for name in self._models if self._admission.auth.may_use(name, key)]
         names = [name for name in allowed if whole or self._admission.serves(name)]
         await request.answer(200, {"object": "list", "data": [self._shown(name) for name in names]})
 
     async def one(self, request: Request, match: re.Match[str]) -> None:
-        key = self._admission.authenticate(request, None).key
+        key = self._admission.auth.authenticate(request, None).key
         if match[1] not in self._models:
             message = f"model {match[1]!r} is not known here"
             raise HTTPError(404, message, code="model_not_found", param="model")
-        self._admission.check_model(match[1], key)
+        self._admission.auth.check_model(match[1], key)
         await request.answer(200, self._shown(match[1]))
 
     def _shown(self, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from events.ids import RequestId
 from events.log import Log
 from events.request_history import HistoryReader
 from events.schema import RequestAccepted
-from rift.gateway.admission.admission import Admission
+from rift.gateway.admission.auth import Authenticator
 from rift.gateway.asgi.cors import server_timing
 from rift.gateway.asgi.errors import FINAL, HTTPError
 from rift.gateway.asgi.request import Request
@@ -31,7 +31,7 @@ class RequestRoutes:
         log: Log,
         relays: LaneRegistry,
         histories: HistoryReader,
-        admission: Admission,
+        auth: Authenticator,
         delivery: Delivery,
         *,
         book: Book,
@@ -40,7 +40,7 @@ class RequestRoutes:
         self._log = log
         self._relays = relays
         self._histories = histories
-        self._admission = admission
+        self._auth = auth
         self._delivery = delivery
         self._book = book
         self._secret = secret
@@ -172,7 +172,7 @@ class RequestRoutes:
         await self._log.erase(subjects.SECRETS, accepted.sealed)
 
     def _verified(self, request: Request, text: str, *, shown: str = "") -> RequestId:
-        issued = self._admission.authenticate(request)
+        issued = self._auth.authenticate(request)
         parsed = ids.verified(text, secret=self._secret, account=issued.account)
         if parsed is None:
             raise _unknown(shown or text)

@@ -1,33 +1,38 @@
 """Idempotency keys: one request for each account, key and body, whatever fails between the steps.
 
-    1. claim   create the key's entry: request id, body's hash, nonce. A conflict is answered by what is
-               there: another body (422), or a request to attach to, be it by an earlier try of this claim
-    2. accept  who surely made the entry appends the acceptance, with the id that it holds
-    3. attach  everybody else waits for that request; who finds its acceptance missing appends it
+    1. claim   create the key's entry: request id, hash of the body, nonce. A conflict is answered by the
+               stored entry: another body (422), or a request to attach to, perhaps by an earlier try of this
+               claim
+    2. accept  the gateway that certainly created the entry appends the acceptance, with the entry's id
+    3. attach  every other gateway waits for that request, and appends the acceptance if it is missing
 
-A gateway that dies between 1 and 2 leaves an entry whose request the next client's gateway accepts, unless
-the log was trimmed where its acceptance would be: then it may have been charged, and is gone (410).
+If a gateway dies between 1 and 2, the next client's gateway accepts the request. If the log has been trimmed
+past the place of its acceptance, the request may have run and been charged, so the answer is 410.
 """
 
 import hashlib
 import hmac
 
 import msgspec
+from msgspec.structs import replace
 
-from events import subjects
-from events.ids import RequestId
-from events.log import Conflict, Log, OutcomeUnknown
+from events import ids, subjects
+from events.lifecycle import Life
+from events.log import Conflict, OutcomeUnknown
 from events.schema import Plan
+from rift.gateway import choices as groups
 from rift.gateway.asgi.errors import FINAL, HTTPError
+from rift.gateway.choices import Choices
+from rift.gateway.state import LogState
 
 KEY_CHARACTERS_MAX = 255
 
-# A claim is repeated while its outcome is unknown: once more than a broker's restart takes.
+# A claim is repeated while its outcome is unknown: together longer than the broker's restart.
 CLAIMS_MAX = 5
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What a key stands for. `price_version`, `book`, `plan` and `sealed` are what the acceptance freezes."""
+    """The request of a key. `price_version`, `book`, `plan` and `sealed` go into the acceptance unchanged."""
 
     request: str
     body: str
@@ -39,7 +44,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """The entry in force, whether it is surely nobody else's yet, and where it stands (to replace it)."""
+    """The entry in force, whether this call certainly created it, and its sequence (to replace it)."""
 
     entry: Entry
     is_new: bool
@@ -49,69 +54,89 @@ class Claim(msgspec.Struct, frozen=True):
 _entry = msgspec.json.Decoder(Entry)
 
 
-def key_digest(secret: bytes, account: str, key: str) -> str:
-    """Return what a key is stored under: nothing that a client wrote becomes a subject."""
-    if not 0 < len(key) <= KEY_CHARACTERS_MAX:
-        raise HTTPError(
-            400,
-            f"Idempotency-Key must have 1 to {KEY_CHARACTERS_MAX} characters",
-            code="invalid_idempotency_key",
-            param="Idempotency-Key",
-        )
-    return hmac.new(secret, f"{account}\0{key}".encode(), hashlib.sha256).hexdigest()[:32]
+class IdempotencyKeys:
+    def __init__(self, state: LogState, secret: bytes) -> None:
+        self._log = state.log
+        self._histories = state.histories
+        self._secret = secret
+
+    def key_digest(self, account: str, key: str) -> str:
+        """Return the name that a key is stored under, so that no client's text becomes a subject.
+
+        Raises HTTPError (400).
+        """
+        if not 0 < len(key) <= KEY_CHARACTERS_MAX:
+            raise HTTPError(
+                400,
+                f"Idempotency-Key must have 1 to {KEY_CHARACTERS_MAX} characters, got {len(key)}",
+                code="invalid_idempotency_key",
+                param="Idempotency-Key",
+            )
+        return hmac.new(self._secret, f"{account}\0{key}".encode(), hashlib.sha256).hexdigest()[:32]
+
+    def body_digest(self, path: str, body: bytes) -> str:
+        """Return a keyed hash of a body: without the secret, guesses at the body cannot be checked."""
+        return hmac.digest(self._secret, path.encode() + b"\0" + body, "sha256").hex()
+
+    async def find(self, digest: str, entry: Entry) -> Claim | None:
+        """Return the claim of a key, if it is for the same body. Raises HTTPError (422), LogError."""
+        stored = await self._log.last(subjects.KEYS, subjects.idempotency(digest))
+        if stored is None:
+            return None
+        earlier = _entry.decode(stored.data)
+        if earlier.body != entry.body:
+            raise HTTPError(
+                422,
+                "this Idempotency-Key was used with another body within 24 hours; use a new key",
+                code="idempotency_key_reused",
+                param="Idempotency-Key",
+                headers=FINAL,
+            )
+        return Claim(earlier, False, stored.sequence)
+
+    async def claim(self, digest: str, entry: Entry, *, replaces: int) -> Claim:
+        """Store `entry` in place of the one at sequence `replaces` (0: none), or return the first claim.
+
+        Raises HTTPError (422), LogError.
+        """
+        data = msgspec.json.encode(entry)
+        subject = subjects.idempotency(digest)
+        for attempt in range(CLAIMS_MAX):
+            try:
+                sequence = await self._log.append(subjects.KEYS, subject, data, expect_last=replaces)
+                return Claim(entry, True, sequence)
+            except Conflict:
+                if (claim := await self.find(digest, entry)) is not None:
+                    return claim
+                replaces = 0
+            except OutcomeUnknown:
+                if attempt == CLAIMS_MAX - 1:
+                    raise
+        raise OutcomeUnknown("the key's entry was created and removed meanwhile; try again")
+
+    async def failed_by_us(self, claim: Claim, choices: Choices) -> bool:
+        """Return whether the key's request failed by our fault: then the key may be claimed again.
+
+        Raises LogError.
+        """
+        first = replace(choices[0], request=claim.entry.request)
+        named = groups.of(first, len(choices), secret=self._secret)
+        pasts = await self._histories.read_all([ids.parsed(accepted.request) for accepted in named])
+        return any(_is_our_failure(past.life) for past in pasts)
+
+    async def check_kept(self, request: str) -> None:
+        """Raise HTTPError (410) if the log may have trimmed a request's acceptance. Raises LogError."""
+        parsed = ids.parsed(request)
+        if await self._log.first_sequence(subjects.shard_stream(parsed.at.shard)) > parsed.floor + 1:
+            raise HTTPError(
+                410,
+                "the request of this Idempotency-Key is no longer kept; to run it again, use a new key",
+                code="answer_removed",
+                param="Idempotency-Key",
+                headers=FINAL,
+            )
 
 
-def body_digest(secret: bytes, path: str, body: bytes) -> str:
-    """Return what tells one body from another, and is no use to try bodies out."""
-    return hmac.digest(secret, path.encode() + b"\0" + body, "sha256").hex()
-
-
-async def find(log: Log, digest: str, entry: Entry) -> Claim | None:
-    """Return the claim that is there, if it is for the same body. Raises HTTPError (422), LogError."""
-    stored = await log.last(subjects.KEYS, subjects.idempotency(digest))
-    if stored is None:
-        return None
-    found = _entry.decode(stored.data)
-    if found.body != entry.body:
-        raise HTTPError(
-            422,
-            "this Idempotency-Key was used with another body within 24 hours",
-            code="idempotency_key_reused",
-            param="Idempotency-Key",
-            headers=FINAL,
-        )
-    return Claim(found, False, stored.sequence)
-
-
-async def claim(log: Log, digest: str, entry: Entry, *, replaces: int) -> Claim:
-    """Make `entry` the key's in place of what stands at `replaces` (0: nothing), or return who came first.
-
-    Raises HTTPError (422), LogError.
-    """
-    for attempt in range(CLAIMS_MAX):
-        try:
-            data = msgspec.json.encode(entry)
-            subject = subjects.idempotency(digest)
-            sequence = await log.append(subjects.KEYS, subject, data, expect_last=replaces)
-            return Claim(entry, True, sequence)
-        except Conflict:
-            found = await find(log, digest, entry)
-            if found is not None:
-                return found
-            replaces = 0
-        except OutcomeUnknown:
-            if attempt == CLAIMS_MAX - 1:
-                raise
-    raise OutcomeUnknown("the key's entry came and went; try again")
-
-
-async def check_kept(log: Log, request: RequestId) -> None:
-    """Raise HTTPError (410) if the log may have held the acceptance and no longer does. Raises LogError."""
-    if await log.first_sequence(subjects.shard_stream(request.at.shard)) > request.floor + 1:
-        raise HTTPError(
-            410,
-            "the request of this Idempotency-Key is no longer kept; to run it again, use a new key",
-            code="answer_removed",
-            param="Idempotency-Key",
-            headers=FINAL,
-        )
+def _is_our_failure(life: Life) -> bool:
+    ours = life.reason in ("failed", "poison") or life.ender == "control" or life.wanted == "unanswered"
+    return life.phase == "ended" and ours

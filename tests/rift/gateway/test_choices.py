@@ -12,7 +12,7 @@ from events import ids
 from events.log import LogFull, OutcomeUnknown
 from events.schema import Parameters, RequestAccepted
 from rift.gateway import choices as groups
-from rift.gateway.admission import credit
+from rift.gateway.admission import lane_credit
 from tests.rift.gateway.admission.test_credit import HELLO, TOKENS, World, granted, live
 from tests.simulation.client import Call
 from tests.simulation.prepaid import PRICE, standing_of
@@ -28,7 +28,7 @@ OUTPUT = TOKENS * PRICE.output_nanousd
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Holds come back while a test looks."""
-    monkeypatch.setattr(credit, "IDLE_S", 30.0)
+    monkeypatch.setattr(lane_credit, "IDLE_S", 30.0)
 
 
 async def ask(world: World, gateway: GatewayProcess, n: int, **more: Any) -> Call:

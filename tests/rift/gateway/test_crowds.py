@@ -8,7 +8,7 @@ import pytest
 from events import subjects
 from events.log import OutcomeUnknown
 from events.schema import LimitsSet
-from rift.gateway.admission import admission
+from rift.gateway.admission import queue_share
 from rift.gateway.streams.lane_reader import SLOW, LaneReader
 from tests.rift.gateway.admission.test_credit import World, live
 from tests.rift.gateway.admission.test_rate_limits import (
@@ -60,8 +60,7 @@ async def ended_answer(world: World, gateway: GatewayProcess, **more: Any) -> st
 @pytest.mark.parametrize("how", ["plain", "with keys", "not stored"])
 def test_a_crowd_that_comes_at_once_gets_no_more_than_one_that_queues(how: str) -> None:
     async def test(world: World) -> None:
-        gateway = await world.gateway()
-        gateway._opened.gateway._admission._served = (MODEL,)  # type: ignore[union-attr]
+        gateway = await world.gateway(served=(MODEL,))
         flood = key_of(world, OTHER)
         await anyio.sleep(0.1)
         said: list[tuple[int, Any]] = []
@@ -78,7 +77,7 @@ def test_a_crowd_that_comes_at_once_gets_no_more_than_one_that_queues(how: str) 
         async with anyio.create_task_group() as tasks:
             for number in range(CROWD):
                 tasks.start_soon(one, number)
-        assert [status for status, _ in said].count(202) == admission.FREE_COLD
+        assert [status for status, _ in said].count(202) == queue_share.FREE_COLD
         assert {code for status, code in said if status == 429} == {"queue_share"}
 
     live(test)
@@ -87,7 +86,7 @@ def test_a_crowd_that_comes_at_once_gets_no_more_than_one_that_queues(how: str) 
 def test_a_first_request_of_many_choices_is_let_in_by_a_queue_that_is_empty(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(admission, "FREE_COLD", 5)
+    monkeypatch.setattr(queue_share, "FREE_COLD", 5)
 
     async def test(world: World) -> None:
         gateway = await world.gateway()
@@ -103,11 +102,10 @@ def test_a_first_request_of_many_choices_is_let_in_by_a_queue_that_is_empty(
 
 
 def test_large_prompts_of_one_account_leave_room_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "QUEUE_BYTES_MAX", 100_000)
+    monkeypatch.setattr(queue_share, "QUEUE_BYTES_MAX", 100_000)
 
     async def test(world: World) -> None:
-        gateway = await world.gateway()
-        gateway._opened.gateway._admission._served = (MODEL,)  # type: ignore[union-attr]
+        gateway = await world.gateway(served=(MODEL,))
         key = key_of(world, OTHER)
         await anyio.sleep(0.1)
         given = {"authorization": f"Bearer {key.text}"}

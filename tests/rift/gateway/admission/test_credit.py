@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,10 +16,11 @@ from events.ids import parse_request_id
 from events.memory import Faults, MemoryBroker
 from events.schema import AnyEvent, CreditGranted, LimitsSet, Parameters, RequestAccepted
 from events.subjects import Address
-from rift.gateway.admission import credit
+from rift.gateway.admission import lane_credit
 from rift.gateway.admission.credit import CreditReservations
 from rift.gateway.admission.metering import MeteredCompletion
 from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.process import Opened
 from rift.gateway.streams.subscription import Subscription
 from tests.simulation import clock, prepaid
 from tests.simulation.client import Call
@@ -37,7 +38,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Holds come back while a test looks; how long they are kept is tested in `test_credit_hold.py`."""
-    monkeypatch.setattr(credit, "IDLE_S", 30.0)
+    monkeypatch.setattr(lane_credit, "IDLE_S", 30.0)
 
 
 class World:
@@ -55,8 +56,8 @@ class World:
         tasks.start_soon(settle_lost, self.broker)
         tasks.start_soon(JanitorProcess(self.broker, self.chance, "janitor").run)
 
-    async def gateway(self) -> GatewayProcess:
-        process = GatewayProcess(self.broker, self.chance, "gateway")
+    async def gateway(self, *, served: Collection[str] = ()) -> GatewayProcess:
+        process = GatewayProcess(self.broker, self.chance, "gateway", served=served)
         self.tasks.start_soon(process.run)
         while not process.is_open:  # noqa: ASYNC110
             await anyio.sleep(0.01)
@@ -89,7 +90,7 @@ class World:
 
     def accepted(self, gateway: GatewayProcess, **more: Any) -> RequestAccepted:
         """Return an acceptance of a lane that is not stored yet."""
-        at = Address(0, allowances_of(gateway)._lane, MODEL)
+        at = Address(0, opened(gateway).lane, MODEL)
         entropy = self.chance.randbytes(ids.RANDOM_BYTES)
         request = ids.new_request_id(secret=SECRET, account=ACCOUNT, at=at, floor=0, entropy=entropy)
         return RequestAccepted(
@@ -117,9 +118,13 @@ class World:
         assert standing.spent_nanousd == self.charged
 
 
-def allowances_of(gateway: GatewayProcess) -> CreditReservations:
-    assert gateway._opened is not None
-    return gateway._opened.allowances
+def opened(gateway: GatewayProcess) -> Opened:
+    assert gateway._opened is not None, "a gateway that is open has parts"
+    return gateway._opened
+
+
+def credit_of(gateway: GatewayProcess) -> CreditReservations:
+    return opened(gateway).credit
 
 
 def live(test: Callable[[World], Awaitable[None]], *limits: AnyEvent, until_s: float = 3600.0) -> None:
@@ -157,8 +162,8 @@ def test_402_says_what_is_left_what_it_could_cost_and_what_to_do() -> None:
         status, shown = await world.answer(gateway)
         assert status == 402
         assert shown["error"] == {
-            "message": "0.000015000 USD is left of account acme's credit, and this request could cost "
-            "0.000020512 USD: set a smaller max_tokens, send a shorter prompt, or have credit added",
+            "message": "account acme has 0.000015000 USD left of its credit, and this request could cost "
+            "0.000020512 USD: set a smaller max_tokens, send a shorter prompt, or add credit",
             "type": "insufficient_quota",
             "param": None,
             "code": "credit_exhausted",
@@ -195,7 +200,7 @@ def test_a_budget_is_of_one_month() -> None:
         assert (await world.answer(gateway, tokens=5))[0] == 200
         status, shown = await world.answer(gateway, tokens=100)
         assert (status, shown["error"]["code"]) == (402, "budget_exhausted")
-        assert "acme's budget of 2026-11" in shown["error"]["message"]
+        assert "left of its budget of 2026-11" in shown["error"]["message"]
         # The hold would have room for it, and is of November.
         await anyio.sleep(20)
         assert (await world.answer(gateway, tokens=5))[0] == 200
@@ -231,7 +236,7 @@ def test_two_gateways_that_see_the_same_dollar_do_not_both_spend_it() -> None:
 
         async def cover(gateway: GatewayProcess) -> None:
             try:
-                await allowances_of(gateway).reserve((world.accepted(gateway),))
+                await credit_of(gateway).reserve((world.accepted(gateway),))
                 covered["covered"] += 1
             except HTTPError as refusal:
                 covered[refusal.code] += 1
@@ -304,12 +309,12 @@ def test_an_acceptance_of_unknown_outcome_is_charged_if_it_lands(lands: bool) ->
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
-        ours = allowances_of(gateway)
+        ours = credit_of(gateway)
         accepted = await ours.reserve((world.accepted(gateway),))
         stream = Subscription([MeteredCompletion(accepted[0], PRICE)])
-        ours._relays.own.open(stream)
+        opened(gateway).relays.own.open(stream)
         ours.follow(accepted)
-        ours._relays.own.close(stream)
+        opened(gateway).relays.own.close(stream)
         ours.unknown(accepted)
         await anyio.sleep(10)
         if lands:
@@ -326,13 +331,13 @@ def test_a_request_that_two_gateways_accepted_is_spent_once() -> None:
         first, second = await world.gateway(), await world.gateway()
         await world.work()
         wanted = world.accepted(first, idempotency_hash="digest")
-        of_first = await allowances_of(first).reserve((wanted,))
-        of_second = await allowances_of(second).reserve((wanted,))
-        allowances_of(first)._relays.own.open(Subscription([MeteredCompletion(of_first[0], PRICE)]))
-        allowances_of(first).follow(of_first)
+        of_first = await credit_of(first).reserve((wanted,))
+        of_second = await credit_of(second).reserve((wanted,))
+        opened(first).relays.own.open(Subscription([MeteredCompletion(of_first[0], PRICE)]))
+        credit_of(first).follow(of_first)
         for accepted in (of_second, of_first):
             world.store(accepted)
-        allowances_of(second).unknown(of_second)
+        credit_of(second).unknown(of_second)
         await anyio.sleep(100)
         assert world.charged > 0
         world.check_all_is_settled()
@@ -350,7 +355,7 @@ def test_a_gateway_that_was_away_reserves_nothing_until_it_reported() -> None:
         gateway.thaw()
         assert (await world.answer(gateway))[0] == 503
         with pytest.raises(HTTPError) as refused:
-            await allowances_of(gateway).reserve((world.accepted(gateway),))
+            await credit_of(gateway).reserve((world.accepted(gateway),))
         assert refused.value.code == "log_unavailable"
         await anyio.sleep(10)
         assert (await world.answer(gateway))[0] == 200
@@ -365,7 +370,7 @@ def test_what_a_lost_gateway_held_comes_back_once_its_requests_have_ended() -> N
         assert (await world.answer(gateway, background=True))[0] == 202
         await anyio.sleep(5)
         # The second one is reserved, and never stored.
-        await allowances_of(gateway).reserve((world.accepted(gateway),))
+        await credit_of(gateway).reserve((world.accepted(gateway),))
         gateway.kill()
         await world.gateway()
         await anyio.sleep(40)
@@ -395,7 +400,7 @@ def test_the_seconds_of_a_lost_gateways_request_are_spent() -> None:
 def test_a_hold_of_a_lost_lane_waits_for_the_requests_that_are_open() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
-        accepted = await allowances_of(gateway).reserve((world.accepted(gateway),))
+        accepted = await credit_of(gateway).reserve((world.accepted(gateway),))
         world.store(accepted)
         await anyio.sleep(1)
         gateway.kill()
@@ -447,7 +452,7 @@ def test_a_model_without_a_price_a_second_is_refused_under_that_plan(monkeypatch
         status, shown = await world.answer(gateway)
         assert (status, shown["error"]["code"]) == (400, "plan_without_price")
         assert shown["error"]["message"] == (
-            "account acme is on the plan per_second, and model-a has no price a second"
+            "account acme is on the plan per_second, and model-a has no price per second"
         )
 
     live(test, LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))

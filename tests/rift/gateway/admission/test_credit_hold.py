@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from events import codec, subjects
 from events import intervals as spans
 from events.schema import CreditHeld, CreditSettled, LimitsSet
-from rift.gateway.admission import credit
+from rift.gateway.admission import lane_credit
 from tests.rift.gateway.admission.test_credit import World, granted, live
 from tests.simulation.prepaid import ACCOUNT, standing_of
 
@@ -32,11 +32,11 @@ def test_who_asks_now_and_then_costs_the_book_two_records_in_all() -> None:
             assert (await world.answer(gateway, tokens=1))[0] == 200
             await anyio.sleep(60)
         assert said(world) == ["CreditHeld"]
-        await anyio.sleep(credit.IDLE_S)
+        await anyio.sleep(lane_credit.IDLE_S)
         assert said(world) == ["CreditHeld", "CreditSettled"]
         world.check_all_is_settled()
 
-    live(test, granted(10**9), until_s=2 * credit.IDLE_S)
+    live(test, granted(10**9), until_s=2 * lane_credit.IDLE_S)
 
 
 def test_what_is_idle_where_more_is_held_than_free_comes_back_soon() -> None:
@@ -50,7 +50,7 @@ def test_what_is_idle_where_more_is_held_than_free_comes_back_soon() -> None:
         standing = standing_of(world.broker)
         assert len(standing.holds) == 8
         assert standing.held_nanousd > (standing.room("2026-11") or 0)
-        await anyio.sleep(credit.SCARCE_IDLE_S + 2)
+        await anyio.sleep(lane_credit.SCARCE_IDLE_S + 2)
         standing = standing_of(world.broker)
         assert 0 < standing.held_nanousd <= (standing.room("2026-11") or 0)
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from rift.control.duties import credit_settlement
-from rift.gateway.admission import credit, max_cost
-from rift.gateway.admission.credit import CreditReservations
+from rift.gateway.admission import lane_credit, max_cost
+from rift.gateway.admission.credit_hold import CreditHold
+from rift.gateway.admission.lane_credit import LaneCredit
 from tests.simulation import prepaid
 from tests.simulation.promise import Violation
 
@@ -21,7 +22,7 @@ CAUGHT_WITHIN = 10
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Holds come back while a test looks; how long they are kept is tested in `test_credit_hold.py`."""
-    monkeypatch.setattr(credit, "IDLE_S", 30.0)
+    monkeypatch.setattr(lane_credit, "IDLE_S", 30.0)
 
 
 @pytest.mark.slow
@@ -37,14 +38,14 @@ def test_seeds_never_charge_more_than_granted_and_give_all_back() -> None:
 
 
 def _reserving_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(credit.CreditHold, "free", property(lambda self: self.event.nanousd - self.spent))
+    patch.setattr(CreditHold, "free", property(lambda self: self.event.nanousd - self.spent))
 
 
 def _spending_what_is_not_ours_yet(patch: pytest.MonkeyPatch) -> None:
-    def usable(self: CreditReservations, account: str) -> list[credit.CreditHold]:
+    def usable(self: LaneCredit, account: str) -> list[CreditHold]:
         return [hold for hold in self._holds.values() if not hold.is_closing]
 
-    patch.setattr(CreditReservations, "_usable", usable)
+    patch.setattr(LaneCredit, "_usable", usable)
 
 
 def _settling_at_once(patch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from events.book import key_digest
 from events.schema import AccountOpened, AnyEvent, KeyIssued, KeyLimitsSet, KeyRevoked, LimitsSet
 from rift import keys
 from rift.control.duties.supervision import Supervision
-from rift.gateway.admission import admission
+from rift.gateway.admission import queue_share
 from rift.gateway.streams.cancellation import Cancellation
 from tests.rift.gateway.admission.test_credit import World, live
 from tests.simulation.client import Call
@@ -263,12 +263,11 @@ def test_who_is_alone_fills_the_queue_and_a_flood_beside_others_is_told() -> Non
 
 def test_a_flood_of_a_model_that_starts_is_told_too() -> None:
     async def test(world: World) -> None:
-        gateway = await world.gateway()
-        gateway._opened.gateway._admission._served = (MODEL,)  # type: ignore[union-attr]
+        gateway = await world.gateway(served=(MODEL,))
         flood = key_of(world, OTHER)
         await anyio.sleep(0.1)
         calls = [ask(world, gateway, flood.text, background=True) for _ in range(30)]
-        assert [(await whole(call))[0] for call in calls].count(202) == admission.FREE_COLD
+        assert [(await whole(call))[0] for call in calls].count(202) == queue_share.FREE_COLD
         # Who comes then waits behind those alone.
         assert (await whole(ask(world, gateway, world.key, background=True)))[0] == 202
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from events.schema import LimitsSet
 from rift.gateway.admission import rate_window
-from rift.gateway.admission.rate_window import MINUTE_NS, MS_NS, Part, RateWindow, Refused, Taken, may_wait
+from rift.gateway.admission.rate_window import MINUTE_NS, MS_NS, Part, RateWindow, Refused, Taken
 
 SECOND_NS = 1_000_000_000
 NONE = None
@@ -150,16 +150,3 @@ def test_several_gateways_give_out_a_part_each_and_one_at_least() -> None:
     assert rate_window.part(held, 1) == Part(7, 100, 2)
     assert rate_window.part(held, 3) == Part(2, 33, 1)
     assert rate_window.part(LimitsSet(id="l", account="a"), 3) == Part()
-
-
-@given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 8), st.integers(1, 64), st.integers(1, 99))
-def test_a_flood_ends_at_its_share_of_the_queue(
-    mine: int, others: int, more: int, free: int, share: int
-) -> None:
-    """Others never wait behind more than one round of the slots, or than the share allows beside theirs."""
-    held = may_wait(mine=mine, waiting=mine + others, more=more, free=free, share_percent=share)
-    assert held == (mine == 0 or mine + more <= free or (mine + more) * (100 - share) <= share * others)
-
-
-def test_the_whole_queue_may_be_ones_own_where_it_is_said() -> None:
-    assert may_wait(mine=900, waiting=900, more=1, free=16, share_percent=100)

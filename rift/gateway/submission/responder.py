@@ -1,0 +1,66 @@
+"""The answer to a request that the log holds: its subscription, and how the answer starts."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from events import ids
+from events.book import Book
+from events.schema import RequestAccepted
+from rift.gateway.asgi.errors import Headers
+from rift.gateway.asgi.request import Request
+from rift.gateway.completion import Completion
+from rift.gateway.dialects import dialect as dialects
+from rift.gateway.dialects.sampling import ParsedRequest
+from rift.gateway.streams.delivery import Delivery
+from rift.gateway.streams.lane_reader import LaneReader
+from rift.gateway.streams.lane_registry import LaneRegistry
+from rift.gateway.streams.subscription import Subscription
+
+
+class Responder:
+    def __init__(self, book: Book, lanes: LaneRegistry, delivery: Delivery) -> None:
+        self._book = book
+        self._lanes = lanes
+        self._delivery = delivery
+
+    def subscribe(self, parsed: ParsedRequest, choices: Sequence[RequestAccepted]) -> Subscription:
+        """Return a subscription for the client of a new request. The own lane's reader must open it."""
+        return self._subscribe(self._lanes.own, parsed, choices)
+
+    def _subscribe(
+        self, lane: LaneReader, parsed: ParsedRequest, choices: Sequence[RequestAccepted]
+    ) -> Subscription:
+        dialect = dialects.of(parsed.kind)
+        keep = not parsed.stream or dialect.streams_text
+        answers = [Completion.of(accepted, self._book, keep_text=keep) for accepted in choices]
+        format = dialect.stream(answers, parsed) if parsed.stream else None
+        return Subscription(answers, lane.client(format))
+
+    async def attach(self, parsed: ParsedRequest, choices: Sequence[RequestAccepted]) -> Subscription | None:
+        """Follow a request, or group, from its first event; None unless the log holds every choice.
+
+        Raises LogError.
+        """
+        requests = [ids.parsed(accepted.request) for accepted in choices]
+        lane = await self._lanes.of(requests[0].at.shard, requests[0].at.lane)
+        subscription = await lane.attach(requests, partial(self._subscribe, lane, parsed))
+        if subscription is not None and len(subscription.answers) < len(choices):
+            lane.close(subscription)
+            return None
+        return subscription
+
+    async def respond(
+        self, request: Request, parsed: ParsedRequest, subscription: Subscription, headers: Headers = ()
+    ) -> None:
+        """Answer with what the log says, or for a background request at once. Raises HTTPError, LogError."""
+        answer = subscription.answer
+        request.own_id = answer.id
+        at = ids.parsed(answer.id).at
+        lane = await self._lanes.of(at.shard, at.lane)
+        if parsed.background and not parsed.stream:
+            lane.release_client(subscription)
+            background = dialects.of(parsed.kind).background
+            assert background is not None, "only these APIs parse `background`"
+            await request.answer(*background(answer), headers)
+            return
+        await self._delivery.deliver(request, lane, subscription, resumed=False, headers=headers)
