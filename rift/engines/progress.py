@@ -1,4 +1,4 @@
-"""Progress of a few named stages on standard error: a bar on a terminal, a line a stage elsewhere."""
+"""Progress of a few named stages on standard error: a bar on a terminal, else one line per stage."""
 
 import threading
 import time
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import TextIO
 
 BAR_CELLS = 24
-# A stage that takes longer than expected stays just short of its end.
+# A stage that takes longer than expected stays just below its end.
 STAGE_SHARE_MAX = 0.97
 REDRAW_S = 0.2
 
 
 class Progress:
-    """`total_s` is what all stages together are expected to take; the bar is that much a guess."""
+    """`total_s` is the expected time of all stages; the bar is an estimate based on it."""
 
     def __init__(self, stream: TextIO, *, total_s: float = 22.0) -> None:
         self._stream = stream

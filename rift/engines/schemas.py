@@ -1,5 +1,7 @@
-"""How large a grammar may be. vLLM makes one of every JSON schema, while everybody else's waits, and bounds
-only how deep it goes. What must not live here: whether a schema is right, which vLLM says.
+"""Limits on the size of a grammar. vLLM compiles one for every JSON schema, one at a time, and bounds only
+their depth.
+
+Must not live here: whether a schema is valid, which vLLM decides.
 """
 
 import re
@@ -9,11 +11,11 @@ import msgspec
 from events.schema import Parameters
 from rift.engines import InvalidRequest
 
-# A schema of 40,000 characters with 1,500 properties took 1.5 s on an idle core and 8 s on a busy one; twenty
-# tools have 20,000.
+# A schema of 40,000 characters with 1,500 properties compiled in 1.5 s on an idle core and in 8 s on a busy
+# one. Twenty tools have 20,000 characters.
 SCHEMA_CHARACTERS_MAX = 64 * 1024
-# States of all the schemas' patterns, counted repetitions written out. On busy cores 5,000 took 24 s, 18,000
-# more than a minute, and 4,000,000 did not come back; on idle ones a quarter of that.
+# States of all patterns together, with counted repetitions expanded. On busy cores 5,000 states compiled in
+# 24 s, 18,000 in more than a minute, and 4,000,000 never finished; idle cores take a quarter of that.
 PATTERN_STATES_MAX = 4_000
 
 ATOM = re.compile(
@@ -22,30 +24,30 @@ ATOM = re.compile(
 
 
 def check_schemas(parameters: Parameters) -> None:
-    """Raises InvalidRequest if the schemas are too much together."""
-    wanted = parameters.response_format
+    """Raise InvalidRequest if the schemas together are too large."""
+    response_format = parameters.response_format
     schemas = [("tools", tool.parameters) for tool in parameters.tools]
-    schemas.append(("response_format", wanted.schema if wanted else None))
-    given = [(param, text) for param, text in schemas if text]
-    if (size := sum(len(text) for _, text in given)) > SCHEMA_CHARACTERS_MAX:
+    schemas.append(("response_format", response_format.schema if response_format else None))
+    used = [(param, text) for param, text in schemas if text]
+    if (size := sum(len(text) for _, text in used)) > SCHEMA_CHARACTERS_MAX:
         raise InvalidRequest(
-            f"the schemas have {size} characters; at most {SCHEMA_CHARACTERS_MAX} are taken",
+            f"the schemas have {size} characters, at most {SCHEMA_CHARACTERS_MAX} are allowed",
             code="schema_too_large",
-            param=given[0][0],
+            param=used[0][0],
         )
     states = 0
-    for param, text in given:
+    for param, text in used:
         states += sum(map(pattern_states, _patterns(text, param)))
         if states > PATTERN_STATES_MAX:
             raise InvalidRequest(
-                f"the schemas' patterns repeat too much: {states} states, at most {PATTERN_STATES_MAX}",
+                f"the schemas' patterns expand to {states} states, at most {PATTERN_STATES_MAX} are allowed",
                 code="schema_too_large",
                 param=param,
             )
 
 
 def pattern_states(pattern: str) -> int:
-    """Return about how many states a regular expression has, with `{m,n}` written out."""
+    """Return the approximate number of states of a regular expression, with `{m,n}` expanded."""
     sums = [0]
     last = 0
     for atom in ATOM.finditer(pattern):
@@ -55,7 +57,7 @@ def pattern_states(pattern: str) -> int:
             last = sums.pop()
             sums[-1] += last
         elif atom["least"]:
-            # Eight digits are too many states in any case.
+            # A number of eight digits exceeds the limit anyway; int() is slow for very long ones.
             times = int((atom["most"] or atom["least"])[:8])
             sums[-1] += last * max(0, times - 1)
             last *= max(1, times)
@@ -67,20 +69,20 @@ def pattern_states(pattern: str) -> int:
 
 def _patterns(text: str, param: str) -> list[str]:
     try:
-        waiting = [msgspec.json.decode(text)]
+        nodes = [msgspec.json.decode(text)]
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise InvalidRequest(
-            f"{param}: a schema is no JSON: {error}", code="invalid_value", param=param
+            f"{param}: a schema is not valid JSON: {error}", code="invalid_value", param=param
         ) from error
-    found: list[str] = []
-    while waiting:
-        match waiting.pop():
+    patterns: list[str] = []
+    while nodes:
+        match nodes.pop():
             case dict() as node:
-                waiting += node.values()
+                nodes += node.values()
                 if isinstance(pattern := node.get("pattern"), str):
-                    found.append(pattern)
+                    patterns.append(pattern)
                 if isinstance(by_pattern := node.get("patternProperties"), dict):
-                    found += by_pattern
-            case list() as nodes:
-                waiting += nodes
-    return found
+                    patterns += by_pattern
+            case list() as items:
+                nodes += items
+    return patterns

@@ -1,8 +1,8 @@
 """The simulated engine: deterministic words at a steady pace, for load, failure and scaling tests.
 
-It needs no weights and no engine package. Every answer says that it is simulated. Who has to call a tool,
-or wants JSON, gets the least that satisfies the schema; nobody gets reasoning. What must not live here:
-faults (tests make those) and any likeness to a model's judgement.
+It needs no weights and no engine package, and every answer is marked as simulated. A request that must call a
+tool, or asks for JSON, gets the smallest value that satisfies the schema. No answer has reasoning.
+Must not live here: faults, which tests inject, and any imitation of a model's judgement.
 """
 
 import codecs
@@ -21,7 +21,7 @@ from rift.engines import Decoder, Delta, Emit, InvalidRequest, Parser, Rendered,
 PROMPT_BYTES_PER_TOKEN = 4
 SLOTS = 64
 
-# Of a step: less than any timer can tell, more than sums of floats are wrong by.
+# A fraction of a step: below the resolution of any timer, above the rounding error of float sums.
 STEP_DONE = 1e-6
 
 # Ids below 256 are raw bytes, ids from 256 on are these words, each with its leading space.
@@ -50,15 +50,15 @@ WORD_LIST = """
 """
 WORDS = tuple(WORD_LIST.split())
 WORD_IDS_FROM = 256
-# It ends an answer that ends by itself, and has no text.
+# The end-of-answer token. It has no text.
 END_ID = WORD_IDS_FROM + len(WORDS)
 SENTENCE_TOKENS = 16
-# Some sentences end in one of these, byte by byte, so that readers meet unfinished characters.
+# Some sentences end in one of these, byte by byte, so that decoders see unfinished characters.
 ENDINGS = tuple(text.encode() for text in ("🌊", "🙂", "。水", "×é"))
 
 
 class SimDecoder:
-    """Text of simulated ids. Bytes that form no character become U+FFFD, as in a real tokenizer."""
+    """Decodes simulated ids. Invalid UTF-8 becomes U+FFFD, as in a real tokenizer."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -74,49 +74,49 @@ class SimDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-class Steps:
-    """How many steps the engine has made: everybody who runs advances with each, and makes it longer."""
+class StepClock:
+    """Counts the engine's steps. A step advances every running request, and each request makes it longer."""
 
     def __init__(self, pace: Pace, now: Callable[[], float]) -> None:
         self._pace = pace
         self._now = now
         self._running = 0
-        self._made = 0.0
-        self._at = 0.0
+        self._count = 0.0
+        self._counted_at_s = 0.0
 
     @property
     def step_s(self) -> float:
         return (self._pace.step_us + self._pace.step_us_per_running * self._running) / 1_000_000
 
-    def made(self) -> float:
-        """Return the steps until now, the unfinished part of one included."""
-        now = self._now()
+    def count(self) -> float:
+        """Return the steps so far, including the fraction of an unfinished one."""
+        now_s = self._now()
         if self._running:
-            self._made += (now - self._at) / self.step_s
-        self._at = now
-        return self._made
+            self._count += (now_s - self._counted_at_s) / self.step_s
+        self._counted_at_s = now_s
+        return self._count
 
     @contextmanager
-    def one_more(self) -> Iterator[float]:
-        """Run one more request; the steps it begins at."""
-        began = self.made()
+    def add_request(self) -> Iterator[float]:
+        """Run one more request. Yields the count at its start."""
+        first = self.count()
         self._running += 1
         try:
-            yield began
+            yield first
         finally:
-            self.made()
+            self.count()
             self._running -= 1
 
 
-class Forced(NamedTuple):
-    """An answer that the request prescribes: a tool's arguments, or with no tool the text."""
+class ForcedAnswer(NamedTuple):
+    """An answer that the request prescribes: the arguments of a tool, or without one the text."""
 
     json: str
     tool: str | None = None
 
 
 class SimParser:
-    """The text of an answer is its one tool call's arguments."""
+    """Reads an answer that consists of the arguments of one tool call."""
 
     def __init__(self, tool: str) -> None:
         self.decoder: Decoder = SimDecoder()
@@ -136,9 +136,8 @@ class SimParser:
 class SimEngine:
     """Implements `rift.engines.Engine` at its profile's pace (50 tokens a second for each stream).
 
-    Output token k is a function of the prompt's ids, the seed and k alone, so a continuation from
-    logged ids goes on exactly as the first attempt would have. `sleep` and `now` (seconds) are the
-    only time it knows.
+    Output token k depends only on the prompt's ids, the seed and k, so a continuation from logged ids equals
+    what the first attempt would have generated. `sleep` and `now` (seconds) are its only source of time.
     """
 
     name = "sim"
@@ -159,18 +158,18 @@ class SimEngine:
         self._pace = profile.sim
         self._sleep = sleep
         self._now = now
-        self._steps = Steps(profile.sim, now)
+        self._steps = StepClock(profile.sim, now)
         self._prefill = anyio.Lock()
 
     @classmethod
     async def start(cls, model: Model, profile: Profile) -> "SimEngine":
-        """Take as long as the profile says."""
+        """Start after the time that the profile sets."""
         engine = cls(model, profile)
         await engine._sleep(profile.sim.start_ms / 1000)
         return engine
 
     def encode(self, prompt: str | tuple[Message, ...], *, raw: bool) -> list[int]:
-        """One id for every 4 bytes, at least one. There is no chat template, so `raw` changes nothing."""
+        """Return one id for every 4 bytes, at least one. Without a chat template `raw` changes nothing."""
         del raw
         text = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
         try:
@@ -178,7 +177,7 @@ class SimEngine:
         except UnicodeEncodeError as error:
             param = "prompt" if isinstance(prompt, str) else "messages"
             raise InvalidRequest(
-                f"{param} is not text: {error.reason}", code="invalid_text", param=param
+                f"{param} is not valid text: {error.reason}", code="invalid_text", param=param
             ) from error
         size = PROMPT_BYTES_PER_TOKEN
         return [int.from_bytes(data[at : at + size], "big") for at in range(0, len(data), size)] or [0]
@@ -186,13 +185,13 @@ class SimEngine:
     async def render(
         self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
     ) -> Rendered:
-        return Rendered(self.encode(prompt, raw=raw), parameters, own=_forced(parameters))
+        return Rendered(self.encode(prompt, raw=raw), parameters, private=_forced(parameters))
 
     def decoder(self) -> SimDecoder:
         return SimDecoder()
 
     def parser(self, rendered: Rendered) -> Parser | None:
-        forced: Forced | None = rendered.own
+        forced: ForcedAnswer | None = rendered.private
         return SimParser(forced.tool) if forced is not None and forced.tool is not None else None
 
     async def generate(
@@ -205,45 +204,47 @@ class SimEngine:
         salt: str,
         emit: Emit,
     ) -> None:
-        """Run to `max_tokens`, to the end of the context, or of a forced answer. A late step carries all that
-        is due, so the pace does not drift."""
+        """Generate to `max_tokens`, to the end of the context, or to the end of a forced answer.
+
+        A late step carries every token that is due, so the pace does not drift.
+        """
         del attempt, salt
-        assert max_tokens >= 1, "max_tokens bounds what is new: at least one token"
+        assert max_tokens >= 1, "max_tokens bounds the new tokens: at least one"
         prompt_ids = rendered.prompt_ids
         parameters = rendered.parameters
         room = self.context_tokens - len(prompt_ids) - len(output_ids)
         if room < 1:
             raise InvalidRequest(
-                f"the prompt has {len(prompt_ids)} tokens; this model's context is {self.context_tokens}",
+                f"the prompt has {len(prompt_ids)} tokens, this model's context has {self.context_tokens}",
                 code="context_length_exceeded",
                 param="prompt",
             )
         key = _key(prompt_ids, parameters.seed)
-        forced: Forced | None = rendered.own
+        forced: ForcedAnswer | None = rendered.private
         script = None if forced is None else [*forced.json.encode(), END_ID]
         first = len(output_ids)
-        wanted = min(max_tokens, room)
+        limit = min(max_tokens, room)
         if script is not None:
-            wanted = min(wanted, len(script) - first)
-        await self._read(len(prompt_ids) + len(output_ids))
+            limit = min(limit, len(script) - first)
+        await self._prefill_prompt(len(prompt_ids) + len(output_ids))
         done = 0
-        with self._steps.one_more() as began:
-            while done < wanted:
-                # Others come meanwhile, and steps take longer.
-                while (left := began + done + 1 - self._steps.made()) > STEP_DONE:
+        with self._steps.add_request() as start:
+            while done < limit:
+                # Requests that arrive during the sleep make the steps longer.
+                while (left := start + done + 1 - self._steps.count()) > STEP_DONE:
                     await self._sleep(left * self._steps.step_s)
-                due = min(wanted, int(self._steps.made() - began + STEP_DONE))
-                places = range(first + done, first + due)
-                ids = tuple(script[index] if script else _token(key, index) for index in places)
+                due = min(limit, int(self._steps.count() - start + STEP_DONE))
+                indexes = range(first + done, first + due)
+                ids = tuple(script[index] if script else _token(key, index) for index in indexes)
                 done = due
                 finish: Literal["stop", "length"] | None = None
-                if done == wanted:
+                if done == limit:
                     finish = "stop" if ids[-1] == END_ID else "length"
                 if not emit(Step(ids, finish, logprobs=_logprobs(ids, parameters.logprobs))):
                     return
 
-    async def _read(self, tokens: int) -> None:
-        """Read a prompt, after those that came before."""
+    async def _prefill_prompt(self, tokens: int) -> None:
+        """Read a prompt, after all earlier ones."""
         if self._pace.prefill_tokens_per_s:
             async with self._prefill:
                 await self._sleep(tokens / self._pace.prefill_tokens_per_s)
@@ -272,49 +273,55 @@ def _draw(key: bytes, sentence: int, place: int) -> int:
     return int.from_bytes(blake2b(f"{sentence}.{place}".encode(), key=key, digest_size=8).digest(), "big")
 
 
-def _logprobs(ids: Sequence[int], wanted: int | None) -> tuple[Logprob, ...]:
-    """Each token is as likely as the next words of the list are less so."""
-    if wanted is None:
+def _logprobs(ids: Sequence[int], count: int | None) -> tuple[Logprob, ...]:
+    """Return made-up log probabilities: each token is the likeliest, then the first words of the list."""
+    if count is None:
         return ()
-    shown = []
+    logprobs = []
     for token_id in ids:
         word = WORDS[token_id % len(WORDS)] if token_id >= WORD_IDS_FROM else f"<{token_id:02x}>"
         own = Logprob(token=SimDecoder().feed(token_id) or word, logprob=-0.5)
-        others = [Logprob(token=f" {WORDS[at]}", logprob=-1.0 - at) for at in range(max(0, wanted - 1))]
-        shown.append(Logprob(token=own.token, logprob=own.logprob, top=(own, *others)[:wanted]))
-    return tuple(shown)
+        others = [Logprob(token=f" {WORDS[at]}", logprob=-1.0 - at) for at in range(max(0, count - 1))]
+        logprobs.append(Logprob(token=own.token, logprob=own.logprob, top=(own, *others)[:count]))
+    return tuple(logprobs)
 
 
-def _forced(parameters: Parameters) -> Forced | None:
+def _forced(parameters: Parameters) -> ForcedAnswer | None:
     tool = None
-    wanted = parameters.response_format
+    response_format = parameters.response_format
     param = "response_format"
     if parameters.tool_choice in ("required", "function"):
         tools = {tool.name: tool for tool in parameters.tools}
         tool = parameters.tool_name or next(iter(tools), "")
         if tool not in tools:
-            raise InvalidRequest(f"there is no tool {tool!r}", code="invalid_value", param="tool_choice")
+            raise InvalidRequest(
+                f"tool_choice requires the tool {tool!r}, which is not in tools",
+                code="invalid_value",
+                param="tool_choice",
+            )
         schema = tools[tool].parameters or "{}"
         param = "tools"
-    elif wanted is None:
+    elif response_format is None:
         return None
     else:
-        schema = wanted.schema or "{}"
+        schema = response_format.schema or "{}"
     try:
-        answer = _least(json.loads(schema))
+        answer = _smallest(json.loads(schema))
     except (ValueError, RecursionError, TypeError, AttributeError) as error:
-        raise InvalidRequest(f"this is no schema: {error}", code="invalid_value", param=param) from error
-    return Forced(json.dumps(answer), tool)
+        raise InvalidRequest(
+            f"{param} has an invalid schema: {error}", code="invalid_value", param=param
+        ) from error
+    return ForcedAnswer(json.dumps(answer), tool)
 
 
-def _least(schema: dict[str, Any]) -> Any:
-    """Return the least value of a simple schema: without references, bounds or combinations."""
+def _smallest(schema: dict[str, Any]) -> Any:
+    """Return the smallest value of a schema without references, bounds or combinations."""
     if "enum" in schema:
         return schema["enum"][0]
     match schema.get("type", "object"):
         case "object":
             properties = schema.get("properties", {})
-            return {name: _least(properties.get(name, {})) for name in schema.get("required", ())}
+            return {name: _smallest(properties.get(name, {})) for name in schema.get("required", ())}
         case "string":
             return ""
         case "integer" | "number":

@@ -1,5 +1,7 @@
-"""A model's tokenizer: plain prompts to ids, output ids to text. What must not live here: tools, parsers,
-requests; and vLLM, whose own tokenizer is another object, so that threads never meet in one.
+"""A model's tokenizer: plain prompts to ids, output ids to text.
+
+Must not live here: tools, parsers, requests, and vLLM. vLLM has a tokenizer of its own, so two threads
+never share one.
 """
 
 from typing import Any
@@ -7,17 +9,17 @@ from typing import Any
 from events.schema import Message
 from rift.engines import InvalidRequest
 
-# A UTF-8 character has at most 4 bytes, so 32 ids without one are no character in the making, and
-# each further one would make the tokenizer decode all of them again.
+# A UTF-8 character has at most 4 bytes, so 32 ids without a character are garbage. Each further id would make
+# the tokenizer decode all of them again.
 UNFINISHED_IDS_MAX = 32
 
 
 class Tokenizer:
-    """The model's tokenizer and chat template, apart from vLLM's own: safe to call from threads."""
+    """The model's tokenizer and chat template, separate from vLLM's: safe to call from threads."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.backend = tokenizer.backend_tokenizer
-        # A tokenizer file may ask for truncation or padding; a prompt wants neither.
+        # A tokenizer file may turn on truncation or padding; both would change the prompt.
         self.backend.no_truncation()
         self.backend.no_padding()
         self.silent_ids = frozenset(
@@ -30,11 +32,11 @@ class Tokenizer:
         return VllmDecoder(self.backend, frozenset() if special else self.silent_ids, special=special)
 
     def is_templated(self, prompt: str | tuple[Message, ...], *, raw: bool) -> bool:
-        """Say whether the prompt goes through the chat template."""
+        """Return whether the prompt goes through the chat template."""
         return not isinstance(prompt, str) or (bool(self._template) and not raw)
 
     def encode(self, prompt: str | tuple[Message, ...], *, raw: bool) -> list[int]:
-        """Return the ids of a prompt whose turns are roles and words. Takes a second for 1 MB."""
+        """Return the ids of a prompt whose turns have only a role and text. Takes 1 s for 1 MB."""
         templated = self.is_templated(prompt, raw=raw)
         if isinstance(prompt, str):
             param = "prompt"
@@ -44,15 +46,15 @@ class Tokenizer:
             turns = [{"role": message.role, "content": message.content} for message in prompt]
         try:
             text = self._render(turns) if templated else turns[0]["content"]
-            text.encode()  # half a surrogate pair is no text
+            text.encode()  # raises for half a surrogate pair
             # The batch form releases the interpreter; a template writes its own special tokens.
             (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=not templated)
         except UnicodeEncodeError as error:
             raise InvalidRequest(
-                f"{param} is not text: {error.reason}", code="invalid_text", param=param
+                f"{param} is not valid text: {error.reason}", code="invalid_text", param=param
             ) from error
         if not encoding.ids:
-            raise InvalidRequest(f"{param} has no tokens", code="empty_prompt", param=param)
+            raise InvalidRequest(f"{param} is empty: it has no tokens", code="empty_prompt", param=param)
         ids: list[int] = encoding.ids
         return ids
 
@@ -61,7 +63,7 @@ class Tokenizer:
 
         if not self._template:
             raise InvalidRequest(
-                "this model has no chat template; send a prompt instead of messages",
+                "this model has no chat template: send a prompt instead of messages",
                 code="no_chat_template",
                 param="messages",
             )
@@ -69,7 +71,7 @@ class Tokenizer:
             text: str = self._hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise InvalidRequest(
-                f"this model's chat template refuses these messages: {error}",
+                f"this model's chat template rejects these messages: {error}",
                 code="invalid_messages",
                 param="messages",
             ) from error
@@ -77,11 +79,11 @@ class Tokenizer:
 
 
 class VllmDecoder:
-    """The tokenizers library's own incremental decoder, without special tokens unless they are asked for.
+    """The incremental decoder of the tokenizers library, by default without special tokens.
 
-    All that it returned and `flush` together are what decoding all ids at once gives. (Not where a
-    byte-fallback tokenizer, like Llama 2's, is fed bytes that are no UTF-8, or after
-    `UNFINISHED_IDS_MAX` ids without a whole character: there it stays a function of the ids alone.)
+    Its pieces and `flush` together equal the text of all ids decoded at once. There are two exceptions, and
+    in both the text still depends on the ids alone: a byte-fallback tokenizer, like Llama 2's, fed with
+    invalid UTF-8, and UNFINISHED_IDS_MAX ids without a whole character.
     """
 
     def __init__(self, backend: Any, silent_ids: frozenset[int], *, special: bool = False) -> None:
@@ -99,7 +101,7 @@ class VllmDecoder:
         except Exception as error:
             if not str(error).startswith("InvalidRequest prefix"):
                 raise
-            # Bytes that were a character turn out to be none: go on behind them, as vLLM does.
+            # The bytes turned out not to be a character: continue after them, as vLLM does.
             return self._restart() + self.feed(token_id)
         self._unfinished.append(token_id)
         if text is None:

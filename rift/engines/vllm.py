@@ -1,11 +1,10 @@
 """vLLM as the engine, in the process that serves one model; `chat.py` has its renderer and parsers.
 
 vLLM neither detokenizes nor matches stop strings here: the text comes from the logged ids (see
-`rift/worker/detokenizer.py`). What must not live here: requests, lanes, the log, retries. An engine that
-died is not started again; the process ends.
+`rift/worker/detokenizer.py`). Must not live here: requests, lanes, the log, retries. A dead engine is
+not restarted; its process exits.
 
-The heavy imports are inside functions: the environment has to be set before vLLM is imported, and
-importing this module starts nothing.
+The heavy imports are inside functions, because the environment has to be set before vLLM is imported.
 """
 
 import gc
@@ -19,19 +18,19 @@ import anyio.to_thread
 from events.schema import Message, Parameters
 from rift.catalogue import Model, Profile
 from rift.engines import Decoder, Emit, EngineFailed, InvalidRequest, Parser, Rendered, RequestAborted, Step
-from rift.engines.chat import Chat, Own, invalid, logit_bias, no_grammar, structured_outputs
+from rift.engines.chat import Chat, RenderedChat, invalid, logit_bias, no_grammar, structured_outputs
 from rift.engines.prepare import digest_of
 from rift.engines.tokens import Tokenizer
 from rift.engines.vllm_client import VllmClient
 
-# What the environment already says wins over the profile, and the profile over these. `spawn`, since
-# a forked engine would hold the worker's own sockets open after the worker is gone.
+# Defaults: the environment overrides the profile, and the profile overrides these. `spawn`, because a forked
+# engine would keep the worker's sockets open after the worker's death.
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-# vLLM's own parameters take what fits 64 bits; a larger integer breaks the way to the engine.
+# vLLM encodes integers in 64 bits on the way to its engine process; a larger one fails there.
 INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
 SAMPLED = (
@@ -44,13 +43,13 @@ SAMPLED = (
     "frequency_penalty",
     "repetition_penalty",
 )
-# Encoding this much text takes about a millisecond: more goes to a thread.
+# Encoding this much text takes about a millisecond. Longer texts are encoded in a thread.
 ENCODE_INLINE_CHARACTERS = 4096
-# A killed process is gone in milliseconds.
+# A killed process disappears within milliseconds.
 CLOSE_S = 2.0
 
 
-class _Loaded(NamedTuple):
+class LoadedModel(NamedTuple):
     llm: Any
     tokenizer: Any
     model_digest: str
@@ -58,22 +57,22 @@ class _Loaded(NamedTuple):
 
 
 class VllmEngine:
-    """Implements `rift.engines.Engine` on vLLM's AsyncLLM. Made by `start`, once in a process."""
+    """Implements `rift.engines.Engine` with vLLM's AsyncLLM. Made by `start`, once per process."""
 
     name = "vllm"
     simulated = False
 
-    def __init__(self, loaded: _Loaded, model: Model) -> None:
+    def __init__(self, loaded: LoadedModel, model: Model) -> None:
         config = loaded.llm.vllm_config
         self.model_digest = loaded.model_digest
         self.slots: int = config.scheduler_config.max_num_seqs
         self.context_tokens: int = config.model_config.max_model_len
         self._llm = loaded.llm
-        self._core = VllmClient(loaded.llm.engine_core)
+        self._client = VllmClient(loaded.llm.engine_core)
         self._processes = loaded.processes
         self._tokenizer = Tokenizer(loaded.tokenizer)
         self._chat = Chat(loaded.llm, model, self._tokenizer)
-        # Where the request says nothing: the catalogue, then as `vllm serve` the model's generation config.
+        # Defaults of a request: the catalogue, then the model's generation config, as in `vllm serve`.
         self._defaults: dict[str, Any] = config.model_config.get_diff_sampling_param() | model.sampling
         self._defaults.pop("max_tokens", None)
 
@@ -81,8 +80,8 @@ class VllmEngine:
     async def start(cls, model_path: str | Path, model: Model, profile: Profile) -> "VllmEngine":
         """Load the model in a thread (seconds to minutes) and generate one token with it.
 
-        `model_path` is a folder or a model hub's id. Raises EngineFailed. A cancelled start goes on in
-        its thread and may leave processes behind: end the process group.
+        `model_path` is a folder or a model hub's id. Raises EngineFailed. A cancelled start continues in its
+        thread and may leave processes behind, so the caller must end the process group.
         """
         try:
             await anyio.to_thread.run_sync(_import, str(model_path), profile)
@@ -93,7 +92,7 @@ class VllmEngine:
                 "warm-up", rendered, [], max_tokens=1, salt="warm-up", emit=lambda step: True
             )
         except Exception as error:
-            raise EngineFailed(f"{model_path} does not start: {error}") from error
+            raise EngineFailed(f"{model_path} cannot be started: {error}") from error
         return engine
 
     async def render(
@@ -108,7 +107,9 @@ class VllmEngine:
             ids = await anyio.to_thread.run_sync(lambda: self._tokenizer.encode(prompt, raw=raw))
         else:
             ids = self._tokenizer.encode(prompt, raw=raw)
-        return Rendered(ids, parameters, grammar=grammar is not None, own=Own(structured_outputs=grammar))
+        return Rendered(
+            ids, parameters, grammar=grammar is not None, private=RenderedChat(structured_outputs=grammar)
+        )
 
     def decoder(self) -> Decoder:
         return self._tokenizer.decoder()
@@ -126,25 +127,25 @@ class VllmEngine:
         salt: str,
         emit: Emit,
     ) -> None:
-        """As the interface says. A reader that lags gets fewer steps with more ids each."""
+        """See `Engine.generate`. A slow reader gets fewer steps with more ids each."""
         from vllm.exceptions import VLLMServerError
 
         ids = [*rendered.prompt_ids, *output_ids]
         self._check_room(len(ids))
-        wanted = rendered.parameters.logprobs
-        logprobs = None if wanted is None else self._chat.logprobs(wanted, output_ids)
-        begun = not rendered.grammar
+        count = rendered.parameters.logprobs
+        logprobs = None if count is None else self._chat.logprobs(count, output_ids)
+        has_begun = not rendered.grammar
 
-        def noting(step: Step) -> bool:
-            nonlocal begun
-            begun = True
+        def emit_first(step: Step) -> bool:
+            nonlocal has_begun
+            has_begun = True
             return emit(step)
 
         try:
             request = await self._request(attempt, rendered, ids, max_tokens=max_tokens, salt=salt)
-            await self._core.run(request, emit if begun else noting, logprobs)
+            await self._client.run(request, emit if has_begun else emit_first, logprobs)
         except RequestAborted as error:
-            if begun:
+            if has_begun:
                 raise
             raise no_grammar(rendered.parameters) from error
         except VLLMServerError as error:
@@ -159,22 +160,22 @@ class VllmEngine:
 
         tasks = await self._llm.get_supported_tasks()
         parameters = rendered.parameters
-        own = rendered.own or Own()
+        chat = rendered.private or RenderedChat()
 
         def build() -> Any:
-            sampling = self._sampling(parameters, max_tokens, own.structured_outputs)
+            sampling = self._sampling(parameters, max_tokens, chat.structured_outputs)
             prompt = tokens_input(ids, cache_salt=salt)
             return self._llm.input_processor.process_inputs(attempt, prompt, sampling, supported_tasks=tasks)
 
         try:
-            # A grammar is made once to see whether it can be.
+            # This compiles the grammar, to check it.
             request = await anyio.to_thread.run_sync(build) if rendered.grammar else build()
         except (VLLMClientError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise invalid(error, parameters) from error
         request.external_req_id = attempt
-        if own.template_kwargs is not None:
-            request.reasoning_ended = own.reasoning_ended
-            request.reasoning_parser_kwargs = {"chat_template_kwargs": own.template_kwargs}
+        if chat.template_kwargs is not None:
+            request.reasoning_ended = chat.reasoning_ended
+            request.reasoning_parser_kwargs = {"chat_template_kwargs": chat.template_kwargs}
         return request
 
     async def close(self) -> None:
@@ -182,7 +183,7 @@ class VllmEngine:
             llm = self._llm
             self._llm = None
             await anyio.to_thread.run_sync(_shutdown, llm, self._processes)
-            # It is part of a cycle, and complains if it meets its end after the interpreter's.
+            # The client is part of a cycle, and logs an error if it is collected at the interpreter's exit.
             del llm
             gc.collect()
 
@@ -204,9 +205,9 @@ class VllmEngine:
                 raise InvalidRequest(
                     f"{name} must fit 64 bits, got {value}", code="invalid_value", param=name
                 )
-        wanted = {name: getattr(parameters, name) for name in SAMPLED}
+        values = {name: getattr(parameters, name) for name in SAMPLED}
         return SamplingParams(
-            **(self._defaults | {name: value for name, value in wanted.items() if value is not None}),
+            **(self._defaults | {name: value for name, value in values.items() if value is not None}),
             ignore_eos=parameters.ignore_eos,
             logit_bias=logit_bias(parameters),
             logprobs=parameters.logprobs,
@@ -219,8 +220,10 @@ class VllmEngine:
 
 
 def _import(model_path: str, profile: Profile) -> None:
-    """Set the environment, then import vLLM. Apart from `_load`, for a frame that imported it stays
-    referenced, and whatever its variables name would never go."""
+    """Set the environment, then import vLLM.
+
+    Separate from `_load`: the frame of the import stays referenced, and so would every variable of `_load`.
+    """
     offline = {"HF_HUB_OFFLINE": "1"} if Path(model_path).is_dir() else {}
     for name, value in {**ENVIRONMENT, **offline, **profile.env}.items():
         os.environ.setdefault(name, value)
@@ -229,13 +232,12 @@ def _import(model_path: str, profile: Profile) -> None:
 
 
 def mend_cpu_seeds() -> None:
-    """Let a seeded request live whose prompt is read in several steps, on a CPU. vLLM calls this in each
-    of its processes, by the entry point in `pyproject.toml`.
+    """Fix a crash of vLLM on CPUs: a seeded request whose prompt is read in several steps kills the engine.
 
-    After a step that reads a part of a prompt, vLLM takes back what the request's generator drew by moving
-    its offset. A CPU's generator has none, and raises: the engine dies. Here it begins anew instead,
-    which is the same, since nothing was kept of it yet. (A request that is preempted in mid-answer
-    draws the same numbers a second time.)
+    vLLM calls this in each of its processes, through the entry point in `pyproject.toml`. After a step that
+    reads a part of a prompt, vLLM rewinds the request's random generator by its offset. A CPU's generator has
+    no offset and raises. Here the generator is reseeded instead, which is equivalent because no number has
+    been used yet. (A request that is preempted during its answer draws the same numbers again.)
     """
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -247,36 +249,36 @@ def mend_cpu_seeds() -> None:
     def bookkeeping_sync(runner: Any, *args: Any, **more: Any) -> Any:
         batch = runner.input_batch
         discarded = runner.discard_request_mask.np[: batch.num_reqs].nonzero()[0]
-        held = {int(row): batch.generators.pop(int(row), None) for row in discarded}
-        for generator in held.values():
+        generators = {int(row): batch.generators.pop(int(row), None) for row in discarded}
+        for generator in generators.values():
             if generator is not None:
                 generator.manual_seed(generator.initial_seed())
         try:
             return original(runner, *args, **more)
         finally:
-            batch.generators.update({row: kept for row, kept in held.items() if kept is not None})
+            batch.generators.update({row: kept for row, kept in generators.items() if kept is not None})
 
     GPUModelRunner._bookkeeping_sync = bookkeeping_sync
 
 
-def _load(model_path: str, model: Model, profile: Profile) -> _Loaded:
+def _load(model_path: str, model: Model, profile: Profile) -> LoadedModel:
     import psutil
     from transformers import AutoTokenizer
     from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    wanted = {
+    arguments = {
         "max_model_len": model.context_tokens,
         "disable_log_stats": True,
         "reasoning_parser": model.reasoning_parser,
-        # By itself vLLM lets the first request that needs one choose it for all others.
+        # By default vLLM lets the first request with a grammar choose the backend for all others.
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
         **profile.args,
     }
     others = set(psutil.Process().children(recursive=True))
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model_path, **wanted))
-    # Noted now: the children of a core that is killed are no one's children any more.
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model_path, **arguments))
+    # Collected now, because the children of a killed engine process lose their parent.
     processes = set(psutil.Process().children(recursive=True)) - others
     config = llm.vllm_config.model_config
     tokenizer = AutoTokenizer.from_pretrained(
@@ -286,17 +288,17 @@ def _load(model_path: str, model: Model, profile: Profile) -> _Loaded:
         digest = digest_of(Path(model_path))
     else:
         digest = str(getattr(config.hf_config, "_commit_hash", None) or config.revision or "unknown")[:16]
-    return _Loaded(llm, tokenizer, digest, tuple(processes))
+    return LoadedModel(llm, tokenizer, digest, tuple(processes))
 
 
 def _shutdown(llm: Any, processes: Sequence[Any]) -> None:
-    """End the engine's processes, then let vLLM tidy up what it holds here.
+    """Kill the engine's processes, then let vLLM clean up in this one.
 
-    They hold nothing worth saving, and unloading torch in an orderly way takes each of them 2 s.
+    They have no state worth saving, and an orderly exit takes each of them 2 s to unload torch.
     """
     import psutil
 
-    # Python's own tracker of shared memory stays: it serves the whole process, and ends with it.
+    # Python's tracker of shared memory serves this whole process and exits with it.
     engines = [
         process
         for process in processes

@@ -1,8 +1,8 @@
-"""The way to vLLM's engine process and back: one reader for all requests.
+"""Runs requests in vLLM's engine process, with one reader for all of them.
 
-vLLM's own front wakes a task for each request at each step, builds an output object for it and
-detokenizes. What a worker needs of a step is its ids and its end, so it is told where they are read.
-No parameters, prompts or log in here; and nothing of vLLM's is imported, its client is handed in.
+vLLM's own front end wakes a task for each request at each step, builds an output object for it and
+detokenizes. A worker needs only a step's ids and its end, so `emit` is called where the output is read.
+Must not live here: parameters, prompts, the log, and imports of vLLM, whose client is passed in.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,10 @@ from typing import Any, Literal
 import anyio
 
 from events.schema import Logprob
+from events.wakeup import Wakeup
 from rift.engines import Emit, RequestAborted, Step
 
-# vLLM's other reasons, abort and error, are no end of an answer.
+# vLLM's other reasons, abort and error, do not end an answer.
 FINISHES: dict[str, Literal["stop", "length"]] = {
     "stop": "stop",
     "repetition": "stop",
@@ -22,40 +23,41 @@ FINISHES: dict[str, Literal["stop", "length"]] = {
 ERROR = "error"
 
 # Reads the log probabilities of an `EngineCoreOutput`.
-Logprobs = Callable[[Any], tuple[Logprob, ...]]
+ReadLogprobs = Callable[[Any], tuple[Logprob, ...]]
 
 
-class _Running:
-    """One request in the engine. `over` says that nothing more is taken, `ended` that the engine knows."""
+class _RunningRequest:
+    """One request in the engine. `over`: no more output is accepted. `ended`: the engine has finished it."""
 
-    def __init__(self, emit: Emit, logprobs: Logprobs | None) -> None:
+    def __init__(self, emit: Emit, logprobs: ReadLogprobs | None) -> None:
         self.emit = emit
         self.logprobs = logprobs
-        self.over = self.ended = False
+        self.over = False
+        self.ended = False
         self.error: Exception | None = None
-        self.wake = anyio.Event()
+        self.wake = Wakeup()
         self._cached_tokens = 0
 
-    def take(self, output: Any) -> None:
-        """Hand on one `EngineCoreOutput`."""
+    def accept(self, output: Any) -> None:
+        """Emit one `EngineCoreOutput`."""
         if output.prefill_stats is not None:
             self._cached_tokens = output.prefill_stats.num_cached_tokens
-        wanted = True
+        continues = True
         finish = None if output.finish_reason is None else str(output.finish_reason)
         if finish == ERROR:
-            self.error = RequestAborted("the engine could not go on with this request")
+            self.error = RequestAborted("the engine could not continue this request")
         elif output.new_token_ids:
             cached_tokens = self._cached_tokens
             self._cached_tokens = 0
             try:
                 logprobs = self.logprobs(output) if self.logprobs is not None else ()
                 ids = tuple(output.new_token_ids)
-                wanted = self.emit(Step(ids, FINISHES.get(finish or ""), cached_tokens, logprobs))
-            except Exception as error:  # noqa: BLE001  # raised where the request was started; others go on
+                continues = self.emit(Step(ids, FINISHES.get(finish or ""), cached_tokens, logprobs))
+            except Exception as error:  # noqa: BLE001  # raised by `run` of this request; others continue
                 self.error = error
-                wanted = False
+                continues = False
         self.ended = finish is not None
-        if self.ended or not wanted:
+        if self.ended or not continues:
             self.stop()
 
     def stop(self, error: Exception | None = None) -> None:
@@ -65,36 +67,35 @@ class _Running:
 
 
 class VllmClient:
-    """The requests that this process has in the engine. One of those who wait for an answer reads for all."""
+    """The requests that this process has in the engine. One of the waiting tasks reads for all of them."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._running: dict[str, _Running] = {}
-        self._is_read = False
+        self._running: dict[str, _RunningRequest] = {}
+        self._has_reader = False
 
     @property
     def running(self) -> int:
         return len(self._running)
 
-    async def run(self, request: Any, emit: Emit, logprobs: Logprobs | None = None) -> None:
-        """Run an `EngineCoreRequest` to its end. It is aborted if `emit` returns False or we are cancelled.
+    async def run(self, request: Any, emit: Emit, logprobs: ReadLogprobs | None = None) -> None:
+        """Run an `EngineCoreRequest` to its end; abort it if `emit` returns False or the call is cancelled.
 
-        Raises RequestAborted, what `emit` raises, and what the client raises once it is dead.
+        Raises RequestAborted, any error of `emit`, and the client's error once the engine is dead.
         """
         name = request.request_id
         assert name not in self._running, "an attempt runs once"
-        running = self._running[name] = _Running(emit, logprobs)
+        running = self._running[name] = _RunningRequest(emit, logprobs)
         try:
             await self._client.add_request_async(request)
             while not running.over:
-                if self._is_read:
+                if self._has_reader:
                     await running.wake.wait()
-                    running.wake = anyio.Event()
                 else:
                     await self._read_for(running)
         finally:
             del self._running[name]
-            if not self._is_read:
+            if not self._has_reader:
                 self._wake_another()
             if not running.ended:
                 with anyio.CancelScope(shield=True):
@@ -102,24 +103,24 @@ class VllmClient:
         if running.error is not None:
             raise running.error
 
-    async def _read_for(self, reader: _Running) -> None:
-        """Read for everybody until this one is over."""
-        self._is_read = True
+    async def _read_for(self, reader: _RunningRequest) -> None:
+        """Read for all requests until `reader` is over."""
+        self._has_reader = True
         try:
             while not reader.over:
                 for output in (await self._client.get_output_async()).outputs:
                     running = self._running.get(output.request_id)
                     if running is not None and not running.over:
-                        running.take(output)
+                        running.accept(output)
         except Exception as error:
             for running in self._running.values():
                 running.stop(error)
             raise
         finally:
-            self._is_read = False
+            self._has_reader = False
 
     def _wake_another(self) -> None:
-        """Let one of the others read on. One that is cancelled meanwhile passes it on as it leaves."""
+        """Let another task read. If it is cancelled first, it wakes the next one on its way out."""
         for running in self._running.values():
             if not running.over:
                 running.wake.set()

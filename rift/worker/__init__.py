@@ -3,7 +3,7 @@
 process         starts the engine and serves until the shutdown
 replica         the events that a worker process publishes about itself
 worker          takes jobs, runs attempts, releases them
-claims          the jobs that a worker holds, and what others do with their requests
+claims          the jobs that a worker holds, and other processes' effect on them
 prompt          a request as its engine reads it
 attempt         one attempt: prompt to tokens to events
 attempt_output  engine steps to the events of an answer

@@ -1,6 +1,6 @@
 """One attempt: prompt to engine, ids to text, events to the lane's writer.
 
-What must not live here: other attempts, deliveries, readers. The log decides whether an attempt counts.
+Must not live here: other attempts, deliveries, readers. The log decides whether an attempt counts.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,7 @@ import msgspec
 
 from events.contracts import SECOND_NS
 from events.request_history import RequestHistory
-from events.schema import (
-    AttemptStarted,
-    FinishReason,
-    Problem,
-    RequestFinished,
-    Stamps,
-    TokensGenerated,
-)
+from events.schema import AttemptStarted, FinishReason, Problem, RequestFinished, Stamps, TokensGenerated
 from rift.engines import Engine, EngineFailed, RequestAborted, Step
 from rift.errors import RiftError
 from rift.worker.attempt_output import AttemptOutput
@@ -134,7 +127,7 @@ class Attempt:
             raise EngineFailed(f"{self.id} ended in the engine without a reason")
 
     def _emit(self, step: Step) -> bool:
-        """Put a step's tokens; return whether the engine should go on."""
+        """Put a step's tokens; return whether the engine should continue."""
         if self._is_silent:
             return False
         self.progressed_at_s = anyio.current_time()

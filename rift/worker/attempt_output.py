@@ -1,6 +1,6 @@
-"""What one attempt adds to its answer: engine steps in, `TokensGenerated` out.
+"""The output of one attempt: engine steps in, `TokensGenerated` out.
 
-What must not live here: time, cancellation, and anything that knows the log or its writer.
+Must not live here: time, cancellation, and anything that knows the log or its writer.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""The jobs that a worker holds, kept true by everything that the log says of its model.
+"""The jobs that a worker holds, and the reader that decides about them.
 
-The reader folds every event of the model on its shard in log order, our own among them, and it alone
-decides: a claim whose attempt was superseded is dropped without a word, a cancelled attempt is stopped, and a
-job is acknowledged only once its request is seen to have ended.
+The reader folds every event of the model on its shard in log order, our own events included. Only the reader
+decides: it silently drops a claim whose attempt was superseded, stops a cancelled attempt, and acknowledges a
+job once its request has ended in the log.
 """
 
 import logging
@@ -55,9 +55,9 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class SeenRequests:
-    """The requests that some worker started, or somebody cancelled or ended, since `known_from`.
+    """The requests with an event other than their acceptance after `known_from`.
 
-    Each has the position and the stored time of its last such event.
+    Each has the position and stored time of its last such event.
     """
 
     def __init__(self, known_from: int) -> None:
@@ -186,7 +186,7 @@ class Claims:
             self.advanced.set()
 
     async def keep_alive(self) -> None:
-        """Tell the broker that every job is in progress. Raises LogError."""
+        """Report every job as in progress to the broker. Raises LogError."""
         self._seen.forget_old(self.clock.newest_ns)
         for claim in self.held:
             for ack in claim.acks:

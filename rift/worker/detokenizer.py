@@ -1,8 +1,8 @@
 """Output token ids to the text a client sees: decoder and stop matcher, and nothing else.
 
-The text is a pure function of the ids: however they are cut into steps, and whoever feeds them (the
-first attempt, or a successor that replays the log), the same ids give the same text. What must not
-live here: finish reasons, token budgets, anything that knows a request.
+The text is a pure function of the ids. The same ids give the same text, however they are cut into steps, in
+the first attempt and in one that replays the log. Must not live here: finish reasons, token budgets, anything
+that knows a request.
 """
 
 from collections.abc import Sequence
@@ -11,34 +11,34 @@ from typing import NamedTuple
 
 from rift.engines import Decoder
 
-# A stop list comes with every request and most repeat; a few hundred keep the common ones.
+# Most requests repeat a few stop lists, and a few hundred cover the common ones.
 STOPS_KEPT = 256
 
 
 class Detokenizer:
-    """One answer's text. `stopped` says that a stop string is complete; then nothing more is fed.
+    """One answer's text. Once `stopped` is set, a stop string is complete and nothing more may be fed.
 
-    The stop string that completes first in the text wins (of several at one character, the longest);
-    it is not part of the text. A suffix that may be the beginning of a stop string is held back until
-    the next characters decide, or `flush` ends the answer.
+    The stop string that completes first in the text wins, the longest if several complete at one character.
+    It is not part of the text. A suffix that may begin a stop string is withheld until the next characters
+    decide, or `flush` ends the answer.
     """
 
     def __init__(self, decoder: Decoder, stop: Sequence[str] = ()) -> None:
         self._decoder = decoder
         self._stops = _automaton(tuple(stop)) if stop else None
         self._state = 0
-        self._held = ""
+        self._withheld = ""
         self.stopped = False
 
     @property
-    def holds(self) -> bool:
-        """Say whether something is held back that may begin a stop string."""
-        return bool(self._held)
+    def is_withholding(self) -> bool:
+        """Whether a possible beginning of a stop string is withheld."""
+        return bool(self._withheld)
 
     def feed(self, token_ids: Sequence[int]) -> tuple[int, str]:
-        """Return how many of the ids belong to the answer, and the text that is now certain.
+        """Return the number of ids that belong to the answer, and the text that is now certain.
 
-        Fewer than all only if a stop string completed: the id that completed it is used.
+        The number is smaller than all only if a stop string completed; the id that completed it counts.
         """
         assert not self.stopped, "nothing follows a stop string"
         feed = self._decoder.feed
@@ -55,9 +55,9 @@ class Detokenizer:
         return len(token_ids), "".join(parts)
 
     def flush(self) -> str:
-        """Return what was held back, at the end of an answer that no stop string ended.
+        """Return the withheld text, at the end of an answer without a stop string.
 
-        The rest of an unfinished character may complete a stop string: look at `stopped` after it.
+        The rest of an unfinished character may complete a stop string, so check `stopped` afterwards.
         """
         assert not self.stopped, "nothing follows a stop string"
         rest = self._decoder.flush()
@@ -65,12 +65,12 @@ class Detokenizer:
             return rest
         text = self._match(rest, self._stops)
         if not self.stopped:
-            text += self._held
-        self._held = ""
+            text += self._withheld
+        self._withheld = ""
         return text
 
     def _match(self, piece: str, stops: "_Stops") -> str:
-        """Advance over `piece`; return what is certain, without the stop string if one completes."""
+        """Advance over `piece` and return the certain text, without the stop string if one completes."""
         state = self._state
         for at, character in enumerate(piece, 1):
             while (following := stops.next[state].get(character)) is None and state:
@@ -78,19 +78,19 @@ class Detokenizer:
             state = following or 0
             if length := stops.matched[state]:
                 self.stopped = True
-                return (self._held + piece[:at])[:-length]
+                return (self._withheld + piece[:at])[:-length]
         self._state = state
-        text = self._held + piece
+        text = self._withheld + piece
         keep = stops.depth[state]
-        self._held = text[len(text) - keep :]
+        self._withheld = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
 class _Stops(NamedTuple):
-    """Aho-Corasick: a state is the longest suffix of the text that begins some stop string.
+    """An Aho-Corasick automaton. A state is the longest suffix of the text that begins some stop string.
 
-    For each state: the states that one more character leads to, the state of its longest proper
-    suffix, its length, and the length of the longest stop string it ends with (0: none).
+    Each list has an entry per state: the states that one more character leads to, the state of its longest
+    proper suffix, its length, and the length of the longest stop string it ends with (0: none).
     """
 
     next: list[dict[str, int]]
@@ -101,7 +101,7 @@ class _Stops(NamedTuple):
 
 @lru_cache(STOPS_KEPT)
 def _automaton(stop: tuple[str, ...]) -> _Stops:
-    assert all(stop), "an empty stop string is refused at the door"
+    assert all(stop), "the gateway rejects empty stop strings"
     stops = _Stops([{}], [0], [0], [0])
     for string in stop:
         state = 0

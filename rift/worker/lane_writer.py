@@ -38,7 +38,7 @@ RETRY_S = 1.0
 
 
 class AttemptWriter(Protocol):
-    """What an attempt needs of its lane's writer."""
+    """The part of a lane's writer that an attempt uses."""
 
     def put(self, *events: AnyEvent) -> None:
         """Queue events after all earlier ones; together they are stored, or not."""
@@ -126,7 +126,7 @@ class LaneWriter:
             await self._drained.wait()
 
     async def _append(self) -> None:
-        # Not a Wakeup: whatever hurries during this append must keep the next one from waiting.
+        # An event, not a Wakeup: an entry that hurries during this append must speed up the next one.
         self._hurry = anyio.Event()
         entries = self._next_entries()
         sequence = await self._persist(codec.join(self._name, entries))

@@ -1,8 +1,8 @@
-"""Output token ids to content, reasoning and tool calls: a text, and the parser that tells its parts apart.
+"""Output token ids to content, reasoning and tool calls: a detokenizer, and a parser of its text.
 
-The parser is fed one id after the other, however they came: so what it says, like the text, is a pure
-function of the ids, and a successor that replays the log goes on with the same. What must not live here:
-finish reasons, token budgets, and how any model writes a tool call.
+The parser gets one id at a time, however they arrived. So its output, like the text, is a pure function of
+the ids, and an attempt that replays the log continues identically. Must not live here: finish reasons, token
+budgets, and how any model writes a tool call.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ CALL_ID_BYTES = 12
 
 
 class OutputParser:
-    """One answer in its parts. `has_called` says that a tool call has begun."""
+    """One answer in its parts. `has_called` is set once a tool call has begun."""
 
     def __init__(self, text: Detokenizer, parser: Parser, *, request: str) -> None:
         self._text = text
@@ -31,19 +31,19 @@ class OutputParser:
         self.has_called = False
 
     def feed(self, token_ids: Sequence[int], finish: Literal["stop", "length"] | None) -> tuple[int, Delta]:
-        """Return how many of the ids belong to the answer, and what they add: at its `finish`, all."""
+        """Return the number of ids that belong to the answer, and their delta. `finish` marks the last."""
         deltas = []
         for used, token_id in enumerate(token_ids, 1):
             is_last = finish is not None and used == len(token_ids)
-            # The id that ends an answer is none of its text, though a parser sees special tokens.
+            # The id that ends an answer is not part of its text, even if the parser reads special tokens.
             if not (is_last and finish == "stop"):
                 self._piece += self._text.feed((token_id,))[1]
             if is_last and not self._text.stopped:
                 self._piece += self._text.flush()
             self._ids.append(token_id)
             is_over = is_last or self._text.stopped
-            # A parser compares ids with text: it gets neither while a part of the text is held back.
-            if is_over or not self._text.holds:
+            # A parser compares ids with text, so it gets neither while a part of the text is withheld.
+            if is_over or not self._text.is_withholding:
                 deltas.append(self._parse(finished=is_over))
             if self._text.stopped:
                 break
@@ -68,7 +68,7 @@ class OutputParser:
 
 
 def joined(deltas: Iterable[Delta]) -> Delta:
-    """Return what the deltas add together: each tool call once, in the order they began."""
+    """Return the sum of the deltas, with each tool call once, in the order in which they began."""
     text = []
     reasoning = []
     calls: dict[int, ToolCallDelta] = {}
@@ -88,7 +88,7 @@ def joined(deltas: Iterable[Delta]) -> Delta:
 
 
 def rest(whole: Delta, logged: Delta) -> Delta | None:
-    """Return what of `whole` follows `logged`; None if that is not how it begins. Both are joined."""
+    """Return the part of `whole` after `logged`; None if `whole` does not begin with it. Both are joined."""
     if not (whole.text.startswith(logged.text) and whole.reasoning.startswith(logged.reasoning)):
         return None
     known = {call.index: call for call in logged.tool_calls}
@@ -108,5 +108,5 @@ def rest(whole: Delta, logged: Delta) -> Delta | None:
 
 
 def _call_id(request: str, index: int) -> str:
-    """The same for every attempt at the request."""
+    """Return an id that is the same in every attempt at the request."""
     return "call_" + blake2b(f"{request}/{index}".encode(), digest_size=CALL_ID_BYTES).hexdigest()

@@ -40,8 +40,8 @@ async def serve(
             tasks.start_soon(replica.report, lambda: sum((worker.claims.load for worker in workers), Load()))
             tasks.start_soon(replica.watch_for_loss, sequence)
             engine = await _start(start_engine, replica, shutdown)
-            # What an engine imports stays. Unfrozen, its millions of objects would cost each full collection
-            # half a second, while every stream waits.
+            # Without this, each full collection would scan the millions of objects that the engine imported,
+            # for half a second, while every stream waits.
             gc.freeze()
             await _wait_for_log(log)
             async with AsyncExitStack() as stack:

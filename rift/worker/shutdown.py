@@ -1,7 +1,7 @@
-"""How a worker shuts down: it takes no new jobs, and its running answers have a limited time.
+"""A worker's shutdown: it stops taking jobs and finishes running answers within a time limit.
 
-drain      answers that end within so many seconds are finished; other workers continue the rest at once
-retire     all answers are finished, however long they take: each has a deadline of its own
+drain      finish the answers that end within `within_s` seconds; other workers continue the rest at once
+retire     finish all answers, however long they take: each has a deadline of its own
 """
 
 import math

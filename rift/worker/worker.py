@@ -2,13 +2,13 @@
 
 The life of a job here:
 
-    1. A delivery arrives for a free slot. If no reader of the worker has seen activity on its request, the
-       request is fresh; otherwise its history is read.
+    1. A delivery arrives for a free slot. If the worker's reader has seen no activity on its request, the
+       request is fresh. Otherwise its history is read.
     2. `AttemptStarted` is durable before the engine sees the prompt.
     3. The attempt generates; the lane's writer appends its events.
-    4. `claims.py` reads them back, in log order among everyone else's, and decides whether they count.
+    4. `claims.py` reads them back, in log order with the events of other processes, and decides which count.
 
-So whatever the worker assumes before its reader has caught up can be wrong without harm.
+So an assumption that the worker makes before its reader has caught up can be wrong without harm.
 """
 
 import logging
@@ -203,7 +203,7 @@ class Worker:
             prompt_tokens = sum(attempt.prompt_tokens for attempt in attempts)
             is_working = any(not attempt.finished for attempt in attempts)
             if is_working and silent_s > HANG_S + HANG_PER_PROMPT_TOKEN_S * prompt_tokens:
-                raise EngineFailed(f"the engine made no progress for {silent_s:.0f} s")
+                raise EngineFailed(f"the engine hangs: its last step was {silent_s:.0f} s ago")
             await self.claims.keep_alive()
 
     def _abandon_lane(self, lane: str) -> None:
@@ -212,7 +212,7 @@ class Worker:
             if claim.request.at.lane == lane and claim.attempt is not None:
                 self.claims.drop(claim)
                 if not claim.attempt.finished:
-                    # After all its tokens: once the log accepts it, nobody takes the engine for dead.
+                    # Queued after the tokens; once stored, it shows that the engine did not die.
                     self._writer(claim).put(AttemptReleased(attempt=claim.attempt.id, why="host"))
 
     async def _release(self) -> None:

@@ -1,4 +1,4 @@
-"""One real engine for a module's tests: a start takes half a minute, a tiny model's answer none."""
+"""One real engine per test module: its start takes half a minute, an answer of a tiny model no time."""
 
 import gc
 import warnings
@@ -30,7 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def start(path: Path, model: Model = MODEL, profile: Profile = PROFILE) -> VllmEngine:
     with warnings.catch_warnings():
-        # What torch and vLLM deprecate of one another while they are imported is not ours to mend.
+        # torch and vLLM warn about each other's deprecated features during import.
         warnings.simplefilter("ignore")
         return await VllmEngine.start(path, model, profile)
 

