@@ -1,7 +1,7 @@
-"""A group: the choices of one request with `n` > 1, each accepted and answered as a request of its own.
+"""The choices of one request with `n` > 1: a group, each choice accepted and answered as its own request.
 
-The first choice's id makes the others': who has one of a group can name them all, from any gateway. What must
-not live here: what a client sees of a group (`openai.py`), or what it costs (`metered.py`).
+The ids of all choices follow from the first, so any gateway can name the whole group. Frames and objects of a
+group belong to `dialects/chat_response.py`, its cost to `admission/metering.py`.
 """
 
 import hashlib
@@ -12,17 +12,17 @@ from msgspec.structs import replace
 from events import ids
 from events.schema import RequestAccepted
 
-# A request, or all choices of one group: they are covered, accepted, followed and spent together.
+# One request, or all choices of one group. They are reserved, accepted, followed and charged together.
 Choices = tuple[RequestAccepted, ...]
 
 SEED_MAX = 2**63 - 1
 
 
 def of(first: RequestAccepted, choices: int, *, secret: bytes) -> Choices:
-    """Return `first` alone, or the group of so many choices that it begins."""
+    """Return `first` alone, or a group with this number of choices that begins with it."""
     if choices == 1:
         return (first,)
-    named = [first.request, *(_sibling(first, choice, secret) for choice in range(1, choices))]
+    requests = [first.request, *(_sibling(first, choice, secret) for choice in range(1, choices))]
     return tuple(
         replace(
             first,
@@ -31,7 +31,7 @@ def of(first: RequestAccepted, choices: int, *, secret: bytes) -> Choices:
             choice=choice,
             parameters=replace(first.parameters, seed=_seed(first.parameters.seed, choice)),
         )
-        for choice, request in enumerate(named)
+        for choice, request in enumerate(requests)
     )
 
 
@@ -48,7 +48,7 @@ def _sibling(first: RequestAccepted, choice: int, secret: bytes) -> str:
 
 
 def _seed(seed: int | None, choice: int) -> int | None:
-    """Each choice has a seed of its own, or all would be the same; the first has what the client said."""
+    """Return a different seed for each choice, or all would be the same. The first has the client's."""
     if seed is None:
         return None
     return seed + choice if seed <= SEED_MAX - choice else seed - choice

@@ -1,6 +1,6 @@
-"""One request as its client sees it: counted events in, the API's object out.
+"""The state of one request as its client sees it, computed from its counted events.
 
-Pure. The same events give the same object, live or read back from the log a week later.
+Pure: the same events give the same state, live or read from the log a week later.
 """
 
 from typing import Any, Literal
@@ -24,26 +24,24 @@ from events.schema import (
 )
 from rift.gateway.asgi.errors import HTTPError
 
-# What a client is told of an end that is not its own doing: status and words.
+# The HTTP status and message for each end that is not the client's doing.
 FAILURES: dict[str, tuple[int, str]] = {
-    "invalid": (400, "the request cannot be served as it is"),
+    "invalid": (400, "the request is invalid"),
     "expired": (504, "the request was not answered before its deadline"),
     "failed": (500, "the request failed; nothing is charged"),
-    "poison": (500, "the request stopped its engine three times and is not tried again; nothing is charged"),
+    "poison": (500, "the request stopped its engine three times and is not retried; nothing is charged"),
     "revoked": (401, "the key was revoked while the request ran"),
 }
 
-
-# Somebody was told that the request was not accepted, and may send it again.
+# A gateway answered the client that the request was not accepted, so the client may have sent it again.
 UNANSWERED = 503, Problem(code="unanswered", message="the log did not answer in time; nothing is charged")
 
-
-# What another try may find again.
+# A failed request with one of these codes may succeed when it is sent again later.
 UNAVAILABLE = {"model_unavailable": 503}
 
 
 class Segment(msgspec.Struct):
-    """A stretch of the answer of one kind, as far as it is written: a call's text is its arguments."""
+    """Adjacent output of one kind, as far as it is generated. A tool call's text is its arguments."""
 
     kind: Literal["reasoning", "text", "call"]
     pieces: list[str] = []
@@ -71,7 +69,7 @@ class Times(msgspec.Struct):
 
 
 class Completion:
-    """What counted so far of one request, in log order."""
+    """One request, as far as its events have counted. Only with `keep_text` does it hold the output."""
 
     def __init__(self, accepted: RequestAccepted, price: Price, *, keep_text: bool) -> None:
         self.accepted = accepted
@@ -80,8 +78,8 @@ class Completion:
         self.life: Life = NEW
         self.segments: list[Segment] = []
         self.logprobs: list[Logprob] = []
-        # Of tokens that have completed nothing yet.
-        self._unsaid: list[Logprob] = []
+        # Logprobs of tokens that have not produced any output yet.
+        self._pending_logprobs: list[Logprob] = []
         self._calls: dict[int, Segment] = {}
         self.simulated = False
         self.cached_tokens = 0
@@ -90,20 +88,20 @@ class Completion:
 
     @classmethod
     def of(cls, accepted: RequestAccepted, book: Book, *, keep_text: bool) -> "Completion":
-        """Raises HTTPError (410) where the content was removed."""
+        """Return a request without events. Raises HTTPError (410) if its content was removed."""
         if accepted.content:
             raise HTTPError(410, "the content of this request was removed", code="content_removed")
         price = book.price(accepted.model, accepted.price_version)
-        assert price is not None, "what is accepted has a price"
+        assert price is not None, "an accepted request has a price"
         return cls(accepted, price, keep_text=keep_text)
 
     def begin(self, accepted_at_ns: int) -> None:
-        """Begin before the acceptance is stored; an attempt will say at which time it was."""
+        """Take the acceptance before it is stored. Its estimated time stands until an attempt starts."""
         self.life = advance(NEW, self.accepted)
         self._times.accepted_ns = accepted_at_ns
 
     def add(self, event: Any, life: Life, stored_at_ns: int) -> None:
-        """Take an event that counted and the life after it."""
+        """Take an event that counted, and the life after it."""
         self.life = life
         match event:
             case TokensGenerated():
@@ -120,31 +118,31 @@ class Completion:
                 if self._times.started_ns is None:
                     self._times.started_ns = stored_at_ns
             case RequestFinished():
-                # The fold does not see the words of what is sealed.
+                # The life was computed from the encrypted event, which has no error message.
                 self.life = replace(life, error=event.error)
                 self.reasoning_tokens = event.reasoning_tokens
         if life.phase == "ended":
             self._times.finished_ns = stored_at_ns
             if self.segments and self.segments[-1].kind == "text":
-                self.segments[-1].logprobs += self._unsaid
-            self._unsaid = []
+                self.segments[-1].logprobs += self._pending_logprobs
+            self._pending_logprobs = []
 
     def _keep(self, event: TokensGenerated) -> None:
         self.logprobs += event.logprobs
-        self._unsaid += event.logprobs
+        self._pending_logprobs += event.logprobs
         if event.reasoning:
             self._segment("reasoning").pieces.append(event.reasoning)
         if event.text:
             segment = self._segment("text")
             segment.pieces.append(event.text)
-            segment.logprobs += self._unsaid
+            segment.logprobs += self._pending_logprobs
         for delta in event.tool_calls:
             if delta.index not in self._calls:
                 self._calls[delta.index] = Segment("call", id=delta.id or "", name=delta.name or "")
                 self.segments.append(self._calls[delta.index])
             self._calls[delta.index].pieces.append(delta.arguments)
         if event.reasoning or event.text or event.tool_calls:
-            self._unsaid = []
+            self._pending_logprobs = []
 
     def _segment(self, kind: Literal["reasoning", "text"]) -> Segment:
         if not self.segments or self.segments[-1].kind != kind:
@@ -193,8 +191,10 @@ class Completion:
         return UNAVAILABLE.get(problem.code, status), problem
 
     def charge(self) -> dict[str, Any] | None:
-        """None while the request is under way: what it will cost depends on how it ends. None of a group's
-        choice, too: which of them is charged the prompt, only all of them tell."""
+        """Return the charge, or None before the end, because it depends on how the request ends.
+
+        The choices of a group share the charge for the prompt, so a single one of them has no charge either.
+        """
         if self.accepted.plan != "per_token" or self.accepted.group or self.life.phase != "ended":
             return None
         nanousd = charge_nanousd(self.life, self.price, cached_tokens=self.cached_tokens)

@@ -2,7 +2,7 @@
 
 subscription   follows requests to their end, with or without a client
 client_buffer  frames of one client, its wake-up and its bytes
-queue_status   how many requests wait, and what waiting clients are shown
+queue_status   length of the queue, and the status of waiting requests
 lane_reader    reads a lane and folds each event once
 lane_registry  the lanes that this gateway reads
 cancellation   cancels requests, and repeats that until it is stored

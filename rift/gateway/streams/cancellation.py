@@ -31,9 +31,10 @@ class Cancellation:
         await publish_patiently(self._publisher, CancelRequested(request=request, why=why))
 
     def cancel_unanswered(self, group: Choices) -> None:
-        """Cancel requests of which some may be stored or may still be, so that none is charged.
+        """Cancel requests that may be stored although the client received an error, so that none is charged.
 
-        An append may land after its sender gave up, so each cancellation is repeated after LATE_LANDING_S.
+        An append may still succeed after its sender has timed out, so each cancellation is repeated after
+        LATE_LANDING_S.
         """
 
         async def repeat() -> None:

@@ -1,10 +1,8 @@
-"""Send an answer to its client, whole or in frames, and decide what follows when the client goes.
+"""Send an answer to its client, whole or in frames, and handle a client that disconnects before the end.
 
-If the client goes before the end:
-
-    a detached request      (in the background, or with an idempotency key) runs on
-    a native stream         is cancelled unless a client attaches to it, at any gateway, within a grace period
-    any other request       is cancelled at once
+a detached request   (in the background, or with an idempotency key) continues
+a resumable stream   is cancelled unless a client attaches to it, at any gateway, within a grace period
+any other request    is cancelled at once
 """
 
 import anyio
@@ -27,16 +25,16 @@ from rift.gateway.streams.subscription import Subscription
 # an HTTP error.
 STATUS_LINE_S = 1.0
 
-# Stands for every status in a format that does not show it.
+# The status for formats that do not show it: a change of status is then no news.
 HIDDEN = Status("queued")
 
 # A repeat would fail the same way: the request stopped its engine three times, or cannot be read.
 FINAL_CODES = ("poison", "prompt_unreadable", "content_removed")
 
 STOPPING = Problem(
-    code="gateway_stopping", message="this gateway stops; resume the stream, or fetch the answer"
+    code="gateway_stopping", message="this gateway is shutting down; resume the stream, or fetch the answer"
 )
-REVOKED = Problem(code="revoked_api_key", message="the key that this was read with was revoked")
+REVOKED = Problem(code="revoked_api_key", message="the API key that reads this stream was revoked")
 SSE_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 
 
@@ -56,11 +54,11 @@ class Delivery:
         self._is_stopping = False
 
     def stop(self) -> None:
-        """From here on, cancel nothing for clients that go: the loss of this gateway's lane covers it."""
+        """Stop cancelling for clients that disconnect: the loss of this gateway's lane covers them."""
         self._is_stopping = True
 
     def revoke(self, key: str) -> None:
-        """Break off the streams that a revoked key reads of requests of its account's other keys."""
+        """Break off streams that a revoked key reads from requests of other keys of its account."""
         for subscription, reading in self._keys.items():
             if reading == key and subscription.answer.accepted.key != key:
                 subscription.break_off(REVOKED)
@@ -74,13 +72,13 @@ class Delivery:
         resumed: bool,
         headers: Headers = (),
     ) -> None:
-        """Send the answer as the log tells it. Raises HTTPError for a failure before the first byte."""
+        """Send the answer from the log's events. Raises HTTPError for a failure before the first byte."""
         assert subscription.client is not None, "an answer is delivered to a client"
         failure: HTTPError | None = None
         send = self._send_frames if subscription.client.format else self._send_whole
         self._keys[subscription] = request.key
         if self._book.keys[request.key].revoked_at_ns is not None:
-            # Revoked between its authentication and the line above.
+            # The key was revoked after this request was authenticated.
             self.revoke(request.key)
         try:
             async with anyio.create_task_group() as tasks:
@@ -110,7 +108,9 @@ class Delivery:
         if failure := subscription.failure():
             return http_error(*failure)
         if subscription.open_requests():
-            message = f"this gateway stops; fetch the answer at /v1/inference/{subscription.answer.id}"
+            message = (
+                f"this gateway is shutting down; fetch the answer at /v1/inference/{subscription.answer.id}"
+            )
             return HTTPError(503, message, code=STOPPING.code, headers=retry_after(1))
         timed = [*headers, *server_timing(subscription.answer.timing())]
         dialect = dialects.of(subscription.answer.accepted.kind)
@@ -158,7 +158,7 @@ class Delivery:
     # --- attaching and leaving -------------------------------------------------------------------------
 
     async def _stay_attached(self, subscription: Subscription, resumed: bool) -> None:
-        """Report this client to other gateways, so that none cancels the request for another that went.
+        """Report this client, so that no gateway cancels the request when another client disconnects.
 
         A client that resumed is reported at once, the first client only after another has attached.
         """
@@ -170,7 +170,7 @@ class Delivery:
             await anyio.sleep(CLIENT_ATTACHED_S)
 
     async def _client_gone(self, reader: LaneReader, subscription: Subscription, resumed: bool) -> None:
-        """Cancel what runs on for nobody, after a grace period where the client may resume."""
+        """Cancel requests that no client waits for, after a grace period if the client may resume."""
         accepted = subscription.answer.accepted
         if subscription.failure() is not None:
             # The client received an error for one choice, so none of the others may be charged.

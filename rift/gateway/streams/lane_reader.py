@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 # thousands of clients that read nothing at all.
 BUFFERED_BYTES_MAX = 256 * 1024 * 1024
 
-SLOW = Problem(code="slow_reader", message="the client reads slower than the answer comes; resume it")
+SLOW = Problem(code="slow_reader", message="the client reads too slowly; resume the stream")
 UNREADABLE = Problem(code="unreadable", message="this gateway is older than the answer's writer")
 
 
 class LaneReader:
     """A subscription without a client is closed at its end; one with a client is closed by its owner.
 
-    `clock` is the broker's time as this lane's records tell it: the lane reports every few seconds.
+    `clock` follows the broker's time through this lane's records; a report comes every few seconds.
     """
 
     def __init__(self, reader: Follower, histories: HistoryReader) -> None:
@@ -43,7 +43,7 @@ class LaneReader:
         self._subscriptions: dict[str, list[Subscription]] = {}
         # Requests whose acceptance is being appended.
         self._unconfirmed: set[str] = set()
-        # While histories are read: how many, and the events that came meanwhile.
+        # The number of calls that read histories, and the events that arrived meanwhile.
         self._joining = 0
         self._missed: list[tuple[Any, subjects.Address, int]] = []
         # The subscriptions that the current batch has changed.
@@ -93,7 +93,7 @@ class LaneReader:
         return ClientBuffer(format, self.buffered, after=after)
 
     def open(self, subscription: Subscription) -> None:
-        """Follow requests that are about to be appended; `confirm_stored` says that they were."""
+        """Follow requests that are about to be appended, until `confirm_stored` or `close` is called."""
         for request, answer in subscription.answers.items():
             assert request not in self._subscriptions, "a request is accepted once"
             accepted = answer.accepted
@@ -104,7 +104,7 @@ class LaneReader:
             self._subscriptions[request] = [subscription]
 
     def confirm_stored(self, subscription: Subscription) -> None:
-        """Note that the log holds the acceptances that `open` was given."""
+        """Note that the acceptances of an opened subscription are stored."""
         self._unconfirmed.difference_update(subscription.answers)
 
     def join(self, subscription: Subscription) -> None:
@@ -117,7 +117,7 @@ class LaneReader:
     async def attach(
         self, requests: Sequence[RequestId], make: Callable[[list[RequestAccepted]], Subscription]
     ) -> Subscription | None:
-        """Follow requests from their first event on, whatever has become of them.
+        """Follow requests from their first event on, in any state.
 
         `make` is given the acceptances that the log holds. Returns None if it holds none. Raises LogError.
         """
@@ -157,7 +157,7 @@ class LaneReader:
             self.close(subscription)
 
     def close(self, subscription: Subscription) -> None:
-        """Follow the requests no longer, and drop the client's frames. A second call does nothing."""
+        """Stop following the requests, and drop the client's frames. A second call does nothing."""
         subscription.release_client()
         for request, answer in subscription.answers.items():
             subscribed = self._subscriptions.get(request, [])
@@ -234,7 +234,7 @@ class LaneReader:
 
     def _break_off_slowest(self) -> None:
         clients = [one for one in self._every() if one.client is not None]
-        # Bytes may also be held for clients whose requests have all ended, which are not followed.
+        # All bytes may belong to clients whose requests have ended: these are no longer followed.
         slowest = max(clients, key=lambda one: one.client.size if one.client else 0, default=None)
         if slowest is not None and slowest.client is not None and slowest.client.size:
             slowest.break_off(SLOW)

@@ -1,4 +1,4 @@
-"""The lanes that one gateway reads: its own for life, and others while clients resume there."""
+"""The lanes that one gateway reads: always its own, and others while clients resume requests there."""
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
@@ -79,7 +79,7 @@ class LaneRegistry:
 async def open_lane(
     log: Log, histories: HistoryReader, *, shard: int, lane: str
 ) -> AsyncIterator[LaneReader]:
-    """Open a reader of what is appended to a lane from here on. Raises LogError."""
+    """Open a reader of all records that are appended to a lane after this call. Raises LogError."""
     stream = subjects.shard_stream(shard)
     after = await log.last_sequence(stream)
     async with log.follow(stream, subjects.answers(shard, lane), after=after) as follower:

@@ -1,4 +1,4 @@
-"""The queue of requests that wait for a worker: how long it is, and what waiting clients are shown.
+"""The queue of requests that wait for a worker: its length, and the status that waiting clients receive.
 
     queued      a replica of the model is ready, but all its slots are busy
     starting    no replica is ready; with an estimate, once a start has been measured
@@ -44,21 +44,21 @@ class QueueDepth:
             self._waiting.get(accepted.model, {}).pop(accepted.request, None)
 
     def length(self, model: str, account: str | None = None) -> tuple[int, int]:
-        """Return how many requests wait for a model, and their bytes: of all accounts, or of one."""
+        """Return how many requests wait for a model, and their bytes; of one account, if it is given."""
         sizes = [size for owner, size in self._waiting.get(model, {}).values() if account in (None, owner)]
         return len(sizes), sum(sizes)
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What a request waits for. `estimate_ms` is the time until a replica is ready, in whole seconds; None
-    if it is unknown."""
+    """The status of a waiting request. `estimate_ms` is the time until a replica is ready, in whole seconds,
+    or None if it is unknown."""
 
     name: Literal["queued", "starting"]
     estimate_ms: int | None = None
 
 
 def status(fleet: Fleet, model: str, now_ns: int) -> Status:
-    """Return what requests for a model wait for. `now_ns` is the broker's time."""
+    """Return the status of requests that wait for a model. `now_ns` is the broker's time."""
     if fleet.is_ready(model):
         return Status("queued")
     start_ns = fleet.start_ns(model)
@@ -80,7 +80,7 @@ class StatusNotices:
         self._sent_at_s = 0.0
 
     def is_due(self, status: Status, now_s: float) -> bool:
-        """Whether the client is to be sent its status now; if so, it counts as sent."""
+        """Return whether to send the status now; if so, it counts as sent."""
         last = self._last
         if last is not None and last.name == status.name:
             pause_s = KEEP_ALIVE_S if last == status else STATUS_S
@@ -92,7 +92,7 @@ class StatusNotices:
 
 
 class QueueStatus:
-    """What requests wait for, as the fleet stands. `nudge` wakes the clients that wait for some models."""
+    """The status of waiting requests by the current fleet. `nudge` wakes the clients of some models."""
 
     def __init__(
         self, fleet: Fleet, nudge: Callable[[Collection[str]], None], now_ns: Callable[[], int]

@@ -1,4 +1,4 @@
-"""One observer of a request, or of the choices of one group, from the lane's events to their end."""
+"""Follow a request, or the choices of one group, from the lane's events to the end."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from rift.gateway.streams.client_buffer import ClientBuffer
 # waiting   no attempt has started
 # running   an attempt has started, or one choice has ended
 # ended     all requests have ended; with a client, also once one has failed
-# broken    the client's stream was broken off; its requests go on
+# broken    the client's stream was broken off; its requests continue
 State = Literal["waiting", "running", "ended", "broken"]
 
 
@@ -22,7 +22,7 @@ class Subscription:
     """Follows requests to their end, with or without a client.
 
     `answers` holds one completion for each request, `answer` is the first, and `finished` are those that have
-    ended, in the log's order. `on_end` is called once, at the end; it must not close the subscription.
+    ended, in log order. `on_end` is called once, at the end; it must not close the subscription.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Subscription:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether no further event matters."""
         return self.state in ("ended", "broken")
 
     @property
@@ -129,7 +129,7 @@ class Subscription:
             self.state = "running"
 
     async def wait_for_start(self) -> None:
-        """Return once an attempt has started, a request has ended, or the stream was broken off."""
+        """Return once the state is no longer `waiting`."""
         while self.state == "waiting":
             await self._changed.wait()
 
@@ -139,7 +139,7 @@ class Subscription:
             await self.client.wait(write)
 
     async def wait_for_end(self, *, or_attachment: bool = False) -> None:
-        """Return once nothing more will come, or if so asked once another client attaches."""
+        """Return at the end, or with `or_attachment` also when another client attaches."""
         seen = self._attachments
         while not (self.is_over or (or_attachment and self._attachments > seen)):
             await self._changed.wait()
