@@ -1,6 +1,6 @@
-"""An engine that says what it is told: the ids of a script, in steps of any size, decoded and parsed by any.
+"""An engine that generates the ids of a script, in steps of any size, with any decoder and parser.
 
-For tests in which every token of an answer has to be known beforehand.
+For tests that need to know every token of an answer in advance.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from rift.engines.sim import SimDecoder
 
 
 class ScriptedEngine:
-    """Implements `rift.engines.Engine`. After the script comes `finish`; None: the engine gives up."""
+    """Implements `rift.engines.Engine`. The answer ends with `finish`; None: the engine aborts it."""
 
     name = "sim"
     simulated = True
@@ -30,8 +30,12 @@ class ScriptedEngine:
         step_tokens: int = 1,
         grammar: bool = False,
     ) -> None:
-        self.script, self.finish, self.step_tokens = list(script), finish, step_tokens
-        self._decoder, self._parser, self._grammar = decoder, parser, grammar
+        self.script = list(script)
+        self.finish = finish
+        self.step_tokens = step_tokens
+        self._decoder = decoder
+        self._parser = parser
+        self._grammar = grammar
 
     async def render(
         self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
@@ -57,16 +61,17 @@ class ScriptedEngine:
         emit: Emit,
     ) -> None:
         del attempt, salt
-        assert list(output_ids) == self.script[: len(output_ids)], "a continuation goes on in the script"
+        assert list(output_ids) == self.script[: len(output_ids)], "a continuation must follow the script"
         rest = self.script[len(output_ids) :][:max_tokens]
-        for at in range(0, len(rest), self.step_tokens):
-            ids = tuple(rest[at : at + self.step_tokens])
-            is_last = at + len(ids) == len(rest)
+        for start in range(0, len(rest), self.step_tokens):
+            ids = tuple(rest[start : start + self.step_tokens])
+            is_last = start + len(ids) == len(rest)
             is_whole = len(output_ids) + len(rest) == len(self.script)
             finish = (self.finish if is_whole else "length") if is_last else None
             logprobs = tuple(Logprob(token=str(token_id), logprob=-0.5) for token_id in ids)
-            shown = logprobs if rendered.parameters.logprobs is not None else ()
-            if not emit(Step(ids, finish, logprobs=shown)):
+            if rendered.parameters.logprobs is None:
+                logprobs = ()
+            if not emit(Step(ids, finish, logprobs=logprobs)):
                 return
         if self.finish is None:
             raise RequestAborted("the script has no end")

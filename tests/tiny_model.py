@@ -1,7 +1,7 @@
-"""A language model in miniature, made on the spot: real shapes, random weights, no download.
+"""A tiny language model, generated on the spot: real shapes, random weights, no download.
 
-Two layers, hidden size 128, a byte-level BPE tokenizer with a chat template, context 16,384. What it
-says is noise; how it is served is not.
+Two layers, hidden size 128, a byte-level BPE tokenizer with a chat template, context 16,384. Its answers are
+noise, but serving them exercises the real engine.
 """
 
 import sys
@@ -24,8 +24,10 @@ CHAT_TEMPLATE = (
 
 
 def make(path: Path, *, marks: Sequence[str] = ()) -> Path:
-    """Write config, tokenizer and weights under `path`; the same bytes on every call. `marks` are tokens of
-    their own."""
+    """Write config, tokenizer and weights under `path`; the same bytes on every call.
+
+    Each of `marks` becomes one token.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""Chat with the default model: what vLLM renders, holds to a grammar and parses; once for all tests."""
+"""Chat with the default model: vLLM renders, constrains and parses. One engine for all tests."""
 
 import json
 import math
@@ -38,7 +38,7 @@ TOOLS = (
     Tool(name="get_time", parameters=json.dumps(ZONE)),
 )
 QUESTION = (Message(role="user", content="What is the capital of France?"),)
-HELD = ResponseFormat(type="json_schema", name="city", schema=json.dumps(CITY))
+CITY_FORMAT = ResponseFormat(type="json_schema", name="city", schema=json.dumps(CITY))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ async def test_a_chat_has_the_ids_that_vllms_server_gives_it(
     assert list(ours.prompt_ids) == list(theirs["prompt_token_ids"])
 
 
-async def test_what_is_asked_for_reaches_the_template(engine: VllmEngine) -> None:
+async def test_template_arguments_reach_the_template(engine: VllmEngine) -> None:
     asked = Parameters(template='{"mood": "kind"}', reasoning_effort="low")
     kwargs = engine._chat._kwargs(chat_request(QUESTION, asked))
     assert (kwargs["mood"], kwargs["reasoning_effort"], kwargs["enable_thinking"]) == ("kind", "low", True)
@@ -101,7 +101,7 @@ async def test_a_prompt_is_a_chat_of_one_turn_unless_it_is_raw(engine: VllmEngin
     chat = await engine.render(QUESTION, Parameters(), raw=False)
     assert (await engine.render(turn.content, Parameters(), raw=False)).prompt_ids == chat.prompt_ids
     with_tools = await engine.render(turn.content, Parameters(tools=TOOLS), raw=False)
-    assert with_tools.prompt_ids == chat.prompt_ids, "the model's template knows no tools"
+    assert with_tools.prompt_ids == chat.prompt_ids, "the model's template ignores tools"
     raw = await engine.render(turn.content, Parameters(), raw=True)
     assert len(raw.prompt_ids) < len(chat.prompt_ids)
     with pytest.raises(InvalidRequest, match="messages"):
@@ -113,15 +113,15 @@ async def test_a_prompt_is_a_chat_of_one_turn_unless_it_is_raw(engine: VllmEngin
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_an_answer_satisfies_its_schema(engine: VllmEngine, seed: int) -> None:
-    events = await ask(engine, response_format=HELD, temperature=0.7, seed=seed, max_tokens=200)
+    events = await ask(engine, response_format=CITY_FORMAT, temperature=0.7, seed=seed, max_tokens=200)
     assert events[-1].reason == "stop"
     assert is_city(json.loads(answer_of(events).text))
 
 
-async def test_an_answer_may_have_to_be_an_object_and_a_completion_too(engine: VllmEngine) -> None:
-    wanted = ResponseFormat(type="json_object")
+async def test_chats_and_completions_can_be_constrained_to_a_json_object(engine: VllmEngine) -> None:
+    json_object = ResponseFormat(type="json_object")
     for messages, raw in ((QUESTION, False), ("The capital as JSON: ", True)):
-        events = await ask(engine, messages, response_format=wanted, max_tokens=300, raw=raw)
+        events = await ask(engine, messages, response_format=json_object, max_tokens=300, raw=raw)
         if events[-1].reason == "stop":
             assert isinstance(json.loads(answer_of(events).text), dict)
         assert answer_of(events).text.lstrip().startswith("{")
@@ -145,14 +145,12 @@ async def test_a_named_call_satisfies_its_tools_schema(engine: VllmEngine, name:
     (call,) = answer_of(events).tool_calls
     assert call.name == name
     assert set(json.loads(call.arguments)) == ({"zone"} if name == "get_time" else {"city", "days"})
-    # As vLLM's server: nobody chose.
+    # As in vLLM's server: the model did not choose the call.
     assert events[-1].reason == "stop"
 
 
 @pytest.mark.parametrize("choice", ["auto", "none"])
-async def test_tools_that_need_not_be_called_leave_the_answer_as_it_is(
-    engine: VllmEngine, choice: str
-) -> None:
+async def test_optional_tools_do_not_change_the_answer(engine: VllmEngine, choice: str) -> None:
     events = await ask(engine, tools=TOOLS, tool_choice=choice)
     assert events[-1].reason == "stop"
     assert "Paris" in answer_of(events).text
@@ -161,26 +159,26 @@ async def test_tools_that_need_not_be_called_leave_the_answer_as_it_is(
 
 
 async def test_an_answer_under_a_grammar_is_not_continued(engine: VllmEngine) -> None:
-    asked = {"response_format": HELD, "temperature": 0.0, "max_tokens": 50}
+    asked = {"response_format": CITY_FORMAT, "temperature": 0.0, "max_tokens": 50}
     begun = tokens_of(await ask(engine, **asked))[:3]
     with pytest.raises(NotContinuable, match="grammar"):
         await run(engine, accepted(QUESTION, **asked), past_of(begun))
 
 
-async def test_logprobs_of_an_answer_are_its_tokens(engine: VllmEngine) -> None:
+async def test_the_logprobs_spell_the_answer(engine: VllmEngine) -> None:
     prompt = (Message(role="user", content="Repeat: 水は流れる 🌊"),)
     events = await ask(engine, prompt, logprobs=5, max_tokens=30)
-    shown = [logprob for event in tokens_of(events) for logprob in event.logprobs]
-    assert len(shown) == events[-1].output_tokens
-    text = "".join(logprob.token for logprob in shown).removesuffix("<|im_end|>")
+    logprobs = [logprob for event in tokens_of(events) for logprob in event.logprobs]
+    assert len(logprobs) == events[-1].output_tokens
+    text = "".join(logprob.token for logprob in logprobs).removesuffix("<|im_end|>")
     assert text.startswith(answer_of(events).text.rstrip("\ufffd"))
-    for logprob in shown:
+    for logprob in logprobs:
         assert len(logprob.top) == 5
         assert sum(math.exp(entry.logprob) for entry in logprob.top) <= 1.0001
         assert logprob.logprob <= logprob.top[0].logprob
 
 
-# --- what cannot be served -----------------------------------------------------------------------
+# --- invalid and odd requests ---------------------------------------------------------------------
 
 
 def schema_of(schema: Any) -> ResponseFormat:
@@ -194,8 +192,8 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def pattern(text: str) -> ResponseFormat:
-    wanted = {"a": {"type": "string", "pattern": text}}
-    return schema_of({"type": "object", "properties": wanted, "required": ["a"]})
+    properties = {"a": {"type": "string", "pattern": text}}
+    return schema_of({"type": "object", "properties": properties, "required": ["a"]})
 
 
 BAD: Sequence[tuple[dict[str, Any], str]] = [
@@ -212,7 +210,7 @@ BAD: Sequence[tuple[dict[str, Any], str]] = [
     ({"response_format": pattern("((")}, "response_format"),
     ({"response_format": pattern(r"(a)\1")}, "response_format"),
     ({"response_format": pattern("[a-z]{200}")}, "response_format"),
-    ({"tools": TOOLS, "tool_choice": "function", "tool_name": "nobody"}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": "function", "tool_name": "unknown"}, "tool_choice"),
     ({"tools": TOOLS, "tool_choice": "function"}, "tool_choice"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tools": (Tool(name="f", parameters="5"),)}, "tools"),
@@ -230,34 +228,34 @@ BAD: Sequence[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("parameters", "param"), BAD)
-async def test_what_cannot_be_served_is_invalid_and_the_engine_lives(
+async def test_an_invalid_request_is_rejected_and_the_engine_survives(
     engine: VllmEngine, parameters: dict[str, Any], param: str
 ) -> None:
-    with anyio.fail_after(30), pytest.raises(InvalidRequest) as refused:
+    with anyio.fail_after(30), pytest.raises(InvalidRequest) as rejected:
         await ask(engine, **parameters)
-    assert refused.value.param == param
-    assert refused.value.message
+    assert rejected.value.param == param
+    assert rejected.value.message
     assert answer_of(await ask(engine, max_tokens=3)).text
 
 
 BAD_CALL = ToolCall(id="", name="", arguments="[1")
 ODD: Sequence[dict[str, Any]] = [
-    {"tools": TOOLS, "response_format": HELD},
-    {"tools": TOOLS, "tool_choice": "required", "response_format": HELD},
+    {"tools": TOOLS, "response_format": CITY_FORMAT},
+    {"tools": TOOLS, "tool_choice": "required", "response_format": CITY_FORMAT},
     {"tools": TOOLS * 20},
     {"tools": (Tool(name='"\n</tool_call>', parameters="{}"),), "tool_choice": "required"},
     {"tools": (Tool(name=""),), "tool_choice": "required"},
     {"tools": (Tool(name="f", parameters='{"type": "string"}'),), "tool_choice": "required"},
-    {"logit_bias": {str(token_id): -100.0 for token_id in range(1024)}, "response_format": HELD},
+    {"logit_bias": {str(token_id): -100.0 for token_id in range(1024)}, "response_format": CITY_FORMAT},
     {"response_format": pattern("(a+)+$")},
-    {"response_format": HELD, "presence_penalty": 2.0, "frequency_penalty": -2.0, "logprobs": 20},
-    {"messages": (*QUESTION, Message(role="tool", content="x", tool_call_id="of nobody"))},
+    {"response_format": CITY_FORMAT, "presence_penalty": 2.0, "frequency_penalty": -2.0, "logprobs": 20},
+    {"messages": (*QUESTION, Message(role="tool", content="x", tool_call_id="unknown"))},
     {"messages": (Message(role="assistant", tool_calls=(BAD_CALL,)), *QUESTION)},
 ]
 
 
 @pytest.mark.parametrize("parameters", ODD)
-async def test_odd_but_valid_requests_end_and_the_engine_lives(
+async def test_odd_but_valid_requests_end_and_the_engine_survives(
     engine: VllmEngine, parameters: dict[str, Any]
 ) -> None:
     with anyio.fail_after(60):
@@ -266,12 +264,14 @@ async def test_odd_but_valid_requests_end_and_the_engine_lives(
     assert answer_of(await ask(engine, max_tokens=3)).text
 
 
-async def test_requests_beside_each_other_keep_their_grammars(engine: VllmEngine) -> None:
+async def test_concurrent_requests_keep_their_grammars(engine: VllmEngine) -> None:
     answers: list[Any] = []
 
     async def one(number: int) -> None:
-        wanted = {"tools": TOOLS, "tool_choice": "function", "tool_name": "get_time"} if number % 2 else {}
-        asked = accepted(QUESTION, temperature=1.0, seed=number, max_tokens=60, **wanted)
+        parameters = (
+            {"tools": TOOLS, "tool_choice": "function", "tool_name": "get_time"} if number % 2 else {}
+        )
+        asked = accepted(QUESTION, temperature=1.0, seed=number, max_tokens=60, **parameters)
         asked = msgspec.structs.replace(asked, request=f"r{number}")
         answers.append((number, answer_of(await run(engine, asked))))
 

@@ -1,4 +1,4 @@
-"""vLLM's own parsers on answers that are known beforehand: no engine runs, a script says the ids."""
+"""vLLM's own parsers on scripted answers: no engine runs."""
 
 import json
 from pathlib import Path
@@ -17,14 +17,14 @@ from tests.rift.engines.conftest import PROFILE
 from tests.rift.worker.answers import accepted, answer_of, past_of, run, tokens_of
 from tests.scripted_engine import ScriptedEngine
 
-# torch and vLLM, of one another, when they are imported
+# torch and vLLM warn about each other's deprecated features during import.
 pytestmark = [pytest.mark.engine, pytest.mark.anyio, pytest.mark.filterwarnings("ignore")]
 
 MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
 DEEPSEEK = [f"<｜tool▁{name}｜>" for name in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep")]
 WEATHER = Tool(name="get_weather", parameters='{"type":"object","properties":{"city":{"type":"string"}}}')
 ARGUMENTS = [{"city": "Zürich 🌊"}, {"city": "}</tool_call"}]
-WRITTEN = [json.dumps(wanted, ensure_ascii=False) for wanted in ARGUMENTS]
+WRITTEN = [json.dumps(arguments, ensure_ascii=False) for arguments in ARGUMENTS]
 HERMES = "Let me see.\n" + "".join(
     f'<tool_call>\n{{"name": "get_weather", "arguments": {written}}}\n</tool_call>' for written in WRITTEN
 )
@@ -53,12 +53,12 @@ def hf(tiny: Path) -> Any:
 def scripted(
     hf: Any, text: str, *, tools: str | None, reasoning: str | None, parameters: Parameters, prompt: str = "x"
 ) -> ScriptedEngine:
-    """Return an engine that says `text`, and reads it by parsers of these names."""
+    """Return an engine that generates `text` and parses it with the parsers of these names."""
     from vllm.parser import ParserManager
 
     ids = hf.encode(text, add_special_tokens=False)
     assert hf.decode(ids) == text
-    found = ParserManager.get_parser(
+    parser_class = ParserManager.get_parser(
         tool_parser_name=tools, reasoning_parser_name=reasoning, enable_auto_tools=True, tokenizer=hf
     )
 
@@ -66,28 +66,28 @@ def scripted(
         request = chat_request((Message(role="user", content="x"),), parameters)
         request.skip_special_tokens = False
         decoder = Tokenizer(hf).decoder(special=True)
-        return VllmParser(found(hf, request.tools), request, hf.encode(prompt), decoder)
+        return VllmParser(parser_class(hf, request.tools), request, hf.encode(prompt), decoder)
 
     return ScriptedEngine([*ids, hf.eos_token_id], decoder=Tokenizer(hf).decoder, parser=parser)
 
 
 async def assert_any_cut(engine: ScriptedEngine, asked: Any) -> tuple[Delta, Any]:
-    """Return the answer and its end, once each cut has given the same."""
+    """Check that every cut gives the same answer; return the answer and its end."""
     whole = await run(engine, asked)
     answer, end = answer_of(whole), whole[-1]
     for step_tokens in (2, 7, 1000):
         engine.step_tokens = step_tokens
         assert answer_of(await run(engine, asked)) == answer, f"in steps of {step_tokens}"
     engine.step_tokens = 1
-    told = tokens_of(whole)
-    for cut in range(1, len(told)):
-        begun = told[:cut]
+    logged = tokens_of(whole)
+    for cut in range(1, len(logged)):
+        begun = logged[:cut]
         rest = await run(engine, asked, past_of(begun))
         assert answer_of([*begun, *rest]) == answer, f"cut at {cut}"
         ends = [(last.reason, last.output_tokens, last.reasoning_tokens) for last in (rest[-1], end)]
         assert ends[0] == ends[1]
-    # A lane's writer joins what waits: the log has other cuts than the engine.
-    first, second = (told[: len(told) // 2], told[len(told) // 2 : -1])
+    # A lane's writer joins events, so the log has other cuts than the engine.
+    first, second = (logged[: len(logged) // 2], logged[len(logged) // 2 : -1])
     joined = [
         msgspec.structs.replace(
             part[0],
@@ -123,7 +123,7 @@ async def test_reasoning_and_calls_cut_at_every_token(
     assert end.reasoning_tokens == len(hf.encode(THOUGHT))
 
 
-async def test_the_first_mark_may_be_the_prompts(hf: Any) -> None:
+async def test_the_prompt_may_have_the_first_mark(hf: Any) -> None:
     asked = accepted(max_tokens=1000)
     engine = scripted(
         hf,
@@ -138,7 +138,7 @@ async def test_the_first_mark_may_be_the_prompts(hf: Any) -> None:
     assert (end.reason, end.reasoning_tokens) == ("stop", len(hf.encode(THOUGHT)))
 
 
-async def test_one_call_is_left_where_only_one_is_wanted(hf: Any) -> None:
+async def test_without_parallel_calls_only_the_first_call_remains(hf: Any) -> None:
     asked = accepted(tools=(WEATHER,), parallel_tool_calls=False, max_tokens=1000)
     engine = scripted(hf, HERMES, tools="hermes", reasoning=None, parameters=asked.parameters)
     answer, end = await assert_any_cut(engine, asked)
@@ -155,7 +155,7 @@ async def test_a_call_that_is_cut_short_ends_with_length(hf: Any) -> None:
     assert answer_of(events).tool_calls[0].arguments.startswith('{"city')
 
 
-async def test_another_reasoning_than_was_logged_is_not_continued(hf: Any) -> None:
+async def test_an_answer_with_different_logged_reasoning_is_not_continued(hf: Any) -> None:
     asked = accepted(max_tokens=1000)
     engine = scripted(
         hf, "<think>a</think>b", tools=None, reasoning="deepseek_r1", parameters=asked.parameters
@@ -169,14 +169,14 @@ async def test_another_reasoning_than_was_logged_is_not_continued(hf: Any) -> No
 @pytest.mark.parametrize(
     "text", ["<tool_call>", "<tool_call>}{</tool_call>", "<tool_call>[1]</tool_call>", "</tool_call></think>"]
 )
-async def test_odd_answers_harm_nobody(hf: Any, text: str) -> None:
+async def test_odd_answers_are_read_without_errors(hf: Any, text: str) -> None:
     asked = accepted(tools=(WEATHER,), max_tokens=1000)
     for name, reasoning in (("hermes", None), ("deepseek_v3", "deepseek_r1"), ("llama4_pythonic", None)):
         engine = scripted(hf, text, tools=name, reasoning=reasoning, parameters=asked.parameters)
         await assert_any_cut(engine, asked)
 
 
-async def test_a_parser_that_raises_reads_no_more_and_the_rest_is_content(hf: Any) -> None:
+async def test_after_a_parser_error_the_rest_is_content(hf: Any) -> None:
     class Raises:
         reasoning_parser = None
 
@@ -190,19 +190,19 @@ async def test_a_parser_that_raises_reads_no_more_and_the_rest_is_content(hf: An
     assert parser.feed(" two", [6], finished=True) == Delta(" two")
 
 
-def test_every_parser_of_the_catalogue_is_vllms(hf: Any) -> None:
+def test_vllm_has_every_parser_of_the_catalogue(hf: Any) -> None:
     from vllm.parser import ParserManager
 
     from rift import catalogue
 
     del hf
     for model in catalogue.shipped().values():
-        found = ParserManager.get_parser(
+        parser_class = ParserManager.get_parser(
             tool_parser_name=model.tool_parser or None,
             reasoning_parser_name=model.reasoning_parser or None,
             enable_auto_tools=True,
             tool_strict_level=model.tool_strict_level,
         )
-        assert found is not None
-        assert (found.tool_parser_cls is not None) == bool(model.tool_parser)
-        assert (found.reasoning_parser_cls is not None) == bool(model.reasoning_parser)
+        assert parser_class is not None
+        assert (parser_class.tool_parser_cls is not None) == bool(model.tool_parser)
+        assert (parser_class.reasoning_parser_cls is not None) == bool(model.reasoning_parser)

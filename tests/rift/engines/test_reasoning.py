@@ -1,4 +1,4 @@
-"""A model that reasons, with grammars: noise, but for the one token that a bias makes it say first."""
+"""Grammars with a model that reasons. It generates noise, except that a bias selects its first token."""
 
 import json
 from collections.abc import AsyncIterator
@@ -54,19 +54,23 @@ async def ask(engine: tuple[VllmEngine, int], *, thinks: bool, **parameters: Any
     return await run(running, asked)
 
 
-async def test_all_is_reasoning_until_it_ends(engine: tuple[VllmEngine, int]) -> None:
+async def test_everything_before_the_end_mark_is_reasoning(engine: tuple[VllmEngine, int]) -> None:
     events = await ask(engine, thinks=True, ignore_eos=True)
     answer = answer_of(events)
     assert (answer.text, bool(answer.reasoning)) == ("", True)
     assert events[-1].reasoning_tokens == events[-1].output_tokens == 60
 
 
-async def test_a_grammar_begins_where_reasoning_ends(engine: tuple[VllmEngine, int]) -> None:
-    wanted = ResponseFormat(type="json_schema", schema=SCHEMA)
-    held = await ask(engine, thinks=False, response_format=wanted, max_tokens=400)
-    assert json.loads(answer_of(held).text)["a"] in (1, 2)
-    assert (answer_of(held).reasoning, held[-1].reasoning_tokens, held[-1].reason) == ("", 0, "stop")
-    thinking = await ask(engine, thinks=True, response_format=wanted, ignore_eos=True)
+async def test_a_grammar_begins_after_the_reasoning(engine: tuple[VllmEngine, int]) -> None:
+    response_format = ResponseFormat(type="json_schema", schema=SCHEMA)
+    constrained = await ask(engine, thinks=False, response_format=response_format, max_tokens=400)
+    assert json.loads(answer_of(constrained).text)["a"] in (1, 2)
+    assert (answer_of(constrained).reasoning, constrained[-1].reasoning_tokens, constrained[-1].reason) == (
+        "",
+        0,
+        "stop",
+    )
+    thinking = await ask(engine, thinks=True, response_format=response_format, ignore_eos=True)
     assert answer_of(thinking).text == ""
     assert len(answer_of(thinking).reasoning) > 20
 
@@ -80,7 +84,7 @@ async def test_a_call_follows_reasoning(engine: tuple[VllmEngine, int]) -> None:
     assert json.loads(call.arguments)["a"] in (1, 2)
 
 
-async def test_reasoning_goes_on_in_another_attempt(engine: tuple[VllmEngine, int]) -> None:
+async def test_another_attempt_continues_the_reasoning(engine: tuple[VllmEngine, int]) -> None:
     running, end_id = engine
     bias = {str(end_id): -100.0}
     asked = accepted(QUESTION, max_tokens=40, temperature=0.0, ignore_eos=True, logit_bias=bias)

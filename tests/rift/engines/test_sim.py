@@ -1,4 +1,4 @@
-"""The simulated engine says the same for the same prompt and seed, at its pace, wherever it starts."""
+"""The simulated engine: same prompt and seed, same answer, at its pace, from any starting point."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ MODEL = Model(source="sim", context_tokens=4096, prompt_usd="0.01", output_usd="
 
 
 class Clock:
-    """Time that passes only while someone sleeps, and `late_s` more than they asked for."""
+    """Time that passes only in `sleep`, and there `late_s` longer than requested."""
 
     def __init__(self, late_s: float = 0.0) -> None:
         self.now_s, self.late_s = 100.0, late_s
@@ -44,15 +44,15 @@ def run(
     max_tokens: int = 40,
 ) -> list[Step]:
     async def collect() -> list[Step]:
-        found: list[Step] = []
+        steps: list[Step] = []
 
         def emit(step: Step) -> bool:
-            found.append(step)
+            steps.append(step)
             return True
 
         rendered = Rendered(prompt, Parameters(seed=seed))
         await engine.generate("a", rendered, output, max_tokens=max_tokens, salt="s", emit=emit)
-        return found
+        return steps
 
     return anyio.run(collect)
 
@@ -66,7 +66,7 @@ def text_of(engine: SimEngine, ids: Sequence[int]) -> str:
     return "".join(map(decoder.feed, ids)) + decoder.flush()
 
 
-def test_it_is_an_engine_and_says_that_it_is_simulated() -> None:
+def test_it_is_an_engine_and_marked_as_simulated() -> None:
     engine: Engine = SimEngine(MODEL, Profile(args={"max_num_seqs": 7}))
     assert (engine.name, engine.simulated, engine.model_digest) == ("sim", True, "simulated")
     assert (engine.slots, engine.context_tokens) == (7, 4096)
@@ -79,17 +79,17 @@ def test_it_runs_to_max_tokens_and_only_the_last_step_has_a_finish() -> None:
     assert [step.finish for step in steps] == [None] * (len(steps) - 1) + ["length"]
 
 
-def test_the_end_of_the_context_bounds_it() -> None:
+def test_the_context_bounds_an_answer() -> None:
     steps = run(engine_on(Clock()), [1] * 4000, [300] * 90, max_tokens=40)
     assert len(ids_of(steps)) == 6
     assert steps[-1].finish == "length"
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as rejected:
         run(engine_on(Clock()), [1] * 4000, [300] * 96)
-    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
+    assert (rejected.value.code, rejected.value.param) == ("context_length_exceeded", "prompt")
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.none() | st.integers(), st.integers(0, 40))
-def test_a_continuation_goes_on_as_the_first_attempt_would_have(
+def test_a_continuation_equals_the_rest_of_the_first_attempt(
     prompt: list[int], seed: int | None, cut: int
 ) -> None:
     whole = ids_of(run(engine_on(Clock()), prompt, seed=seed, max_tokens=41))
@@ -110,30 +110,30 @@ def test_prompt_and_seed_change_the_answer() -> None:
 
 
 def test_the_pace_does_not_drift() -> None:
-    """Each sleep is 3 ms late; 500 tokens at 50 a second are still there after 10 s and no more."""
+    """Each sleep is 3 ms late, and 500 tokens at 50 a second still take 10 s."""
     clock = Clock(late_s=0.003)
     run(engine_on(clock), [1], max_tokens=500)
     assert clock.now_s - 100.0 == pytest.approx(10.0, abs=0.004)
 
 
-def test_a_late_step_carries_all_that_is_due() -> None:
+def test_a_late_step_carries_every_due_token() -> None:
     clock = Clock(late_s=0.1)
     steps = run(engine_on(clock, step_us=10_000), [1], max_tokens=100)
     assert {len(step.token_ids) for step in steps[:-1]} <= {10, 11, 12}
     assert clock.now_s - 100.0 == pytest.approx(1.0, abs=0.11)
 
 
-def test_it_ends_at_once_where_no_more_is_wanted() -> None:
+def test_it_stops_once_emit_returns_false() -> None:
     clock = Clock()
-    found: list[Step] = []
+    steps: list[Step] = []
 
     def emit(step: Step) -> bool:
-        found.append(step)
+        steps.append(step)
         return False
 
     rendered = Rendered([1], Parameters())
     anyio.run(partial(engine_on(clock).generate, "a", rendered, [], max_tokens=10, salt="s", emit=emit))
-    assert len(found) == 1
+    assert len(steps) == 1
     assert clock.now_s < 100.1
 
 
@@ -154,13 +154,13 @@ def test_messages_are_encoded_by_their_content() -> None:
 @pytest.mark.parametrize(
     ("prompt", "param"), [("\ud800", "prompt"), ((Message(role="user", content="\ud800"),), "messages")]
 )
-def test_what_is_no_text_is_invalid(prompt: str | tuple[Message, ...], param: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+def test_invalid_unicode_is_rejected(prompt: str | tuple[Message, ...], param: str) -> None:
+    with pytest.raises(InvalidRequest) as rejected:
         SimEngine(MODEL).encode(prompt, raw=False)
-    assert refused.value.param == param
+    assert rejected.value.param == param
 
 
-def test_the_text_is_words_and_some_characters_that_take_several_tokens() -> None:
+def test_the_text_has_words_and_characters_of_several_tokens() -> None:
     engine = engine_on(Clock())
     ids = ids_of(run(engine, [1], max_tokens=3200))
     assert {token_id < WORD_IDS_FROM for token_id in ids} == {True, False}
@@ -175,7 +175,7 @@ def test_an_unfinished_character_ends_as_a_replacement() -> None:
     assert text_of(SimEngine(MODEL), [256, *"🌊".encode()[:3]]) == " a\ufffd"
 
 
-def test_a_profile_says_how_fast_it_is() -> None:
+def test_a_profile_sets_the_pace() -> None:
     profile = Profile(args={"max_num_seqs": 7}, sim=Pace(running_max=3))
     assert SimEngine(MODEL, profile).slots == 3
     clock = Clock()
@@ -184,8 +184,8 @@ def test_a_profile_says_how_fast_it_is() -> None:
 
 
 @pytest.mark.anyio
-async def test_all_that_run_share_each_step() -> None:
-    """10 ms a step and 10 ms for each that runs: alone 20 ms a token, two together 30 ms."""
+async def test_running_requests_share_each_step() -> None:
+    """10 ms a step and 10 ms for each running request: 20 ms a token for one, 30 ms for two."""
     engine = SimEngine(MODEL, Profile(sim=Pace(step_us=10_000, step_us_per_running=10_000)))
     took_s: dict[str, float] = {}
 
@@ -204,7 +204,7 @@ async def test_all_that_run_share_each_step() -> None:
 
 
 @pytest.mark.anyio
-async def test_prompts_are_read_one_after_the_other_and_a_start_takes_its_time() -> None:
+async def test_prompts_are_read_one_at_a_time_and_a_start_takes_time() -> None:
     began = anyio.current_time()
     pace = Pace(step_us=1, prefill_tokens_per_s=1000, start_ms=100)
     engine = await SimEngine.start(MODEL, Profile(sim=pace))
@@ -219,10 +219,11 @@ async def test_prompts_are_read_one_after_the_other_and_a_start_takes_its_time()
 
 
 def forced(parameters: Parameters) -> list[Step]:
-    engine, found = engine_on(Clock()), []
+    engine = engine_on(Clock())
+    steps: list[Step] = []
 
     def emit(step: Step) -> bool:
-        found.append(step)
+        steps.append(step)
         return True
 
     async def ask() -> None:
@@ -230,10 +231,10 @@ def forced(parameters: Parameters) -> list[Step]:
         await engine.generate("a", rendered, [], max_tokens=1000, salt="s", emit=emit)
 
     anyio.run(ask)
-    return found
+    return steps
 
 
-def test_wanted_json_is_the_least_that_satisfies_its_schema() -> None:
+def test_json_is_the_smallest_value_that_satisfies_its_schema() -> None:
     properties = {
         "text": {"type": "string"},
         "one_of": {"enum": ["b", "a"]},
@@ -246,8 +247,8 @@ def test_wanted_json_is_the_least_that_satisfies_its_schema() -> None:
     }
     required = [name for name in properties if name != "not required"]
     schema = json.dumps({"type": "object", "properties": properties, "required": required})
-    wanted = Parameters(response_format=ResponseFormat(type="json_schema", schema=schema))
-    steps = forced(wanted)
+    parameters = Parameters(response_format=ResponseFormat(type="json_schema", schema=schema))
+    steps = forced(parameters)
     assert json.loads(text_of(engine_on(Clock()), ids_of(steps))) == {
         "text": "",
         "one_of": "b",
@@ -261,30 +262,31 @@ def test_wanted_json_is_the_least_that_satisfies_its_schema() -> None:
 
 
 @pytest.mark.parametrize("schema", ["{", "[]", '{"properties": 5, "required": ["a"]}', "[" * 100_000])
-def test_what_is_no_schema_is_invalid(schema: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+def test_an_invalid_schema_is_rejected(schema: str) -> None:
+    with pytest.raises(InvalidRequest) as rejected:
         forced(Parameters(response_format=ResponseFormat(type="json_schema", schema=schema)))
-    assert refused.value.param == "response_format"
+    assert rejected.value.param == "response_format"
 
 
-def test_a_tool_that_nobody_offered_cannot_be_forced() -> None:
-    with pytest.raises(InvalidRequest) as refused:
+def test_a_forced_tool_must_be_in_tools() -> None:
+    with pytest.raises(InvalidRequest) as rejected:
         forced(Parameters(tools=(Tool(name="f"),), tool_choice="function", tool_name="g"))
-    assert refused.value.param == "tool_choice"
+    assert rejected.value.param == "tool_choice"
 
 
-def test_logprobs_are_one_for_each_token_and_the_likeliest_is_its_own() -> None:
-    engine, found = engine_on(Clock()), []
+def test_each_token_has_logprobs_and_is_its_own_likeliest() -> None:
+    engine = engine_on(Clock())
+    steps: list[Step] = []
 
     def emit(step: Step) -> bool:
-        found.append(step)
+        steps.append(step)
         return True
 
-    for wanted in (0, 3):
-        found.clear()
-        rendered = Rendered([1], Parameters(logprobs=wanted))
+    for count in (0, 3):
+        steps.clear()
+        rendered = Rendered([1], Parameters(logprobs=count))
         anyio.run(partial(engine.generate, "a", rendered, [], max_tokens=40, salt="s", emit=emit))
-        shown = [logprob for step in found for logprob in step.logprobs]
-        assert len(shown) == 40
-        assert all(len(logprob.top) == wanted for logprob in shown)
-        assert all(not wanted or logprob.top[0].token == logprob.token for logprob in shown)
+        logprobs = [logprob for step in steps for logprob in step.logprobs]
+        assert len(logprobs) == 40
+        assert all(len(logprob.top) == count for logprob in logprobs)
+        assert all(not count or logprob.top[0].token == logprob.token for logprob in logprobs)

@@ -58,29 +58,29 @@ def test_without_a_chat_template_a_prompt_is_raw_and_messages_are_invalid(tiny: 
     plain.chat_template = None
     tokenizer = Tokenizer(plain)
     assert tokenizer.encode("the log", raw=False) == tokenizer.encode("the log", raw=True)
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as rejected:
         tokenizer.encode((Message(role="user", content="the log"),), raw=False)
-    assert (refused.value.code, refused.value.param) == ("no_chat_template", "messages")
+    assert (rejected.value.code, rejected.value.param) == ("no_chat_template", "messages")
 
 
-def test_a_template_that_refuses_is_the_senders_to_mend(tiny: Path) -> None:
+def test_a_template_that_rejects_is_an_invalid_request(tiny: Path) -> None:
     from transformers import AutoTokenizer
 
     strict = AutoTokenizer.from_pretrained(tiny)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(InvalidRequest, match="roles must alternate") as refused:
+    with pytest.raises(InvalidRequest, match="roles must alternate") as rejected:
         Tokenizer(strict).encode((Message(role="user", content="a"),), raw=False)
-    assert refused.value.code == "invalid_messages"
+    assert rejected.value.code == "invalid_messages"
 
 
 @pytest.mark.parametrize(("prompt", "code"), [("", "empty_prompt"), ("a\ud800", "invalid_text")])
-def test_what_gives_no_ids_is_invalid(hf: Any, prompt: str, code: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+def test_a_prompt_without_ids_is_invalid(hf: Any, prompt: str, code: str) -> None:
+    with pytest.raises(InvalidRequest) as rejected:
         Tokenizer(hf).encode(prompt, raw=True)
-    assert (refused.value.code, refused.value.param) == (code, "prompt")
+    assert (rejected.value.code, rejected.value.param) == (code, "prompt")
 
 
-def test_prompts_may_be_encoded_in_threads(hf: Any) -> None:
+def test_threads_may_encode_prompts(hf: Any) -> None:
     tokenizer = Tokenizer(hf)
     prompts = [f"{number} prompt tokens, " * 2000 for number in range(8)]
     alone = [tokenizer.encode(prompt, raw=False) for prompt in prompts]
@@ -110,21 +110,21 @@ def decoded(decoder: VllmDecoder, ids: Sequence[int]) -> str:
         "¿Dónde?",
     ],
 )
-def test_pieces_and_rest_are_the_whole_text(hf: Any, text: str) -> None:
+def test_the_pieces_and_the_flush_are_the_whole_text(hf: Any, text: str) -> None:
     tokenizer = Tokenizer(hf)
     decoder = tokenizer.decoder()
     assert decoded(decoder, tokenizer.encode(text, raw=True)) == text
 
 
 @given(ids=st.lists(st.integers(0, 520), max_size=UNFINISHED_IDS_MAX - 1))
-def test_any_ids_decode_as_all_at_once_would(hf: Any, ids: list[int]) -> None:
-    """The highest ids are none of this tokenizer; those below 3 are special. Neither has a text."""
+def test_ids_decode_one_by_one_as_all_at_once(hf: Any, ids: list[int]) -> None:
+    """The highest ids are unknown to this tokenizer and those below 3 are special: neither has text."""
     tokenizer = Tokenizer(hf)
     decoder = tokenizer.decoder()
     assert decoded(decoder, ids) == hf.decode(ids, skip_special_tokens=True)
 
 
-def test_an_endless_unfinished_character_is_not_kept_for_ever(hf: Any) -> None:
+def test_an_endless_unfinished_character_is_flushed(hf: Any) -> None:
     tokenizer = Tokenizer(hf)
     (token_id,) = tokenizer.backend.encode("\ufffd").ids[:1]
     decoder = tokenizer.decoder()
@@ -133,7 +133,7 @@ def test_an_endless_unfinished_character_is_not_kept_for_ever(hf: Any) -> None:
     assert "".join(pieces) + decoder.flush() == tokenizer.backend.decode([token_id] * 10 * UNFINISHED_IDS_MAX)
 
 
-def test_a_byte_fallback_tokenizer_survives_bytes_that_are_no_text() -> None:
+def test_a_byte_fallback_tokenizer_survives_invalid_utf_8() -> None:
     from tokenizers import Tokenizer, decoders, models
 
     vocabulary = {"<unk>": 0, "▁a": 1, "b": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
@@ -147,7 +147,7 @@ def test_a_byte_fallback_tokenizer_survives_bytes_that_are_no_text() -> None:
     assert decoded(VllmDecoder(backend, frozenset()), [1, *water, 3 + 0xFF]) == "a水\ufffd"
 
 
-def test_special_tokens_are_text_only_where_they_are_asked_for(hf: Any) -> None:
+def test_special_tokens_are_text_only_if_requested(hf: Any) -> None:
     tokenizer = Tokenizer(hf)
     ids = [1, *tokenizer.encode("water 水", raw=True), 2]
     assert decoded(tokenizer.decoder(), ids) == "water 水"

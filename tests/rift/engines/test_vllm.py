@@ -1,4 +1,4 @@
-"""The real engine: vLLM with a tiny model, once for all tests, and once more to see it die."""
+"""The real engine: vLLM with a tiny model, one for all tests, and another one to kill."""
 
 import math
 import os
@@ -35,15 +35,15 @@ async def steps(
     salt: str = "account",
     attempt: str = "attempt",
 ) -> list[Step]:
-    found: list[Step] = []
+    received: list[Step] = []
 
     def emit(step: Step) -> bool:
-        found.append(step)
+        received.append(step)
         return True
 
     rendered = Rendered(prompt, parameters)
     await engine.generate(attempt, rendered, output, max_tokens=max_tokens, salt=salt, emit=emit)
-    return found
+    return received
 
 
 def ids_of(got: list[Step]) -> list[int]:
@@ -51,8 +51,8 @@ def ids_of(got: list[Step]) -> list[int]:
 
 
 async def assert_idle(engine: VllmEngine) -> None:
-    """Nothing is left here nor, after it had time to read the abort, in vLLM's core."""
-    assert engine._core.running == 0
+    """Check that no request is left here or, once it has read the abort, in vLLM's engine."""
+    assert engine._client.running == 0
     with anyio.fail_after(2):
         await engine._llm.pause_generation(mode="wait")
     await engine._llm.resume_generation()
@@ -61,7 +61,7 @@ async def assert_idle(engine: VllmEngine) -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
-async def test_it_says_what_it_is(engine: VllmEngine, tiny: Path) -> None:
+async def test_its_attributes(engine: VllmEngine, tiny: Path) -> None:
     assert (engine.name, engine.simulated, engine.slots) == ("vllm", False, 64)
     assert engine.context_tokens == MODEL.context_tokens
     assert engine.model_digest == digest_of(tiny)
@@ -124,7 +124,7 @@ async def test_the_prefix_cache_is_shared_within_a_salt_only(engine: VllmEngine)
 
 
 async def test_every_parameter_reaches_vllm(engine: VllmEngine) -> None:
-    given_values = {
+    values = {
         "temperature": 0.5,
         "top_p": 0.8,
         "top_k": 7,
@@ -139,14 +139,14 @@ async def test_every_parameter_reaches_vllm(engine: VllmEngine) -> None:
     callers_own = {"max_tokens", "stop", "raw"}
     the_chats = {"reasoning_effort", "tools", "tool_choice", "tool_name", "parallel_tool_calls", "template"}
     others = callers_own | the_chats | {"response_format", "logit_bias"}
-    assert set(Parameters.__struct_fields__) == set(given_values) | others, "a new one needs a mapping"
-    sampling = engine._sampling(msgspec.convert(given_values | {"logit_bias": {"7": 200}}, Parameters), 40)
-    assert {name: getattr(sampling, name) for name in given_values} == given_values
+    assert set(Parameters.__struct_fields__) == set(values) | others, "a new one needs a mapping"
+    sampling = engine._sampling(msgspec.convert(values | {"logit_bias": {"7": 200}}, Parameters), 40)
+    assert {name: getattr(sampling, name) for name in values} == values
     assert sampling.logit_bias == {7: 100.0}
     assert (sampling.max_tokens, sampling.detokenize, sampling.stop) == (40, False, [])
 
 
-async def test_what_a_request_leaves_open_is_the_models_own_default(engine: VllmEngine) -> None:
+async def test_unset_parameters_have_the_models_defaults(engine: VllmEngine) -> None:
     assert engine._sampling(Parameters(), 4).temperature == 0.7
     assert engine._sampling(Parameters(temperature=0.0), 4).temperature == 0.0
     assert engine._sampling(Parameters(), 4).top_p == 1.0
@@ -176,10 +176,10 @@ async def test_what_a_request_leaves_open_is_the_models_own_default(engine: Vllm
         ("logit_bias", {str(token_id): 1.0 for token_id in range(1025)}),
     ],
 )
-async def test_a_value_out_of_range_is_invalid_by_its_name(engine: VllmEngine, name: str, value: Any) -> None:
-    with pytest.raises(InvalidRequest, match=name) as refused:
+async def test_an_error_names_the_value_out_of_range(engine: VllmEngine, name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=name) as rejected:
         await steps(engine, [5], (), msgspec.structs.replace(Parameters(), **{name: value}))
-    assert (refused.value.code, refused.value.param) == ("invalid_value", name)
+    assert (rejected.value.code, rejected.value.param) == ("invalid_value", name)
 
 
 @pytest.mark.parametrize(
@@ -199,11 +199,11 @@ async def test_extreme_but_valid_values_do_not_kill_it(engine: VllmEngine, param
     assert len(ids_of(await steps(engine, [5, 6], max_tokens=4))) == 4
 
 
-async def test_logprobs_are_one_a_token_and_the_greedy_one_is_the_likeliest(engine: VllmEngine) -> None:
+async def test_each_token_has_logprobs_and_the_greedy_one_is_the_likeliest(engine: VllmEngine) -> None:
     got = await steps(engine, [5, 6], [], msgspec.structs.replace(GREEDY, logprobs=20), max_tokens=12)
-    shown = [logprob for step in got for logprob in step.logprobs]
-    assert len(shown) == len(ids_of(got)) == 12
-    for logprob in shown:
+    logprobs = [logprob for step in got for logprob in step.logprobs]
+    assert len(logprobs) == len(ids_of(got)) == 12
+    for logprob in logprobs:
         assert len(logprob.top) == 20
         assert (logprob.token, logprob.logprob) == (logprob.top[0].token, logprob.top[0].logprob)
         assert [entry.logprob for entry in logprob.top] == sorted(
@@ -213,12 +213,12 @@ async def test_logprobs_are_one_a_token_and_the_greedy_one_is_the_likeliest(engi
     assert [step.logprobs for step in await steps(engine, [5, 6], max_tokens=4)] == [()] * 4
 
 
-async def test_no_logprobs_but_its_own_may_be_wanted(engine: VllmEngine) -> None:
+async def test_zero_logprobs_returns_only_the_tokens_own(engine: VllmEngine) -> None:
     got = await steps(engine, [5, 6], [], msgspec.structs.replace(GREEDY, logprobs=0), max_tokens=3)
     assert [(len(step.logprobs), step.logprobs[0].top) for step in got] == [(1, ())] * 3
 
 
-async def test_a_bias_decides(engine: VllmEngine) -> None:
+async def test_a_bias_selects_the_token(engine: VllmEngine) -> None:
     parameters = msgspec.structs.replace(GREEDY, logit_bias={"99": 100})
     assert ids_of(await steps(engine, [5, 6], [], parameters, max_tokens=5)) == [99] * 5
 
@@ -228,9 +228,9 @@ async def test_a_bias_decides(engine: VllmEngine) -> None:
 
 async def test_a_prompt_that_leaves_no_room_is_invalid(engine: VllmEngine) -> None:
     for prompt, output in (([5] * MODEL.context_tokens, []), ([5] * (MODEL.context_tokens - 1), [5])):
-        with pytest.raises(InvalidRequest, match="16384 tokens") as refused:
+        with pytest.raises(InvalidRequest, match="16384 tokens") as rejected:
             await steps(engine, prompt, output)
-        assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
+        assert (rejected.value.code, rejected.value.param) == ("context_length_exceeded", "prompt")
 
 
 async def test_the_end_of_the_context_ends_an_answer(engine: VllmEngine) -> None:
@@ -245,22 +245,22 @@ async def test_ids_that_the_model_does_not_have_are_invalid(engine: VllmEngine) 
             await steps(engine, prompt)
 
 
-# --- ends before the end -------------------------------------------------------------------------
+# --- aborts and failures -------------------------------------------------------------------------
 
 
-async def test_who_wants_no_more_has_the_request_aborted(engine: VllmEngine) -> None:
-    found: list[Step] = []
+async def test_a_request_whose_emit_returns_false_is_aborted(engine: VllmEngine) -> None:
+    received: list[Step] = []
 
     def emit(step: Step) -> bool:
-        found.append(step)
-        return len(found) < 3
+        received.append(step)
+        return len(received) < 3
 
     await engine.generate("unwanted", Rendered([5], GREEDY), [], max_tokens=16_000, salt="a", emit=emit)
-    assert len(found) == 3
+    assert len(received) == 3
     await assert_idle(engine)
 
 
-async def test_what_emit_raises_ends_its_own_request_only(engine: VllmEngine) -> None:
+async def test_an_error_in_emit_ends_only_its_own_request(engine: VllmEngine) -> None:
     others: list[list[Step]] = []
 
     def emit(step: Step) -> bool:
@@ -275,7 +275,7 @@ async def test_what_emit_raises_ends_its_own_request_only(engine: VllmEngine) ->
         await anyio.sleep(0.02)
         with pytest.raises(ZeroDivisionError):
             await engine.generate("raises", Rendered([5], GREEDY), [], max_tokens=16_000, salt="a", emit=emit)
-    assert [len(ids_of(found)) for found in others] == [200, 200]
+    assert [len(ids_of(received)) for received in others] == [200, 200]
     await assert_idle(engine)
 
 
@@ -309,7 +309,7 @@ async def test_a_killed_engine_fails_its_requests_and_leaves_no_process(tiny: Pa
     assert left == []
 
 
-async def test_an_engine_that_cannot_start_says_why(tiny: Path) -> None:
+async def test_a_failed_start_names_the_cause(tiny: Path) -> None:
     with pytest.raises(EngineFailed, match="no_such_argument"):
         await VllmEngine.start(tiny, MODEL, Profile(args={"no_such_argument": 1}))
 
@@ -322,7 +322,9 @@ async def test_a_seed_and_a_prompt_of_several_steps_do_not_harm_the_engine(engin
         parameters = Parameters(seed=seed, temperature=1.0, ignore_eos=True)
         return ids_of(await steps(engine, prompt, [], parameters, max_tokens=12, salt=salt))
 
-    first, again, other = await answer(1, "first"), await answer(1, "again"), await answer(2, "other")
+    first = await answer(1, "first")
+    again = await answer(1, "again")
+    other = await answer(2, "other")
     assert len(first) == 12
     assert first == again
     assert first != other

@@ -1,4 +1,4 @@
-"""One attempt at an answer, run to its end on any engine, with a list for a writer; and a log that is cut."""
+"""Runs one attempt to its end on any engine, with a list as writer, from any part of an earlier answer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from rift.worker.output_parser import joined
 from rift.worker.prompt import prepare
 
 
-class Written:
+class ListWriter:
     """The lane's writer, as a list."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Written:
         self.events += events
 
     async def put_durably(self, event: Any) -> int:
-        raise AssertionError("an attempt only puts")
+        raise AssertionError("an attempt uses only put")
 
 
 def accepted(prompt: Any = "tell me", **parameters: Any) -> RequestAccepted:
@@ -42,7 +42,7 @@ def accepted(prompt: Any = "tell me", **parameters: Any) -> RequestAccepted:
 
 
 async def run(engine: Engine, asked: RequestAccepted, past: RequestHistory | None = None) -> list[Any]:
-    """Return the events of an attempt that continues what is logged."""
+    """Return the events of an attempt that continues the history `past`."""
     index = sum(len(event.token_ids) for event in tokens_of(past.counted)) if past else 0
     started = AttemptStarted(
         request=asked.request,
@@ -56,12 +56,12 @@ async def run(engine: Engine, asked: RequestAccepted, past: RequestHistory | Non
         model_digest="",
         delivery="",
     )
-    written = Written()
-    attempt = Attempt(await prepare(engine, asked), started, engine=engine, writer=written)
+    writer = ListWriter()
+    attempt = Attempt(await prepare(engine, asked), started, engine=engine, writer=writer)
     if past is not None:
         attempt.resume(past)
     await attempt.run(30)
-    return written.events
+    return writer.events
 
 
 def past_of(events: Sequence[TokensGenerated]) -> RequestHistory:
@@ -69,8 +69,8 @@ def past_of(events: Sequence[TokensGenerated]) -> RequestHistory:
 
 
 def tokens_of(events: Sequence[Any]) -> list[TokensGenerated]:
-    said = [getattr(event, "event", event) for event in events]
-    return [event for event in said if isinstance(event, TokensGenerated)]
+    tokens = [getattr(event, "event", event) for event in events]
+    return [event for event in tokens if isinstance(event, TokensGenerated)]
 
 
 def ids_of(events: Sequence[Any]) -> list[int]:
@@ -78,5 +78,5 @@ def ids_of(events: Sequence[Any]) -> list[int]:
 
 
 def answer_of(events: Sequence[Any]) -> Delta:
-    """Return what the events say together."""
+    """Return the whole answer of the events."""
     return joined(Delta(event.text, event.reasoning, event.tool_calls) for event in tokens_of(events))

@@ -1,4 +1,4 @@
-"""An answer that is cut at any token and continued by another attempt is the uninterrupted one."""
+"""An answer that is cut at any token and continued by another attempt equals the uninterrupted one."""
 
 import json
 from typing import Any
@@ -26,7 +26,7 @@ SCHEMA = {
     "required": ["city", "days"],
 }
 WEATHER = Tool(name="get_weather", parameters=json.dumps(SCHEMA))
-HELD = ResponseFormat(type="json_schema", schema=json.dumps(SCHEMA))
+TRIP_FORMAT = ResponseFormat(type="json_schema", schema=json.dumps(SCHEMA))
 
 
 def accepted(prompt: Any = "tell me", **parameters: Any) -> Any:
@@ -38,38 +38,39 @@ def sim() -> SimEngine:
 
 
 async def log_of(asked: Any) -> tuple[list[Any], list[TokensGenerated]]:
-    """Return an uninterrupted answer, and the same told token by token as a slow engine would."""
+    """Return an uninterrupted answer, and the same token by token, as from a slow engine."""
     events = await run(sim(), asked)
-    text, told = Detokenizer(SimDecoder(), asked.parameters.stop), []
+    text = Detokenizer(SimDecoder(), asked.parameters.stop)
+    single: list[TokensGenerated] = []
     for index, token_id in enumerate(ids_of(events)):
         _, piece = text.feed([token_id])
-        told.append(TokensGenerated(attempt="a", index=index, token_ids=(token_id,), text=piece))
-    return events, told
+        single.append(TokensGenerated(attempt="a", index=index, token_ids=(token_id,), text=piece))
+    return events, single
 
 
 @pytest.mark.parametrize("prompt", ["tell me", "水は流れる", "more of it 🙂"])
 @pytest.mark.parametrize("stop", [(), ("🌊",), (" the", "。水"), ("never in it",)])
 async def test_cut_at_every_token(prompt: str, stop: tuple[str, ...]) -> None:
     asked = accepted(prompt, stop=stop, seed=3)
-    whole, told = await log_of(asked)
+    whole, single = await log_of(asked)
     text = "".join(event.text for event in tokens_of(whole))
-    for cut in range(1, len(told)):
-        rest = await run(sim(), asked, past_of(told[:cut]))
-        logged = "".join(event.text for event in told[:cut])
+    for cut in range(1, len(single)):
+        rest = await run(sim(), asked, past_of(single[:cut]))
+        logged = "".join(event.text for event in single[:cut])
         assert logged + "".join(event.text for event in tokens_of(rest)) == text, f"cut at {cut}"
         assert ids_of(rest) == ids_of(whole)[cut:]
         assert (rest[-1].reason, rest[-1].output_tokens) == (whole[-1].reason, whole[-1].output_tokens)
 
 
-async def test_an_answer_that_was_whole_is_ended_without_the_engine() -> None:
+async def test_a_complete_answer_is_ended_without_the_engine() -> None:
     asked = accepted(seed=3)
-    _, told = await log_of(asked)
-    (end,) = await run(sim(), asked, past_of(told))
+    _, single = await log_of(asked)
+    (end,) = await run(sim(), asked, past_of(single))
     assert isinstance(end, RequestFinished)
     assert (end.reason, end.output_tokens) == ("length", TOKENS)
 
 
-async def test_another_text_than_was_logged_is_not_continued() -> None:
+async def test_an_answer_with_different_logged_text_is_not_continued() -> None:
     event = TokensGenerated(attempt="a", index=0, token_ids=(300,), text="something else")
     with pytest.raises(NotContinuable):
         await run(sim(), accepted(), past_of([event]))
@@ -77,21 +78,23 @@ async def test_another_text_than_was_logged_is_not_continued() -> None:
 
 @pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
 async def test_penalties_over_output_tokens_are_not_continued(penalty: str) -> None:
-    _, told = await log_of(accepted())
+    _, single = await log_of(accepted())
     with pytest.raises(NotContinuable):
-        await run(sim(), accepted(**{penalty: 0.5}), past_of(told[:1]))
+        await run(sim(), accepted(**{penalty: 0.5}), past_of(single[:1]))
 
 
 @pytest.mark.parametrize(("prompt", "parameters"), [("x" * 4 * 4096, {}), ("x" * 4000, {"max_tokens": 4000})])
-async def test_what_does_not_fit_is_invalid(prompt: str, parameters: dict[str, int]) -> None:
+async def test_a_prompt_or_limit_that_does_not_fit_is_invalid(
+    prompt: str, parameters: dict[str, int]
+) -> None:
     with pytest.raises(InvalidRequest):
         await prepare(SimEngine(MODEL), accepted(prompt, **parameters))
 
 
-# --- what stands apart from the text --------------------------------------------------------------
+# --- tool calls, grammars and logprobs ------------------------------------------------------------
 
 
-async def test_a_forced_call_is_no_text_and_is_named_the_same_by_every_attempt() -> None:
+async def test_a_forced_call_has_no_text_and_the_same_id_in_every_attempt() -> None:
     asked = accepted(tools=(WEATHER,), tool_choice="required")
     whole = await run(sim(), asked)
     answer = answer_of(whole)
@@ -111,12 +114,12 @@ async def test_a_forced_call_is_no_text_and_is_named_the_same_by_every_attempt()
         assert (cut_short[-1].reason, rest[-1].reason) == ("length", "tool_calls")
 
 
-async def test_who_was_told_which_tool_to_call_ends_with_stop() -> None:
+async def test_a_named_tool_call_ends_with_stop() -> None:
     asked = accepted(tools=(WEATHER,), tool_choice="function", tool_name="get_weather")
     assert (await run(sim(), asked))[-1].reason == "stop"
 
 
-async def test_another_call_than_was_logged_is_not_continued() -> None:
+async def test_an_answer_with_different_logged_calls_is_not_continued() -> None:
     asked = accepted(tools=(WEATHER,), tool_choice="required")
     event = tokens_of(await run(sim(), accepted(tools=(WEATHER,), tool_choice="required", max_tokens=9)))[0]
     text_instead = TokensGenerated(attempt="a", index=0, token_ids=event.token_ids, text='{"city": ')
@@ -124,12 +127,12 @@ async def test_another_call_than_was_logged_is_not_continued() -> None:
         await run(sim(), asked, past_of([text_instead]))
 
 
-async def test_json_that_is_wanted_is_what_the_simulated_engine_says() -> None:
-    answer = answer_of(await run(sim(), accepted(response_format=HELD)))
+async def test_the_simulated_engine_returns_the_requested_json() -> None:
+    answer = answer_of(await run(sim(), accepted(response_format=TRIP_FORMAT)))
     assert json.loads(answer.text) == {"city": "", "days": 1}
 
 
-async def test_an_answer_under_a_grammar_is_continued_only_if_nothing_was_said() -> None:
+async def test_an_answer_under_a_grammar_is_continued_only_before_its_first_token() -> None:
     engine = ScriptedEngine(b"{}", grammar=True)
     whole = await run(engine, accepted(), past_of([]))
     assert answer_of(whole).text == "{}"
@@ -137,14 +140,14 @@ async def test_an_answer_under_a_grammar_is_continued_only_if_nothing_was_said()
         await run(engine, accepted(), past_of(tokens_of(whole)[:1]))
 
 
-async def test_logprobs_are_one_for_each_id_of_the_answer() -> None:
+async def test_each_id_of_the_answer_has_logprobs() -> None:
     engine = ScriptedEngine(b"to be END or not", step_tokens=5)
     events = await run(engine, accepted(logprobs=1, stop=("END",)))
-    shown = [logprob.token for event in tokens_of(events) for logprob in event.logprobs]
-    assert shown == [str(token_id) for token_id in b"to be END"]
+    logprobs = [logprob.token for event in tokens_of(events) for logprob in event.logprobs]
+    assert logprobs == [str(token_id) for token_id in b"to be END"]
     assert not any(event.logprobs for event in tokens_of(await run(engine, accepted())))
 
 
-async def test_an_engine_that_gives_a_request_up_fails_it_alone() -> None:
+async def test_an_engine_that_aborts_a_request_fails_only_that_one() -> None:
     events = await run(ScriptedEngine(b"half an answ", finish=None), accepted())
     assert (events[-1].reason, events[-1].error.code) == ("failed", "engine_gave_up")

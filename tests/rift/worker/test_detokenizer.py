@@ -1,4 +1,4 @@
-"""The answer's text: any cut of the ids into steps gives the whole's text, up to the first stop string."""
+"""The answer's text up to the first stop string is the same for any cut of the ids into steps."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The lane's writer, over a log that stores when it is told to."""
+"""The lane's writer, on a log that stores records on command."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -74,14 +74,14 @@ def started(attempt: str) -> AttemptStarted:
 
 @asynccontextmanager
 async def writing(log: SlowLog) -> AsyncIterator[LaneWriter]:
-    made = LaneWriter(cast(Log, log), Address(0, "lane", "model"), name="w", blocked=lambda: None)
+    writer = LaneWriter(cast(Log, log), Address(0, "lane", "model"), name="w", blocked=lambda: None)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(made.run)
-        yield made
+        tasks.start_soon(writer.run)
+        yield writer
         tasks.cancel_scope.cancel()
 
 
-async def test_what_waits_is_one_event_for_each_attempt_in_the_next_record() -> None:
+async def test_the_next_record_has_one_event_per_attempt() -> None:
     log = SlowLog()
     async with writing(log) as writer:
         writer.put(tokens("a", 0, 1))
@@ -93,7 +93,7 @@ async def test_what_waits_is_one_event_for_each_attempt_in_the_next_record() -> 
     assert log.records == [[tokens("a", 0, 1)], [tokens("a", 1, 2, 3, 4), tokens("b", 0, 9, 8)]]
 
 
-async def test_the_end_stays_with_the_last_tokens_and_a_release_behind_them() -> None:
+async def test_the_end_stays_with_the_last_tokens_and_a_release_after_them() -> None:
     log = SlowLog()
     async with writing(log) as writer:
         writer.put(tokens("x", 0, 1))
@@ -113,10 +113,10 @@ async def test_the_end_stays_with_the_last_tokens_and_a_release_behind_them() ->
     ]
 
 
-async def test_nothing_that_tokens_say_is_lost_where_they_are_joined() -> None:
+async def test_joined_tokens_keep_every_field() -> None:
     log = SlowLog()
     calls = (ToolCallDelta(index=0, arguments="{"), ToolCallDelta(index=0, arguments="}"))
-    shown = (Logprob(token="x", logprob=-1.0), Logprob(token="y", logprob=-2.0))
+    logprobs = (Logprob(token="x", logprob=-1.0), Logprob(token="y", logprob=-2.0))
     async with writing(log) as writer:
         writer.put(tokens("b", 0, 9))
         await anyio.wait_all_tasks_blocked()
@@ -126,7 +126,7 @@ async def test_nothing_that_tokens_say_is_lost_where_they_are_joined() -> None:
                     tokens("a", index, index),
                     reasoning="rs"[index],
                     tool_calls=calls[index : index + 1],
-                    logprobs=shown[index : index + 1],
+                    logprobs=logprobs[index : index + 1],
                     cached_tokens=index,
                 )
             )
@@ -134,11 +134,11 @@ async def test_nothing_that_tokens_say_is_lost_where_they_are_joined() -> None:
         await anyio.sleep(2 * lane_writer.PACE_S)
         await log.store()
     (joined,) = log.records[1]
-    assert (joined.reasoning, joined.tool_calls, joined.logprobs) == ("rs", calls, shown)
+    assert (joined.reasoning, joined.tool_calls, joined.logprobs) == ("rs", calls, logprobs)
     assert (joined.token_ids, joined.index, joined.cached_tokens) == ((0, 1), 0, 1)
 
 
-async def test_what_is_being_appended_does_not_grow() -> None:
+async def test_a_record_in_flight_does_not_grow() -> None:
     log = SlowLog()
     async with writing(log) as writer:
         writer.put(tokens("a", 0, 1))
@@ -155,7 +155,7 @@ async def test_what_is_being_appended_does_not_grow() -> None:
     assert ids == [1, 2, 3]
 
 
-async def test_a_start_is_durable_with_its_own_record_however_others_grow() -> None:
+async def test_a_start_is_durable_with_its_own_record() -> None:
     log = SlowLog()
     sequences: list[int] = []
 
@@ -192,7 +192,7 @@ async def test_a_large_record_is_split_between_entries(monkeypatch: pytest.Monke
     assert len(log.records) > 2
 
 
-async def test_further_tokens_wait_for_the_pace_and_first_ones_and_starts_do_not(
+async def test_only_further_tokens_wait_for_the_pace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lane_writer, "PACE_S", 0.2)
@@ -203,10 +203,12 @@ async def test_further_tokens_wait_for_the_pace_and_first_ones_and_starts_do_not
         await anyio.wait_all_tasks_blocked()
         writer.put(tokens("a", 1, 2))
         await anyio.sleep(0.05)
-        assert len(log.records) == 1, "it waits"
+        assert len(log.records) == 1, "further tokens wait for the pace"
         writer.put(tokens("b", 0, 1))
         await anyio.sleep(0.05)
-        assert log.records[1] == [tokens("a", 1, 2), tokens("b", 0, 1)], "and goes along with the first"
+        assert log.records[1] == [tokens("a", 1, 2), tokens("b", 0, 1)], (
+            "an answer's first tokens take the others with them"
+        )
         writer.put(tokens("a", 2, 3))
         await anyio.sleep(0.4)
         writer.put(tokens("a", 3, 4))

@@ -1,4 +1,4 @@
-"""Content, reasoning and calls: however the ids come, and whatever is held back, the parts are the same."""
+"""Content, reasoning and calls are the same for any cut of the ids, and with any withheld text."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ DELTAS = st.builds(
 
 
 class Halves:
-    """What stands before the first "|" is reasoning, and `seen` is what it was fed."""
+    """A parser for which the text before the first "|" is reasoning. `seen` records its input."""
 
     def __init__(self) -> None:
         self.decoder = SimDecoder()
@@ -51,26 +51,26 @@ def parsed(stop: tuple[str, ...] = ()) -> tuple[OutputParser, Halves]:
 @given(
     st.text("a|é🌊", min_size=1, max_size=20), st.lists(st.integers(1, 5)), st.sampled_from([(), ("a|a",)])
 )
-def test_any_cut_gives_the_same_parts_to_the_same_parser(
-    text: str, cuts: list[int], stop: tuple[str, ...]
-) -> None:
+def test_every_cut_gives_the_parser_the_same_input(text: str, cuts: list[int], stop: tuple[str, ...]) -> None:
     ids = [*text.encode(), 0]
     whole, once = parsed(stop)
     used, expected = whole.feed(ids, "stop")
     again, cut_up = parsed(stop)
-    at, deltas, sizes = 0, [], iter(cuts)
-    while at < used:
-        step = ids[at : at + next(sizes, len(ids))]
-        taken, delta = again.feed(step, "stop" if at + len(step) == len(ids) else None)
-        at += taken
+    position = 0
+    deltas = []
+    sizes = iter(cuts)
+    while position < used:
+        step = ids[position : position + next(sizes, len(ids))]
+        taken, delta = again.feed(step, "stop" if position + len(step) == len(ids) else None)
+        position += taken
         deltas.append(delta)
-    assert (at, joined(deltas)) == (used, expected)
+    assert (position, joined(deltas)) == (used, expected)
     assert once.seen == cut_up.seen
     assert [finished for _, _, finished in once.seen] == [False] * (len(once.seen) - 1) + [True]
     assert b"".join(fed for _, fed, _ in once.seen) == bytes(ids[:used])
 
 
-def test_ids_wait_for_the_text_that_is_held_back() -> None:
+def test_ids_wait_for_withheld_text() -> None:
     answer, parser = parsed(("|END",))
     answer.feed(b"a|EN", None)
     assert parser.seen == [("a", b"a", False)]
@@ -78,12 +78,12 @@ def test_ids_wait_for_the_text_that_is_held_back() -> None:
     assert parser.seen[1] == ("|ENd", b"|ENd", False)
 
 
-def test_the_id_that_ends_an_answer_has_no_text_and_the_last_of_a_cut_one_has() -> None:
+def test_only_the_last_id_of_a_cut_answer_has_text() -> None:
     assert parsed()[0].feed(b"a|b!", "stop") == (4, Delta("b", "a"))
     assert parsed()[0].feed(b"a|b!", "length") == (4, Delta("b!", "a"))
 
 
-def test_a_stop_string_ends_the_parts_too() -> None:
+def test_a_stop_string_ends_all_parts() -> None:
     answer, parser = parsed(("STOP",))
     assert answer.feed(b"a|b STOP c", "length") == (8, Delta("b ", "a"))
     assert parser.seen[-1] == ("", b"STOP", True)
@@ -91,7 +91,7 @@ def test_a_stop_string_ends_the_parts_too() -> None:
 
 
 @given(st.lists(DELTAS, max_size=6), st.integers(0, 6))
-def test_what_follows_a_beginning_completes_it(deltas: list[Delta], cut: int) -> None:
+def test_the_rest_completes_a_beginning(deltas: list[Delta], cut: int) -> None:
     whole, begun = joined(deltas), joined(deltas[:cut])
     after = rest(whole, begun)
     if after is not None:
@@ -100,7 +100,7 @@ def test_what_follows_a_beginning_completes_it(deltas: list[Delta], cut: int) ->
     assert rest(whole, Delta()) == whole
 
 
-def test_what_is_no_beginning_is_refused() -> None:
+def test_the_rest_after_another_beginning_is_none() -> None:
     call = ToolCallDelta(index=0, id="c", name="f", arguments="{}")
     assert rest(Delta("ab"), Delta("b")) is None
     assert rest(Delta("", "ab"), Delta("", "b")) is None

@@ -1,4 +1,4 @@
-"""A replica's life in the fleet's stream, from its own mouth."""
+"""The events that a worker process publishes about its replica."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -29,36 +29,36 @@ STARTING = ReplicaStarting(replica="r", model="m", engine="sim")
 MODEL = Model(source="sim", context_tokens=64, prompt_usd="0.1", output_usd="0.1")
 
 
-async def said(
+async def published(
     start: Callable[[], Awaitable[SimEngine]], then: Callable[[Shutdown], Awaitable[None]]
 ) -> list[Any]:
-    """Return what a worker says whose engine starts so, and to which this happens then."""
+    """Return the fleet events of a worker that starts its engine with `start`, while `then` runs."""
     async with anyio.create_task_group() as tasks:
         broker = MemoryBroker(tasks, lambda: int(anyio.current_time() * 1e9))
-        leaving = Shutdown()
-        tasks.start_soon(then, leaving)
+        shutdown = Shutdown()
+        tasks.start_soon(then, shutdown)
         with suppress(ExceptionGroup):
-            await process.serve(MemoryLog(broker), start, STARTING, shards=1, shutdown=leaving)
+            await process.serve(MemoryLog(broker), start, STARTING, shards=1, shutdown=shutdown)
         tasks.cancel_scope.cancel()
     records = broker.stream(subjects.FLEET).behind(0)
     return [event for stored in records for event in codec.decode(stored.data)[1]]
 
 
-async def nothing(leaving: Shutdown) -> None:
-    """Nobody tells it to go."""
+async def nothing(shutdown: Shutdown) -> None:
+    """Never request a shutdown."""
 
 
 async def good() -> SimEngine:
     return SimEngine(MODEL)
 
 
-@pytest.mark.parametrize("word", [Shutdown.retire, lambda leaving: leaving.drain(0.0)])
-async def test_it_says_that_it_goes_before_it_is_gone(word: Callable[[Shutdown], None]) -> None:
-    async def then(leaving: Shutdown) -> None:
+@pytest.mark.parametrize("request_shutdown", [Shutdown.retire, lambda shutdown: shutdown.drain(0.0)])
+async def test_it_announces_draining_before_it_stops(request_shutdown: Callable[[Shutdown], None]) -> None:
+    async def then(shutdown: Shutdown) -> None:
         await anyio.sleep(0.3)
-        word(leaving)
+        request_shutdown(shutdown)
 
-    starting, ready, draining, stopped = await said(good, then)
+    starting, ready, draining, stopped = await published(good, then)
     assert starting == STARTING
     assert isinstance(ready, ReplicaReady)
     assert isinstance(draining, ReplicaDraining)
@@ -67,43 +67,43 @@ async def test_it_says_that_it_goes_before_it_is_gone(word: Callable[[Shutdown],
     assert stopped.lived_ns > 250_000_000
 
 
-async def test_an_engine_that_does_not_start_is_a_replica_lost_by_it() -> None:
+async def test_an_engine_that_does_not_start_loses_the_replica() -> None:
     async def bad() -> SimEngine:
-        raise EngineFailed("there is\n  no such model" + "!" * 1000)
+        raise EngineFailed("unknown\n  model" + "!" * 1000)
 
-    _, lost = await said(bad, nothing)
+    _, lost = await published(bad, nothing)
     assert isinstance(lost, ReplicaLost)
     assert (lost.replica, lost.model, lost.cause) == ("r", "m", "engine")
-    assert lost.why.startswith("there is no such model!")
+    assert lost.why.startswith("unknown model!")
     assert len(lost.why) == replica.WHY_CHARACTERS
 
 
-async def test_it_reports_from_its_start_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_reports_while_its_engine_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica, "REPLICA_REPORT_S", 0.1)
 
     async def slow() -> SimEngine:
         await anyio.sleep(0.35)
-        raise EngineFailed("in the end it did not")
+        raise EngineFailed("the engine failed after a while")
 
-    events = await said(slow, nothing)
+    events = await published(slow, nothing)
     assert events[1:-1] == [ReplicaReported(replica="r", model="m", running=0, waiting=0)] * 3
 
 
-async def test_one_that_was_given_up_ends() -> None:
-    """All take it for lost, whatever it does: another has to take its place."""
+async def test_a_replica_that_is_declared_lost_exits() -> None:
+    """Every other process has already replaced it."""
     async with anyio.create_task_group() as tasks:
         broker = MemoryBroker(tasks, lambda: int(anyio.current_time() * 1e9))
 
-        async def give_up(name: str) -> None:
+        async def declare_lost(name: str) -> None:
             lost = ReplicaLost(replica=name, model="m", why="silent for 36 s", cause="host")
             log = MemoryLog(broker)
             await log.append(subjects.FLEET, subjects.fleet("m"), codec.encode("autoscaler", [lost]))
 
         async def then() -> None:
             await anyio.sleep(0.1)
-            await give_up("another")
+            await declare_lost("another")
             await anyio.sleep(0.1)
-            await give_up("r")
+            await declare_lost("r")
 
         tasks.start_soon(then)
         with pytest.raises(ExceptionGroup) as failed, anyio.fail_after(5):
@@ -112,20 +112,20 @@ async def test_one_that_was_given_up_ends() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_told_to_go_while_its_engine_starts_it_goes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_shutdown_during_the_engines_start_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def slow() -> SimEngine:
         await anyio.sleep(30)
-        raise AssertionError("it was not waited for")
+        raise AssertionError("the process must not wait for its engine")
 
-    async def then(leaving: Shutdown) -> None:
+    async def then(shutdown: Shutdown) -> None:
         await anyio.sleep(0.1)
-        leaving.drain(10)
+        shutdown.drain(10)
 
-    def gone(status: int) -> None:
+    def exit_process(status: int) -> None:
         raise EngineFailed(f"the process ends with {status}")
 
-    monkeypatch.setattr(process.os, "_exit", gone)
+    monkeypatch.setattr(process.os, "_exit", exit_process)
     with anyio.fail_after(5):
-        _, stopped, *_ = await said(slow, then)
+        _, stopped, *_ = await published(slow, then)
     assert isinstance(stopped, ReplicaStopped)
     assert stopped.why == "not needed"

@@ -1,4 +1,4 @@
-"""A job whose request is trimmed while the worker reads it back: it had ended, and is let go."""
+"""A job whose request is trimmed while the worker reads its history: it has ended, so it is acknowledged."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ AT = subjects.Address(0, "lane1234", "model-a")
 
 
 class Trimmed(MemoryLog):
-    """Trimmed as soon as somebody asks for a request's subjects."""
+    """Trimmed as soon as the last sequence of a subject is read."""
 
     acked = 0
 
@@ -33,7 +33,7 @@ class Trimmed(MemoryLog):
         self.acked += 1
 
 
-async def test_a_request_that_is_trimmed_is_not_begun() -> None:
+async def test_a_trimmed_request_is_not_attempted() -> None:
     request = ids.new_request_id(
         secret=b"s" * 32, account="dev", at=AT, floor=0, entropy=bytes(ids.RANDOM_BYTES)
     )
@@ -52,8 +52,8 @@ async def test_a_request_that_is_trimmed_is_not_begun() -> None:
     )
     async with anyio.create_task_group() as tasks:
         broker = MemoryBroker(tasks, lambda: 1)
-        held = broker.stream("RIFT_0")
-        held.add(subjects.request(AT), codec.encode("w", [accepted]), 1)
+        stream = broker.stream("RIFT_0")
+        stream.add(subjects.request(AT), codec.encode("w", [accepted]), 1)
         log: Any = Trimmed(broker)
         engine = SimEngine(MODELS[MODEL], Profile())
         config = WorkerConfig(name="w", model="model-a", shard=0, slots=1, entropy=bytes)
@@ -67,5 +67,5 @@ async def test_a_request_that_is_trimmed_is_not_begun() -> None:
         with anyio.fail_after(5):
             while not log.acked:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
-        assert held.last_sequence == 1, "no attempt was started"
+        assert stream.last_sequence == 1, "no attempt was started"
         shutdown.drain(0.0)
