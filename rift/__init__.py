@@ -1,24 +1,25 @@
-"""The processes: gateway, worker and control, and the command line that starts them.
+"""The processes gateway, worker and control, and the command line that starts them.
 
-gateway/    HTTP in front, the log behind
-worker/     takes requests from the log and answers through it
+gateway/    serves HTTP from the log
+worker/     claims requests from the log and appends answers
 engines/    vLLM, and its simulated twin
 control/    the elected leader: projection, bills, scaling, housekeeping
 fleet/      starts and stops replicas, locally or on Kubernetes
 cli/        the command line
-errors      the root of this package's errors
+errors      root of this package's errors
 settings    `rift.toml` and the options that override it
 catalogue   models, their prices and profiles
-prices      price lists as files and as events
+prices      price lists as files
 keys        API keys as text
-clock       the wall clock: the only place that reads it
+clock       the wall clock; no other module reads it
 data_dir    the installation's folder
-book_admin  what operators write into the book
+book_admin  writes of operators to the book
 rpc         questions to control
 nats_server the embedded broker
 supervisor  child processes, restarted
 launcher    `rift up`: a whole installation on this machine
-calibrate   measurements of one replica to a hardware profile
+startup     what `rift up` does with the log
+calibrate   fits a hardware profile to measurements
 """
 
 __version__ = "0.1.0"

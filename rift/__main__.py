@@ -1,4 +1,4 @@
-"""`python -m rift` is `rift`."""
+"""`python -m rift` runs the command line."""
 
 import sys
 

@@ -1,7 +1,4 @@
-"""From measurements of a live replica to its hardware profile: the fitting, and what is said of it.
-
-Pure. What must not live here: how a replica is measured (`cli/calibrate.py` does that, over HTTP).
-"""
+"""Fits a hardware profile to measurements of a replica. Pure: `cli/calibrate.py` measures over HTTP."""
 
 import math
 from collections.abc import Sequence
@@ -11,26 +8,26 @@ import msgspec
 
 from replay.scaling.hardware import Hardware
 
-# A slope that is less than twice its own error may be none.
-ERRORS = 2.0
+# A slope below twice its standard error may be zero.
+SIGNIFICANT_ERRORS = 2.0
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """One prompt by itself, and when its first token came."""
+    """A prompt that ran alone, and the time to its first token."""
 
     tokens: int
     ttft_s: float
 
 
 class Running(msgspec.Struct, frozen=True):
-    """So many streams side by side, and how long a step took: the median over the streams."""
+    """A number of parallel streams, and the time of a step: the median over the streams."""
 
     running: int
     step_s: float
 
 
 class Line(msgspec.Struct, frozen=True):
-    """y = base + slope x; `error` is the slope's standard error, infinite with fewer than three points."""
+    """y = base + slope x. `error` is the slope's standard error, infinite with fewer than three points."""
 
     base: float
     slope: float
@@ -38,9 +35,11 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Fit(msgspec.Struct, frozen=True):
-    """`prefill_at_least`: prompts of the lengths that were sent take no time that shows, so the rate is the
-    least that fits. `ttft_off` and `step_off` are the largest shares by which the fit differs from what was
-    measured."""
+    """The fitted speeds.
+
+    With `prefill_at_least`, longer prompts took no longer, so the rate is a lower bound. `ttft_off` and
+    `step_off` are the largest relative differences between fit and measurement.
+    """
 
     prefill_tokens_per_s: int
     prefill_at_least: bool
@@ -58,9 +57,10 @@ class Fit(msgspec.Struct, frozen=True):
 
 
 def line(points: Sequence[tuple[float, float]]) -> Line:
-    """Return the line of the least squares of relative errors, neither part negative: a short step counts as
-    much as a long one. It takes at least one point, with y above 0."""
-    assert points, "a line takes a point"
+    """Return the line with the least squares of relative errors, so that a short step counts as much as a
+    long
+    one. Base and slope are not negative. Needs at least one point, with y above 0."""
+    assert points, "pass at least one point"
     weighted = [(x, y, 1 / y**2) for x, y in points]
     total = sum(w for _, _, w in weighted)
     mean_x = sum(w * x for x, _, w in weighted) / total
@@ -80,19 +80,19 @@ def line(points: Sequence[tuple[float, float]]) -> Line:
 
 
 def fit(prompts: Sequence[Prompt], running: Sequence[Running]) -> Fit:
-    """Return the speeds that say again best what was measured."""
+    """Return the speeds that fit the measurements best."""
     prefill = line([(prompt.tokens, prompt.ttft_s) for prompt in prompts])
-    does_not_show = prefill.slope <= ERRORS * prefill.error
+    is_insignificant = prefill.slope <= SIGNIFICANT_ERRORS * prefill.error
     if math.isinf(prefill.error):
-        # Too few lengths: all of the longest one's time, as if it were prefill.
+        # Too few lengths: attribute all of the longest prompt's time to prefill.
         longest = max(prompts, key=lambda prompt: prompt.tokens)
         per_token_s = longest.ttft_s / longest.tokens
     else:
-        per_token_s = prefill.slope + (ERRORS * prefill.error if does_not_show else 0.0)
-    steps = line([(found.running, found.step_s) for found in running])
+        per_token_s = prefill.slope + (SIGNIFICANT_ERRORS * prefill.error if is_insignificant else 0.0)
+    steps = line([(level.running, level.step_s) for level in running])
     fitted = Fit(
         prefill_tokens_per_s=max(1, round(1 / per_token_s)) if per_token_s else 1_000_000_000,
-        prefill_at_least=does_not_show,
+        prefill_at_least=is_insignificant,
         overhead_s=prefill.base,
         step_us=max(1, round(steps.base * 1e6)),
         step_us_per_running=round(steps.slope * 1e6),
@@ -100,30 +100,32 @@ def fit(prompts: Sequence[Prompt], running: Sequence[Running]) -> Fit:
     return msgspec.structs.replace(
         fitted,
         ttft_off=max(abs(fitted.ttft_s(prompt.tokens) / prompt.ttft_s - 1) for prompt in prompts),
-        step_off=max(abs(fitted.step_s(found.running) / found.step_s - 1) for found in running),
+        step_off=max(abs(fitted.step_s(level.running) / level.step_s - 1) for level in running),
     )
 
 
 def step_s(streams: Sequence[Sequence[tuple[float, int]]]) -> float | None:
-    """Return how long a step took while all streams ran, of each one's (time, index of the token) in order;
-    None: they never all ran."""
-    began = max(stream[0][0] for stream in streams)
-    ended = min(stream[-1][0] for stream in streams)
+    """Return the time of a step while all streams ran, or None if they never all ran.
+
+    `streams` has each stream's (time in s, token index) in order.
+    """
+    start_s = max(stream[0][0] for stream in streams)
+    end_s = min(stream[-1][0] for stream in streams)
     steps = []
     for stream in streams:
-        inside = [(at, index) for at, index in stream if began <= at <= ended]
+        inside = [(time_s, index) for time_s, index in stream if start_s <= time_s <= end_s]
         if len(inside) > 1:
-            (first_at, first) = inside[0]
-            (last_at, last) = inside[-1]
-            steps.append((last_at - first_at) / (last - first))
+            first_s, first = inside[0]
+            last_s, last = inside[-1]
+            steps.append((last_s - first_s) / (last - first))
     return median(steps) if len(steps) == len(streams) else None
 
 
-def toml(name: str, hardware: Hardware, told: dict[str, str]) -> str:
-    """Return the profile as a table of hardware.toml; `told` says where what was not measured comes from."""
+def toml(name: str, hardware: Hardware, sources: dict[str, str]) -> str:
+    """Return the profile as a table for hardware.toml. `sources` names where unmeasured figures come from."""
     lines = [f"[{name}]"]
     for field, value in msgspec.structs.asdict(hardware).items():
-        shown = msgspec.json.encode(value).decode() if isinstance(value, str) else f"{value:_}"
-        comment = f"  # not measured: {told[field]}" if field in told else ""
-        lines.append(f"{field} = {shown}{comment}")
+        text = msgspec.json.encode(value).decode() if isinstance(value, str) else f"{value:_}"
+        comment = f"  # not measured: {sources[field]}" if field in sources else ""
+        lines.append(f"{field} = {text}{comment}")
     return "\n".join(lines)

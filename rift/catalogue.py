@@ -1,7 +1,7 @@
-"""The models an installation knows: shipped in `catalogue.toml`, added to by its `rift.toml`.
+"""The models of an installation: those shipped in `catalogue.toml`, and those added in `rift.toml`.
 
-What lives here: names, limits, list prices and how each model is served on which hardware. What
-must not: whether a replica runs now (the log says that) and the price in force (the book does).
+Here are names, limits, list prices and how each model is served on which hardware. Running replicas are known
+from the log, and prices in force from the book.
 """
 
 import re
@@ -14,11 +14,11 @@ from events.money import InvalidMoney, nanousd
 from events.subjects import slug
 from rift.errors import RiftError
 
-# What a request may produce that does not say how much.
+# The most output tokens of a request that does not set `max_tokens`.
 OUTPUT_TOKENS_DEFAULT = 1024
 
 NANOUSD_DIGITS = 3
-# Up to a million USD per million tokens: a typing mistake of six digits is still refused.
+# Up to a million USD per million tokens, so that a price with digits too many is refused.
 PRICE = re.compile(r"(?P<whole>[0-9]{1,6})(?:\.(?P<part>[0-9]{1,3})0*)?")
 
 ModelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._:-]{0,62}$")]
@@ -30,8 +30,11 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How fast the simulated engine is. A step gives each running request a token, and takes `step_us` and
-    `step_us_per_running` for each of them; prompts are read one after the other (0: at once)."""
+    """Speed of the simulated engine.
+
+    A step gives each running request one token, and takes `step_us` plus `step_us_per_running` for each of
+    them. Prompts are read one after the other; with `prefill_tokens_per_s` 0 they take no time.
+    """
 
     step_us: Positive = 20_000
     step_us_per_running: Natural = 0
@@ -41,8 +44,11 @@ class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How one hardware serves a model: vLLM's engine arguments and environment, what one of its GPUs costs an
-    hour ("": not said), and how fast the simulated engine is in its place."""
+    """How one kind of hardware serves a model.
+
+    vLLM's engine arguments and environment, the cost of one GPU per hour ("" if unknown), and the speed of
+    the simulated engine in its place.
+    """
 
     gpus: Natural = 0
     gpu_hour_usd: str = ""
@@ -52,15 +58,18 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def hour_nanousd(self) -> int:
-        """What a whole replica costs an hour; 0: not known."""
+        """Return the cost of a whole replica per hour; 0 if unknown."""
         return self.gpus * nanousd_an_hour(self.gpu_hour_usd, where="gpu_hour_usd")
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`source` is a local path, a model hub's id, or `builtin:` and a name known to `prepare`; `sampling`
-    what holds where a request says nothing, before the model's own generation config. The parsers are
-    vLLM's names of how the model writes tool calls and reasoning; at the level "parameter" a tool call's
-    arguments always satisfy the tool's schema."""
+    """One model.
+
+    `source` is a local path, a model hub id, or `builtin:` and a name that `prepare` knows. `sampling` has
+    defaults that take precedence over the model's generation config. The parsers are vLLM's names for how the
+    model writes tool calls and reasoning. At level "parameter" the arguments of a tool call always satisfy
+    the tool's schema.
+    """
 
     source: str
     context_tokens: Annotated[int, msgspec.Meta(ge=16)]
@@ -78,7 +87,7 @@ Catalogue = dict[ModelName, Model]
 
 
 class InvalidCatalogue(RiftError):
-    """A model's entry cannot be used; the message names the model and what to write instead."""
+    """A model's entry is invalid; the message names the model and what to write instead."""
 
 
 def shipped() -> Catalogue:
@@ -96,7 +105,7 @@ def checked(catalogue: Catalogue) -> Catalogue:
     for name in catalogue:
         if (other := slugs.setdefault(slug(name), name)) != name:
             raise InvalidCatalogue(
-                f"models {other!r} and {name!r} would share one subject; rename one of them"
+                f"models {other!r} and {name!r} would share one subject in the log; rename one of them"
             )
     return catalogue
 
@@ -115,24 +124,24 @@ def _model(name: str, entry: Any) -> Model:
 
 
 def nanousd_per_token(usd_per_million: str, *, where: str) -> int:
-    """Return nano-USD a token for USD per million tokens, exactly. Raises InvalidCatalogue.
+    """Return nano-USD per token for USD per million tokens, exactly. Raises InvalidCatalogue.
 
-    One nano-USD a token is 0.001 USD per million, so the digits are the answer: no arithmetic that rounds.
+    One nano-USD per token is 0.001 USD per million tokens, so the digits are the answer, without rounding.
     """
     if not (digits := PRICE.fullmatch(usd_per_million)):
         raise InvalidCatalogue(
-            f"{where}: {usd_per_million!r} is no price; write USD per million tokens as a string, "
-            'in steps of 0.001, like "0.15"'
+            f"{where}: must be USD per million tokens as a string, in steps of 0.001, "
+            f'like "0.15", got {usd_per_million!r}'
         )
     return int(digits["whole"] + (digits["part"] or "").ljust(NANOUSD_DIGITS, "0"))
 
 
 def nanousd_an_hour(usd: str, *, where: str) -> int:
-    """Return nano-USD of USD as a string; "" is 0. Raises InvalidCatalogue."""
+    """Return nano-USD for USD as a string; "" is 0. Raises InvalidCatalogue."""
     try:
         amount = nanousd(usd or "0")
     except InvalidMoney as error:
         raise InvalidCatalogue(f"{where}: {error}") from error
     if amount < 0:
-        raise InvalidCatalogue(f'{where}: {usd!r} is below zero; write USD an hour as a string, like "1.99"')
+        raise InvalidCatalogue(f'{where}: must not be negative, got {usd!r}; write USD per hour like "1.99"')
     return amount

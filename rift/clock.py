@@ -1,8 +1,8 @@
-"""The machine's clock: for commands alone. What follows from the log knows stored times only."""
+"""The wall clock, for commands only. Everything computed from the log uses stored times."""
 
 import time
 
 
 def now_ns() -> int:
-    """Unix nanoseconds."""
+    """Return Unix nanoseconds."""
     return time.time_ns()

@@ -1,17 +1,17 @@
 """The data folder of one installation, and how its commands find the log.
 
-version     the version of all this; a folder of another one is refused by name
+version     version of the layout; Rift refuses a folder of another version
 lock        held by the `rift up` that runs here
 secret      signs request ids
-dev.key     the first account's first key
+dev.key     first key of the first account
 rift.toml   settings
-rift.duckdb the projections, which may be deleted at any time
-archive/    what happened, without contents: kept for ever, and not built again from anything
-nats/       the embedded broker: configuration, token, url, store
-logs/       one file a process
+rift.duckdb projections; may be deleted at any time
+archive/    facts without contents, kept permanently; cannot be rebuilt
+nats/       embedded broker: configuration, token, url, store
+logs/       one file per process
 
-Engines keep sockets, whose paths must be short: they are in a folder among the system's temporary files,
-named after this one.
+Engines keep sockets, whose paths must be short. They are in a folder of the system's temporary directory,
+named after this folder.
 """
 
 import fcntl
@@ -30,10 +30,10 @@ from rift import __version__, nats_server
 from rift.errors import RiftError
 from rift.nats_server import Address
 
-# Of the folder's layout, not of Rift; a folder that does not say is of the first. It grows with a change
-# after which this Rift would misread an older folder, or an older Rift this one.
+# Version of the folder's layout, not of Rift. A folder without the file has version 1. It grows with a change
+# after which this Rift would misread an older folder, or an older Rift a new one.
 VERSION = "1"
-WHERE = (
+REMEDY = (
     "start one with ./ops/run, name its folder with --data or RIFT_DATA, or name a broker with --nats or "
     "RIFT_NATS_URL"
 )
@@ -58,17 +58,17 @@ class DataDir:
         self._lock: int | None = None
 
     def check(self) -> None:
-        """Raises DataDirError for a folder of another version; one that is not there yet is of ours."""
+        """Raise DataDirError if the folder has another version. A missing folder is fine."""
         try:
-            found = (self.folder / "version").read_text(errors="replace").strip()
+            version = (self.folder / "version").read_text(errors="replace").strip()
         except FileNotFoundError:
             return
         except OSError as error:
             raise DataDirError(f"{self.folder}/version cannot be read: {error.strerror}") from error
-        if found != VERSION:
+        if version != VERSION:
             raise DataDirError(
-                f"{self.folder} is a data folder of version {found!r}, and Rift {__version__} knows version "
-                f"{VERSION}: use the Rift that made it, or name another folder with --data"
+                f"{self.folder} is a data folder of version {version!r}, but Rift {__version__} needs "
+                f"version {VERSION}: use the Rift that created it, or name another folder with --data"
             )
 
     def make(self) -> None:
@@ -87,7 +87,7 @@ class DataDir:
             nats_server.write_secret(secret, secrets.token_hex(SECRET_BYTES))
 
     def lock(self) -> None:
-        """Hold the folder until this process ends. Raises DataDirError if another one does."""
+        """Lock the folder until this process ends. Raises DataDirError if another process holds the lock."""
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,30 +97,33 @@ class DataDir:
             ) from error
 
     def clear_temporary(self) -> None:
-        """Remove what engines left, of this start or of one that was killed."""
+        """Remove what the engines of this or an earlier start left behind."""
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     def secret(self) -> bytes:
-        """Return the secret that signs request ids. Raises DataDirError where there is none."""
+        """Return the secret that signs request ids. Raises DataDirError."""
         if not self.folder.exists():
-            raise DataDirError(f"there is no installation in {self.folder}; {WHERE}")
+            raise DataDirError(f"there is no installation in {self.folder}; {REMEDY}")
         try:
             return bytes.fromhex((self.folder / "secret").read_text().strip())
         except (OSError, ValueError) as error:
             raise DataDirError(f"{self.folder}/secret cannot be read: {error}") from error
 
     def archive_key(self) -> bytes:
-        """Return the key of the hashes that the archive keeps of contents. Raises DataDirError."""
+        """Return the key for the content hashes in the archive. Raises DataDirError."""
         return hmac.new(self.secret(), b"archive content", hashlib.sha256).digest()
 
     def log_address(self, url: str | None, environment: Mapping[str, str]) -> Address:
-        """Return where the log answers: `url`, RIFT_NATS_URL or the embedded broker, in this order."""
+        """Return the broker's address: `url`, else RIFT_NATS_URL, else the embedded broker.
+
+        Raises DataDirError.
+        """
         if url := url or environment.get("RIFT_NATS_URL"):
             parts = [urlsplit(one.strip()) for one in url.split(",")]
             if not all(part.hostname for part in parts):
-                raise DataDirError(f"{url!r} is no NATS URL; write nats://[TOKEN@]HOST:PORT[,…]")
+                raise DataDirError(f"NATS URL must be nats://[TOKEN@]HOST:PORT[,…], got {url!r}")
             hosts = [part.netloc.rpartition("@")[2] for part in parts]
             return Address(",".join(f"nats://{host}" for host in hosts), parts[0].username)
-        if found := nats_server.address(self.nats):
-            return found
-        raise DataDirError(f"there is no installation in {self.folder}; {WHERE}")
+        if address := nats_server.address(self.nats):
+            return address
+        raise DataDirError(f"there is no installation in {self.folder}; {REMEDY}")

@@ -2,7 +2,7 @@
 
 
 class RiftError(Exception):
-    """A process or a command cannot go on; the message is one sentence for the operator.
+    """A process or a command cannot continue; the message is one sentence for the operator.
 
     `exit_status` is what the command line exits with.
     """

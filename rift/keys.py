@@ -1,7 +1,8 @@
-"""API keys: `rift_<id>_<secret><checksum>`. The id may be shown; the secret is shown once.
+"""API keys: `rift_<id>_<secret><checksum>`. The id may be shown; the secret is shown
+once.
 
-The checksum (CRC-32) tells a typing error from an unknown key without asking anybody. Only the
-SHA-256 of the whole key is stored.
+The checksum (CRC-32) distinguishes a mistyped key from an unknown one without a lookup. Only the SHA-256 of
+the whole key is stored.
 """
 
 import base64
@@ -9,7 +10,7 @@ import zlib
 
 import msgspec
 
-# What a key may be for. One for `admin` may do all.
+# What a key may be used for. `admin` includes the others.
 SCOPES = ("inference", "usage", "admin")
 
 ID_BYTES = 5
@@ -23,20 +24,20 @@ class Key(msgspec.Struct, frozen=True):
 
 
 def new_key(entropy: bytes) -> Key:
-    """Return a key made of ID_BYTES + SECRET_BYTES random bytes."""
+    """Return the key for ID_BYTES + SECRET_BYTES random bytes."""
     assert len(entropy) == ID_BYTES + SECRET_BYTES, f"a key takes {ID_BYTES + SECRET_BYTES} random bytes"
     head = f"rift_{_base32(entropy[:ID_BYTES])}_{_base32(entropy[ID_BYTES:])}"
     return Key(head.split("_")[1], head + _checksum(head))
 
 
 def id_of(text: str) -> str:
-    """Return the id that a whole key holds; what is no whole key is taken for an id."""
+    """Return the id in a whole key. Any other text is taken as an id."""
     parts = text.split("_")
     return parts[1] if len(parts) == 3 and parts[0] == "rift" else text
 
 
 def is_well_formed(text: str) -> bool:
-    """Say whether the checksum fits: if not, the key was mistyped or cut."""
+    """Return whether the checksum matches. If not, the key was mistyped or cut off."""
     head = text[:-CHECKSUM_CHARACTERS]
     checksum = text[-CHECKSUM_CHARACTERS:]
     return text.startswith("rift_") and text.count("_") == 2 and _checksum(head) == checksum

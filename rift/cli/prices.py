@@ -13,7 +13,7 @@ from events.book import Book
 from events.jetstream import JetStream
 from events.pricing import Billed, cost_nanousd
 from events.schema import Price
-from rift import prices
+from rift import book_admin, prices
 from rift.cli.arguments import Commands, add_command, add_config, add_group, add_period
 from rift.cli.connection import ask_control, load_settings, select, with_log
 from rift.cli.output import CommandFailed, table
@@ -59,7 +59,7 @@ def publish(options: Namespace) -> None:
                 f"price list; known models: {', '.join(sorted(known))}"
             )
         if before.prices() != {price.model: price for price in published.prices}:
-            await prices.publish(log, published)
+            await book_admin.publish_prices(log, before, published)
         return before, await books.read(log)
 
     before, after = with_log(options, append)

@@ -23,15 +23,15 @@ def up(options: Namespace) -> None:
     folder.make()
     folder.lock()
 
-    def say(text: str) -> None:
+    def notify(text: str) -> None:
         print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
 
     def greet(url: str, key: str) -> None:
         if options.json:
             print(json.dumps({"url": url, "api_key": key, "data": str(folder.folder)}), flush=True)
         else:
-            say(launcher.greeting(url, key, settings.model))
+            notify(launcher.greeting(url, key, settings.model))
 
     roles = launcher.role_options(settings, settings_file(options))
     serving = launcher.serving_options(settings, options.workers)
-    signals.run(launcher.Launcher(folder, settings, roles, serving=serving, say=say, greet=greet).run)
+    signals.run(launcher.Launcher(folder, settings, roles, serving=serving, notify=notify, greet=greet).run)

@@ -8,7 +8,6 @@ least to do, once it has finished that.
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import anyio
@@ -18,7 +17,7 @@ from events import codec, subjects
 from events.fleet import Fleet
 from events.log import Log, LogError, Stored, append_until_known
 from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaReported, ReplicaStopped
-from rift.supervisor import Child, Guard, is_killed, words
+from rift.supervisor import Child, Parent, is_killed, words
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +47,7 @@ class Host(NamedTuple):
     serves: frozenset[str]
     command: Callable[[str, str], Sequence[str]]
     environment: Callable[[str, int], Mapping[str, str]]
-    logs: Path
-    guard: Guard
-    say: Callable[[str], None]
+    parent: Parent
 
 
 class LocalFleet:
@@ -106,7 +103,7 @@ class LocalFleet:
             worker.child.start()
         except OSError as error:
             # Its supervisor tries again.
-            self._host.say(f"{worker.child.name} cannot be started: {error}")
+            self._host.parent.notify(f"{worker.child.name} cannot be started: {error}")
         self._workers.append(worker)
         tasks.start_soon(self._keep, worker)
 
@@ -133,7 +130,7 @@ class LocalFleet:
         try:
             await append_until_known(self._log, subjects.FLEET, subject, data, within_s=SAY_S)
         except LogError as error:
-            self._host.say(f"{event} could not be stored: {error}")
+            self._host.parent.notify(f"{event} could not be stored: {error}")
 
     async def _listen(self) -> None:
         """Hear which of ours are ready, and how much they have to do."""
@@ -175,9 +172,7 @@ class _Worker:
         self.child = Child(
             f"worker-{place}",
             self._command,
-            logs=host.logs,
-            guard=host.guard,
-            say=host.say,
+            host.parent,
             environment=host.environment(model, place),
             ended=self._ended,
         )

@@ -65,7 +65,7 @@ class Apart(Rig):
         installation = DataDir(self.folder)
         installation.make()
         (self.folder / "rift.toml").write_text(
-            f'fleet = "none"\nreplicas = {self.servers}\nlog_bytes_max = {LOG_BYTES_MAX}\n'
+            f'fleet = "none"\nlog_replicas = {self.servers}\nlog_bytes_max = {LOG_BYTES_MAX}\n'
         )
         for name in self._names:
             self._configure(name)
@@ -89,7 +89,7 @@ class Apart(Rig):
         await book_admin.open_account(self.log, book, "dev")
         published = prices.default(catalogue.shipped(), book)
         assert published is not None, "a new book has no prices"
-        await prices.publish(self.log, published)
+        await book_admin.publish_prices(self.log, book, published)
         self.key = (await book_admin.issue_key(self.log, "dev")).text
 
     def screen(self) -> str:

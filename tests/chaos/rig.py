@@ -21,7 +21,7 @@ from events.jetstream import JetStream, connect
 from events.log import LogError
 from rift import nats_server
 from rift import supervisor as processes
-from rift.supervisor import Child, Guard
+from rift.supervisor import Child, Guard, Parent
 from tests.chaos.expected import MODEL
 from tests.service import environment, running
 
@@ -140,9 +140,7 @@ class Rig:
         child = Child(
             name,
             lambda: command,
-            logs=self.folder / "logs",
-            guard=self.guard,
-            say=lambda text: None,
+            Parent(self.folder / "logs", self.guard, notify=lambda text: None),
         )
         child.start()
         self._tasks.start_soon(child.supervise)

@@ -137,7 +137,7 @@ def test_a_key_is_revoked_once(service: Service) -> None:
     key = made(service, "--account", "once")
     done(service, "keys", "revoke", key["id"])
     ran = service.rift("keys", "revoke", key["id"])
-    assert (ran.returncode, f"key {key['id']} of account once is revoked already" in ran.stderr) == (1, True)
+    assert (ran.returncode, f"key {key['id']} of account once is already revoked" in ran.stderr) == (1, True)
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ async def counted(log: MemoryLog) -> int:
 async def test_what_is_said_again_with_its_id_counts_once(
     broker: MemoryBroker, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(book_admin, "GRANT_S", 0.0)
+    monkeypatch.setattr(book_admin, "APPEND_S", 0.0)
     log = MemoryLog(broker)
     with pytest.raises(OutcomeOpen) as told:
         await book_admin.add(Unanswered(broker), await books.read(log), make(None))
@@ -105,5 +105,5 @@ async def test_a_keys_limits_are_undone_by_nobody_either(broker: MemoryBroker) -
     key = (await book_admin.issue_key(log, "acme")).id
     older = await books.read(log)
     await book_admin.set_key_limits(log, older, "acme", key, {"concurrent": 1})
-    with pytest.raises(Conflict, match="somebody else"):
+    with pytest.raises(Conflict, match="another command"):
         await book_admin.set_key_limits(log, older, "acme", key, {"requests_per_minute": 60})

@@ -257,7 +257,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         port = holder.getsockname()[1]
         done = Service(tmp_path).rift("up", "--engine", "sim", "--port", str(port))
     assert done.returncode == 1
-    assert f"127.0.0.1:{port} cannot be listened on" in done.stderr
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
 
 
 @pytest.mark.parametrize(

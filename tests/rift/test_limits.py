@@ -170,7 +170,7 @@ def test_accounts_are_listed(service: Service) -> None:
             1,
             "--budget applies to",
         ),
-        (("limits", "set", "--account", "dev", "--key", "k", "--concurrent", "1"), 1, "has no key 'k'"),
+        (("limits", "set", "--account", "dev", "--key", "k", "--concurrent", "1"), 1, "has no valid key 'k'"),
         (("credit", "grant", "--account", "dev", "--usd", "1.0000000001"), 1, "'1.0000000001' is no amount"),
         (("credit", "grant", "--account", "dev", "--usd", "-1"), 1, "must be greater than 0, got -1"),
         (("credit", "grant", "--account", "dev", "--usd", "1e3"), 1, "'1e3' is no amount; write USD"),

@@ -64,20 +64,33 @@ def test_what_has_no_replicas_or_is_started_by_hand_is_not_served(tmp_path: Path
     [
         ("workers = 65", "$.workers"),
         ('workers = "x"', "$.workers"),
-        ('workers = "4..2"', "workers: '4..2': write N or MIN..MAX"),
-        ('workers = "0..65"', "workers: '0..65': write N or MIN..MAX"),
+        (
+            'workers = "4..2"',
+            "workers: must be N or MIN..MAX with MIN <= MAX <= 64, like 2 or \"0..4\", got '4..2'",
+        ),
+        ('workers = "0..65"', "got '0..65'"),
         ('[scale."gpt"]\nmax = 1', 'scale."gpt": no such model in the catalogue'),
-        ('[scale."deepseek-r1"]\nmin = 2', 'scale."deepseek-r1": min is 2 and max 1'),
+        (
+            '[scale."deepseek-r1"]\nmin = 2',
+            'scale."deepseek-r1": min must not exceed max, got 2 and 1',
+        ),
         ('[scale."deepseek-r1"]\nmost = 2', "most"),
         ('[scale."deepseek-r1"]\nhour_usd_max = "much"', "scale.\"deepseek-r1\".hour_usd_max: 'much'"),
-        ('[scale."deepseek-r1"]\nhour_usd_max = "-1"', "is below zero"),
+        ('[scale."deepseek-r1"]\nhour_usd_max = "-1"', "must not be negative"),
         ('fleet = "cloud"', "$.fleet"),
+        ("replicas = 3\nlog_replicas = 3", "the old name of log_replicas"),
+        ("replicas = 9", "$.log_replicas"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, toml: str, words: str) -> None:
     with pytest.raises(InvalidSettings) as raised:
         settings(tmp_path, toml)
     assert words in str(raised.value)
+
+
+def test_the_old_name_of_log_replicas_still_works(tmp_path: Path) -> None:
+    assert settings(tmp_path, "replicas = 3") == settings(tmp_path, "log_replicas = 3")
+    assert settings(tmp_path, "replicas = 3").log_replicas == 3
 
 
 def test_two_words_for_the_same_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from rift import supervisor
-from rift.supervisor import Child, Guard
+from rift.supervisor import Child, Guard, Parent
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def child(folder: Path, script: str, guard: Guard, ended: list[int], said: list[
         ended.append(status)
 
     command = ["/bin/sh", "-c", script]
-    return Child("child", lambda: command, logs=folder, guard=guard, say=said.append, ended=tell)
+    return Child("child", lambda: command, Parent(folder, guard, said.append), ended=tell)
 
 
 @pytest.mark.anyio
@@ -40,7 +40,7 @@ async def test_one_that_ends_is_started_again_and_its_own_last_words_are_shown(t
     guard.dismiss()
     assert ended[:2] == [1, 1]
     assert said[0] == "child ended (exit status 1): no weights here"
-    assert said[1].startswith(f"starting it again in {supervisor.BACK_OFF_S[0]:g} s; its log is ")
+    assert said[1].startswith(f"restarting it in {supervisor.BACK_OFF_S[0]:g} s; its log is ")
     assert one.last_line() == "no weights here"
     assert not one.runs
 
@@ -88,7 +88,7 @@ async def test_one_that_cannot_be_started_again_is_tried_again(tmp_path: Path) -
     guard, said, program = Guard(), list[str](), tmp_path / "program"
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o700)
-    one = Child("child", lambda: [str(program)], logs=tmp_path, guard=guard, say=said.append)
+    one = Child("child", lambda: [str(program)], Parent(tmp_path, guard, said.append))
     one.start()
     program.rename(tmp_path / "away")
     async with anyio.create_task_group() as tasks:

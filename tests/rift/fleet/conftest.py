@@ -27,7 +27,7 @@ from rift import book_admin, prices, settings
 from rift.data_dir import DataDir
 from rift.fleet.decision_reader import follow
 from rift.fleet.local import Host, LocalFleet
-from rift.supervisor import Guard
+from rift.supervisor import Guard, Parent
 from tests.conftest import Server
 from tests.deciding import decide
 from tests.service import environment, running
@@ -135,7 +135,7 @@ class Place:
             await book_admin.open_account(log, book, "dev")
             published = prices.default(known, book)
             assert published is not None, "a new book has no prices"
-            await prices.publish(log, published)
+            await book_admin.publish_prices(log, book, published)
             return (await book_admin.issue_key(log, "dev")).text
 
     @asynccontextmanager
@@ -176,9 +176,7 @@ class Rig:
             serves=frozenset([model]),
             command=self._command,
             environment=lambda model, place: environment(),
-            logs=place.folder / "logs",
-            guard=place.guard,
-            say=self.screen.append,
+            parent=Parent(place.folder / "logs", place.guard, self.screen.append),
         )
         self.fleet = LocalFleet(log, host)
 

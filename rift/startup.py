@@ -1,0 +1,88 @@
+"""What `rift up` does with the log: connect, prepare book and fleet, and wait until a model is ready."""
+
+import anyio
+
+from events import book as books
+from events import fleet as fleets
+from events import subjects
+from events.jetstream import JetStream, connect
+from events.log import Log, LogError
+from events.publisher import Publisher
+from events.schema import ReplicaLost
+from rift import book_admin, nats_server, prices
+from rift.data_dir import DataDir, DataDirError
+from rift.settings import SHARDS, Settings
+
+WRITER = "up"
+FIRST_ACCOUNT = "dev"
+
+# A broker with a large store first reads its index. An empty one answers in 0.1 s.
+BROKER_START_S = 60.0
+FLEET_APPEND_S = 30.0
+
+
+async def connected(installation: DataDir) -> JetStream:
+    """Connect to the embedded broker as soon as it answers. Raises DataDirError after BROKER_START_S."""
+    address = nats_server.address(installation.nats)
+    assert address is not None, "configure the broker first"
+    with anyio.move_on_after(BROKER_START_S):
+        while True:
+            try:
+                return await connect(address.url, token=address.token, name=WRITER)
+            except LogError:
+                await anyio.sleep(0.05)
+    raise DataDirError(f"nats-server does not answer; see {installation.logs / 'nats.log'}")
+
+
+async def ensure_streams(log: JetStream, settings: Settings) -> None:
+    """Create or adjust the log's streams. Raises LogError."""
+    await log.ensure_streams(
+        shards=SHARDS,
+        replicas=settings.log_replicas,
+        max_bytes=settings.log_bytes_max,
+        retention_days=settings.retention_days,
+    )
+
+
+async def write_book(log: Log, installation: DataDir, settings: Settings) -> str:
+    """Open the first account and price the catalogue's models, unless that is done; return a valid key."""
+    book = await books.read(log)
+    await book_admin.open_account(log, book, FIRST_ACCOUNT)
+    if (published := prices.default(settings.catalogue(), book)) is not None:
+        await book_admin.publish_prices(log, book, published)
+    file = installation.first_key
+    held = book.authenticate(file.read_text().strip()) if file.exists() else None
+    if held is not None and held.state(book.at_ns) == "valid":
+        return file.read_text().strip()
+    key = await book_admin.issue_key(log, FIRST_ACCOUNT)
+    nats_server.write_secret(file, key.text)
+    return key.text
+
+
+async def write_fleet(log: Log) -> None:
+    """Declare every replica lost that the fleet's stream still counts: none has been started yet."""
+    fleet = await fleets.read(log)
+    publisher = Publisher(log, WRITER)
+    for model, replicas in fleet.replicas.items():
+        for replica in replicas:
+            lost = ReplicaLost(replica=replica, model=model, why="found dead at the start", cause="host")
+            await publisher.publish(lost, within_s=FLEET_APPEND_S)
+
+
+async def model_ready(log: Log, model: str) -> None:
+    """Return once the model has a ready replica. Raises LogError."""
+    fleet = await fleets.read(log)
+    async with log.follow(subjects.FLEET, ["rift.fleet.>"], after=fleet.position) as reader:
+        while not fleet.is_ready(model):
+            for stored in await anext(aiter(reader)):
+                fleet.fold(stored)
+
+
+async def gateway_answers(host: str, port: int) -> bool:
+    """Ask the gateway once whether it is ready."""
+    try:
+        async with await anyio.connect_tcp(host, port) as stream:
+            await stream.send(b"GET /readyz HTTP/1.1\r\nHost: rift\r\nConnection: close\r\n\r\n")
+            return (await stream.receive()).startswith(b"HTTP/1.1 200")
+    except (OSError, anyio.EndOfStream):
+        return False
