@@ -1,7 +1,7 @@
-"""Clients of a simulated service: they ask, read, leave, come back, cancel and ask again.
+"""Clients of a simulated service: they send requests, read, disconnect, resume, cancel and retry.
 
-Each judges what it is shown at the moment it is shown it: it stands in the log already, it follows what was
-shown before, and nothing is missing in between.
+Each client checks a frame as it arrives: its event is in the log, and it follows the previous frame without a
+gap.
 """
 
 import json
@@ -15,16 +15,16 @@ from tests.simulation.ledger import Entry, Ledger
 from tests.simulation.processes import MODEL, GatewayProcess
 from tests.simulation.promise import hold
 
-# A client that got nowhere tries again elsewhere, after so long at most, and for longer than any deadline.
+# A client without an answer retries at another gateway after at most RETRY_S, for longer than any deadline.
 TRIES_MAX = 600
 RETRY_S = 3.0
 
-# Longer than any deadline: a gateway that says nothing at all for so long is broken.
+# Longer than any deadline: a gateway that stays silent for this long is broken.
 SILENT_S = 1500.0
 
 
 class Chance(Protocol):
-    """What of `random.Random` a client needs."""
+    """The part of `random.Random` that a client uses."""
 
     def random(self) -> float: ...
     def uniform(self, a: float, b: float, /) -> float: ...
@@ -33,7 +33,7 @@ class Chance(Protocol):
 
 
 class Call:
-    """One HTTP request and what came back, in memory."""
+    """One HTTP request and its response, in memory."""
 
     def __init__(self, method: str, target: str, *, headers: dict[str, str], body: Any = None) -> None:
         path, _, query = target.partition("?")
@@ -85,14 +85,14 @@ class Call:
         changed.set()
 
     async def more(self) -> bool:
-        """Wait until something came; False once nothing more will."""
+        """Wait for more of the response; return False at its end."""
         if not self.whole and not self.ended:
             with anyio.fail_after(SILENT_S):
                 await self._changed.wait()
         return not self.whole and not self.ended
 
     def take(self) -> list["Frame"]:
-        """Return the whole frames that came since the last call."""
+        """Return the complete frames that arrived since the last call."""
         *blocks, self.data = self.data.split(b"\n\n")
         return [frame for block in blocks if (frame := _frame(block)) is not None]
 
@@ -113,7 +113,10 @@ def _frame(block: bytes) -> Frame | None:
 
 
 class Client:
-    """One person's request. `outcome` says how it went, in one word; `was_not_accepted` what it was told."""
+    """One client with one request.
+
+    `outcome` is its result in one word. `was_not_accepted` means that the gateway denied accepting it.
+    """
 
     def __init__(
         self,
@@ -136,7 +139,7 @@ class Client:
         self._leaves_after = chance.randint(0, 40) if chance.random() < 0.4 else None
         self._comes_back = chance.random() < 0.7
         self._cancels_after = chance.randint(0, 30) if chance.random() < 0.2 else None
-        # Who ends it early asks for much, so that there is something to be ended.
+        # A client that cancels asks for many tokens, so that the request is still running by then.
         is_short = self._cancels_after is None and chance.random() < 0.9
         self._tokens_max = chance.randint(1, 40) if is_short else chance.randint(100, 250)
 
@@ -149,7 +152,7 @@ class Client:
         self.outcome = "gave up"
 
     async def _call(self, method: str, target: str, *, body: Any = None, **headers: str) -> Call | None:
-        """Connect to some gateway; None where nobody listens."""
+        """Connect to some gateway; return None if no gateway listens."""
         listening = self._gateways()
         if not listening:
             return None
@@ -159,7 +162,7 @@ class Client:
         return call
 
     async def _try(self) -> bool:
-        """Ask, or ask for the rest; True once there is nothing more to ask for."""
+        """Send the request, or read on; return True once there is nothing more to read."""
         if self.request is not None and self._route == "stream":
             call = await self._call(
                 "GET", f"/v1/inference/{self.request}/events", last_event_id=str(self._last_id)
@@ -200,7 +203,7 @@ class Client:
         return True
 
     async def _fetch(self) -> bool:
-        """Ask for the object until it has ended."""
+        """Fetch the object; return True once the request has ended."""
         call = await self._call("GET", f"/v1/inference/{self.request}")
         if call is None:
             return False
@@ -212,7 +215,7 @@ class Client:
         shown = json.loads(call.data)
         entry = self._entry(shown["id"])
         if shown["status"] in ("queued", "running"):
-            hold(entry.text.startswith(shown["output"]), "an answer so far is no prefix of the text")
+            hold(entry.text.startswith(shown["output"]), "a partial answer is not a prefix of the text")
             return False
         if "error" in shown:
             self.outcome = shown["error"]["code"]
@@ -221,7 +224,7 @@ class Client:
         return True
 
     async def _follow(self, call: Call) -> bool:
-        """Read a stream's frames, native or OpenAI's, and act as this client does."""
+        """Read a stream's frames, native or OpenAI's; disconnect or cancel if this client does so."""
         frames = 0
         while True:
             is_open = await call.more()
@@ -246,7 +249,7 @@ class Client:
                 return self._lost()
 
     def _lost(self) -> bool:
-        """The connection ended before the answer did. Who cannot find the request again gives up."""
+        """Handle a connection that ended before the answer. A client that cannot resume stops."""
         self.outcome = "lost"
         return self.request is None and self.idempotency is None
 
@@ -257,16 +260,16 @@ class Client:
         self.was_not_accepted = is_final and self.outcome in ("log_unavailable", "log_full")
         return is_final
 
-    # --- judging ---------------------------------------------------------------------------------------
+    # --- checking ---------------------------------------------------------------------------------------
 
     def _entry(self, request: str | None) -> Entry:
         self._ledger.catch_up()
-        hold(request in self._ledger.entries, f"{request} is shown and not in the log")
+        hold(request in self._ledger.entries, f"{request} was shown, but is not in the log")
         assert request is not None
         return self._ledger.entries[request]
 
     def _show(self, frame: Frame) -> bool:
-        """Judge one frame; True if it is the last."""
+        """Check one frame; return True if it is the last."""
         if frame.kind == "data":
             return self._show_openai(frame.data)
         if self.request is None:
@@ -276,9 +279,9 @@ class Client:
         if frame.kind == "error" and frame.data["error"]["code"] in ("gateway_stopping", "slow_reader"):
             passed = entry.events[self._last_id : frame.number]
             shown = any(isinstance(event, TokensGenerated | RequestFinished) for event in passed)
-            hold(not shown, f"who resumes after {frame} misses what was not shown")
+            hold(not shown, f"a client that resumes after {frame} misses tokens")
             return False
-        hold(frame.number <= len(entry.events), f"{frame} is shown and not in the log")
+        hold(frame.number <= len(entry.events), f"{frame} was shown, but is not in the log")
         if frame.kind == "token":
             self._show_tokens(entry, frame)
         self._last_id = max(self._last_id, frame.number)
@@ -309,7 +312,7 @@ class Client:
         for choice in chunk["choices"]:
             self._shown += choice["delta"].get("content") or ""
         texts = [entry.text for entry in self._ledger.entries.values() if entry.prompt == self.prompt]
-        hold(any(text.startswith(self._shown) for text in texts), "a chunk is shown and not in the log")
+        hold(any(text.startswith(self._shown) for text in texts), "a chunk was shown, but is not in the log")
         if chunk["choices"] and chunk["choices"][0]["finish_reason"]:
             hold(self._shown in texts, "the stream ended before its text")
             self.outcome = "done"

@@ -1,8 +1,7 @@
-"""An event loop whose time jumps: as soon as everything waits, it is the next timer's moment.
+"""An event loop whose time jumps: once all tasks wait, the time becomes that of the next timer.
 
-So hours pass in a second, nothing waits for the machine, and the same program takes the same steps at
-the same moments, every time. There are no sockets and no threads on this loop: who waits for one waits for
-something that never comes, which is an error here and not a hang.
+Hours pass in a second, and the same program takes the same steps at the same times on every run. The loop
+has no sockets and no threads. A task that waits for one would wait for ever, so that is an error.
 """
 
 import asyncio
@@ -17,15 +16,15 @@ from anyio._backends._asyncio import CancelScope
 
 Result = TypeVar("Result")
 
-WAITS = "everything waits, and no timer is set: is there a thread or a socket?"
+WAITS = "all tasks wait, and no timer is set: is there a thread or a socket?"
 
 
 class Deadlock(RuntimeError):
-    """Everything waits, and no timer is set."""
+    """All tasks wait, and no timer is set."""
 
 
 class TooLong(AssertionError):
-    """The program is not over at a moment at which it should be."""
+    """The program runs past the time at which it should have ended."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -38,18 +37,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now_s
 
     def jump(self) -> None:
-        """Go to the next timer's moment."""
+        """Set the time to that of the next timer."""
         moment = self._scheduled[0].when()  # type: ignore[attr-defined]
         if moment == float("inf"):
             raise Deadlock(WAITS)
         self.now_s = max(self.now_s, moment)
         if self.now_s > self._until_s:
             self._until_s = float("inf")
-            raise TooLong(f"{self.now_s:.0f} s have passed, and it is not over")
+            raise TooLong(f"{self.now_s:.0f} s have passed, and the program still runs")
 
 
 class _Jump(selectors.SelectSelector):
-    """Where a loop waits for sockets; this one does not wait."""
+    """The loop's wait for sockets, replaced by a jump."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
@@ -64,7 +63,7 @@ class _Jump(selectors.SelectSelector):
 
 
 class _Ordered(dict[Any, None]):
-    """A set that is walked in the order in which it was filled."""
+    """A set that iterates in insertion order."""
 
     def add(self, item: Any) -> None:
         self[item] = None
@@ -78,8 +77,11 @@ class _Ordered(dict[Any, None]):
 
 @contextmanager
 def _in_order() -> Iterator[None]:
-    """Let nothing depend on where objects lie in memory: not the order in which a scope cancels its tasks
-    (anyio keeps them in sets), and not the moment of a garbage collection (which ends generators)."""
+    """Make runs independent of memory addresses.
+
+    They would decide in which order a scope cancels its tasks (anyio keeps them in sets), and when a garbage
+    collection ends generators.
+    """
     original = CancelScope.__init__
 
     def init(self: CancelScope, *arguments: Any, **named: Any) -> None:
@@ -98,7 +100,7 @@ def _in_order() -> Iterator[None]:
 
 
 def run(main: Callable[[], Awaitable[Result]], *, until_s: float = 3600.0) -> Result:
-    """Run a program to its end, in no time. Raises TooLong past `until_s` of its own time."""
+    """Run a program to its end without waiting. Raises TooLong after `until_s` of virtual time."""
     options = {"loop_factory": lambda: VirtualLoop(until_s=until_s)}
     with _in_order():
         return anyio.run(main, backend="asyncio", backend_options=options)

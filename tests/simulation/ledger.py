@@ -1,8 +1,8 @@
-"""What the log says of every request, judged as it is stored: the invariants that hold at every step.
+"""A fold of the simulated log that checks the invariants of every request after every record.
 
-The ledger reads the broker's memory itself, with no delay and no fault. It decides what counts with the
-one fold (the model in `protocol_model.py` is what judges that), and then asks of what counted what a
-client, an auditor and an operator would ask.
+The ledger reads the broker's memory directly, without delays and faults. It uses Rift's own life cycle, which
+`protocol_model.py` tests separately, and checks the counted events as a client, an auditor and an operator
+would.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ STREAM = subjects.shard_stream(0)
 class Entry(msgspec.Struct):
     """One request: each event that counted, in order; number n of a stream is `events[n - 1]`.
 
-    `over_at_ns` is when it ended, or when somebody wanted that.
+    `over_at_ns` is when it ended, or when its end was first requested.
     """
 
     accepted: RequestAccepted
@@ -60,7 +60,7 @@ class Ledger:
         self._read_to = 0
 
     async def watch(self) -> None:
-        """Judge everything as it is stored, for as long as the service runs. Raises Violation."""
+        """Check every record as it is stored, until cancelled. Raises Violation."""
         stream = self._broker.stream(STREAM)
         while True:
             changed = stream.changed
@@ -73,9 +73,9 @@ class Ledger:
             self._read_to += 1
             stored = messages[self._read_to - 1]
             hold(stored.sequence == self._read_to, f"sequence {stored.sequence} stands at {self._read_to}")
-            self._judge(stored)
+            self._check(stored)
 
-    def _judge(self, stored: Stored) -> None:
+    def _check(self, stored: Stored) -> None:
         at = subjects.parse(stored.subject)
         for event in codec.decode(stored.data)[1]:
             if at is None:
@@ -95,7 +95,7 @@ class Ledger:
         hold(not entry.ended_at_ns, f"{entry.id}: {event} counted after the end")
         entry.events.append(event)
         entry.life = life
-        hold(life.counted == len(entry.events), f"{entry.id}: {event} has another number than it stands at")
+        hold(life.counted == len(entry.events), f"{entry.id}: {event} has the wrong number")
         match event:
             case AttemptStarted():
                 hold(event.attempt not in entry.attempts, f"{event.attempt} counted twice")
@@ -124,7 +124,7 @@ class Ledger:
             hold(now_ns < due_ns, f"{entry.id} is open long after its deadline")
 
     def check_projection(self, cut: int) -> None:
-        """The projector's fold, in batches of `cut`, bills every request as this ledger does, once."""
+        """Check that the projector's fold, in batches of `cut`, bills as this ledger, each request once."""
         fold, rows, ended = FactFold(), list[Any](), set[str]()
         for name in (subjects.BOOK, subjects.FLEET, STREAM):
             messages = self._broker.stream(name).messages
@@ -136,18 +136,18 @@ class Ledger:
         requests = [row for row in rows if isinstance(row, RequestRow)]
         billed = {row.request_id: (row.output_tokens, row.charge_nanousd) for row in requests}
         hold(len(billed) == len(requests), "the projector entered a request twice")
-        here = {
+        expected = {
             entry.id: (len(entry.token_ids), self.charge_nanousd(entry))
             for entry in self.entries.values()
             if entry.ended_at_ns
         }
-        hold(billed == here, "the projector's bill is another")
+        hold(billed == expected, "the projector's bill differs from the ledger's")
 
     def digest(self) -> str:
         """Return the SHA-256 of everything the log holds: positions, times, subjects and bytes."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, stream in sorted(self._broker.streams.items()):
             for stored in stream.messages:
                 head = f"{name} {stored.sequence} {stored.stored_at_ns} {stored.subject} {len(stored.data)}\n"
-                found.update(head.encode() + stored.data)
-        return found.hexdigest()
+                digest.update(head.encode() + stored.data)
+        return digest.hexdigest()

@@ -1,5 +1,8 @@
-"""The simulated service with one account whose credit is too small: gateways die, freeze, stop and lose acks
-while they take, spend and settle allowances, and control settles those of lost lanes."""
+"""The simulated service with one account whose credit is too small.
+
+Gateways die, freeze, stop and lose acknowledgements while they reserve, spend and settle credit, and control
+settles the credit of lost lanes.
+"""
 
 import random
 import tempfile
@@ -28,20 +31,19 @@ from tests.simulation.processes import MODEL
 from tests.simulation.promise import Violation, hold
 from tests.simulation.service import ACCOUNT, END_S, UNREST_S
 
-# A prompt costs next to nothing, so that the worst case is close to what a request costs: what is spent
-# twice shows.
+# A prompt is almost free, so a request costs nearly its worst case, and credit that is spent twice shows.
 PRICE = Price(model=MODEL, prompt_nanousd=1, output_nanousd=1000, second_nanousd=5000)
 ASKERS = 50
 TOKENS_MAX = 40
 GRANTED = ASKERS * TOKENS_MAX * PRICE.output_nanousd // 4
 
-# A lane that is lost (60 s), and a request that never landed (45 s).
+# Covers the silence of a lost lane (60 s) and the wait for an acceptance of unknown outcome (45 s).
 BACK_S = 300.0
 PROJECT_S = 10.0
 
 
 class InlineSettling(CreditSettlement):
-    """There are no threads on a clock that jumps."""
+    """Queries the warehouse without a thread, which the simulated clock does not allow."""
 
     async def _ask(self, select: str) -> list[list[Any]]:
         return self._warehouse().query(select).rows
@@ -68,7 +70,7 @@ def standing_of(broker: MemoryBroker) -> Balance:
 
 
 async def settle_lost(broker: MemoryBroker) -> None:
-    """Project, and settle what lost lanes hold, as control does."""
+    """Project, and settle the credit of lost lanes, as control does."""
     with tempfile.TemporaryDirectory() as folder, closing(Warehouse.open(Path(folder) / "db")) as warehouse:
         settling = InlineSettling(MemoryLog(broker), lambda: warehouse)
         async with anyio.create_task_group() as tasks:
@@ -100,7 +102,7 @@ class Prepaid(service.Service):
             clients.start_soon(self._ask_for, number)
 
     async def _ask_for(self, number: int) -> None:
-        """Ask once, or with an idempotency key until there is an answer; some leave."""
+        """Send one request; with an idempotency key, retry until it is answered. Some disconnect."""
         headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
         if number % 3 == 0:
             headers["idempotency-key"] = f"key {number}"
@@ -134,7 +136,7 @@ class Prepaid(service.Service):
         charged = sum(self.ledger.charge_nanousd(entry) for entry in self.ledger.entries.values())
         most = min(n for n in (standing.granted_nanousd, standing.budget_nanousd) if n is not None)
         hold(charged <= most, f"{charged} nano-USD charged, {most} granted")
-        hold(not standing.holds, f"never given back: {standing.holds}")
+        hold(not standing.holds, f"never settled: {standing.holds}")
         hold(standing.spent_nanousd == charged, f"{charged} charged, {standing.spent_nanousd} settled")
 
 
@@ -145,7 +147,7 @@ BUDGET = (LimitsSet(id="limits", account=ACCOUNT, budget_nanousd=GRANTED),)
 def run(
     seed: int, faults: Faults = service.FAULTS, *, limits: tuple[AnyEvent, ...] = CREDIT
 ) -> tuple[Counter[str], Counter[str]]:
-    """Return how calls were answered, and what the log holds. Raises Violation."""
+    """Return the counts of HTTP statuses and of the book's events. Raises Violation."""
 
     async def main() -> Prepaid:
         async with anyio.create_task_group() as tasks:
@@ -157,8 +159,8 @@ def run(
     try:
         prepaid = clock.run(main, until_s=END_S)
     except BaseException as error:
-        raise Violation(f"seed {seed}: {service._words(error)}") from error
-    said: Counter[str] = Counter()
+        raise Violation(f"seed {seed}: {service._first_error(error)}") from error
+    events: Counter[str] = Counter()
     for stored in prepaid.broker.stream(subjects.BOOK).messages:
-        said.update(type(event).__name__ for event in codec.decode(stored.data)[1])
-    return prepaid.answers, said
+        events.update(type(event).__name__ for event in codec.decode(stored.data)[1])
+    return prepaid.answers, events

@@ -1,7 +1,7 @@
 """The processes of a simulated service: gateways, workers and the janitor, each with its own connections.
 
-A process that is killed sends nothing more and hears nothing; what it sent before may still arrive. One that
-is frozen goes on later as if nothing had been. The code that runs in them is Rift's own.
+A killed process sends and receives nothing more, but messages that it sent before may still arrive. A frozen
+process continues later without noticing the pause. The processes run Rift's own code.
 """
 
 from collections.abc import Collection, Sequence
@@ -29,14 +29,14 @@ SECRET = b"simulated" * 4
 SLOTS = 3
 PROFILE = Profile(sim=Pace(step_us=50_000, running_max=SLOTS))
 
-# What a supervisor takes to say that a process has ended.
+# A supervisor reports a worker's end within this time.
 NOTICED_S = 1.0
 SAY_S = 60.0
 RETRY_S = 1.0
 
 
 class Chance(Protocol):
-    """What of `random.Random` the processes need."""
+    """The part of `random.Random` that the processes use."""
 
     def random(self) -> float: ...
     def uniform(self, a: float, b: float, /) -> float: ...
@@ -44,7 +44,7 @@ class Chance(Protocol):
 
 
 class Process:
-    """`ended` is set when nothing of it runs any more, `why` is what it ended of."""
+    """`ended` is set once the process no longer runs; `why` is the error that ended it."""
 
     kind = "process"
 
@@ -104,7 +104,7 @@ class Call(Protocol):
 
 
 class GatewayProcess(Process):
-    """`is_open` once clients can connect; `stop` is its supervisor's word."""
+    """`is_open` is true while clients can connect; a supervisor sets `stop`."""
 
     kind = "gateway"
 
@@ -139,12 +139,12 @@ class GatewayProcess(Process):
 
     @property
     def followed(self) -> list[str]:
-        """The requests that the gateway still follows for somebody."""
-        relays = self._opened.relays.every() if self._opened is not None else []
-        return [request for relay in relays for request in relay.followed]
+        """The requests that the gateway still follows."""
+        readers = self._opened.relays.every() if self._opened is not None else []
+        return [request for reader in readers for request in reader.followed]
 
     def serve(self, call: Call) -> None:
-        assert self.is_open, "nobody listens"
+        assert self.is_open, "the gateway does not listen"
         self._tasks.start_soon(self._serve, call)
 
     async def _serve(self, call: Call) -> None:
@@ -156,7 +156,7 @@ class GatewayProcess(Process):
 
 
 class Engine(SimEngine):
-    """Counts what it runs, freezes with its process, and can be told to hang."""
+    """Tracks its attempts, freezes with its process, and hangs if `hangs` is set."""
 
     def __init__(self, process: Process) -> None:
         super().__init__(MODELS[MODEL], PROFILE, sleep=self._pass)
@@ -198,7 +198,7 @@ class WorkerProcess(Process):
 
     @property
     def at_work(self) -> list[str]:
-        """What the worker still has in its hands, whether its engine runs it or not."""
+        """The requests and attempts that the worker still holds, in its engine or not."""
         held = [claim.request.text for claim in self.worker.claims.held] if self.worker is not None else []
         return held + list(self.engine.running)
 
@@ -230,7 +230,7 @@ class JanitorProcess(Process):
 
 
 class Supervisor:
-    """Sees processes end, says so of most workers, and starts others in their place."""
+    """Replaces processes that end, and reports most workers that do."""
 
     def __init__(self, broker: MemoryBroker, chance: Chance, tasks: TaskGroup) -> None:
         self.processes: list[Process] = []
@@ -265,7 +265,7 @@ class Supervisor:
 
 
 async def say(log: MemoryLog, event: AnyEvent) -> None:
-    """Append to the fleet's stream, however long that takes: the words of a supervisor are few."""
+    """Append to the fleet's stream, retrying until it succeeds."""
     data = codec.encode("supervisor", [event])
     subject = subjects.fleet(subjects.slug(MODEL))
     while True:

@@ -1,8 +1,8 @@
-"""A promise that did not hold."""
+"""Check a promise of Rift's while the simulation runs."""
 
 
 class Violation(AssertionError):
-    """What was promised, and what happened."""
+    """A promise did not hold; the message says which."""
 
 
 def hold(promise: bool, words: str) -> None:

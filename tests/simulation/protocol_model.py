@@ -1,11 +1,10 @@
-"""The protocol alone, at random: writers with stale knowledge over one total order, and its readers.
+"""Random schedules of the protocol alone: writers with stale knowledge, one total order, and readers.
 
-No gateway, worker or broker of Rift takes part; what those do wrong is a case of what happens here.
-Writers only append. What they know may be old, what they append may land twice, late or never, and any
-of them may fall silent or come back. One schedule is one request, from one seed. What must hold is
-said in `protocol_oracle.py`.
+No gateway, worker or broker of Rift takes part, but any of their faults is a case of these schedules. Writers
+only append. Their knowledge may be stale, their records may be stored twice, late or never, and each may fall
+silent or return. One schedule is one request from one seed. `protocol_oracle.py` checks it.
 
-    python -m tests.simulation.protocol_model SEED     prints a schedule's log, and what is wrong with it
+    python -m tests.simulation.protocol_model SEED     prints a schedule's log and its violation, if any
 """
 
 import random
@@ -52,14 +51,13 @@ STEPS = 60
 ATTEMPTS_MAX = 5
 TOKENS_MAX = 8
 
-
-# What becomes of an append. Its writer repeats what was not answered; "answered only" is a broker that
-# lies, so that what follows stands behind a gap.
+# The outcomes of an append, with their weights. A writer repeats an append without an answer. "answered only"
+# is a broker that acknowledges a record without storing it, so later records follow a gap.
 OUTCOMES = {"stored": 79, "unanswered": 6, "late": 6, "lost": 6, "answered only": 3}
 
 
 class Attempt:
-    """One worker's try, as that worker sees it. `careful` reads its own start before it generates."""
+    """One attempt as its worker sees it. A `careful` one reads its own start before it generates."""
 
     def __init__(self, name: str, *, knows: int, life: Life, text: Sequence[int], careful: bool) -> None:
         self.name, self.knows, self.careful = name, knows, careful
@@ -100,7 +98,7 @@ class Attempt:
 
 
 class Client:
-    """A reader that shows what counts; it may break off and read on, or begin again elsewhere."""
+    """A reader that shows the counted tokens. It may pause, or resume at another gateway."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
@@ -118,7 +116,7 @@ class Client:
         self._position = max(self._position, to)
 
     def resume(self) -> None:
-        """Go to another reader, which knows nothing, with the last id that was shown."""
+        """Continue at another reader, without its state, from the last id that was shown."""
         self._life, self._position = NEW, 0
 
 
@@ -159,14 +157,14 @@ class Schedule:
     # --- steps -------------------------------------------------------------------------------------
 
     def accept(self) -> None:
-        """A gateway that accepts, repeats what it got no answer for, or is told to offer it again."""
+        """A gateway appends the acceptance, again or late."""
         if self.chance.random() < 0.3:
             self._afloat.append((ACCEPTED,))
         else:
             self.land((ACCEPTED,))
 
     def take(self) -> None:
-        """A delivery reaches a worker that has read the log up to now, or up to some time ago."""
+        """Deliver the job to a worker that has read the log to its end, or to an earlier position."""
         if not self.oracle.is_accepted or len(self.attempts) == ATTEMPTS_MAX:
             return
         first = self.log.index(ACCEPTED) + 1
@@ -184,7 +182,7 @@ class Schedule:
         return attempt
 
     def write(self) -> None:
-        """One append of an attempt's writer: a record at a time, repeated until its answer comes."""
+        """Append one record of some attempt; the writer repeats it until it is acknowledged."""
         waiting = [attempt for attempt in self.attempts.values() if attempt.sent or attempt.queue]
         if waiting:
             outcome = self.chance.choices(list(OUTCOMES), list(OUTCOMES.values()))[0]
@@ -203,7 +201,7 @@ class Schedule:
             attempt.sent = ()
 
     def generate(self) -> None:
-        """An engine's step, by an attempt that believes to be the current one."""
+        """Generate tokens in an attempt that takes itself for the current one."""
         able = [a for a in self.attempts.values() if a.is_started and a.is_confirmed and not a.is_done]
         if able:
             attempt = self.chance.choice(able)
@@ -211,13 +209,13 @@ class Schedule:
 
     def _generate(self, attempt: Attempt, *, end: bool) -> None:
         count = self.chance.randint(1, 3)
-        # No two tokens are the same, so that nobody's text is taken for another's.
+        # Every token is unique, so that the texts of two attempts always differ.
         tokens = range(self._tokens, self._tokens + count)
         self._tokens += count
         attempt.generate(tokens, end=end or len(attempt.text) + count >= TOKENS_MAX)
 
     def read(self) -> None:
-        """A worker's reader goes on a little, and the worker obeys what it says."""
+        """Let a worker read some more events and act on them."""
         if self.attempts:
             attempt = self.chance.choice(list(self.attempts.values()))
             self._read(attempt, self.chance.randint(attempt.read_to, len(self.log)))
@@ -229,16 +227,16 @@ class Schedule:
             if own and isinstance(event, AttemptStarted):
                 attempt.is_confirmed = True
                 attempt.is_done = attempt.is_done or life.attempt != attempt.name
-            told = own and isinstance(event, CancelRequested)
+            is_cancelled = own and isinstance(event, CancelRequested)
             superseded = attempt.is_confirmed and life.attempt != attempt.name
-            if told or superseded or life.phase == "ended":
+            if is_cancelled or superseded or life.phase == "ended":
                 attempt.is_done = True
             elif life.wanted and life.attempt == attempt.name and not attempt.is_done:
                 attempt.finish("cancelled")
         attempt.read_to = to
 
     def release(self) -> None:
-        """A worker drains, or somebody says of a worker, rightly or not, that it is lost."""
+        """Drain a worker, or declare it lost, rightly or not."""
         if not self.attempts:
             return
         attempt = self.chance.choice(list(self.attempts.values()))
@@ -249,7 +247,7 @@ class Schedule:
             self.land((AttemptReleased(attempt=attempt.name, why="lost"),))
 
     def crash(self) -> None:
-        """A worker ends. What it sent last may still land."""
+        """End a worker; its last record may still be stored."""
         if self.attempts:
             attempt = self.chance.choice(list(self.attempts.values()))
             if attempt.sent and self.chance.random() < 0.5:
@@ -260,13 +258,13 @@ class Schedule:
         self.land((CancelRequested(request=REQUEST, why=self.chance.choice(["client", "disconnect"])),))
 
     def tell(self) -> None:
-        """Somebody tells an attempt's worker to stop, rightly or not."""
+        """Ask the worker of one attempt to stop, rightly or not."""
         if self.attempts:
             name = self.chance.choice(list(self.attempts))
             self.land((CancelRequested(request=REQUEST, why="superseded", attempt=name),))
 
     def expire(self) -> None:
-        """Control ends the request. What it says of the tokens is not what counts."""
+        """Let control end the request with a wrong number of tokens, which must be ignored."""
         reason = self.chance.choice(["expired", "failed", "poison"])
         self.land((RequestFinished(request=REQUEST, attempt=None, reason=reason, output_tokens=99),))
 
@@ -287,7 +285,7 @@ class Schedule:
     # --- the end -----------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """The janitor's rule, then everything that was still under way: one end, and nothing after it."""
+        """Apply the janitor's rule, then store all pending records: one end counts, and nothing after it."""
         if not self.oracle.is_accepted:
             self.land((ACCEPTED,))
         if self.life.phase != "ended" and self.life.wanted:
@@ -313,16 +311,19 @@ class Schedule:
             self._write(attempt)
 
     def check_readers(self) -> None:
-        """Whoever read, wherever it stopped and began again, has seen the same."""
+        """Check that all readers have seen the same, wherever they paused and resumed."""
         for client in self._clients:
             so_far = len(client.shown)
-            hold(client.shown == self.oracle.text[:so_far], "a client was shown what is not in the text")
+            hold(
+                client.shown == self.oracle.text[:so_far],
+                "a client was shown a token that is not there",
+            )
             client.read(self.log, len(self.log))
             hold(client.shown == self.oracle.text, "a client was not shown the whole text")
         again = NEW
         for event in self.log:
             again = self._advance(again, event)
-        hold(again == self.life, "a second reader has another life")
+        hold(again == self.life, "a second reader has a different life")
 
 
 STEP_WEIGHTS: dict[Callable[[Schedule], None], float] = {

@@ -1,4 +1,4 @@
-"""What must hold of the protocol, whatever its table is: said without the table of `events/lifecycle.py`."""
+"""The promises of the protocol, checked without the table of `events/lifecycle.py`."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -20,28 +20,28 @@ PRICE = Price(model="model-a", prompt_nanousd=0, output_nanousd=1)
 
 
 class Writer(Protocol):
-    """Who writes an attempt: the position up to which it had read when it began, and its own text."""
+    """The writer of an attempt: the position it had read when it began, and its own text."""
 
     knows: int
     text: list[int]
 
 
 class Oracle:
-    """Judges each event that the fold under test counts. `text` is what a client can have been shown."""
+    """Checks each event that the fold under test counts. `text` is all that a client can have been shown."""
 
     def __init__(self, writers: Mapping[str, Writer]) -> None:
         self._writers = writers
         self.chain: list[str] = []
         self.text: list[int] = []
         self.is_accepted = self.is_ended = self.is_released = False
-        self._is_wished = self._is_cancelled = False
+        self._is_cancel_requested = self._is_cancelled = False
         self._knowledge_needed = 0
         self._deaths = 0
         self._graceful = True
 
     def judge(self, event: Any, before: Life, after: Life, position: int) -> None:
         if isinstance(event, CancelRequested) and event.attempt is None and self.is_accepted:
-            self._is_wished = True
+            self._is_cancel_requested = True
         counted = after.counted - before.counted
         hold(counted in (0, 1), "an event counts once or not at all: its number is the stream's id")
         if not counted:
@@ -78,7 +78,7 @@ class Oracle:
                 self._is_current(event)
                 self.is_released, self._graceful = True, event.why in GRACEFUL
             case CancelRequested():
-                hold(event.attempt is None, "a word to one attempt's worker counted for the request")
+                hold(event.attempt is None, "a cancellation of one attempt counted for the request")
                 self._is_cancelled = True
             case RequestFinished(attempt=str()):
                 self._is_current(event)
@@ -91,11 +91,11 @@ class Oracle:
         self.is_ended = True
         if isinstance(event, RequestFinished) and event.attempt is not None:
             writer = self._writers[event.attempt]
-            hold(writer.text == self.text, "the end was written by one who had another text")
+            hold(writer.text == self.text, "the end was written by an attempt with a different text")
         elif not isinstance(event, RequestFinished):
-            hold(self._is_wished, "cancelled, and nobody had asked for it")
+            hold(self._is_cancel_requested, "cancelled without a request to cancel")
         billed = charge_nanousd(after, PRICE)
-        hold(billed == (len(self.text) if is_chargeable(after) else 0), "the bill is not the text")
+        hold(billed == (len(self.text) if is_chargeable(after) else 0), "the bill does not match the text")
 
 
 def _material(life: Life) -> tuple[object, ...]:

@@ -1,11 +1,10 @@
-"""The whole service in one process, from one seed: several gateways and workers, the janitor, clients, and
-everything that may go wrong between them.
+"""The whole service in one process, from one seed: gateways, workers, the janitor, clients and faults.
 
-The code is Rift's own but for the broker (in memory, with faults), the engine (simulated), the clock (it
-jumps) and HTTP (calls of the ASGI app). The same seed takes the same steps, to the last byte of the log.
+The code is Rift's own except for the broker (in memory, with faults), the engine (simulated), the clock (it
+jumps) and HTTP (calls of the ASGI app). The same seed produces the same log, to the last byte.
 
-    python -m tests.simulation.service --first SEED              one run, told step by step
-    python -m tests.simulation.service --first K --seeds N       N runs, one line each for those that fail
+    python -m tests.simulation.service --first SEED              one run with its log messages
+    python -m tests.simulation.service --first K --seeds N       N runs, with a line for each that fails
 """
 
 import argparse
@@ -46,22 +45,22 @@ START_NS = 1_750_000_000_000_000_000
 GATEWAYS, WORKERS = 2, 3
 CLIENTS = 14
 
-# Clients come, and things go wrong, for so long. Then nothing new goes wrong, and everything must settle:
-# the deadline of a request is 600 s, the janitor's last word comes 5 s later.
+# Clients arrive and faults happen during UNREST_S. Then no new fault happens, and every request must end: the
+# deadline of a request is 600 s, and the janitor ends it 5 s later.
 UNREST_S = 60.0
 SETTLED_S = 900.0
 LATE_NS = 60 * 1_000_000_000
 
-# The servers of a cluster agree on the time by so much.
+# The largest difference between the clocks of a cluster's servers.
 SKEW_S = 2.0
 
-# A request that ended must have left its engine after this.
+# A request that has ended must have left its engine after this time.
 ABORTED_S = 2.0
 
-# Once all have ended: a delivery's wait for its answer, and a client's grace.
+# After all requests have ended: time for the last acknowledgements, and a client's grace period.
 REST_S = 30.0
 
-# A whole run is over by then.
+# Every run has ended by then.
 END_S = UNREST_S + 2 * SETTLED_S
 
 FAULTS = Faults(
@@ -80,7 +79,7 @@ FAULTS = Faults(
 
 
 class Result(NamedTuple):
-    """What a run came to: for the eye, and to compare runs."""
+    """The outcome of one run, to print and to compare."""
 
     digest: str
     messages: int
@@ -146,7 +145,7 @@ class Service:
             clients.start_soon(client.run)
 
     async def _watch_engines(self) -> None:
-        """Where nothing goes wrong, what has ended, or shall end, leaves its engine soon."""
+        """Check that without faults, a request that has ended or was cancelled leaves its engine soon."""
         while True:
             await anyio.sleep(ABORTED_S / 10)
             over_ns = {
@@ -213,7 +212,7 @@ class Service:
             process.disconnect(self.chance.uniform(0.0, 8.0))
 
     async def restart_the_broker(self) -> None:
-        """Another server leads: its clock is another, too."""
+        """Another server becomes the leader, with its own clock."""
         self._skew_ns = int(self.chance.uniform(-SKEW_S, SKEW_S) * 1e9)
         self.broker.restart(self.chance.uniform(0.1, 4.0))
 
@@ -234,7 +233,7 @@ class Service:
                 process.kill()
 
     async def _settle(self) -> None:
-        """Wait until every accepted request has ended; then nobody may hold on to anything."""
+        """Wait until every accepted request has ended; then no process may still hold one."""
         until = anyio.current_time() + SETTLED_S
         while anyio.current_time() < until and self.ledger.open:
             await anyio.sleep(1.0)
@@ -243,11 +242,11 @@ class Service:
         hold(not self.ledger.open, f"never ended: {[entry.id for entry in self.ledger.open]}")
         await anyio.sleep(REST_S)
         for worker in self._supervisor.workers():
-            hold(not worker.at_work, f"{worker.name} holds what has ended: {worker.at_work}")
+            hold(not worker.at_work, f"{worker.name} holds requests that have ended: {worker.at_work}")
         for gateway in self._supervisor.gateways():
-            hold(not gateway.followed, f"{gateway.name} follows what has ended: {gateway.followed}")
+            hold(not gateway.followed, f"{gateway.name} follows requests that have ended: {gateway.followed}")
         for consumer in self.broker.stream(STREAM).consumers.values():
-            hold(not consumer.unanswered, f"deliveries that nobody acknowledges: {consumer.unanswered}")
+            hold(not consumer.unanswered, f"deliveries without an acknowledgement: {consumer.unanswered}")
 
     def _check(self) -> None:
         self.ledger.check_projection(self.chance.randint(1, 50))
@@ -255,17 +254,24 @@ class Service:
         for entry in entries:
             whole = entry.life.reason == "length"
             hold(entry.life.reason != "failed", f"{entry.id} failed: {entry.life.error}")
-            hold(answer_of(entry, whole=whole) == entry.text, f"{entry.id} is not what one engine would say")
+            hold(
+                answer_of(entry, whole=whole) == entry.text,
+                f"{entry.id} differs from one engine's text",
+            )
         for client in self.clients:
             mine = [entry for entry in entries if entry.prompt == client.prompt]
             charged = [entry for entry in mine if self.ledger.charge_nanousd(entry)]
             hold(len(charged) <= 1, f"{client.prompt}: charged {len(charged)} times")
             if client.was_not_accepted and charged:
-                # It ended before its gateway could say that nobody was answered.
-                hold(charged[0].life.wanted is None, f"{client.prompt}: told {client.outcome}, and charged")
+                # The request ended before its gateway could append the cancellation.
+                hold(
+                    charged[0].life.wanted is None,
+                    f"{client.prompt}: {client.outcome}, and charged",
+                )
                 self.mishaps["charged, not answered"] += 1
             hold(
-                client.outcome not in ("none", "gave up"), f"{client.prompt}: got nowhere, though all is calm"
+                client.outcome not in ("none", "gave up"),
+                f"{client.prompt}: never answered",
             )
 
     def result(self) -> Result:
@@ -283,12 +289,12 @@ class Service:
 
 
 def answer_of(entry: Entry, *, whole: bool) -> str:
-    """Return what the engine says of the logged tokens, uninterrupted, up to where the log's text goes."""
+    """Return the text that an uninterrupted engine generates for as many tokens as the log holds."""
     ids = MODEL_ENGINE.encode(entry.prompt, raw=False)
     decoder = MODEL_ENGINE.decoder()
     key = sim._key(ids, entry.accepted.parameters.seed)
-    said = "".join(decoder.feed(sim._token(key, index)) for index in range(len(entry.token_ids)))
-    return said + decoder.flush() if whole else said
+    text = "".join(decoder.feed(sim._token(key, index)) for index in range(len(entry.token_ids)))
+    return text + decoder.flush() if whole else text
 
 
 MISHAPS = {
@@ -320,11 +326,11 @@ def run(seed: int, faults: Faults = FAULTS, *, mishaps: bool = True) -> Result:
         return clock.run(main, until_s=END_S)
     except BaseException as error:
         command = f"python -m tests.simulation.service --first {seed}"
-        raise Violation(f"{_words(error)}\nrepeat it with: {command}") from error
+        raise Violation(f"{_first_error(error)}\nrepeat it with: {command}") from error
 
 
-def _words(error: BaseException) -> str:
-    """Return what went wrong first, out of the groups it is in."""
+def _first_error(error: BaseException) -> str:
+    """Return the first error of the innermost exception group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"

@@ -7,7 +7,7 @@ from anyio import to_thread
 from tests.simulation import clock
 
 
-def test_time_jumps_when_everything_waits() -> None:
+def test_time_jumps_when_all_tasks_wait() -> None:
     woken: list[tuple[str, float]] = []
 
     async def sleeper(name: str, seconds: float) -> None:
@@ -26,7 +26,7 @@ def test_time_jumps_when_everything_waits() -> None:
     assert time.monotonic() - began_at < 2.0
 
 
-def test_deadlines_hold_to_the_moment() -> None:
+def test_deadlines_are_exact() -> None:
     async def main() -> float:
         with anyio.move_on_after(7.5):
             await anyio.sleep_forever()
@@ -35,7 +35,7 @@ def test_deadlines_hold_to_the_moment() -> None:
     assert clock.run(main) == 7.5
 
 
-def test_what_waits_for_ever_is_an_error() -> None:
+def test_waiting_for_ever_is_an_error() -> None:
     with pytest.raises(clock.Deadlock, match="no timer is set"):
         clock.run(anyio.sleep_forever)
 
@@ -45,7 +45,7 @@ def test_a_program_that_does_not_end_is_an_error() -> None:
         while True:  # noqa: ASYNC110
             await anyio.sleep(1)
 
-    with pytest.raises(clock.TooLong, match="it is not over"):
+    with pytest.raises(clock.TooLong, match="the program still runs"):
         clock.run(main, until_s=100)
 
 

@@ -1,7 +1,7 @@
-"""The protocol's model, driven by Hypothesis: what a random schedule finds, this shrinks to a few steps.
+"""The protocol's model driven by Hypothesis, which shrinks a failing schedule to a few steps.
 
-Everybody who acts is the model's (`protocol_model.py`); which of them acts next, and what becomes of it, is
-drawn. A projector folds the same log in batches, with restarts, and must bill what the oracle counted.
+The actors are those of `protocol_model.py`; Hypothesis draws the next actor and the outcome of its step. A
+projector folds the same log in batches, with restarts, and must bill the text that the oracle counted.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ SETTINGS = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 class Projector:
-    """`replay`'s fold of the model's log, one event a message. It may begin again from nothing."""
+    """The fold of `replay` over the model's log, with one event a message."""
 
     def __init__(self) -> None:
         self.rows: list[RequestRow] = []
@@ -96,11 +96,11 @@ class Protocol(RuleBasedStateMachine):
         if resumes:
             self.reader.resume()
         self.reader.read(self.schedule.log, len(self.schedule.log))
-        hold(self.reader.shown == self.schedule.oracle.text, "the client was shown another text")
+        hold(self.reader.shown == self.schedule.oracle.text, "the client was shown a different text")
 
-    @rule(data=st.data(), anew=st.booleans())
-    def replay(self, data: st.DataObject, anew: bool) -> None:
-        if anew:
+    @rule(data=st.data(), restarts=st.booleans())
+    def replay(self, data: st.DataObject, restarts: bool) -> None:
+        if restarts:
             self.projector = Projector()
         self.projector.apply(self.schedule.log, data.draw(st.integers(0, len(self.schedule.log))))
 
@@ -109,15 +109,15 @@ class Protocol(RuleBasedStateMachine):
         again = NEW
         for event in self.schedule.log:
             again = self.advance(again, event)
-        hold(again == self.schedule.life, "a second reader has another life")
+        hold(again == self.schedule.life, "a second reader has a different life")
 
     def teardown(self) -> None:
         self.schedule.settle()
         self.schedule.check_readers()
         self.projector.apply(self.schedule.log, len(self.schedule.log))
         (row,) = self.projector.rows
-        hold(row.output_tokens == len(self.schedule.oracle.text), "the projector bills another text")
-        hold(row.finish_reason == self.schedule.life.reason, "the projector has another end")
+        hold(row.output_tokens == len(self.schedule.oracle.text), "the projector bills a different text")
+        hold(row.finish_reason == self.schedule.life.reason, "the projector has a different end")
 
     def writing(self) -> list[Any]:
         return [attempt for attempt in self.schedule.attempts.values() if attempt.sent or attempt.queue]

@@ -1,4 +1,4 @@
-"""The protocol of `events/lifecycle.py` under random schedules, and proof that the model sees mistakes."""
+"""The protocol of `events/lifecycle.py` under random schedules, and mutants that the model must catch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ from tests.simulation.protocol_model import AT, run
 
 SCHEDULES = 6000
 
-# A mutant that needs more schedules than this is one that the model does not see.
+# The model must catch each mutant within this many schedules.
 CAUGHT_WITHIN = 2000
 
 
@@ -41,36 +41,36 @@ def test_every_schedule_keeps_the_promises_and_together_they_are_eventful() -> N
 
 
 def test_readers_of_many_requests_agree_with_the_fold_of_each() -> None:
-    """Requests share a log; readers follow some of them, from anywhere, and forget them again."""
+    """Requests share a log; readers begin to follow them at any position, and forget them again."""
     for seed in range(200):
         schedules = [run(1000 * seed + each) for each in range(3)]
         chance = schedules[0].chance
-        named = [
+        requests = [
             new_request_id(secret=b"s" * 32, account="a", at=AT, floor=0, entropy=b"%010d" % each)
             for each in range(3)
         ]
         logs = [
             [_of(request, each, event) for event in schedule.log]
-            for each, (request, schedule) in enumerate(zip(named, schedules, strict=True))
+            for each, (request, schedule) in enumerate(zip(requests, schedules, strict=True))
         ]
         lives = RequestStates()
-        for request in named:
+        for request in requests:
             lives.follow(request)
         while any(logs):
             each = chance.choice([each for each, log in enumerate(logs) if log])
             lives.fold(logs[each].pop(0), AT)
             if chance.random() < 0.05:
-                life = lives[named[each]]
-                lives.forget(named[each])
-                lives.follow(named[each], life)
+                life = lives[requests[each]]
+                lives.forget(requests[each])
+                lives.follow(requests[each], life)
         for each, schedule in enumerate(schedules):
-            theirs = lives[named[each]]
+            theirs = lives[requests[each]]
             assert theirs.counted == schedule.life.counted, f"seed {seed}"
             assert (theirs.reason, theirs.next_index) == (schedule.life.reason, schedule.life.next_index)
 
 
 def _of(request: str, each: int, event: Any) -> Any:
-    """Return the event as another request's: its ids are that request's own."""
+    """Return the event with the ids of another request."""
     changes = {"request": request} if hasattr(event, "request") else {}
     for field in ("attempt", "after"):
         if getattr(event, field, None) is not None:

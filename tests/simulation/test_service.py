@@ -1,6 +1,6 @@
-"""Rift's own gateways, workers and janitor in one process, from seeds, with everything going wrong.
+"""Rift's own gateways, workers and janitor in one process, under random faults from seeds.
 
-`ops/simulate` runs more of the same. A seed that failed once is kept in `KEPT`.
+`ops/simulate` runs more seeds. `KEPT` holds seeds that once failed.
 """
 
 import os
@@ -27,14 +27,14 @@ from tests.simulation.promise import Violation
 ROOT = Path(__file__).parents[2]
 SEEDS = 120
 
-# Once found here: told that the log is full, and charged (20); a draining worker that began what it had just
-# taken (34); told that the log does not answer, and charged (26, 220); a worker that took the late repeat of
-# an acceptance for a new request (159, 386).
+# These seeds found: a client charged after the error `log_full` (20) or `log_unavailable` (26, 220), a draining
+# worker that began a job it had just taken (34), and a worker that took the late repeat of an acceptance for a
+# new request (159, 386).
 KEPT = (20, 26, 34, 159, 220, 386)
 
 CALM = Faults(append_s=0.01)
 
-# A mutant that needs more seeds than this is one that the simulation does not see.
+# The simulation must catch each mutant within this many seeds.
 CAUGHT_WITHIN = 40
 
 
@@ -65,13 +65,13 @@ def test_a_seed_replays_to_the_last_byte() -> None:
 
 
 def test_a_seed_replays_in_another_process() -> None:
-    """Where nothing is the same but the seed: not the hashes, not the places in memory."""
+    """Hashes and memory addresses differ in another process; the log must not."""
     code = "from tests.simulation import service; print(service.run(5).digest)"
     environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    there = subprocess.run(
+    other = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    assert there.stdout.strip() == service.run(5).digest
+    assert other.stdout.strip() == service.run(5).digest
 
 
 def test_a_failing_seed_prints_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,22 +100,22 @@ def does_not_abort_the_engine(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempt.Attempt, "stop", lambda self, reason: None)
 
 
-def shows_the_resumed_what_they_have(patch: pytest.MonkeyPatch) -> None:
+def repeats_frames_after_a_resume(patch: pytest.MonkeyPatch) -> None:
     event_id = requests.event_id
     patch.setattr(requests, "event_id", lambda request: max(0, event_id(request) - 2))
 
 
-def misses_what_came_while_it_read_the_past(patch: pytest.MonkeyPatch) -> None:
+def misses_events_during_a_history_read(patch: pytest.MonkeyPatch) -> None:
     attach = lane_reader.LaneReader.attach
 
     async def deaf(self: lane_reader.LaneReader, *arguments: Any) -> Any:
-        self._missed = _Nowhere()
+        self._missed = _DropsAll()
         return await attach(self, *arguments)
 
     patch.setattr(lane_reader.LaneReader, "attach", deaf)
 
 
-class _Nowhere(list[Any]):
+class _DropsAll(list[Any]):
     def append(self, item: Any) -> None:
         pass
 
@@ -124,7 +124,7 @@ def follows_for_ever(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lane_reader.LaneReader, "close", lambda self, one: one.release_client())
 
 
-def takes_every_idempotency_key_for_new(patch: pytest.MonkeyPatch) -> None:
+def treats_every_idempotency_key_as_new(patch: pytest.MonkeyPatch) -> None:
     async def find(self: Any, digest: str, entry: Any) -> None:
         return None
 
@@ -139,10 +139,10 @@ MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     counts_a_repeat,
     continues_without_the_logged_tokens,
     does_not_abort_the_engine,
-    shows_the_resumed_what_they_have,
-    misses_what_came_while_it_read_the_past,
+    repeats_frames_after_a_resume,
+    misses_events_during_a_history_read,
     follows_for_ever,
-    takes_every_idempotency_key_for_new,
+    treats_every_idempotency_key_as_new,
 ]
 
 
@@ -156,7 +156,7 @@ def test_the_simulation_catches(
 
 
 def run_many(seeds: int) -> None:
-    """Each seed as it is, and, at first, with nothing going wrong."""
+    """Run each seed with faults, and the first three also without."""
     for seed in range(seeds):
         if seed < 3:
             service.run(seed, CALM, mishaps=False)
