@@ -8,7 +8,7 @@ import pytest
 from rift.cli.keys import expiry_ns
 from rift.cli.output import CommandFailed
 from rift.cli.parser import main
-from rift.gateway.admission.admission import QUEUE_SHARE_PERCENT
+from rift.gateway.admission.queue_share import QUEUE_SHARE_PERCENT
 from tests.rift.test_limits import BODY, MODEL, done, second_gateway
 from tests.service import Service, frames
 
