@@ -128,8 +128,8 @@ def treats_every_idempotency_key_as_new(patch: pytest.MonkeyPatch) -> None:
     async def find(self: Any, digest: str, entry: Any) -> None:
         return None
 
-    async def claim(self: Any, digest: str, entry: Any, *, replaces: int) -> idempotency.Claim:
-        return idempotency.Claim(entry, True, 1)
+    async def claim(self: Any, digest: str, entry: Any, *, replaces: int) -> idempotency.KeyClaim:
+        return idempotency.KeyClaim(entry, True, 1)
 
     patch.setattr(idempotency.IdempotencyKeys, "find", find)
     patch.setattr(idempotency.IdempotencyKeys, "claim", claim)

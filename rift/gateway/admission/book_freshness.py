@@ -1,4 +1,4 @@
-"""Whether the book that a gateway holds is the book as it is: keys, limits and prices are read from it."""
+"""Whether this gateway's book is current: keys, limits and prices are read from it."""
 
 import logging
 
@@ -7,39 +7,38 @@ import anyio
 from events import subjects
 from events.book import Book
 from events.log import Log, LogError
+from events.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 
-# Who cannot follow the book for so long refuses all: a key may have been revoked since.
+# A gateway that cannot follow the book for this long rejects everything: a key may have been revoked.
 STALE_S = 10.0
 
-# One question a gateway to the broker. What is confirmed is as old as the question, so a broker that is away
-# for 7 s is waited out.
+# Each gateway asks the broker this often. A confirmation is as old as its question, so the book stays fresh
+# while the broker is away for up to 7 s.
 CONFIRM_S = 2.0
 
 
 class BookFreshness:
-    """`confirmed_at` is when the question was asked whose answer the book has reached."""
-
     def __init__(self, log: Log, book: Book) -> None:
         self._log = log
         self._book = book
-        self._moved = anyio.Event()
-        self.confirmed_at = anyio.current_time()
+        self._moved = Wakeup()
+        # When the newest question was asked whose answer the book has reached.
+        self._confirmed_at_s = anyio.current_time()
 
     @property
     def is_fresh(self) -> bool:
-        return anyio.current_time() - self.confirmed_at < STALE_S
+        return anyio.current_time() - self._confirmed_at_s < STALE_S
 
     def moved(self) -> None:
-        """The book was read on."""
+        """Note that the book has folded more records."""
         self._moved.set()
-        self._moved = anyio.Event()
 
     async def confirm(self) -> None:
-        """Ask how far the book is, and read up to there, again and again for as long as the gateway lives."""
+        """Compare the book with its stream, again and again, for as long as the gateway lives."""
         while True:
-            asked_at = anyio.current_time()
+            asked_at_s = anyio.current_time()
             try:
                 last = await self._log.last_sequence(subjects.BOOK)
             except LogError as error:
@@ -47,5 +46,5 @@ class BookFreshness:
             else:
                 while self._book.position < last:
                     await self._moved.wait()
-                self.confirmed_at = asked_at
-            await anyio.sleep_until(asked_at + CONFIRM_S)
+                self._confirmed_at_s = asked_at_s
+            await anyio.sleep_until(asked_at_s + CONFIRM_S)

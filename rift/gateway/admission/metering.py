@@ -1,4 +1,4 @@
-"""What a request of a limited account cost, as its events tell."""
+"""The cost of a request of a limited account, computed from its events."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,8 +18,10 @@ from rift.gateway.completion import Completion
 
 
 class MeteredCompletion(Completion):
-    """An answer without its text. What of it is charged, once it has ended: under the plan per_second the
-    times in which its attempts ran, else nano-USD."""
+    """A completion without text that knows its cost once it has ended.
+
+    Under the plan `per_second` the cost is the times in which attempts ran, else nano-USD.
+    """
 
     def __init__(self, accepted: RequestAccepted, price: Price) -> None:
         super().__init__(accepted, price, keep_text=False)
@@ -33,8 +35,8 @@ class MeteredCompletion(Completion):
             case (
                 TokensGenerated() | AttemptReleased(why="draining" | "host") | RequestFinished(attempt=str())
             ):
-                began, until = self._attempts[-1]
-                self._attempts[-1] = began, max(until, stored_at_ns)
+                start_ns, end_ns = self._attempts[-1]
+                self._attempts[-1] = start_ns, max(end_ns, stored_at_ns)
 
     @property
     def is_by_second(self) -> bool:
@@ -45,7 +47,7 @@ class MeteredCompletion(Completion):
         return self._attempts if self.is_by_second and is_chargeable(self.life) else []
 
     def nanousd(self, *, with_prompt: bool) -> int:
-        """`with_prompt`: no other of its group was charged the prompt."""
+        """Return the charge for tokens. `with_prompt` is False if another choice was charged the prompt."""
         if self.is_by_second:
             return 0
         return charge_nanousd(
@@ -54,8 +56,10 @@ class MeteredCompletion(Completion):
 
 
 def charges(answers: Iterable[MeteredCompletion]) -> Iterator[tuple[MeteredCompletion, int]]:
-    """Yield each ended answer of a group, in the order of their ends, with what it is charged: the first that
-    is charged is charged the prompt."""
+    """Yield the ended answers of a group with their nano-USD.
+
+    They come in the order of their ends, and the first chargeable one pays for the prompt.
+    """
     with_prompt = True
     for answer in answers:
         yield answer, answer.nanousd(with_prompt=with_prompt)

@@ -1,5 +1,4 @@
-"""The limits of accounts and keys at this gateway: taken before a request is appended, counted once it has
-ended. The rules are in `limits.py`; what must not live here is money (`allowances.py`)."""
+"""The rate limits of accounts and keys at this gateway. `rate_window.py` has the rules."""
 
 import anyio
 
@@ -8,23 +7,23 @@ from events.schema import RequestAccepted
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT
 from rift.gateway.admission import max_cost, rate_window
 from rift.gateway.admission.live_gateways import LiveGateways
-from rift.gateway.admission.rate_window import Part, RateWindow, Refused, Taken
+from rift.gateway.admission.rate_window import Exceeded, LimitShare, RateReservation, RateWindow
 from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after_ms
 from rift.gateway.choices import Choices
 from rift.gateway.completion import Completion
 from rift.gateway.streams.lane_reader import LaneReader
 from rift.gateway.streams.subscription import Subscription
 
-# Bytes of a prompt that are one token, about, in most languages and tokenizers.
+# About the bytes of a prompt in one token, in most languages and tokenizers.
 TOKEN_BYTES = 4
 
-# A hint where nobody can know: a short answer ends within this.
+# When a request will end is not known; a short answer ends within this.
 SOON_MS = 1000
 
-WORDS = {
-    "requests_per_minute": "requests a minute",
-    "tokens_per_minute": "tokens a minute",
-    "concurrent": "requests at once",
+UNITS = {
+    "requests_per_minute": "requests per minute",
+    "tokens_per_minute": "tokens per minute",
+    "concurrent": "concurrent requests",
 }
 
 
@@ -35,93 +34,96 @@ class RateLimits:
         self._lane = lane
         self._book = book
         self._gateways = gateways
-        self._limiter = RateWindow()
-        self._taken: dict[str, Taken] = {}
+        self._window = RateWindow()
+        self._reserved: dict[str, RateReservation] = {}
         self._watchers: dict[str, Subscription] = {}
 
     async def reserve(self, choices: Choices) -> Choices:
         """Count the requests against their limits. Raises HTTPError (429): then nothing is counted."""
         first = choices[0]
-        if parts := self._parts(first.account, first.key):
-            taken = self._limiter.take(parts, _now_ns(), requests=len(choices), tokens=_estimate(choices))
-            if isinstance(taken, Refused):
-                raise _refusal(taken, choices)
-            self._taken[first.request] = taken
+        if shares := self._shares(first.account, first.key):
+            reserved = self._window.reserve(
+                shares, _now_ns(), requests=len(choices), tokens=_estimate(choices)
+            )
+            if isinstance(reserved, Exceeded):
+                raise _refusal(reserved, choices)
+            self._reserved[first.request] = reserved
         return choices
 
     def follow(self, choices: Choices) -> None:
-        """Replace the estimate by what the requests used, once they have ended on the own lane."""
-        if choices[0].request in self._taken:
+        """Replace the estimate with the actual tokens, once the requests have ended on the own lane."""
+        if choices[0].request in self._reserved:
             answers = [Completion.of(accepted, self._book, keep_text=False) for accepted in choices]
             watcher = self._watchers[choices[0].request] = Subscription(answers, on_end=self._at_end)
             self._lane.join(watcher)
 
     def release(self, choices: Choices) -> None:
         """Count nothing for requests that are not accepted."""
-        if (taken := self._forget(choices)) is not None:
-            rate_window.undo(taken)
+        if (reserved := self._forget(choices)) is not None:
+            reserved.undo()
 
     def unknown(self, choices: Choices) -> None:
         """Count the estimate for requests that may run elsewhere, but not as concurrent."""
-        if (taken := self._forget(choices)) is not None:
-            rate_window.end(taken, tokens=None)
+        if (reserved := self._forget(choices)) is not None:
+            reserved.end(tokens=None)
 
-    def _forget(self, choices: Choices) -> Taken | None:
+    def _forget(self, choices: Choices) -> RateReservation | None:
         request = choices[0].request
         if (watcher := self._watchers.pop(request, None)) is not None:
             self._lane.close(watcher)
-        return self._taken.pop(request, None)
+        return self._reserved.pop(request, None)
 
     def headers(self, account: str, key: str) -> Headers:
-        """Return what an answer says of its limits, at the moment at which it is sent."""
-        parts = self._parts(account, key)
+        """Return the headers that show the limits as they are now."""
         now_ns = _now_ns()
-        usages = {whose: (of, self._limiter.usage(whose, now_ns)) for whose, of in parts.items()}
+        shares = self._shares(account, key)
+        usages = {owner: (share, self._window.usage(owner, now_ns)) for owner, share in shares.items()}
         return rate_window.headers(usages, now_ns)
 
-    def _parts(self, account: str, key: str) -> dict[str, Part]:
-        held = self._book.limits_of(account, key)
-        if not held:
+    def _shares(self, account: str, key: str) -> dict[str, LimitShare]:
+        """Return this gateway's share of each limit, by its owner."""
+        limits = self._book.limits_of(account, key)
+        if not limits:
             return {}
-        living = len(self._gateways)
-        parts = {whose: rate_window.part(of, living) for whose, of in held.items()}
-        return {whose: of for whose, of in parts.items() if of != Part()}
+        gateways = len(self._gateways)
+        shares = {owner: rate_window.share(limit, gateways) for owner, limit in limits.items()}
+        return {owner: share for owner, share in shares.items() if share != LimitShare()}
 
     def _at_end(self, watcher: Subscription) -> None:
         request = watcher.answer.id
         self._watchers.pop(request, None)
-        if (taken := self._taken.pop(request, None)) is not None:
-            rate_window.end(taken, tokens=_tokens(watcher))
+        if (reserved := self._reserved.pop(request, None)) is not None:
+            reserved.end(tokens=_tokens(watcher))
 
 
-def _estimate(group: Choices) -> int:
-    """Return about how many tokens a group takes: its prompt once, and as much output as it may have."""
-    prompt = -(-max_cost.prompt_bytes(group[0]) // TOKEN_BYTES)
-    return prompt + len(group) * _output_max(group[0])
+def _estimate(choices: Choices) -> int:
+    """Return about how many tokens a group uses: its prompt once, and the most output of each choice."""
+    prompt = -(-max_cost.prompt_bytes(choices[0]) // TOKEN_BYTES)
+    return prompt + len(choices) * _output_max(choices[0])
 
 
 def _output_max(accepted: RequestAccepted) -> int:
     return accepted.parameters.max_tokens or min(OUTPUT_TOKENS_DEFAULT, accepted.prompt_tokens_max)
 
 
-def _tokens(stream: Subscription) -> int:
-    """Return how many tokens there were: of a group the prompt once, as on the bill."""
-    lives = [answer.life for answer in stream.answers.values()]
+def _tokens(watcher: Subscription) -> int:
+    """Return the tokens of ended requests. A group's prompt counts once, as on the bill."""
+    lives = [answer.life for answer in watcher.answers.values()]
     return max(life.prompt_tokens for life in lives) + sum(life.next_index for life in lives)
 
 
-def _refusal(refused: Refused, group: Choices) -> HTTPError:
-    what = f"{refused.whose} has {refused.limit} {WORDS[refused.what]} at this gateway"
-    code = "concurrent_requests" if refused.what == "concurrent" else refused.what
-    if refused.wait_ns == -1:
-        asked = _estimate(group) if refused.what == "tokens_per_minute" else len(group)
-        message = f"{what}, and this request alone takes {asked}: ask for less"
+def _refusal(exceeded: Exceeded, choices: Choices) -> HTTPError:
+    limit = f"{exceeded.owner} has a limit of {exceeded.limit} {UNITS[exceeded.name]} at this gateway"
+    code = "concurrent_requests" if exceeded.name == "concurrent" else exceeded.name
+    if exceeded.wait_ns == -1:
+        size = _estimate(choices) if exceeded.name == "tokens_per_minute" else len(choices)
+        message = f"{limit}, and this request alone needs {size}: send a smaller request"
         return HTTPError(429, message, code=code, headers=FINAL)
-    if refused.wait_ns is None:
-        message = f"{what}, and they are under way: try again once one has ended"
+    if exceeded.wait_ns is None:
+        message = f"{limit}, and all are running: try again once one has ended"
         return HTTPError(429, message, code=code, headers=retry_after_ms(SOON_MS))
-    wait_ms = -(-refused.wait_ns // rate_window.MS_NS)
-    message = f"{what}, and they are used up: there is room again in {wait_ms} ms"
+    wait_ms = -(-exceeded.wait_ns // rate_window.MS_NS)
+    message = f"{limit}, and they are used up: try again in {wait_ms} ms"
     return HTTPError(429, message, code=code, headers=retry_after_ms(wait_ms))
 
 

@@ -1,13 +1,12 @@
-"""What an account and a key have asked for in the last minute and have under way, and whether more fits.
-Pure: time comes in, as nanoseconds that never run backwards.
+"""The rate limits of accounts and keys as a sliding window. Pure: times are monotonic nanoseconds.
 
-    requests_per_minute   at most so many are accepted in any 60 s; `n` choices are n requests
-    tokens_per_minute     their tokens: estimated when they are accepted, counted once they have ended
-    concurrent            at most so many are under way at once
+    requests_per_minute   accepted in any 60 s; `n` choices are n requests
+    tokens_per_minute     of the requests accepted in any 60 s: estimated until they end, then exact
+    concurrent            running at once
 
-A minute is a window that slides, not a bucket that fills: so the limit holds in every 60 s, and what is said
-of when there is room again is what will be. Each gateway counts what it accepts itself, and gives out its
-part of a limit: the limit divided by the gateways that live, rounded down, but one at least.
+The window slides, unlike a token bucket, so a limit holds in every 60 s and the wait in an error is exact.
+Each gateway counts the requests that it accepts, against its share: the limit divided by the number of live
+gateways, rounded down, but at least one.
 """
 
 from collections import deque
@@ -21,171 +20,180 @@ from events.schema import Limits
 MINUTE_NS = 60_000_000_000
 MS_NS = 1_000_000
 
-Counted = Literal["requests", "tokens"]
-What = Literal["requests_per_minute", "tokens_per_minute", "concurrent"]
+WindowCount = Literal["requests", "tokens"]
+LimitName = Literal["requests_per_minute", "tokens_per_minute", "concurrent"]
 
 
-class Part(msgspec.Struct, frozen=True):
-    """What this gateway gives out of somebody's limits; None: without limit."""
+class LimitShare(msgspec.Struct, frozen=True):
+    """This gateway's share of the limits of an account or key; None: no limit."""
 
     requests: int | None = None
     tokens: int | None = None
     concurrent: int | None = None
 
 
-def part(limits: Limits, gateways: int) -> Part:
-    def of(limit: int | None) -> int | None:
+def share(limits: Limits, gateways: int) -> LimitShare:
+    def divide(limit: int | None) -> int | None:
         return None if limit is None else max(1, limit // gateways)
 
-    return Part(of(limits.requests_per_minute), of(limits.tokens_per_minute), of(limits.concurrent))
+    return LimitShare(
+        divide(limits.requests_per_minute), divide(limits.tokens_per_minute), divide(limits.concurrent)
+    )
 
 
-class Entry(msgspec.Struct):
-    """What was accepted at one moment."""
+class WindowEntry(msgspec.Struct):
+    """Requests that were accepted at one moment."""
 
     at_ns: int
     requests: int
     tokens: int
-    is_over: bool = False
+    is_past: bool = False
 
 
 class Usage:
-    """One account's, or key's."""
+    """The requests of one account or key. `forget` must come first: the counts are of the last minute."""
 
     def __init__(self) -> None:
-        self.requests = self.tokens = self.under_way = 0
-        self._entries: deque[Entry] = deque()
+        self.requests = 0
+        self.tokens = 0
+        self.running = 0
+        self._entries: deque[WindowEntry] = deque()
 
     def forget(self, now_ns: int) -> None:
-        """Pass over what is older than a minute."""
+        """Drop the entries that are older than a minute."""
         while self._entries and self._entries[0].at_ns + MINUTE_NS <= now_ns:
-            self.settle(self._entries[0], requests=0, tokens=0)
-            self._entries.popleft().is_over = True
+            self.correct(self._entries[0], requests=0, tokens=0)
+            self._entries.popleft().is_past = True
 
-    def add(self, now_ns: int, requests: int, tokens: int) -> Entry:
-        entry = Entry(now_ns, 0, 0)
+    def add(self, now_ns: int, requests: int, tokens: int) -> WindowEntry:
+        entry = WindowEntry(now_ns, 0, 0)
         self._entries.append(entry)
-        self.settle(entry, requests=requests, tokens=tokens)
+        self.correct(entry, requests=requests, tokens=tokens)
         return entry
 
-    def settle(self, entry: Entry, *, requests: int, tokens: int) -> None:
-        """Let an entry say what was there in truth; one that is older than a minute says nothing any more."""
-        if not entry.is_over:
+    def correct(self, entry: WindowEntry, *, requests: int, tokens: int) -> None:
+        """Replace an entry's estimate with the actual usage. Entries older than a minute are ignored."""
+        if not entry.is_past:
             self.requests += requests - entry.requests
             self.tokens += tokens - entry.tokens
             entry.requests = requests
             entry.tokens = tokens
 
-    def room_ns(self, now_ns: int, what: Counted, over: int) -> int:
-        """Return how long it takes until `over` of what was counted is older than a minute."""
+    def wait_ns(self, now_ns: int, count: WindowCount, excess: int) -> int:
+        """Return the time until `excess` of a count is older than a minute."""
         for entry in self._entries:
-            if over <= 0:
+            if excess <= 0:
                 break
-            over -= entry.requests if what == "requests" else entry.tokens
-            until_ns = entry.at_ns + MINUTE_NS - now_ns
-        else:
-            assert over <= 0, "what is asked for fits once all else is over"
-        return until_ns
+            excess -= getattr(entry, count)
+            wait_ns = entry.at_ns + MINUTE_NS - now_ns
+        assert excess <= 0, "a request within the limit fits into an empty window"
+        return wait_ns
 
-    def reset_ns(self, now_ns: int, what: Counted) -> int:
-        """Return how long it takes until nothing of it counts any more; what was given back does not."""
-        counting = (entry for entry in reversed(self._entries) if getattr(entry, what))
+    def reset_ns(self, now_ns: int, count: WindowCount) -> int:
+        """Return the time until the count is zero, if nothing is added."""
+        counting = (entry for entry in reversed(self._entries) if getattr(entry, count))
         last = next(counting, None)
         return max(0, last.at_ns + MINUTE_NS - now_ns) if last else 0
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """Whose limit it was, how much of it is this gateway's part, and after how long there is room: None if
-    that depends on when something ends, -1 if there never is."""
+class Exceeded(msgspec.Struct, frozen=True):
+    """A limit without room for a request. `owner` is an account or key, `limit` this gateway's share.
 
-    whose: str
-    what: What
+    `wait_ns` is the time until there is room: None if that depends on when a request ends, -1 if a request
+    this large never fits.
+    """
+
+    owner: str
+    name: LimitName
     limit: int
     wait_ns: int | None
 
 
-class Taken(msgspec.Struct, frozen=True):
-    """What a request, or a group of so many, took of each limit."""
+class RateReservation(msgspec.Struct, frozen=True):
+    """A request, or the `requests` of a group, as each limit counts it."""
 
     requests: int
-    entries: Sequence[tuple[Usage, Entry]]
+    entries: Sequence[tuple[Usage, WindowEntry]]
+
+    def end(self, *, tokens: int | None) -> None:
+        """Count the requests as ended, with these tokens. None keeps the estimate."""
+        for usage, entry in self.entries:
+            usage.running -= self.requests
+            if tokens is not None:
+                usage.correct(entry, requests=self.requests, tokens=tokens)
+
+    def undo(self) -> None:
+        """Count nothing: the requests are not accepted."""
+        for usage, entry in self.entries:
+            usage.running -= self.requests
+            usage.correct(entry, requests=0, tokens=0)
 
 
 class RateWindow:
     def __init__(self) -> None:
         self._usages: dict[str, Usage] = {}
 
-    def usage(self, whose: str, now_ns: int) -> Usage:
-        usage = self._usages.setdefault(whose, Usage())
+    def usage(self, owner: str, now_ns: int) -> Usage:
+        usage = self._usages.setdefault(owner, Usage())
         usage.forget(now_ns)
         return usage
 
-    def take(self, parts: Mapping[str, Part], now_ns: int, *, requests: int, tokens: int) -> Taken | Refused:
-        """Take it of all limits or, where one has no room, of none: then whoever comes again after `wait_ns`,
-        finds room in each, if nobody else took it."""
-        found: list[Refused] = []
-        for whose, of in parts.items():
-            usage = self.usage(whose, now_ns)
-            if of.requests is not None and (over := usage.requests + requests - of.requests) > 0:
-                wait_ns = usage.room_ns(now_ns, "requests", over) if requests <= of.requests else -1
-                found.append(Refused(whose, "requests_per_minute", of.requests, wait_ns))
-            if of.tokens is not None and (over := usage.tokens + tokens - of.tokens) > 0:
-                wait_ns = usage.room_ns(now_ns, "tokens", over) if tokens <= of.tokens else -1
-                found.append(Refused(whose, "tokens_per_minute", of.tokens, wait_ns))
-            if of.concurrent is not None and usage.under_way + requests > of.concurrent:
-                found.append(
-                    Refused(whose, "concurrent", of.concurrent, None if requests <= of.concurrent else -1)
-                )
-        if found:
-            return max(found, key=_patience)
+    def reserve(
+        self, shares: Mapping[str, LimitShare], now_ns: int, *, requests: int, tokens: int
+    ) -> RateReservation | Exceeded:
+        """Count requests against the shares of all owners, or against none if one has no room.
+
+        The limit returned is the one with the longest wait. After it, all have room, unless other requests
+        have taken it.
+        """
+        exceeded: list[Exceeded] = []
+        for owner, limit in shares.items():
+            usage = self.usage(owner, now_ns)
+            if limit.requests is not None and (excess := usage.requests + requests - limit.requests) > 0:
+                fits = requests <= limit.requests
+                wait_ns = usage.wait_ns(now_ns, "requests", excess) if fits else -1
+                exceeded.append(Exceeded(owner, "requests_per_minute", limit.requests, wait_ns))
+            if limit.tokens is not None and (excess := usage.tokens + tokens - limit.tokens) > 0:
+                wait_ns = usage.wait_ns(now_ns, "tokens", excess) if tokens <= limit.tokens else -1
+                exceeded.append(Exceeded(owner, "tokens_per_minute", limit.tokens, wait_ns))
+            if limit.concurrent is not None and usage.running + requests > limit.concurrent:
+                fits = requests <= limit.concurrent
+                exceeded.append(Exceeded(owner, "concurrent", limit.concurrent, None if fits else -1))
+        if exceeded:
+            return max(exceeded, key=_severity)
         entries = []
-        for whose in parts:
-            usage = self.usage(whose, now_ns)
-            usage.under_way += requests
+        for owner in shares:
+            usage = self.usage(owner, now_ns)
+            usage.running += requests
             entries.append((usage, usage.add(now_ns, requests, tokens)))
-        return Taken(requests, entries)
+        return RateReservation(requests, entries)
 
 
-def _patience(refused: Refused) -> int:
-    """What never fits, then what takes longest, then what has no time."""
-    if refused.wait_ns is None:
+def _severity(exceeded: Exceeded) -> int:
+    """Return the wait, more than any wait if there is never room, and 0 if it is not known."""
+    if exceeded.wait_ns is None:
         return 0
-    return refused.wait_ns if refused.wait_ns >= 0 else MINUTE_NS + 1
+    return exceeded.wait_ns if exceeded.wait_ns >= 0 else MINUTE_NS + 1
 
 
-def end(taken: Taken, *, tokens: int | None) -> None:
-    """It has ended: with so many tokens, or None where they are not known and the estimate stays."""
-    for usage, entry in taken.entries:
-        usage.under_way -= taken.requests
-        if tokens is not None:
-            usage.settle(entry, requests=taken.requests, tokens=tokens)
-
-
-def undo(taken: Taken) -> None:
-    """It was not accepted after all."""
-    for usage, entry in taken.entries:
-        usage.under_way -= taken.requests
-        usage.settle(entry, requests=0, tokens=0)
-
-
-def headers(parts: Mapping[str, tuple[Part, Usage]], now_ns: int) -> list[tuple[bytes, bytes]]:
-    """Return `x-ratelimit-*` as OpenAI names them: of each limit, the one with the least left."""
-    told: list[tuple[bytes, bytes]] = []
-    name: Counted | Literal["concurrent"]
+def headers(usages: Mapping[str, tuple[LimitShare, Usage]], now_ns: int) -> list[tuple[bytes, bytes]]:
+    """Return OpenAI's `x-ratelimit-*` headers, of the owner with the least left of each limit."""
+    shown: list[tuple[bytes, bytes]] = []
+    name: WindowCount | Literal["concurrent"]
     for name in ("requests", "tokens", "concurrent"):
-        held = []
-        for of, usage in parts.values():
-            limit = getattr(of, name)
-            used = usage.under_way if name == "concurrent" else getattr(usage, name)
+        remaining = []
+        for limits, usage in usages.values():
+            limit = getattr(limits, name)
+            used = usage.running if name == "concurrent" else getattr(usage, name)
             if limit is not None:
-                held.append((max(0, limit - used), limit, usage))
-        if not held:
+                remaining.append((max(0, limit - used), limit, usage))
+        if not remaining:
             continue
-        left, limit, usage = min(held, key=lambda one: one[:2])
-        told.append((b"x-ratelimit-limit-%b" % name.encode(), b"%d" % limit))
-        told.append((b"x-ratelimit-remaining-%b" % name.encode(), b"%d" % left))
+        left, limit, usage = min(remaining, key=lambda one: one[:2])
+        shown.append((b"x-ratelimit-limit-%b" % name.encode(), b"%d" % limit))
+        shown.append((b"x-ratelimit-remaining-%b" % name.encode(), b"%d" % left))
         if name != "concurrent":
             reset_ms = -(-usage.reset_ns(now_ns, name) // MS_NS)
             reset = b"%d.%03ds" % divmod(reset_ms, 1000)
-            told.append((b"x-ratelimit-reset-%b" % name.encode(), reset))
-    return told
+            shown.append((b"x-ratelimit-reset-%b" % name.encode(), reset))
+    return shown

@@ -24,7 +24,7 @@ class Limit(Protocol):
     """A limit from which a request, or a group of choices, reserves a part before it is accepted."""
 
     async def reserve(self, choices: Choices) -> Choices:
-        """Reserve a part, and return the acceptances with what they must say about it.
+        """Reserve a part, and return the acceptances with its reference in them.
 
         Raises HTTPError, LogError: then nothing is reserved.
         """
@@ -40,7 +40,7 @@ class Limit(Protocol):
 
 
 class Reservation:
-    """What one request, or one group, holds. `choices` are the acceptances as they may be appended."""
+    """Everything that one request, or group, holds. `choices` are the acceptances as they may be appended."""
 
     def __init__(self, choices: Choices, lane: LaneReader, limits: Sequence[Limit]) -> None:
         self.choices = choices
@@ -90,7 +90,7 @@ class Reservations:
         self._limits = limits
 
     async def reserve(self, choices: Choices, *, store: bool) -> Reservation:
-        """Return a reservation. `store` says that the client lets its content be kept.
+        """Return a reservation. Without `store` the content key is erased soon after the end.
 
         Raises HTTPError (402, 429, 503), LogError: then nothing is held.
         """

@@ -10,7 +10,7 @@ from rift.gateway.choices import Choices
 from rift.gateway.dialects.sampling import ParsedRequest
 from rift.gateway.state import GatewayConfig
 from rift.gateway.streams.lane_reader import LaneReader
-from rift.gateway.submission.idempotency import Entry
+from rift.gateway.submission.idempotency import KeyEntry
 
 
 class AcceptanceBuilder:
@@ -21,7 +21,7 @@ class AcceptanceBuilder:
         self._config = config
         self._lane = lane
 
-    def entry(self, parsed: ParsedRequest, account: str, *, body: str = "") -> Entry:
+    def entry(self, parsed: ParsedRequest, account: str, *, body: str = "") -> KeyEntry:
         """Return what the first try of a request fixes: its id, and the book and prices in force."""
         config = self._config
         request = ids.new_request_id(
@@ -31,7 +31,7 @@ class AcceptanceBuilder:
             floor=self._lane.position,
             entropy=config.entropy(ids.RANDOM_BYTES),
         )
-        return Entry(
+        return KeyEntry(
             request,
             body,
             nonce=config.entropy(ids.RANDOM_BYTES).hex(),
@@ -41,7 +41,7 @@ class AcceptanceBuilder:
         )
 
     def build(
-        self, parsed: ParsedRequest, issued: KeyIssued, entry: Entry, *, digest: str | None = None
+        self, parsed: ParsedRequest, issued: KeyIssued, entry: KeyEntry, *, digest: str | None = None
     ) -> Choices:
         """Return the acceptance of each choice. `digest` names the idempotency key."""
         context = self._config.models[parsed.model].context_tokens

@@ -31,7 +31,7 @@ KEY_CHARACTERS_MAX = 255
 CLAIMS_MAX = 5
 
 
-class Entry(msgspec.Struct, frozen=True):
+class KeyEntry(msgspec.Struct, frozen=True):
     """The request of a key. `price_version`, `book`, `plan` and `sealed` go into the acceptance unchanged."""
 
     request: str
@@ -43,15 +43,15 @@ class Entry(msgspec.Struct, frozen=True):
     sealed: int | None = None
 
 
-class Claim(msgspec.Struct, frozen=True):
+class KeyClaim(msgspec.Struct, frozen=True):
     """The entry in force, whether this call certainly created it, and its sequence (to replace it)."""
 
-    entry: Entry
+    entry: KeyEntry
     is_new: bool
     sequence: int
 
 
-_entry = msgspec.json.Decoder(Entry)
+_entry = msgspec.json.Decoder(KeyEntry)
 
 
 class IdempotencyKeys:
@@ -78,7 +78,7 @@ class IdempotencyKeys:
         """Return a keyed hash of a body: without the secret, guesses at the body cannot be checked."""
         return hmac.digest(self._secret, path.encode() + b"\0" + body, "sha256").hex()
 
-    async def find(self, digest: str, entry: Entry) -> Claim | None:
+    async def find(self, digest: str, entry: KeyEntry) -> KeyClaim | None:
         """Return the claim of a key, if it is for the same body. Raises HTTPError (422), LogError."""
         stored = await self._log.last(subjects.KEYS, subjects.idempotency(digest))
         if stored is None:
@@ -92,9 +92,9 @@ class IdempotencyKeys:
                 param="Idempotency-Key",
                 headers=FINAL,
             )
-        return Claim(earlier, False, stored.sequence)
+        return KeyClaim(earlier, False, stored.sequence)
 
-    async def claim(self, digest: str, entry: Entry, *, replaces: int) -> Claim:
+    async def claim(self, digest: str, entry: KeyEntry, *, replaces: int) -> KeyClaim:
         """Store `entry` in place of the one at sequence `replaces` (0: none), or return the first claim.
 
         Raises HTTPError (422), LogError.
@@ -104,7 +104,7 @@ class IdempotencyKeys:
         for attempt in range(CLAIMS_MAX):
             try:
                 sequence = await self._log.append(subjects.KEYS, subject, data, expect_last=replaces)
-                return Claim(entry, True, sequence)
+                return KeyClaim(entry, True, sequence)
             except Conflict:
                 if (claim := await self.find(digest, entry)) is not None:
                     return claim
@@ -114,7 +114,7 @@ class IdempotencyKeys:
                     raise
         raise OutcomeUnknown("the key's entry was created and removed meanwhile; try again")
 
-    async def failed_by_us(self, claim: Claim, choices: Choices) -> bool:
+    async def failed_by_us(self, claim: KeyClaim, choices: Choices) -> bool:
         """Return whether the key's request failed by our fault: then the key may be claimed again.
 
         Raises LogError.
