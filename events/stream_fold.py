@@ -9,8 +9,9 @@ from events.log import Follower, Log, Stored
 class Fold(Protocol):
     """State that is computed from a stream's records in their order."""
 
-    # The last sequence that was folded.
-    position: int
+    @property
+    def position(self) -> int:
+        """The last sequence that was folded."""
 
     def fold(self, stored: Stored) -> Any:
         """Apply one record. Raises codec.RecordUnreadable if the fold must not pass over it."""

@@ -23,7 +23,7 @@ from anyio.abc import TaskGroup
 from rift import __version__, nats_server, startup
 from rift.catalogue import Profile
 from rift.data_dir import DataDir, DataDirError
-from rift.fleet.decision_reader import follow
+from rift.fleet.decision_reader import drive
 from rift.fleet.local import Host, LocalFleet
 from rift.settings import Settings
 from rift.supervisor import Child, Guard, Parent
@@ -104,7 +104,7 @@ class Launcher:
             fleet = LocalFleet(log, self._host())
             started.push_async_callback(self._stop_workers, fleet)
             tasks.start_soon(fleet.run)
-            tasks.start_soon(follow, log, fleet)
+            tasks.start_soon(drive, log, fleet)
         listen = ["--host", settings.host, "--port", str(port)]
         start("gateway", partial(self._role, "gateway", *self._serving, *listen))
         while not await startup.gateway_answers(settings.host, port):  # noqa: ASYNC110  # another process

@@ -11,7 +11,8 @@ from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_workers
 from rift.cli.connection import archive, connected_role, installation, load_settings
 from rift.control import process
-from rift.control.scaling_config import served
+from rift.control.config import ControlConfig
+from rift.control.scaling_config import model_scaling
 from rift.fleet import Driver
 from rift.fleet.cluster import Cluster
 from rift.fleet.kubernetes import KubernetesFleet
@@ -39,15 +40,12 @@ def control(options: Namespace) -> None:
 
     async def serve(stop: anyio.Event) -> None:
         async with connected_role(options, settings, "control") as log:
-            await process.run(
-                log,
-                database,
-                kept,
-                stop=stop,
+            config = ControlConfig(
                 retention_days=settings.retention_days,
-                served=served(settings),
+                scaling=model_scaling(settings),
                 driver=_driver(settings),
             )
+            await process.run(log, database, kept, config, stop=stop)
 
     signals.run_until_stopped(serve)
 

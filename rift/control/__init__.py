@@ -1,9 +1,11 @@
-"""Control: one elected leader projects the log, bills, scales and tidies up.
+"""Control: one elected leader projects the log, bills, scales and cleans up.
 
-process         the process: elected, then its duties
-leader          election and fencing
+process         builds and runs the process
+config          its settings
 scaling_config  how each served model scales
-projection/     keeps the warehouse current
-duties/         what a leader does in the background
-rpc/            answers questions of gateways and commands
+leader          election and fencing
+leader_duties   starts the duties of an elected leader
+projection/     keeps the warehouse up to date
+duties/         background tasks of the leader
+rpc/            answers questions from gateways and commands
 """

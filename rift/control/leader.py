@@ -1,81 +1,107 @@
-"""Who of the control processes leads. Each projects; one leads, and the others ask it whether it still does.
+"""Leader election among control processes. Every one projects; one leads, and the others check on it.
 
-    stand by   asks `rift.ask.leader`; silent three times, or nobody there twice (once, at its start)
-    stand      appends `ControlElected` with the next epoch, if there is none that it has not read
-    lead       whose election counts in the fleet's stream, from then until another's does
+    stand by   ask on `rift.ask.leader`; after three timeouts, or two "no responders" (one at the start):
+    stand      append `ControlElected` with the next epoch, unless the log has an election that was not read
+    lead       from its election in the fleet's stream until another one's
 
-The fence is the order of the log, not a lease: what a leader appends that is over does not count, or says
-what another says too. So two may lead for a moment (one was frozen, or cut off), and of what a leader does
+The fence is the order of the log, not a lease: whatever a deposed leader appends is ignored or idempotent.
+Two processes may lead for a moment, after one was frozen or cut off, so every duty is safe with two:
 
-- decisions carry their epoch, and count only while it is the last (`events/fleet.py`)
-- the janitor's words count only where the requests' fold agrees
-- a hold is settled and a month closed by the first who says so, and both would say the same
-- the archiver seals with the folder locked, and only what follows; what may be trimmed once may be later
-- an answer holds what was stored before its question, or says what it lacks, whoever gives it; all who
-  lead are asked, so one that hangs keeps no question from the other
+- decisions carry their epoch and count only while it is the latest (`events/fleet.py`)
+- the janitor's events count only if the requests' fold agrees
+- a hold is settled and a month is closed by the first event; a second leader's would be equal
+- the archiver locks its folder and only continues it; a segment that may be trimmed stays so
+- an answer covers every record before its question, or names the missing ones, whichever leader gives it;
+  all leaders are asked, so one that hangs cannot block the others
 
-What takes effect outside the log has no such fence: so a leader that could not read for `DOUBT_S` that nobody
-else was elected stops, before a standby is; and one that was frozen stops with the first that it reads.
+Effects outside the log have no such fence. A leader that cannot confirm its election for `DOUBT_S` therefore
+stops before a standby takes over, and one that was frozen stops at the first election that it reads.
 
-What lives here: who leads. What a leader does is `main.py`'s.
+This module only elects. The duties are in `leader_duties.py`.
 """
 
 import logging
-from collections.abc import AsyncIterable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Literal
 
 import anyio
 
-from events import codec, subjects
+from events import stream_fold, subjects
 from events.fleet import Fleet
 from events.log import Conflict, Log, LogError, NoResponders, Stored
+from events.publisher import Publisher
 from events.schema import ControlElected
-from rift.control.rpc.server import answering
+from events.wakeup import Wakeup
+from rift.control.rpc.server import serving
 from rift.rpc import AskLeader, ask
 
 logger = logging.getLogger(__name__)
 
-# A standby asks so often, and waits as long for the answer: a leader that collects garbage or waits for a
-# disk answers later than usual, but not three times. So a standby leads 3.2 s after its leader fell silent,
-# at most, and who asks the leader's questions is answered within 5 s.
+# The interval of a standby's questions and their timeout. A leader that collects garbage or waits for a disk
+# may time out once, but not three times. So a standby takes over within 3.2 s of its leader's silence, and a
+# client's question to the leader is answered within 5 s.
 ASK_S = 0.8
-SILENCES = 3
-# Where the broker knows nobody who answers, no process is there that leads; it may be about to.
-MISSING = 2
+TIMEOUTS_MAX = 3
+# "No responders" means that no leader is connected; one may be about to be.
+MISSING_MAX = 2
 MISSING_S = 0.2
 
-# So often a leader looks whether another was elected, and so long it goes on without having been told: less
-# than a standby takes that hears nothing from it.
+# A leader confirms its election this often, and leads this long without confirmation: less than a standby
+# needs to take over.
 CONFIRM_S = 0.5
 DOUBT_S = 2.0
 RETRY_S = 0.2
 
+assert DOUBT_S < ASK_S * TIMEOUTS_MAX, "a leader that is cut off must stop before a standby takes over"
+
 Lead = Callable[[int], Coroutine[Any, Any, None]]
-Heard = Literal["leader", "silence", "nobody"]
+Reply = Literal["leader", "timeout", "missing"]
+
+
+class Elections:
+    """A fold of the fleet's stream that also remembers the last election, whether it counts or not."""
+
+    def __init__(self) -> None:
+        self.fleet = Fleet()
+        self.last_sequence = 0
+
+    @property
+    def position(self) -> int:
+        return self.fleet.position
+
+    def fold(self, stored: Stored) -> None:
+        self.fleet.fold(stored)
+        if stored.subject == subjects.LEADER:
+            self.last_sequence = stored.sequence
 
 
 class Leadership:
-    """`fleet` is what was read of the fleet's stream; of a leader, at least up to its election."""
+    """One process's part in the election. `fleet` is the fleet's stream as far as this process has read it; a
+    leader has read it up to its own election."""
 
     def __init__(self, log: Log, name: str) -> None:
         self.name = name
-        self.fleet = Fleet()
         self._log = log
-        # The last record about elections that was read, whether it counts or not.
-        self._read_up_to = 0
-        self._news = anyio.Event()
+        self._publisher = Publisher(log, name)
+        self._elections = Elections()
+        self._changed = Wakeup()
+
+    @property
+    def fleet(self) -> Fleet:
+        return self._elections.fleet
 
     @property
     def leads(self) -> bool:
         return self.fleet.leader == self.name
 
     async def run(self, lead: Lead) -> None:
-        """Stand by, and call `lead` with the epoch when this one leads; cancel it when it does no more."""
+        """Stand by; when elected, call `lead` with the epoch, and cancel it when another leads."""
         async with (
             self._log.follow(subjects.FLEET, ["rift.fleet.>"], after=0) as reader,
             anyio.create_task_group() as tasks,
         ):
-            tasks.start_soon(self._follow, reader)
+            tasks.start_soon(partial(stream_fold.drain, reader, self._elections, changed=self._changed.set))
             await self._confirm()
             missing_max = 1
             while True:
@@ -83,69 +109,68 @@ class Leadership:
                     await self._lead(lead)
                 else:
                     await self._stand_by(missing_max)
-                missing_max = MISSING
+                missing_max = MISSING_MAX
                 await self._confirm()
 
     # --- standing by -----------------------------------------------------------------------------
 
     async def _stand_by(self, missing_max: int) -> None:
-        """Return once it stood for leader, or another took its place."""
-        is_told = False
-        silences = missing = 0
-        while silences < SILENCES and missing < missing_max:
-            began_at = anyio.current_time()
-            epoch = self._log.epoch
-            heard = await self._ask()
-            if not self._log.is_connected or self._log.epoch != epoch:
-                # The silence is ours.
-                heard = "leader"
-            silences = silences + 1 if heard == "silence" else 0
-            missing = missing + 1 if heard == "nobody" else 0
-            if heard == "leader":
-                if not is_told:
-                    logger.info("%s stands by: %s leads", self.name, self.fleet.leader)
-                is_told = True
-            if missing < missing_max and silences < SILENCES:
-                await anyio.sleep_until(began_at + (MISSING_S if missing else ASK_S))
+        """Check on the leader until it is gone, then stand for election."""
+        is_logged = False
+        timeouts = 0
+        missing = 0
+        while timeouts < TIMEOUTS_MAX and missing < missing_max:
+            asked_at_s = anyio.current_time()
+            connection_epoch = self._log.epoch
+            reply = await self._ask()
+            if not self._log.is_connected or self._log.epoch != connection_epoch:
+                # Our own connection was down, which says nothing about the leader.
+                reply = "leader"
+            timeouts = timeouts + 1 if reply == "timeout" else 0
+            missing = missing + 1 if reply == "missing" else 0
+            if reply == "leader" and not is_logged:
+                logger.info("%s stands by: %s leads", self.name, self.fleet.leader)
+                is_logged = True
+            if missing < missing_max and timeouts < TIMEOUTS_MAX:
+                await anyio.sleep_until(asked_at_s + (MISSING_S if missing else ASK_S))
         await self._stand()
 
-    async def _ask(self) -> Heard:
+    async def _ask(self) -> Reply:
         try:
-            told = await ask(self._log, AskLeader(), timeout_s=ASK_S)
+            answer = await ask(self._log, AskLeader(), timeout_s=ASK_S)
         except NoResponders:
-            return "nobody"
+            return "missing"
         except LogError:
-            return "silence"
-        # One that does not know yet that it is over says nothing of who leads.
-        return "leader" if told["epoch"] >= self.fleet.epoch else "silence"
+            return "timeout"
+        # A deposed leader may still answer. That does not show that its successor is alive.
+        return "leader" if answer["epoch"] >= self.fleet.epoch else "timeout"
 
     async def _stand(self) -> None:
         elected = ControlElected(epoch=self.fleet.epoch + 1, control=self.name)
-        data = codec.encode(self.name, [elected])
         try:
-            await self._log.append(subjects.FLEET, subjects.LEADER, data, expect_last=self._read_up_to)
+            await self._publisher.publish_at(elected, expect_last=self._elections.last_sequence)
         except Conflict:
-            logger.info("another was elected before %s", self.name)
+            logger.info("another process was elected before %s", self.name)
         except LogError as error:
-            logger.warning("nobody leads, and %s could not stand for it: %s", self.name, error)
+            logger.warning("there is no leader, and %s could not stand for election: %s", self.name, error)
             await anyio.sleep(ASK_S)
 
     # --- leading ---------------------------------------------------------------------------------
 
     async def _lead(self, lead: Lead) -> None:
-        """Lead until another does, or nobody can say."""
+        """Lead until another process does, or until the own election cannot be confirmed."""
         epoch = self.fleet.epoch
         logger.info("%s leads in epoch %d", self.name, epoch)
         async with (
-            answering(self._log, {AskLeader: self._answer}),
+            serving(self._log, {AskLeader: self._answer}),
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(lead, epoch)
             tasks.start_soon(self._doubt, tasks.cancel_scope)
             while self.leads:
-                await self._news.wait()
+                await self._changed.wait()
             logger.info(
-                "%s leads in epoch %d, and %s no more", self.fleet.leader, self.fleet.epoch, self.name
+                "%s leads in epoch %d, so %s stops leading", self.fleet.leader, self.fleet.epoch, self.name
             )
             tasks.cancel_scope.cancel()
 
@@ -153,37 +178,25 @@ class Leadership:
         return {"epoch": self.fleet.epoch, "control": self.name}
 
     async def _doubt(self, leading: anyio.CancelScope) -> None:
-        """Cancel once it could not be read for a while that nobody else was elected."""
-        sure_at = anyio.current_time()
-        while anyio.current_time() - sure_at < DOUBT_S:
-            asked_at = anyio.current_time()
-            with anyio.move_on_at(sure_at + DOUBT_S):
+        """Cancel `leading` once the election could not be confirmed for DOUBT_S."""
+        confirmed_at_s = anyio.current_time()
+        while anyio.current_time() - confirmed_at_s < DOUBT_S:
+            asked_at_s = anyio.current_time()
+            with anyio.move_on_at(confirmed_at_s + DOUBT_S):
                 await self._confirm()
-                sure_at = asked_at
-            await anyio.sleep_until(asked_at + CONFIRM_S)
-        logger.warning("the log does not say whether %s still leads, so it stands by", self.name)
+                confirmed_at_s = asked_at_s
+            await anyio.sleep_until(asked_at_s + CONFIRM_S)
+        logger.warning("%s cannot confirm that it still leads, so it stands by", self.name)
         leading.cancel()
 
-    # --- reading ---------------------------------------------------------------------------------
-
     async def _confirm(self) -> None:
-        """Return once every election is read that is stored by now."""
+        """Return once every election that is stored now has been read."""
         while True:
             try:
                 last = await self._log.last_sequence(subjects.FLEET, subjects.LEADER)
             except LogError:
                 await anyio.sleep(RETRY_S)
                 continue
-            while self._read_up_to < last:
-                await self._news.wait()
+            while self._elections.last_sequence < last:
+                await self._changed.wait()
             return
-
-    async def _follow(self, reader: AsyncIterable[Sequence[Stored]]) -> None:
-        async for batch in reader:
-            for stored in batch:
-                self.fleet.fold(stored)
-                if stored.subject == subjects.LEADER:
-                    self._read_up_to = stored.sequence
-            news = self._news
-            self._news = anyio.Event()
-            news.set()

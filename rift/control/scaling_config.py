@@ -1,4 +1,6 @@
-"""What the autoscaler is told of each served model: the operator's settings, and what one replica is."""
+"""How each served model scales: the operator's policy, and what one replica of it can do."""
+
+from collections.abc import Mapping
 
 import msgspec
 
@@ -8,39 +10,62 @@ from events.money import usd
 from replay.scaling.hardware import Hardware, profiles
 from replay.scaling.policy import Policy, bounds
 from rift.catalogue import Profile
-from rift.control.duties.autoscaler import UNKNOWN, ModelScaling
 from rift.settings import InvalidSettings, Scale, Settings
 
-# The simulated engine reads prompts at once where it is not told how fast, and has no memory to fill.
+# A simulated engine without a prefill pace reads prompts in no time, and has no memory to fill.
 UNBOUNDED = 1_000_000_000
 
+# For a model without a measured profile: as slow as a large one. The starts of its replicas correct it.
+UNKNOWN = Hardware(
+    gpus=0,
+    running_max=64,
+    kv_tokens=1_000_000,
+    prefill_tokens_per_s=5_000,
+    step_us=20_000,
+    step_us_per_running=1_000,
+    start_ms=60_000,
+    gpu_hour_nanousd=0,
+    source="not measured: `rift calibrate` fits one",
+)
 
-def served(settings: Settings) -> dict[str, ModelScaling]:
-    """Raises InvalidSettings."""
-    found = {
-        model: ModelScaling(_policy(scale), hardware_of(settings, model))
+
+class ModelScaling(msgspec.Struct, frozen=True):
+    """One model of this installation."""
+
+    policy: Policy
+    hardware: Hardware
+
+
+# For a model with replicas that `rift.toml` does not serve: it goes to zero.
+NOT_SERVED = ModelScaling(Policy(replicas_min=0, replicas_max=0), UNKNOWN)
+
+
+def model_scaling(settings: Settings) -> Mapping[str, ModelScaling]:
+    """Return the scaling of each served model. Raises InvalidSettings if a budget pays for no replica."""
+    scaling = {
+        model: ModelScaling(_policy(scale), _hardware(settings, model))
         for model, scale in settings.scales().items()
     }
-    for model, one in found.items():
+    for model, one in scaling.items():
         if one.policy.replicas_max and not bounds(one.policy, one.hardware)[1]:
             raise InvalidSettings(
-                f'scale."{model}".hour_usd_max pays for no replica: one costs '
+                f'scale."{model}".hour_usd_max is too low for a single replica, which costs '
                 f"{usd(one.hardware.hour_nanousd)} USD an hour"
             )
-    return found
+    return scaling
 
 
-def hardware_of(settings: Settings, model: str) -> Hardware:
-    """Return what one replica of the model is: as `rift.toml` says, or the shipped profiles; or a guess."""
+def _hardware(settings: Settings, model: str) -> Hardware:
+    """Return one replica's profile: from `rift.toml`, else from the shipped profiles, else UNKNOWN."""
     profile = settings.catalogue()[model].profiles.get(settings.hardware, Profile())
     name = f"{settings.hardware}-{subjects.slug(model)}"
-    found = settings.profiles.get(name) or profiles().get(name) or UNKNOWN
+    hardware = settings.profiles.get(name) or profiles().get(name) or UNKNOWN
     if settings.engine == "sim":
-        found = _simulated(profile)
+        hardware = _simulated(profile)
     if not profile.hour_nanousd:
-        return found
+        return hardware
     return msgspec.structs.replace(
-        found, gpus=profile.gpus, gpu_hour_nanousd=profile.hour_nanousd // profile.gpus
+        hardware, gpus=profile.gpus, gpu_hour_nanousd=profile.hour_nanousd // profile.gpus
     )
 
 

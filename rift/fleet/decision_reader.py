@@ -1,4 +1,4 @@
-"""From the fleet's stream to a driver: what was decided, and who was lost. Nothing is decided here."""
+"""Pass decisions and losses from the fleet's stream to a driver."""
 
 import logging
 
@@ -13,16 +13,17 @@ from rift.fleet import Driver
 
 logger = logging.getLogger(__name__)
 
-# A broker's restart takes a second or two.
-AGAIN_S = 1.0
+# A broker restarts within a second or two.
+RETRY_S = 1.0
 
-# Who was given up shortly before this began may still be there: whoever said so may have died of it.
-LATELY_NS = 900 * SECOND_NS
+# A replica that was declared lost this long before the start may still run: the driver that had to end it may
+# have died together with the old leader.
+RECENT_NS = 900 * SECOND_NS
 
 
-async def follow(log: Log, driver: Driver) -> None:
-    """Tell the driver each decision that counts and each loss, until cancelled. Of the past it is told what
-    was decided last for each model, and the losses of the last quarter of an hour."""
+async def drive(log: Log, driver: Driver) -> None:
+    """Pass each decision that counts, and each loss, until cancelled. Of the past, pass only the last
+    decision for each model and the losses of the last RECENT_NS."""
     fleet = Fleet()
     lost: list[tuple[int, ReplicaLost]] = []
     while True:
@@ -30,7 +31,7 @@ async def follow(log: Log, driver: Driver) -> None:
             caught_up = await log.last_sequence(FLEET)
             async with log.follow(FLEET, ["rift.fleet.>"], after=fleet.position) as reader:
                 if fleet.position >= caught_up:
-                    _tell_past(fleet, lost, driver)
+                    _pass_past(fleet, lost, driver)
                 async for batch in reader:
                     for stored in batch:
                         is_past = stored.sequence <= caught_up
@@ -38,16 +39,16 @@ async def follow(log: Log, driver: Driver) -> None:
                             if isinstance(event, ReplicaLost):
                                 lost.append((stored.stored_at_ns, event))
                             if not is_past:
-                                _tell(event, driver)
+                                _pass(event, driver)
                         if stored.sequence == caught_up:
-                            _tell_past(fleet, lost, driver)
-                    lost = [(at_ns, event) for at_ns, event in lost if at_ns > fleet.at_ns - LATELY_NS]
+                            _pass_past(fleet, lost, driver)
+                    lost = [(at_ns, event) for at_ns, event in lost if at_ns > fleet.at_ns - RECENT_NS]
         except LogError as error:
-            logger.warning("what is decided cannot be read: %s; trying again", error)
-            await anyio.sleep(AGAIN_S)
+            logger.warning("the fleet's decisions cannot be read: %s; trying again", error)
+            await anyio.sleep(RETRY_S)
 
 
-def _tell(event: object, driver: Driver) -> None:
+def _pass(event: object, driver: Driver) -> None:
     match event:
         case ScaleDecided():
             driver.want(event.model, event.to_replicas)
@@ -55,9 +56,9 @@ def _tell(event: object, driver: Driver) -> None:
             driver.lost(event.model, event.replica)
 
 
-def _tell_past(fleet: Fleet, lost: list[tuple[int, ReplicaLost]], driver: Driver) -> None:
+def _pass_past(fleet: Fleet, lost: list[tuple[int, ReplicaLost]], driver: Driver) -> None:
     for model, replicas in fleet.wanted.items():
         driver.want(model, replicas)
     for at_ns, event in lost:
-        if at_ns > fleet.at_ns - LATELY_NS:
+        if at_ns > fleet.at_ns - RECENT_NS:
             driver.lost(event.model, event.replica)

@@ -19,6 +19,7 @@ from rift import book_admin
 from rift.book_admin import RecordReadable
 from rift.cli.verify import differences
 from rift.control import process
+from rift.control.config import ControlConfig
 from rift.control.projection.catch_up import fold_tail, rebuilt
 from rift.control.projection.time_travel import InvalidPosition, fold_until, parse
 from rift.rpc import (
@@ -92,7 +93,8 @@ async def rig(scribe: Any, tmp_path: Path) -> AsyncIterator[Rig]:
 async def controlling(rig: Rig) -> AsyncIterator[None]:
     log = MemoryLog(rig.broker)
     async with anyio.create_task_group() as tasks:
-        run = partial(process.run, log, rig.folder / "rift.duckdb", rig.archive, stop=anyio.Event())
+        database = rig.folder / "rift.duckdb"
+        run = partial(process.run, log, database, rig.archive, ControlConfig(), stop=anyio.Event())
         tasks.start_soon(run)
         with anyio.fail_after(5):
             while Rebuild.topic not in rig.broker.answers:  # noqa: ASYNC110
@@ -260,9 +262,9 @@ async def test_of_other_streams_the_past_holds_what_was_stored_by_then(rig: Rig)
 @pytest.mark.parametrize(
     ("text", "message"),
     {
-        "RIFT_0": "is no position; write stream:sequence",
-        "RIFT_0:x": "is no position",
-        "RIFT_7:1": "there is no stream 'RIFT_7'; known are",
+        "RIFT_0": "is not a position; write stream:sequence",
+        "RIFT_0:x": "is not a position",
+        "RIFT_7:1": "there is no stream 'RIFT_7'; the streams are",
         "RIFT_0:99": "RIFT_0 holds sequences 1 to 6, not 99",
         "RIFT_0:0": "RIFT_0 holds sequences 1 to 6, not 0",
     }.items(),
@@ -317,7 +319,7 @@ async def test_a_period_is_not_closed_over_what_is_not_folded(rig: Rig) -> None:
     rig.put()
     async with controlling(rig):
         with pytest.raises(
-            QuestionRefused, match="RIFT_0 is folded up to 6 of 13, and may hold more of 2023-11"
+            QuestionRefused, match="RIFT_0 is projected up to 6 of 13, and may hold more of 2023-11"
         ):
             await rig.ask(ClosePeriod(PERIOD))
         assert await rig.log.last_sequence(subjects.BOOK, "rift.book.period.2023-11") == 0

@@ -12,13 +12,14 @@ import anyio
 import pytest
 
 from events import subjects
+from events.contracts import MESSAGE_BYTES_MAX, REPLY_BYTES_MAX
 from events.log import LogError, Stored
 from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse
 from rift.control import process
+from rift.control.config import ControlConfig
 from rift.control.projection import warehouse_host
 from rift.control.projection.projector import AHEAD_MAX, LogBehind, LogTrimmed, Projector
-from rift.control.rpc import server
 from rift.rpc import QuestionRefused, Sql
 from tests.replay.asked import ask_sql
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.anyio
 async def controlling(log: Any, database: Path) -> AsyncIterator[None]:
     async with anyio.create_task_group() as group:
         archive = Archive(database.with_name("archive"), key=b"k")
-        group.start_soon(partial(process.run, log, database, archive, stop=anyio.Event()))
+        group.start_soon(partial(process.run, log, database, archive, ControlConfig(), stop=anyio.Event()))
         with anyio.fail_after(5):
             while Sql.topic not in log.handlers:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
@@ -141,7 +142,7 @@ async def test_another_log_is_refused(scribe: Any, list_log: Any, warehouse: War
     for stream in (subjects.BOOK, "RIFT_0"):
         warehouse.apply(stream, scribe.streams[stream])
     shorter = scribe.streams | {"RIFT_0": scribe.streams["RIFT_0"][:2]}
-    with pytest.raises(LogBehind, match="RIFT_0 ends at 2, and the database has applied it up to 6"):
+    with pytest.raises(LogBehind, match="RIFT_0 ends at 2, but the database has applied it up to 6"):
         await Projector(list_log(shorter), warehouse, [0]).run()
 
 
@@ -159,7 +160,7 @@ async def test_a_trimmed_log_is_not_gone_on_with_behind_the_gap(
             await Projector(log, warehouse, [0]).run()
         assert warehouse.positions()["RIFT_0"] == 6
         return
-    why = f"RIFT_0 begins at 3, and the database has applied it up to {applied}.*rift replay --rebuild"
+    why = f"RIFT_0 begins at 3, but the database has applied it only up to {applied}.*rift replay --rebuild"
     with pytest.raises(LogTrimmed, match=why):
         await Projector(log, warehouse, [0]).run()
 
@@ -246,4 +247,4 @@ async def test_a_reply_too_large_for_the_broker_is_refused(
     async with controlling(log, tmp_path / "db"):
         with pytest.raises(QuestionRefused, match="more than 8000000; use LIMIT"):
             await ask_sql(log, "select repeat('x', 1000) from range(9000)")
-        assert server.REPLY_BYTES_MAX < 8 * 1024 * 1024
+        assert REPLY_BYTES_MAX < MESSAGE_BYTES_MAX

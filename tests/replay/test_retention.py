@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import pytest
@@ -17,10 +17,12 @@ from events.schema import ControlElected, ReplicaReady, ReplicaStarting, Replica
 from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse
 from rift.control import process
+from rift.control.config import ControlConfig
 from rift.control.duties import archiver as archivers
 from rift.control.duties.archiver import Archiver
 from rift.control.leader import Leadership
 from rift.control.projection.projector import LogTrimmed, Projector
+from rift.control.projection.warehouse_host import Projection
 from tests.replay.asked import ask_sql
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +50,7 @@ async def controlling(log: Log, folder: Path, **options: Any) -> AsyncIterator[N
     stop = anyio.Event()
     archive = Archive(folder / "archive", key=b"k" * 32)
     async with anyio.create_task_group() as group:
-        run = partial(process.run, log, folder / "db", archive, stop=stop, **options)
+        run = partial(process.run, log, folder / "db", archive, ControlConfig(**options), stop=stop)
         group.start_soon(run)
         await answers(log)
         yield
@@ -155,10 +157,11 @@ async def test_the_fleet_keeps_what_still_says_something(scribe: Any, tmp_path: 
     async with anyio.create_task_group() as tasks:
         log = memory.connect(broker_of(tasks, scribe))
         warehouse = Warehouse.open(tmp_path / "db")
-        assert await process._needed_from(log, warehouse, subjects.FLEET) == 7
+        projection = Projection(log, tmp_path / "db", warehouse, Archive(tmp_path, key=b"k"), [0])
+        assert await projection.needed_from(subjects.FLEET) == 7
         await log.trim(subjects.FLEET, 6)
         assert (await fleet.read(log)).wanted == {"m": 0}
-        assert await process._needed_from(log, warehouse, subjects.FLEET) == 7
+        assert await projection.needed_from(subjects.FLEET) == 7
         warehouse.close()
 
 
@@ -237,24 +240,24 @@ async def test_on_a_real_broker(server: Any, scribe: Any, warehouse: Warehouse, 
         for stream, messages in scribe.streams.items():
             for stored in messages:
                 last = await log.append(stream, stored.subject, stored.data)
-        projected = {SHARD: last, subjects.BOOK: 1}
 
-        async def needed_from(stream: str) -> int:
-            return last - 4
+        class Projected:
+            """Everything is applied, and the last five records are needed."""
+
+            streams = subjects.folded([0])
+            applied: ClassVar = {SHARD: last, subjects.BOOK: 1}
+
+            async def needed_from(self, stream: str) -> int:
+                return last - 4
+
+            def quarantined(self, stream: str) -> tuple[int, ...]:
+                return ()
 
         archive = Archive(tmp_path, key=b"k" * 32)
-        archiver = Archiver(
-            log,
-            archive,
-            shards=[0],
-            projected=lambda: projected,
-            needed_from=needed_from,
-            quarantined=lambda stream: (),
-            retention_days=0,
-        )
+        archiver = Archiver(log, archive, Projected(), retention_days=0)  # type: ignore[arg-type]
         archiver._retention_ns = 0
-        sealed = await archiver.seal_now()
-        assert {stream: found.last for stream, found in sealed.items()} == projected
+        sealed = await archiver.archive_now()
+        assert {stream: manifest.last for stream, manifest in sealed.items()} == Projected.applied
         with anyio.move_on_after(0.3):
             await archiver.run()
         assert await log.first_sequence(SHARD) == 19

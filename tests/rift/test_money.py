@@ -154,7 +154,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "'req_1' is no request id": (
         *("correct", "--account", "dev", "--usd", "1", "--reason", "x", "--request", "req_1"),
     ),
-    "'here' is no position": ("replay", "--until", "here"),
+    "'here' is not a position": ("replay", "--until", "here"),
     "goes with --until": ("replay", "--digest", "select 1"),
 }
 

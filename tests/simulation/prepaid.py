@@ -21,9 +21,11 @@ from events.credit import Balance
 from events.log import LogError
 from events.memory import Faults, MemoryBroker, MemoryLog
 from events.schema import AccountOpened, AnyEvent, CreditGranted, KeyIssued, LimitsSet, Price, PricePublished
+from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
 from rift import keys
 from rift.control.duties.credit_settlement import CreditSettlement
+from rift.control.projection.warehouse_host import Query
 from tests.simulation import clock, service
 from tests.simulation.client import Call
 from tests.simulation.ledger import STREAM, Ledger
@@ -42,11 +44,13 @@ BACK_S = 300.0
 PROJECT_S = 10.0
 
 
-class InlineSettling(CreditSettlement):
-    """Queries the warehouse without a thread, which the simulated clock does not allow."""
+def inline(warehouse: Warehouse) -> Query:
+    """Query the warehouse without a thread, which the simulated clock does not allow."""
 
-    async def _ask(self, select: str) -> list[list[Any]]:
-        return self._warehouse().query(select).rows
+    async def query(*questions: Any) -> list[QueryResult]:
+        return warehouse.read(*questions)
+
+    return query
 
 
 def write_book(broker: MemoryBroker, chance: random.Random, limits: Sequence[AnyEvent]) -> str:
@@ -72,9 +76,9 @@ def standing_of(broker: MemoryBroker) -> Balance:
 async def settle_lost(broker: MemoryBroker) -> None:
     """Project, and settle the credit of lost lanes, as control does."""
     with tempfile.TemporaryDirectory() as folder, closing(Warehouse.open(Path(folder) / "db")) as warehouse:
-        settling = InlineSettling(MemoryLog(broker), lambda: warehouse)
+        settlement = CreditSettlement(MemoryLog(broker), inline(warehouse))
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(settling._follow)
+            tasks.start_soon(settlement.follow_book)
             while True:
                 await anyio.sleep(PROJECT_S)
                 for name in (subjects.BOOK, subjects.FLEET, STREAM):
@@ -82,7 +86,7 @@ async def settle_lost(broker: MemoryBroker) -> None:
                     if messages := broker.stream(name).messages[applied:]:
                         warehouse.apply(name, messages)
                 with suppress(LogError):
-                    await settling.settle_lost()
+                    await settlement.settle_lost()
 
 
 class Prepaid(service.Service):

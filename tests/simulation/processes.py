@@ -222,11 +222,15 @@ class WorkerProcess(Process):
         await say(self.log, ReplicaStopped(replica=self.name, model=MODEL, why="drained"))
 
 
+async def from_the_first(stream: str) -> int:
+    return 1
+
+
 class JanitorProcess(Process):
     kind = "janitor"
 
     async def main(self) -> None:
-        await Janitor(self.log, shard=0).run(first=1)
+        await Janitor(self.log, shard=0).run(from_the_first)
 
 
 class Supervisor:

@@ -72,9 +72,6 @@ LARGER: dict[str, int] = {
     "events/redaction.py:record_hash": 7,
     # The table of commands, and the roots of all errors.
     "rift/cli/parser.py": 22,
-    "rift/control/duties/archiver.py:__init__": 7,
-    "rift/control/process.py": 18,
-    "rift/control/process.py:run": 8,
     "rift/gateway/api/requests.py": 17,
     "rift/gateway/api/requests.py:__init__": 7,
     "rift/gateway/app.py": 21,

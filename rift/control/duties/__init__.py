@@ -1,10 +1,12 @@
-"""What the leader does in the background.
+"""The background tasks of a leader.
 
-janitor            ends what no living process will end
-supervision        the janitor's rules: what is due, and when
+janitor            ends the requests that no live process will end
+supervision        the janitor's rules
 autoscaler         decides how many replicas each model has
-archiver           seals segments and trims the log
-credit_settlement  settles what lost gateways held of an account's credit
-key_erasure        erases the keys of sealed content
+scaling_inputs     the inputs of a decision, from the projection
+replica_reports    the fleet, and which replicas are silent
+archiver           archives segments and trims the log
+credit_settlement  settles the credit holds of lost gateways
+key_erasure        erases the keys of encrypted content
 period_close       makes a month's invoices final
 """

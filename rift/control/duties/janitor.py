@@ -1,166 +1,173 @@
-"""The janitor's loop: follow the shard, the fleet and the keys, and say what is due.
+"""The janitor: read the shard, the fleet and the revoked keys, and carry out the actions that are due.
 
-It makes one promise true: every accepted request ends. What is due is `watch.py`'s business.
+It keeps one promise: every accepted request ends. The rules are in `supervision.py`.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 
-from events import codec, subjects
+from events import codec, stream_fold, subjects
+from events.broker_clock import BrokerClock
+from events.contracts import LANE_REPORT_S
 from events.log import Follower, Log, LogError, Stored, append_until_known
-from events.schema import AnyEvent, LaneLost, RequestAccepted
-from rift.control.duties.supervision import Due, End, Offer, Release, Revoke, Supervision
+from events.publisher import Publisher
+from events.schema import RequestAccepted
+from replay.warehouse.result import QueryRefused
+from rift.control.duties.supervision import Action, AttemptRelease, Redelivery, Supervision
 
 logger = logging.getLogger(__name__)
 
 WRITER = "janitor"
-FLEET = ("rift.fleet.>",)
-KEYS = (subjects.book("key", "*"),)
+FLEET_SUBJECTS = ("rift.fleet.>",)
+KEY_SUBJECTS = (subjects.book("key", "*"),)
 
-# A client whose worker died waits for this; a look at a thousand requests costs a millisecond.
+# A client whose worker died waits this long. A look at a thousand requests takes a millisecond.
 TICK_S = 0.05
 
-# What it hears of the shard may be so old: it holds who works on what, and that changes slowly.
+# The shard may be read this late: its actions follow from silences of seconds.
 PACE_S = 0.1
 
-# Gateways report every 3 s. After more silence than that the leader is asked whether there was news.
-SILENCE_S = 4.0
+# Gateways report every LANE_REPORT_S. After a longer silence the janitor asks the log whether it missed news.
+SILENCE_S = LANE_REPORT_S + 1.0
 SILENT_TICK_S = 0.5
 
-# What is due now is due again soon, if the log does not take it.
+# An action that the log does not take is due again soon.
 APPEND_S = 5.0
+
+# A rebuild replaces the database within milliseconds.
+FIRST_RETRY_S = 0.1
 
 
 class Janitor:
-    """`accepted` is told the slug of the model that each request is for."""
+    """Supervises one shard. `accepted` receives the model's slug of each accepted request."""
 
     def __init__(self, log: Log, *, shard: int, accepted: Callable[[str], None] = lambda slug: None) -> None:
         self._log = log
+        self._publisher = Publisher(log, WRITER, shard=shard)
         self._shard = shard
-        self._accepted = accepted
         self._stream = subjects.shard_stream(shard)
-        self._watch = Supervision()
-        self._newest_ns = 0
-        self._newest_at = 0.0
-        self._heard_in = -1
-        self._heard_at = 0.0
+        self._accepted = accepted
+        self._supervision = Supervision()
+        self._clock = BrokerClock()
+        # The connection on which the shard was last known to be read to its end, and when.
+        self._current_epoch = -1
+        self._current_at_s = 0.0
 
-    async def run(self, *, first: int) -> None:
-        """Keep the promise for as long as control lives. `first` is at or before every open request."""
+    async def run(self, first_open: Callable[[str], Awaitable[int]]) -> None:
+        """Supervise until cancelled. `first_open` returns a sequence at or before every open request of a
+        stream. Raises LogError."""
+        first = await self._first(first_open)
         caught_up = await self._log.last_sequence(self._stream)
-        everything = f"rift.{self._shard}.>"
-        fleet_up_to = await self._log.last_sequence(subjects.FLEET)
-        async for batch in self._log.scan(subjects.FLEET, FLEET, first=1, target=fleet_up_to):
-            self._see_fleet(batch)
+        replicas = self._supervision.replicas
+        await stream_fold.read(self._log, subjects.FLEET, FLEET_SUBJECTS, replicas)
+        shard_subjects = [f"rift.{self._shard}.>"]
         async with (
-            self._log.follow(subjects.FLEET, FLEET, after=fleet_up_to) as fleet,
-            self._log.follow(subjects.BOOK, KEYS, after=0) as book,
-            self._log.follow(self._stream, [everything], after=first - 1, pace_s=PACE_S) as reader,
+            self._log.follow(subjects.FLEET, FLEET_SUBJECTS, after=replicas.position) as fleet,
+            self._log.follow(subjects.BOOK, KEY_SUBJECTS, after=0) as keys,
+            self._log.follow(self._stream, shard_subjects, after=first - 1, pace_s=PACE_S) as shard,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(self._follow_fleet, fleet)
-            tasks.start_soon(self._follow_book, book)
-            tasks.start_soon(self._follow_shard, reader)
-            while reader.position < caught_up:  # noqa: ASYNC110  # old news is not acted upon
+            tasks.start_soon(self._follow_keys, keys)
+            tasks.start_soon(self._follow_shard, shard)
+            # Actions must not follow from a part of the past.
+            while shard.position < caught_up:  # noqa: ASYNC110
                 await anyio.sleep(TICK_S)
-            self._watch.began_ns = self._now_ns()
+            self._supervision.begin(self._clock.now_ns())
             while True:
                 await anyio.sleep(TICK_S)
-                if await self._is_current(reader):
-                    for due in self._watch.due(self._now_ns()):
-                        await self._act(due)
+                if await self._is_current(shard):
+                    for action in self._supervision.due(self._clock.now_ns()):
+                        await self._act(action)
+
+    async def _first(self, first_open: Callable[[str], Awaitable[int]]) -> int:
+        while True:
+            try:
+                return await first_open(self._stream)
+            except QueryRefused as error:
+                logger.warning("%s is not supervised yet: %s", self._stream, error)
+                await anyio.sleep(FIRST_RETRY_S)
 
     def lanes(self) -> dict[str, int]:
-        """Return for how many milliseconds each gateway has been silent that is not lost."""
-        now_ns = self._now_ns()
-        return {lane: max(0, now_ns - at_ns) // 1_000_000 for lane, at_ns in self._watch.lanes.items()}
+        """Return for how many milliseconds each live gateway has been silent, by lane."""
+        now_ns = self._clock.now_ns()
+        return {
+            lane: max(0, now_ns - reported_at_ns) // 1_000_000
+            for lane, reported_at_ns in self._supervision.lanes.items()
+        }
 
-    async def _is_current(self, reader: Follower) -> bool:
-        """Say whether silence is the log's, not ours: who hears nothing must not call others lost."""
+    async def _is_current(self, shard: Follower) -> bool:
+        """Return whether a silence is the gateways' and not this process's: if we read nothing, we must not
+        declare others lost."""
         if not self._log.is_connected:
             return False
-        if self._heard_in == self._log.epoch and anyio.current_time() - self._heard_at < SILENCE_S:
+        is_recent = anyio.current_time() - self._current_at_s < SILENCE_S
+        if self._current_epoch == self._log.epoch and is_recent:
             return True
         await anyio.sleep(SILENT_TICK_S)
         try:
-            current = await self._log.last_sequence(self._stream) <= reader.position
+            is_current = await self._log.last_sequence(self._stream) <= shard.position
         except LogError:
             return False
-        if current:
-            self._heard_in = self._log.epoch
-            self._heard_at = anyio.current_time()
-        return current
+        if is_current:
+            self._note_current()
+        return is_current
 
-    def _now_ns(self) -> int:
-        """The broker's time, as far as its messages tell: never ahead of it."""
-        return self._newest_ns + int((anyio.current_time() - self._newest_at) * 1e9)
+    def _note_current(self) -> None:
+        self._current_epoch = self._log.epoch
+        self._current_at_s = anyio.current_time()
 
     async def _follow_fleet(self, reader: Follower) -> None:
-        async for batch in reader:
-            self._see_fleet(batch)
+        await stream_fold.drain(reader, self._supervision.replicas, changed=lambda: None)
 
-    async def _follow_book(self, reader: Follower) -> None:
+    async def _follow_keys(self, reader: Follower) -> None:
         async for batch in reader:
             for stored in batch:
                 for event in _events(stored):
-                    self._watch.see_book(event)
-
-    def _see_fleet(self, batch: Sequence[Stored]) -> None:
-        for stored in batch:
-            self._watch.see_fleet(stored)
+                    self._supervision.fold_book(event)
 
     async def _follow_shard(self, reader: Follower) -> None:
         async for batch in reader:
-            self._heard_in = self._log.epoch
-            self._heard_at = anyio.current_time()
+            self._note_current()
             for stored in batch:
-                if stored.stored_at_ns > self._newest_ns:
-                    self._newest_ns = stored.stored_at_ns
-                    self._newest_at = anyio.current_time()
+                self._clock.note(stored.stored_at_ns)
                 at = subjects.parse(stored.subject)
                 for event in _events(stored):
                     if at is None:
-                        self._watch.see_lane(event, stored.stored_at_ns)
+                        self._supervision.fold_lane(event, stored.stored_at_ns)
                     else:
-                        self._watch.see(event, at, stored.sequence, stored.stored_at_ns)
+                        self._supervision.fold_request(event, at, stored.sequence, stored.stored_at_ns)
                         if isinstance(event, RequestAccepted):
                             self._accepted(at.model)
 
-    async def _act(self, due: Due) -> None:
-        logger.info("%s", due)
+    async def _act(self, action: Action) -> None:
+        logger.info("%s", action)
         try:
-            match due:
-                case LaneLost():
-                    await self._append(subjects.lane(self._shard, due.lane), due)
-                case Revoke():
-                    await self._append(subjects.cancel(due.at), due.event)
-                case End():
-                    await self._append(subjects.work(due.at), due.event)
-                case Release():
-                    await self._append(subjects.work(due.at), due.event)
-                    await self._log.give_back(due.delivery)
-                case Offer():
-                    await self._offer(due)
+            match action:
+                case AttemptRelease():
+                    await self._publisher.publish(action.event, at=action.at, within_s=APPEND_S)
+                    await self._log.give_back(action.delivery)
+                case Redelivery():
+                    await self._redeliver(action)
+                case event:
+                    await self._publisher.publish(event, within_s=APPEND_S)
         except LogError as error:
-            logger.warning("not said, and due again: %s", error)
+            logger.warning("%s failed and will be repeated: %s", type(action).__name__, error)
 
-    async def _append(self, subject: str, event: AnyEvent) -> None:
-        data = codec.encode(WRITER, [event])
-        await append_until_known(self._log, self._stream, subject, data, within_s=APPEND_S)
-
-    async def _offer(self, due: Offer) -> None:
+    async def _redeliver(self, action: Redelivery) -> None:
         """Append the record of the acceptance again, byte for byte."""
-        subject = subjects.request(due.at)
-        async for batch in self._log.scan(self._stream, [subject], first=due.sequence, target=due.sequence):
+        subject = subjects.request(action.at)
+        sequence = action.sequence
+        async for batch in self._log.scan(self._stream, [subject], first=sequence, target=sequence):
             for stored in batch:
                 await append_until_known(self._log, self._stream, subject, stored.data, within_s=APPEND_S)
 
 
 def _events(stored: Stored) -> Sequence[object]:
-    """What cannot be read is passed over here alone: all that the janitor says is a hint to the fold, and the
-    projector, which bills, stops at such a record visibly."""
+    """Return a record's events; none if it cannot be read. Only the janitor may skip such a record: its own
+    events are hints to the fold, and the projector, which bills, stops at the record visibly."""
     try:
         return codec.decode(stored.data)[1]
     except codec.RecordUnreadable as error:

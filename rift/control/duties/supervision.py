@@ -1,25 +1,34 @@
-"""What the janitor knows, and what it finds due: every accepted request ends. Pure; time comes in.
+"""The rules by which every accepted request ends. Pure: events and times are arguments.
 
-    a live attempt's replica is lost           release the attempt, return its delivery
-    a live attempt has not moved for a bound   the same: it is stalled
-    nobody works on a request for a bound      offer it again: the same acceptance, a new delivery
-    the key that asked for it is revoked       want its cancel
-    a cancel is wanted for 10 s                end it
-    its model does not start                   end it
-    its deadline has passed                    end it
-    its lane is lost, and nobody attached      end it
+| state of a request                                 | action                                     |
+|----------------------------------------------------|--------------------------------------------|
+| its attempt's replica is lost                      | release the attempt, return its delivery   |
+| its attempt has made no progress for a bound       | the same: it is stalled                    |
+| it waits without an attempt for a bound            | append the acceptance again: a redelivery  |
+| its key is revoked                                 | request its cancellation                   |
+| its cancellation was requested 10 s ago            | end it                                     |
+| its model does not start                           | end it                                     |
+| its deadline has passed                            | end it                                     |
+| its lane is lost and no client attached elsewhere  | end it                                     |
 
-What the janitor says counts only if the fold agrees, so a late or repeated word harms nobody.
+Every action counts only if the requests' fold agrees, so a late or repeated one is harmless.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from events import subjects
-from events.contracts import SECOND_NS
+from events.contracts import (
+    CLIENT_GRACE_S,
+    EXPIRED_S,
+    LANE_LOST_S,
+    SECOND_NS,
+    STALLED_PER_PROMPT_TOKEN_S,
+    STALLED_S,
+)
 from events.fleet import Fleet
 from events.lifecycle import Life, cancelled_as
 from events.log import Stored
@@ -42,59 +51,43 @@ from events.schema import (
     RequestFinished,
 )
 
-# A worker notices its own engine's hang after 30 s; this is for workers that notice nothing.
-STALLED_NS = 60 * SECOND_NS
-STALLED_PER_PROMPT_TOKEN_NS = SECOND_NS // 50
+# A worker takes a returned delivery within milliseconds, but a queue may be long. Each redelivery doubles
+# the wait.
+RETURNED_S = 10.0
+QUEUED_S = 300.0
+DOUBLINGS_MAX = 6
 
-# A returned delivery is taken within milliseconds; a queue may be long. Each offer doubles the wait.
-UNTAKEN_NS = 10 * SECOND_NS
-QUEUED_NS = 300 * SECOND_NS
+# A worker carries out a cancellation itself; after this time none is working on the request.
+CANCEL_S = 10.0
 
-# The worker expires and cancels by itself. Past these nobody works on the request.
-EXPIRED_NS = 5 * SECOND_NS
-CANCELLED_NS = 10 * SECOND_NS
-
-# Three reports of a lane; and how long its clients may take to come back elsewhere.
-LANE_NS = 10 * SECOND_NS
-GRACE_NS = 15 * SECOND_NS
-
-# A start that fails once is tried again for who waits; a third in a row is no accident.
+# A failed start is retried for the requests that wait; three failures in a row are not an accident.
 FAILED_STARTS_MAX = 3
 
-# What was found due is not found again while the log is read back.
-AGAIN_NS = 2 * SECOND_NS
+# An action is not repeated until the log has had this long to return it.
+REPEAT_S = 2.0
 
 
-class Release(msgspec.Struct, frozen=True):
-    """Release an attempt on behalf of who cannot, and return its delivery."""
+class AttemptRelease(msgspec.Struct, frozen=True):
+    """Release an attempt for a worker that cannot, and return its delivery."""
 
     at: subjects.Address
     event: AttemptReleased
     delivery: str
 
 
-class Offer(msgspec.Struct, frozen=True):
-    """Append the acceptance again that stands at `sequence`."""
+class Redelivery(msgspec.Struct, frozen=True):
+    """Append the acceptance at `sequence` again."""
 
     at: subjects.Address
     sequence: int
 
 
-class End(msgspec.Struct, frozen=True):
-    at: subjects.Address
-    event: RequestFinished
+# An event is to be appended as it is.
+Action = AttemptRelease | Redelivery | RequestFinished | CancelRequested | LaneLost
 
 
-class Revoke(msgspec.Struct, frozen=True):
-    at: subjects.Address
-    event: CancelRequested
-
-
-Due = Release | Offer | End | Revoke | LaneLost
-
-
-class Watched(msgspec.Struct):
-    """An open request. Times are the broker's."""
+class OpenRequest(msgspec.Struct):
+    """An accepted request that has not ended. Times are the broker's; 0: not yet."""
 
     at: subjects.Address
     model: str
@@ -102,60 +95,82 @@ class Watched(msgspec.Struct):
     sequence: int
     deadline_ns: int
     detached: bool
-    moved_ns: int
+    progress_at_ns: int
     life: Life
     worker: str = ""
     delivery: str = ""
-    started_ns: int = 0
-    attached_ns: int = 0
-    wanted_ns: int = 0
-    acted_ns: int = 0
-    offers: int = 0
+    started_at_ns: int = 0
+    attached_at_ns: int = 0
+    cancel_at_ns: int = 0
+    acted_at_ns: int = 0
+    redeliveries: int = 0
 
 
-class Loss(msgspec.Struct):
-    """A replica was lost. What runs under its name again, say a container that its pod restarted, is another:
-    it began at `again_ns`, and attempts before that are lost."""
+class LostReplica(msgspec.Struct):
+    """A pod can restart its container under the same name. Attempts before `restarted_at_ns` are lost."""
 
     cause: str
-    again_ns: float = math.inf
+    restarted_at_ns: float = math.inf
+
+
+class ReplicaLosses:
+    """A fold of the fleet's stream that remembers lost replicas."""
+
+    def __init__(self) -> None:
+        self.fleet = Fleet()
+        self._lost: dict[str, LostReplica] = {}
+
+    @property
+    def position(self) -> int:
+        return self.fleet.position
+
+    def fold(self, stored: Stored) -> None:
+        for event in self.fleet.fold(stored):
+            if isinstance(event, ReplicaLost):
+                self._lost[event.replica] = LostReplica(event.cause)
+            elif isinstance(event, ReplicaStarting) and event.replica in self._lost:
+                self._lost[event.replica].restarted_at_ns = stored.stored_at_ns
+
+    def release_reason(self, replica: str, started_at_ns: int) -> Literal["host", "lost"] | None:
+        """Return why an attempt that started then on this replica is lost, or None if it is not."""
+        lost = self._lost.get(replica)
+        if lost is None or started_at_ns >= lost.restarted_at_ns:
+            return None
+        return "host" if lost.cause == "host" else "lost"
 
 
 class Supervision:
+    """`replicas` is a fold of its own, so that a reader of the fleet can drive it."""
+
     def __init__(self) -> None:
-        # Since when the janitor acts: clients of a lane that was lost before may come back until then.
-        self.began_ns = 0
+        self.replicas = ReplicaLosses()
+        # When the janitor began to act: clients of a lane that was lost earlier have their grace from then.
+        self._began_at_ns = 0
         self._lives = RequestStates()
-        self._open: dict[str, Watched] = {}
-        # Until their deadline: a late repeat of an acceptance opens nothing.
+        self._open: dict[str, OpenRequest] = {}
+        # Kept until the deadline: a late repeat of an acceptance must not open the request again.
         self._ended: dict[str, int] = {}
         self._lanes: dict[str, int] = {}
         self._lost_lanes: dict[str, int] = {}
-        self._fleet = Fleet()
-        self._losses: dict[str, Loss] = {}
         self._revoked: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def see_fleet(self, stored: Stored) -> None:
-        """Take a record of the fleet's stream."""
-        for event in self._fleet.fold(stored):
-            if isinstance(event, ReplicaLost):
-                self._losses[event.replica] = Loss(event.cause)
-            elif isinstance(event, ReplicaStarting) and event.replica in self._losses:
-                self._losses[event.replica].again_ns = stored.stored_at_ns
+    def begin(self, now_ns: int) -> None:
+        """Note that actions are carried out from this time on."""
+        self._began_at_ns = now_ns
 
-    def see_book(self, event: Any) -> None:
+    def fold_book(self, event: Any) -> None:
         if isinstance(event, KeyRevoked):
             self._revoked.add(event.key)
 
     @property
     def lanes(self) -> Mapping[str, int]:
-        """When each lane that is not lost was heard last."""
+        """When each live lane reported last."""
         return self._lanes
 
-    def see_lane(self, event: Any, stored_at_ns: int) -> None:
+    def fold_lane(self, event: Any, stored_at_ns: int) -> None:
         match event:
             case LaneOpened() | LaneReported():
                 self._lanes[event.lane] = stored_at_ns
@@ -164,10 +179,10 @@ class Supervision:
                 self._lanes.pop(event.lane, None)
                 self._lost_lanes.setdefault(event.lane, stored_at_ns)
             case ClientAttached() if event.request in self._open:
-                self._open[event.request].attached_ns = stored_at_ns
+                self._open[event.request].attached_at_ns = stored_at_ns
 
-    def see(self, event: Any, at: subjects.Address, sequence: int, stored_at_ns: int) -> None:
-        """Take an event of a request, in log order."""
+    def fold_request(self, event: Any, at: subjects.Address, sequence: int, stored_at_ns: int) -> None:
+        """Apply an event of a request, in log order."""
         if isinstance(event, RequestAccepted) and self._is_new(event.request):
             self._accept(event, at, sequence, stored_at_ns)
         counted = self._lives.fold(event, at)
@@ -178,114 +193,120 @@ class Supervision:
             self._ended[request] = self._open.pop(request).deadline_ns
             self._lives.forget(request)
             return
-        watched = self._open[request]
-        watched.life = life
-        watched.moved_ns = stored_at_ns
-        watched.offers = 0
+        opened = self._open[request]
+        opened.life = life
+        opened.progress_at_ns = stored_at_ns
+        opened.redeliveries = 0
         if isinstance(event, AttemptStarted):
-            watched.worker = event.worker
-            watched.delivery = event.delivery
-            watched.started_ns = stored_at_ns
-        if life.wanted is not None and not watched.wanted_ns:
-            watched.wanted_ns = stored_at_ns
+            opened.worker = event.worker
+            opened.delivery = event.delivery
+            opened.started_at_ns = stored_at_ns
+        if life.wanted is not None and not opened.cancel_at_ns:
+            opened.cancel_at_ns = stored_at_ns
 
     def _is_new(self, request: str) -> bool:
         return request not in self._open and request not in self._ended
 
     def _accept(self, event: RequestAccepted, at: subjects.Address, sequence: int, stored_at_ns: int) -> None:
         self._lives.follow(event.request)
-        self._open[event.request] = Watched(
+        self._open[event.request] = OpenRequest(
             at=at,
             model=event.model,
             key=event.key,
             sequence=sequence,
             deadline_ns=stored_at_ns + event.deadline_ms * SECOND_NS // 1000,
             detached=event.detached,
-            moved_ns=stored_at_ns,
+            progress_at_ns=stored_at_ns,
             life=self._lives[event.request],
         )
         if at.lane not in self._lost_lanes:
             self._lanes.setdefault(at.lane, stored_at_ns)
 
-    def due(self, now_ns: int) -> list[Due]:
-        """Return what has to be said at `now_ns`; once each, until the log had time to answer."""
-        found: list[Due] = [
-            LaneLost(lane=lane) for lane, seen_ns in self._lanes.items() if now_ns - seen_ns > LANE_NS
+    def due(self, now_ns: int) -> list[Action]:
+        """Return the actions that are due. Each is returned once until the log has had time to answer."""
+        silent = [
+            lane for lane, reported_at_ns in self._lanes.items() if _s(now_ns - reported_at_ns) > LANE_LOST_S
         ]
-        for lost in found:
-            assert isinstance(lost, LaneLost)
-            self._lanes.pop(lost.lane)
+        for lane in silent:
+            del self._lanes[lane]
+        actions: list[Action] = [LaneLost(lane=lane) for lane in silent]
         self._forget_ended(now_ns)
-        for request, watched in self._open.items():
-            if now_ns - watched.acted_ns > AGAIN_NS and (action := self._due(request, watched, now_ns)):
-                watched.acted_ns = now_ns
-                found.append(action)
-        return found
+        for request, opened in self._open.items():
+            is_time = _s(now_ns - opened.acted_at_ns) > REPEAT_S
+            if is_time and (action := self._action(request, opened, now_ns)):
+                opened.acted_at_ns = now_ns
+                actions.append(action)
+        return actions
 
     def _forget_ended(self, now_ns: int) -> None:
         while self._ended and self._ended[oldest := next(iter(self._ended))] < now_ns:
             del self._ended[oldest]
 
-    def _due(self, request: str, watched: Watched, now_ns: int) -> Due | None:
-        life = watched.life
-        if now_ns > watched.deadline_ns + EXPIRED_NS:
-            return _end(request, watched, "expired", "the deadline passed before the answer was whole")
-        if life.wanted is None and watched.key in self._revoked:
-            return Revoke(watched.at, CancelRequested(request=request, why="revoked"))
-        if life.wanted is not None and now_ns - watched.wanted_ns > CANCELLED_NS:
-            return _end(request, watched, cancelled_as(life.wanted), "cancelled while no worker answered")
-        if self._is_abandoned(watched, now_ns):
-            return _end(request, watched, "cancelled", "its gateway was lost and no client came back")
-        if not life.live and (why_not := self._why_unavailable(watched)):
-            return _end(request, watched, "failed", why_not, code="model_unavailable")
+    def _action(self, request: str, opened: OpenRequest, now_ns: int) -> Action | None:
+        life = opened.life
+        if _s(now_ns - opened.deadline_ns) > EXPIRED_S:
+            return _end(request, life, "expired", "the deadline passed before the answer was complete")
+        if life.wanted is None and opened.key in self._revoked:
+            return CancelRequested(request=request, why="revoked")
+        if life.wanted is not None and _s(now_ns - opened.cancel_at_ns) > CANCEL_S:
+            return _end(request, life, cancelled_as(life.wanted), "cancelled while no worker answered")
+        if self._is_abandoned(opened, now_ns):
+            return _end(request, life, "cancelled", "its gateway was lost and no client came back")
+        if not life.live and (why := self._why_unavailable(opened)):
+            return _end(request, life, "failed", why, code="model_unavailable")
         if life.live:
-            why = self._why_release(watched, now_ns)
-            return _release(watched, why) if why else None
-        waited_ns = UNTAKEN_NS if life.attempt else QUEUED_NS
-        if now_ns - watched.moved_ns > waited_ns << min(watched.offers, 6):
-            watched.offers += 1
-            return Offer(watched.at, watched.sequence)
+            reason = self._release_reason(opened, now_ns)
+            return _release(opened, reason) if reason else None
+        wait_s = RETURNED_S if life.attempt else QUEUED_S
+        if _s(now_ns - opened.progress_at_ns) > wait_s * (1 << min(opened.redeliveries, DOUBLINGS_MAX)):
+            opened.redeliveries += 1
+            return Redelivery(opened.at, opened.sequence)
         return None
 
-    def _is_abandoned(self, watched: Watched, now_ns: int) -> bool:
-        lost_ns = self._lost_lanes.get(watched.at.lane)
-        if watched.detached or lost_ns is None:
+    def _is_abandoned(self, opened: OpenRequest, now_ns: int) -> bool:
+        lost_at_ns = self._lost_lanes.get(opened.at.lane)
+        if opened.detached or lost_at_ns is None:
             return False
-        return now_ns - max(lost_ns, watched.attached_ns, self.began_ns) > GRACE_NS
+        return _s(now_ns - max(lost_at_ns, opened.attached_at_ns, self._began_at_ns)) > CLIENT_GRACE_S
 
-    def _why_unavailable(self, watched: Watched) -> str | None:
-        """Say why no replica will take a request that waits: starts failed in a row, the last after it came,
-        and no other replica serves."""
-        starts = self._fleet.starts.get(watched.model)
-        if starts is None or starts.failed < FAILED_STARTS_MAX or starts.failed_at_ns < watched.moved_ns:
+    def _why_unavailable(self, opened: OpenRequest) -> str | None:
+        """Return why no replica will take a waiting request: starts failed in a row, the last one after the
+        request arrived, and no other replica serves or starts. None if one may."""
+        fleet = self.replicas.fleet
+        starts = fleet.starts.get(opened.model)
+        if starts is None or starts.failed < FAILED_STARTS_MAX or starts.failed_at_ns < opened.progress_at_ns:
             return None
-        if self._fleet.is_ready(watched.model) or self._fleet.count(watched.model, "starting"):
+        if fleet.is_ready(opened.model) or fleet.count(opened.model, "starting"):
             return None
-        return f"{watched.model} does not start: {starts.failed} starts failed, the last one: {starts.why}"
+        return f"{opened.model} does not start: {starts.failed} starts failed, the last one: {starts.why}"
 
-    def _why_release(self, watched: Watched, now_ns: int) -> ReleaseReason | None:
-        loss = self._losses.get(watched.worker)
-        if loss is not None and watched.started_ns < loss.again_ns:
-            return "host" if loss.cause == "host" else "lost"
-        beside = (other for other in self._open.values() if other.worker == watched.worker)
-        tokens = sum(other.life.prompt_tokens for other in beside)
-        bound_ns = STALLED_NS + tokens * STALLED_PER_PROMPT_TOKEN_NS
-        return "stalled" if now_ns - watched.moved_ns > bound_ns else None
+    def _release_reason(self, opened: OpenRequest, now_ns: int) -> ReleaseReason | None:
+        if (reason := self.replicas.release_reason(opened.worker, opened.started_at_ns)) is not None:
+            return reason
+        # The worker may be reading the prompts of all its requests.
+        prompt_tokens = sum(
+            other.life.prompt_tokens for other in self._open.values() if other.worker == opened.worker
+        )
+        bound_s = STALLED_S + prompt_tokens * STALLED_PER_PROMPT_TOKEN_S
+        return "stalled" if _s(now_ns - opened.progress_at_ns) > bound_s else None
+
+
+def _s(duration_ns: int) -> float:
+    return duration_ns / SECOND_NS
 
 
 def _end(
-    request: str, watched: Watched, reason: FinishReason, message: str, *, code: str | None = None
-) -> End:
-    event = RequestFinished(
+    request: str, life: Life, reason: FinishReason, message: str, *, code: str | None = None
+) -> RequestFinished:
+    return RequestFinished(
         request=request,
         attempt=None,
         reason=reason,
-        output_tokens=watched.life.next_index,
+        output_tokens=life.next_index,
         error=Problem(code=code or reason, message=message),
     )
-    return End(watched.at, event)
 
 
-def _release(watched: Watched, why: ReleaseReason) -> Release:
-    assert watched.life.attempt is not None, "a live request has an attempt"
-    return Release(watched.at, AttemptReleased(attempt=watched.life.attempt, why=why), watched.delivery)
+def _release(opened: OpenRequest, why: ReleaseReason) -> AttemptRelease:
+    assert opened.life.attempt is not None, "a live request has an attempt"
+    return AttemptRelease(opened.at, AttemptReleased(attempt=opened.life.attempt, why=why), opened.delivery)

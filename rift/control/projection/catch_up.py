@@ -1,4 +1,4 @@
-"""From archive and log into a fresh warehouse: what is archived, and behind it what the log holds."""
+"""Build a fresh warehouse from the archive, then fold the records that only the log holds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -15,14 +15,14 @@ from replay.warehouse.rebuild import rebuild
 from replay.warehouse.warehouse import Warehouse
 from rift.control.projection.projector import LogTrimmed
 
-# Messages that are applied at once: a transaction costs as much as a thousand events. And what they may hold
-# of memory: a record is mostly some kilobytes, and at most 8 MB.
+# Records of one transaction, which costs as much as folding a thousand events; and their bytes, for memory:
+# most records are some kilobytes, the largest 8 MB.
 BATCH = 10_000
 BATCH_BYTES = 64 * 1024 * 1024
 
 
 async def rebuilt(log: Log, archive: Archive, path: Path) -> Warehouse:
-    """Return a warehouse of what is archived, in a new file, and of the book as far as it is stored.
+    """Return a warehouse in a new file that holds the archive and the whole stored book.
 
     Raises LogError, ArchiveError, WarehouseError, ProjectionStopped.
     """
@@ -33,19 +33,19 @@ async def rebuilt(log: Log, archive: Archive, path: Path) -> Warehouse:
 
 
 async def archived(log: Log, archive: Archive, path: Path) -> Warehouse:
-    """Return a warehouse of what is archived and nothing else, in a new file.
+    """Return a warehouse in a new file that holds the archive only.
 
-    Of the book it also has the anchors of segments behind what is archived: requests may have been admitted
-    under these, and they say nothing of money. Raises as `rebuilt`.
+    Its book also holds the segment anchors that directly follow the archived part: requests may have been
+    admitted under them, and they contain no money. Raises as `rebuilt`.
     """
     last = await log.last_sequence(subjects.BOOK)
     first = archive.last(subjects.BOOK) + 1
     book: list[Sequence[Stored]] = []
     async with aclosing(log.scan(subjects.BOOK, ["rift.book.>"], first=first, target=last)) as batches:
         async for batch in batches:
-            kept = list(takewhile(lambda stored: stored.subject.startswith(subjects.ANCHORS), batch))
-            book.append(kept)
-            if len(kept) < len(batch):
+            anchors = list(takewhile(lambda stored: stored.subject.startswith(subjects.ANCHORS), batch))
+            book.append(anchors)
+            if len(anchors) < len(batch):
                 break
     await to_thread.run_sync(partial(rebuild, archive, path, book=book))
     return await to_thread.run_sync(Warehouse.open, path)
@@ -54,32 +54,33 @@ async def archived(log: Log, archive: Archive, path: Path) -> Warehouse:
 async def fold_tail(
     log: Log, warehouse: Warehouse, shards: Iterable[int], *, until: Mapping[str, int] | None = None
 ) -> None:
-    """Apply what is stored behind the warehouse's positions, or up to `until` by stream.
+    """Apply the records after the warehouse's positions, all of them or up to `until` by stream.
 
     Raises LogError, LogTrimmed, ProjectionStopped.
     """
     streams = subjects.folded(shards)
     targets = until if until is not None else {}
     if until is None:
-        # The book comes last: whatever was admitted under it is stored before.
+        # The book's end is read last, so it covers every request that was admitted under it.
         for stream in sorted(streams, key=lambda name: name == subjects.BOOK):
             targets = {**targets, stream: await log.last_sequence(stream)}
+    # The book is applied first, since requests refer to it.
     for stream in sorted(streams, key=lambda name: name != subjects.BOOK):
         first = warehouse.positions().get(stream, 0) + 1
         target = targets.get(stream, 0)
         if first > target:
             continue
-        if (begins := await log.first_sequence(stream)) > first:
-            raise LogTrimmed(f"{stream} begins at {begins}, and {first} is not in the archive: it is lost")
-        held: list[Stored] = []
-        size = 0
+        if (log_first := await log.first_sequence(stream)) > first:
+            raise LogTrimmed(f"{stream} begins at {log_first}, and {first} is not in the archive: it is lost")
+        messages: list[Stored] = []
+        size_bytes = 0
         async with aclosing(log.scan(stream, [streams[stream]], first=first, target=target)) as batches:
             async for batch in batches:
-                held += batch
-                size += sum(len(stored.data) for stored in batch)
-                if len(held) >= BATCH or size >= BATCH_BYTES:
-                    await to_thread.run_sync(warehouse.apply, stream, held)
-                    held = []
-                    size = 0
-        if held:
-            await to_thread.run_sync(warehouse.apply, stream, held)
+                messages += batch
+                size_bytes += sum(len(stored.data) for stored in batch)
+                if len(messages) >= BATCH or size_bytes >= BATCH_BYTES:
+                    await to_thread.run_sync(warehouse.apply, stream, messages)
+                    messages = []
+                    size_bytes = 0
+        if messages:
+            await to_thread.run_sync(warehouse.apply, stream, messages)

@@ -1,4 +1,4 @@
-"""The warehouse as it was: archive and log folded up to a position, and no further."""
+"""A warehouse of the past: archive and log folded up to a position."""
 
 import re
 from collections.abc import AsyncGenerator, Container, Sequence
@@ -20,11 +20,11 @@ _POSITION = re.compile(r"(RIFT_[A-Z0-9]+):([0-9]{1,18})(?:\.([0-9]{1,9}))?")
 
 
 class InvalidPosition(RiftError):
-    """The text names no position of this log; the message says what would."""
+    """The text is not a position of this log; the message names the valid ones."""
 
 
 class Until(msgspec.Struct, frozen=True):
-    """The last event that counts: of a record, the last one if `index` is None."""
+    """The last event to fold; the last one of the record if `index` is None."""
 
     stream: str
     sequence: int
@@ -32,35 +32,39 @@ class Until(msgspec.Struct, frozen=True):
 
 
 def parse(text: str) -> Until:
-    found = _POSITION.fullmatch(text)
-    if found is None:
+    """Parse `stream:sequence` or `stream:sequence.index`. Raises InvalidPosition."""
+    match = _POSITION.fullmatch(text)
+    if match is None:
         raise InvalidPosition(
-            f"{text!r} is no position; write stream:sequence or stream:sequence.index, like RIFT_0:812.0"
+            f"{text!r} is not a position; write stream:sequence or stream:sequence.index, like RIFT_0:812.0"
         )
-    return Until(found[1], int(found[2]), None if found[3] is None else int(found[3]))
+    stream, sequence, index = match.groups()
+    return Until(stream, int(sequence), None if index is None else int(index))
 
 
 async def fold_until(
     log: Log, archive: Archive, warehouse: Warehouse, until: Until, shards: Sequence[int]
 ) -> int:
-    """Apply everything up to a position, and of other streams what was stored by then; return that time.
+    """Apply one stream up to a position, and the others up to that position's stored time. Return that time.
 
     Raises InvalidPosition, LogError, LogTrimmed, ArchiveError, ProjectionStopped.
     """
     streams = subjects.folded(shards)
     if until.stream not in streams:
-        raise InvalidPosition(f"there is no stream {until.stream!r}; known are {', '.join(streams)}")
+        raise InvalidPosition(f"there is no stream {until.stream!r}; the streams are {', '.join(streams)}")
     last = await log.last_sequence(until.stream)
     if not 1 <= until.sequence <= last:
         raise InvalidPosition(f"{until.stream} holds sequences 1 to {last}, not {until.sequence}")
     at_ns = 0
-    everything = streams[until.stream], range(until.sequence + 1)
-    async for records in _records(log, archive, until.stream, *everything, until.sequence):
+    # For the time alone, so it does not matter which records cannot be read.
+    unread = range(until.sequence + 1)
+    whole = _records(log, archive, until.stream, streams[until.stream], unread, until.sequence)
+    async for records in whole:
         at_ns = max(at_ns, *(record.stored.stored_at_ns for record in records))
     for stream in sorted(streams, key=lambda name: name != subjects.BOOK):
         end = until.sequence if stream == until.stream else await log.last_sequence(stream)
-        told = streams[stream], warehouse.quarantined(stream)
-        async with aclosing(_records(log, archive, stream, *told, end)) as batches:
+        quarantined = warehouse.quarantined(stream)
+        async with aclosing(_records(log, archive, stream, streams[stream], quarantined, end)) as batches:
             async for records in batches:
                 kept = [_cut(record, until) for record in records if _counts(record, until, stream, at_ns)]
                 if kept:
@@ -81,18 +85,20 @@ def _cut(record: Read, until: Until) -> Read:
 
 
 async def _records(
-    log: Log, archive: Archive, stream: str, everything: str, quarantined: Container[int], last: int
+    log: Log, archive: Archive, stream: str, stream_subjects: str, quarantined: Container[int], last: int
 ) -> AsyncGenerator[Sequence[Read], None]:
-    """Yield a stream's records in order, from the archive as far as it goes, then from the log."""
+    """Yield a stream's records in order: the archived ones, then those that only the log holds."""
     archived = min(last, archive.last(stream))
     if archived:
         for records in archive.records(stream, last=archived):
             yield records
     if archived == last:
         return
-    if (held := await log.first_sequence(stream)) > archived + 1:
-        raise LogTrimmed(f"{stream} begins at {held}, and {archived + 1} is not in the archive: it is lost")
-    async with aclosing(log.scan(stream, [everything], first=archived + 1, target=last)) as batches:
+    if (log_first := await log.first_sequence(stream)) > archived + 1:
+        raise LogTrimmed(
+            f"{stream} begins at {log_first}, and {archived + 1} is not in the archive: it is lost"
+        )
+    async with aclosing(log.scan(stream, [stream_subjects], first=archived + 1, target=last)) as batches:
         async for messages in batches:
             batch = fold.read(stream, messages, quarantined)
             if batch.records:

@@ -1,33 +1,39 @@
-"""The warehouse in use, and its projector: they go on together, and are changed for new ones together."""
+"""The warehouse in use and its projector. A rebuild replaces both together."""
 
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
 from anyio import to_thread
 
-from events import subjects
+from events import fleet, subjects
 from events.log import Log, LogError
 from replay.archive.archive import Archive
-from replay.warehouse.result import QueryRefused
+from replay.sql_files import sql
+from replay.warehouse.queries import Question
+from replay.warehouse.result import QueryRefused, QueryResult
 from replay.warehouse.warehouse import ProjectionStopped, Warehouse
 from rift.control.projection.catch_up import fold_tail, rebuilt
 from rift.control.projection.projector import Projector
 
 logger = logging.getLogger(__name__)
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
-# How often a projection that stopped looks at the book.
-LOOK_S = 1.0
+# Answers SQL with its parameters, each as a `replay.warehouse.queries.Question`. Raises QueryRefused.
+Query = Callable[..., Awaitable[list[QueryResult]]]
+
+# How often a stopped projection checks whether the book has grown.
+BOOK_POLL_S = 1.0
 
 
 class Projection:
-    """`warehouse` is what questions are asked of; it may be another at the next question."""
+    """`warehouse` may be another object after every await: a rebuild replaces it. `streams` maps each stream
+    to the subjects that are projected."""
 
     def __init__(
         self, log: Log, database: Path, warehouse: Warehouse, archive: Archive, shards: Iterable[int]
@@ -35,13 +41,13 @@ class Projection:
         self._log = log
         self._database = database
         self._shards = tuple(shards)
-        self.streams = tuple(subjects.folded(self._shards))
+        self.streams = subjects.folded(self._shards)
         self._archive = archive
         self._use(warehouse)
         self._scope = anyio.CancelScope()
         self._one_at_a_time = anyio.Lock()
         self._switch: anyio.Event | None = None
-        # Unset while there is no file to ask.
+        # Set while there is a file to query.
         self._settled = anyio.Event()
 
     def _use(self, warehouse: Warehouse) -> None:
@@ -50,19 +56,19 @@ class Projection:
 
     @property
     def applied(self) -> Mapping[str, int]:
-        """The sequence up to which each stream is applied and committed; a stream not named, none."""
+        """The sequence up to which each stream is applied and committed; a missing stream has none."""
         return self._projector.applied
 
     async def run(self) -> None:
-        """Project until cancelled, from the archive first where the log is trimmed.
+        """Project until cancelled; first rebuild from the archive if the log was trimmed.
 
-        A projection that stopped is logged, and in relation `lag`, and starts again when the book has
-        grown: before that it would only stop at the same record.
+        A stopped projection is logged and shown in relation `lag`. It starts again once the book has grown:
+        before that it would stop at the same record.
 
         Raises LogError, LogBehind, LogTrimmed, ArchiveError, WarehouseError.
         """
         if await self._projector.is_trimmed():
-            logger.info("the log is trimmed before what the database holds: it is built from the archive")
+            logger.info("the log was trimmed past the database's positions: rebuilding from the archive")
             await self._build(_fresh(self._database))
             await self._change()
         self._settled.set()
@@ -77,7 +83,7 @@ class Projection:
                 self._switch = None
 
     async def _project(self) -> None:
-        """Project until it stops, and the book has grown since."""
+        """Project until a record stops the projection, then wait until the book has grown."""
         try:
             await self._projector.run()
         except* ProjectionStopped as stopped:
@@ -87,19 +93,18 @@ class Projection:
         self._use(self.warehouse)
 
     async def _book_grew(self) -> None:
-        """Return once the book says more, which may be what a stopped projection waits for: a price, or that
-        a record is quarantined."""
+        """Return once the book has grown: it may hold the price that a stopped projection needs, or
+        quarantine its record."""
         while True:
             with contextlib.suppress(LogError):
                 last = await self._log.last_sequence(subjects.BOOK)
                 if last > self.warehouse.positions().get(subjects.BOOK, 0):
                     await fold_tail(self._log, self.warehouse, self._shards, until={subjects.BOOK: last})
                     return
-            await anyio.sleep(LOOK_S)
+            await anyio.sleep(BOOK_POLL_S)
 
     async def catch_up(self) -> bool:
-        """Wait until all that is stored by now is applied, within a bound, and say whether it is (see
-        `Projector.catch_up`)."""
+        """As `Projector.catch_up`, on the projector in use at the end."""
         projector = None
         caught_up = False
         while projector is not self._projector:
@@ -108,22 +113,53 @@ class Projection:
             caught_up = await projector.catch_up()
         return caught_up
 
-    async def read(self, read: Callable[[Warehouse], Found]) -> Found:
-        """Return what `read` finds once all is applied, in a thread. Raises what it raises."""
+    async def read(self, read: Callable[[Warehouse], Result], *, catch_up: bool = True) -> Result:
+        """Return the result of `read`, called in a thread after `catch_up`. Raises what `read` raises."""
         while True:
-            await self.catch_up()
+            if catch_up:
+                await self.catch_up()
             warehouse = self.warehouse
             try:
                 return await to_thread.run_sync(read, warehouse)
             except QueryRefused:
-                # Or the file was changed for another meanwhile.
+                # A rebuild may have closed the file.
                 if warehouse is self.warehouse and self._settled.is_set():
                     raise
+                await self._settled.wait()
+
+    async def query(self, *questions: Question) -> list[QueryResult]:
+        """Answer SQL from the warehouse as it is, all as of one moment. Raises QueryRefused."""
+        return await self.read(lambda warehouse: warehouse.read(*questions), catch_up=False)
+
+    async def first_open(self, stream: str) -> int:
+        """Return a sequence of a shard at or before every open request. Raises QueryRefused."""
+
+        def read(warehouse: Warehouse) -> int:
+            # Read first: a request that is accepted meanwhile has a later sequence.
+            after = warehouse.positions().get(stream, 0) + 1
+            [result] = warehouse.read((sql("control/first_open"), {"stream": stream}))
+            [[first]] = result.rows
+            return after if first is None else min(int(first), after)
+
+        return await self.read(read, catch_up=False)
+
+    async def needed_from(self, stream: str) -> int:
+        """Return the first sequence that a reader may still need: of an open request or a live replica.
+
+        Raises LogError, QueryRefused.
+        """
+        if stream == subjects.FLEET:
+            return (await fleet.read(self._log)).needed_from
+        return await self.first_open(stream)
+
+    def quarantined(self, stream: str) -> Container[int]:
+        """Return the sequences of a stream's quarantined records."""
+        return self.warehouse.quarantined(stream)
 
     async def rebuild(self) -> None:
-        """Fold everything again into a fresh file beside the one in use, and go on with that.
+        """Build a fresh file from the archive and the log while the one in use answers, then switch to it.
 
-        Raises ArchiveError, LogError, LogTrimmed, WarehouseError: then nothing has changed.
+        Raises ArchiveError, LogError, LogTrimmed, WarehouseError, and then nothing has changed.
         """
         # The start may build the same file.
         await self._settled.wait()
@@ -157,7 +193,7 @@ class Projection:
 
 
 def remove(database: Path) -> None:
-    """Remove a DuckDB file and what belongs to it, if it is there."""
+    """Remove a DuckDB file, if it exists, and the files that belong to it."""
     for suffix in ("", ".wal", ".part", ".part.wal"):
         database.with_name(f"{database.name}{suffix}").unlink(missing_ok=True)
 

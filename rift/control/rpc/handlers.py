@@ -1,22 +1,22 @@
-"""What the control process is asked, and does. An answer holds what was stored before its question."""
+"""The answers to questions. An answer covers every record that was stored before its question."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from events.log import Log
-from replay.archive.manifest import ArchiveError
 from replay.billing import invoice
 from replay.billing.request_list import listing
+from replay.errors import ReplayError
 from replay.warehouse.result import QueryResult
-from replay.warehouse.warehouse import ProjectionStopped, WarehouseError
 from rift.control.duties import period_close
 from rift.control.duties.archiver import Archiver
-from rift.control.duties.period_close import SealedMonth
+from rift.control.duties.janitor import Janitor
 from rift.control.projection.projector import LogTrimmed
 from rift.control.projection.warehouse_host import Projection
-from rift.control.rpc.server import Answering
+from rift.control.rpc.server import Handler
 from rift.rpc import (
     AskInvoice,
+    AskLanes,
     AskRequests,
     AskUsage,
     ClosePeriod,
@@ -28,18 +28,23 @@ from rift.rpc import (
     Sql,
 )
 
-# What of single invoice lines an answer holds, to name those that differ: a quarter of a kilobyte each. Where
-# there are more, only their digest is compared.
+# With more invoice lines than this, an answer holds only their digest and cannot name the ones that differ.
+# A line takes a quarter of a kilobyte.
 LINES_MAX = 10_000
 
 
 class Handlers:
-    def __init__(self, log: Log, projection: Projection, archiver: Archiver) -> None:
+    """`janitors` supervise one shard each."""
+
+    def __init__(
+        self, log: Log, projection: Projection, archiver: Archiver, janitors: Sequence[Janitor]
+    ) -> None:
         self._log = log
         self._projection = projection
         self._archiver = archiver
+        self._janitors = janitors
 
-    def answers(self) -> Mapping[type[Question], Answering]:
+    def by_question(self) -> Mapping[type[Question], Handler]:
         return {
             Sql: self._sql,
             AskInvoice: self._invoice,
@@ -49,6 +54,7 @@ class Handlers:
             ClosePeriod: self._close,
             SealSegment: self._seal,
             Rebuild: self._rebuild,
+            AskLanes: self._lanes,
         }
 
     async def _sql(self, question: Sql) -> object:
@@ -70,37 +76,29 @@ class Handlers:
         return await self._projection.read(lambda warehouse: listing(warehouse.read, *page))
 
     async def _digests(self, question: Digests) -> dict[str, Any]:
-        digests, answers = await self._projection.read(
+        digests, (positions, lines) = await self._projection.read(
             lambda warehouse: warehouse.digests(
                 ("select stream, sequence from lag", []), ("from invoice_lines", [])
             )
         )
-        positions, lines = answers
         if len(lines.rows) > LINES_MAX:
             lines = QueryResult(lines.columns, [])
         return {"positions": dict(positions.rows), "digests": digests, "invoice_lines": lines}
 
     async def _close(self, question: ClosePeriod) -> object:
-        return await period_close.close(
-            self._log,
-            question.period,
-            streams=self._projection.streams,
-            warehouse=lambda: self._projection.warehouse,
-            catch_up=self._projection.catch_up,
-            seal=self._seal_now,
-        )
+        return await period_close.close(self._log, question.period, self._projection, self._archive_now)
 
     async def _seal(self, question: SealSegment) -> object:
         await self._projection.catch_up()
-        return await self._seal_now()
+        return await self._archive_now()
 
-    async def _seal_now(self) -> SealedMonth:
-        """Archive all that is projected. Raises QuestionRefused."""
+    async def _archive_now(self) -> period_close.ArchivedEnds:
+        """Archive everything that is projected. Raises QuestionRefused, LogError."""
         try:
-            manifests = await self._archiver.seal_now()
-        except (ArchiveError, OSError) as error:
-            raise QuestionRefused(f"the archive takes nothing: {error}") from error
-        return SealedMonth(
+            manifests = await self._archiver.archive_now()
+        except (ReplayError, OSError) as error:
+            raise QuestionRefused(f"the archive cannot be written: {error}") from error
+        return period_close.ArchivedEnds(
             positions={stream: manifest.last for stream, manifest in manifests.items()},
             roots={stream: manifest.sha256 for stream, manifest in manifests.items()},
         )
@@ -108,6 +106,9 @@ class Handlers:
     async def _rebuild(self, question: Rebuild) -> object:
         try:
             await self._projection.rebuild()
-        except (ArchiveError, LogTrimmed, ProjectionStopped, WarehouseError) as error:
+        except (ReplayError, LogTrimmed) as error:
             raise QuestionRefused(f"nothing was changed: {error}") from error
         return self._projection.applied
+
+    async def _lanes(self, question: AskLanes) -> object:
+        return {lane: silent_ms for janitor in self._janitors for lane, silent_ms in janitor.lanes().items()}

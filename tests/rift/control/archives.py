@@ -72,7 +72,9 @@ class Shelf:
 
 
 class Rig:
-    """A log, an archive, and what the projector says. `clock` is the broker's, one number to be changed."""
+    """A log, an archive, and the archiver's projection. Tests change `clock`, the broker's."""
+
+    streams = subjects.folded([0])
 
     def __init__(self, broker: MemoryBroker, clock: list[int]) -> None:
         self.clock = clock
@@ -86,11 +88,15 @@ class Rig:
             self.clock[0] += apart_ns
             await self.log.append(SHARD, WORK, data)
 
-    def is_projected(self) -> dict[str, int]:
+    @property
+    def applied(self) -> dict[str, int]:
         self.looks += 1
         if self.projected is not None:
             return self.projected
         return {name: self.broker.streams[name].last_sequence for name in (SHARD, FLEET, BOOK)}
+
+    def quarantined(self, stream: str) -> tuple[int, ...]:
+        return ()
 
     async def needed_from(self, stream: str) -> int:
         return self.open.get(stream, 1 << 60)
@@ -99,10 +105,7 @@ class Rig:
         return Archiver(
             log or self.log,
             self.shelf,  # type: ignore[arg-type]
-            shards=[0],
-            projected=self.is_projected,
-            needed_from=self.needed_from,
-            quarantined=lambda stream: (),
+            self,  # type: ignore[arg-type]
             retention_days=retention_days,
         )
 

@@ -64,7 +64,7 @@ async def test_the_book_is_never_trimmed(rig: Rig, monkeypatch: pytest.MonkeyPat
 async def test_what_is_not_projected_is_not_trimmed(rig: Rig) -> None:
     """Where the database is behind the archive: it is being built again."""
     await aged(rig)
-    await rig.archiver().seal_now()
+    await rig.archiver().archive_now()
     for projected, first in ((0, 1), (19, 11), (29, 21), (60, 51)):
         rig.projected = {SHARD: projected}
         await rig.run(rig.archiver())
@@ -97,7 +97,7 @@ async def test_an_archive_that_lost_a_segment_is_not_trusted(
     await aged(rig)
     rig.open[SHARD] = 1
     archiver = rig.archiver()
-    await archiver.seal_now()
+    await archiver.archive_now()
     rig.open.clear()
     del rig.shelf.held[SHARD][lost]
     await rig.run(archiver)
@@ -111,7 +111,7 @@ async def test_a_segment_whose_files_are_damaged_is_not_trimmed(
     await aged(rig)
     rig.open[SHARD] = 1
     archiver = rig.archiver()
-    await archiver.seal_now()
+    await archiver.archive_now()
     rig.open.clear()
     rig.shelf.damaged[rig.shelf.lasts()[0]] = ["x.events.parquet is not as it was sealed"]
     await rig.run(archiver)
@@ -123,14 +123,14 @@ async def test_an_emptied_archive_is_not_trusted(rig: Rig, caplog: pytest.LogCap
     await aged(rig)
     rig.open[SHARD] = 1
     archiver = rig.archiver()
-    await archiver.seal_now()
+    await archiver.archive_now()
     rig.open.clear()
     rig.shelf.held.clear()
     await rig.run(archiver)
     assert rig.first == 1
     await rig.run(rig.archiver())
     assert rig.first == 1
-    assert "the book says that RIFT_0 51 to 60 is archived under manifest" in caplog.text
+    assert "the book anchors RIFT_0 51 to 60 under manifest" in caplog.text
     assert rig.shelf.held == {}, "nothing is archived beside what was lost"
 
 
@@ -139,15 +139,15 @@ async def test_an_archive_of_another_log_is_not_trusted(rig: Rig, caplog: pytest
     await aged(rig)
     await rig.run(rig.archiver())
     assert rig.first == 1
-    assert "the archive holds RIFT_0 up to 100, and the log ends at 60" in caplog.text
+    assert "the archive holds RIFT_0 up to 100, but the log ends at 60" in caplog.text
     with pytest.raises(ArchiveError, match="RIFT_0"):
-        await rig.archiver().seal_now()
+        await rig.archiver().archive_now()
     # As long as that one by now, and still another.
     rig.shelf.held[SHARD] = [Manifest(1, 60, START_NS - 1, "a" * 64)]
     await rig.run(rig.archiver())
     assert rig.first == 1
     assert rig.anchors() == []
-    assert "the archive's segment 1 to 60 of RIFT_0 is older than what the log holds there" in caplog.text
+    assert "the archive's segment 1 to 60 of RIFT_0 is older than the log's records" in caplog.text
 
 
 async def test_a_gap_between_archive_and_log_is_said(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,7 +155,7 @@ async def test_a_gap_between_archive_and_log_is_said(rig: Rig, caplog: pytest.Lo
     await rig.log.trim(SHARD, 5)
     await rig.run(rig.archiver())
     assert rig.shelf.lasts() == []
-    assert "the archive holds RIFT_0 up to 0, and the log begins at 6" in caplog.text
+    assert "the archive holds RIFT_0 up to 0, but the log begins at 6" in caplog.text
 
 
 async def test_records_that_vanish_are_not_sealed_over(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -165,7 +165,7 @@ async def test_records_that_vanish_are_not_sealed_over(rig: Rig, caplog: pytest.
     await rig.fill(SEGMENT)
     await rig.log.trim(SHARD, 15)
     with pytest.raises(ArchiveError, match="does not hold every record from 11 to 20"):
-        await archiver.seal_now()
+        await archiver.archive_now()
     assert rig.shelf.lasts() == [10]
 
 
@@ -187,7 +187,7 @@ async def test_content_goes_early_where_room_runs_out(rig: Rig, caplog: pytest.L
     await rig.fill(16, data=b"x" * 100)
     await rig.run(archiver)
     assert rig.first == 21, "as little as it takes"
-    assert "RIFT_0 runs out of room: its prompts and answers up to 20 go before their time" in caplog.text
+    assert "RIFT_0 is running out of room: its prompts and answers up to 20 are removed" in caplog.text
 
 
 async def test_nothing_goes_early_that_is_needed(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -199,8 +199,8 @@ async def test_nothing_goes_early_that_is_needed(rig: Rig, caplog: pytest.LogCap
     await rig.run(rig.archiver())
     assert rig.first == 11
     assert (
-        "RIFT_0 runs out of room, and nothing can go: it begins at 11, is archived up to 90, projected up to "
-        "90, needed from 15"
+        "RIFT_0 is running out of room, and nothing can be removed: it begins at 11, is archived "
+        "up to 90, projected up to 90, needed from 15"
     ) in caplog.text
 
 

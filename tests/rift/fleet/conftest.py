@@ -25,7 +25,7 @@ from events.jetstream import JetStream, connect
 from events.schema import AnyEvent
 from rift import book_admin, prices, settings
 from rift.data_dir import DataDir
-from rift.fleet.decision_reader import follow
+from rift.fleet.decision_reader import drive
 from rift.fleet.local import Host, LocalFleet
 from rift.supervisor import Guard, Parent
 from tests.conftest import Server
@@ -276,7 +276,7 @@ async def rig(place: Place, request: pytest.FixtureRequest) -> AsyncIterator[Rig
     ):
         found = Rig(place, request.param, log, http)
         tasks.start_soon(found.fleet.run)
-        tasks.start_soon(follow, log, found.fleet)
+        tasks.start_soon(drive, log, found.fleet)
         yield found
         tasks.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):

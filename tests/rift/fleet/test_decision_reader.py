@@ -6,7 +6,7 @@ import pytest
 from events import codec, subjects
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import AnyEvent, ControlElected, ReplicaLost, ReplicaStarting, ScaleDecided
-from rift.fleet.decision_reader import follow
+from rift.fleet.decision_reader import drive
 
 
 class Heard:
@@ -52,7 +52,7 @@ async def test_what_counts_is_told() -> None:
         await say(
             ReplicaStarting(replica="old", model="m", engine="sim"), ReplicaLost(replica="old", model="m")
         )
-        tasks.start_soon(follow, log, heard)
+        tasks.start_soon(drive, log, heard)
         await anyio.sleep(0.1)
         assert heard.words == [("m", 2), ("n", 3), ("m", "old")]
         await say(ControlElected(epoch=1, control="c"), decided("m", 2, 0), decided("m", 2, 1, epoch=1))

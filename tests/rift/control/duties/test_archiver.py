@@ -49,7 +49,7 @@ async def test_a_segment_holds_so_many_bytes(rig: Rig, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(archivers, "SEGMENT_BYTES", 500)
     await rig.fill(2 * SEGMENT, data=b"x" * 100)
-    await rig.archiver(log=Slowly(rig.broker)).seal_now()
+    await rig.archiver(log=Slowly(rig.broker)).archive_now()
     assert rig.shelf.lasts() == [6, 12, 18, 20]
 
 
@@ -81,7 +81,7 @@ async def test_only_what_is_projected_is_sealed(rig: Rig) -> None:
     await rig.run(archiver)
     assert rig.shelf.lasts() == [10, 20]
     assert rig.shelf.lasts(BOOK) == []
-    assert list(await archiver.seal_now()) == [SHARD]
+    assert list(await archiver.archive_now()) == [SHARD]
     assert rig.shelf.lasts() == [10, 20, 29]
 
 
@@ -91,32 +91,32 @@ async def test_anchors_do_not_make_segments_of_the_book(rig: Rig, monkeypatch: p
     archiver = rig.archiver()
     await rig.run(archiver)
     for _ in range(3):
-        await archiver.seal_now()
+        await archiver.archive_now()
     assert rig.shelf.lasts(BOOK) == []
     assert len(rig.anchors()) == 1
     await note(rig, "a")
     await rig.run(archiver)
     assert rig.shelf.lasts(BOOK) == [2]
     await rig.run(archiver)
-    await archiver.seal_now()
+    await archiver.archive_now()
     assert rig.shelf.lasts(BOOK) == [2]
     assert [anchor.stream for anchor in rig.anchors()] == [SHARD, BOOK]
     await note(rig, "b")
-    assert (await archiver.seal_now())[BOOK].last == 4
+    assert (await archiver.archive_now())[BOOK].last == 4
 
 
-async def test_seal_now_seals_whatever_there_is(rig: Rig) -> None:
+async def test_archive_now_seals_whatever_there_is(rig: Rig) -> None:
     await rig.fill(SEGMENT + 3)
     await note(rig, "a")
     await rig.log.append(FLEET, subjects.fleet("m"), b"x")
     archiver = rig.archiver()
-    sealed = await archiver.seal_now()
+    sealed = await archiver.archive_now()
     assert {stream: (m.first, m.last) for stream, m in sealed.items()} == {
         SHARD: (11, 13),
         FLEET: (1, 1),
         BOOK: (1, 1),
     }
-    assert await archiver.seal_now() == sealed
+    assert await archiver.archive_now() == sealed
     assert len(rig.anchors()) == 4
 
 
@@ -125,7 +125,7 @@ async def test_who_seals_at_once_waits_for_each_other(rig: Rig) -> None:
     results = []
 
     async def seal() -> None:
-        results.append((await archiver.seal_now())[SHARD].last)
+        results.append((await archiver.archive_now())[SHARD].last)
 
     await rig.fill(5)
     async with anyio.create_task_group() as tasks:
@@ -161,8 +161,8 @@ async def test_a_failure_is_said_and_tried_again_and_stops_nothing_else(
     rig.shelf.failing = [OSError(28, "No space left on device")]
     await rig.fill(1)
     with pytest.raises(OSError, match="No space"):
-        await archiver.seal_now()
-    assert (await archiver.seal_now())[SHARD].last == 11
+        await archiver.archive_now()
+    assert (await archiver.archive_now())[SHARD].last == 11
 
 
 async def test_a_book_that_fills_is_told_in_time_and_not_at_every_look(
@@ -199,7 +199,7 @@ async def test_control_does_not_wait_for_a_segment_to_stop(rig: Rig) -> None:
     assert time.monotonic() - began < 0.5
     rig.shelf.blocked.set()
     # What was left under way is waited for, and anchored.
-    sealed = await archiver.seal_now()
+    sealed = await archiver.archive_now()
     assert sealed[SHARD].last == 10
     assert [anchor.manifest for anchor in rig.anchors()] == [sealed[SHARD].sha256]
 
@@ -280,5 +280,5 @@ async def test_an_anchor_whose_outcome_is_unknown_is_repeated(rig: Rig) -> None:
             return sequence
 
     await rig.fill(SEGMENT)
-    assert (await rig.archiver(log=Unanswered(rig.broker)).seal_now())[SHARD].last == 10
+    assert (await rig.archiver(log=Unanswered(rig.broker)).archive_now())[SHARD].last == 10
     assert [anchor.id for anchor in rig.anchors()] == ["segment.RIFT_0.1"] * 3, "repeats say nothing new"

@@ -28,9 +28,10 @@ from replay.scaling.demand import PASTS, Demand, Replicas
 from replay.scaling.policy import Policy
 from replay.warehouse.warehouse import Warehouse
 from rift.control import process
-from rift.control.duties import autoscaler
-from rift.control.duties.autoscaler import UNKNOWN, ModelScaling
+from rift.control.config import ControlConfig
+from rift.control.duties import autoscaler, replica_reports
 from rift.control.projection.warehouse_host import Projection
+from rift.control.scaling_config import UNKNOWN, ModelScaling
 from tests.replay.asked import ask_sql
 
 pytestmark = pytest.mark.anyio
@@ -58,13 +59,14 @@ class World:
         self.log = memory.connect(self.broker)
 
     @asynccontextmanager
-    async def controlling(self, served: dict[str, ModelScaling]) -> AsyncIterator[None]:
+    async def controlling(self, scaling: dict[str, ModelScaling]) -> AsyncIterator[None]:
         stop = anyio.Event()
         archive = Archive(self.folder / "archive", key=b"k" * 32)
         async with anyio.create_task_group() as tasks:
 
             async def run() -> None:
-                await process.run(self.log, self.folder / "db", archive, stop=stop, served=served)
+                config = ControlConfig(scaling=scaling)
+                await process.run(self.log, self.folder / "db", archive, config, stop=stop)
 
             tasks.start_soon(run)
             try:
@@ -179,7 +181,7 @@ async def test_it_scales_to_zero_once_it_was_idle(world: World, monkeypatch: pyt
 
 async def test_a_silent_replica_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoscaler, "TICK_S", 0.05)
-    monkeypatch.setattr(autoscaler, "SILENT_S", 1.5)
+    monkeypatch.setattr(replica_reports, "SILENT_S", 1.5)
     async with world.controlling(served(replicas_min=1, replicas_max=1)):
         await world.wants(1)
         for name in ("heard", "silent"):

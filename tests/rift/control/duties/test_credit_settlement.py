@@ -24,8 +24,9 @@ from events.schema import (
 )
 from events.subjects import Address
 from replay.warehouse.warehouse import Warehouse
+from rift.control.duties.credit_settlement import CreditSettlement
 from tests.simulation import clock
-from tests.simulation.prepaid import InlineSettling
+from tests.simulation.prepaid import inline
 
 START_NS = 1_700_000_000_000_000_000
 SHARD = "RIFT_0"
@@ -36,7 +37,7 @@ class World:
     def __init__(self, tasks: anyio.abc.TaskGroup, warehouse: Warehouse) -> None:
         self.broker = MemoryBroker(tasks, lambda: START_NS + int(anyio.current_time() * 1e9))
         self.warehouse = warehouse
-        self.settling = InlineSettling(MemoryLog(self.broker), lambda: warehouse)
+        self.settlement = CreditSettlement(MemoryLog(self.broker), inline(warehouse))
         self.say("account.dev", AccountOpened(id="a", account="dev"))
         price = Price(model="m", prompt_nanousd=1, output_nanousd=1, second_nanousd=7)
         self.say("price.list", PricePublished(id="p", version=1, prices=(price,)))
@@ -106,7 +107,7 @@ def test_of_a_second_in_which_many_ran_one_is_spent_of_each_hold() -> None:
         await world.run_a_second(99, "one")
         await world.project()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(world.settling.run)
+            tasks.start_soon(world.settlement.run)
             await anyio.sleep(10)
             tasks.cancel_scope.cancel()
         assert world.settled() == {"one": 2 * 7, "other": 7, "unused": 0}
@@ -123,7 +124,7 @@ def test_a_book_that_cannot_be_read_ends_the_settling() -> None:
         await world.project()
         world.broker.store(subjects.BOOK, "rift.book.x.y", data, None)
         with anyio.fail_after(10):
-            await world.settling.run()
+            await world.settlement.run()
         assert world.settled() == {}
 
     live(test)

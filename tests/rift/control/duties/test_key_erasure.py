@@ -9,22 +9,18 @@ import anyio
 import pytest
 
 from events import codec, encryption, ids, subjects
+from events.contracts import CONTENT_KEY_GRACE_S, UNUSED_CONTENT_KEY_S
 from events.jetstream.connection import KEYS_AGE_S
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import LaneReported, Parameters, Price, PricePublished, RequestAccepted, RequestFinished
 from events.subjects import Address
+from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
-from rift.control.duties.key_erasure import GRACE_S, NAMED_FOR_S, TICK_S, KeyErasure
+from rift.control.duties.key_erasure import TICK_S, KeyErasure
 from tests.simulation import clock
+from tests.simulation.prepaid import inline
 
 AT = Address(0, "lane1234", "m")
-
-
-class Inline(KeyErasure):
-    """There are no threads on a clock that jumps."""
-
-    async def _ask(self, select: str) -> list[list[Any]]:
-        return self._warehouse().query(select).rows
 
 
 def name(number: int) -> str:
@@ -78,7 +74,7 @@ class Scene:
         self.apply()
 
     async def left(self, *keys: int) -> list[int]:
-        await anyio.sleep(GRACE_S + 3 * TICK_S)
+        await anyio.sleep(CONTENT_KEY_GRACE_S + 3 * TICK_S)
         return [key for key in keys if await encryption.secret(self.log, key) is not None]
 
 
@@ -101,14 +97,14 @@ def test_a_key_goes_after_its_last_request_whoever_leads_by_then() -> None:
 
         async def left() -> list[int]:
             scene.apply()
-            await anyio.sleep(GRACE_S - 2 * TICK_S)
+            await anyio.sleep(CONTENT_KEY_GRACE_S - 2 * TICK_S)
             early = [key for key in (*keys, kept) if await encryption.secret(log, key) is not None]
             await anyio.sleep(5 * TICK_S)
             late = [key for key in (*keys, kept) if await encryption.secret(log, key) is not None]
             assert set(late) <= set(early)
             return early if early == late else [*early, 0, *late]
 
-        tasks.start_soon(Inline(log, lambda: scene.warehouse).run)
+        tasks.start_soon(KeyErasure(log, inline(scene.warehouse)).run)
         assert await left() == [*keys, kept]
         for request in (one, four):
             end(broker, request)
@@ -116,25 +112,25 @@ def test_a_key_goes_after_its_last_request_whoever_leads_by_then() -> None:
         end(broker, three)
         assert await left() == [*keys, kept, 0, keys[0], kept]
         end(broker, two)
-        tasks.start_soon(Inline(MemoryLog(broker), lambda: scene.warehouse).run)
+        tasks.start_soon(KeyErasure(MemoryLog(broker), inline(scene.warehouse)).run)
         assert await left() == [keys[0], kept, 0, kept], "two who lead erase the same"
 
     live(test)
 
 
 def test_what_was_never_accepted_holds_its_key_until_nothing_may_name_it() -> None:
-    assert NAMED_FOR_S > KEYS_AGE_S
+    assert UNUSED_CONTENT_KEY_S > KEYS_AGE_S
 
     async def test(scene: Scene, tasks: anyio.abc.TaskGroup) -> None:
         done, running = (accept(scene.broker, number) for number in range(2))
         never, late = name(8), name(9)
         end(scene.broker, done)
         keys = [await scene.keep(done, never), await scene.keep(running, never), await scene.keep(late)]
-        tasks.start_soon(Inline(scene.log, lambda: scene.warehouse).run)
+        tasks.start_soon(KeyErasure(scene.log, inline(scene.warehouse)).run)
         scene.later(KEYS_AGE_S)
         assert await scene.left(*keys) == keys, "an idempotency key's entry may be read"
         accept(scene.broker, 9)
-        scene.ahead_s += NAMED_FOR_S
+        scene.ahead_s += UNUSED_CONTENT_KEY_S
         assert await scene.left(*keys) == keys, "what was accepted meanwhile is not applied yet"
         scene.later(0)
         assert await scene.left(*keys) == keys[1:], "who runs, and who was accepted last, goes on"
@@ -146,14 +142,9 @@ def test_what_was_never_accepted_holds_its_key_until_nothing_may_name_it() -> No
 
 
 def test_many_keys_that_wait_are_asked_for_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rift.control.duties.key_erasure.KEYS_A_QUESTION", 2)
+    monkeypatch.setattr("rift.control.duties.key_erasure.KEYS_A_QUERY", 2)
     monkeypatch.setattr("rift.control.duties.key_erasure.KEYS_A_TICK", 4)
     asked: list[int] = []
-
-    class Counted(Inline):
-        async def _ask(self, select: str) -> list[list[Any]]:
-            asked.append(select.count("req_"))
-            return await super()._ask(select)
 
     async def test(scene: Scene, tasks: anyio.abc.TaskGroup) -> None:
         lost = [await scene.keep(name(number)) for number in range(9)]
@@ -161,7 +152,13 @@ def test_many_keys_that_wait_are_asked_for_in_turn(monkeypatch: pytest.MonkeyPat
         key = await scene.keep(request)
         end(scene.broker, request)
         scene.apply()
-        tasks.start_soon(Counted(scene.log, lambda: scene.warehouse).run)
+        query = inline(scene.warehouse)
+
+        async def counted(*questions: Any) -> list[QueryResult]:
+            asked.extend(len(requests) for _, parameters in questions for requests in parameters)
+            return await query(*questions)
+
+        tasks.start_soon(KeyErasure(scene.log, counted).run)
         assert await scene.left(*lost, key) == lost
         assert max(asked) == 2
         scene.broker.stream(subjects.SECRETS).trim(lost[-1])

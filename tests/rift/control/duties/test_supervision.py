@@ -21,7 +21,7 @@ from events.schema import (
     RequestFinished,
     TokensGenerated,
 )
-from rift.control.duties.supervision import End, Offer, Release, Revoke, Supervision
+from rift.control.duties.supervision import AttemptRelease, Redelivery, Supervision
 
 SECOND = 1_000_000_000
 AT = subjects.Address(0, "lane1234", "m")
@@ -57,12 +57,12 @@ class Story:
     def tell(self, *events: object) -> None:
         for event in events:
             self.sequence += 1
-            self.watch.see(event, AT, self.sequence, self.now_ns)
+            self.watch.fold_request(event, AT, self.sequence, self.now_ns)
 
     def fleet(self, *events: AnyEvent) -> None:
         self.sequence += 1
         data = codec.encode("fleet", events)
-        self.watch.see_fleet(Stored(subjects.fleet("m"), self.sequence, self.now_ns, data))
+        self.watch.replicas.fold(Stored(subjects.fleet("m"), self.sequence, self.now_ns, data))
 
     def start(self, attempt: str = "a", after: str | None = None, index: int = 0) -> None:
         self.tell(
@@ -83,7 +83,7 @@ class Story:
     def after(self, seconds: float, *, lane_lives: bool = True) -> list[object]:
         self.now_ns += int(seconds * SECOND)
         if lane_lives:
-            self.watch.see_lane(LaneReported(lane=AT.lane), self.now_ns)
+            self.watch.fold_lane(LaneReported(lane=AT.lane), self.now_ns)
         return self.watch.due(self.now_ns)
 
 
@@ -112,7 +112,7 @@ def test_a_lost_replicas_attempt_is_released_at_once(cause: str, why: str, lost_
         assert story.after(0) == []
         story.fleet(lost)
     (due,) = story.after(0)
-    assert due == Release(AT, AttemptReleased(attempt="a", why=why), "ack-of-a")
+    assert due == AttemptRelease(AT, AttemptReleased(attempt="a", why=why), "ack-of-a")
     assert story.after(0.5) == [], "said once, until the log had time to answer"
     assert story.after(2) == [due], "and again if it was not heard"
     story.tell(due.event)
@@ -157,11 +157,11 @@ def test_who_waits_is_told_after_three_failed_starts() -> None:
     assert story.after(1) == []
     fails(story, 1)
     (due,) = story.after(1)
-    assert isinstance(due, End)
-    assert (due.at, due.event.attempt, due.event.reason) == (AT, None, "failed")
-    assert due.event.error is not None
-    assert due.event.error.code == "model_unavailable"
-    assert due.event.error.message == "m does not start: 3 starts failed, the last one: no weights"
+    assert isinstance(due, RequestFinished)
+    assert (due.request, due.attempt, due.reason) == (story.request, None, "failed")
+    assert due.error is not None
+    assert due.error.code == "model_unavailable"
+    assert due.error.message == "m does not start: 3 starts failed, the last one: no weights"
 
 
 def test_who_comes_after_three_failed_starts_waits_for_one_more() -> None:
@@ -172,7 +172,7 @@ def test_who_comes_after_three_failed_starts_waits_for_one_more() -> None:
     story.tell(story.accepted)
     assert story.after(100) == []
     fails(story, 1)
-    assert [type(due) for due in story.after(1)] == [End]
+    assert [type(due) for due in story.after(1)] == [RequestFinished]
 
 
 def test_a_start_that_succeeds_is_a_new_beginning() -> None:
@@ -195,7 +195,7 @@ def test_failed_starts_end_nobody_whom_a_replica_serves() -> None:
     story.tell(AttemptReleased(attempt="a", why="host"))
     assert story.after(1) == [], "it has waited for no start that failed"
     fails(story, 1)
-    assert [type(due) for due in story.after(1)] == [End]
+    assert [type(due) for due in story.after(1)] == [RequestFinished]
 
 
 def test_a_released_request_that_nobody_takes_is_offered_again_and_later_each_time() -> None:
@@ -203,9 +203,9 @@ def test_a_released_request_that_nobody_takes_is_offered_again_and_later_each_ti
     story.start()
     story.tell(AttemptReleased(attempt="a", why="host"))
     assert story.after(9) == []
-    assert story.after(2) == [Offer(AT, 1)]
+    assert story.after(2) == [Redelivery(AT, 1)]
     assert story.after(5) == []
-    assert story.after(10) == [Offer(AT, 1)]
+    assert story.after(10) == [Redelivery(AT, 1)]
     story.start("b", after="a")
     assert story.after(30) == []
 
@@ -213,7 +213,7 @@ def test_a_released_request_that_nobody_takes_is_offered_again_and_later_each_ti
 def test_a_queued_request_is_offered_again_after_five_minutes() -> None:
     story = Story()
     assert story.after(299) == []
-    assert story.after(2) == [Offer(AT, 1)]
+    assert story.after(2) == [Redelivery(AT, 1)]
 
 
 def test_a_silent_attempt_is_released_but_not_before_its_prompt_can_be_read() -> None:
@@ -230,22 +230,22 @@ def test_a_wanted_cancel_is_carried_out_after_10_s() -> None:
     story.tell(CancelRequested(request=story.request, why="client"))
     assert story.after(9) == []
     (due,) = story.after(2)
-    assert isinstance(due, End)
-    assert (due.event.reason, due.event.attempt, due.event.output_tokens) == ("cancelled", None, 0)
+    assert isinstance(due, RequestFinished)
+    assert (due.reason, due.attempt, due.output_tokens) == ("cancelled", None, 0)
 
 
 def test_a_deadline_that_passed_ends_the_request() -> None:
     story = Story()
-    assert [type(due) for due in story.after(604)] == [Offer]
+    assert [type(due) for due in story.after(604)] == [Redelivery]
     (due,) = story.after(3)
-    assert due.event.reason == "expired"
+    assert due.reason == "expired"
 
 
 def test_a_lane_that_reports_again_was_not_lost() -> None:
     story = Story()
     story.start()
     (lost,) = story.after(11, lane_lives=False)
-    story.watch.see_lane(lost, story.now_ns)
+    story.watch.fold_lane(lost, story.now_ns)
     for _ in range(10):
         assert story.after(5) == []
 
@@ -265,32 +265,32 @@ def test_a_lost_lanes_request_ends_unless_a_client_attached_or_none_is_needed(de
     story.start()
     (lost,) = story.after(11, lane_lives=False)
     assert lost == LaneLost(lane=AT.lane)
-    story.watch.see_lane(lost, story.now_ns)
+    story.watch.fold_lane(lost, story.now_ns)
     story.after(10, lane_lives=False)
-    story.watch.see_lane(ClientAttached(request=story.request), story.now_ns)
+    story.watch.fold_lane(ClientAttached(request=story.request), story.now_ns)
     assert story.after(10, lane_lives=False) == []
     found = story.after(10, lane_lives=False)
-    assert [due.event.reason for due in found] == ([] if detached else ["cancelled"])
+    assert [due.reason for due in found] == ([] if detached else ["cancelled"])
 
 
 def test_what_runs_under_a_revoked_key_is_wanted_ended_until_the_log_says_so() -> None:
     story = Story()
     story.start()
-    story.watch.see_book(KeyRevoked(id="other", key="other", account="dev"))
+    story.watch.fold_book(KeyRevoked(id="other", key="other", account="dev"))
     assert story.after(1) == []
-    story.watch.see_book(KeyRevoked(id="r", key="k", account="dev"))
+    story.watch.fold_book(KeyRevoked(id="r", key="k", account="dev"))
     wanted = CancelRequested(request=story.request, why="revoked")
-    assert story.after(1) == [Revoke(AT, wanted)]
+    assert story.after(1) == [wanted]
     assert story.after(1) == []
-    assert story.after(2) == [Revoke(AT, wanted)]
+    assert story.after(2) == [wanted]
     story.tell(wanted)
     assert story.after(5) == []
     (end,) = story.after(6)
-    assert isinstance(end, End)
-    assert end.event.reason == "revoked"
+    assert isinstance(end, RequestFinished)
+    assert end.reason == "revoked"
 
 
 def test_what_is_accepted_under_a_revoked_key_is_wanted_ended_too() -> None:
     watch = Story().watch
-    watch.see_book(KeyRevoked(id="r", key="k", account="dev"))
-    assert [type(due) for due in watch.due(1_001 * SECOND)] == [Revoke]
+    watch.fold_book(KeyRevoked(id="r", key="k", account="dev"))
+    assert [type(due) for due in watch.due(1_001 * SECOND)] == [CancelRequested]

@@ -420,7 +420,7 @@ def test_what_a_revoked_key_reads_of_anothers_request_ends_and_the_request_goes_
 
 @pytest.mark.parametrize(
     "absent",
-    [(Supervision, "see_book"), (Cancellation, "revoke")],
+    [(Supervision, "fold_book"), (Cancellation, "revoke")],
     ids=["the gateway ends it", "the janitor ends it"],
 )
 def test_a_key_that_is_revoked_while_its_acceptance_is_stored_gets_nothing(

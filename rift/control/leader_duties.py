@@ -1,0 +1,34 @@
+"""The duties of a leader, built and run together for one epoch."""
+
+import anyio
+
+from events.log import Log
+from replay.archive.archive import Archive
+from rift.control.config import ControlConfig
+from rift.control.duties.archiver import Archiver
+from rift.control.duties.autoscaler import Autoscaler
+from rift.control.duties.credit_settlement import CreditSettlement
+from rift.control.duties.janitor import Janitor
+from rift.control.duties.key_erasure import KeyErasure
+from rift.control.projection.warehouse_host import Projection
+from rift.control.rpc.handlers import Handlers
+from rift.control.rpc.server import serving
+from rift.fleet.decision_reader import drive
+
+
+async def lead(log: Log, projection: Projection, archive: Archive, config: ControlConfig, epoch: int) -> None:
+    """Run every duty until cancelled. Another leader may run them too for a moment; see `leader.py`."""
+    archiver = Archiver(log, archive, projection, retention_days=config.retention_days)
+    autoscaler = Autoscaler(log, projection, config.scaling, epoch=epoch)
+    janitors = [Janitor(log, shard=shard, accepted=autoscaler.request_accepted) for shard in config.shards]
+    handlers = Handlers(log, projection, archiver, janitors)
+    async with serving(log, handlers.by_question()), anyio.create_task_group() as tasks:
+        for janitor in janitors:
+            tasks.start_soon(janitor.run, projection.first_open)
+        tasks.start_soon(autoscaler.run)
+        if config.driver is not None:
+            tasks.start_soon(config.driver.run)
+            tasks.start_soon(drive, log, config.driver)
+        tasks.start_soon(archiver.run)
+        tasks.start_soon(CreditSettlement(log, projection.query).run)
+        tasks.start_soon(KeyErasure(log, projection.query).run)
