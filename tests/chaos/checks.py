@@ -1,12 +1,12 @@
-"""What must hold of one request, and what is counted where it does not.
+"""Check one request, and count each violation.
 
-Pure: what a client received, what it asked for and what the log, the retrieval and the bill say go in;
-counts come out. Nothing of Rift is imported here: the checker shares no rule with what it checks.
+Pure functions: they compare what a client received with the expected answer, the log, the fetched object and
+the bill. This module imports nothing of Rift, so the checker shares no rule with the code that it checks.
 
-    lost         a token of the answer that the client never got
-    duplicated   a token, or an end, that it got more than once
-    reordered    a token that came after a later one
-    unexplained  anything else; each with its sentence
+    lost         tokens of the answer that the client never received
+    duplicated   tokens, or ends, that it received more than once
+    reordered    tokens that it received after a later one
+    unexplained  anything else, as one sentence each
     differing    requests whose charge is not the same everywhere
 """
 
@@ -21,7 +21,7 @@ ENDS = ("done", "error")
 
 
 class Frame(NamedTuple):
-    """One frame of a native stream; `at_s` is when its last byte came, by the client's clock."""
+    """One frame of a native stream; `at_s` is when its last byte arrived, by the client's clock."""
 
     id: int
     event: str
@@ -30,10 +30,9 @@ class Frame(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The answer token by token: what each adds to the text. The prompt's size is in tokens.
+    """The expected answer: the text that each token adds, and the number of prompt tokens.
 
-    `reasons` are the finish reasons, or codes of an error, that may end it; `charged` says whether
-    its tokens cost anything.
+    `reasons` are the finish reasons and error codes that may end it. Unless `charged`, its tokens are free.
     """
 
     pieces: Sequence[str]
@@ -42,31 +41,31 @@ class Expected(NamedTuple):
     charged: bool = True
 
     def charge_nanousd(self, output_tokens: int) -> int:
-        """The charge by the checker's own arithmetic: no output token, no charge."""
+        """Return the charge by the checker's own arithmetic: without output tokens it is 0."""
         if not self.charged or not output_tokens:
             return 0
         return self.prompt_tokens * PROMPT_NANOUSD + output_tokens * OUTPUT_NANOUSD
 
-    def cut(self, told: "Told") -> "Expected":
-        """The answer of a request that its client cancelled: what counted until then, or all of it.
+    def cut(self, logged: "LoggedRequest") -> "Expected":
+        """Return the answer of a cancelled request: the counted tokens, which may be all of them.
 
-        What control had to end costs nothing.
+        If control had to end the request, it is free.
         """
         return self._replace(
-            pieces=self.pieces[: told.tokens_counted],
+            pieces=self.pieces[: logged.tokens_counted],
             reasons=self.reasons | {"cancelled"},
-            charged=told.ender != "control",
+            charged=logged.ender != "control",
         )
 
-    def poisoned(self, told: "Told") -> "Expected":
-        """The answer of a request that no engine survived: what counted, at no charge."""
+    def poisoned(self, logged: "LoggedRequest") -> "Expected":
+        """Return the answer of a request that ended every engine: the counted tokens, free of charge."""
         return self._replace(
-            pieces=self.pieces[: told.tokens_counted], reasons=frozenset({"poison"}), charged=False
+            pieces=self.pieces[: logged.tokens_counted], reasons=frozenset({"poison"}), charged=False
         )
 
 
-class Told(NamedTuple):
-    """What the log tells of one request, as `ledger.py` folded it. A token event is (index, count, text)."""
+class LoggedRequest(NamedTuple):
+    """One request as `ledger.py` folded it from the log. A token event is (index, count, text)."""
 
     accepted: int
     tokens: Sequence[tuple[int, int, str]]
@@ -109,10 +108,11 @@ class Counts:
 
 
 def check_stream(frames: Sequence[Frame], expected: Expected) -> Counts:
-    """Hold what came out of the client's socket, in its order, against the answer."""
+    """Compare the frames, in the order of arrival, with the expected answer."""
     counts = Counts()
     arrived = arrivals(frames, expected.pieces, counts.unexplained.append)
-    wanted, got = range(len(expected.pieces)), set(arrived)
+    wanted = range(len(expected.pieces))
+    got = set(arrived)
     counts.lost = len(set(wanted) - got)
     counts.duplicated = len(arrived) - len(got)
     counts.reordered = _steps_back(arrived)
@@ -124,8 +124,11 @@ def check_stream(frames: Sequence[Frame], expected: Expected) -> Counts:
 
 
 def arrivals(frames: Sequence[Frame], pieces: Sequence[str], problem: Callable[[str], None]) -> list[int]:
-    """Return the index of every token in the order of arrival. A frame may carry several tokens: it
-    ends where the pieces have given its text, tokens without text that follow belong to it too."""
+    """Return the index of every token in the order of arrival.
+
+    A frame may hold several tokens: those whose pieces make up its text, and any tokens without text after
+    them.
+    """
     tokens = [frame.data for frame in frames if frame.event == "token"]
     arrived: list[int] = []
     for at, token in enumerate(tokens):
@@ -133,7 +136,7 @@ def arrivals(frames: Sequence[Frame], pieces: Sequence[str], problem: Callable[[
         until = _until(first, token["delta"], pieces)
         if until is None:
             problem(
-                f"token {first} came as {token['delta']!r}, not as {''.join(pieces[first : first + 3])!r}…"
+                f"token {first} arrived as {token['delta']!r}, not as {''.join(pieces[first : first + 3])!r}…"
             )
             until = first + 1
         following = tokens[at + 1]["index"] if at + 1 < len(tokens) else len(pieces)
@@ -144,7 +147,7 @@ def arrivals(frames: Sequence[Frame], pieces: Sequence[str], problem: Callable[[
 
 
 def _until(first: int, text: str, pieces: Sequence[str]) -> int | None:
-    """Return the end of the shortest run of pieces from `first` that is `text`, if there is one."""
+    """Return the end of the shortest run of pieces from `first` that make up `text`, or None."""
     at, rest = first, text
     while at < len(pieces):
         if not rest.startswith(pieces[at]):
@@ -157,19 +160,21 @@ def _until(first: int, text: str, pieces: Sequence[str]) -> int | None:
 
 
 def _steps_back(arrived: Sequence[int]) -> int:
-    """Return how many tokens came for the first time after a later one."""
-    highest, seen, found = -1, set(), 0
+    """Return how many tokens arrived for the first time after a later one."""
+    highest = -1
+    seen = set()
+    count = 0
     for index in arrived:
-        found += index < highest and index not in seen
+        count += index < highest and index not in seen
         highest = max(highest, index)
         seen.add(index)
-    return found
+    return count
 
 
 def _check_ids(frames: Sequence[Frame], counts: Counts) -> None:
     for before, after in pairwise(frames):
         if after.id <= before.id:
-            counts.unexplained.append(f"id {after.id} ({after.event}) came after id {before.id}")
+            counts.unexplained.append(f"id {after.id} ({after.event}) arrived after id {before.id}")
 
 
 def _check_end(frames: Sequence[Frame], expected: Expected, counts: Counts, *, received: int) -> None:
@@ -178,9 +183,9 @@ def _check_end(frames: Sequence[Frame], expected: Expected, counts: Counts, *, r
         counts.unexplained.append("the stream never ended")
         return
     counts.duplicated += len(ends) - 1
-    behind = [frame.event for frame in frames[ends[0] + 1 :] if frame.event not in ENDS]
-    if behind:
-        counts.unexplained.append(f"{len(behind)} frames came after the end: {behind[:3]}")
+    late = [frame.event for frame in frames[ends[0] + 1 :] if frame.event not in ENDS]
+    if late:
+        counts.unexplained.append(f"{len(late)} frames arrived after the end: {late[:3]}")
     event, end = frames[ends[0]].event, frames[ends[0]].data
     if event == "error":
         code = end["error"]["code"]
@@ -202,7 +207,7 @@ def _check_end(frames: Sequence[Frame], expected: Expected, counts: Counts, *, r
 
 
 def check_replay(frames: Sequence[Frame], again: Sequence[Frame]) -> Counts:
-    """A stream read again from the start has the same token events and ids as it had live."""
+    """Check that a replay from the start has the same events and ids as the live stream."""
     counts = Counts()
     live, later = (
         [(frame.id, frame.event, frame.data) for frame in stream if frame.event != "status"]
@@ -212,62 +217,62 @@ def check_replay(frames: Sequence[Frame], again: Sequence[Frame]) -> Counts:
         differ = [pair for pair in zip(live, later, strict=False) if pair[0] != pair[1]]
         first = differ[0] if differ else "their lengths"
         counts.unexplained.append(
-            f"read again, {len(later)} frames came instead of {len(live)}; they differ in {first}"
+            f"the replay has {len(later)} frames instead of {len(live)}; they differ in {first}"
         )
     return counts
 
 
 def check_retrieved(frames: Sequence[Frame], answer: dict[str, Any]) -> Counts:
-    """`GET /v1/inference/{id}` says what the stream said."""
+    """Check that `GET /v1/inference/{id}` returns the same answer as the stream."""
     counts = Counts()
     done = next((frame.data for frame in frames if frame.event == "done"), None)
     text = "".join(frame.data["delta"] for frame in frames if frame.event == "token")
     if answer.get("output") != text:
-        counts.unexplained.append(f"retrieved, the output is {answer.get('output')!r}, not {text!r}")
+        counts.unexplained.append(f"the fetched output is {answer.get('output')!r}, not {text!r}")
     if done is not None:
         for name in ("finish_reason", "usage", "charge", "timing", "model", "created"):
             if answer.get(name) != done.get(name):
                 counts.unexplained.append(
-                    f"retrieved, {name} is {answer.get(name)}, in the stream {done.get(name)}"
+                    f"the fetched {name} is {answer.get(name)}, in the stream {done.get(name)}"
                 )
     return counts
 
 
-def check_log(frames: Sequence[Frame], told: Told | None) -> Counts:
-    """The client got the token events that count in the log, one frame for each, and nothing else."""
+def check_log(frames: Sequence[Frame], logged: LoggedRequest | None) -> Counts:
+    """Check that the client received one frame for each token event that counts in the log."""
     counts = Counts()
-    if told is None or told.accepted == 0:
-        counts.unexplained.append("the log holds no acceptance of it")
+    if logged is None or logged.accepted == 0:
+        counts.unexplained.append("the log holds no acceptance")
         return counts
     received = [(frame.data["index"], frame.data["delta"]) for frame in frames if frame.event == "token"]
-    logged = [(index, text) for index, _, text in told.tokens]
-    if received != logged:
+    stored = [(index, text) for index, _, text in logged.tokens]
+    if received != stored:
         counts.unexplained.append(
-            f"the client got {len(received)} token frames, {len(logged)} token events count in the log"
+            f"the client received {len(received)} token frames, {len(stored)} token events count in the log"
         )
-    if told.reason is None:
-        counts.unexplained.append("it has not ended in the log")
+    if logged.reason is None:
+        counts.unexplained.append("the request has not ended in the log")
     return counts
 
 
-def check_row(request: str, row: dict[str, Any] | None, told: Told, *, charge: int) -> Counts:
-    """The bill's row says what the log says, and charges what the client counted."""
+def check_row(request: str, row: dict[str, Any] | None, logged: LoggedRequest, *, charge: int) -> Counts:
+    """Check that the bill's row agrees with the log, and charges the tokens that the client counted."""
     counts = Counts()
     if row is None:
         counts.unexplained.append(f"{request} has no row in `requests`")
         return counts
     if row["charge_nanousd"] != charge:
         counts.differing.append(f"{request}: billed {row['charge_nanousd']}, counted {charge}")
-    facts = (told.reason, told.prompt_tokens, told.tokens_counted, told.attempts)
+    facts = (logged.reason, logged.prompt_tokens, logged.tokens_counted, logged.attempts)
     billed = tuple(row[name] for name in ("finish_reason", "prompt_tokens", "output_tokens", "attempts"))
     if billed != facts:
-        counts.unexplained.append(f"{request}: the row says {billed}, the log {facts}")
+        counts.unexplained.append(f"{request}: the row has {billed}, the log {facts}")
     return counts
 
 
-def from_log(told: Told) -> Expected:
-    """The answer as the log has it: for an engine whose text nobody can foretell."""
+def from_log(logged: LoggedRequest) -> Expected:
+    """Return the answer as the log has it, for an engine whose text cannot be predicted."""
     pieces: list[str] = []
-    for _, count, text in told.tokens:
+    for _, count, text in logged.tokens:
         pieces += [text, *[""] * (count - 1)]
-    return Expected(pieces, told.prompt_tokens, frozenset({"length", "stop"}))
+    return Expected(pieces, logged.prompt_tokens, frozenset({"length", "stop"}))

@@ -1,7 +1,7 @@
-"""One client of the native stream, as the README tells a client to behave, and what it saw.
+"""One client of the native stream that follows the README's advice, and records what it receives.
 
-It asks once; where that answer never came it asks again with the same idempotency key; where a stream
-breaks off it goes on, from any gateway, behind the last id. What it cannot heal so is an anomaly.
+It sends its request once. Without an answer, it repeats the request with the same idempotency key. If the
+stream breaks off, it resumes after the last id, at any gateway. Any other failure is an anomaly.
 """
 
 import heapq
@@ -17,20 +17,22 @@ import httpx
 
 from tests.chaos.checks import ENDS, Expected, Frame
 
-# Longer than any fault of ours lasts together with everything that a request may wait for.
+# Longer than any fault of these tests and all waiting of a request together.
 STREAM_S = 120.0
-# Sooner than a refusal asks for: a test has less time than its fault's victims have patience.
+# Shorter than the `retry-after` of an error: the tests must not take that long.
 RETRY_S = 0.1
 CANCEL_POLL_S = 0.02
-# The stream ends here, the request does not.
+# Error codes that end the stream but not the request.
 BROKEN_OFF = frozenset({"gateway_stopping", "slow_reader"})
-# Not accepted, and said so: the client may ask again. What is refused is never charged.
+# Statuses of a request that was not accepted: the client may retry, and is not charged.
 REFUSED = frozenset({429, 503})
 
 
-class Wish(NamedTuple):
-    """What a client asks for, and the answer if it can be foretold. It cancels at `cancel_at` tokens;
-    a fatal request ends every engine that starts it."""
+class ClientPlan(NamedTuple):
+    """A client's request, and the expected answer if it can be predicted.
+
+    The client cancels at `cancel_at` tokens. A fatal request ends every engine that starts it.
+    """
 
     prompt: str
     seed: int
@@ -46,7 +48,7 @@ class Wish(NamedTuple):
 
 
 class Progress:
-    """How many tokens all the clients together have received: where in the cycle a fault comes."""
+    """The number of tokens that all clients have received, which decides when a fault happens."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -69,13 +71,13 @@ class Client:
         self,
         http: httpx.AsyncClient,
         urls: Sequence[str],
-        wish: Wish,
+        plan: ClientPlan,
         *,
         model: str,
         progress: Progress,
         chance: random.Random,
     ) -> None:
-        self.wish, self.request = wish, ""
+        self.plan, self.request = plan, ""
         self.frames: list[Frame] = []
         self.anomalies: list[str] = []
         self.refusals: list[str] = []
@@ -83,7 +85,7 @@ class Client:
         self.orphans = 0
         self.attempts = 0
         self.asked_s = 0.0
-        self._http, self._urls, self._body = http, list(urls), wish.body(model)
+        self._http, self._urls, self._body = http, list(urls), plan.body(model)
         self._progress, self._chance = progress, chance
         self._at = chance.randrange(len(urls))
         self._last_id, self._index = 0, -1
@@ -99,19 +101,19 @@ class Client:
         return self._urls[self._at]
 
     async def run(self) -> None:
-        """Return with the whole answer, or with an anomaly that says why not."""
+        """Receive the whole answer, or record an anomaly."""
         self.asked_s = anyio.current_time()
         with anyio.move_on_after(STREAM_S) as patience:
             async with anyio.create_task_group() as tasks:
-                if self.wish.cancel_at is not None:
-                    tasks.start_soon(self._cancel, self.wish.cancel_at)
+                if self.plan.cancel_at is not None:
+                    tasks.start_soon(self._cancel, self.plan.cancel_at)
                 await self._listen()
                 tasks.cancel_scope.cancel()
         if patience.cancelled_caught:
             self.anomalies.append(f"no end within {STREAM_S:g} s, after {len(self.frames)} frames")
 
     def first_s(self) -> float:
-        """Return the time from asking to the first token."""
+        """Return the time from the request to the first token."""
         tokens = (frame.at_s for frame in self.frames if frame.event == "token")
         return next(tokens, self.asked_s) - self.asked_s
 
@@ -120,10 +122,10 @@ class Client:
         at_s = [frame.at_s for frame in self.frames if frame.event == "token"]
         return max((after - before for before, after in pairwise(at_s)), default=0.0)
 
-    # --- asking --------------------------------------------------------------------------------------
+    # --- sending -------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        """Ask, and go on asking, until the end came."""
+        """Send or resume until the answer has ended."""
         while not self.ended and not self._over:
             try:
                 await (self._resume() if self.request else self._send())
@@ -134,7 +136,7 @@ class Client:
                 await anyio.sleep(RETRY_S)
 
     async def _send(self) -> None:
-        key = self.wish.idempotency_key
+        key = self.plan.idempotency_key
         headers = {"Idempotency-Key": key} if key else {}
         async with self._http.stream(
             "POST", f"{self.url}/v1/inference", json=self._body, headers=headers
@@ -142,19 +144,19 @@ class Client:
             await self._receive(response)
 
     async def _resume(self) -> None:
-        if self.wish.idempotency_key and self._chance.random() < 0.5:
+        if self.plan.idempotency_key and self._chance.random() < 0.5:
             await self._send()
             return
         headers = {"Last-Event-ID": str(self._last_id)}
         url = f"{self.url}/v1/inference/{self.request}/events"
         async with self._http.stream("GET", url, headers=headers) as response:
             if response.status_code == 204:
-                self._give_up("204, nothing more comes, before the end came")
+                self._give_up("204 before the end arrived")
                 return
             await self._receive(response)
 
     async def _cancel(self, at_token: int) -> None:
-        """Cancel once so many tokens are there, at any gateway, until that is heard."""
+        """Cancel after `at_token` tokens, trying all gateways until one answers."""
         while self._index + 1 < at_token:  # noqa: ASYNC110  # frames come in another task
             await anyio.sleep(CANCEL_POLL_S)
         for url in cycle([*self._urls[self._at :], *self._urls[: self._at]]):
@@ -163,15 +165,15 @@ class Client:
                 if answer.status_code in (200, 202):
                     return
                 if answer.status_code not in REFUSED:
-                    self.anomalies.append(f"cancelling it: HTTP {answer.status_code} {answer.text[:300]}")
+                    self.anomalies.append(f"cancel: HTTP {answer.status_code} {answer.text[:300]}")
                     return
             await anyio.sleep(RETRY_S)
 
     def _broken(self, error: httpx.TransportError) -> None:
-        """Without a key nobody can tell whether the request was accepted: ask anew, and count the orphan."""
+        """Count the break; without an idempotency key the request may be accepted unseen: an orphan."""
         self.breaks += 1
         refused = isinstance(error, httpx.ConnectError)
-        if not self.request and not refused and not self.wish.idempotency_key:
+        if not self.request and not refused and not self.plan.idempotency_key:
             self.orphans += 1
 
     def _give_up(self, anomaly: str) -> None:
@@ -194,11 +196,11 @@ class Client:
             self.anomalies.append(f"a frame was cut off: {rest!r}")
 
     def _refused(self, status: int, body: bytes) -> None:
-        said = f"HTTP {status} {body[:300].decode(errors='replace')}"
+        message = f"HTTP {status} {body[:300].decode(errors='replace')}"
         if status in REFUSED:
-            self.refusals.append(said)
+            self.refusals.append(message)
         else:
-            self._give_up(said)
+            self._give_up(message)
 
     def _take(self, block: str, at_s: float) -> None:
         fields = dict(line.split(": ", 1) for line in block.split("\n") if line and line[0] != ":")
@@ -208,19 +210,19 @@ class Client:
         frame = Frame(int(fields["id"]), fields["event"], data, at_s)
         self.request = self.request or data["id"]
         if data["id"] != self.request:
-            self._give_up(f"a frame of another request came: {data['id']}")
+            self._give_up(f"a frame of another request arrived: {data['id']}")
         elif frame.event == "error" and data["error"]["code"] in BROKEN_OFF:
             self.breaks += 1
             self._last_id = frame.id
-        elif (before := self._by_id.get(frame.id)) is not None and self.wish.idempotency_key:
+        elif (before := self._by_id.get(frame.id)) is not None and self.plan.idempotency_key:
             self._compare(before, frame)
         else:
             self._keep(frame)
 
     def _compare(self, before: Frame, again: Frame) -> None:
-        """Attached by its idempotency key, a stream begins at its first frame again."""
+        """Check a repeated frame: a stream attached by its idempotency key begins at its first frame."""
         if before[:3] != again[:3]:
-            self.anomalies.append(f"frame {again.id} came as {before[1:3]}, then as {again[1:3]}")
+            self.anomalies.append(f"frame {again.id} arrived as {before[1:3]}, then as {again[1:3]}")
 
     def _keep(self, frame: Frame) -> None:
         self.frames.append(frame)
@@ -234,14 +236,14 @@ class Client:
 
 
 async def replay(http: httpx.AsyncClient, url: str, request: str) -> tuple[list[Frame], int]:
-    """Read a whole stream again; return its frames and the status of asking behind its last id."""
+    """Replay a stream; return its frames, and the HTTP status of resuming after the last one."""
     frames: list[Frame] = []
-    where = f"{url}/v1/inference/{request}/events"
-    response = await http.get(where)
+    target = f"{url}/v1/inference/{request}/events"
+    response = await http.get(target)
     for block in response.text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.split("\n") if line and line[0] != ":")
         if "event" in fields:
             frames.append(Frame(int(fields["id"]), fields["event"], json.loads(fields["data"]), 0.0))
     last = frames[-1].id if frames else 0
-    behind = await http.get(where, headers={"Last-Event-ID": str(last)})
-    return frames, behind.status_code
+    after_last = await http.get(target, headers={"Last-Event-ID": str(last)})
+    return frames, after_last.status_code

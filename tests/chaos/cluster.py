@@ -1,4 +1,4 @@
-"""Rift's roles as on several machines: beside three nats-servers with replicas 3, or behind a proxy."""
+"""Rift's roles as separate commands, with a cluster of three nats-servers or a proxy to one."""
 
 import json
 import secrets
@@ -45,7 +45,7 @@ cluster {{
 
 
 class Apart(Rig):
-    """Some nats-servers that are no part of `rift up`, and each role by its own command."""
+    """Nats-servers outside `rift up`, and each role by its own command."""
 
     servers = 1
     gateways = 1
@@ -77,7 +77,7 @@ class Apart(Rig):
         await self.settled()
 
     async def _prepare(self) -> None:
-        """What `rift up` does for its one broker: streams and the book."""
+        """Create the streams and the book, as `rift up` does for its broker."""
         with anyio.move_on_after(READY_S):
             while True:
                 try:
@@ -109,7 +109,7 @@ class Apart(Rig):
     # --- roles ---------------------------------------------------------------------------------------
 
     async def _start_roles(self, nats_ports: Sequence[int]) -> None:
-        """Start control, gateways and workers, each told of all the ports."""
+        """Start control, gateways and workers with the ports of all servers."""
         self._nats = ",".join(f"nats://{self._token}@127.0.0.1:{port}" for port in nats_ports)
         self._role("control", "control")
         for number in range(self.gateways):
@@ -174,7 +174,7 @@ class Apart(Rig):
 
 
 class Proxied(Apart):
-    """One nats-server; the roles reach it by a proxy that loses acknowledgements."""
+    """One nats-server, which the roles reach through a proxy that loses acknowledgements."""
 
     gateways = 2
 
@@ -212,15 +212,15 @@ class Cluster(Apart):
                     await super().settled()
                     return
                 await anyio.sleep(POLL_S)
-        raise RigBroken(f"the cluster did not become whole again: {infos}")
+        raise RigBroken(f"the cluster did not recover: {infos}")
 
     async def _infos(self, *streams: str) -> list[dict[str, Any]]:
-        found = []
+        clusters = []
         for stream in streams:
             try:
                 reply = await self.log.client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=2)
-            except Exception:  # noqa: BLE001  # whatever a cluster without a leader answers
+            except Exception:  # noqa: BLE001  # a cluster without a leader may answer anything
                 continue
             if cluster := json.loads(reply.data).get("cluster"):
-                found.append(cluster)
-        return found
+                clusters.append(cluster)
+        return clusters

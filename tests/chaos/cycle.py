@@ -1,6 +1,6 @@
-"""Cycle after cycle in one installation: many streams, a fault, and then every check.
+"""Run cycles in one installation: many streams, a fault, and then every check.
 
-wishes → clients and fault → log → each stream, its retrieval, its replay → now and then the bill
+plans → clients and fault → log → each stream, its fetched object, its replay → now and then the bill
 """
 
 import random
@@ -19,25 +19,25 @@ import httpx
 
 from events.log import LogError
 from tests.chaos import checks, expected
-from tests.chaos.checks import Counts, Expected, Told
-from tests.chaos.client import Client, Progress, Wish, replay
+from tests.chaos.checks import Counts, Expected, LoggedRequest
+from tests.chaos.client import Client, ClientPlan, Progress, replay
 from tests.chaos.faults import ABORTED_S, KINDS, SECOND_NS, Cycle, taken_over
 from tests.chaos.ledger import Ignored, Ledger
 from tests.chaos.rig import Rig, RigBroken
 
 STREAMS = 16
-# Asking for the bill starts a process: after so many cycles, and at the end.
+# Reading the bill starts a process, so it is done after this many cycles and at the end.
 BILL_EVERY = 10
-# How long the projection may stay behind the log.
+# The largest lag of the projection.
 BILL_S = 30.0
-# A lost gateway is noticed, its clients have a grace, and then its requests end.
+# Covers the detection of a lost gateway, its clients' grace period and the end of its requests.
 ORPHAN_S = 60.0
-# Streams do not all begin at once, so that a fault also meets requests that wait.
+# Streams begin spread over this time, so that a fault also meets waiting requests.
 SPREAD_S = 0.5
-# Of each cycle's streams so many are read again from their first token.
+# The number of streams in each cycle that are replayed from the first token.
 REPLAYS = 2
 FATAL_TOKENS = 200
-# The share of streams that their clients cancel, and, where gateways die, of those with a key.
+# The share of streams that are cancelled, and, if gateways die, the share with an idempotency key.
 CANCELLED = 0.1
 KEYED = 0.75
 CLIENT_SILENCE_S = 60.0
@@ -57,7 +57,7 @@ class Options(NamedTuple):
 
 @dataclass
 class Report:
-    """What became of the run: how many cycles ran, what was counted, and how long clients waited."""
+    """The result of a run: its cycles, the violations, and the waiting times of clients."""
 
     cycles: int = 0
     stopped: bool = False
@@ -76,10 +76,10 @@ class Report:
 
 
 class Bill(NamedTuple):
-    """A checked stream whose row is still to be seen."""
+    """A checked stream whose row in the bill is still to be checked."""
 
     request: str
-    told: Told
+    logged: LoggedRequest
     charge: int
 
 
@@ -94,7 +94,7 @@ class Run:
         self._resumes = False
 
     async def cycles(self) -> None:
-        """Run them all. Raises RigBroken."""
+        """Run all cycles. Raises RigBroken."""
         headers = {"Authorization": f"Bearer {self._rig.key}"}
         timeout = httpx.Timeout(CLIENT_SILENCE_S)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._options.streams)
@@ -108,7 +108,7 @@ class Run:
                 if self.report.cycles % BILL_EVERY == 0:
                     await self._check_bill()
         await self._check_bill()
-        await self._check_nobody_else_pays()
+        await self._check_unknown_requests()
 
     # --- one cycle -----------------------------------------------------------------------------------
 
@@ -118,11 +118,11 @@ class Run:
         clients = []
         for stream in range(self._options.streams):
             fatal = self._kind.fatal and not stream
-            wish = await self._wish(chance, f"{self._options.seed}-{number}-{stream}", fatal=fatal)
+            plan = await self._plan(chance, f"{self._options.seed}-{number}-{stream}", fatal=fatal)
             clients.append(
-                Client(http, self._rig.urls, wish, model=expected.MODEL, progress=progress, chance=chance)
+                Client(http, self._rig.urls, plan, model=expected.MODEL, progress=progress, chance=chance)
             )
-        tokens = sum(client.wish.max_tokens for client in clients)
+        tokens = sum(client.plan.max_tokens for client in clients)
         cycle = Cycle(self._rig, clients, progress, chance, tokens)
         began_at = anyio.current_time()
         async with anyio.create_task_group() as tasks:
@@ -137,20 +137,20 @@ class Run:
         counts = await self._check(cycle, http)
         self._note(number, cycle, counts, anyio.current_time() - began_at)
 
-    async def _wish(self, chance: random.Random, name: str, *, fatal: bool) -> Wish:
+    async def _plan(self, chance: random.Random, name: str, *, fatal: bool) -> ClientPlan:
         prompt = f"{name} " + "".join(chance.choices(ALPHABET, k=chance.randrange(1, 300)))
         keyed = self._kind.keys and chance.random() < KEYED
         seed, key = chance.randrange(1 << 30), f"chaos-{name}" if keyed else None
         cancel_at = chance.randrange(1, 100) if chance.random() < CANCELLED else None
         if self._options.engine != "sim":
-            return Wish(prompt, seed, chance.randrange(8, 65), key, None, cancel_at)
+            return ClientPlan(prompt, seed, chance.randrange(8, 65), key, None, cancel_at)
         if fatal:
             # Long enough for every engine that starts it to die in the middle.
             answer = await expected.answer(prompt, seed=seed, max_tokens=FATAL_TOKENS)
-            return Wish(prompt, seed, FATAL_TOKENS, None, answer, fatal=True)
+            return ClientPlan(prompt, seed, FATAL_TOKENS, None, answer, fatal=True)
         tokens = chance.choice((1, chance.randrange(2, 40), *(chance.randrange(40, 121) for _ in range(3))))
         answer = await expected.answer(prompt, seed=seed, max_tokens=tokens)
-        return Wish(prompt, seed, tokens, key, answer, cancel_at)
+        return ClientPlan(prompt, seed, tokens, key, answer, cancel_at)
 
     # --- checks --------------------------------------------------------------------------------------
 
@@ -161,9 +161,9 @@ class Run:
         if not cycle.done:
             counts.unexplained.append("the fault did not happen")
         for client in cycle.clients:
-            found = await self._check_client(client, http)
-            found.unexplained = [f"{client.request}: {problem}" for problem in found.unexplained]
-            counts += found
+            own = await self._check_client(client, http)
+            own.unexplained = [f"{client.request}: {problem}" for problem in own.unexplained]
+            counts += own
         if self._resumes:
             for client in cycle.chance.sample(cycle.clients, min(REPLAYS, len(cycle.clients))):
                 counts += await self._check_replay(client, http)
@@ -180,82 +180,82 @@ class Run:
             if client.breaks or client.orphans:
                 counts.unexplained.append(f"the stream broke off {client.breaks} times")
         if not client.request:
-            counts.unexplained.append("it was never accepted")
+            counts.unexplained.append("the request was never accepted")
             return counts
         self._known.add(client.request)
         story = self.ledger.stories.get(client.request)
-        told = story.told() if story else None
-        counts += checks.check_log(client.frames, told)
-        if told is None:
+        logged = story.logged() if story else None
+        counts += checks.check_log(client.frames, logged)
+        if logged is None:
             return counts
-        answer: Expected = client.wish.expected or checks.from_log(told)
-        if client.wish.fatal:
-            answer = answer.poisoned(told)
-        elif client.wish.cancel_at is not None:
-            answer = answer.cut(told)
+        answer: Expected = client.plan.expected or checks.from_log(logged)
+        if client.plan.fatal:
+            answer = answer.poisoned(logged)
+        elif client.plan.cancel_at is not None:
+            answer = answer.cut(logged)
         counts += checks.check_stream(client.frames, answer)
         response = await http.get(f"{self._rig.urls[-1]}/v1/inference/{client.request}")
         if response.status_code == 200:
             counts += checks.check_retrieved(client.frames, response.json())
         else:
-            counts.unexplained.append(f"retrieving it: HTTP {response.status_code} {response.text[:300]}")
+            counts.unexplained.append(f"fetching it: HTTP {response.status_code} {response.text[:300]}")
         received = set(checks.arrivals(client.frames, answer.pieces, lambda problem: None))
-        self._due.append(Bill(client.request, told, answer.charge_nanousd(len(received))))
-        if told.reason is not None:
+        self._due.append(Bill(client.request, logged, answer.charge_nanousd(len(received))))
+        if logged.reason is not None:
             self.ledger.forget(client.request)
         return counts
 
     async def _check_replay(self, client: Client, http: httpx.AsyncClient) -> Counts:
         url = self._rig.urls[self._rig.urls.index(client.url) - 1]
-        frames, behind = await replay(http, url, client.request)
+        frames, status = await replay(http, url, client.request)
         counts = checks.check_replay(client.frames, frames)
-        if behind != 204:
-            counts.unexplained.append(f"{client.request}: behind the last id came {behind}, not 204")
+        if status != 204:
+            counts.unexplained.append(f"{client.request}: {status} after the last id, not 204")
         return counts
 
     async def _check_bill(self) -> None:
-        """Hold the rows of what was checked since the last time against the log and the clients."""
+        """Compare the rows of recently checked streams with the log and the clients."""
         due, self._due = self._due, []
         rows: dict[str, dict[str, Any]] = {}
         names = ", ".join(f"'{bill.request}'" for bill in due)
         with anyio.move_on_after(BILL_S):
             while due:
-                found = await self._rig.sql(
+                answer = await self._rig.sql(
                     "select request_id, finish_reason, prompt_tokens, output_tokens, attempts, "
                     f"charge_nanousd from requests where request_id in ({names})"
                 )
-                rows = {row["request_id"]: row for row in found}
-                if len(rows) == len(due) and all(row["finish_reason"] for row in found):
+                rows = {row["request_id"]: row for row in answer}
+                if len(rows) == len(due) and all(row["finish_reason"] for row in answer):
                     break
                 await anyio.sleep(0.1)
         counts = Counts()
         for bill in due:
-            counts += checks.check_row(bill.request, rows.get(bill.request), bill.told, charge=bill.charge)
-        self.tell(counts)
+            counts += checks.check_row(bill.request, rows.get(bill.request), bill.logged, charge=bill.charge)
+        self.add(counts)
 
-    async def _check_nobody_else_pays(self) -> None:
-        """What no client knows of was refused to it: it has ended and costs nothing.
+    async def _check_unknown_requests(self) -> None:
+        """Check that requests which no client knows have ended and are free.
 
-        But for orphans: their client had no idempotency key, and its gateway died before it spoke.
+        Orphans may be charged: their client had no idempotency key, and the gateway died before it answered.
         """
         rows: list[dict[str, Any]] = []
         with anyio.move_on_after(ORPHAN_S):
             while True:
-                found = await self._rig.sql("select request_id, state, charge_nanousd from requests")
-                rows = [row for row in found if row["request_id"] not in self._known]
+                answer = await self._rig.sql("select request_id, state, charge_nanousd from requests")
+                rows = [row for row in answer if row["request_id"] not in self._known]
                 if all(row["state"] != "open" for row in rows):
                     break
                 await anyio.sleep(1)
         counts = Counts(
             unexplained=[f"{row['request_id']} has not ended" for row in rows if row["state"] == "open"]
         )
-        charged = [f"{row['request_id']}: nobody has it" for row in rows if row["charge_nanousd"]]
+        charged = [f"{row['request_id']}: no client knows it" for row in rows if row["charge_nanousd"]]
         if rows:
-            self._say(f"{len(rows)} requests are nobody's, {len(charged)} of them charged")
+            self._say(f"{len(rows)} requests have no client, {len(charged)} of them charged")
         counts.differing += charged[self.report.orphans :]
-        self.tell(counts)
+        self.add(counts)
 
-    # --- telling -------------------------------------------------------------------------------------
+    # --- reporting ----------------------------------------------------------------------------------
 
     def _note(self, number: int, cycle: Cycle, counts: Counts, seconds: float) -> None:
         report = self.report
@@ -277,9 +277,9 @@ class Run:
             f"{', '.join(cycle.done)}; {taken_over(cycle.clients)} taken over, "
             f"longest gap {max(gaps_s):.2f} s"
         )
-        self.tell(counts)
+        self.add(counts)
 
-    def tell(self, counts: Counts) -> None:
+    def add(self, counts: Counts) -> None:
         self.report.counts += counts
         for problem in (*counts.unexplained, *counts.differing):
             self._say(f"  ! {problem}")
@@ -288,7 +288,7 @@ class Run:
 
 
 async def can_resume(http: httpx.AsyncClient, url: str) -> bool:
-    """Say whether the gateway has the route that streams a request again."""
+    """Whether the gateway has the route to resume a stream."""
     response = await http.get(f"{url}/v1/inference/unknown/events")
     return response.status_code == 404 and response.json()["error"]["code"] == "request_not_found"
 
@@ -299,9 +299,9 @@ async def _later(seconds: float, run: Callable[[], Any]) -> None:
 
 
 async def run(options: Options, say: Callable[[str], None], report: Report | None = None) -> Report:
-    """Run the cycles in a fresh installation; its folder is kept if anything was found.
+    """Run the cycles in a fresh installation, whose folder is kept if a check failed.
 
-    Cancelled, it stops what it started, and `report` holds what was found until then.
+    On cancellation it stops its processes, and `report` holds the results so far.
     """
     options = options._replace(seed=options.seed or secrets.token_hex(4))
     folder = options.folder or Path(tempfile.mkdtemp(prefix=f"rift-chaos-{options.kind}-"))
@@ -322,7 +322,7 @@ async def run(options: Options, say: Callable[[str], None], report: Report | Non
                 await whole.cycles()
             except* (RigBroken, LogError, httpx.TransportError) as broken:
                 for error in leaves(broken):
-                    whole.tell(Counts(unexplained=[f"{type(error).__name__}: {error}"]))
+                    whole.add(Counts(unexplained=[f"{type(error).__name__}: {error}"]))
             tasks.cancel_scope.cancel()
     finally:
         summary(whole, anyio.current_time() - began_at, say)
@@ -345,7 +345,7 @@ def leaves(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
 async def _stop(rig: Rig, report: Report) -> None:
     with anyio.CancelScope(shield=True):
         left = await rig.stop()
-        report.counts.unexplained += [f"left behind: {what}" for what in left]
+        report.counts.unexplained += [f"still running: {command}" for command in left]
         rig.guard.dismiss()
 
 

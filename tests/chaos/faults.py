@@ -1,7 +1,7 @@
-"""What is done to the processes in the middle of a cycle, one function a kind.
+"""The faults of a cycle, one function for each kind.
 
-A fault comes at a token position of the whole cycle, drawn from the cycle's own chance; it returns once
-it is over, which may be after the last client has its answer.
+A fault happens at a token position of the cycle, drawn from the cycle's own chance. Its function returns once
+the fault is over, which may be after the last client has its answer.
 """
 
 import json
@@ -21,16 +21,16 @@ from tests.chaos.cluster import Cluster, Proxied
 from tests.chaos.ledger import EVERYTHING, STREAM
 from tests.chaos.rig import Hanging, Rig, TwoGateways
 
-# What a superseded attempt may still write: its engine's request is aborted within this.
+# A superseded attempt may still write for this long, until its engine's request is aborted.
 ABORTED_S = 2.0
 SECOND_NS = 1_000_000_000
-# A request is tried so often, if its engines die of it.
+# A request that ends its engines is attempted this many times.
 DEATHS_MAX = 3
 
 
 @dataclass
 class Cycle:
-    """One cycle's clients and the fault's place in it. `woken_ns` is when a zombie went on."""
+    """One cycle's clients and the position of its fault. `woken_ns` is when a frozen worker continued."""
 
     rig: Rig
     clients: Sequence[Client]
@@ -43,11 +43,11 @@ class Cycle:
     woken_ns: int | None = None
 
     def moments(self, count: int, *, until: float = 0.9) -> list[int]:
-        """Draw so many token positions, all in this part of the cycle."""
+        """Draw `count` token positions before the part `until` of the cycle."""
         return sorted(self.chance.choices(range(1, max(2, int(self.tokens * until))), k=count))
 
     async def reach(self, tokens: int) -> None:
-        """Return once the clients have so many tokens, or all that they will ever have."""
+        """Return once the clients have received `tokens`, or have all ended."""
         async with anyio.create_task_group() as tasks:
 
             async def all_ended() -> None:
@@ -58,8 +58,8 @@ class Cycle:
             await self.progress.reach(tokens)
             tasks.cancel_scope.cancel()
 
-    def say(self, what: str) -> None:
-        self.done.append(f"{what} at token {self.progress.tokens}")
+    def note(self, fault: str) -> None:
+        self.done.append(f"{fault} at token {self.progress.tokens}")
 
 
 async def kill_worker(cycle: Cycle) -> None:
@@ -67,18 +67,20 @@ async def kill_worker(cycle: Cycle) -> None:
         await cycle.reach(moment)
         victim = cycle.chance.choice(await cycle.rig.alive("worker", 1))
         os.kill(victim, signal.SIGKILL)
-        cycle.say("killed a worker")
+        cycle.note("killed a worker")
 
 
 async def freeze_worker(cycle: Cycle) -> None:
-    """Every other time until everything is answered without it, else until somebody has taken over: then
-    both write at once."""
+    """Freeze a worker, in half of the cycles until all requests are answered without it.
+
+    In the other half it continues once another worker has taken over, so that both write at once.
+    """
     (moment,) = cycle.moments(1, until=0.5)
     await cycle.reach(moment)
     victim = cycle.chance.choice(await cycle.rig.alive("worker", cycle.rig.workers))
     before = taken_over(cycle.clients)
     os.kill(victim, signal.SIGSTOP)
-    cycle.say("froze a worker")
+    cycle.note("froze a worker")
     try:
         if cycle.chance.random() < 0.5:
             await cycle.ended.wait()
@@ -87,7 +89,7 @@ async def freeze_worker(cycle: Cycle) -> None:
     finally:
         os.kill(victim, signal.SIGCONT)
     cycle.woken_ns = time.time_ns()
-    cycle.say("woke it")
+    cycle.note("woke it")
     await cycle.ended.wait()
     await anyio.sleep(max(0.0, ABORTED_S + 0.5 - (time.time_ns() - cycle.woken_ns) / SECOND_NS))
 
@@ -97,18 +99,18 @@ def taken_over(clients: Sequence[Client]) -> int:
 
 
 async def kill_broker(cycle: Cycle) -> None:
-    """Three of four times kill it; else stop it for so long that appends are given up, and land late."""
+    """Kill the broker, or in a quarter of cases freeze it until appends time out and land late."""
     for moment in cycle.moments(cycle.chance.choice((1, 1, 2))):
         await cycle.reach(moment)
         (victim,) = await cycle.rig.alive("nats-server", 1)
         if cycle.chance.random() < 0.25:
             os.kill(victim, signal.SIGSTOP)
-            cycle.say("froze nats-server")
+            cycle.note("froze nats-server")
             await anyio.sleep(cycle.chance.uniform(0.5, 1.5) * APPEND_TIMEOUT_S)
             os.kill(victim, signal.SIGCONT)
             continue
         os.kill(victim, signal.SIGKILL)
-        cycle.say("killed nats-server")
+        cycle.note("killed nats-server")
         while victim in cycle.rig.pids("nats-server"):  # noqa: ASYNC110  # another process
             await anyio.sleep(0.01)
 
@@ -118,7 +120,7 @@ async def kill_gateway(cycle: Cycle) -> None:
     await cycle.reach(moment)
     victim = cycle.chance.choice(await cycle.rig.alive("gateway", 2))
     os.kill(victim, signal.SIGKILL)
-    cycle.say("killed a gateway")
+    cycle.note("killed a gateway")
 
 
 async def kill_leader(cycle: Cycle) -> None:
@@ -127,31 +129,31 @@ async def kill_leader(cycle: Cycle) -> None:
     await cycle.reach(moment)
     server = await cycle.rig.leader()
     cycle.rig.kill_server(server)
-    cycle.say(f"killed the leader {server}")
+    cycle.note(f"killed the leader {server}")
     await anyio.sleep(cycle.chance.uniform(0.1, 3.0))
     await cycle.rig.start_server(server)
 
 
 async def drain(cycle: Cycle) -> None:
-    """Ask a worker or a gateway to end: what it holds goes on elsewhere."""
+    """Ask a worker or a gateway to end, so that its requests move to another."""
     (moment,) = cycle.moments(1)
     await cycle.reach(moment)
     role = cycle.chance.choice(("worker", "gateway"))
     victim = cycle.chance.choice(await cycle.rig.alive(role, 2))
     os.kill(victim, signal.SIGTERM)
-    cycle.say(f"drained a {role}")
+    cycle.note(f"drained a {role}")
 
 
 async def drop_acks(cycle: Cycle) -> None:
     assert isinstance(cycle.rig, Proxied), "only a proxy drops acknowledgements"
     cycle.rig.proxy.drop(cycle.chance)
     await cycle.ended.wait()
-    cycle.say(f"dropped {cycle.rig.proxy.stop_dropping()} acknowledgements")
+    cycle.note(f"dropped {cycle.rig.proxy.stop_dropping()} acknowledgements")
 
 
 async def poison(cycle: Cycle) -> None:
-    """Let every engine die that starts one of the requests, until nobody starts it any more."""
-    (fatal,) = (client.wish.prompt for client in cycle.clients if client.wish.fatal)
+    """End every engine that starts the fatal request, until no worker starts it any more."""
+    (fatal,) = (client.plan.prompt for client in cycle.clients if client.plan.fatal)
     last = await cycle.rig.log.last_sequence(STREAM)
     request, deaths = None, 0
     async with anyio.create_task_group() as tasks:
@@ -172,19 +174,19 @@ async def poison(cycle: Cycle) -> None:
                     if [event["type"] for event in mine] == ["AttemptStarted"]:
                         cycle.rig.crash(mine[0]["worker"])
                         deaths += 1
-    cycle.say(f"let {deaths} engines die")
+    cycle.note(f"ended {deaths} engines")
     if deaths > DEATHS_MAX:
         cycle.problems.append(f"{deaths} engines died of one request, at most {DEATHS_MAX} may")
 
 
 async def hang(cycle: Cycle) -> None:
-    """Let one worker's engine say nothing more, until its worker has noticed and ended."""
+    """Let one engine hang until its worker has noticed and ended."""
     assert isinstance(cycle.rig, Hanging), "only this worker's engine can hang"
     (moment,) = cycle.moments(1, until=0.5)
     await cycle.reach(moment)
     victim = cycle.rig.victim()
     cycle.rig.flag.touch()
-    cycle.say("an engine hung")
+    cycle.note("an engine hung")
     while victim in cycle.rig.pids("worker"):  # noqa: ASYNC110  # another process
         await anyio.sleep(0.05)
     cycle.rig.flag.unlink()
@@ -192,8 +194,10 @@ async def hang(cycle: Cycle) -> None:
 
 
 class Kind(NamedTuple):
-    """`healed` says that a client may be refused or cut off by this fault, if asking again heals it;
-    `keys` that most clients have an idempotency key; `fatal` that one request ends its engines."""
+    """`healed`: the fault may break off or refuse clients, as long as a retry heals it.
+
+    `keys`: most clients have an idempotency key. `fatal`: one request ends its engines.
+    """
 
     rig: type[Rig]
     workers: int

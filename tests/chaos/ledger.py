@@ -1,7 +1,7 @@
-"""The raw log, folded once more by other hands: plain JSON, the rules of events/lifecycle.py's table
-written anew, so that a mistake in Rift's one fold does not hide itself.
+"""A second, independent fold of the raw log.
 
-`ignored` counts what did not count: the proof that there was something to fence.
+It reads plain JSON and repeats the rules of `events/lifecycle.py` in its own words, to find mistakes in
+Rift's fold. `ignored` counts the events that did not count, which shows that the fault left something to fence.
 """
 
 import json
@@ -11,13 +11,12 @@ from typing import Any
 import anyio
 
 from events.log import Log, OutcomeUnknown
-from tests.chaos.checks import Told
+from tests.chaos.checks import LoggedRequest
 
 STREAM = "RIFT_0"
 EVERYTHING = ["rift.0.>"]
 
-
-# A cluster whose leader was killed answers nothing until it has elected another.
+# A cluster whose leader was killed does not answer until it has elected another.
 ELECTION_S = 60.0
 
 
@@ -36,9 +35,9 @@ class Story:
     reason: str | None = None
     ender: str | None = None
 
-    def told(self) -> Told:
+    def logged(self) -> LoggedRequest:
         facts = (self.accepted, self.tokens, self.prompt_tokens, self.attempts)
-        return Told(*facts, self.reason, self.ender)
+        return LoggedRequest(*facts, self.reason, self.ender)
 
     def end(self, reason: str, ender: str) -> None:
         self.reason, self.ender, self.live = reason, ender, False
@@ -46,7 +45,7 @@ class Story:
 
 @dataclass
 class Ignored:
-    """Events that were stored and did not count. `last_ns` is when the last one was stored."""
+    """Stored events that did not count. `last_ns` is when the last one was stored."""
 
     acceptances: int = 0
     starts: int = 0
@@ -63,7 +62,7 @@ class Ledger:
         self._request_of: dict[str, str] = {}
 
     async def read_on(self, log: Log) -> None:
-        """Fold everything that was appended since. Raises LogError."""
+        """Fold all records after `position`. Raises LogError."""
         with anyio.fail_after(ELECTION_S):
             while True:
                 try:
@@ -81,7 +80,7 @@ class Ledger:
                     self.fold(event, stored.stored_at_ns)
 
     def forget(self, request: str) -> None:
-        """Drop an ended request; what may still come for it is ignored anyway."""
+        """Drop an ended request; its later events are ignored anyway."""
         for attempt in self.stories.pop(request).seen:
             self._request_of.pop(attempt, None)
 
@@ -153,8 +152,8 @@ class Ledger:
     def _RequestFinished(self, story: Story, event: dict[str, Any]) -> bool:
         if story.reason is not None:
             return False
-        told = self._is_current(story, event) and event["output_tokens"] == story.next_index
-        if event["attempt"] is not None and not told:
+        fits = self._is_current(story, event) and event["output_tokens"] == story.next_index
+        if event["attempt"] is not None and not fits:
             return False
         story.end(event["reason"], "worker" if event["attempt"] else "control")
         return True

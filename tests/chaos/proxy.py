@@ -1,4 +1,4 @@
-"""A way to nats-server that loses acknowledgements: appends are stored, and their writers do not know."""
+"""A proxy to nats-server that loses acknowledgements: appends are stored, but their writers do not know."""
 
 import random
 import re
@@ -9,15 +9,15 @@ from anyio.abc import SocketStream, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 LINE_BYTES_MAX = 1 << 20
-# Each kind of event loses its first acknowledgements for certain, later ones by chance. A lost one
-# costs its writer two seconds.
+# The first acknowledgement of each event type is always lost, later ones by chance. Each lost one costs its
+# writer two seconds.
 CERTAIN = 1
 CHANCE = 0.01
 TYPE = re.compile(rb'"type":"(\w+)"')
 
 
 class Proxy:
-    """Passes NATS's own protocol both ways. `lost` counts acknowledgements by the events they were for."""
+    """Forwards NATS's protocol in both directions. `lost` counts lost acknowledgements by event type."""
 
     def __init__(self, upstream: int) -> None:
         self.port = 0
@@ -30,7 +30,7 @@ class Proxy:
         self._chance, self._before = chance, self.lost.total()
 
     def stop_dropping(self) -> int:
-        """Return how many were lost since `drop`."""
+        """Return how many acknowledgements were lost since `drop`."""
         self._chance = None
         return self.lost.total() - self._before
 
@@ -66,7 +66,7 @@ class Proxy:
     async def _one(
         self, reader: BufferedByteReceiveStream, target: SocketStream, appends: dict[bytes, set[str]]
     ) -> None:
-        """Pass on one line, with its payload if it has one, or lose it."""
+        """Forward one line with its payload, or drop it."""
         line = await reader.receive_until(b"\r\n", LINE_BYTES_MAX)
         words, payload = line.split(), b""
         verb = words[0].upper() if words else b""

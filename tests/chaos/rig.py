@@ -1,4 +1,4 @@
-"""The processes under test: a whole `rift up` in a folder of its own, watched and never left behind."""
+"""The processes under test: a whole `rift up` in its own folder, which never outlives the test."""
 
 import json
 import os
@@ -29,7 +29,7 @@ READY_S = 180.0
 STOP_S = 20.0
 POLL_S = 0.05
 
-# `rift up`, which here forgives a child's death at once: it is killed more often than a back-off is for.
+# `rift up` without its restart back-off, because these tests kill its children often.
 FORGIVING = """
 import sys
 from rift import cli, supervisor
@@ -38,9 +38,8 @@ supervisor.WELL_S = 0.0
 sys.exit(cli.main(sys.argv[1:]))
 """
 
-
-# A worker whose engine stops in the middle of a step while the file that is named first is there, and
-# that is less patient with it than it should be with a real one.
+# A worker whose engine stops in the middle of a step while the file named by the first argument exists. Its
+# limit for a silent engine is shorter than a real engine needs.
 HANGS = """
 import os, sys, anyio
 from rift import cli
@@ -59,11 +58,11 @@ sys.exit(cli.main(sys.argv[2:]))
 
 
 class RigBroken(Exception):
-    """The processes under test did not start, or did not come back; the message says which."""
+    """A process under test did not start or did not recover; the message names it."""
 
 
 def role_of(command: Sequence[str]) -> str:
-    """Return which part of Rift a command line runs: nats-server, worker, gateway, control or nothing."""
+    """Return the role of a command line: nats-server, worker, gateway, control, or an empty string."""
     if "nats-server" in command[0]:
         return "nats-server"
     if "-m" in command and command[command.index("-m") + 1] == "rift":
@@ -117,7 +116,7 @@ class Rig:
         return await connect(address.url, token=address.token, name="chaos")
 
     async def stop(self) -> list[str]:
-        """Stop everything; return what was left behind, which is nothing."""
+        """Stop everything; return the command lines of processes that still run."""
         if hasattr(self, "log"):
             await self.log.close()
         if hasattr(self, "_up"):
@@ -136,7 +135,7 @@ class Rig:
         return []
 
     def child(self, name: str, command: Sequence[str]) -> Child:
-        """Start a process beside `rift up`, under the same kind of supervision."""
+        """Start a process outside `rift up`, under the same kind of supervision."""
         child = Child(
             name,
             lambda: command,
@@ -148,27 +147,27 @@ class Rig:
 
     @property
     def runs(self) -> bool:
-        """Say whether `rift up` is still there, if it ever was."""
+        """Whether `rift up` runs, or was never started."""
         return not hasattr(self, "_up") or self._up.poll() is None
 
     # --- processes -----------------------------------------------------------------------------------
 
     def processes(self) -> list[tuple[int, list[str]]]:
-        """Return id and command line of each process that names this folder."""
-        found = [(pid, line.split(" ")) for pid, line in running() if str(self.folder) in line]
-        return [(pid, words) for pid, words in found if pid != os.getpid()]
+        """Return the id and the command line of each process that names this folder."""
+        processes = [(pid, line.split(" ")) for pid, line in running() if str(self.folder) in line]
+        return [(pid, words) for pid, words in processes if pid != os.getpid()]
 
     def pids(self, role: str) -> list[int]:
         return sorted(pid for pid, command in self.processes() if role_of(command) == role)
 
     def crash(self, replica: str) -> None:
-        """End the worker of this name as a fault in its own code would."""
+        """End the worker with this name by SIGSEGV, as a fault in its own code would."""
         for pid, command in self.processes():
             if replica in command and role_of(command) == "worker":
                 _signal(pid, signal.SIGSEGV)
 
     async def alive(self, role: str, count: int) -> list[int]:
-        """Return the processes of a role once there are so many. Raises RigBroken."""
+        """Return the processes of a role once there are at least `count`. Raises RigBroken."""
         pids: list[int] = []
         with anyio.move_on_after(READY_S):
             while len(pids := self.pids(role)) < count and self.runs:  # noqa: ASYNC110  # other processes
@@ -177,10 +176,10 @@ class Rig:
             raise RigBroken(f"{len(pids)} of {count} {role} processes came back: {self.screen()}")
         return pids
 
-    # --- questions -----------------------------------------------------------------------------------
+    # --- waiting -------------------------------------------------------------------------------------
 
     async def sql(self, select: str, *more: str) -> list[dict[str, Any]]:
-        """Ask with the command line, as an operator does. Raises RigBroken."""
+        """Query with the command line, as an operator does. Raises RigBroken."""
         command = [sys.executable, "-m", "rift", "sql", "--json", select, "--data", str(self.folder), *more]
         done = await anyio.run_process(command, check=False, env=environment())
         if done.returncode != 0:
@@ -189,7 +188,7 @@ class Rig:
         return rows
 
     async def answering(self, url: str) -> None:
-        """Return once the gateway there is ready. Raises RigBroken."""
+        """Return once the gateway is ready. Raises RigBroken."""
         with anyio.move_on_after(READY_S):
             async with httpx.AsyncClient() as http:
                 while True:
@@ -208,7 +207,7 @@ class Rig:
             await self.answering(url)
 
     async def workers_ready(self) -> None:
-        """Return once every worker that is wanted has said that it is ready. Raises RigBroken."""
+        """Return once all workers have reported ready. Raises RigBroken."""
         with anyio.move_on_after(READY_S):
             while True:
                 if (await fleet.read(self.log)).count(MODEL, "ready") >= self.workers:
@@ -230,7 +229,7 @@ class Rig:
 
 
 class TwoGateways(Rig):
-    """`rift up`, and a second gateway beside it, under the same kind of supervision."""
+    """`rift up` and a second, supervised gateway."""
 
     async def start(self, tasks: TaskGroup) -> None:
         await super().start(tasks)
@@ -247,7 +246,7 @@ class TwoGateways(Rig):
 
 
 class Hanging(Rig):
-    """`rift up`, and beside it a worker whose engine hangs for as long as there is a file `hang`."""
+    """`rift up` and a worker whose engine hangs while the file `hang` exists."""
 
     async def start(self, tasks: TaskGroup) -> None:
         self.workers -= 1

@@ -1,4 +1,4 @@
-"""Every kind of fault in small, with real processes and a real nats-server; `ops/chaos` does it at length."""
+"""A few cycles of each kind of fault, with real processes and a real nats-server; `ops/chaos` runs more."""
 
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ CYCLES = {
     "poison": 1,
     "hang": 1,
 }
-# These leave marks: without them the fault has hit nobody, and its test proves nothing.
+# The traces that each fault leaves. Without them the fault had no effect, and its test proves nothing.
 MARKS = {
     "worker": lambda report: report.taken_over,
     "zombie": lambda report: report.ignored.tokens,
@@ -38,17 +38,17 @@ pytestmark = pytest.mark.slow
 
 
 def run(kind: str, cycles: int, folder: Path) -> tuple[Report, str]:
-    said: list[str] = []
+    output: list[str] = []
     options = Options(kind, cycles, folder=folder / "chaos")
-    report = anyio.run(partial(cycle.run, options, said.append), backend_options={"use_uvloop": True})
-    return report, "\n".join(said)
+    report = anyio.run(partial(cycle.run, options, output.append), backend_options={"use_uvloop": True})
+    return report, "\n".join(output)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_token_once_and_one_charge(kind: str, tmp_path: Path) -> None:
-    report, said = run(kind, CYCLES[kind], tmp_path)
+    report, output = run(kind, CYCLES[kind], tmp_path)
     assert (
         report.line()
         == f"{CYCLES[kind]} cycles, 0 lost, 0 duplicated, 0 reordered, 0 unexplained, charges equal"
-    ), said
-    assert MARKS[kind](report), f"nobody was hit\n{said}"
+    ), output
+    assert MARKS[kind](report), f"the fault had no effect\n{output}"

@@ -1,4 +1,4 @@
-"""The checker, shown doctored streams: each fault is counted as what it is, and a whole stream as nothing."""
+"""The checker on doctored streams: it counts each fault as its kind, and none in an intact stream."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from tests.chaos.checks import (
     Counts,
     Expected,
     Frame,
-    Told,
+    LoggedRequest,
     check_log,
     check_replay,
     check_retrieved,
@@ -20,15 +20,17 @@ from tests.chaos.checks import (
 from tests.chaos.expected import answer
 from tests.chaos.ledger import Ledger
 
-# Token 3 is the first byte of a character: it adds nothing yet.
+# Token 3 is the first byte of a character, so it adds no text yet.
 PIECES = [" one", " two", " three", "", "é", " six", " seven"]
 EXPECTED = Expected(PIECES, prompt_tokens=5)
 CHARGE = 5 * 10 + 7 * 20
 USAGE = {"prompt_tokens": 5, "output_tokens": 7, "total_tokens": 12}
 DONE = {"id": "req", "finish_reason": "length", "usage": USAGE, "charge": {"nanousd": CHARGE}}
-# Frames as a stream has them: some carry one token, some more.
+# The frames of a stream: some hold one token, some more.
 SHAPE = ((0, " one"), (1, " two three"), (4, "é six"), (6, " seven"))
-TOLD = Told(1, [(0, 1, " one"), (1, 3, " two three"), (4, 2, "é six"), (6, 1, " seven")], 5, 1, "length")
+LOGGED = LoggedRequest(
+    1, [(0, 1, " one"), (1, 3, " two three"), (4, 2, "é six"), (6, 1, " seven")], 5, 1, "length"
+)
 ROW = {
     "finish_reason": "length",
     "prompt_tokens": 5,
@@ -46,7 +48,7 @@ def stream() -> list[Frame]:
 
 
 def numbered(frames: list[Frame]) -> list[Frame]:
-    """Give the frames new ids, so that only what the doctor did is wrong."""
+    """Give the frames new ids, so that the doctored part is the only fault."""
     return [frame._replace(id=number) for number, frame in enumerate(frames, 2)]
 
 
@@ -104,9 +106,9 @@ def failed(frames: list[Frame]) -> list[Frame]:
 @pytest.mark.parametrize(
     ("doctor", "lost", "duplicated", "reordered", "unexplained", "differing"),
     [
-        # What is lost was not received: the end's usage and charge are more than the client counted.
+        # The client counts fewer tokens than the usage and the charge at the end.
         (dropped, 3, 0, 0, 1, 1),
-        # The textless token behind them is seen once.
+        # The token without text that follows is counted once.
         (doubled, 0, 2, 0, 0, 0),
         (swapped, 0, 0, 3, 0, 0),
         (swapped_with_ids, 0, 0, 3, 1, 0),
@@ -130,36 +132,36 @@ def test_a_doctored_stream_is_counted(
     unexplained: int,
     differing: int,
 ) -> None:
-    found = check_stream(doctor(stream()), EXPECTED)
-    assert summary(found) == (lost, duplicated, reordered, unexplained, differing), found
-    assert not found.clean
+    counts = check_stream(doctor(stream()), EXPECTED)
+    assert summary(counts) == (lost, duplicated, reordered, unexplained, differing), counts
+    assert not counts.clean
 
 
 def test_a_whole_stream_is_clean() -> None:
     for counts in (
         check_stream(stream(), EXPECTED),
-        check_log(stream(), TOLD),
+        check_log(stream(), LOGGED),
         check_retrieved(stream(), {"output": "".join(PIECES), **DONE}),
         check_replay(stream(), stream()[1:]),
-        check_row("req", ROW, TOLD, charge=CHARGE),
-        check_stream(stream(), from_log(TOLD)),
+        check_row("req", ROW, LOGGED, charge=CHARGE),
+        check_stream(stream(), from_log(LOGGED)),
     ):
         assert counts.clean, counts
     assert Counts().line(3) == "3 cycles, 0 lost, 0 duplicated, 0 reordered, 0 unexplained, charges equal"
 
 
-def test_a_cancelled_answer_is_what_counted_and_costs_that_unless_control_ended_it() -> None:
-    told = TOLD._replace(tokens=TOLD.tokens[:2], reason="cancelled")
-    cut = EXPECTED.cut(told)
+def test_a_cancelled_answer_has_its_counted_tokens_and_is_free_if_control_ended_it() -> None:
+    logged = LOGGED._replace(tokens=LOGGED.tokens[:2], reason="cancelled")
+    cut = EXPECTED.cut(logged)
     usage = USAGE | {"output_tokens": 4, "total_tokens": 9}
     done = {"finish_reason": "cancelled", "usage": usage, "charge": {"nanousd": 5 * 10 + 4 * 20}}
     frames = [*stream()[:3], Frame(9, "done", DONE | done, 1.0)]
     assert check_stream(frames, cut).clean
-    assert summary(check_stream(frames, EXPECTED.cut(told._replace(ender="control")))) == (0, 0, 0, 0, 1)
+    assert summary(check_stream(frames, EXPECTED.cut(logged._replace(ender="control")))) == (0, 0, 0, 0, 1)
     assert not check_stream(frames, EXPECTED).clean
 
 
-def test_a_cut_anywhere_is_lost_to_the_token() -> None:
+def test_a_truncated_stream_loses_each_missing_token() -> None:
     for cut in range(1, 6):
         counts = check_stream(stream()[:cut], EXPECTED)
         received = sum(
@@ -170,16 +172,16 @@ def test_a_cut_anywhere_is_lost_to_the_token() -> None:
 
 
 @pytest.mark.parametrize("doctor", [dropped, doubled, swapped, late_token, other_text])
-def test_the_log_and_a_replay_show_what_the_client_did_not_get(
+def test_the_log_and_a_replay_reveal_what_the_client_missed(
     doctor: Callable[[list[Frame]], list[Frame]],
 ) -> None:
-    assert not check_log(doctor(stream()), TOLD).clean
+    assert not check_log(doctor(stream()), LOGGED).clean
     assert not check_replay(stream(), doctor(stream())).clean
 
 
 def test_the_log_must_hold_the_acceptance_and_the_end() -> None:
     assert not check_log(stream(), None).clean
-    assert not check_log(stream(), TOLD._replace(reason=None)).clean
+    assert not check_log(stream(), LOGGED._replace(reason=None)).clean
 
 
 @pytest.mark.parametrize("name", ["output", "usage", "charge", "finish_reason"])
@@ -189,10 +191,10 @@ def test_a_retrieval_that_differs_is_unexplained(name: str) -> None:
 
 
 def test_the_bill_must_have_the_row_the_facts_and_the_charge() -> None:
-    assert summary(check_row("req", None, TOLD, charge=CHARGE)) == (0, 0, 0, 1, 0)
-    assert summary(check_row("req", ROW | {"charge_nanousd": 0}, TOLD, charge=CHARGE)) == (0, 0, 0, 0, 1)
-    assert summary(check_row("req", ROW | {"output_tokens": 8}, TOLD, charge=CHARGE)) == (0, 0, 0, 1, 0)
-    assert summary(check_row("req", ROW | {"attempts": 2}, TOLD, charge=CHARGE)) == (0, 0, 0, 1, 0)
+    assert summary(check_row("req", None, LOGGED, charge=CHARGE)) == (0, 0, 0, 1, 0)
+    assert summary(check_row("req", ROW | {"charge_nanousd": 0}, LOGGED, charge=CHARGE)) == (0, 0, 0, 0, 1)
+    assert summary(check_row("req", ROW | {"output_tokens": 8}, LOGGED, charge=CHARGE)) == (0, 0, 0, 1, 0)
+    assert summary(check_row("req", ROW | {"attempts": 2}, LOGGED, charge=CHARGE)) == (0, 0, 0, 1, 0)
 
 
 def accepted(request: str = "r") -> dict[str, Any]:
@@ -244,17 +246,17 @@ def test_the_ledger_ignores_a_zombie_and_counts_what_it_ignored() -> None:
         ]
     ):
         ledger.fold(event, at_ns)
-    told = ledger.stories["r"].told()
-    assert told.tokens == [(0, 1, "x"), (1, 1, "y")]
-    assert (told.attempts, told.reason) == (2, "length")
+    logged = ledger.stories["r"].logged()
+    assert logged.tokens == [(0, 1, "x"), (1, 1, "y")]
+    assert (logged.attempts, logged.reason) == (2, "length")
     ignored = ledger.ignored
     assert (ignored.acceptances, ignored.starts, ignored.tokens, ignored.ends) == (1, 1, 2, 2)
     assert ignored.last_ns == 11
 
 
 @pytest.mark.anyio
-async def test_the_foretold_answer_is_the_engine_s() -> None:
-    """The text of each token, cut anywhere, and the prompt's size; 64 tokens meet an emoji's bytes."""
+async def test_the_expected_answer_is_the_engines() -> None:
+    """Check the text of each token and the prompt's size; 64 tokens include the bytes of an emoji."""
     whole = await answer("What is an octopus, 水?", seed=7, max_tokens=64)
     begun = await answer("What is an octopus, 水?", seed=7, max_tokens=20)
     assert whole.pieces[:19] == begun.pieces[:19]

@@ -27,9 +27,9 @@ from tests.simulation.promise import Violation
 ROOT = Path(__file__).parents[2]
 SEEDS = 120
 
-# These seeds found: a client charged after the error `log_full` (20) or `log_unavailable` (26, 220), a draining
-# worker that began a job it had just taken (34), and a worker that took the late repeat of an acceptance for a
-# new request (159, 386).
+# These seeds found: a client charged after the error `log_full` (20) or `log_unavailable` (26, 220), a
+# draining worker that began a job it had just taken (34), and a worker that took the late repeat of an
+# acceptance for a new request (159, 386).
 KEPT = (20, 26, 34, 159, 220, 386)
 
 CALM = Faults(append_s=0.01)

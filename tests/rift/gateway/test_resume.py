@@ -1,4 +1,4 @@
-"""What a client that went, or repeats itself, finds: resume, cancel, background, idempotency keys."""
+"""Clients that disconnect, resume, cancel, run in the background or use idempotency keys."""
 
 import threading
 import time
@@ -43,7 +43,7 @@ def without_retry(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # --- resume ----------------------------------------------------------------------------------------------
 
 
-def test_a_finished_stream_can_be_resumed_behind_every_event(client: httpx.Client) -> None:
+def test_a_finished_stream_can_be_resumed_after_every_event(client: httpx.Client) -> None:
     events = without_retry(stream(client, body(12, stream=True)))
     request = events[0]["data"]["id"]
     for at, event in enumerate(events[:-1]):
@@ -56,7 +56,7 @@ def test_a_finished_stream_can_be_resumed_behind_every_event(client: httpx.Clien
     assert by_query.count("event: token") == sum(event["event"] == "token" for event in events[4:])
 
 
-def test_a_dropped_client_goes_on_where_it_was_and_the_request_with_it(client: httpx.Client) -> None:
+def test_a_dropped_client_resumes_and_its_request_continues(client: httpx.Client) -> None:
     seen: list[dict[str, Any]] = []
     with client.stream("POST", "/v1/inference", json=body(60, stream=True)) as response:
         for event in frames(response):
@@ -82,7 +82,7 @@ def test_two_clients_read_one_stream(client: httpx.Client, service: Service) -> 
     assert without_retry(events)[-len(rest) :] == without_retry(rest)
 
 
-def test_a_second_reader_who_leaves_takes_nothing_from_the_first(
+def test_a_second_reader_that_disconnects_does_not_affect_the_first(
     client: httpx.Client, service: Service
 ) -> None:
     with client.stream("POST", "/v1/inference", json=body(1000, stream=True)) as response:
@@ -93,16 +93,16 @@ def test_a_second_reader_who_leaves_takes_nothing_from_the_first(
             next(frames(second))
         events = list(first)
     assert events[-1]["data"]["finish_reason"] == "length"
-    assert events[-1]["data"]["usage"]["output_tokens"] == 1000, "20 s: longer than the grace of 15"
+    assert events[-1]["data"]["usage"]["output_tokens"] == 1000, "20 s, longer than the grace period of 15 s"
 
 
 @pytest.mark.parametrize(("after", "status"), [("9999", 400), ("x", 400), ("-1", 400), ("1" * 30, 400)])
-def test_an_event_id_that_was_never_issued_is_refused(client: httpx.Client, after: str, status: int) -> None:
+def test_an_unknown_event_id_is_rejected(client: httpx.Client, after: str, status: int) -> None:
     answer = client.post("/v1/inference", json=body(3)).json()
     assert resume(client, answer["id"], after)[0] == status
 
 
-def test_who_stays_away_for_the_grace_is_cancelled_and_pays_for_what_was_generated(
+def test_a_client_away_for_the_grace_period_is_cancelled_and_charged_for_its_tokens(
     client: httpx.Client, service: Service
 ) -> None:
     with client.stream("POST", "/v1/inference", json=body(2000, stream=True)) as response:
@@ -124,9 +124,7 @@ def test_an_openai_stream_is_cancelled_at_once(client: httpx.Client, service: Se
 # --- cancel ------------------------------------------------------------------------------------------------
 
 
-def test_a_running_request_can_be_cancelled_and_an_ended_one_says_so(
-    client: httpx.Client, service: Service
-) -> None:
+def test_cancelling_a_running_request_and_an_ended_one(client: httpx.Client, service: Service) -> None:
     events = []
     with client.stream("POST", "/v1/inference", json=body(2000, stream=True)) as response:
         for event in frames(response):
@@ -148,7 +146,7 @@ def test_a_running_request_can_be_cancelled_and_an_ended_one_says_so(
 # --- background --------------------------------------------------------------------------------------
 
 
-def test_a_background_request_goes_on_without_a_client(client: httpx.Client) -> None:
+def test_a_background_request_needs_no_client(client: httpx.Client) -> None:
     response = client.post("/v1/inference", json=body(30, background=True))
     assert response.status_code == 202
     request = response.json()["id"]
@@ -162,7 +160,7 @@ def test_a_background_request_goes_on_without_a_client(client: httpx.Client) -> 
 # --- idempotency keys --------------------------------------------------------------------------------
 
 
-def test_a_key_gives_the_same_answer_again_and_one_charge(client: httpx.Client, service: Service) -> None:
+def test_a_key_repeats_the_answer_with_one_charge(client: httpx.Client, service: Service) -> None:
     headers = {"Idempotency-Key": "one"}
     first = client.post("/v1/inference", json=body(5), headers=headers)
     again = client.post("/v1/inference", json=body(5), headers=headers)
@@ -176,9 +174,7 @@ def test_a_key_gives_the_same_answer_again_and_one_charge(client: httpx.Client, 
     assert len(rows) == 1
 
 
-def test_a_running_stream_is_streamed_again_from_its_first_token(
-    client: httpx.Client, service: Service
-) -> None:
+def test_a_repeated_request_streams_from_the_first_token(client: httpx.Client, service: Service) -> None:
     headers = {"Idempotency-Key": "running"}
     with client.stream("POST", "/v1/inference", json=body(60, stream=True), headers=headers) as response:
         first = frames(response)
@@ -194,7 +190,7 @@ def test_a_running_stream_is_streamed_again_from_its_first_token(
     assert without_retry(events)[-len(whole) :] == whole
 
 
-def test_a_request_with_a_key_goes_on_without_its_client(client: httpx.Client) -> None:
+def test_a_request_with_a_key_continues_without_its_client(client: httpx.Client) -> None:
     headers = {"Idempotency-Key": "gone"}
     with client.stream("POST", "/v1/completions", json=openai(50), headers=headers) as response:
         next(frames(response))
@@ -208,24 +204,24 @@ def openai(tokens: int) -> dict[str, Any]:
     return {"model": MODEL, "prompt": "Hello", "max_tokens": tokens, "stream": True}
 
 
-def test_many_at_once_with_one_key_are_one_request(client: httpx.Client, service: Service) -> None:
-    found: list[httpx.Response] = []
+def test_concurrent_requests_with_one_key_are_one_request(client: httpx.Client, service: Service) -> None:
+    responses: list[httpx.Response] = []
 
     def post() -> None:
         with service.client() as mine:
-            found.append(mine.post("/v1/inference", json=body(10), headers={"Idempotency-Key": "many"}))
+            responses.append(mine.post("/v1/inference", json=body(10), headers={"Idempotency-Key": "many"}))
 
     threads = [threading.Thread(target=post) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {response.status_code for response in found} == {200}
-    assert len({response.json()["id"] for response in found}) == 1
-    assert sum("idempotent-replayed" not in response.headers for response in found) == 1
+    assert {response.status_code for response in responses} == {200}
+    assert len({response.json()["id"] for response in responses}) == 1
+    assert sum("idempotent-replayed" not in response.headers for response in responses) == 1
 
 
-def test_keys_of_two_accounts_do_not_meet(client: httpx.Client, service: Service) -> None:
+def test_two_accounts_may_use_the_same_key(client: httpx.Client, service: Service) -> None:
     headers = {"Idempotency-Key": "shared"}
     key = service.rift("keys", "create", "--account", "neighbour").stdout.strip()
     mine = client.post("/v1/inference", json=body(5), headers=headers).json()
