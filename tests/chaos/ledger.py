@@ -1,7 +1,7 @@
 """A second, independent fold of the raw log.
 
 It reads plain JSON and repeats the rules of `events/lifecycle.py` in its own words, to find mistakes in
-Rift's fold. `ignored` counts the events that did not count, which shows that the fault left something to fence.
+Rift's fold. `ignored` counts the events that did not count: they show that there was something to fence.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Groups: all of one is accepted or none is answered, and its prompt is covered and spent once."""
+"""Groups of choices: all are accepted or none is answered, and the prompt is charged once."""
 
 import json
 from functools import partial
@@ -18,7 +18,7 @@ from tests.simulation.client import Call
 from tests.simulation.prepaid import PRICE, standing_of
 from tests.simulation.processes import SECRET, GatewayProcess
 
-# Longer than a gateway tries to append: 20 tokens a second are made.
+# Runs longer than a gateway retries an append: an engine generates 20 tokens a second.
 LONG = 400
 
 CHAT = "/v1/chat/completions"
@@ -27,7 +27,7 @@ OUTPUT = TOKENS * PRICE.output_nanousd
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Holds come back while a test looks."""
+    """Settle idle credit holds within the test."""
     monkeypatch.setattr(lane_credit, "IDLE_S", 30.0)
 
 
@@ -51,16 +51,16 @@ def test_ids_of_a_group_are_known_from_the_first() -> None:
         assert group == groups.of(first, 3, secret=SECRET)
         assert len({accepted.request for accepted in group}) == 3
         for accepted in group:
-            found = ids.verified(accepted.request, secret=SECRET, account=accepted.account)
-            assert found is not None
-            assert (found.at, found.floor) == (ids.parsed(first.request).at, 0)
+            parsed = ids.verified(accepted.request, secret=SECRET, account=accepted.account)
+            assert parsed is not None
+            assert (parsed.at, parsed.floor) == (ids.parsed(first.request).at, 0)
         assert groups.of(first, 1, secret=SECRET) == (first,)
 
     live(test)
 
 
 @pytest.mark.parametrize("seed", [None, 7, 2**63 - 1, -(2**63)])
-def test_choices_have_seeds_of_their_own_where_there_is_one(seed: int | None) -> None:
+def test_each_choice_has_its_own_seed_if_the_request_has_one(seed: int | None) -> None:
     async def test(world: World) -> None:
         first: RequestAccepted = world.accepted(await world.gateway())
         group = groups.of(replace(first, parameters=Parameters(seed=seed)), 8, secret=SECRET)
@@ -72,7 +72,7 @@ def test_choices_have_seeds_of_their_own_where_there_is_one(seed: int | None) ->
     live(test)
 
 
-def test_a_groups_prompt_is_spent_once() -> None:
+def test_a_groups_prompt_is_charged_once() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -87,7 +87,7 @@ def test_a_groups_prompt_is_spent_once() -> None:
     live(test, granted(10**6))
 
 
-def test_a_group_is_covered_whole_or_refused() -> None:
+def test_a_group_is_reserved_whole_or_refused() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -100,7 +100,7 @@ def test_a_group_is_covered_whole_or_refused() -> None:
     live(test, granted(512 * PRICE.prompt_nanousd + 3 * OUTPUT))
 
 
-def test_what_a_lost_gateways_group_cost_is_settled_by_control_alike() -> None:
+def test_control_settles_the_group_of_a_lost_gateway_at_the_same_cost() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -121,7 +121,7 @@ def test_what_a_lost_gateways_group_cost_is_settled_by_control_alike() -> None:
 
 
 @pytest.mark.parametrize("problem", [LogFull, OutcomeUnknown])
-def test_of_a_group_that_is_stored_in_part_nobody_pays_for_anything(problem: type[Exception]) -> None:
+def test_a_partly_stored_group_is_not_charged(problem: type[Exception]) -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
