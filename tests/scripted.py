@@ -2,7 +2,6 @@
 worker's place what a script says, event by event. For what depends on bytes, not on a model."""
 
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import anyio
 import httpx
 import msgspec
 
-from events import codec, subjects
+from events import codec, ids, subjects
 from events.book import key_digest
 from events.encryption import Cipher, opened
 from events.ids import parsed
@@ -41,6 +40,7 @@ from rift import keys
 from rift.catalogue import Catalogue, Model
 from rift.gateway import process as gateway
 from rift.gateway.asgi.server import serve
+from rift.gateway.state import GatewayConfig
 from tests.chaos.rig import free_port
 
 MODEL = "model-a"
@@ -135,7 +135,6 @@ class Served:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = ""
-        self.routes: list[tuple[str, re.Pattern[str]]] = []
         self.broker: MemoryBroker
         self._stop: Callable[[], object]
         self._ends: dict[str, anyio.Event] = {}
@@ -157,24 +156,21 @@ class Served:
             self.broker = MemoryBroker(tasks, time.time_ns, chance=chance)
             self._write_book(chance)
             tasks.start_soon(self._work, connect(self.broker), tasks)
-            opened = await gateway.open_gateway(
-                connect(self.broker),
-                connect(self.broker),
+            config = GatewayConfig(
+                lane=ids.new_lane_id(chance.randbytes(ids.RANDOM_BYTES)),
                 models=MODELS,
                 served=(),
                 secret=b"scripted" * 4,
                 entropy=chance.randbytes,
-                tasks=tasks,
             )
-
-            self.routes = [(method, pattern) for method, pattern, _ in opened.gateway._routes]
+            opened = await gateway.open_gateway(connect(self.broker), connect(self.broker), config, tasks)
 
             async def stopped() -> None:
                 await stop.wait()
-                await gateway.let_streams_go(opened)
+                await opened.end_streams()
 
             tasks.start_soon(self._say_ready, ready)
-            await serve(opened.gateway, host="127.0.0.1", port=self.port, stopped=stopped)
+            await serve(opened.app, host="127.0.0.1", port=self.port, stopped=stopped)
             tasks.cancel_scope.cancel()
 
     def stop(self) -> None:

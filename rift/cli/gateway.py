@@ -1,13 +1,16 @@
 """`rift gateway`: one gateway process."""
 
+import secrets
 from argparse import ArgumentParser, Namespace
 
 import anyio
 
+from events import ids
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_workers
 from rift.cli.connection import connected, connected_role, installation, load_settings
 from rift.gateway import process
+from rift.gateway.state import GatewayConfig
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
@@ -26,16 +29,14 @@ def gateway(options: Namespace) -> None:
             connected_role(options, settings, "gateway") as log,
             connected(options, "gateway-history") as history_log,
         ):
-            await process.run(
-                log,
-                history_log,
-                host=settings.host,
-                port=settings.port,
+            config = GatewayConfig(
+                lane=ids.new_lane_id(secrets.token_bytes(ids.RANDOM_BYTES)),
+                secret=secret,
                 models=settings.catalogue(),
                 served=frozenset(settings.scales()),
-                secret=secret,
                 seal_content=settings.seal_content,
-                stop=stop,
+                entropy=secrets.token_bytes,
             )
+            await process.run(log, history_log, config, host=settings.host, port=settings.port, stop=stop)
 
     signals.run_until_stopped(serve)

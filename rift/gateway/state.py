@@ -22,13 +22,14 @@ class LogState(msgspec.Struct, frozen=True):
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`served` names the models that are accepted even without a replica. With `seal_content` the content of
-    every request is encrypted."""
+    """`lane` is the id of this process's lane. `served` names the models that are accepted even without a
+    replica. With `seal_content` the content of every request is encrypted."""
 
-    shard: int
     lane: str
     secret: bytes
     models: Catalogue
     served: Collection[str]
-    seal_content: bool
+    seal_content: bool = False
+    shard: int = 0
+    # Random bytes, for ids and keys.
     entropy: Callable[[int], bytes]

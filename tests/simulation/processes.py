@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import anyio
 from anyio.abc import TaskGroup
 
-from events import codec, subjects
+from events import codec, ids, subjects
 from events.log import LogError, append_until_known
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaStarting, ReplicaStopped
@@ -20,6 +20,7 @@ from rift.control.duties.janitor import Janitor
 from rift.engines import Emit, EngineFailed, Rendered
 from rift.engines.sim import SimEngine
 from rift.gateway import process as gateway
+from rift.gateway.state import GatewayConfig
 from rift.worker.shutdown import Shutdown
 from rift.worker.worker import Worker, WorkerConfig, open_worker
 
@@ -123,24 +124,23 @@ class GatewayProcess(Process):
 
     async def main(self) -> None:
         async with anyio.create_task_group() as self._tasks:
-            self._opened = await gateway.open_gateway(
-                self.log,
-                self.second_log,
+            config = GatewayConfig(
+                lane=ids.new_lane_id(self.chance.randbytes(ids.RANDOM_BYTES)),
                 models=MODELS,
                 served=self._served,
                 secret=SECRET,
                 entropy=self.chance.randbytes,
-                tasks=self._tasks,
             )
+            self._opened = await gateway.open_gateway(self.log, self.second_log, config, self._tasks)
             await self.stop.wait()
-            await gateway.let_streams_go(self._opened)
-            await gateway.say_goodbye(self.log, self._opened)
+            await self._opened.end_streams()
+            await self._opened.close()
             self._tasks.cancel_scope.cancel()
 
     @property
     def followed(self) -> list[str]:
         """The requests that the gateway still follows."""
-        readers = self._opened.relays.every() if self._opened is not None else []
+        readers = self._opened.lanes.every() if self._opened is not None else []
         return [request for reader in readers for request in reader.followed]
 
     def serve(self, call: Call) -> None:
@@ -150,7 +150,7 @@ class GatewayProcess(Process):
     async def _serve(self, call: Call) -> None:
         assert self._opened is not None, "a gateway that listens is open"
         try:
-            await self._opened.gateway(call.scope, call.receive, call.send)
+            await self._opened.app(call.scope, call.receive, call.send)
         finally:
             call.is_over()
 

@@ -64,6 +64,8 @@ ATTRIBUTES_MAX = 12
 IMPORTED_MODULES_MAX = 12
 UNPACKED_MAX = 2
 FOLDER_FILES_MAX = 15
+# The modules that build and connect a process: they import every part, and do nothing else with it.
+COMPOSITION_ROOTS = ("rift/gateway/process.py",)
 # Folders whose files are siblings of one kind, so that a reader scans names instead of learning a structure.
 WIDE_FOLDERS = {"events": 25, "rift/cli": 25}
 # Functions with more parameters, classes with more attributes and modules with more imports, each with its
@@ -72,13 +74,6 @@ LARGER: dict[str, int] = {
     "events/redaction.py:record_hash": 7,
     # The table of commands, and the roots of all errors.
     "rift/cli/parser.py": 22,
-    "rift/gateway/api/requests.py": 17,
-    "rift/gateway/api/requests.py:__init__": 7,
-    "rift/gateway/app.py": 21,
-    "rift/gateway/asgi/request.py:Request": 14,
-    "rift/gateway/process.py": 25,
-    "rift/gateway/process.py:open_gateway": 8,
-    "rift/gateway/process.py:run": 9,
 }
 
 # Inside these packages each folder or module imports only those before it.
@@ -98,7 +93,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
 }
 # A ratchet: path, or path:function, and its length today. Entries only shrink and go.
-LONGER: dict[str, int] = {"rift/gateway/process.py:open_gateway": 66}
+LONGER: dict[str, int] = {}
 MONEY = ("events/pricing.py", "replay/auditor.py")
 # Handed to customers as one file: it runs on the oldest Python they may have, alone, and is read by them.
 AUDITOR = "replay/auditor.py"
@@ -231,7 +226,7 @@ def sizes(module: Module) -> Iterator[tuple[str, int, int, str]]:
         elif isinstance(node, ast.ClassDef):
             count = len(own_attributes(node))
             yield f"{module.path}:{node.name}", count, ATTRIBUTES_MAX, "attributes: split what changes apart"
-    count = len(imported_modules(module))
+    count = 0 if module.path in COMPOSITION_ROOTS else len(imported_modules(module))
     yield module.path, count, IMPORTED_MODULES_MAX, "modules of ours imported: it does too many things"
 
 

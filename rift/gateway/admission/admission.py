@@ -31,10 +31,6 @@ class Admission:
         self._queue = queue
         self._reservations = reservations
 
-    def stop(self) -> None:
-        """Admit nothing more."""
-        self._room.stop()
-
     async def reserve(self, parsed: ParsedRequest, choices: Choices) -> Reservation:
         """Return what a new request holds until it is accepted. Raises HTTPError, LogError: then it holds
         nothing."""

@@ -11,7 +11,7 @@ fail reserves nothing.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import anyio
 
@@ -51,11 +51,16 @@ SETTLE_ALL_S = 0.5
 
 
 class LaneCredit:
-    """The holds of this lane. `reported_at_s` is when this process began its last stored lane report, and
-    `clock` is the clock of the lane's reader."""
+    """The holds of this lane. `clock` is that of the lane's reader, and `reported_at_s` returns when this
+    process began its last stored lane report."""
 
     def __init__(
-        self, state: LogState, config: GatewayConfig, clock: BrokerClock, *, reported_at_s: float
+        self,
+        state: LogState,
+        config: GatewayConfig,
+        clock: BrokerClock,
+        *,
+        reported_at_s: Callable[[], float],
     ) -> None:
         self._log = state.log
         self._book = state.book
@@ -66,10 +71,6 @@ class LaneCredit:
         self._holds: dict[str, CreditHold] = {}
         self._holding: dict[str, anyio.Lock] = {}
         self._changed = Wakeup()
-
-    def note_report(self, began_at_s: float) -> None:
-        """Note that a report of this lane is stored, whose append began at `began_at_s`."""
-        self._reported_at_s = began_at_s
 
     def changed(self) -> None:
         """Wake requests that wait for room: the book has changed, or a reservation is free again."""
@@ -86,7 +87,7 @@ class LaneCredit:
         account = accepted.account
         while True:
             changed = self._changed.pending
-            if anyio.current_time() - self._reported_at_s > RESERVE_AFTER_REPORT_S:
+            if anyio.current_time() - self._reported_at_s() > RESERVE_AFTER_REPORT_S:
                 raise unavailable("this gateway could not reach the log for a while; try again")
             if (hold := self._find(account, cost)) is not None:
                 hold.reserved[accepted.request] = cost

@@ -14,10 +14,10 @@ CHECK_S = 1.0
 
 
 class LogRoom:
-    def __init__(self, log: Log, shard: int) -> None:
+    def __init__(self, log: Log, shard: int, stopping: anyio.Event) -> None:
         self._log = log
         self._stream = subjects.shard_stream(shard)
-        self._is_stopping = False
+        self._stopping = stopping
         self._has_room = True
 
     async def watch(self) -> None:
@@ -28,13 +28,9 @@ class LogRoom:
                 self._has_room = await self._log.room_bytes(self._stream) > ROOM_BYTES_MIN
             await anyio.sleep(CHECK_S)
 
-    def stop(self) -> None:
-        """Accept nothing more."""
-        self._is_stopping = True
-
     def check(self) -> None:
         """Raise HTTPError (503) if nothing new can be stored."""
-        if self._is_stopping:
+        if self._stopping.is_set():
             message = "this gateway is stopping; try again"
             raise HTTPError(503, message, code="gateway_stopping", headers=retry_after(1))
         if not self._log.is_connected:

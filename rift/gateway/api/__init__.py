@@ -1,8 +1,13 @@
-"""Routes for what exists already, and the published document.
+"""The routes: one table, the handlers of stored requests and billing, and the published document.
 
-requests  a request: its answer, its events again, its end
-models    the models that are served
-billing   requests, invoices and usage of an account
-openapi   the OpenAPI document
-schemas   the types in it
+routes           the route table: method, path, handler, documented answers
+stored_requests  a stored request by its id, for all APIs
+content_erasure  erases the content of a sealed request
+requests         the native routes of stored requests
+responses        the routes of stored responses
+models           the served models
+billing          an account's requests, invoices and usage
+health           health, version and the document
+openapi          the OpenAPI document, generated from the table
+schemas          the types in it
 """

@@ -39,11 +39,11 @@ class BillingRoutes:
         self._secret = secret
         self._under_way: Counter[str] = Counter()
 
-    async def invoice(self, request: Request, match: re.Match[str]) -> None:
+    async def invoice(self, request: Request, period: str) -> None:
         issued = self._auth.authenticate(request, "usage")
-        await request.answer(200, await self._ask(AskInvoice(issued.account, match[1]), "invalid_period"))
+        await request.answer(200, await self._ask(AskInvoice(issued.account, period), "invalid_period"))
 
-    async def usage(self, request: Request, match: re.Match[str]) -> None:
+    async def usage(self, request: Request) -> None:
         """`from` and `to` are days (UTC), both counted; `group_by` is a list with commas."""
         issued = self._auth.authenticate(request, "usage")
         query = request.query()
@@ -51,7 +51,7 @@ class BillingRoutes:
         days = query.get("from", FIRST_DAY), query.get("to", LAST_DAY)
         await request.answer(200, await self._ask(AskUsage(issued.account, *days, groups), "invalid_query"))
 
-    async def requests(self, request: Request, match: re.Match[str]) -> None:
+    async def requests(self, request: Request) -> None:
         """The account's requests, newest first: `limit` of them, behind the request `after`."""
         issued = self._auth.authenticate(request, None)
         query = request.query()

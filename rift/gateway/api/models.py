@@ -1,39 +1,37 @@
 """`/v1/models`: what this installation can serve, and on demand all that it knows, of what the key is for."""
 
-import re
 from typing import Any
 
-from events.book import Book
-from events.fleet import Fleet
 from rift.catalogue import Catalogue
 from rift.gateway.admission.admission import Admission
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.asgi.request import Request
+from rift.gateway.state import LogState
 
 
 class ModelRoutes:
     """The default model comes first, as in the catalogue."""
 
-    def __init__(self, models: Catalogue, *, admission: Admission, book: Book, fleet: Fleet) -> None:
+    def __init__(self, state: LogState, models: Catalogue, admission: Admission) -> None:
+        self._book = state.book
+        self._fleet = state.fleet
         self._models = models
         self._admission = admission
-        self._book = book
-        self._fleet = fleet
 
-    async def all(self, request: Request, match: re.Match[str]) -> None:
+    async def all(self, request: Request) -> None:
         key = self._admission.auth.authenticate(request, None).key
         whole = request.query().get("all") == "true"
         allowed = [name for name in self._models if self._admission.auth.may_use(name, key)]
         names = [name for name in allowed if whole or self._admission.serves(name)]
         await request.answer(200, {"object": "list", "data": [self._shown(name) for name in names]})
 
-    async def one(self, request: Request, match: re.Match[str]) -> None:
+    async def one(self, request: Request, id: str) -> None:
         key = self._admission.auth.authenticate(request, None).key
-        if match[1] not in self._models:
-            message = f"model {match[1]!r} is not known here"
+        if id not in self._models:
+            message = f"model {id!r} is not known here"
             raise HTTPError(404, message, code="model_not_found", param="model")
-        self._admission.auth.check_model(match[1], key)
-        await request.answer(200, self._shown(match[1]))
+        self._admission.auth.check_model(id, key)
+        await request.answer(200, self._shown(id))
 
     def _shown(self, name: str) -> dict[str, Any]:
         model = self._models[name]

@@ -20,44 +20,46 @@ WRITE_CHUNK = "rift.write_chunk"
 WriteChunk = Callable[[bytes], bool]
 
 # What a client calls its request is said back to it, and to no shell or page in a worse shape.
-SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+CLIENT_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
 # A client that sends slower than this is not sending.
 BODY_S = 30.0
 
 
 class Request:
-    """One HTTP request. `body` may be read once. `write_chunk`, where there is one, is only for between
-    `start` and the last `write`, and while no `write` is under way. `own_id` is what the
-    answer is called if its client has no sane name for it. `key` is the id of the key it was authenticated
-    with, `limits` what the answer says of that one's limits when it begins; `always` are headers of whatever
-    is answered."""
+    """One HTTP request. `body` may be read once.
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._began_at = anyio.current_time()
+    `own_id` names the answer unless the client named it in `x-request-id`. `key` is the id of the
+    authenticated key, and `limits` returns the headers of its rate limits at the moment an answer begins.
+    `always` are headers of every answer.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, own_id: str) -> None:
+        self._began_at_s = anyio.current_time()
+        self._scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.receive = receive
         self.send = send
-        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
-        self._query: bytes = scope["query_string"]
         self._body_read = False
-        self.write_chunk: WriteChunk | None = scope.get("extensions", {}).get(WRITE_CHUNK)
-        named = self.header(b"x-request-id") or ""
-        self._named = named if SANE_ID.fullmatch(named) else ""
-        self.own_id = ""
+        self.own_id = own_id
         self.key = ""
         self.limits: Callable[[], Headers] = tuple
         self.always: Headers = ()
 
+    @property
+    def write_chunk(self) -> WriteChunk | None:
+        """For use between `start` and the last `write` only, and not during a `write`."""
+        return self._scope.get("extensions", {}).get(WRITE_CHUNK)  # type: ignore[no-any-return]
+
     def header(self, name: bytes) -> str | None:
-        for key, value in self._headers:
+        for key, value in self._scope["headers"]:
             if key.lower() == name:
-                return value.decode("latin-1")
+                return str(value, "latin-1")
         return None
 
     def query(self) -> dict[str, str]:
-        return dict(parse_qsl(self._query.decode("latin-1")))
+        return dict(parse_qsl(self._scope["query_string"].decode("latin-1")))
 
     async def body(self) -> bytes:
         """Return the whole body. Raises HTTPError (413, 408) and ClientGone."""
@@ -108,10 +110,12 @@ class Request:
             pass
 
     async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
-        took_ms = (anyio.current_time() - self._began_at) * 1000
+        took_ms = (anyio.current_time() - self._began_at_s) * 1000
+        client_id = self.header(b"x-request-id") or ""
+        answer_id = client_id if CLIENT_ID.fullmatch(client_id) else self.own_id
         named = [
             (b"content-type", content_type),
-            (b"x-request-id", (self._named or self.own_id).encode()),
+            (b"x-request-id", answer_id.encode()),
             (b"openai-processing-ms", b"%d" % took_ms),
             *self.limits(),
             (b"server-timing", b"app;dur=%.1f" % took_ms),

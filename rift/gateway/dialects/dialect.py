@@ -45,13 +45,17 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
 
     # The stored name of the API.
     kind: Kind
-    # The body's bytes to a request. Raises HTTPError.
+    # The documented type of a request's body.
+    body: type[msgspec.Struct]
+    # A body's bytes to a request. Raises HTTPError.
     parse: Callable[[bytes], ParsedRequest]
     stream: Callable[[Sequence[Completion], ParsedRequest], StreamFormat]
     # All choices, ended, to the API's object.
     whole: Callable[[Sequence[Completion]], dict[str, Any]]
     # Status and object of an accepted background request; None if the API has none.
     background: Callable[[Completion], tuple[int, dict[str, Any]]] | None = None
+    # An id as this API's clients write it to the id of the request.
+    request_id: Callable[[str], str] = str
     # Whether the worker writes the prompt into the model's chat template.
     has_template: bool = True
     # Whether a client that lost its stream may resume it, so that its request waits for it.
@@ -62,6 +66,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
 
 NATIVE = Dialect(
     kind="inference",
+    body=native.NativeBody,
     parse=native.parse,
     stream=lambda answers, parsed: native.NativeStream(answers[0]),
     whole=lambda answers: native.inference(answers[0]),
@@ -70,6 +75,7 @@ NATIVE = Dialect(
 )
 COMPLETIONS = Dialect(
     kind="completion",
+    body=chat_request.CompletionBody,
     parse=chat_request.parse_completion,
     stream=partial(chat_response.stream, chat_response.TextLayout()),
     whole=partial(chat_response.whole, chat_response.TextLayout()),
@@ -77,16 +83,19 @@ COMPLETIONS = Dialect(
 )
 CHAT = Dialect(
     kind="chat",
+    body=chat_request.ChatBody,
     parse=chat_request.parse_chat,
     stream=partial(chat_response.stream, chat_response.ChatLayout()),
     whole=partial(chat_response.whole, chat_response.ChatLayout()),
 )
 RESPONSES = Dialect(
     kind="response",
+    body=responses_request.ResponseBody,
     parse=responses_request.parse,
     stream=lambda answers, parsed: responses_response.ResponsesStream(answers[0]),
     whole=lambda answers: responses_response.response(answers[0]),
     background=lambda answer: (200, responses_response.response(answer)),
+    request_id=responses_response.request_id,
     # The last event holds the whole response.
     streams_text=True,
 )

@@ -30,7 +30,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def request_id(response: str) -> str:
-    """Return the id of the request behind a response's id; what is none stays none."""
+    """Return the id of the request that a response's id names, or an empty text for any other text."""
     return REQUEST + response.removeprefix(RESPONSE) if response.startswith(RESPONSE) else ""
 
 

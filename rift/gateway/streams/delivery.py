@@ -42,7 +42,13 @@ class Delivery:
     """`tasks` outlives each client."""
 
     def __init__(
-        self, publisher: Publisher, *, book: Book, queue_status: QueueStatus, tasks: TaskGroup
+        self,
+        publisher: Publisher,
+        *,
+        book: Book,
+        queue_status: QueueStatus,
+        tasks: TaskGroup,
+        stopping: anyio.Event,
     ) -> None:
         self.cancellation = Cancellation(publisher, tasks)
         self._publisher = publisher
@@ -51,11 +57,7 @@ class Delivery:
         self._tasks = tasks
         # The key with which each client reads.
         self._keys: dict[Subscription, str] = {}
-        self._is_stopping = False
-
-    def stop(self) -> None:
-        """Stop cancelling for clients that disconnect: the loss of this gateway's lane covers them."""
-        self._is_stopping = True
+        self._stopping = stopping
 
     def revoke(self, key: str) -> None:
         """Break off streams that a revoked key reads from requests of other keys of its account."""
@@ -89,7 +91,8 @@ class Delivery:
         finally:
             del self._keys[subscription]
             reader.release_client(subscription)
-            if self._is_stopping:
+            if self._stopping.is_set():
+                # The loss of this gateway's lane covers the clients that disconnect from here on.
                 reader.close(subscription)
             elif not subscription.is_over:
                 self._tasks.start_soon(self._client_gone, reader, subscription, resumed)

@@ -7,8 +7,6 @@ group: if not all of its choices are stored, those that are, or may still be, ar
 cost nothing.
 """
 
-import re
-
 from msgspec.structs import replace
 
 from events.schema import KeyIssued
@@ -42,7 +40,7 @@ class Submission:
         self._writer = writer
         self._responder = responder
 
-    async def infer(self, dialect: Dialect, request: Request, match: re.Match[str]) -> None:
+    async def infer(self, dialect: Dialect, request: Request) -> None:
         """Accept a request and answer it. Raises HTTPError, LogError, ClientGone."""
         issued = self._admission.auth.authenticate(request)
         content_type = (request.header(b"content-type") or "").partition(";")[0].strip().lower()

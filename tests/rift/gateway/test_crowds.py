@@ -47,7 +47,7 @@ class Late(Call):
 
 def relay_of(gateway: GatewayProcess) -> LaneReader:
     assert gateway._opened is not None
-    return gateway._opened.relays.own
+    return gateway._opened.lanes.own
 
 
 async def ended_answer(world: World, gateway: GatewayProcess, **more: Any) -> str:

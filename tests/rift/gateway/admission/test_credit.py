@@ -90,7 +90,7 @@ class World:
 
     def accepted(self, gateway: GatewayProcess, **more: Any) -> RequestAccepted:
         """Return an acceptance of a lane that is not stored yet."""
-        at = Address(0, opened(gateway).lane, MODEL)
+        at = Address(0, opened(gateway).lane.id, MODEL)
         entropy = self.chance.randbytes(ids.RANDOM_BYTES)
         request = ids.new_request_id(secret=SECRET, account=ACCOUNT, at=at, floor=0, entropy=entropy)
         return RequestAccepted(
@@ -312,9 +312,9 @@ def test_an_acceptance_of_unknown_outcome_is_charged_if_it_lands(lands: bool) ->
         ours = credit_of(gateway)
         accepted = await ours.reserve((world.accepted(gateway),))
         stream = Subscription([MeteredCompletion(accepted[0], PRICE)])
-        opened(gateway).relays.own.open(stream)
+        opened(gateway).lanes.own.open(stream)
         ours.follow(accepted)
-        opened(gateway).relays.own.close(stream)
+        opened(gateway).lanes.own.close(stream)
         ours.unknown(accepted)
         await anyio.sleep(10)
         if lands:
@@ -333,7 +333,7 @@ def test_a_request_that_two_gateways_accepted_is_spent_once() -> None:
         wanted = world.accepted(first, idempotency_hash="digest")
         of_first = await credit_of(first).reserve((wanted,))
         of_second = await credit_of(second).reserve((wanted,))
-        opened(first).relays.own.open(Subscription([MeteredCompletion(of_first[0], PRICE)]))
+        opened(first).lanes.own.open(Subscription([MeteredCompletion(of_first[0], PRICE)]))
         credit_of(first).follow(of_first)
         for accepted in (of_second, of_first):
             world.store(accepted)

@@ -1,0 +1,41 @@
+"""Routes about the gateway itself, all without a key: health, version and the OpenAPI document."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from rift import __version__
+from rift.catalogue import Catalogue
+from rift.gateway.admission.auth import Authenticator
+from rift.gateway.asgi.errors import HTTPError, retry_after
+from rift.gateway.asgi.request import Request
+from rift.gateway.state import LogState
+
+
+class HealthRoutes:
+    def __init__(
+        self, state: LogState, models: Catalogue, auth: Authenticator, document: Mapping[str, Any]
+    ) -> None:
+        self._state = state
+        self._models = models
+        self._auth = auth
+        self._document = msgspec.Raw(msgspec.json.encode(document))
+
+    async def alive(self, request: Request) -> None:
+        await request.answer(200, {"status": "ok"})
+
+    async def ready(self, request: Request) -> None:
+        """Answer 200 if the gateway can accept requests, whether or not a replica is ready."""
+        if not self._state.log.is_connected:
+            message = "the log does not answer"
+            raise HTTPError(503, message, code="log_unavailable", headers=retry_after(1))
+        self._auth.check_book()
+        ready = [name for name in self._models if self._state.fleet.is_ready(name)]
+        await request.answer(200, {"status": "ready", "models_ready": ready})
+
+    async def version(self, request: Request) -> None:
+        await request.answer(200, {"version": __version__})
+
+    async def openapi(self, request: Request) -> None:
+        await request.answer(200, self._document)

@@ -1,0 +1,67 @@
+"""The routes of stored responses (OpenAI's API): read, replay, cancel, erase."""
+
+import re
+
+import anyio
+
+from events.schema import RequestAccepted
+from rift.gateway.api.stored_requests import StoredRequests
+from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.asgi.request import Request
+from rift.gateway.completion import Completion
+from rift.gateway.dialects.responses_response import ResponsesStream, response
+from rift.gateway.state import LogState
+from rift.gateway.streams.delivery import Delivery
+from rift.gateway.streams.lane_reader import LaneReader
+from rift.gateway.streams.subscription import Subscription
+
+# The answer to a cancellation waits this long for the response to end. A worker needs a fraction of a second.
+CANCELLED_S = 3.0
+
+
+class ResponseRoutes:
+    """`stored` has only responses."""
+
+    def __init__(self, state: LogState, stored: StoredRequests, delivery: Delivery) -> None:
+        self._book = state.book
+        self._stored = stored
+        self._delivery = delivery
+
+    async def response(self, request: Request, id: str) -> None:
+        """Answer with the object or, with `?stream=true`, its events after number `starting_after`."""
+        query = request.query()
+        if query.get("stream") != "true":
+            return await request.answer(200, response(await self._stored.read(request, id)))
+        after = query.get("starting_after", "-1")
+        if not re.fullmatch(r"-1|\d{1,9}", after):
+            message = f"starting_after: an event's number has 1 to 9 digits, got {after!r}"
+            raise HTTPError(400, message, code="invalid_value", param="starting_after")
+        # Before there is a subscription, which must be closed whatever happens to its client.
+        await request.body()
+        lane, stream = await self._attach(request, id, after=int(after))
+        await self._delivery.deliver(request, lane, stream, resumed=True)
+
+    async def cancel(self, request: Request, id: str) -> None:
+        lane, stream = await self._attach(request, id)
+        if not stream.is_over:
+            await self._delivery.cancellation.cancel(stream.answer.id, "client")
+        with anyio.move_on_after(CANCELLED_S):
+            await stream.wait_for_end()
+        lane.close(stream)
+        await request.answer(200, response(stream.answer))
+
+    async def remove(self, request: Request, id: str) -> None:
+        await self._stored.erase(request, id)
+        await request.answer(200, {"id": id, "object": "response", "deleted": True})
+
+    async def _attach(
+        self, request: Request, id: str, *, after: int | None = None
+    ) -> tuple[LaneReader, Subscription]:
+        """Attach to the events after number `after` or, without it, to the end only."""
+
+        def make(lane: LaneReader, accepted: RequestAccepted) -> Subscription:
+            answer = Completion.of(accepted, self._book, keep_text=True)
+            format = None if after is None else ResponsesStream(answer, after=after)
+            return Subscription([answer], lane.client(format))
+
+        return await self._stored.attach(id, self._stored.verify(request, id), make)

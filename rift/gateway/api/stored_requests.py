@@ -1,0 +1,82 @@
+"""A stored request by its id: verified, read, attached to, erased. Shared by the routes of all APIs."""
+
+from collections.abc import Callable
+
+from events import ids
+from events.ids import RequestId
+from events.schema import RequestAccepted
+from rift.gateway.admission.auth import Authenticator
+from rift.gateway.api.content_erasure import erase_content
+from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.asgi.request import Request
+from rift.gateway.completion import Completion
+from rift.gateway.dialects.dialect import Dialect
+from rift.gateway.state import GatewayConfig, LogState
+from rift.gateway.streams.lane_reader import LaneReader
+from rift.gateway.streams.lane_registry import LaneRegistry
+from rift.gateway.streams.subscription import Subscription
+
+
+class StoredRequests:
+    """With `only`, requests of other APIs count as unknown, and ids are read as that API writes them."""
+
+    def __init__(
+        self,
+        state: LogState,
+        config: GatewayConfig,
+        lanes: LaneRegistry,
+        auth: Authenticator,
+        *,
+        only: Dialect | None = None,
+    ) -> None:
+        self._state = state
+        self._secret = config.secret
+        self._lanes = lanes
+        self._auth = auth
+        self._only = only
+
+    def verify(self, request: Request, id: str) -> RequestId:
+        """Authenticate, then return the request's id. Raises HTTPError (404 for a forged id, too)."""
+        issued = self._auth.authenticate(request)
+        text = self._only.request_id(id) if self._only is not None else id
+        parsed = ids.verified(text, secret=self._secret, account=issued.account)
+        if parsed is None:
+            raise unknown(id)
+        return parsed
+
+    async def read(self, request: Request, id: str) -> Completion:
+        """Return a request with its answer so far. Raises HTTPError, LogError."""
+        past = await self._state.histories.read(self.verify(request, id))
+        answer = Completion.of(self._checked(past.accepted, id), self._state.book, keep_text=True)
+        for counted in past.counted:
+            answer.add(counted.event, counted.life, counted.stored_at_ns)
+        return answer
+
+    async def attach(
+        self, id: str, parsed: RequestId, make: Callable[[LaneReader, RequestAccepted], Subscription]
+    ) -> tuple[LaneReader, Subscription]:
+        """Follow a verified request from its first event. Raises HTTPError, LogError."""
+        lane = await self._lanes.of(parsed.at.shard, parsed.at.lane)
+        subscription = await lane.attach([parsed], lambda found: make(lane, found[0]))
+        if subscription is None:
+            raise unknown(id)
+        try:
+            self._checked(subscription.answer.accepted, id)
+        except HTTPError:
+            lane.close(subscription)
+            raise
+        return lane, subscription
+
+    async def erase(self, request: Request, id: str) -> None:
+        """Erase a request's content. Raises HTTPError, LogError."""
+        past = await self._state.histories.read(self.verify(request, id))
+        await erase_content(self._state, self._checked(past.accepted, id))
+
+    def _checked(self, accepted: RequestAccepted | None, id: str) -> RequestAccepted:
+        if accepted is None or (self._only is not None and accepted.kind != self._only.kind):
+            raise unknown(id)
+        return accepted
+
+
+def unknown(id: str) -> HTTPError:
+    return HTTPError(404, f"request {id!r} was not found", code="request_not_found", param="id")
