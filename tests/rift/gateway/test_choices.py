@@ -145,7 +145,7 @@ def test_a_partly_stored_group_is_not_charged(problem: type[Exception]) -> None:
     live(test, granted(10**7))
 
 
-def test_who_comes_again_with_the_key_of_a_group_stored_in_part_completes_it() -> None:
+def test_repeating_the_key_of_a_partly_stored_group_completes_it() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         store = world.broker.store

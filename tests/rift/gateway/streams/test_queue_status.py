@@ -1,4 +1,4 @@
-"""What a client hears while it waits, and when."""
+"""The status that a waiting client receives, and when it is sent."""
 
 from typing import Any
 
@@ -56,45 +56,45 @@ def decided(**inputs: int) -> ScaleDecided:
     )
 
 
-def test_it_starts_until_a_replica_is_ready_and_counts_down_by_what_starts_took() -> None:
+def test_starting_counts_down_from_the_measured_start_until_a_replica_is_ready() -> None:
     story = Story()
-    assert story.status() == Status("starting"), "nobody knows how long"
+    assert story.status() == Status("starting"), "no start has been measured"
     story.tell(decided())
     story.tell(starting("a"), after_s=1)
     assert story.status(after_s=5) == Status("starting")
     story.tell(ready("a", 60))
     assert story.status() == Status("queued")
     story.tell(ReplicaLost(replica="a", model="m"))
-    assert story.status() == Status("starting", 60_000), "what is not begun takes it all"
+    assert story.status() == Status("starting", 60_000), "a start that has not begun takes the whole time"
     story.tell(starting("b"), after_s=10)
     story.tell(starting("c"), after_s=10)
     assert story.status(after_s=5.5) == Status("starting", 45_000), (
-        "the first of them counts, in whole seconds"
+        "the earliest start counts, in whole seconds"
     )
-    assert story.status(after_s=100) == Status("starting", 0), "later than ever, but not before its time"
+    assert story.status(after_s=100) == Status("starting", 0), "an overdue start has no time left"
     story.tell(ready("c", 70))
     assert story.status() == Status("queued")
 
 
-def test_before_any_start_it_is_what_the_decision_took_it_to_be() -> None:
+def test_before_any_start_the_estimate_is_that_of_the_decision() -> None:
     story = Story()
     story.tell(decided(**{"replicas.start_ns": 90 * SECOND}))
     assert story.status() == Status("starting", 90_000)
 
 
-def test_a_client_hears_what_is_new_and_not_too_often() -> None:
+def test_a_status_is_sent_when_it_is_new_and_not_too_often() -> None:
     notices = StatusNotices()
     assert notices.is_due(Status("starting"), 0)
     assert not notices.is_due(Status("starting"), KEEP_ALIVE_S - 0.1)
-    assert notices.is_due(Status("starting"), KEEP_ALIVE_S), "it is a keep-alive too"
+    assert notices.is_due(Status("starting"), KEEP_ALIVE_S), "it is also a keep-alive"
     at = KEEP_ALIVE_S + 0.1
-    assert not notices.is_due(Status("starting", 9_000), at), "only just told"
+    assert not notices.is_due(Status("starting", 9_000), at), "the last one was just sent"
     assert notices.is_due(Status("starting", 8_000), at + STATUS_S)
     assert not notices.is_due(Status("starting", 7_000), at + STATUS_S + 0.5)
-    assert notices.is_due(Status("queued"), at + STATUS_S + 0.6), "another status at once"
+    assert notices.is_due(Status("queued"), at + STATUS_S + 0.6), "a different status is sent at once"
 
 
-def test_who_waits_is_woken_when_a_model_is_ready_or_is_not_any_more() -> None:
+def test_clients_are_woken_when_a_model_becomes_ready_or_unready() -> None:
     woken: list[Any] = []
 
     story = Story()
@@ -115,7 +115,7 @@ def test_who_waits_is_woken_when_a_model_is_ready_or_is_not_any_more() -> None:
 
 
 @pytest.mark.parametrize("now_ns", [0, 2_000 * SECOND])
-def test_the_time_is_never_before_the_fleets_last_word(now_ns: int) -> None:
+def test_the_time_is_never_before_the_fleets_last_event(now_ns: int) -> None:
     story = Story()
     story.tell(decided(**{"replicas.start_ns": 10 * SECOND}))
     story.tell(starting("a"))
