@@ -31,7 +31,9 @@ UNREADABLE = Problem(code="unreadable", message="this gateway is older than the 
 
 
 class LaneReader:
-    """A subscription without a client is closed at its end; one with a client is closed by its owner.
+    """Reads one lane for its subscriptions.
+
+    It closes a subscription without a client at its end; the owner of any other subscription closes it.
 
     `clock` follows the broker's time through this lane's records; a report comes every few seconds.
     """
@@ -93,7 +95,7 @@ class LaneReader:
         return ClientBuffer(format, self.buffered, after=after)
 
     def open(self, subscription: Subscription) -> None:
-        """Follow requests that are about to be appended, until `confirm_stored` or `close` is called."""
+        """Follow requests before they are appended. Then call `confirm_stored`, or `close` if that failed."""
         for request, answer in subscription.answers.items():
             assert request not in self._subscriptions, "a request is accepted once"
             accepted = answer.accepted
