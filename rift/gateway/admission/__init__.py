@@ -2,7 +2,7 @@
 
 auth            API keys: validity, scopes, models
 admission       whether a new request is admitted
-reservation     what a request holds before it is accepted
+reservation     the resources of a request before it is accepted
 queue_share     how many requests may wait for a model
 log_room        whether new requests can be stored
 book_freshness  whether the book is current enough to trust
@@ -12,6 +12,6 @@ live_gateways   the gateways that share a limit
 credit          credit of each request: reserved, then spent
 lane_credit     the credit that this lane holds
 credit_hold     one hold of this lane
-max_cost        the most that a request can cost
-metering        what a request did cost
+max_cost        the highest cost of a new request
+metering        the cost of a request that has ended
 """

@@ -32,8 +32,10 @@ class Admission:
         self._reservations = reservations
 
     async def reserve(self, parsed: ParsedRequest, choices: Choices) -> Reservation:
-        """Return what a new request holds until it is accepted. Raises HTTPError, LogError: then it holds
-        nothing."""
+        """Admit a new request, and reserve its resources.
+
+        Raises HTTPError, LogError: then nothing is reserved.
+        """
         self._admit(parsed, choices[0].account, choices[0].key)
         # Without a pause in between, or requests that come at once would not count each other.
         return await self._reservations.reserve(choices, store=parsed.store)

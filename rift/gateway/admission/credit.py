@@ -30,9 +30,9 @@ RETRY_S = 1.0
 class CreditReservations:
     """Implements `reservation.Limit`. `tasks` outlives the requests: it reads what they cost."""
 
-    def __init__(self, holds: LaneCredit, relays: LaneRegistry, book: Book, tasks: TaskGroup) -> None:
+    def __init__(self, holds: LaneCredit, lanes: LaneRegistry, book: Book, tasks: TaskGroup) -> None:
         self.holds = holds
-        self._relays = relays
+        self._lanes = lanes
         self._book = book
         self._tasks = tasks
         self._watchers: dict[str, Subscription] = {}
@@ -40,8 +40,8 @@ class CreditReservations:
     async def reserve(self, choices: Choices) -> Choices:
         """Reserve the highest cost, if the account is limited, and return the acceptances with their hold.
 
-        The worker refuses a prompt longer than what was reserved. Raises HTTPError (402, 503), LogError: then
-        nothing is reserved.
+        The worker refuses a prompt that is longer than the reservation.
+        Raises HTTPError (402, 503), LogError: then nothing is reserved.
         """
         first = choices[0]
         if not self._book.credits.of(first.account).is_limited:
@@ -53,26 +53,26 @@ class CreditReservations:
         return tuple(replace(accepted, prompt_tokens_max=tokens, allowance=hold) for accepted in choices)
 
     def follow(self, choices: Choices) -> None:
-        """Spend what the requests cost, once they have ended on the own lane."""
+        """Spend the cost of the requests once they have ended on the own lane."""
         if choices[0].allowance is not None:
             watcher = Subscription(self._metered(choices), on_end=self._at_end)
             self._watchers[choices[0].request] = watcher
-            self._relays.own.join(watcher)
+            self._lanes.own.join(watcher)
 
     def release(self, choices: Choices) -> None:
-        """Free what was reserved for requests that are not accepted."""
+        """Free the reservation of requests that are not accepted."""
         self._unfollow(choices)
         self._spend(choices[0])
 
     def unknown(self, choices: Choices) -> None:
-        """Read from the log which acceptances count, and spend what those from our hold cost."""
+        """Let the log decide which acceptances count, and spend the cost of those from our hold."""
         self._unfollow(choices)
         if choices[0].allowance is not None:
             self._tasks.start_soon(self._judge, choices)
 
     def _unfollow(self, choices: Choices) -> None:
         if (watcher := self._watchers.pop(choices[0].request, None)) is not None:
-            self._relays.own.close(watcher)
+            self._lanes.own.close(watcher)
 
     def _at_end(self, watcher: Subscription) -> None:
         first = watcher.answer.accepted
@@ -85,20 +85,20 @@ class CreditReservations:
             self._tasks.start_soon(self._judge, choices)
 
     async def _judge(self, choices: Choices) -> None:
-        """Spend what the log says. Free everything if no acceptance is found once none can land any more."""
-        stream = await self._attach(choices)
-        if stream is None or len(stream.answers) < len(choices):
+        """Spend the cost that the log shows, and free the rest. Wait until no late acceptance can land."""
+        subscription = await self._attach(choices)
+        if subscription is None or len(subscription.answers) < len(choices):
             await anyio.sleep(RESERVATION_KEPT_S)
-            if stream is not None:
-                await self._close(stream)
-            stream = await self._attach(choices)
-        if stream is None:
+            if subscription is not None:
+                await self._close(subscription)
+            subscription = await self._attach(choices)
+        if subscription is None:
             self._spend(choices[0])
             return
-        await stream.wait_for_end()
-        await self._close(stream)
-        if not stream.open_requests():
-            self._spend(choices[0], stream)
+        await subscription.wait_for_end()
+        await self._close(subscription)
+        if not subscription.open_requests():
+            self._spend(choices[0], subscription)
 
     async def _attach(self, choices: Choices) -> Subscription | None:
         def make(stored: list[RequestAccepted]) -> Subscription:
@@ -107,15 +107,15 @@ class CreditReservations:
         parsed = [ids.parsed(accepted.request) for accepted in choices]
         while True:
             try:
-                relay = await self._relays.of(parsed[0].at.shard, parsed[0].at.lane)
-                return await relay.attach(parsed, make)
+                lane = await self._lanes.of(parsed[0].at.shard, parsed[0].at.lane)
+                return await lane.attach(parsed, make)
             except LogError as error:
                 logger.warning("the cost of %s is not known yet: %s", parsed[0].text, error)
                 await anyio.sleep(RETRY_S)
 
-    async def _close(self, stream: Subscription) -> None:
-        at = ids.parsed(stream.answer.id).at
-        (await self._relays.of(at.shard, at.lane)).close(stream)
+    async def _close(self, subscription: Subscription) -> None:
+        at = ids.parsed(subscription.answer.id).at
+        (await self._lanes.of(at.shard, at.lane)).close(subscription)
 
     def _metered(self, choices: Iterable[RequestAccepted]) -> list[MeteredCompletion]:
         return [MeteredCompletion(accepted, self._price(accepted)) for accepted in choices]
@@ -125,9 +125,9 @@ class CreditReservations:
         assert price is not None, "every accepted request has a price"
         return price
 
-    def _spend(self, first: RequestAccepted, stream: Subscription | None = None) -> None:
-        """Free what a group reserved under its first request, and spend what its ended choices cost."""
-        finished = stream.finished if stream is not None else ()
+    def _spend(self, first: RequestAccepted, subscription: Subscription | None = None) -> None:
+        """Free the reservation of a group, and spend the cost of its ended choices."""
+        finished = subscription.finished if subscription is not None else ()
         metered = [answer for answer in finished if isinstance(answer, MeteredCompletion)]
         if first.allowance is not None:
             self.holds.spend(first.request, first.allowance, charges(metered))

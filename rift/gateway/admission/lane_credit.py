@@ -145,7 +145,7 @@ class LaneCredit:
                     await self._changed.wait()
 
     async def _append(self, hold: CreditHold) -> int:
-        """Return a sequence at which the book tells whether the hold stands.
+        """Return a sequence at which the book shows whether the hold was stored.
 
         Repeats the identical record while its outcome is unknown. A conflict is a record of another writer,
         or our own from an earlier try; in both cases no try can be stored later. Raises LogError.
@@ -164,7 +164,7 @@ class LaneCredit:
         return next((hold for hold in self._usable(account) if hold.free >= cost), None)
 
     def _usable(self, account: str) -> list[CreditHold]:
-        """Return the holds that the book confirms, of this month only: each counts in one month's budget."""
+        """Return this month's holds that the book confirms: each counts in one month's budget."""
         month = self._month()
         confirmed = self._book.credits.of(account).holds.items()
         own = [self._holds[id] for id, one in confirmed if id in self._holds and one.month == month]

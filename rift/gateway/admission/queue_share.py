@@ -17,8 +17,8 @@ QUEUE_BYTES_MAX = 128 * 1024 * 1024
 # the queue soon holds half the slots, and everyone else waits more than twice as long. At one third the wait
 # stays below twice, if that account alone keeps a round of the slots waiting.
 QUEUE_SHARE_PERCENT = 33
-# Every account may have half a round of the model's slots waiting, whatever its share. This many while no
-# replica is ready, because the number of slots is not known.
+# Regardless of its share, each account may have half a round of the model's slots waiting. While no replica
+# is ready, the number of slots is not known, and this number holds instead.
 FREE_COLD = 16
 
 
@@ -43,7 +43,7 @@ class QueueShare:
         free = self._free(model, others=waiting - own)
         fits = may_wait(own=own, waiting=waiting, more=choices, free=free, share_percent=share)
         if not fits or 100 * own_bytes >= share * QUEUE_BYTES_MAX:
-            # The message does not tell how many requests of other accounts wait.
+            # The message hides how many requests of other accounts wait.
             message = (
                 f"{own} requests of account {account} wait for {model}: with a share of {share} % of the "
                 f"queue, no more may wait now; try again once some have started"
@@ -51,7 +51,7 @@ class QueueShare:
             raise HTTPError(429, message, code="queue_share", headers=retry_after_ms(SOON_MS))
 
     def _free(self, model: str, *, others: int) -> int:
-        """Return how many requests every account may have waiting here for a model, whatever its share."""
+        """Return the requests of a model that each account may have waiting here, regardless of its share."""
         gateways = len(self._gateways)
         if not self._fleet.is_ready(model):
             return max(1, FREE_COLD // gateways)

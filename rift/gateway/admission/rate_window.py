@@ -177,7 +177,7 @@ def _severity(exceeded: Exceeded) -> int:
 
 
 def headers(usages: Mapping[str, tuple[LimitShare, Usage]], now_ns: int) -> list[tuple[bytes, bytes]]:
-    """Return OpenAI's `x-ratelimit-*` headers, of the owner with the least left of each limit."""
+    """Return OpenAI's `x-ratelimit-*` headers. Each shows the owner with the least left."""
     shown: list[tuple[bytes, bytes]] = []
     name: WindowCount | Literal["concurrent"]
     for name in ("requests", "tokens", "concurrent"):

@@ -1,10 +1,10 @@
-"""What a request holds before it is accepted: a queue place, rate limits, credit and a content key.
+"""The resources of a request before it is accepted: a queue place, rate limits, credit and a content key.
 
-    reserved    `reserve` returned: the request holds all of it, and nothing is appended yet
-    followed    the own lane's reader follows the requests, and the acceptances are being appended
-    ended       by `commit`, `release` or `outcome_unknown`
+    reserved    after `reserve`: all are taken, and nothing is appended
+    followed    after `follow`: the own lane's reader follows the requests, and their acceptances are appended
+    ended       after `commit`, `release` or `outcome_unknown`
 
-No other code takes or gives back any of this.
+No other code takes these resources or gives them back.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Limit(Protocol):
         """
 
     def follow(self, choices: Choices) -> None:
-        """Follow requests that the own lane's reader follows, and count what they used when they end."""
+        """Count the actual usage of requests that the own lane's reader follows, once they have ended."""
 
     def release(self, choices: Choices) -> None:
         """Give back the part, if there is one: no acceptance is stored or ever will be."""
@@ -56,7 +56,7 @@ class Reservation:
             limit.follow(self.choices)
 
     def commit(self) -> None:
-        """Leave everything to those that follow the requests: their acceptances are stored."""
+        """Keep everything until the requests end: their acceptances are stored."""
         assert self._subscription is not None, "a request is followed before it is appended"
         self._lane.confirm_stored(self._subscription)
 
@@ -67,7 +67,7 @@ class Reservation:
             limit.release(self.choices)
 
     def outcome_unknown(self) -> None:
-        """Give back the queue place, and let the log decide what counts of the rest."""
+        """Give back the queue place, and let the log decide about the limits."""
         self._leave_lane()
         for limit in self._limits:
             limit.unknown(self.choices)

@@ -1,4 +1,4 @@
-"""Idempotency keys: one request for each account, key and body, whatever fails between the steps.
+"""Idempotency keys: one request for each account, key and body, even if a gateway fails between the steps.
 
     1. claim   create the key's entry: request id, hash of the body, nonce. A conflict is answered by the
                stored entry: another body (422), or a request to attach to, perhaps by an earlier try of this

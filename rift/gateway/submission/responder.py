@@ -52,7 +52,7 @@ class Responder:
     async def respond(
         self, request: Request, parsed: ParsedRequest, subscription: Subscription, headers: Headers = ()
     ) -> None:
-        """Answer with what the log says, or for a background request at once. Raises HTTPError, LogError."""
+        """Send the answer, or at once the status of a background request. Raises HTTPError, LogError."""
         answer = subscription.answer
         request.own_id = answer.id
         at = ids.parsed(answer.id).at

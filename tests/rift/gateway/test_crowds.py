@@ -1,4 +1,4 @@
-"""Those who come at once, ask for what never comes, or were let in before their key was revoked."""
+"""Concurrent clients, clients whose body never comes, and keys revoked while a request is accepted."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ CROWD = 60
 
 
 class Late(Call):
-    """A call whose body comes once `comes` is set, and never if its client leaves before."""
+    """A call whose body arrives once `comes` is set, unless its client disconnects first."""
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
@@ -58,7 +58,7 @@ async def ended_answer(world: World, gateway: GatewayProcess, **more: Any) -> st
 
 
 @pytest.mark.parametrize("how", ["plain", "with keys", "not stored"])
-def test_a_crowd_that_comes_at_once_gets_no_more_than_one_that_queues(how: str) -> None:
+def test_a_crowd_that_comes_at_once_gets_no_more_than_one_after_the_other(how: str) -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway(served=(MODEL,))
         flood = key_of(world, OTHER)
@@ -83,7 +83,7 @@ def test_a_crowd_that_comes_at_once_gets_no_more_than_one_that_queues(how: str) 
     live(test)
 
 
-def test_a_first_request_of_many_choices_is_let_in_by_a_queue_that_is_empty(
+def test_an_empty_queue_admits_a_first_request_of_many_choices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(queue_share, "FREE_COLD", 5)
@@ -101,7 +101,7 @@ def test_a_first_request_of_many_choices_is_let_in_by_a_queue_that_is_empty(
     live(test)
 
 
-def test_large_prompts_of_one_account_leave_room_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_prompts_of_one_account_leave_room_for_other_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_share, "QUEUE_BYTES_MAX", 100_000)
 
     async def test(world: World) -> None:
@@ -109,7 +109,7 @@ def test_large_prompts_of_one_account_leave_room_for_the_others(monkeypatch: pyt
         key = key_of(world, OTHER)
         await anyio.sleep(0.1)
         given = {"authorization": f"Bearer {key.text}"}
-        # Four bytes each, as a queue holds them.
+        # Four bytes per character in the queue.
         large = [
             await whole(world.ask(gateway, headers=given, prompt="🌊" * 3000, background=True))
             for _ in range(8)
@@ -120,7 +120,7 @@ def test_large_prompts_of_one_account_leave_room_for_the_others(monkeypatch: pyt
     live(test)
 
 
-def test_a_reader_whose_body_never_comes_leaves_nothing() -> None:
+def test_a_reader_whose_body_never_comes_leaves_no_subscription() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -138,7 +138,7 @@ def test_a_reader_whose_body_never_comes_leaves_nothing() -> None:
     live(test)
 
 
-def test_a_key_that_is_revoked_while_a_readers_body_comes_reads_nothing() -> None:
+def test_a_key_revoked_while_a_readers_body_comes_reads_nothing() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -163,7 +163,7 @@ def test_a_key_that_is_revoked_while_a_readers_body_comes_reads_nothing() -> Non
     live(test)
 
 
-def test_a_key_reads_by_an_idempotency_key_only_of_models_that_it_is_for() -> None:
+def test_an_idempotency_key_gives_no_access_to_other_models() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -176,7 +176,7 @@ def test_a_key_reads_by_an_idempotency_key_only_of_models_that_it_is_for() -> No
     live(test)
 
 
-def test_what_is_broken_off_is_free_once_it_has_ended() -> None:
+def test_a_request_whose_stream_was_broken_off_frees_its_limit_at_its_end() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -191,8 +191,8 @@ def test_what_is_broken_off_is_free_once_it_has_ended() -> None:
     live(test, LimitsSet(id="l", account=ACCOUNT, concurrent=1))
 
 
-def test_what_cannot_be_sealed_any_more_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its gateway could not accept it, and its key has left."""
+def test_a_request_whose_content_key_is_gone_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway claimed the idempotency key, but could not append, and the content key was erased."""
 
     async def test(world: World) -> None:
         gateway = await world.gateway()

@@ -1,4 +1,4 @@
-"""Accounts by routes by ids: what is another's answers like what never was, to the byte."""
+"""Another account's id and an unknown id get the same answer, byte for byte, on every route."""
 
 from typing import Any
 
@@ -29,20 +29,20 @@ WAYS = [
     ("POST", "/v1/responses/{}/cancel", {}),
     ("DELETE", "/v1/responses/{}", {}),
 ]
-# When, and how long it took: of no answer's content.
+# Times and lengths differ between equal answers.
 VARYING = ("date", "x-request-id", "openai-processing-ms", "content-length", "server-timing")
 # Their ids name nothing that belongs to one account.
-NOT_OF_ACCOUNTS = ("/v1/models/{id}", "/v1/invoices/{id}")
+WITHOUT_ACCOUNT = ("/v1/models/{id}", "/v1/invoices/{id}")
 
 
 def test_every_route_with_an_id_is_in_the_matrix() -> None:
     tried = {(method, path.partition("?")[0].replace("{}", "{id}")) for method, path, _ in WAYS}
     with_id = {(route.method, route.path) for route in ROUTES if "{id}" in route.path}
-    assert {(method, path) for method, path in with_id if path not in NOT_OF_ACCOUNTS} == tried
+    assert {(method, path) for method, path in with_id if path not in WITHOUT_ACCOUNT} == tried
 
 
-def made(served: Served, key: str, route: str) -> str:
-    """Return the id of a request of a key's account that has ended."""
+def ended_request(served: Served, key: str, route: str) -> str:
+    """Run a request with a key, and return its id."""
     body = BODY if route == "/v1/inference" else {"model": MODEL, "input": "hello"}
     with served.client(key) as client:
         answer = client.post(route, json=body)
@@ -50,7 +50,7 @@ def made(served: Served, key: str, route: str) -> str:
         return str(answer.json()["id"])
 
 
-def said(answer: httpx.Response, id: str) -> tuple[int, dict[str, str], str]:
+def comparable(answer: httpx.Response, id: str) -> tuple[int, dict[str, str], str]:
     headers = {name: value for name, value in answer.headers.items() if name not in VARYING}
     return answer.status_code, headers, answer.text.replace(id, "ID")
 
@@ -61,12 +61,12 @@ def test_a_foreign_id_answers_like_an_unknown_one(
     served: Served, route: str, method: str, path: str, headers: dict[str, str]
 ) -> None:
     for owner, other in ((served.key, served.strangers_key), (served.strangers_key, served.key)):
-        id = made(served, owner, route)
+        id = ended_request(served, owner, route)
         unknown = [id[:-1] + ("a" if id[-1] != "a" else "b"), id[:10] + "z" + id[11:], id + "x", "req_1", "x"]
         with served.client(other) as client:
-            foreign = said(client.request(method, path.format(id), headers=headers), id)
+            foreign = comparable(client.request(method, path.format(id), headers=headers), id)
             for one in unknown:
-                assert said(client.request(method, path.format(one), headers=headers), one) == foreign
+                assert comparable(client.request(method, path.format(one), headers=headers), one) == foreign
         assert foreign[0] == 404
         assert '"code":"request_not_found"' in foreign[2]
         assert not served.cancelled
@@ -75,7 +75,7 @@ def test_a_foreign_id_answers_like_an_unknown_one(
         assert (own.status_code != 404) == path.startswith(route), own.text
 
 
-def test_an_idempotency_key_is_its_accounts_own(served: Served) -> None:
+def test_two_accounts_can_use_the_same_idempotency_key(served: Served) -> None:
     ids = []
     for key in (served.key, served.strangers_key):
         with served.client(key) as client:
@@ -91,8 +91,8 @@ def test_an_idempotency_key_is_its_accounts_own(served: Served) -> None:
     assert ids[0] != ids[1]
 
 
-def test_what_is_refused_names_no_other_account(served: Served) -> None:
-    id = made(served, served.key, "/v1/inference")
+def test_errors_name_no_other_account(served: Served) -> None:
+    id = ended_request(served, served.key, "/v1/inference")
     with served.client(served.strangers_key) as stranger:
         for method, path, headers in WAYS:
             assert "acme" not in stranger.request(method, path.format(id), headers=headers).text
@@ -106,7 +106,7 @@ def test_what_is_refused_names_no_other_account(served: Served) -> None:
         ("cut", "invalid_api_key"),
     ],
 )
-def test_a_mistyped_key_is_told_from_an_unknown_one_in_the_log_alone(
+def test_only_the_log_distinguishes_a_mistyped_key_from_an_unknown_one(
     served: Served, caplog: pytest.LogCaptureFixture, key: str, code: str
 ) -> None:
     given = {"mistyped": served.key[:-1] + ("a" if served.key[-1] != "a" else "b"), "cut": served.key[:-9]}
@@ -127,7 +127,7 @@ def test_an_unknown_key_that_is_well_formed_is_not_called_mistyped(
     with caplog.at_level("INFO"):
         answer = httpx.get(f"{served.url}/v1/models", headers={"authorization": f"Bearer {unknown}"})
     mistyped = httpx.get(f"{served.url}/v1/models", headers={"authorization": f"Bearer {unknown[:-1]}"})
-    assert said(answer, "-") == said(mistyped, "-")
+    assert comparable(answer, "-") == comparable(mistyped, "-")
     assert "mistyped" not in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""What nobody wants stored is answered as ever, is sealed in the log, and is read until its key is gone."""
+"""Requests with `store` false: answered as usual, encrypted in the log, readable until the key is erased."""
 
 import pytest
 
@@ -17,7 +17,7 @@ BODIES = {
 }
 
 
-def said(served: Served) -> bytes:
+def log_bytes(served: Served) -> bytes:
     return b"".join(stored.data for stored in served.broker.stream("RIFT_0").messages)
 
 
@@ -25,25 +25,25 @@ def said(served: Served) -> bytes:
 def fresh(served: Served) -> Served:
     served.forget()
     served.script = hello
-    held = served.broker.stream("RIFT_0")
-    held.trim(held.last_sequence)
+    stream = served.broker.stream("RIFT_0")
+    stream.trim(stream.last_sequence)
     return served
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_only_what_is_not_to_be_stored_is_sealed(fresh: Served, path: str) -> None:
+def test_content_is_encrypted_only_if_it_must_not_be_stored(fresh: Served, path: str) -> None:
     with fresh.client() as client:
         for store in (None, True, False):
-            before = said(fresh).count(PLANTED.encode())
+            before = log_bytes(fresh).count(PLANTED.encode())
             shown = [
                 client.post(path, json=BODIES[path] | {"store": store, "stream": stream}).text
                 for stream in (False, True)
                 if store is not None or path != "/v1/inference"
             ]
             assert all("Hello" in text and " world" in text for text in shown)
-            assert (said(fresh).count(PLANTED.encode()) > before) is (store is not False and bool(shown))
+            assert (log_bytes(fresh).count(PLANTED.encode()) > before) is (store is not False and bool(shown))
         assert all(PLANTED in str(accepted.input) for accepted in fresh.accepted)
-    assert said(fresh).count(b'"Hello"') < said(fresh).count(b"RequestFinished")
+    assert log_bytes(fresh).count(b'"Hello"') < log_bytes(fresh).count(b"RequestFinished")
 
 
 def test_a_group_shares_one_key(fresh: Served) -> None:
@@ -52,10 +52,10 @@ def test_a_group_shares_one_key(fresh: Served) -> None:
         answer = client.post("/v1/chat/completions", json=body)
     assert {chunk["choices"][0]["index"] for chunk in chunks(answer.text) if chunk["choices"]} == {0, 1, 2}  # type: ignore[index]
     assert len({accepted.sealed for accepted in fresh.accepted}) == 1
-    assert PLANTED.encode() not in said(fresh)
+    assert PLANTED.encode() not in log_bytes(fresh)
 
 
-def test_it_is_read_again_until_its_key_is_gone(fresh: Served) -> None:
+def test_encrypted_content_is_readable_until_its_key_is_erased(fresh: Served) -> None:
     body = BODIES["/v1/inference"] | {"store": False}
     with fresh.client() as client:
         first = client.post("/v1/inference", json=body, headers={"Idempotency-Key": "sealed"}).json()
@@ -66,37 +66,37 @@ def test_it_is_read_again_until_its_key_is_gone(fresh: Served) -> None:
         assert '"Hello"' in client.get(f"{at}/events").text
         (sealed,) = {accepted.sealed for accepted in fresh.accepted}
         fresh.broker.stream(subjects.SECRETS).erase(sealed or 0)
-        gone = [
+        removed = [
             client.get(at),
             client.get(f"{at}/events"),
             client.post("/v1/inference", json=body, headers={"Idempotency-Key": "sealed"}),
         ]
-    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in gone] == [
+    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in removed] == [
         (410, "content_removed")
     ] * 3
 
 
-def test_words_of_an_error_are_sealed_too(fresh: Served) -> None:
+def test_error_messages_are_encrypted(fresh: Served) -> None:
     fresh.script = lambda accepted: [End("invalid", Problem(code="wrong", message=f"no {PLANTED}"))]
     with fresh.client() as client:
         refused = client.post("/v1/inference", json=BODIES["/v1/inference"] | {"store": False})
     assert (refused.status_code, refused.json()["error"]["message"]) == (400, f"no {PLANTED}")
-    assert PLANTED.encode() not in said(fresh)
+    assert PLANTED.encode() not in log_bytes(fresh)
 
 
-def test_tokens_that_a_client_chose_are_words(fresh: Served) -> None:
+def test_logit_bias_is_encrypted(fresh: Served) -> None:
     body = BODIES["/v1/chat/completions"] | {"logit_bias": {"1234": -100}}
     with fresh.client() as client:
         for store in (True, False):
             client.post("/v1/chat/completions", json=body | {"store": store})
-            assert (b"1234" in said(fresh)) is store
+            assert (b"1234" in log_bytes(fresh)) is store
             assert fresh.accepted[-1].parameters.logit_bias == {"1234": -100}
-            held = fresh.broker.stream("RIFT_0")
-            held.trim(held.last_sequence)
+            stream = fresh.broker.stream("RIFT_0")
+            stream.trim(stream.last_sequence)
 
 
-def test_an_idempotency_key_keeps_the_key_of_its_content(fresh: Served) -> None:
-    """Whoever accepts the request again seals it with the same."""
+def test_an_idempotency_entry_names_the_content_key(fresh: Served) -> None:
+    """A gateway that accepts the request again must encrypt it with the same key."""
     with fresh.client() as client:
         body = BODIES["/v1/inference"] | {"store": False}
         client.post("/v1/inference", json=body, headers={"Idempotency-Key": "twice"})
@@ -108,17 +108,17 @@ def test_an_idempotency_key_keeps_the_key_of_its_content(fresh: Served) -> None:
     assert b'"sealed":%d' % (accepted.sealed or 0) in fresh.broker.stream(subjects.KEYS).messages[-1].data
 
 
-def test_a_response_is_deleted_only_if_it_is_sealed_ended_and_the_accounts(fresh: Served) -> None:
+def test_a_response_is_deleted_only_if_it_is_encrypted_ended_and_of_the_account(fresh: Served) -> None:
     body = BODIES["/v1/responses"]
     with fresh.client() as client, fresh.client(fresh.strangers_key) as stranger:
         stored = client.post("/v1/responses", json=body).json()["id"]
         sealed = client.post("/v1/responses", json=body | {"store": False}).json()["id"]
         inference = client.post("/v1/inference", json=BODIES["/v1/inference"] | {"store": False}).json()["id"]
         fresh.script = lambda accepted: [Tokens("Hello"), Pause(1.0), End()]
-        begun = client.post("/v1/responses", json=body | {"store": False, "background": True}).json()["id"]
+        running = client.post("/v1/responses", json=body | {"store": False, "background": True}).json()["id"]
         refused = [
             client.delete(f"/v1/responses/{stored}"),
-            client.delete(f"/v1/responses/{begun}"),
+            client.delete(f"/v1/responses/{running}"),
             stranger.delete(f"/v1/responses/{sealed}"),
             client.delete(f"/v1/responses/{inference.replace('req_', 'resp_')}"),
         ]

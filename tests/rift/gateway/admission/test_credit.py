@@ -1,4 +1,4 @@
-"""Allowances, one thing at a time: never more charged than granted, and nothing stays held."""
+"""Credit, one rule per test: accounts are never charged more than granted, and every hold is settled."""
 
 import json
 import random
@@ -30,19 +30,19 @@ from tests.simulation.processes import MODEL, SECRET, GatewayProcess, JanitorPro
 from tests.simulation.service import START_NS
 
 TOKENS = 20
-# The whole context, and the output.
-WORST = 512 * PRICE.prompt_nanousd + TOKENS * PRICE.output_nanousd
+# The highest cost: the whole context and the output.
+MAX_COST = 512 * PRICE.prompt_nanousd + TOKENS * PRICE.output_nanousd
 HELLO = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Holds come back while a test looks; how long they are kept is tested in `test_credit_hold.py`."""
+    """Settle idle holds while a test runs. `test_credit_hold.py` tests the real times."""
     monkeypatch.setattr(lane_credit, "IDLE_S", 30.0)
 
 
 class World:
-    """A broker without faults, gateways, a janitor, control's settling, and a worker once it is started."""
+    """A broker without faults, a janitor, control's settlement, and the gateways and workers of a test."""
 
     def __init__(self, tasks: anyio.abc.TaskGroup, limits: tuple[AnyEvent, ...]) -> None:
         self.chance = random.Random(7)
@@ -89,7 +89,7 @@ class World:
         return call.status, json.loads(call.data)
 
     def accepted(self, gateway: GatewayProcess, **more: Any) -> RequestAccepted:
-        """Return an acceptance of a lane that is not stored yet."""
+        """Return an acceptance on a gateway's lane that is not stored."""
         at = Address(0, opened(gateway).lane.id, MODEL)
         entropy = self.chance.randbytes(ids.RANDOM_BYTES)
         request = ids.new_request_id(secret=SECRET, account=ACCOUNT, at=at, floor=0, entropy=entropy)
@@ -140,7 +140,7 @@ def granted(nanousd: int) -> CreditGranted:
     return CreditGranted(id="grant", account=ACCOUNT, nanousd=nanousd)
 
 
-def test_an_unlimited_account_passes_untouched() -> None:
+def test_an_unlimited_account_reserves_nothing() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -155,7 +155,7 @@ def test_an_unlimited_account_passes_untouched() -> None:
     live(test)
 
 
-def test_402_says_what_is_left_what_it_could_cost_and_what_to_do() -> None:
+def test_402_names_the_credit_left_the_highest_cost_and_the_remedy() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -174,7 +174,7 @@ def test_402_says_what_is_left_what_it_could_cost_and_what_to_do() -> None:
     live(test, granted(15_000))
 
 
-def test_the_smaller_room_wins() -> None:
+def test_the_error_names_the_smaller_of_credit_and_budget() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -191,7 +191,7 @@ def test_the_smaller_room_wins() -> None:
     live(other, granted(16_000), LimitsSet(id="limits", account=ACCOUNT, budget_nanousd=15_000))
 
 
-def test_a_budget_is_of_one_month() -> None:
+def test_a_budget_renews_each_month() -> None:
     async def test(world: World) -> None:
         world.start_ns = int(datetime(2026, 11, 30, 23, 59, 40, tzinfo=UTC).timestamp()) * 10**9
         gateway = await world.gateway()
@@ -201,7 +201,7 @@ def test_a_budget_is_of_one_month() -> None:
         status, shown = await world.answer(gateway, tokens=100)
         assert (status, shown["error"]["code"]) == (402, "budget_exhausted")
         assert "left of its budget of 2026-11" in shown["error"]["message"]
-        # The hold would have room for it, and is of November.
+        # The hold has room for it, but counts in November.
         await anyio.sleep(20)
         assert (await world.answer(gateway, tokens=5))[0] == 200
         await anyio.sleep(40)
@@ -212,7 +212,7 @@ def test_a_budget_is_of_one_month() -> None:
     live(test, LimitsSet(id="limits", account=ACCOUNT, budget_nanousd=100_000))
 
 
-def test_who_finds_all_held_waits_for_what_comes_back() -> None:
+def test_a_request_waits_for_held_credit_that_is_freed_soon() -> None:
     async def test(world: World) -> None:
         one, other = await world.gateway(), await world.gateway()
         await world.work()
@@ -220,14 +220,14 @@ def test_who_finds_all_held_waits_for_what_comes_back() -> None:
         while b"data: " not in call.data:
             await call.more()
         call.leave()
-        # Its worst case was nearly all there is; it is cancelled, and what it did not cost is free again.
+        # The first request reserved nearly everything. It is cancelled, and the unspent rest is free again.
         assert (await world.answer(other))[0] == 200
         assert anyio.current_time() < 10.0
 
     live(test, granted(110_000))
 
 
-def test_two_gateways_that_see_the_same_dollar_do_not_both_spend_it() -> None:
+def test_two_gateways_never_spend_the_same_dollar() -> None:
     async def test(world: World) -> None:
         world.broker.faults = Faults(append_s=0.05, reader_s=0.05)
         gateways = [await world.gateway() for _ in range(4)]
@@ -246,10 +246,10 @@ def test_two_gateways_that_see_the_same_dollar_do_not_both_spend_it() -> None:
                 tasks.start_soon(cover, gateway)
         assert covered == {"covered": 1, "credit_exhausted": 3}
 
-    live(test, granted(2 * WORST - 1))
+    live(test, granted(2 * MAX_COST - 1))
 
 
-def test_of_many_at_once_as_many_are_accepted_as_fit() -> None:
+def test_a_crowd_is_accepted_up_to_the_credit() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -259,13 +259,13 @@ def test_of_many_at_once_as_many_are_accepted_as_fit() -> None:
         world.ledger.catch_up()
         assert len(world.ledger.entries) == 10
         await anyio.sleep(100)
-        assert world.charged <= 10 * WORST
+        assert world.charged <= 10 * MAX_COST
         world.check_all_is_settled()
 
-    live(test, granted(10 * WORST))
+    live(test, granted(10 * MAX_COST))
 
 
-def test_two_clients_with_one_key_at_once_get_one_answer_and_one_charge() -> None:
+def test_concurrent_clients_with_one_idempotency_key_get_one_answer_and_one_charge() -> None:
     async def test(world: World) -> None:
         world.broker.faults = Faults(append_s=0.05)
         one, other = await world.gateway(), await world.gateway()
@@ -289,7 +289,7 @@ def test_two_clients_with_one_key_at_once_get_one_answer_and_one_charge() -> Non
     live(test, granted(1_000_000))
 
 
-def test_a_client_that_goes_does_not_end_the_bill() -> None:
+def test_a_request_whose_client_disconnects_is_charged() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -326,13 +326,13 @@ def test_an_acceptance_of_unknown_outcome_is_charged_if_it_lands(lands: bool) ->
     live(test, granted(100_000))
 
 
-def test_a_request_that_two_gateways_accepted_is_spent_once() -> None:
+def test_a_request_accepted_by_two_gateways_is_spent_once() -> None:
     async def test(world: World) -> None:
         first, second = await world.gateway(), await world.gateway()
         await world.work()
-        wanted = world.accepted(first, idempotency_hash="digest")
-        of_first = await credit_of(first).reserve((wanted,))
-        of_second = await credit_of(second).reserve((wanted,))
+        new = world.accepted(first, idempotency_hash="digest")
+        of_first = await credit_of(first).reserve((new,))
+        of_second = await credit_of(second).reserve((new,))
         opened(first).lanes.own.open(Subscription([MeteredCompletion(of_first[0], PRICE)]))
         credit_of(first).follow(of_first)
         for accepted in (of_second, of_first):
@@ -345,7 +345,7 @@ def test_a_request_that_two_gateways_accepted_is_spent_once() -> None:
     live(test, granted(100_000))
 
 
-def test_a_gateway_that_was_away_reserves_nothing_until_it_reported() -> None:
+def test_a_gateway_reserves_nothing_until_its_lane_reports_again() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -363,13 +363,13 @@ def test_a_gateway_that_was_away_reserves_nothing_until_it_reported() -> None:
     live(test, granted(1_000_000))
 
 
-def test_what_a_lost_gateway_held_comes_back_once_its_requests_have_ended() -> None:
+def test_holds_of_a_lost_gateway_are_settled_once_its_requests_have_ended() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
         assert (await world.answer(gateway, background=True))[0] == 202
         await anyio.sleep(5)
-        # The second one is reserved, and never stored.
+        # The second request is reserved, and never stored.
         await credit_of(gateway).reserve((world.accepted(gateway),))
         gateway.kill()
         await world.gateway()
@@ -382,7 +382,7 @@ def test_what_a_lost_gateway_held_comes_back_once_its_requests_have_ended() -> N
     live(test, granted(100_000))
 
 
-def test_the_seconds_of_a_lost_gateways_request_are_spent() -> None:
+def test_seconds_of_a_lost_gateways_request_are_spent() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -397,7 +397,7 @@ def test_the_seconds_of_a_lost_gateways_request_are_spent() -> None:
     live(test, granted(10**9), LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))
 
 
-def test_a_hold_of_a_lost_lane_waits_for_the_requests_that_are_open() -> None:
+def test_a_hold_of_a_lost_lane_waits_for_its_open_requests() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         accepted = await credit_of(gateway).reserve((world.accepted(gateway),))
@@ -415,7 +415,7 @@ def test_a_hold_of_a_lost_lane_waits_for_the_requests_that_are_open() -> None:
     live(test, granted(100_000))
 
 
-def test_a_gateway_that_stops_settles_what_it_can() -> None:
+def test_a_stopping_gateway_settles_its_holds() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -428,7 +428,7 @@ def test_a_gateway_that_stops_settles_what_it_can() -> None:
     live(test, granted(1_000_000))
 
 
-def test_a_second_is_paid_for_as_the_plan_says() -> None:
+def test_plan_per_second_charges_whole_seconds() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -443,7 +443,7 @@ def test_a_second_is_paid_for_as_the_plan_says() -> None:
     live(test, granted(10**9), LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))
 
 
-def test_a_model_without_a_price_a_second_is_refused_under_that_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_per_second_needs_a_price_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepaid, "PRICE", replace(PRICE, second_nanousd=None))
 
     async def test(world: World) -> None:

@@ -1,4 +1,4 @@
-"""How long a hold is kept, what it costs the book, and what is spent of it."""
+"""The life of a credit hold: how long it is kept, its records in the book, and spending from it."""
 
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -17,30 +17,30 @@ from tests.simulation.prepaid import ACCOUNT, standing_of
 SECOND = 1_000_000_000
 
 
-def said(world: World) -> list[str]:
-    """The book's words on holds, in order."""
+def hold_events(world: World) -> list[str]:
+    """Return the types of the book's events about holds, in order."""
     messages = world.broker.stream(subjects.BOOK).messages
     events = [event for stored in messages for event in codec.decode(stored.data)[1]]
     return [type(event).__name__ for event in events if isinstance(event, CreditHeld | CreditSettled)]
 
 
-def test_who_asks_now_and_then_costs_the_book_two_records_in_all() -> None:
+def test_an_account_with_rare_requests_keeps_one_hold() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
         for _ in range(20):
             assert (await world.answer(gateway, tokens=1))[0] == 200
             await anyio.sleep(60)
-        assert said(world) == ["CreditHeld"]
+        assert hold_events(world) == ["CreditHeld"]
         await anyio.sleep(lane_credit.IDLE_S)
-        assert said(world) == ["CreditHeld", "CreditSettled"]
+        assert hold_events(world) == ["CreditHeld", "CreditSettled"]
         world.check_all_is_settled()
 
     live(test, granted(10**9), until_s=2 * lane_credit.IDLE_S)
 
 
-def test_what_is_idle_where_more_is_held_than_free_comes_back_soon() -> None:
-    """Other gateways may need it, whose requests are larger than the room that is left."""
+def test_idle_holds_are_settled_soon_if_more_is_held_than_free() -> None:
+    """Other gateways may need the credit for requests that are larger than the room left."""
 
     async def test(world: World) -> None:
         gateways = [await world.gateway() for _ in range(8)]
@@ -57,43 +57,43 @@ def test_what_is_idle_where_more_is_held_than_free_comes_back_soon() -> None:
     live(test, granted(10**6))
 
 
-def test_a_larger_request_gets_what_its_own_gateway_holds_idle() -> None:
+def test_a_large_request_gets_the_idle_holds_of_its_own_gateway() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
         assert (await world.answer(gateway, tokens=1))[0] == 200
         standing = standing_of(world.broker)
         left = (standing.room("2026-11") or 0) + standing.held_nanousd
-        # More than the room beside the hold, and no more than both.
+        # More than the room left, and no more than the room and the hold together.
         assert (await world.answer(gateway, tokens=left // 1000 - 5))[0] == 200
-        assert said(world)[:3] == ["CreditHeld", "CreditSettled", "CreditHeld"]
+        assert hold_events(world)[:3] == ["CreditHeld", "CreditSettled", "CreditHeld"]
 
     live(test, granted(400_000))
 
 
-def test_a_month_that_is_over_is_settled() -> None:
+def test_holds_of_a_past_month_are_settled() -> None:
     async def test(world: World) -> None:
         world.start_ns = int(datetime(2026, 11, 30, 23, 59, 40, tzinfo=UTC).timestamp()) * 10**9
         gateway = await world.gateway()
         await world.work()
         assert (await world.answer(gateway, tokens=1))[0] == 200
         await anyio.sleep(10)
-        assert said(world) == ["CreditHeld"]
+        assert hold_events(world) == ["CreditHeld"]
         await anyio.sleep(20)
         world.check_all_is_settled()
 
     live(test, granted(10**9))
 
 
-def test_seconds_that_requests_share_are_spent_once() -> None:
+def test_concurrent_requests_share_the_seconds_that_they_spend() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
                 tasks.start_soon(lambda: world.answer(gateway, tokens=50))
-        # Three at once take the three slots: 50 tokens at 20 a second take 2.5 s.
-        assert said(world) == ["CreditHeld"]
+        # Three requests fill the three slots: 50 tokens at 20 a second take 2.5 s.
+        assert hold_events(world) == ["CreditHeld"]
         await anyio.sleep(5)
         assert (await world.answer(gateway, tokens=10))[0] == 200
         gateway.stop.set()
@@ -103,7 +103,7 @@ def test_seconds_that_requests_share_are_spent_once() -> None:
     live(test, granted(10**9), LimitsSet(id="limits", account=ACCOUNT, plan="per_second"))
 
 
-def test_what_is_repeated_behind_a_trim_is_not_run_again() -> None:
+def test_a_repeat_of_a_trimmed_request_is_not_run_again() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -138,7 +138,7 @@ intervals = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorte
 
 
 @given(intervals, intervals)
-def test_spans_unite_what_overlaps_or_touches_in_any_order(
+def test_intervals_that_overlap_or_touch_are_united_in_any_order(
     some: list[spans.Span], more: list[spans.Span]
 ) -> None:
     united = spans.unite([*some, *more])

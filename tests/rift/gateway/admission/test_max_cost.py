@@ -1,4 +1,4 @@
-"""What a request can cost at most, and what it cost."""
+"""The highest cost of a request, and its metered cost."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from tests.simulation.prepaid import ACCOUNT, PRICE
 from tests.simulation.processes import MODEL
 
 
-def wanted(**fields: Any) -> RequestAccepted:
+def accepted(**fields: Any) -> RequestAccepted:
     given = {"kind": "inference", "input": "wörd", "parameters": Parameters(), "prompt_tokens_max": 8192}
     return RequestAccepted(
         request="r", account=ACCOUNT, key="key", model=MODEL, stream=False, deadline_ms=600_000,
@@ -28,28 +28,28 @@ def wanted(**fields: Any) -> RequestAccepted:
     )  # fmt: skip
 
 
-def test_a_prompt_has_at_most_a_token_for_each_byte_and_the_templates() -> None:
-    assert max_cost.prompt_tokens(wanted()) == 512 + 64 + 5
-    assert max_cost.prompt_tokens(wanted(parameters=Parameters(raw=True))) == 16 + 5
-    assert max_cost.prompt_tokens(wanted(kind="completion")) == 16 + 5
-    assert max_cost.prompt_tokens(wanted(prompt_tokens_max=100)) == 100
+def test_a_prompt_has_at_most_one_token_per_byte_and_those_of_the_template() -> None:
+    assert max_cost.prompt_tokens(accepted()) == 512 + 64 + 5
+    assert max_cost.prompt_tokens(accepted(parameters=Parameters(raw=True))) == 16 + 5
+    assert max_cost.prompt_tokens(accepted(kind="completion")) == 16 + 5
+    assert max_cost.prompt_tokens(accepted(prompt_tokens_max=100)) == 100
     two = (Message(role="user", content="ab"), Message(role="assistant", content="cde"))
-    assert max_cost.prompt_tokens(wanted(kind="chat", input=two)) == 512 + 2 * 64 + 5
+    assert max_cost.prompt_tokens(accepted(kind="chat", input=two)) == 512 + 2 * 64 + 5
 
 
-def test_the_worst_case_is_all_tokens_or_all_seconds() -> None:
+def test_the_highest_cost_is_all_tokens_or_all_seconds() -> None:
     price = Price(model=MODEL, prompt_nanousd=2, output_nanousd=3, second_nanousd=7)
-    assert max_cost.nanousd(wanted(prompt_tokens_max=100), price) == 100 * 2 + 1024 * 3
-    assert max_cost.nanousd(wanted(parameters=Parameters(max_tokens=10)), price) == 8192 * 2 + 10 * 3
-    assert max_cost.nanousd(wanted(plan="per_second"), price) == 610 * 7
-    assert max_cost.nanousd(wanted(prompt_tokens_max=100), price, choices=3) == 100 * 2 + 3 * 1024 * 3
-    assert max_cost.nanousd(wanted(plan="per_second"), price, choices=3) == 610 * 7
+    assert max_cost.nanousd(accepted(prompt_tokens_max=100), price) == 100 * 2 + 1024 * 3
+    assert max_cost.nanousd(accepted(parameters=Parameters(max_tokens=10)), price) == 8192 * 2 + 10 * 3
+    assert max_cost.nanousd(accepted(plan="per_second"), price) == 610 * 7
+    assert max_cost.nanousd(accepted(prompt_tokens_max=100), price, choices=3) == 100 * 2 + 3 * 1024 * 3
+    assert max_cost.nanousd(accepted(plan="per_second"), price, choices=3) == 610 * 7
     dear = replace(price, cached_prompt_nanousd=5)
-    assert max_cost.nanousd(wanted(prompt_tokens_max=100), dear) == 100 * 5 + 1024 * 3
+    assert max_cost.nanousd(accepted(prompt_tokens_max=100), dear) == 100 * 5 + 1024 * 3
 
 
-def test_the_dead_minutes_of_a_lost_attempt_are_not_metered() -> None:
-    answer = MeteredCompletion(wanted(plan="per_second"), PRICE)
+def test_the_silence_after_a_lost_attempt_is_not_metered() -> None:
+    answer = MeteredCompletion(accepted(plan="per_second"), PRICE)
     life = NEW
     second = 1_000_000_000
     for at_ns, event in (

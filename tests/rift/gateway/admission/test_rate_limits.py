@@ -1,5 +1,5 @@
-"""Limits and keys at real gateways on a simulated log: what is refused and told, what a flood does to another
-account, what becomes of who loses the book or whose key is revoked."""
+"""Limits and keys at real gateways on a simulated log: errors and headers, floods by another account, a book
+that is out of date, and revoked keys."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ from tests.simulation.processes import MODEL, SLOTS, GatewayProcess
 
 OTHER = "other"
 TOKENS = 10
-# What the simulated engine makes of the prompt, and what a gateway estimates before it knows.
+# The tokens of the prompt by the simulated engine, and by the gateway's estimate.
 PROMPT, PROMPT_TOKENS = "a prompt", 2
 
 
@@ -56,7 +56,7 @@ def ask(world: World, gateway: GatewayProcess, key: str, *, tokens: int = TOKENS
 
 
 async def whole(call: Call) -> tuple[int, Any]:
-    """Return status and JSON, and with an error its code alone."""
+    """Return the status, and the JSON or an error's code."""
     while await call.more():
         pass
     shown = json.loads(call.data) if call.data else None
@@ -66,7 +66,7 @@ async def whole(call: Call) -> tuple[int, Any]:
 # --- limits ----------------------------------------------------------------------------------------------
 
 
-def test_who_waits_as_told_is_admitted_and_the_headers_say_so_before() -> None:
+def test_a_client_that_waits_as_the_headers_say_is_admitted() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -96,7 +96,7 @@ def test_tokens_are_estimated_first_and_counted_at_the_end() -> None:
         stop = {"parameters": {"max_tokens": 90, "stop": ["zzz"]}}
         first = ask(world, gateway, world.key, **stop)
         await anyio.sleep(0.2)
-        # 92 of 100 are taken, so nothing else fits before the first has ended.
+        # 92 of 100 tokens are reserved, so nothing else fits before the first request has ended.
         assert await whole(ask(world, gateway, world.key)) == (429, "tokens_per_minute")
         first.leave()
         await anyio.sleep(1)
@@ -116,7 +116,7 @@ def test_tokens_are_estimated_first_and_counted_at_the_end() -> None:
     live(test, LimitsSet(id="l", account=ACCOUNT, tokens_per_minute=100))
 
 
-def test_so_many_are_under_way_at_once_whether_their_clients_are_there_or_not() -> None:
+def test_the_concurrent_limit_counts_requests_without_a_client() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -126,7 +126,7 @@ def test_so_many_are_under_way_at_once_whether_their_clients_are_there_or_not() 
         assert await whole(third) == (429, "concurrent_requests")
         assert third.headers[b"x-ratelimit-remaining-concurrent"] == b"0"
         await anyio.sleep(5)
-        # Choices are requests: three of them never fit.
+        # Each choice counts: three never fit.
         given = {"messages": [{"role": "user", "content": "hi"}], "n": 3}
         assert await whole(world.ask(gateway, "/v1/chat/completions", **given)) == (
             429,
@@ -137,7 +137,7 @@ def test_so_many_are_under_way_at_once_whether_their_clients_are_there_or_not() 
     live(test, LimitsSet(id="l", account=ACCOUNT, concurrent=2))
 
 
-def test_a_refused_body_or_a_credit_that_is_used_up_takes_nothing() -> None:
+def test_requests_that_are_refused_for_another_reason_do_not_count() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -153,7 +153,7 @@ def test_a_refused_body_or_a_credit_that_is_used_up_takes_nothing() -> None:
     live(test, LimitsSet(id="l", account=ACCOUNT, requests_per_minute=1))
 
 
-def test_a_keys_limits_are_within_its_accounts() -> None:
+def test_a_key_has_limits_within_those_of_its_account() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -167,7 +167,7 @@ def test_a_keys_limits_are_within_its_accounts() -> None:
     live(test, LimitsSet(id="l", account=ACCOUNT, requests_per_minute=2))
 
 
-def test_two_gateways_give_out_half_each_and_one_gives_out_all_once_it_is_alone() -> None:
+def test_two_gateways_divide_a_limit_until_one_is_lost() -> None:
     async def test(world: World) -> None:
         first, second = await world.gateway(), await world.gateway()
         await world.work()
@@ -185,11 +185,13 @@ def test_two_gateways_give_out_half_each_and_one_gives_out_all_once_it_is_alone(
 
 # --- a flood ---------------------------------------------------------------------------------------------
 
-CLIENTS, ROUNDS, FLOOD = 4 * SLOTS, 16, 40
+CLIENTS = 4 * SLOTS
+ROUNDS = 16
+FLOOD = 40
 
 
-def p99_ms(what: str, *limits: AnyEvent, flooded: bool, clients: int = CLIENTS) -> float:
-    """Return how long requests of one account take, with or without a flood by another."""
+def p99_ms(time: str, *limits: AnyEvent, flooded: bool, clients: int = CLIENTS) -> float:
+    """Return a time of the requests of one account, with or without a flood by another."""
     took: list[float] = []
 
     async def test(world: World) -> None:
@@ -202,7 +204,7 @@ def p99_ms(what: str, *limits: AnyEvent, flooded: bool, clients: int = CLIENTS) 
             for _ in range(ROUNDS):
                 status, shown = await whole(ask(world, gateway, world.key))
                 assert status == 200, shown
-                took.append(shown["timing"][what])
+                took.append(shown["timing"][time])
 
         async def flooding() -> None:
             while True:
@@ -219,21 +221,21 @@ def p99_ms(what: str, *limits: AnyEvent, flooded: bool, clients: int = CLIENTS) 
             floods.cancel_scope.cancel()
 
     live(test, *limits)
-    # The first round finds an empty queue, or one that a flood was alone with.
+    # The first round meets an empty queue, or one that only the flood has filled.
     steady = sorted(took[clients:])
     return steady[int(0.99 * len(steady))]
 
 
-# Who is to keep a queue of its own waiting may do so.
+# Let the account keep its own queue of waiting requests.
 BUSY = LimitsSet(id="busy", account=ACCOUNT, queue_share_percent=100)
 
 
-def test_a_flood_at_most_doubles_how_long_another_account_waits() -> None:
+def test_a_flood_at_most_doubles_the_wait_of_another_account() -> None:
     alone, flooded = p99_ms("queue_ms", BUSY, flooded=False), p99_ms("queue_ms", BUSY, flooded=True)
     assert 1.2 * alone < flooded <= 2 * alone, (alone, flooded)
 
 
-def test_a_flood_at_most_doubles_how_long_an_answer_takes_that_waited_for_nobody() -> None:
+def test_a_flood_at_most_doubles_the_total_time_of_requests_that_did_not_wait() -> None:
     alone = p99_ms("total_ms", BUSY, flooded=False, clients=SLOTS)
     flooded = p99_ms("total_ms", BUSY, flooded=True, clients=SLOTS)
     assert 1.2 * alone < flooded <= 2 * alone, (alone, flooded)
@@ -245,7 +247,7 @@ def test_without_a_share_a_flood_starves_the_others() -> None:
     assert p99_ms("queue_ms", BUSY, free, flooded=True) > 4 * alone
 
 
-def test_who_is_alone_fills_the_queue_and_a_flood_beside_others_is_told() -> None:
+def test_a_single_account_may_fill_the_queue_and_one_of_several_its_share() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -261,14 +263,14 @@ def test_who_is_alone_fills_the_queue_and_a_flood_beside_others_is_told() -> Non
     live(test)
 
 
-def test_a_flood_of_a_model_that_starts_is_told_too() -> None:
+def test_the_share_holds_while_a_model_starts() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway(served=(MODEL,))
         flood = key_of(world, OTHER)
         await anyio.sleep(0.1)
         calls = [ask(world, gateway, flood.text, background=True) for _ in range(30)]
         assert [(await whole(call))[0] for call in calls].count(202) == queue_share.FREE_COLD
-        # Who comes then waits behind those alone.
+        # The next account waits for these requests only.
         assert (await whole(ask(world, gateway, world.key, background=True)))[0] == 202
 
     live(test)
@@ -277,7 +279,7 @@ def test_a_flood_of_a_model_that_starts_is_told_too() -> None:
 # --- the book ----------------------------------------------------------------------------------------------
 
 
-def test_who_cannot_follow_the_book_refuses_all_after_ten_seconds() -> None:
+def test_a_gateway_rejects_everything_ten_seconds_after_it_lost_the_book() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -297,7 +299,7 @@ def test_who_cannot_follow_the_book_refuses_all_after_ten_seconds() -> None:
 # --- keys --------------------------------------------------------------------------------------------------
 
 
-def test_a_key_is_for_its_scopes_and_models_and_until_it_expires() -> None:
+def test_a_key_is_limited_to_its_scopes_models_and_lifetime() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -321,14 +323,14 @@ def test_a_key_is_for_its_scopes_and_models_and_until_it_expires() -> None:
     live(test)
 
 
-def test_usage_and_invoices_are_for_keys_of_that_scope() -> None:
+def test_usage_and_invoices_need_their_scope() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         inference = key_of(world, OTHER, scopes=("inference",))
         await anyio.sleep(0.1)
         for path in ("/v1/usage", "/v1/invoices/2026-11"):
             assert await whole(get(gateway, path, inference.text)) == (403, "insufficient_scope")
-            # Nobody answers here; it was let through.
+            # The key was accepted; no control process answers in this test.
             assert await whole(get(gateway, path, world.key)) == (503, "control_unavailable")
 
     live(test)
@@ -344,7 +346,7 @@ def reasons(world: World) -> list[str | None]:
     return [entry.life.reason for entry in world.ledger.entries.values()]
 
 
-def test_a_revoked_key_is_refused_and_its_streams_end_as_revoked() -> None:
+def test_a_revoked_key_is_rejected_and_its_streams_end() -> None:
     async def test(world: World) -> None:
         first, second = await world.gateway(), await world.gateway()
         await world.work()
@@ -373,14 +375,14 @@ def test_a_revoked_key_is_refused_and_its_streams_end_as_revoked() -> None:
         assert [(await whole(call))[0] for call in waits] == [202] * 4
         await anyio.sleep(1)
         assert sorted(filter(None, reasons(world))) == ["length"] + ["revoked"] * 6
-        # What had tokens is charged up to its end, and nothing else.
+        # Requests that had tokens are charged up to their end, and no others.
         assert world.charged > 0
 
     live(test)
 
 
-def test_what_a_lost_gateway_left_under_a_revoked_key_ends_too() -> None:
-    """In the background, so no gateway follows it; and the key is revoked while nobody serves."""
+def test_requests_that_a_lost_gateway_left_under_a_revoked_key_end() -> None:
+    """No gateway follows a background request, and the key is revoked while no gateway runs."""
 
     async def test(world: World) -> None:
         gateway = await world.gateway()
@@ -397,7 +399,7 @@ def test_what_a_lost_gateway_left_under_a_revoked_key_ends_too() -> None:
     live(test)
 
 
-def test_what_a_revoked_key_reads_of_anothers_request_ends_and_the_request_goes_on() -> None:
+def test_a_stream_read_with_a_revoked_key_ends_and_the_request_continues() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -423,10 +425,10 @@ def test_what_a_revoked_key_reads_of_anothers_request_ends_and_the_request_goes_
     [(Supervision, "fold_book"), (Cancellation, "revoke")],
     ids=["the gateway ends it", "the janitor ends it"],
 )
-def test_a_key_that_is_revoked_while_its_acceptance_is_stored_gets_nothing(
+def test_a_key_that_is_revoked_while_its_acceptance_is_appended_gets_nothing(
     monkeypatch: pytest.MonkeyPatch, absent: tuple[type, str]
 ) -> None:
-    """A word to end it that stood before the acceptance would be for nothing."""
+    """A cancellation that is stored before the acceptance would have no effect."""
     monkeypatch.setattr(*absent, lambda *_: None)
 
     async def test(world: World) -> None:
