@@ -1,16 +1,16 @@
-"""The gateway: HTTP in front, the log behind. It knows no engine, no worker and no database.
+"""The gateway: HTTP on one side, the log on the other. It does not depend on engines, workers or databases.
 
 Folders are layers; each imports only those before it.
 
-    state        what all parts share: the log, its folds, the configuration
+    state        shared by all parts: the log, its folds, the configuration
     asgi/        HTTP: requests, errors, CORS, static pages, the server
     completion   one request's counted events
     choices      the choices of a request with `n` > 1
     dialects/    each API's bodies and frames
-    streams/     events of a lane to the clients that wait
-    admission/   who may ask for what: keys, limits, credit, room
-    submission/  a new request's way into the log
-    api/         routes for what exists already, and the published document
+    streams/     from a lane's events to waiting clients
+    admission/   keys, queue, rate limits, credit, room
+    submission/  appends a new request to the log
+    api/         the route table, stored requests, billing, the OpenAPI document
     app          the ASGI app: routing and error mapping
     process      the process: builds and connects all of it
 """

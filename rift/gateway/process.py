@@ -59,7 +59,7 @@ class Opened(NamedTuple):
     stopping: anyio.Event
 
     async def end_streams(self) -> None:
-        """Accept nothing more, and tell every client where to continue."""
+        """Accept nothing more, and end every stream with the place to resume it."""
         self.stopping.set()
         for lane in self.lanes.every():
             lane.break_off_all(STOPPING)
@@ -81,7 +81,7 @@ async def run(
     async with anyio.create_task_group() as tasks:
         opened = await open_gateway(log, history_log, config, tasks)
 
-        # What is allocated by now stays, so the collector need not look at it again.
+        # Objects that exist now stay, so the collector need not look at them again.
         gc.freeze()
 
         async def stopped() -> None:

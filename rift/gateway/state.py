@@ -1,4 +1,4 @@
-"""What the parts of one gateway share: the state it follows from the log, and how it was started."""
+"""Shared by the parts of one gateway: the state that it follows, and its configuration."""
 
 from collections.abc import Callable, Collection
 
@@ -12,7 +12,7 @@ from rift.catalogue import Catalogue
 
 
 class LogState(msgspec.Struct, frozen=True):
-    """The log and what is folded from it. `histories` reads over a connection of its own, so that a burst of
+    """The log and the folds of it. `histories` reads over a connection of its own, so that a burst of
     clients that resume cannot slow live streams."""
 
     log: Log

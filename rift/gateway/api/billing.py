@@ -1,5 +1,4 @@
-"""`/v1/invoices`, `/v1/usage` and the list at `/v1/inference`: an account's own bills and requests, asked of
-the control process."""
+"""`/v1/invoices`, `/v1/usage` and the list at `/v1/inference`: the control process answers them."""
 
 import re
 from collections import Counter
@@ -14,18 +13,18 @@ from rift.gateway.asgi.errors import HTTPError, retry_after
 from rift.gateway.asgi.request import Request
 from rift.rpc import AnswerFailed, AskInvoice, AskRequests, AskUsage, QuestionRefused, ask
 
-# A client waits so long for an answer that says why there is none.
+# How long a client waits for the control process.
 ANSWER_S = 5.0
 
-# The control process answers one question after the other: with one under way and one behind it an account
-# loses no time, and with more it makes the others wait.
+# The control process answers one query at a time. With one running and one waiting, an account loses no time;
+# with more, it would make other accounts wait.
 QUESTIONS_MAX = 2
 
-# A page of requests: a row is a third of a kilobyte.
+# Requests in a page; a row has about 330 bytes.
 PAGE = 20
 PAGE_MAX = 100
 
-# Who may ask or read its requests one by one may list them, too.
+# Keys with any of these scopes can read single requests, so they may list them.
 LISTING = ("inference", "usage", "admin")
 
 FIRST_DAY = "1970-01-01"
@@ -44,7 +43,7 @@ class BillingRoutes:
         await request.answer(200, await self._ask(AskInvoice(issued.account, period), "invalid_period"))
 
     async def usage(self, request: Request) -> None:
-        """`from` and `to` are days (UTC), both counted; `group_by` is a list with commas."""
+        """`from` and `to` are days (UTC), both inclusive; `group_by` is a comma-separated list."""
         issued = self._auth.authenticate(request, "usage")
         query = request.query()
         groups = tuple(group for group in query.get("group_by", "day,model").split(",") if group)
@@ -52,19 +51,19 @@ class BillingRoutes:
         await request.answer(200, await self._ask(AskUsage(issued.account, *days, groups), "invalid_query"))
 
     async def requests(self, request: Request) -> None:
-        """The account's requests, newest first: `limit` of them, behind the request `after`."""
+        """Answer with `limit` requests of the account, newest first, that precede the request `after`."""
         issued = self._auth.authenticate(request, None)
         query = request.query()
         if not set(LISTING) & set(issued.scopes):
-            message = f"this API key lists no requests; its scopes are {', '.join(issued.scopes)}"
+            message = f"this API key may not list requests; its scopes are {', '.join(issued.scopes)}"
             raise HTTPError(403, message, code="insufficient_scope")
         limit = query.get("limit", str(PAGE))
         after = query.get("after")
         if not re.fullmatch(r"\d{1,3}", limit) or not 1 <= int(limit) <= PAGE_MAX:
-            message = f"limit: {limit!r} is no number from 1 to {PAGE_MAX}"
+            message = f"limit: must be a number from 1 to {PAGE_MAX}, got {limit!r}"
             raise HTTPError(400, message, code="invalid_query", param="limit")
         if after is not None and ids.verified(after, secret=self._secret, account=issued.account) is None:
-            message = f"after: there is no request {after!r} here"
+            message = f"after: request {after!r} was not found"
             raise HTTPError(400, message, code="invalid_query", param="after")
         question = AskRequests(issued.account, int(limit), after)
         await request.answer(200, await self._ask(question, "invalid_query"))
@@ -74,7 +73,7 @@ class BillingRoutes:
             with self._turn(question.account):
                 return await ask(self._log, question, timeout_s=ANSWER_S)
         except AnswerFailed as error:
-            message = "the answer could not be made; try again, or ask for less"
+            message = "the query failed; try again, or ask for less"
             raise HTTPError(503, message, code="answer_failed", headers=retry_after(5)) from error
         except QuestionRefused as refused:
             raise HTTPError(400, str(refused), code=code) from refused
@@ -84,10 +83,10 @@ class BillingRoutes:
 
     @contextmanager
     def _turn(self, account: str) -> Iterator[None]:
-        """Raises HTTPError (429) where so many of the account's questions are under way already."""
+        """Raises HTTPError (429) if QUESTIONS_MAX queries of the account are in progress."""
         if self._under_way[account] >= QUESTIONS_MAX:
             message = (
-                f"{QUESTIONS_MAX} questions of account {account} are under way; try again once one has ended"
+                f"{QUESTIONS_MAX} queries of account {account} are in progress; try again once one has ended"
             )
             raise HTTPError(429, message, code="concurrent_questions", headers=retry_after(1))
         self._under_way[account] += 1

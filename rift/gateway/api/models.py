@@ -1,4 +1,4 @@
-"""`/v1/models`: what this installation can serve, and on demand all that it knows, of what the key is for."""
+"""`/v1/models`: the models that the key may use and that are served or, with `?all=true`, known."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ class ModelRoutes:
     async def one(self, request: Request, id: str) -> None:
         key = self._admission.auth.authenticate(request, None).key
         if id not in self._models:
-            message = f"model {id!r} is not known here"
+            message = f"model {id!r} was not found; see /v1/models?all=true"
             raise HTTPError(404, message, code="model_not_found", param="model")
         self._admission.auth.check_model(id, key)
         await request.answer(200, self._shown(id))

@@ -1,6 +1,6 @@
-"""What the API shows, as types: for `/openapi.json`, and for the tests that hold every answer to it.
+"""The types of all answers, for `/openapi.json` and for the tests that check every answer against them.
 
-The answers themselves are built by `answer.py`, `openai.py` and `responses.py`, where speed counts.
+The dialects build the answers themselves, because speed counts there.
 """
 
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ResponseSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An object of an answer: it has no other fields."""
+    """An object in an answer, without other fields."""
 
 
 class Problem(ResponseSchema, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ class Timing(ResponseSchema, frozen=True, kw_only=True):
 
 
 class InferenceEnd(ResponseSchema, frozen=True, kw_only=True):
-    """The end of a stream: the inference without its output."""
+    """The last event of a stream: the inference without its output."""
 
     id: str
     object: Literal["inference"]
@@ -82,7 +82,7 @@ class Deleted(ResponseSchema, frozen=True, kw_only=True):
 
 
 class InferenceFacts(ResponseSchema, frozen=True, kw_only=True):
-    """A request in a list. A choice of several has its group's id."""
+    """A request in a list. One of several choices names its group."""
 
     id: str
     object: Literal["inference"]
@@ -104,7 +104,7 @@ class InferenceList(ResponseSchema, frozen=True, kw_only=True):
 
 
 class InferenceEvent(ResponseSchema, frozen=True, kw_only=True):
-    """The data of the events `status`, `token` and `error` of a native stream; `done` is an InferenceEnd."""
+    """The data of the events `status`, `token` and `error` of a native stream. `done` has an InferenceEnd."""
 
     id: str
     status: str | None = None
@@ -128,7 +128,7 @@ class ReasoningTokens(ResponseSchema, frozen=True, kw_only=True):
 
 
 class CompletionUsage(ResponseSchema, frozen=True, kw_only=True):
-    """With `continuous_usage_stats`, what was counted so far, without details."""
+    """With `continuous_usage_stats`, chunks have the counts so far, without details."""
 
     prompt_tokens: Count
     completion_tokens: Count
@@ -155,7 +155,7 @@ class CalledFunction(ResponseSchema, frozen=True, kw_only=True):
 
 
 class ChatToolCall(ResponseSchema, frozen=True, kw_only=True):
-    """In a chunk it has an index, and only the first of an index has id, type and name."""
+    """In a chunk it has an index. Only the first chunk of an index has id, type and name."""
 
     function: CalledFunction
     index: int | None = None
@@ -164,7 +164,7 @@ class ChatToolCall(ResponseSchema, frozen=True, kw_only=True):
 
 
 class ChatAnswer(ResponseSchema, frozen=True, kw_only=True):
-    """A message, or in a chunk what is added to it."""
+    """A message or, in a chunk, an addition to it."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -226,7 +226,7 @@ class ChatCompletionChunk(ResponseSchema, frozen=True, kw_only=True):
 
 
 class Completion(ResponseSchema, frozen=True, kw_only=True):
-    """In a stream each chunk is one, with `usage` where it was asked for."""
+    """A completion, or a chunk of its stream. A chunk has `usage` if the client asked for it."""
 
     id: str
     object: Literal["text_completion"]
@@ -261,7 +261,7 @@ class ResponsePart(ResponseSchema, frozen=True, kw_only=True):
 
 
 class ResponseItem(ResponseSchema, frozen=True, kw_only=True):
-    """A message, reasoning, or a function's call."""
+    """A message, reasoning, or a function call."""
 
     id: str
     type: Literal["message", "reasoning", "function_call"]
@@ -313,7 +313,7 @@ class Response(ResponseSchema, frozen=True, kw_only=True):
 
 
 class ResponseEvent(ResponseSchema, frozen=True, kw_only=True):
-    """An event of a stream. Which fields it has besides its type and its number is said by its type."""
+    """An event of a stream. Its type determines its other fields."""
 
     type: str
     sequence_number: Count

@@ -1,8 +1,8 @@
-"""HTTP, without a thought of inference.
+"""HTTP, without any knowledge of inference.
 
 request       a request with a bounded body, and its answer
 errors        errors in OpenAI's form
-cors          what browsers of other origins may do
-static_files  the pages for people, from `static/`
+cors          headers for browsers: CORS and timing
+static_files  the playground and the API reference, from `static/`
 server        hypercorn
 """

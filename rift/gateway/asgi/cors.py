@@ -1,7 +1,7 @@
-"""What browsers and tools need beside an answer: leave for pages of other origins, and how long it took.
+"""Headers for browsers: cross-origin permission (CORS) and `Server-Timing`.
 
-Any page may ask, and that is safe: a key is sent by who has it, never by the browser itself as a cookie would
-be. So a page learns with a key what its owner could learn with curl, and without one nothing.
+Every origin is allowed. That is safe because no cookie authenticates a request: a page needs an API key, and
+with it learns no more than the key's owner could learn with curl.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from rift.gateway.asgi.errors import Headers
 from rift.gateway.asgi.request import Request
 
-# How long a browser need not ask again, seconds: the longest that one of them keeps.
+# How long a browser caches a preflight answer, in seconds: the longest that any browser accepts.
 LEAVE_S = 7200
 
-# `*` is every name but Authorization's: clients send headers of their own beside those of the API.
+# `*` covers all headers except Authorization. Clients add headers of their own to those of the API.
 PREFLIGHT = [
     (b"access-control-allow-origin", b"*"),
     (b"access-control-allow-methods", b"GET, POST, DELETE"),
@@ -30,7 +30,7 @@ ALWAYS = [
 
 
 def is_open(path: str) -> bool:
-    """Say whether pages of other origins may read what this path answers."""
+    """Return whether pages of other origins may read answers of this path."""
     return path.startswith("/v1/") or path == "/openapi.json"
 
 
@@ -44,6 +44,6 @@ async def answer_preflight(request: Request) -> None:
 
 
 def server_timing(timing: Mapping[str, float | None]) -> Headers:
-    """Say what of an answer's timing is known by now, as browsers' tools show it."""
+    """Return the timing that is known so far, for the developer tools of browsers."""
     known = [f"{name.removesuffix('_ms')};dur={ms:.1f}" for name, ms in timing.items() if ms is not None]
     return [(b"server-timing", ", ".join(known).encode())] if known else []

@@ -12,7 +12,7 @@ FINAL: Headers = ((b"x-should-retry", b"false"),)
 
 
 class Refusal(Protocol):
-    """What an error answer says; `events.schema.Problem` is one."""
+    """The fields of an error answer; `events.schema.Problem` has them."""
 
     @property
     def message(self) -> str: ...

@@ -1,4 +1,4 @@
-"""What of HTTP the routes need: a request with a bounded body, an answer, and refusals."""
+"""One HTTP request for the routes: a bounded body in, an answer out."""
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -15,14 +15,14 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-# An extension of the server's: writes a chunk of a response at once, or says False if it has to wait.
+# An extension of our server: write a chunk at once, or return False if the client is slow.
 WRITE_CHUNK = "rift.write_chunk"
 WriteChunk = Callable[[bytes], bool]
 
-# What a client calls its request is said back to it, and to no shell or page in a worse shape.
+# A client's id is echoed only if it is harmless in a shell or a page.
 CLIENT_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
-# A client that sends slower than this is not sending.
+# A body that takes longer than this is rejected.
 BODY_S = 30.0
 
 
@@ -80,16 +80,17 @@ class Request:
                 more = message.get("more_body", False) and size <= 2 * BODY_BYTES_MAX
         self._body_read = True
         if timer.cancelled_caught:
-            raise HTTPError(408, f"the body did not arrive within {BODY_S:.0f} s", code="body_timeout")
+            raise HTTPError(
+                408, f"the body did not arrive within {BODY_S:.0f} s; send it again", code="body_timeout"
+            )
         if too_large:
             sent = declared if declared.isdigit() and int(declared) else f"more than {BODY_BYTES_MAX}"
-            raise HTTPError(
-                413, f"the body has {sent} bytes; the limit is {BODY_BYTES_MAX}", code="body_too_large"
-            )
+            message = f"the body has {sent} bytes, and the limit is {BODY_BYTES_MAX}; send a smaller one"
+            raise HTTPError(413, message, code="body_too_large")
         return b"".join(chunks)
 
     async def drain(self) -> None:
-        """Pass over what is left of the body: an answer that comes before it breaks some connections.
+        """Skip the rest of the body: some clients fail if the answer comes before they have sent it.
 
         Raises ClientGone.
         """
@@ -105,7 +106,7 @@ class Request:
         self._body_read = True
 
     async def disconnected(self) -> None:
-        """Return once the client has gone. Only after the body was read."""
+        """Return once the client has disconnected. Call it only after the body was read."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
 

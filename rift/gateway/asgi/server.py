@@ -1,4 +1,4 @@
-"""Hypercorn, as the gateway runs it: the only door to it."""
+"""Hypercorn as the gateway runs it. No other module imports it."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -12,16 +12,16 @@ from hypercorn.protocol.h11 import H11Protocol
 
 from rift.gateway.asgi.request import WRITE_CHUNK, Scope, Send, WriteChunk
 
-# Between two requests of one client; shorter than any proxy's own.
+# How long an idle connection is kept: shorter than the limit of any proxy.
 KEEP_ALIVE_S = 75
 
-# The streams are ended before the server is told to stop: what is left then is cut.
+# The gateway ends its streams before the server stops, so the server cuts the rest soon.
 GRACEFUL_S = 2
 
-# What may wait in a connection's buffer: asyncio's own mark from which a writer has to wait.
+# The size of a connection's buffer from which a writer waits: asyncio's default.
 WRITE_BUFFER_BYTES = 64 * 1024
 
-# Connections that wait to be accepted while the loop is busy.
+# Connections that may wait to be accepted while the loop is busy.
 BACKLOG = 1024
 
 
@@ -41,16 +41,17 @@ async def serve(app: Any, *, host: str, port: int, stopped: Callable[[], Awaitab
     config.backlog = BACKLOG
     config.include_server_header = False
     config.errorlog = logging.getLogger("hypercorn.error")
-    # In a task of its own: hypercorn leaves the task that called it with a cancellation of its own making.
+    # In its own task, because hypercorn cancels the task that called it.
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(hypercorn_serve, with_chunks, config, shutdown_trigger=stopped, mode="asgi"))
 
 
 def chunk_writer(scope: Scope, send: Send) -> WriteChunk | None:
-    """Return what writes a chunk of a response whose head was sent, or says False if its client is behind.
+    """Return a function that writes a chunk to the socket, or returns False if the client is slow.
 
-    From a message to the socket hypercorn makes a dozen calls and three awaits, in a task that has to be
-    woken for it; an answer of many small chunks is little else. None where a response is not of chunks.
+    Between a message and the socket, hypercorn makes a dozen calls and three awaits in a task of its own;
+    for an answer of many small chunks that is most of the work. Return None if the response is not chunked.
+    Call the function only after the head of the response was sent.
     """
     protocol = getattr(getattr(getattr(send, "__self__", None), "send", None), "__self__", None)
     if not isinstance(protocol, H11Protocol) or scope["http_version"] != "1.1" or scope["method"] == "HEAD":
@@ -66,7 +67,7 @@ def chunk_writer(scope: Scope, send: Send) -> WriteChunk | None:
         try:
             transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         except (RuntimeError, OSError):
-            # A closed connection is the affair of its own task, not of all others' reader.
+            # The connection's own task notices that it is closed; the lane's reader must not fail.
             return False
         return True
 

@@ -1,5 +1,7 @@
-"""The pages for people: the playground at `/`, `/docs`, and what they are made of. Static, and without a key:
-what they show they ask the API for, with the key that they are given."""
+"""The playground at `/`, the API reference at `/docs`, and their files.
+
+They are static and served without a key; the pages call the API with the key that their user enters.
+"""
 
 import hashlib
 from importlib.resources import files
@@ -18,7 +20,7 @@ PAGES = {
     "/pages/icon.svg": ("icon.svg", b"image/svg+xml"),
 }
 
-# A page runs its own files and talks to its own gateway, and nothing else; it makes no HTML of text.
+# A page loads only its own files, calls only its own gateway, and never turns text into HTML.
 POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -27,7 +29,7 @@ HEADERS = [
     (b"content-security-policy", POLICY),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
-    # Asked for again each time, and sent again only if it has changed: an upgrade shows at once.
+    # Browsers revalidate each time, so an upgrade shows at once.
     (b"cache-control", b"no-cache"),
 ]
 
@@ -51,7 +53,7 @@ class StaticFiles:
     async def answer(self, request: Request) -> None:
         """Raises HTTPError."""
         if request.method not in ("GET", "HEAD"):
-            message = f"{request.path} takes GET, not {request.method}"
+            message = f"{request.path} supports GET, not {request.method}"
             raise HTTPError(405, message, code="method_not_allowed", headers=[(b"allow", b"GET")])
         page = self._pages[request.path]
         known = request.header(b"if-none-match") or ""

@@ -1,7 +1,7 @@
-"""Bodies of `/v1/completions` and `/v1/chat/completions` to what is accepted: pure functions.
+"""Parse the bodies of `/v1/completions` and `/v1/chat/completions`: pure functions.
 
-They ignore unknown fields, as their clients expect, and refuse the known ones that would change the answer
-and are not served here. README.md of this folder says of each field what becomes of it.
+Unknown fields are ignored, as clients expect. Known fields that would change the answer but are not supported
+are rejected. The gateway's README lists every field.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -32,7 +32,7 @@ from rift.gateway.dialects.openai_fields import (
 )
 from rift.gateway.dialects.sampling import MaxTokens, ParsedRequest, Sampling, Text, decode, parameters, wrong
 
-# More choices than an engine of 8 slots runs at once would wait for one another.
+# An engine with 8 slots runs this many choices at once; more would wait for one another.
 CHOICES_MAX = 8
 
 Choices = Annotated[int, msgspec.Meta(ge=1, le=CHOICES_MAX)]
@@ -44,7 +44,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class OpenAIBody(Sampling, frozen=True, kw_only=True):
-    """What OpenAI's two text routes share."""
+    """Fields that both APIs have."""
 
     unserved: ClassVar[dict[str, object]] = {
         "echo": False,
@@ -167,7 +167,7 @@ def parse_completion(data: bytes) -> ParsedRequest:
     body = decode(data, _completion)
     refuse_unserved(body, body.unserved)
     if body.best_of is not None and body.best_of != (body.n or 1):
-        raise wrong("best_of", "only as many are made as are returned: leave it out, or set it to n")
+        raise wrong("best_of", "every choice is returned, so `best_of` must equal `n`; leave it out")
     prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
     return _wanted(
         "completion", body, prompt, replace(_sampled(body, body.max_tokens), logprobs=body.logprobs)
@@ -179,7 +179,7 @@ def parse_chat(data: bytes) -> ParsedRequest:
     body = decode(data, _chat)
     refuse_unserved(body, body.unserved)
     if body.top_logprobs is not None and not body.logprobs:
-        raise wrong("top_logprobs", "set logprobs to true to get them")
+        raise wrong("top_logprobs", "set `logprobs` to true to use it")
     choice = body.tool_choice
     asked = replace(
         _sampled(body, body.max_completion_tokens or body.max_tokens),
@@ -230,7 +230,7 @@ def _format(wanted: ChatFormat | None) -> ResponseFormat | None:
     if wanted.type == "json_object":
         return ResponseFormat(type="json_object")
     if wanted.json_schema is None:
-        raise wrong("response_format.json_schema", "the type is json_schema, and there is none")
+        raise wrong("response_format.json_schema", "the type json_schema needs it")
     schema = schema_text(wanted.json_schema.schema, "response_format.json_schema.schema")
     return ResponseFormat(
         type="json_schema",
@@ -251,13 +251,13 @@ def _template(said: dict[str, Any] | None) -> str | None:
 
 def _message(turn: ChatMessage, param: str) -> Message:
     if turn.function_call:
-        raise wrong(f"{param}.function_call", "say it as tool_calls", code="unsupported")
+        raise wrong(f"{param}.function_call", "use `tool_calls` instead", code="unsupported")
     if turn.tool_calls and turn.role != "assistant":
-        raise wrong(f"{param}.tool_calls", "only the assistant calls tools")
+        raise wrong(f"{param}.tool_calls", "only an assistant message may have tool calls")
     if turn.content is None and not (turn.role == "assistant" and (turn.tool_calls or turn.refusal)):
-        raise wrong(f"{param}.content", "expected text; only an assistant that calls tools may say nothing")
+        raise wrong(f"{param}.content", "text is required, except in an assistant message with tool calls")
     if turn.role == "tool" and not turn.tool_call_id:
-        raise wrong(f"{param}.tool_call_id", "a tool's turn names the call that it answers")
+        raise wrong(f"{param}.tool_call_id", "a tool message must name the call that it answers")
     calls = (
         ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
         for call in turn.tool_calls or ()

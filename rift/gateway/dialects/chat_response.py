@@ -1,7 +1,7 @@
 """Objects and chunks of `/v1/completions` and `/v1/chat/completions`: pure, from events to bytes.
 
-Frames have `data:` lines only: an `id:` line breaks these APIs' clients. A chunk is sent for what a client
-can see, so none comes before the first token.
+Frames have `data:` lines only: an `id:` line breaks these APIs' clients. Only visible content makes a chunk,
+so none comes before the first token.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ class TextLayout:
 
     whole_object = "text_completion"
     chunk_object = "text_completion"
-    # What surrounds the text in a chunk that has only text.
+    # The bytes around the text in a chunk that has only text.
     opening = b'"text":'
     closing = b""
     # Whether the first chunk names the role.
@@ -131,7 +131,7 @@ def usage(answers: Iterable[Completion]) -> dict[str, Any]:
 
 
 class ChunkStream:
-    """Chunks of a streamed answer, of one choice or of several."""
+    """The chunks of a streamed answer with one or several choices."""
 
     keep_alive = KEEP_ALIVE
     tells_status = False

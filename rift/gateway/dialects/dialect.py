@@ -1,5 +1,5 @@
-"""The four APIs side by side. What differs between them is a field of `Dialect`, so that no other module asks
-which API a request came by."""
+"""The four APIs side by side. Every difference between them is a field of `Dialect`, so no other module
+branches on the API of a request."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,7 +24,7 @@ class StreamFormat(Protocol):
 
     # The bytes that keep a silent connection open.
     keep_alive: bytes
-    # Whether the client is told what its request waits for.
+    # Whether the stream shows why a request waits.
     tells_status: bool
 
     def waiting(self, name: str, estimate_ms: int | None) -> bytes:

@@ -1,4 +1,4 @@
-"""What OpenAI's routes share beyond sampling: tools, schemas, metadata. Pure; errors name the field."""
+"""Fields that OpenAI's APIs share beyond sampling: tools, schemas, metadata. Pure; errors name the field."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ METADATA_NAME_MAX = 64
 METADATA_TEXT_MAX = 512
 ALTERNATIVES_MAX = 20
 
-# A bias is a row of the engine's sampler for each step.
+# The engine's sampler applies every bias at every step.
 BIASES_MAX = 1024
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -32,10 +32,12 @@ Metadata = Annotated[
 ]
 Effort = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{1,16}$")]
 Choice = Literal["none", "auto", "required"]
-Refused = Annotated[Any, msgspec.Meta(description="Not served here: refused unless it asks for nothing.")]
+Refused = Annotated[
+    Any, msgspec.Meta(description="Not supported: rejected unless null, empty or the default.")
+]
 
 
-# JSON as its client wrote it; empty where there is none.
+# JSON as the client wrote it, or empty.
 Schema = msgspec.Raw
 
 
@@ -51,7 +53,7 @@ class NamedFunction(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A piece of a turn. Text has many names, and only text is served."""
+    """A part of a message. Only text is supported; the APIs have several types for it."""
 
     type: str
     text: str = ""
@@ -62,12 +64,12 @@ TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", 
 
 
 def text_of(content: str | list[Part] | None, param: str) -> str:
-    """Return the text of a turn. Raises HTTPError."""
+    """Return the text of a message. Raises HTTPError."""
     if content is None or isinstance(content, str):
         return content or ""
     for at, part in enumerate(content):
         if part.type not in TEXT_PARTS:
-            words = f"only text is served here, not {part.type!r}"
+            words = f"only text is supported, got {part.type!r}"
             raise wrong(f"{param}[{at}].type", words, code="unsupported")
     return "".join(part.text or part.refusal for part in content)
 
@@ -82,12 +84,12 @@ def tool(function: Function, param: str) -> Tool:
 
 
 def schema_text(raw: Schema, param: str) -> str | None:
-    """Return a JSON schema as its client wrote it; None where there is none. Raises HTTPError."""
+    """Return a JSON schema as the client wrote it, or None. Raises HTTPError."""
     data = bytes(raw).strip()
     if data in (b"", b"null"):
         return None
     if not data.startswith(b"{"):
-        raise wrong(param, "expected a JSON schema, which is an object")
+        raise wrong(param, "a JSON schema must be an object")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -103,12 +105,12 @@ def with_tools(
     *,
     parallel: bool | None,
 ) -> Parameters:
-    """Raises HTTPError where the choice is of a tool that is not there."""
+    """Add tools and their choice. Raises HTTPError if the choice names an unknown tool."""
     named = choice.name if isinstance(choice, NamedFunction) else None
     if named is not None and named not in {each.name for each in tools}:
-        raise wrong("tool_choice", f"there is no tool {named!r} in tools")
+        raise wrong("tool_choice", f"`tools` has no tool {named!r}")
     if choice == "required" and not tools:
-        raise wrong("tool_choice", "it is `required`, and there are no tools")
+        raise wrong("tool_choice", "`required` needs at least one entry in `tools`")
     return msgspec.structs.replace(
         parameters,
         tools=tools,
@@ -119,19 +121,19 @@ def with_tools(
 
 
 def refuse_unserved(body: msgspec.Struct, unserved: dict[str, object]) -> None:
-    """`unserved` names fields that would change the answer, with a value that asks for nothing."""
+    """Reject the fields in `unserved`, which would change the answer, unless their value is neutral."""
     for name, neutral in unserved.items():
         value = getattr(body, name)
         if value and value != neutral:
-            raise wrong(name, "this installation does not serve it; leave it out", code="unsupported")
+            raise wrong(name, "this field is not supported; leave it out", code="unsupported")
 
 
 def answered_calls(messages: list[Message], param: str) -> tuple[Message, ...]:
-    """A tool's turn answers a call of the turns before it. Raises HTTPError."""
+    """Check that each tool message answers a call in an earlier message. Raises HTTPError."""
     called: set[str] = set()
     for at, message in enumerate(messages):
         called.update(call.id for call in message.tool_calls)
         if message.role == "tool" and message.tool_call_id not in called:
-            words = f"no call {message.tool_call_id!r} is in the turns before it"
+            words = f"no earlier message has a call {message.tool_call_id!r}"
             raise wrong(f"{param}[{at}].tool_call_id", words)
     return tuple(messages)

@@ -1,7 +1,7 @@
-"""Bodies of `/v1/responses` to what is accepted: pure functions, with errors that name the field.
+"""Parse the bodies of `/v1/responses`: pure functions, with errors that name the field.
 
-Unknown fields are ignored, as their clients expect, and the known ones that would change the answer and are
-not served here are refused. README.md of this folder says of each field what becomes of it.
+Unknown fields are ignored, as clients expect. Known fields that would change the answer but are not supported
+are rejected. The gateway's README lists every field.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -61,7 +61,7 @@ class ReasoningOptions(msgspec.Struct, frozen=True):
 
 
 class Item(msgspec.Struct, frozen=True):
-    """A message, a function's call, its output, or reasoning: by `type`, a message without one."""
+    """A message, a function call, its output, or reasoning. Without a `type` it is a message."""
 
     type: str | None = None
     role: Role | None = None
@@ -110,7 +110,11 @@ def parse(data: bytes) -> ParsedRequest:
     body = decode(data, _body)
     refuse_unserved(body, body.unserved)
     if body.truncation == "auto":
-        raise wrong("truncation", "input that is too long is refused, not cut", code="unsupported")
+        raise wrong(
+            "truncation",
+            "`auto` is not supported; shorten the input",
+            code="unsupported",
+        )
     choice = body.tool_choice
     asked = replace(
         parameters(body, body.max_output_tokens or body.max_tokens),
@@ -150,7 +154,7 @@ def _format(wanted: TextFormat | None) -> ResponseFormat | None:
         return ResponseFormat(type="json_object")
     schema = schema_text(wanted.schema, "text.format.schema")
     if schema is None or wanted.name is None:
-        raise wrong("text.format", "the type is json_schema: it needs a name and a schema")
+        raise wrong("text.format", "the type json_schema needs a name and a schema")
     return ResponseFormat(type="json_schema", name=wanted.name, schema=schema, strict=bool(wanted.strict))
 
 
@@ -162,16 +166,16 @@ def _messages(body: ResponseBody) -> tuple[Message, ...]:
     for at, item in enumerate(body.input):
         _add(turns, item, f"input[{at}]")
     if not turns:
-        raise wrong("input", "there is no turn in it")
+        raise wrong("input", "at least one item is required")
     return answered_calls(first + turns, "input")
 
 
 def _add(turns: list[Message], item: Item, param: str) -> None:
-    """Add an item to the turns. What the assistant reasons, says and calls in a row is one turn."""
+    """Add an item. Consecutive reasoning, text and calls of the assistant become one message."""
     match item.type or "message":
         case "message":
             if item.role is None:
-                raise wrong(f"{param}.role", "a message has one")
+                raise wrong(f"{param}.role", "a message needs a role")
             said = text_of(item.content, f"{param}.content")
             if item.role == "assistant":
                 _assistant(turns, content=said)
@@ -179,24 +183,24 @@ def _add(turns: list[Message], item: Item, param: str) -> None:
                 turns.append(Message(role=item.role, content=said))
         case "function_call":
             if not (item.call_id and item.name and item.arguments is not None):
-                raise wrong(param, "a function_call has call_id, name and arguments")
+                raise wrong(param, "a function_call needs call_id, name and arguments")
             call = ToolCall(id=item.call_id, name=item.name, arguments=item.arguments)
             _assistant(turns, tool_calls=(call,))
         case "function_call_output":
             if not item.call_id:
-                raise wrong(f"{param}.call_id", "an output names the call that it answers")
+                raise wrong(f"{param}.call_id", "an output must name the call that it answers")
             said = text_of(item.output, f"{param}.output")
             turns.append(Message(role="tool", content=said, tool_call_id=item.call_id))
         case "reasoning":
             said = text_of(item.content or item.summary, f"{param}.content")
             _assistant(turns, reasoning=said)
         case other:
-            words = f"{other!r} is not served here; known are message, function_call, function_call_output"
+            words = f"{other!r} is not supported; use message, function_call or function_call_output"
             raise wrong(f"{param}.type", words, code="unsupported")
 
 
 def _assistant(turns: list[Message], **said: Any) -> None:
-    """Go on with the assistant's turn, or begin one: what is said already is not said again in it."""
+    """Extend the assistant's last message, or begin a new one if it has that content already."""
     last = turns[-1] if turns and turns[-1].role == "assistant" else None
     if last is None or (
         not said.get("tool_calls") and (last.tool_calls or last.content or "reasoning" in said)

@@ -1,7 +1,7 @@
-"""Objects and events of `/v1/responses`: pure, from the answer's events to bytes.
+"""Objects and events of `/v1/responses`: pure, from the log's events to bytes.
 
-Everything follows from what the log says, the numbers of the events too: a stream that is read again is the
-same, from whatever gateway, and goes on behind any number. Nothing is sent before an attempt has started.
+The log determines everything, including the event numbers. So a replayed stream is the same from every
+gateway, and can start after any number. Nothing is sent before an attempt has started.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from rift.gateway.dialects.native import KEEP_ALIVE
 REQUEST = "req_"
 RESPONSE = "resp_"
 
-# The names of an item's id, of its part, and of the events of its text.
+# By kind of segment: the prefix of an item's id, the type of its part, and the prefix of its text events.
 PREFIX = {"reasoning": "rs", "text": "msg", "call": "fc"}
 PART = {"reasoning": "reasoning_text", "text": "output_text"}
 TEXT_EVENT = {
@@ -39,7 +39,7 @@ def response_id(request: str) -> str:
 
 
 def response(answer: Completion) -> dict[str, Any]:
-    """The whole object, of a response that has ended or is under way."""
+    """Return the object of a response, whether it has ended or not."""
     said = answer.accepted.parameters
     accepted = answer.accepted
     status = _status(answer)
@@ -75,7 +75,7 @@ def response(answer: Completion) -> dict[str, Any]:
 
 
 class ResponsesStream:
-    """The events of one response behind number `after`. The answer keeps its text."""
+    """The events of one response after number `after`. The answer must keep its text."""
 
     keep_alive = KEEP_ALIVE
     tells_status = False
@@ -86,8 +86,8 @@ class ResponsesStream:
         self._number = 0
         self._begun = False
         self._open: int | None = None
-        # Of each segment, how many of its pieces and of their logprobs were told.
-        self._told: list[tuple[int, int]] = []
+        # For each segment, how many pieces and logprobs were sent.
+        self._sent: list[tuple[int, int]] = []
 
     def waiting(self, name: str, estimate_ms: int | None) -> bytes:
         return KEEP_ALIVE
@@ -96,19 +96,23 @@ class ResponsesStream:
         ended = answer.life.phase == "ended"
         if not (answer.life.attempt or ended):
             return b""
-        told = b"".join(self._numbered(self._frames(event, ended=ended)))
-        return told + self._beyond() if ended and self._after >= self._number else told
+        frames = b"".join(self._numbered(self._frames(event, ended=ended)))
+        return frames + self._past_the_end() if ended and self._after >= self._number else frames
 
     def broken_off(self, problem: Problem, after: int) -> bytes:
         return self._problem(problem)
 
-    def _beyond(self) -> bytes:
-        """Only the end says which event is the last; who is given nothing could not tell it from a cut."""
-        message = f"event {self._after} of this response does not exist; the last one is {self._number - 1}"
+    def _past_the_end(self) -> bytes:
+        """Return an error that names the last event, for a client that resumes past the end.
+
+        Without it the client could not tell the end from a broken connection.
+        """
+        message = f"this response has no event {self._after}; the last one is {self._number - 1}"
         return self._problem(Problem(code="invalid_event_id", message=message, param="starting_after"))
 
     def _problem(self, problem: Problem) -> bytes:
-        """No event of the log: it has the number of the one before it, behind which the stream goes on."""
+        """Return an event that is not in the log. It repeats the number of the event before it, so a client that
+        resumes after it misses nothing."""
         shown = {
             "type": "error",
             "code": problem.code,
@@ -134,7 +138,7 @@ class ResponsesStream:
             yield {"type": "response.in_progress", "response": begun}
         if isinstance(event, TokensGenerated):
             for at, segment in enumerate(self._answer.segments):
-                yield from self._told_of(at, segment)
+                yield from self._segment_events(at, segment)
         elif ended:
             if self._open is not None:
                 yield from self._close(self._open, _item_status(self._answer, self._open))
@@ -142,20 +146,24 @@ class ResponsesStream:
             name = shown["status"] if shown["status"] in ("completed", "failed") else "incomplete"
             yield {"type": f"response.{name}", "response": shown}
 
-    def _told_of(self, at: int, segment: Segment) -> Iterator[dict[str, Any]]:
-        """Tell what the segment has more than was told of it."""
-        if at == len(self._told):
+    def _segment_events(self, at: int, segment: Segment) -> Iterator[dict[str, Any]]:
+        """Yield events for the part of a segment that was not sent yet."""
+        if at == len(self._sent):
             if self._open is not None:
                 yield from self._close(self._open, "completed")
             self._open = at
-            self._told.append((0, 0))
+            self._sent.append((0, 0))
             empty = Segment(segment.kind, id=segment.id, name=segment.name)
             item = _item(self._answer, at, empty, "in_progress")
-            yield {"type": "response.output_item.added", "output_index": at, "item": item | _nothing(item)}
+            yield {
+                "type": "response.output_item.added",
+                "output_index": at,
+                "item": item | _no_parts(item),
+            }
             if segment.kind != "call":
                 yield self._part("added", at, empty)
-        pieces, logprobs = self._told[at]
-        self._told[at] = len(segment.pieces), len(segment.logprobs)
+        pieces, logprobs = self._sent[at]
+        self._sent[at] = len(segment.pieces), len(segment.logprobs)
         if delta := "".join(segment.pieces[pieces:]):
             yield self._text(at, segment, "delta", {"delta": delta}, segment.logprobs[logprobs:])
 
@@ -205,7 +213,7 @@ def _status(answer: Completion) -> str:
 
 
 def _item_status(answer: Completion, at: int) -> str:
-    """Only the last item can be unfinished."""
+    """Return an item's status: only the last item can be unfinished."""
     if at < len(answer.segments) - 1:
         return "completed"
     return {"completed": "completed", "in_progress": "in_progress"}.get(_status(answer), "incomplete")
@@ -226,8 +234,8 @@ def _item(answer: Completion, at: int, segment: Segment, status: str) -> dict[st
     return item | {"type": "message", "role": "assistant", "content": [_part(segment)]}
 
 
-def _nothing(item: dict[str, Any]) -> dict[str, Any]:
-    """An item that was just added has no parts yet."""
+def _no_parts(item: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of an item that has just been added: it has no parts yet."""
     return {"content": []} if "content" in item else {}
 
 
@@ -282,5 +290,5 @@ def _tool(tool: Any) -> dict[str, Any]:
 
 
 def _raw(text: str | None) -> Any:
-    """What a client wrote over several lines would end an event's `data:` line."""
+    """Return JSON on one line: a line break in the client's text would end the event's `data:` line."""
     return msgspec.Raw(msgspec.json.format((text or "null").encode(), indent=-1))

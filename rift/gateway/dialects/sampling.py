@@ -1,5 +1,5 @@
-"""What all APIs share in reading a body: the sampling fields and their limits, decoding, and errors that name
-the field."""
+"""Shared by the bodies of all APIs: sampling fields with their limits, decoding, and errors that name the
+field."""
 
 import re
 from typing import Annotated, TypeVar
