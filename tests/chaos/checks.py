@@ -111,15 +111,15 @@ def check_stream(frames: Sequence[Frame], expected: Expected) -> Counts:
     """Compare the frames, in the order of arrival, with the expected answer."""
     counts = Counts()
     arrived = arrivals(frames, expected.pieces, counts.unexplained.append)
-    wanted = range(len(expected.pieces))
-    got = set(arrived)
-    counts.lost = len(set(wanted) - got)
-    counts.duplicated = len(arrived) - len(got)
+    expected_tokens = range(len(expected.pieces))
+    received = set(arrived)
+    counts.lost = len(set(expected_tokens) - received)
+    counts.duplicated = len(arrived) - len(received)
     counts.reordered = _steps_back(arrived)
-    if extra := got - set(wanted):
+    if extra := received - set(expected_tokens):
         counts.unexplained.append(f"tokens {sorted(extra)[:5]} are beyond the answer's end")
     _check_ids(frames, counts)
-    _check_end(frames, expected, counts, received=len(got))
+    _check_end(frames, expected, counts, received=len(received))
     return counts
 
 

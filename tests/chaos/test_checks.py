@@ -186,8 +186,8 @@ def test_the_log_must_hold_the_acceptance_and_the_end() -> None:
 
 @pytest.mark.parametrize("name", ["output", "usage", "charge", "finish_reason"])
 def test_a_retrieval_that_differs_is_unexplained(name: str) -> None:
-    shown = {"output": "".join(PIECES), **DONE} | {name: None}
-    assert len(check_retrieved(stream(), shown).unexplained) == 1
+    answer = {"output": "".join(PIECES), **DONE} | {name: None}
+    assert len(check_retrieved(stream(), answer).unexplained) == 1
 
 
 def test_the_bill_must_have_the_row_the_facts_and_the_charge() -> None:

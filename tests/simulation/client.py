@@ -193,13 +193,13 @@ class Client:
             pass
         if not call.whole:
             return self._lost()
-        shown = json.loads(call.data)
+        answer = json.loads(call.data)
         if call.status >= 400:
-            return self._refused(call.status, shown["error"])
+            return self._refused(call.status, answer["error"])
         if call.status == 202:
-            self.request = shown["id"]
+            self.request = answer["id"]
             return False
-        self._check_answer(shown)
+        self._check_answer(answer)
         return True
 
     async def _fetch(self) -> bool:
@@ -212,15 +212,15 @@ class Client:
         if not call.whole or call.status == 503:
             return False
         hold(call.status == 200, f"{self.request}: {call.status} {call.data!r}")
-        shown = json.loads(call.data)
-        entry = self._entry(shown["id"])
-        if shown["status"] in ("queued", "running"):
-            hold(entry.text.startswith(shown["output"]), "a partial answer is not a prefix of the text")
+        answer = json.loads(call.data)
+        entry = self._entry(answer["id"])
+        if answer["status"] in ("queued", "running"):
+            hold(entry.text.startswith(answer["output"]), "a partial answer is not a prefix of the text")
             return False
-        if "error" in shown:
-            self.outcome = shown["error"]["code"]
+        if "error" in answer:
+            self.outcome = answer["error"]["code"]
         else:
-            self._check_answer(shown)
+            self._check_answer(answer)
         return True
 
     async def _follow(self, call: Call) -> bool:
@@ -278,8 +278,8 @@ class Client:
         entry = self._entry(self.request)
         if frame.kind == "error" and frame.data["error"]["code"] in ("gateway_stopping", "slow_reader"):
             passed = entry.events[self._last_id : frame.number]
-            shown = any(isinstance(event, TokensGenerated | RequestFinished) for event in passed)
-            hold(not shown, f"a client that resumes after {frame} misses tokens")
+            missed = any(isinstance(event, TokensGenerated | RequestFinished) for event in passed)
+            hold(not missed, f"a client that resumes after {frame} misses tokens")
             return False
         hold(frame.number <= len(entry.events), f"{frame} was shown, but is not in the log")
         if frame.kind == "token":
@@ -318,17 +318,17 @@ class Client:
             self.outcome = "done"
         return False
 
-    def _check_answer(self, shown: dict[str, Any]) -> None:
-        entry = self._entry(shown["id"])
+    def _check_answer(self, answer: dict[str, Any]) -> None:
+        entry = self._entry(answer["id"])
         self.request = entry.id
-        hold(shown["output"] == entry.text, f"{entry.id}: the answer is not the text")
+        hold(answer["output"] == entry.text, f"{entry.id}: the answer is not the text")
         self._shown, self._next_index = entry.text, len(entry.token_ids)
-        self._check_done(entry, shown)
+        self._check_done(entry, answer)
 
-    def _check_done(self, entry: Entry, shown: dict[str, Any]) -> None:
+    def _check_done(self, entry: Entry, answer: dict[str, Any]) -> None:
         self.outcome = "done"
         hold(entry.ended_at_ns > 0, f"{entry.id}: done before the end")
         hold(self._shown == entry.text, f"{entry.id}: done, and not all was shown")
-        hold(shown["usage"]["output_tokens"] == len(entry.token_ids), f"{entry.id}: usage {shown['usage']}")
+        hold(answer["usage"]["output_tokens"] == len(entry.token_ids), f"{entry.id}: usage {answer['usage']}")
         charge = self._ledger.charge_nanousd(entry)
-        hold(shown["charge"]["nanousd"] == charge, f"{entry.id}: {charge} charged, {shown['charge']} shown")
+        hold(answer["charge"]["nanousd"] == charge, f"{entry.id}: {charge} charged, {answer['charge']} shown")

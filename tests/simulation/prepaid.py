@@ -100,7 +100,7 @@ class Prepaid(service.Service):
         self._key = write_book(self.broker, self.chance, self.limits)
         self._tasks.start_soon(settle_lost, self.broker)
 
-    async def _let_come(self, clients: TaskGroup) -> None:
+    async def _start_clients(self, clients: TaskGroup) -> None:
         for number in range(ASKERS):
             await anyio.sleep(self.chance.uniform(0.0, 1.6 * UNREST_S / ASKERS))
             clients.start_soon(self._ask_for, number)

@@ -199,8 +199,10 @@ class WorkerProcess(Process):
     @property
     def at_work(self) -> list[str]:
         """The requests and attempts that the worker still holds, in its engine or not."""
-        held = [claim.request.text for claim in self.worker.claims.held] if self.worker is not None else []
-        return held + list(self.engine.running)
+        requests = (
+            [claim.request.text for claim in self.worker.claims.held] if self.worker is not None else []
+        )
+        return requests + list(self.engine.running)
 
     async def main(self) -> None:
         await say(self.log, ReplicaStarting(replica=self.name, model=MODEL, engine="sim"))

@@ -93,7 +93,7 @@ class Result(NamedTuple):
 
 class Service:
     def __init__(self, seed: int, tasks: TaskGroup, faults: Faults, *, mishaps: bool) -> None:
-        self._may_go_wrong = mishaps
+        self._has_mishaps = mishaps
         self.chance = random.Random(seed)
         self.broker = MemoryBroker(tasks, self._now_ns, chance=self.chance, faults=faults)
         self.ledger = Ledger(self.broker, PRICE)
@@ -111,7 +111,7 @@ class Service:
         """Raises Violation."""
         await self._write_book()
         self._tasks.start_soon(self.ledger.watch)
-        if not self._may_go_wrong:
+        if not self._has_mishaps:
             self._tasks.start_soon(self._watch_engines)
         for kind, many in ((GatewayProcess, GATEWAYS), (WorkerProcess, WORKERS), (JanitorProcess, 1)):
             for _ in range(many):
@@ -119,9 +119,9 @@ class Service:
         async with anyio.create_task_group() as clients:
             with anyio.move_on_after(UNREST_S):
                 async with anyio.create_task_group() as unrest:
-                    if self._may_go_wrong:
-                        unrest.start_soon(self._go_wrong)
-                    unrest.start_soon(self._let_come, clients)
+                    if self._has_mishaps:
+                        unrest.start_soon(self._inject_faults)
+                    unrest.start_soon(self._start_clients, clients)
             self._calm()
         await self._settle()
         self._check()
@@ -137,7 +137,7 @@ class Service:
         data = codec.encode("cli", events)
         self.broker.store(subjects.BOOK, subjects.book("all", "all"), data, None)
 
-    async def _let_come(self, clients: TaskGroup) -> None:
+    async def _start_clients(self, clients: TaskGroup) -> None:
         for number in range(CLIENTS):
             await anyio.sleep(self.chance.uniform(0.0, 2 * UNREST_S / CLIENTS * 0.8))
             client = Client(number, self.chance, self._key, self.ledger, self._supervisor.gateways)
@@ -161,7 +161,7 @@ class Service:
 
     # --- mishaps -------------------------------------------------------------------------------------
 
-    async def _go_wrong(self) -> None:
+    async def _inject_faults(self) -> None:
         mishaps = list(MISHAPS)
         while True:
             await anyio.sleep(self.chance.uniform(0.0, 8.0))
