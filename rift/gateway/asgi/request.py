@@ -85,8 +85,8 @@ class Request:
             )
         if too_large:
             sent = declared if declared.isdigit() and int(declared) else f"more than {BODY_BYTES_MAX}"
-            message = f"the body has {sent} bytes, and the limit is {BODY_BYTES_MAX}; send a smaller one"
-            raise HTTPError(413, message, code="body_too_large")
+            problem = f"the body has {sent} bytes, and the limit is {BODY_BYTES_MAX}; send a smaller one"
+            raise HTTPError(413, problem, code="body_too_large")
         return b"".join(chunks)
 
     async def drain(self) -> None:

@@ -111,8 +111,8 @@ class ResponsesStream:
         return self._problem(Problem(code="invalid_event_id", message=message, param="starting_after"))
 
     def _problem(self, problem: Problem) -> bytes:
-        """Return an event that is not in the log. It repeats the number of the event before it, so a client that
-        resumes after it misses nothing."""
+        """Return an event that is not in the log. It repeats the number of the event before it, so a client
+        that resumes after it misses nothing."""
         shown = {
             "type": "error",
             "code": problem.code,
