@@ -1,4 +1,4 @@
-"""Decides in a test's own words how many replicas a model shall have: one event, as the leader appends it."""
+"""Set a model's number of replicas from a test, with the event that a leader appends."""
 
 from events import codec, fleet, subjects
 from events.log import Log
@@ -6,7 +6,7 @@ from events.schema import ScaleDecided
 
 
 async def decide(log: Log, model: str, replicas: int, **inputs: int) -> None:
-    """Append the decision, unless that is what was decided last. Raises LogError."""
+    """Append the decision, unless it equals the last one. Raises LogError."""
     found = await fleet.read(log)
     before = found.wanted.get(model, 0)
     if before == replicas:

@@ -1,8 +1,7 @@
-"""The Kubernetes API server, as much of it as the fleet needs: workloads listed and watched, scaled and read,
-pods deleted.
+"""The part of the Kubernetes API that the fleet needs: list, watch and scale workloads, and delete pods.
 
-What lives here: addresses, the token, requests, and what an answer means. What must not: what is wanted, and
-when it is tried again.
+This module holds addresses, the token, requests and the meaning of answers. The wanted numbers and the
+retries must not live here.
 """
 
 import math
@@ -19,33 +18,33 @@ from rift.errors import RiftError
 
 Shape = TypeVar("Shape")
 
-# Where each pod finds its service account, by Kubernetes' own rule.
+# Kubernetes mounts each pod's service account here.
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
-# What Rift's workloads are labelled with; `rift/model` holds the model's slug.
+# The labels of Rift's workloads; `rift/model` holds the model's slug.
 SELECTOR = "app.kubernetes.io/part-of=rift,rift/model"
 
-# An API server answers such calls in milliseconds, and within a second while etcd elects a leader. Beyond
-# this its answer is of no use to who waits for a replica.
+# An API server answers such calls in milliseconds, and within a second while etcd elects a leader. A later
+# answer is useless to clients that wait for a replica.
 CALL_S = 10.0
 
-# A replica that was given up says nothing more: its GPUs are worth more than its last words.
+# A lost replica no longer reports, so its GPUs are worth more than a long shutdown.
 LOST_GRACE_S = 5
 
-# One object of a watch. etcd refuses more than 1.5 MiB.
+# The largest object of a watch. etcd refuses more than 1.5 MiB.
 LINE_BYTES_MAX = 4 << 20
 
 
 class ClusterError(RiftError):
-    """This process is in no cluster; the message says what is missing."""
+    """This process does not run in a cluster; the message names the missing part."""
 
 
 class Unreachable(RiftError):
-    """There was no answer, or none of an API server. Whether the call was carried out is not known."""
+    """No API server answered. The call may or may not have been carried out."""
 
 
 class Refused(RiftError):
-    """The API server's own word against a call, and in how many seconds it would be asked again."""
+    """The API server refused a call. `retry_after_s` is when it wants the next one."""
 
     def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(f"{status} {message}")
@@ -55,7 +54,7 @@ class Refused(RiftError):
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """`version` is the server's, and means nothing but same or not the same."""
+    """`version` is opaque: it may only be compared for equality."""
 
     name: str
     replicas: int
@@ -67,7 +66,7 @@ class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
     resource_version: str = ""
 
 
-# A Scale of 0 replicas has no such field; a Deployment always has it, since its server fills in the default.
+# A Scale of 0 replicas lacks this field; a Deployment always has it, since the server fills in the default.
 class _Spec(msgspec.Struct, frozen=True):
     replicas: int = 0
 
@@ -103,8 +102,8 @@ class _Status(msgspec.Struct, frozen=True):
 
 
 class Cluster:
-    """One namespace of the API server at `url`; an async context. The token's file is read for each call:
-    tokens rotate."""
+    """One namespace of the API server at `url`; an async context. The token's file is read for each call,
+    since tokens rotate."""
 
     def __init__(
         self, url: str, namespace: str, *, token: Path, ca: Path | None = None, call_s: float = CALL_S
@@ -119,7 +118,7 @@ class Cluster:
 
     @classmethod
     def around(cls, environment: Mapping[str, str], account: Path = SERVICE_ACCOUNT) -> "Cluster":
-        """Return the cluster that this process is a pod of. Raises ClusterError."""
+        """Return the cluster in which this process is a pod. Raises ClusterError."""
         host, port = (environment.get(f"KUBERNETES_SERVICE_{name}") for name in ("HOST", "PORT"))
         if not host or not port:
             raise ClusterError(
@@ -137,12 +136,12 @@ class Cluster:
         return cls(url, namespace, token=account / "token", ca=account / "ca.crt")
 
     async def __aenter__(self) -> "Cluster":
-        """Raises ClusterError where the CA's file cannot be used."""
+        """Raises ClusterError if the CA's file cannot be used."""
         try:
             verify = ssl.create_default_context(cafile=self._ca) if self._ca else True
         except (OSError, ssl.SSLError) as error:
             raise ClusterError(f"{self._ca}: {error}") from error
-        # Nothing of this is for a proxy that the environment may name: the server is the cluster's own.
+        # The environment may name a proxy, but the server is inside the cluster.
         self._client = httpx.AsyncClient(
             base_url=self._url, verify=verify, timeout=self._call_s, trust_env=False
         )
@@ -159,61 +158,62 @@ class Cluster:
     # --- calls: each raises Refused, Unreachable ---------------------------------------------------------
 
     async def workloads(self) -> tuple[list[Workload], str]:
-        """Return Rift's workloads as they are now, and the version to watch from."""
-        found = _decoded(_List, await self._call("GET", self._deployments, {"labelSelector": SELECTOR}))
-        return [item.workload() for item in found.items], found.metadata.resource_version
+        """Return Rift's current workloads, and the version to watch from."""
+        listed = _decoded(_List, await self._call("GET", self._deployments, {"labelSelector": SELECTOR}))
+        return [item.workload() for item in listed.items], listed.metadata.resource_version
 
-    async def watch(self, version: str, seen: Callable[[str, Workload], None], *, within_s: float) -> None:
-        """Tell of each change since a version (ADDED, MODIFIED or DELETED), until the server ends the watch.
-        It is asked to after `within_s`; a server that hangs is for the caller to leave."""
-        asked = {
+    async def watch(self, version: str, changed: Callable[[str, Workload], None], *, within_s: float) -> None:
+        """Call `changed` for each change since a version (ADDED, MODIFIED or DELETED) until the server ends
+        the watch. The server is asked to end it after `within_s`; the caller must time out a server that
+        hangs."""
+        parameters = {
             "watch": "true",
             "labelSelector": SELECTOR,
             "resourceVersion": version,
             "timeoutSeconds": str(math.ceil(within_s)),
         }
         timeout = httpx.Timeout(self._call_s, read=None)
-        request = self._request("GET", self._deployments, asked, timeout=timeout)
+        request = self._request("GET", self._deployments, parameters, timeout=timeout)
         try:
             response = await self._client.send(request, stream=True)
             try:
                 if not response.is_success:
                     raise _refusal(response, await response.aread())
-                await _changes(response, seen)
+                await _changes(response, changed)
             finally:
                 await response.aclose()
         except httpx.HTTPError as error:
             raise _lost(error) from error
 
     async def scale(self, name: str) -> Workload:
-        """Return how a workload is scaled, by the latest that the server has."""
+        """Return the server's latest scale of a workload."""
         return _decoded(_Object, await self._call("GET", f"{self._deployments}/{name}/scale")).workload()
 
-    async def set_scale(self, found: Workload, replicas: int) -> None:
-        """Scale a workload that is as it was found; another's change meanwhile is Refused (409)."""
-        metadata = {"name": found.name, "namespace": self.namespace, "resourceVersion": found.version}
+    async def set_scale(self, workload: Workload, replicas: int) -> None:
+        """Scale a workload. Raises Refused (409) if it has changed since `workload` was read."""
+        metadata = {"name": workload.name, "namespace": self.namespace, "resourceVersion": workload.version}
         body = {
             "apiVersion": "autoscaling/v1",
             "kind": "Scale",
             "metadata": metadata,
             "spec": {"replicas": replicas},
         }
-        await self._call("PUT", f"{self._deployments}/{found.name}/scale", body=body)
+        await self._call("PUT", f"{self._deployments}/{workload.name}/scale", body=body)
 
     async def delete_pod(self, name: str) -> None:
-        """Have a pod ended soon; one that is gone is no error."""
+        """Delete a pod with a short grace period, if it exists."""
         try:
-            asked = {"gracePeriodSeconds": str(LOST_GRACE_S)}
-            await self._call("DELETE", f"{self._pods}/{name}", asked)
+            parameters = {"gracePeriodSeconds": str(LOST_GRACE_S)}
+            await self._call("DELETE", f"{self._pods}/{name}", parameters)
         except Refused as error:
             if error.status != 404:
                 raise
 
     async def _call(
-        self, verb: str, path: str, asked: Mapping[str, str] | None = None, *, body: object = None
+        self, verb: str, path: str, parameters: Mapping[str, str] | None = None, *, body: object = None
     ) -> bytes:
         try:
-            response = await self._client.send(self._request(verb, path, asked, body=body))
+            response = await self._client.send(self._request(verb, path, parameters, body=body))
         except httpx.HTTPError as error:
             raise _lost(error) from error
         if not response.is_success:
@@ -224,7 +224,7 @@ class Cluster:
         self,
         verb: str,
         path: str,
-        asked: Mapping[str, str] | None,
+        parameters: Mapping[str, str] | None,
         *,
         body: object = None,
         timeout: httpx.Timeout | None = None,
@@ -236,15 +236,15 @@ class Cluster:
         return self._client.build_request(
             verb,
             path,
-            params=asked,
+            params=parameters,
             json=body,
             headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
             timeout=timeout or self._call_s,
         )
 
 
-async def _changes(response: httpx.Response, seen: Callable[[str, Workload], None]) -> None:
-    """Read a watch's lines, each a change. Raises Refused for the one that says that it failed."""
+async def _changes(response: httpx.Response, changed: Callable[[str, Workload], None]) -> None:
+    """Read a watch's lines, each a change. Raises Refused for a line that reports an error."""
     rest = b""
     async for chunk in response.aiter_bytes():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -256,18 +256,18 @@ async def _changes(response: httpx.Response, seen: Callable[[str, Workload], Non
                 status = _decoded(_Status, change.object)
                 raise Refused(status.code, status.message)
             if change.type in ("ADDED", "MODIFIED", "DELETED"):
-                seen(change.type, _decoded(_Object, change.object).workload())
+                changed(change.type, _decoded(_Object, change.object).workload())
 
 
 def _decoded(shape: type[Shape], data: bytes | msgspec.Raw) -> Shape:
     try:
         return msgspec.json.decode(data, type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unreachable(f"what answers is no Kubernetes API server: {error}") from error
+        raise Unreachable(f"the answer does not come from a Kubernetes API server: {error}") from error
 
 
 def _refusal(response: httpx.Response, content: bytes) -> Refused:
-    """Say in the server's words why it refuses; a proxy's page has none."""
+    """Return the refusal with the server's message, or with the HTTP reason if a proxy answered."""
     try:
         status = msgspec.json.decode(content, type=_Status)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,8 +1,8 @@
-"""Workers as processes of this machine, in the number that was decided for each model.
+"""Workers as processes on this machine.
 
-Each is a child of its own, started again later each time when it ends by itself, and another replica at each
-start. Where there are too many, the youngest that is not ready goes first and at once, then the one with the
-least to do, once it has finished that.
+Each worker is a supervised child, restarted with growing pauses, and a new replica at each start. If there
+are too many, the youngest one that is not ready is stopped first and at once; after those, the least busy one
+is retired, which lets it finish its requests.
 """
 
 import logging
@@ -13,36 +13,38 @@ from typing import Literal, NamedTuple
 import anyio
 from anyio.abc import TaskGroup
 
-from events import codec, subjects
+from events import subjects
+from events.contracts import SECOND_NS
 from events.fleet import Fleet
-from events.log import Log, LogError, Stored, append_until_known
-from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaReported, ReplicaStopped
+from events.log import Log, LogError, Stored
+from events.publisher import Publisher
+from events.schema import ReplicaLost, ReplicaReady, ReplicaReported, ReplicaStopped
+from events.wakeup import Wakeup
 from rift.supervisor import Child, Parent, is_killed, words
 
 logger = logging.getLogger(__name__)
 
 WRITER = "fleet"
 
-# A broker's restart is waited out. What is not said by then, the replica's silence says.
-SAY_S = 30.0
+# Long enough for a broker to restart. If the event is not stored by then, the replica's silence has the same
+# effect.
+APPEND_S = 30.0
 
-# A log that cannot be read is tried again this soon.
-READ_AGAIN_S = 1.0
+# The pause before an unreadable log is read again.
+READ_RETRY_S = 1.0
 
-# Of a log's last line: it is shown to who waits for the model.
+# Clients that wait for the model see this much of the last line of a failed worker's log.
 WHY_CHARACTERS = 300
 
-
-# One that became ready in this moment may have begun with an answer: it has so long to let go of it.
+# A worker that became ready just before it is stopped may have begun an answer: it has this long to release
+# it.
 UNNEEDED_S = 1.0
 
 
-Say = Callable[[str, AnyEvent], Awaitable[None]]
-
-
 class Host(NamedTuple):
-    """This machine, for workers of the models that it serves: `command` says how a replica is started,
-    `environment` what it finds in its place. Places are numbered from 0, and the lowest free one is taken."""
+    """This machine. `command` returns the command line of a replica, from model and replica id, and
+    `environment` its variables, from model and place. Places are numbered from 0; the lowest free one is
+    used."""
 
     serves: frozenset[str]
     command: Callable[[str, str], Sequence[str]]
@@ -55,11 +57,12 @@ class LocalFleet:
 
     def __init__(self, log: Log, host: Host) -> None:
         self._log = log
+        self._publisher = Publisher(log, WRITER)
         self._host = host
         self._fleet = Fleet()
         self._wanted: dict[str, int] = {}
         self._workers: list[_Worker] = []
-        self._changed = anyio.Event()
+        self._changed = Wakeup()
 
     @property
     def children(self) -> list[Child]:
@@ -73,24 +76,23 @@ class LocalFleet:
     def lost(self, model: str, replica: str) -> None:
         for worker in self._workers:
             if worker.replica == replica and worker.child.runs:
-                worker.is_given_up = True
+                worker.is_declared_lost = True
                 worker.child.kill()
 
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._listen)
+            tasks.start_soon(self._follow_fleet)
             while True:
                 for model, wanted in self._wanted.items():
-                    self._bring(tasks, model, wanted)
+                    self._scale(tasks, model, wanted)
                 await self._changed.wait()
-                self._changed = anyio.Event()
 
-    def _bring(self, tasks: TaskGroup, model: str, wanted: int) -> None:
-        staying = [worker for worker in self._workers if worker.model == model and not worker.leaves]
+    def _scale(self, tasks: TaskGroup, model: str, wanted: int) -> None:
+        staying = [worker for worker in self._workers if worker.model == model and not worker.is_leaving]
         for _ in range(wanted - len(staying)):
             self._start(tasks, model)
-        for worker in sorted(staying, key=_goes_first)[: max(0, len(staying) - wanted)]:
-            worker.leaves = True
+        for worker in sorted(staying, key=_stop_order)[: max(0, len(staying) - wanted)]:
+            worker.is_leaving = True
             if worker.is_ready:
                 worker.child.retire()
             else:
@@ -98,11 +100,11 @@ class LocalFleet:
 
     def _start(self, tasks: TaskGroup, model: str) -> None:
         place = next(number for number in range(len(self._workers) + 1) if number not in self._places())
-        worker = _Worker(model, place, self._host, self._say)
+        worker = _Worker(model, place, self._host, self._publish)
         try:
             worker.child.start()
         except OSError as error:
-            # Its supervisor tries again.
+            # The supervisor retries.
             self._host.parent.notify(f"{worker.child.name} cannot be started: {error}")
         self._workers.append(worker)
         tasks.start_soon(self._keep, worker)
@@ -122,18 +124,16 @@ class LocalFleet:
             stopped = ReplicaStopped(
                 replica=replica, model=worker.model, why="not needed", lived_ns=worker.lived_ns()
             )
-            await self._say(worker.model, stopped)
+            await self._publish(stopped)
 
-    async def _say(self, model: str, event: AnyEvent) -> None:
-        subject = subjects.fleet(subjects.slug(model))
-        data = codec.encode(WRITER, [event])
+    async def _publish(self, event: ReplicaLost | ReplicaStopped) -> None:
         try:
-            await append_until_known(self._log, subjects.FLEET, subject, data, within_s=SAY_S)
+            await self._publisher.publish(event, within_s=APPEND_S)
         except LogError as error:
             self._host.parent.notify(f"{event} could not be stored: {error}")
 
-    async def _listen(self) -> None:
-        """Hear which of ours are ready, and how much they have to do."""
+    async def _follow_fleet(self) -> None:
+        """Note which workers are ready, and how busy they are."""
         after: int | None = None
         while True:
             try:
@@ -142,13 +142,13 @@ class LocalFleet:
                 async with self._log.follow(subjects.FLEET, ["rift.fleet.>"], after=after) as reader:
                     async for batch in reader:
                         for stored in batch:
-                            self._hear(stored)
+                            self._note_reports(stored)
                             after = stored.sequence
             except LogError as error:
                 logger.warning("the fleet cannot be read: %s", error)
-                await anyio.sleep(READ_AGAIN_S)
+                await anyio.sleep(READ_RETRY_S)
 
-    def _hear(self, stored: Stored) -> None:
+    def _note_reports(self, stored: Stored) -> None:
         for event in self._fleet.fold(stored):
             if isinstance(event, ReplicaReady | ReplicaReported):
                 for worker in self._workers:
@@ -158,17 +158,22 @@ class LocalFleet:
 
 
 class _Worker:
-    """One place: a child that is another replica at each start."""
+    """One place: a child that is a new replica at each start."""
 
-    def __init__(self, model: str, place: int, host: Host, say: Say) -> None:
+    def __init__(
+        self, model: str, place: int, host: Host, publish: Callable[[ReplicaLost], Awaitable[None]]
+    ) -> None:
         self.model = model
         self.place = place
         self.replica = ""
-        self.is_ready = self.leaves = self.is_given_up = False
+        self.is_ready = False
+        self.is_leaving = False
+        # The leader declared the replica lost, so its end needs no event.
+        self.is_declared_lost = False
         self.running = 0
-        self.began_at = 0.0
+        self.began_at_s = 0.0
         self._host = host
-        self._say = say
+        self._publish = publish
         self.child = Child(
             f"worker-{place}",
             self._command,
@@ -178,27 +183,28 @@ class _Worker:
         )
 
     def lived_ns(self) -> int:
-        return int((anyio.current_time() - self.began_at) * 1e9)
+        return int((anyio.current_time() - self.began_at_s) * SECOND_NS)
 
     def _command(self) -> Sequence[str]:
         self.replica = f"{subjects.slug(self.model)}-{secrets.token_hex(4)}"
         self.is_ready = False
         self.running = 0
-        self.began_at = anyio.current_time()
+        self.began_at_s = anyio.current_time()
         return self._host.command(self.model, self.replica)
 
     async def _ended(self, status: int) -> None:
-        """Say that the replica was lost, unless it said itself that it ends, or the leader gave it up."""
-        given_up = self.is_given_up
-        self.is_given_up = False
-        if status == 0 or given_up:
+        """Publish that the replica is lost, unless it stopped itself or the leader declared it lost."""
+        was_declared_lost = self.is_declared_lost
+        self.is_declared_lost = False
+        if status == 0 or was_declared_lost:
             return
         by_host = is_killed(status)
         why = words(status) if by_host else self.child.last_line()[:WHY_CHARACTERS]
-        # Who is killed while it starts takes more than there is here, and will the next time.
+        # A replica that is killed while it starts needs more than this host has, and will again: the model
+        # does not start here.
         cause: Literal["host", "engine"] = "host" if by_host and self.is_ready else "engine"
-        await self._say(self.model, ReplicaLost(replica=self.replica, model=self.model, why=why, cause=cause))
+        await self._publish(ReplicaLost(replica=self.replica, model=self.model, why=why, cause=cause))
 
 
-def _goes_first(worker: _Worker) -> tuple[bool, int, float]:
-    return worker.is_ready, worker.running, -worker.began_at
+def _stop_order(worker: _Worker) -> tuple[bool, int, float]:
+    return worker.is_ready, worker.running, -worker.began_at_s

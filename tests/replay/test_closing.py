@@ -43,7 +43,7 @@ PERIOD, NEXT = "2023-11", "2023-12"
 
 
 class Rig:
-    """A broker whose clock is the scribe's, and what the scribe has written put into it."""
+    """A broker that holds the scribe's records and runs on the scribe's clock."""
 
     def __init__(self, broker: MemoryBroker, scribe: Any, folder: Path) -> None:
         self.broker, self.scribe, self.folder = broker, scribe, folder
@@ -66,7 +66,7 @@ class Rig:
             for name in ("acme", "dev"):
                 self.scribe.book(schema.AccountOpened(id=f"account.{name}", account=name))
             self.scribe.prices(prompt=100, output=350)
-        # The book may have grown by what control says in it.
+        # Control itself may have appended to the book.
         self.scribe.finished_request(account=account, book=2, **fields)
         self.put()
 
@@ -103,7 +103,7 @@ async def controlling(rig: Rig) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_closed_period_is_frozen_archived_and_comes_out_again(rig: Rig) -> None:
+async def test_a_closed_period_is_frozen_archived_and_reproducible(rig: Rig) -> None:
     rig.ordinary()
     rig.ordinary(account="acme")
     rig.over()
@@ -157,7 +157,7 @@ async def test_periods_are_closed_in_their_order(rig: Rig) -> None:
         assert (await rig.ask(ClosePeriod(NEXT)))["accounts"] == 1
 
 
-async def test_a_rebuild_under_way_changes_nothing_but_the_file(rig: Rig) -> None:
+async def test_a_rebuild_changes_nothing_but_the_file(rig: Rig) -> None:
     """From the archive and the tail of the log, while questions are asked and requests come."""
     for _ in range(5):
         rig.ordinary()
@@ -213,7 +213,7 @@ async def test_without_the_archive_a_trimmed_log_stops_control_by_name(rig: Rig)
     assert "RIFT_0: the segment of 1 to 6 was sealed and is missing" in repr(raised.value)
 
 
-async def test_what_was_changed_in_the_file_is_found_by_replay(rig: Rig) -> None:
+async def test_replay_finds_changes_of_the_file(rig: Rig) -> None:
     rig.ordinary()
     rig.over()
     async with controlling(rig):
@@ -231,7 +231,7 @@ async def test_what_was_changed_in_the_file_is_found_by_replay(rig: Rig) -> None
 
 
 async def test_the_past_is_as_it_was(rig: Rig) -> None:
-    """At every position: what was known then, from the archive and from the log alike."""
+    """At each position the past is the same, whether it comes from the archive or from the log."""
     rig.ordinary()
     rig.ordinary()
     async with controlling(rig):
@@ -249,7 +249,7 @@ async def test_the_past_is_as_it_was(rig: Rig) -> None:
     assert ended == [sequence // 6 for sequence in range(1, last + 1)]
 
 
-async def test_of_other_streams_the_past_holds_what_was_stored_by_then(rig: Rig) -> None:
+async def test_the_past_holds_other_streams_up_to_the_same_time(rig: Rig) -> None:
     rig.ordinary()
     rig.scribe.prices(2)
     rig.ordinary()
@@ -269,7 +269,7 @@ async def test_of_other_streams_the_past_holds_what_was_stored_by_then(rig: Rig)
         "RIFT_0:0": "RIFT_0 holds sequences 1 to 6, not 0",
     }.items(),
 )
-async def test_positions_that_are_none(rig: Rig, text: str, message: str) -> None:
+async def test_invalid_positions(rig: Rig, text: str, message: str) -> None:
     rig.ordinary()
     warehouse = Warehouse.open(Path(":memory:"))
     with pytest.raises(InvalidPosition, match=message):
@@ -277,8 +277,8 @@ async def test_positions_that_are_none(rig: Rig, text: str, message: str) -> Non
     warehouse.close()
 
 
-async def test_a_quarantined_record_is_passed_over_by_all(rig: Rig) -> None:
-    """The projection stops at it, goes on once the book says so, and it comes out the same by every way."""
+async def test_every_reader_skips_a_quarantined_record(rig: Rig) -> None:
+    """The projection stops at it and continues once the book quarantines it; every way to rebuild agrees."""
     rig.ordinary()
     rig.scribe.put("RIFT_0", "rift.0.lane.x", b"no record")
     rig.ordinary()
@@ -309,7 +309,7 @@ async def test_a_quarantined_record_is_passed_over_by_all(rig: Rig) -> None:
     warehouse.close()
 
 
-async def test_a_period_is_not_closed_over_what_is_not_folded(rig: Rig) -> None:
+async def test_a_period_is_not_closed_over_unprojected_records(rig: Rig) -> None:
     """The month is over by one stream's time, and another is stopped in the middle of it."""
     rig.ordinary()
     rig.scribe.put("RIFT_0", "rift.0.lane.x", b"no record")
@@ -333,7 +333,7 @@ async def test_a_period_is_not_closed_over_what_is_not_folded(rig: Rig) -> None:
         ("9999-12", "'9999-12' is no period"),
     ],
 )
-async def test_months_that_nobody_lived_in(rig: Rig, period: str, message: str) -> None:
+async def test_impossible_months(rig: Rig, period: str, message: str) -> None:
     rig.ordinary()
     async with controlling(rig):
         with pytest.raises(QuestionRefused, match=message):
@@ -350,7 +350,7 @@ async def test_control_answers_whatever_goes_wrong(rig: Rig, monkeypatch: pytest
             await rig.ask(Sql("from nothing"))
 
 
-async def test_a_rebuild_asked_at_the_start_waits_for_it(rig: Rig) -> None:
+async def test_a_rebuild_during_the_start_waits_for_it(rig: Rig) -> None:
     for _ in range(3):
         rig.ordinary()
     async with controlling(rig):
@@ -363,7 +363,7 @@ async def test_a_rebuild_asked_at_the_start_waits_for_it(rig: Rig) -> None:
         assert (await rig.ask(Digests()))["digests"] == before
 
 
-async def test_a_folder_without_a_segment_is_no_archive(rig: Rig) -> None:
+async def test_a_folder_without_segments_is_not_an_archive(rig: Rig) -> None:
     """A first seal that was cut off leaves one."""
     rig.ordinary()
     (rig.folder / "archive" / "RIFT_0").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The control process over a log held in lists: what it shows, how soon, and how it stops."""
+"""The control process over a log held in lists: its answers, their delay, and how it stops."""
 
 import json
 import time
@@ -59,7 +59,9 @@ async def test_an_accepted_request_is_in_sql_within_a_second(
             assert time.monotonic() - began < 1
 
 
-async def test_who_asks_finds_what_was_stored_before(scribe: Any, list_log: Any, tmp_path: Path) -> None:
+async def test_an_answer_covers_every_record_stored_before_its_question(
+    scribe: Any, list_log: Any, tmp_path: Path
+) -> None:
     scribe.prices()
     log = list_log(scribe.streams)
     async with controlling(log, tmp_path / "db"):
@@ -69,7 +71,7 @@ async def test_who_asks_finds_what_was_stored_before(scribe: Any, list_log: Any,
             assert (await ask_sql(log, "select count(*) from requests")).rows == [[count]]
 
 
-async def test_everything_is_applied_and_gone_on_with_after_a_restart(
+async def test_everything_is_applied_and_continued_after_a_restart(
     scribe: Any, list_log: Any, tmp_path: Path
 ) -> None:
     scribe.prices()
@@ -123,7 +125,7 @@ async def test_a_request_of_a_book_that_never_was_stops_visibly(
         with anyio.fail_after(5):
             while "the projection stopped at RIFT_0:1" not in caplog.text:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
-        assert (await ask_sql(log, "select 1")).rows == [[1]], "questions go on being answered"
+        assert (await ask_sql(log, "select 1")).rows == [[1]], "questions are still answered"
 
 
 async def test_an_unreadable_record_stops_project(scribe: Any, list_log: Any, warehouse: Warehouse) -> None:
@@ -147,7 +149,7 @@ async def test_another_log_is_refused(scribe: Any, list_log: Any, warehouse: War
 
 
 @pytest.mark.parametrize("applied", [0, 1, 2])
-async def test_a_trimmed_log_is_not_gone_on_with_behind_the_gap(
+async def test_a_projector_does_not_skip_a_trimmed_gap(
     scribe: Any, list_log: Any, warehouse: Warehouse, applied: int
 ) -> None:
     scribe.prices()
@@ -165,7 +167,7 @@ async def test_a_trimmed_log_is_not_gone_on_with_behind_the_gap(
         await Projector(log, warehouse, [0]).run()
 
 
-async def test_what_is_read_ahead_is_bounded(
+async def test_reading_ahead_is_bounded(
     scribe: Any, list_log: Any, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scribe.prices()

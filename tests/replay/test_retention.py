@@ -76,12 +76,12 @@ async def begins_at(log: Log, sequence: int, stream: str = SHARD) -> None:
             await anyio.sleep(0.01)
 
 
-async def test_what_is_archived_leaves_the_log_and_stays_in_sql(scribe: Any, tmp_path: Path) -> None:
+async def test_archived_records_leave_the_log_and_stay_in_sql(scribe: Any, tmp_path: Path) -> None:
     scribe.prices()
     for _ in range(3):
         scribe.finished_request()
     scribe.now_ns += HOUR_NS
-    # Open, and nobody's to end: it holds its segment, the fourth.
+    # It is open and detached, so its segment, the fourth, must stay.
     open_request = scribe.accept(detached=True, deadline_ms=10**9)
     for _ in range(2):
         scribe.finished_request()
@@ -95,7 +95,7 @@ async def test_what_is_archived_leaves_the_log_and_stays_in_sql(scribe: Any, tmp
             await begins_at(log, 19)
             before = (await ask_sql(log, count)).rows
             assert before[0][0] == 8
-        # What is left is gone on with.
+        # The next process continues with the rest of the log.
         async with controlling(log, tmp_path, retention_days=0):
             assert (await ask_sql(log, count)).rows == before
             still = f"select state from requests where request_id = '{open_request}'"
@@ -108,7 +108,7 @@ async def test_what_is_archived_leaves_the_log_and_stays_in_sql(scribe: Any, tmp
             )
 
 
-async def test_a_projection_that_stopped_holds_the_trim(scribe: Any, tmp_path: Path) -> None:
+async def test_a_stopped_projection_holds_the_trim(scribe: Any, tmp_path: Path) -> None:
     scribe.prices()
     for _ in range(2):
         scribe.finished_request()
@@ -132,7 +132,7 @@ async def test_a_projection_that_stopped_holds_the_trim(scribe: Any, tmp_path: P
         assert await log.first_sequence(SHARD) == 1, "nothing newer is archived"
 
 
-async def test_the_fleet_keeps_what_still_says_something(scribe: Any, tmp_path: Path) -> None:
+async def test_the_fleet_keeps_records_that_still_matter(scribe: Any, tmp_path: Path) -> None:
     def ready(name: str) -> ReplicaReady:
         return ReplicaReady(replica=name, model="m", slots=1, start_ns=1)
 
@@ -165,11 +165,11 @@ async def test_the_fleet_keeps_what_still_says_something(scribe: Any, tmp_path: 
         warehouse.close()
 
 
-async def test_a_trimmed_fleet_still_says_who_leads_and_what_was_decided(scribe: Any) -> None:
+async def test_a_trimmed_fleet_keeps_the_leader_and_the_decisions(scribe: Any) -> None:
     for epoch in (1, 2, 3):
         scribe.fleet(ControlElected(epoch=epoch, control=f"control-{epoch}"))
         scribe.fleet(decided(epoch - 1, epoch, epoch=epoch))
-        # What one says that is over, and what stands for an epoch that is.
+        # A decision of a deposed leader, and an election for an epoch that has passed.
         scribe.fleet(decided(epoch, 9, epoch=epoch - 1), ControlElected(epoch=epoch, control="late"))
     async with anyio.create_task_group() as tasks:
         log = memory.connect(broker_of(tasks, scribe))
@@ -189,8 +189,8 @@ async def test_a_trimmed_fleet_still_says_who_leads_and_what_was_decided(scribe:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_standby_that_was_trimmed_away_under_ends(scribe: Any, tmp_path: Path) -> None:
-    """Its reader would go on behind the gap, and be told nothing."""
+async def test_a_standby_ends_if_records_it_needs_were_trimmed(scribe: Any, tmp_path: Path) -> None:
+    """Its reader would skip the gap without an error."""
     scribe.prices()
     for _ in range(3):
         scribe.finished_request()

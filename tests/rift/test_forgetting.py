@@ -1,4 +1,4 @@
-"""On a real broker's disk: what is sealed is nowhere in the clear, and nobody opens it without its key."""
+"""On a real broker's disk, encrypted content is nowhere in the clear, and unreadable without its key."""
 
 import base64
 import os
@@ -35,12 +35,12 @@ def sealing_service(request: Any, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def holds(folder: Path, words: bytes) -> bool:
-    """Say whether a file of the broker's holds the words, or their key as a message has it."""
+    """Return whether a file of the broker contains these bytes."""
     return any(words in file.read_bytes() for file in (folder / "nats").rglob("*") if file.is_file())
 
 
 def keys(service: Service) -> dict[str, bytes]:
-    """Return what each key's message holds of it, by request."""
+    """Return each request's key as its message encodes it."""
 
     async def read() -> dict[str, bytes]:
         at = nats_server.address(service.folder / "nats")
@@ -67,7 +67,7 @@ def ask(client: httpx.Client, *, store: bool = True, **more: Any) -> dict[str, A
     return found
 
 
-def test_what_is_removed_is_nowhere_on_the_disk(sealing_service: Service) -> None:
+def test_removed_content_is_nowhere_on_the_disk(sealing_service: Service) -> None:
     service = sealing_service
     is_always = "seal_content" in (service.folder / "rift.toml").read_text()
     with service.client() as client:
@@ -100,12 +100,12 @@ def test_what_is_removed_is_nowhere_on_the_disk(sealing_service: Service) -> Non
     if not is_always:
         with service.client() as client:
             stored = ask(client)
-            assert holds(service.folder, PLANTED.encode()), "what is stored in the clear is found"
+            assert holds(service.folder, PLANTED.encode()), "content that is stored in the clear is found"
             refused = client.delete(f"/v1/inference/{stored['id']}/content")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "content_not_sealed")
 
 
-def test_a_worker_that_takes_over_opens_what_was_said(sealing_service: Service) -> None:
+def test_a_worker_that_takes_over_decrypts_the_earlier_output(sealing_service: Service) -> None:
     service = sealing_service
     with service.client() as client:
         body = {"model": MODEL, "prompt": PLANTED, "parameters": {"max_tokens": 200}, "store": False}

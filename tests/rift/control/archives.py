@@ -1,4 +1,5 @@
-"""An archive that is a dictionary, and outlives its archiver as the folder does; and what is beside it."""
+"""An archive in a dictionary, which outlives its archiver as the folder does, and the projection next to
+it."""
 
 import hashlib
 import threading

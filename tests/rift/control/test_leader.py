@@ -1,4 +1,4 @@
-"""Of several control processes one leads: whoever ends, hangs or is cut off, and however long."""
+"""One of several control processes leads, whichever of them ends, hangs or is disconnected."""
 
 import json
 import random
@@ -26,7 +26,7 @@ from rift.rpc import AskLeader, ask
 from tests.service import environment
 from tests.simulation import clock
 
-# What the whole takes over in, whatever became of its leader.
+# The time in which another process takes over, however its leader failed.
 TAKEOVER_S = 5.0
 STREAM_BYTES_MAX = 64 << 20
 
@@ -101,7 +101,7 @@ def played(play: Callable[[World], Awaitable[None]], **faults: Any) -> None:
 # --- in memory ----------------------------------------------------------------------------------------
 
 
-def test_one_alone_leads_at_once_and_so_does_the_next() -> None:
+def test_a_single_process_leads_at_once_and_so_does_its_successor() -> None:
     async def play(world: World) -> None:
         for number in range(3):
             control = world.start()
@@ -112,7 +112,7 @@ def test_one_alone_leads_at_once_and_so_does_the_next() -> None:
     played(play)
 
 
-def test_of_several_that_start_together_one_leads() -> None:
+def test_one_of_several_that_start_together_leads() -> None:
     async def play(world: World) -> None:
         for _ in range(4):
             world.start()
@@ -124,7 +124,7 @@ def test_of_several_that_start_together_one_leads() -> None:
 
 
 @pytest.mark.parametrize("how", ["kill", "freeze", "stop"])
-def test_another_takes_over(how: str) -> None:
+def test_a_standby_takes_over(how: str) -> None:
     async def play(world: World) -> None:
         first = world.start()
         await anyio.sleep(0.7)
@@ -151,7 +151,7 @@ def test_another_takes_over(how: str) -> None:
 
 
 @pytest.mark.parametrize("frozen_s", [0.5, 2.0, 2.9, 3.2, 10.0, 600.0])
-def test_one_that_was_frozen_stands_down_or_leads_on(frozen_s: float) -> None:
+def test_a_frozen_leader_stands_down_or_keeps_leading(frozen_s: float) -> None:
     async def play(world: World) -> None:
         first, second = world.start(), world.start()
         await anyio.sleep(10)
@@ -169,7 +169,7 @@ def test_one_that_was_frozen_stands_down_or_leads_on(frozen_s: float) -> None:
 
 
 @pytest.mark.parametrize("down_s", [0.5, 2.0, 20.0])
-def test_one_that_is_cut_off_stops_before_another_leads(down_s: float) -> None:
+def test_a_disconnected_leader_stops_before_another_leads(down_s: float) -> None:
     async def play(world: World) -> None:
         first, second = world.start(), world.start()
         await anyio.sleep(10)
@@ -185,7 +185,7 @@ def test_one_that_is_cut_off_stops_before_another_leads(down_s: float) -> None:
     played(play)
 
 
-def test_who_is_cut_off_itself_does_not_stand() -> None:
+def test_a_disconnected_standby_does_not_stand() -> None:
     async def play(world: World) -> None:
         first, second = world.start(), world.start()
         await anyio.sleep(10)
@@ -197,7 +197,7 @@ def test_who_is_cut_off_itself_does_not_stand() -> None:
     played(play)
 
 
-def test_when_the_broker_was_away_the_same_one_leads_on_or_another() -> None:
+def test_one_leads_after_the_broker_was_down() -> None:
     async def play(world: World) -> None:
         first, _ = world.start(), world.start()
         await anyio.sleep(10)
@@ -213,7 +213,7 @@ def test_when_the_broker_was_away_the_same_one_leads_on_or_another() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_whatever_goes_wrong_one_leads_in_the_end(seed: int) -> None:
+def test_one_leads_after_any_faults(seed: int) -> None:
     """Appends that are lost, late, doubled or unanswered, cut connections; then a minute of peace."""
     dice = random.Random(seed)
 

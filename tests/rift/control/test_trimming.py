@@ -1,4 +1,4 @@
-"""The archiver over the log in memory: what may be trimmed, and what holds it."""
+"""The archiver over the log in memory: which segments may be trimmed."""
 
 import pytest
 
@@ -18,14 +18,14 @@ DAY_NS = 24 * 3600 * SECOND_NS
 
 
 async def aged(rig: Rig) -> None:
-    """Six segments, of which all but the last are past seven days."""
+    """Six segments; all but the last are older than seven days."""
     await rig.fill(3 * SEGMENT)
     await rig.fill(2 * SEGMENT, apart_ns=0)
     rig.clock[0] += 7 * DAY_NS
     await rig.fill(SEGMENT, apart_ns=0)
 
 
-async def test_what_is_past_the_retention_is_trimmed(rig: Rig) -> None:
+async def test_segments_past_the_retention_are_trimmed(rig: Rig) -> None:
     await rig.fill(2 * SEGMENT)
     await rig.fill(1, apart_ns=7 * DAY_NS - SECOND_NS)
     await rig.fill(SEGMENT - 1, apart_ns=0)
@@ -44,7 +44,7 @@ async def test_without_a_retention_the_last_minutes_are_kept(rig: Rig) -> None:
     assert rig.first == 41, "60 of 100 seconds"
 
 
-async def test_a_retention_is_by_the_brokers_clock_alone(rig: Rig) -> None:
+async def test_the_retention_uses_the_brokers_clock_alone(rig: Rig) -> None:
     await rig.fill(3 * SEGMENT)
     rig.clock[0] += 100 * DAY_NS
     await rig.run(rig.archiver())
@@ -61,7 +61,7 @@ async def test_the_book_is_never_trimmed(rig: Rig, monkeypatch: pytest.MonkeyPat
     assert rig.broker.streams[BOOK].first == 1
 
 
-async def test_what_is_not_projected_is_not_trimmed(rig: Rig) -> None:
+async def test_an_unprojected_segment_is_not_trimmed(rig: Rig) -> None:
     """Where the database is behind the archive: it is being built again."""
     await aged(rig)
     await rig.archiver().archive_now()
@@ -79,7 +79,7 @@ async def test_an_open_request_holds_the_trim(rig: Rig) -> None:
         assert rig.first == first, open_at
 
 
-async def test_what_is_not_archived_is_not_trimmed(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_unarchived_records_are_not_trimmed(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     await aged(rig)
     rig.shelf.failing = [OSError(28, "No space left on device")] * 100
     await rig.run(rig.archiver())
@@ -131,7 +131,7 @@ async def test_an_emptied_archive_is_not_trusted(rig: Rig, caplog: pytest.LogCap
     await rig.run(rig.archiver())
     assert rig.first == 1
     assert "the book anchors RIFT_0 51 to 60 under manifest" in caplog.text
-    assert rig.shelf.held == {}, "nothing is archived beside what was lost"
+    assert rig.shelf.held == {}, "nothing else is archived"
 
 
 async def test_an_archive_of_another_log_is_not_trusted(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -150,7 +150,7 @@ async def test_an_archive_of_another_log_is_not_trusted(rig: Rig, caplog: pytest
     assert "the archive's segment 1 to 60 of RIFT_0 is older than the log's records" in caplog.text
 
 
-async def test_a_gap_between_archive_and_log_is_said(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_gap_between_archive_and_log_is_reported(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     await rig.fill(3 * SEGMENT)
     await rig.log.trim(SHARD, 5)
     await rig.run(rig.archiver())
@@ -158,7 +158,9 @@ async def test_a_gap_between_archive_and_log_is_said(rig: Rig, caplog: pytest.Lo
     assert "the archive holds RIFT_0 up to 0, but the log begins at 6" in caplog.text
 
 
-async def test_records_that_vanish_are_not_sealed_over(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_segment_with_missing_records_is_not_archived(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     archiver = rig.archiver()
     await rig.fill(SEGMENT)
     await rig.run(archiver)
@@ -178,7 +180,9 @@ async def crowd(rig: Rig, many: int) -> None:
     await rig.fill(many, data=b"x" * 100)
 
 
-async def test_content_goes_early_where_room_runs_out(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_content_is_removed_early_when_room_runs_out(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     await crowd(rig, 74)
     archiver = rig.archiver()
     await rig.run(archiver)
@@ -190,7 +194,7 @@ async def test_content_goes_early_where_room_runs_out(rig: Rig, caplog: pytest.L
     assert "RIFT_0 is running out of room: its prompts and answers up to 20 are removed" in caplog.text
 
 
-async def test_nothing_goes_early_that_is_needed(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_nothing_that_is_needed_is_removed_early(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     await crowd(rig, 90)
     rig.open[SHARD] = 15
     archiver = rig.archiver()
@@ -204,14 +208,16 @@ async def test_nothing_goes_early_that_is_needed(rig: Rig, caplog: pytest.LogCap
     ) in caplog.text
 
 
-async def test_the_last_minutes_are_kept_even_so(rig: Rig) -> None:
+async def test_the_last_minutes_are_kept_even_then(rig: Rig) -> None:
     await crowd(rig, 0)
     await rig.fill(90, apart_ns=SECOND_NS // 2, data=b"x" * 100)
     await rig.run(rig.archiver())
     assert rig.first == 1
 
 
-async def test_a_full_log_is_sealed_though_little_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_log_is_archived_even_if_few_records_wait(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(archivers, "SEGMENT_RECORDS", 1000)
     await crowd(rig, 90)
     await rig.run(rig.archiver())

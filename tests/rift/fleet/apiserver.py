@@ -28,7 +28,7 @@ CREATED = "2026-11-01T00:00:00Z"
 
 
 class Body(msgspec.Struct, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
-    """What the description does not name is refused, as with strict field validation."""
+    """Rejects unknown fields, as strict field validation does."""
 
 
 class ObjectMeta(Body):
@@ -60,9 +60,9 @@ class Scale(Body, kw_only=True):
 
 
 class Fault(NamedTuple):
-    """What becomes of one call: `status` refuses it; `hang` and `reset` end it without a word, before it is
-    carried out, `unanswered` behind that; `late` carries it out when nobody waits any more; `stale` reads
-    what was before the last change; `race` lets somebody change the workload just before."""
+    """The fault of one call: `status` refuses it; `hang` and `reset` end it without an answer, before it is
+    carried out, and `unanswered` after; `late` carries it out after the client has left; `stale` reads the
+    state before the last change; `race` changes the workload just before."""
 
     kind: Literal["status", "hang", "reset", "unanswered", "late", "stale", "race"]
     status: int = 0
@@ -130,7 +130,7 @@ class ApiServer:
         return int(self._deployments[name]["spec"]["replicas"])
 
     def scale(self, name: str, replicas: int) -> None:
-        """Scale as somebody else, with a number that is there already too: then it is some other change."""
+        """Scale as another user; an equal number still makes a new version."""
         self._version += 1
         found = self._deployments[name]
         self._store("MODIFIED", {**found, "spec": {**found["spec"], "replicas": replicas}})
@@ -143,7 +143,7 @@ class ApiServer:
         self._wake()
 
     def expire(self) -> None:
-        """Forget all history: open watches are told, later ones that begin before now are refused."""
+        """Forget all history: open watches get an error, and later ones that begin before now are refused."""
         self._oldest = self._version
         self.cut()
 

@@ -1,4 +1,4 @@
-"""A log, a gateway and control, each by itself, for fleets that tests start; nobody else decides.
+"""A log, a gateway and control, each in a process of its own, for fleets that the tests start and scale.
 
 Each test has a model of its own, so that one's replicas are not another's.
 """
@@ -84,7 +84,7 @@ WAIT_S = 60.0
 
 
 class Place:
-    """`url` and `key` are the gateway's, `config` what its workers are told."""
+    """`url` and `key` are the gateway's, `config` its workers' settings."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "data"
@@ -166,7 +166,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 class Rig:
-    """One model's fleet on this machine, driven by what the test decides; and the model's clients."""
+    """One model's fleet on this machine, scaled by the test, and the model's clients."""
 
     def __init__(self, place: Place, model: str, log: JetStream, http: httpx.AsyncClient) -> None:
         self.model, self.log, self.http = model, log, http
@@ -208,7 +208,7 @@ class Rig:
         raise AssertionError((found.replicas, found.wanted, self.screen))
 
     async def ready(self, replicas: int) -> list[str]:
-        """Return the replicas once so many are ready, and no other is there."""
+        """Return the replicas once this many are ready and no others exist."""
 
         def holds(found: Fleet) -> bool:
             return found.count(self.model, "ready") == len(found.replicas.get(self.model, {})) == replicas

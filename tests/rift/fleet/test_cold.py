@@ -1,4 +1,4 @@
-"""What a client of a model without a replica may do: wait, leave, come back, and be told no."""
+"""A client of a model without replicas waits, leaves, comes back or is refused."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 
 @of("chat")
-async def test_openais_routes_hear_nothing_but_that_the_line_is_open(rig: Rig) -> None:
+async def test_openai_routes_send_only_keep_alives(rig: Rig) -> None:
     asked = {"model": rig.model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
     began = anyio.current_time()
     lines: list[tuple[float, str]] = []
@@ -28,7 +28,7 @@ async def test_openais_routes_hear_nothing_but_that_the_line_is_open(rig: Rig) -
                 tasks.start_soon(rig.decide, 1)
     comments = [(at, line) for at, line in lines if line.startswith(":")]
     assert [line for _, line in comments] == [": keep-alive"] * 2
-    assert comments[0][0] == pytest.approx(1, abs=0.7), "the status line, so that no client gives up"
+    assert comments[0][0] == pytest.approx(1, abs=0.7), "the status line, so that no client times out"
     assert 10 <= comments[1][0] - comments[0][0] <= 15
     rest = [line for _, line in lines if not line.startswith(":")]
     assert all(line.startswith("data: ") for line in rest)
@@ -38,7 +38,7 @@ async def test_openais_routes_hear_nothing_but_that_the_line_is_open(rig: Rig) -
 
 
 @of("left")
-async def test_who_leaves_while_it_waits_pays_nothing(rig: Rig) -> None:
+async def test_a_client_that_leaves_while_waiting_is_not_charged(rig: Rig) -> None:
     """By DELETE, by closing a route that cannot resume, and by not coming back."""
     first = await _statuses(rig, "POST", "/v1/inference", json=rig.body(5, stream=True))
     request = first["id"]

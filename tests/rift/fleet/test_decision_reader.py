@@ -1,4 +1,4 @@
-"""A driver hears what counts, in order; of the past only how it ended."""
+"""A driver gets each event that counts, in order, and only the final state of the past."""
 
 import anyio
 import pytest
@@ -40,7 +40,7 @@ def decided(model: str, before: int, now: int, *, epoch: int = 0) -> ScaleDecide
 
 
 @pytest.mark.anyio
-async def test_what_counts_is_told() -> None:
+async def test_only_events_that_count_are_passed_on() -> None:
     heard = Heard()
     async with anyio.create_task_group() as tasks:
         log = MemoryLog(MemoryBroker(tasks, lambda: 1))

@@ -27,13 +27,13 @@ WITHIN_S = 10.0
 
 @asynccontextmanager
 async def running(
-    server: ApiServer, folder: Path, *, look_s: float = 50.0, call_s: float = 5.0
+    server: ApiServer, folder: Path, *, watch_s: float = 50.0, call_s: float = 5.0
 ) -> AsyncIterator[KubernetesFleet]:
-    """Run a fleet on a server, with hardly a pause behind failures."""
+    """Run a fleet on a server, with short pauses after failures."""
     (folder / "token").write_text("first\n")
     async with server.serving() as port, anyio.create_task_group() as tasks:
         cluster = Cluster(f"http://127.0.0.1:{port}", NAMESPACE, token=folder / "token", call_s=call_s)
-        fleet = KubernetesFleet(cluster, jitter=lambda: 0.02, look_s=look_s)
+        fleet = KubernetesFleet(cluster, jitter=lambda: 0.02, watch_s=watch_s)
         tasks.start_soon(fleet.run)
         yield fleet
         tasks.cancel_scope.cancel()
@@ -95,7 +95,7 @@ async def test_a_fault_that_passes_changes_nothing(server: ApiServer, tmp_path: 
     assert {write.replicas for write in server.writes} == {3}
 
 
-async def test_the_server_says_when_it_wants_to_be_asked_again(server: ApiServer, tmp_path: Path) -> None:
+async def test_retry_after_is_respected(server: ApiServer, tmp_path: Path) -> None:
     async with running(server, tmp_path) as fleet:
         await until(lambda: server.watches == 1)
         server.faults.append(Fault("status", 429, 1))
@@ -109,7 +109,7 @@ async def test_the_server_says_when_it_wants_to_be_asked_again(server: ApiServer
     assert len(server.writes) == 1
 
 
-async def test_who_scales_by_hand_is_corrected(server: ApiServer, tmp_path: Path) -> None:
+async def test_scaling_by_hand_is_corrected(server: ApiServer, tmp_path: Path) -> None:
     async with running(server, tmp_path) as fleet:
         fleet.want(MODEL, 2)
         await until(lambda: server.replicas(NAME) == 2 and server.watches == 1)
@@ -123,7 +123,7 @@ async def test_who_scales_by_hand_is_corrected(server: ApiServer, tmp_path: Path
 
 
 @pytest.mark.parametrize("lose", [ApiServer.cut, ApiServer.expire], ids=lambda lose: lose.__name__)
-async def test_a_lost_watch_begins_anew(
+async def test_a_lost_watch_is_restarted(
     server: ApiServer, tmp_path: Path, lose: Callable[[ApiServer], None]
 ) -> None:
     async with running(server, tmp_path) as fleet:
@@ -133,12 +133,12 @@ async def test_a_lost_watch_begins_anew(
             server.scale(NAME, 5)
             lose(server)
             await until(lambda: server.replicas(NAME) == 2)
-        # What the last watch still told may have been enough to correct it.
+        # The last watch may have reported enough to correct it.
         await until(lambda: [call.verb for call in server.calls].count("list") > 3)
 
 
-async def test_a_watch_that_says_nothing_is_not_trusted_for_long(server: ApiServer, tmp_path: Path) -> None:
-    async with running(server, tmp_path, look_s=0.3) as fleet:
+async def test_a_silent_watch_is_replaced_soon(server: ApiServer, tmp_path: Path) -> None:
+    async with running(server, tmp_path, watch_s=0.3) as fleet:
         server.silent = True
         fleet.want(MODEL, 2)
         await until(lambda: server.replicas(NAME) == 2 and server.watches == 1)
@@ -158,15 +158,15 @@ async def test_a_token_that_was_rotated_is_read(server: ApiServer, tmp_path: Pat
 
 
 ADVICE = {
-    401: "does not know our token",
+    401: "rejects our token",
     403: "apply ops/kubernetes/rbac.yaml",
-    422: "takes no such number",
-    500: "it is tried again",
+    422: "rejects this number",
+    500: "trying again",
 }
 
 
 @pytest.mark.parametrize("status", ADVICE)
-async def test_a_trouble_is_said_once_with_what_to_do(
+async def test_a_problem_is_logged_once_with_its_remedy(
     server: ApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     async with running(server, tmp_path) as fleet:
@@ -181,7 +181,7 @@ async def test_a_trouble_is_said_once_with_what_to_do(
     assert f"({status} " in said[0] or f": {status} " in said[0]
 
 
-async def test_a_missing_workload_is_said_and_holds_up_nobody(
+async def test_a_missing_workload_is_logged_and_does_not_delay_others(
     server: ApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(server, tmp_path) as fleet:
@@ -191,7 +191,7 @@ async def test_a_missing_workload_is_said_and_holds_up_nobody(
         fleet.want(MODEL, 2)
         await until(lambda: server.replicas(NAME) == 2)
         (said,) = [r.getMessage() for r in caplog.records if "rift-worker-llama4-maverick" in r.getMessage()]
-        assert "there is no such deployment in namespace rift; apply the model's workload" in said
+        assert "the deployment is missing in namespace rift; apply the model's workload" in said
         other = server.create("llama4-maverick")
         await until(lambda: server.replicas(other) == 1)
 
@@ -213,7 +213,8 @@ async def test_a_lost_replicas_pod_is_deleted(
         await anyio.sleep(0.05)
     assert list(server.pods) == ["rift-nats-0"]
     assert (
-        "lost replica rift-nats-0-0a1b2c3d of deepseek-r1 is no pod of rift-worker-deepseek-r1" in caplog.text
+        "lost replica rift-nats-0-0a1b2c3d of deepseek-r1 is not a pod of rift-worker-deepseek-r1"
+        in caplog.text
     )
     assert [call.name for call in server.calls].count(f"{NAME}-5d8f7-gone") == 1
 
@@ -230,7 +231,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         subprocess.run([*command.split(), *files, *names], check=True, capture_output=True, timeout=30)
     except FileNotFoundError:
-        pytest.skip("there is no openssl here to make a certificate with")
+        pytest.skip("openssl, which makes the certificate, is missing")
     (folder / "token").write_text("first")
     (folder / "namespace").write_text(NAMESPACE)
     return folder
@@ -258,7 +259,7 @@ async def test_a_pod_finds_its_cluster_and_trusts_no_other(
     assert server.replicas(NAME) == 2
 
 
-def test_outside_a_cluster_it_says_what_is_missing(tmp_path: Path) -> None:
+def test_outside_a_cluster_the_error_names_the_missing_part(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="KUBERNETES_SERVICE_HOST and _PORT are not set here"):
         Cluster.around({})
     environment = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"}
@@ -282,7 +283,7 @@ STEPS = st.one_of(
 
 
 class Course:
-    """One course of events, and what was wanted when."""
+    """One sequence of faults, and the wanted numbers over time."""
 
     def __init__(self, fleet: KubernetesFleet, server: ApiServer) -> None:
         self.fleet, self.server = fleet, server
@@ -319,9 +320,9 @@ class Course:
         )
 
     def check(self) -> None:
-        """Each number that was written was wanted at some time between the read before it and the write; and
-        each write has its reason: a number, somebody else's change, or a fault (a write that came too late
-        takes two more: itself put right, and what it ran into)."""
+        """Each written number was wanted at some time between the read before it and the write. Each write
+        has a cause: a number, another user's change, or a fault. A late write causes two more: its own
+        correction, and that of the write it ran into."""
         for write in self.server.writes:
             wants = self.wants[write.name.removeprefix("rift-worker-")]
             ends = [at for at, _ in wants[1:]] + [float("inf")]
@@ -337,12 +338,12 @@ async def course(steps: list[tuple[str, Any, int]], folder: Path) -> None:
     server = ApiServer()
     for model in MODELS:
         server.create(model)
-    async with running(server, folder, look_s=0.1, call_s=0.25) as fleet:
+    async with running(server, folder, watch_s=0.1, call_s=0.25) as fleet:
         taken = Course(fleet, server)
         for step in steps:
             await taken.step(*step)
         await until(taken.there)
-        # What was late comes still, and is put right.
+        # Late writes still arrive and are corrected.
         await anyio.sleep(0.6 if Fault("late") in [step[1] for step in steps] else 0.02)
         await until(taken.there)
     taken.check()
@@ -351,7 +352,7 @@ async def course(steps: list[tuple[str, Any, int]], folder: Path) -> None:
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, max_size=14))
-def test_whatever_happens_the_last_number_is_there_in_the_end(
+def test_the_last_number_is_reached_after_any_faults(
     steps: list[tuple[str, Any, int]], tmp_path: Path
 ) -> None:
     anyio.run(course, steps, tmp_path)

@@ -1,4 +1,4 @@
-"""Real workers on this machine, in the number that is decided: they come, serve, go, and are replaced."""
+"""Real workers on this machine: they start, serve, stop and are replaced as decided."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ async def test_from_zero_to_one_and_back(rig: Rig) -> None:
 
 
 @of("crowded")
-async def test_two_hundred_that_wait_for_a_cold_model_are_all_answered(rig: Rig) -> None:
+async def test_two_hundred_requests_for_a_cold_model_are_all_answered(rig: Rig) -> None:
     answers: list[Frames] = []
 
     async def ask() -> None:
@@ -80,7 +80,7 @@ async def test_two_hundred_that_wait_for_a_cold_model_are_all_answered(rig: Rig)
 
 
 @of("narrow")
-async def test_who_waits_for_a_slot_is_queued(rig: Rig) -> None:
+async def test_a_request_without_a_slot_is_queued(rig: Rig) -> None:
     await rig.decide(1)
     await rig.ready(1)
     found: list[Frames] = []
@@ -97,7 +97,7 @@ async def test_who_waits_for_a_slot_is_queued(rig: Rig) -> None:
 
 
 @of("retired")
-async def test_who_is_not_needed_any_more_finishes_what_it_has(rig: Rig) -> None:
+async def test_a_retired_replica_finishes_its_requests(rig: Rig) -> None:
     await rig.decide(2)
     groups = {replica: rig.pid(replica) for replica in await rig.ready(2)}
     answers: list[Frames] = []
@@ -125,8 +125,8 @@ async def test_who_is_not_needed_any_more_finishes_what_it_has(rig: Rig) -> None
 
 
 @of("burst")
-async def test_what_arrives_while_a_worker_retires_is_not_left_behind(rig: Rig) -> None:
-    """One replica goes and another comes, again and again, under load: nobody waits for 5 s, or is cut."""
+async def test_requests_that_arrive_while_a_worker_retires_are_not_delayed(rig: Rig) -> None:
+    """Replicas stop and start again and again under load; no request waits 5 s or is cut."""
     await rig.decide(2)
     await rig.ready(2)
     answers: list[Frames] = []
@@ -175,7 +175,7 @@ async def test_a_replica_that_is_killed_is_replaced(rig: Rig) -> None:
 
 
 @of("frozen")
-async def test_a_frozen_replica_that_is_given_up_is_ended_and_replaced(rig: Rig) -> None:
+async def test_a_frozen_replica_that_is_declared_lost_is_killed_and_replaced(rig: Rig) -> None:
     await rig.decide(1)
     (first,) = await rig.ready(1)
     os.kill(group := rig.pid(first), signal.SIGSTOP)
@@ -188,14 +188,14 @@ async def test_a_frozen_replica_that_is_given_up_is_ended_and_replaced(rig: Rig)
 
 
 @of("unneeded")
-async def test_who_still_starts_goes_first_and_at_once(rig: Rig) -> None:
+async def test_starting_replicas_are_stopped_first_and_at_once(rig: Rig) -> None:
     await rig.decide(2)
     await rig.until(lambda fleet: fleet.count(rig.model, "starting") == 2)
     replicas = [event.replica for event in await rig.events(ReplicaStarting)]
     groups = [rig.pid(replica) for replica in replicas]
     await anyio.sleep(10.5)
     reported = {event.replica for event in await rig.events(ReplicaReported)}
-    assert reported == set(replicas), "who starts says that it lives"
+    assert reported == set(replicas), "starting replicas report"
     await rig.decide(0)
     await rig.until(lambda fleet: not fleet.replicas[rig.model])
     for group in groups:
@@ -207,7 +207,7 @@ async def test_who_still_starts_goes_first_and_at_once(rig: Rig) -> None:
 
 
 @of("broken")
-async def test_starts_that_fail_end_who_waits_unbilled_and_with_the_reason(rig: Rig) -> None:
+async def test_failed_starts_end_waiting_requests_with_the_reason_and_no_charge(rig: Rig) -> None:
     answers: dict[str, Any] = {}
 
     async def ask(name: str, stream: bool) -> None:

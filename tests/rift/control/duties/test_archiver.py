@@ -1,4 +1,4 @@
-"""The archiver over the log in memory: what is sealed when, and that it may end anywhere."""
+"""The archiver over the log in memory: when segments are archived, and that it may stop anywhere."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 # --- sealing ---------------------------------------------------------------------------------------------
 
 
-async def test_many_records_are_sealed_at_once_and_the_rest_waits(rig: Rig) -> None:
+async def test_full_segments_are_archived_at_once_and_the_rest_waits(rig: Rig) -> None:
     await rig.fill(3 * SEGMENT + 4)
     await rig.run(rig.archiver())
     assert rig.shelf.lasts() == [10, 20, 30]
@@ -38,7 +38,7 @@ async def test_many_records_are_sealed_at_once_and_the_rest_waits(rig: Rig) -> N
     assert rig.shelf.lasts() == [10, 20, 30, 40]
 
 
-async def test_a_segment_holds_so_many_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_segment_is_bounded_in_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slowly(MemoryLog):
         """Hands out a few messages at a time, as a broker does."""
 
@@ -53,7 +53,7 @@ async def test_a_segment_holds_so_many_bytes(rig: Rig, monkeypatch: pytest.Monke
     assert rig.shelf.lasts() == [6, 12, 18, 20]
 
 
-async def test_what_waited_an_hour_is_sealed_by_stored_time(rig: Rig) -> None:
+async def test_the_age_of_a_segment_is_measured_by_stored_time(rig: Rig) -> None:
     """So a control that is often started again seals too."""
     await rig.fill(1)
     await rig.fill(1, apart_ns=3599 * SECOND_NS)
@@ -64,7 +64,9 @@ async def test_what_waited_an_hour_is_sealed_by_stored_time(rig: Rig) -> None:
     assert rig.shelf.lasts() == [3]
 
 
-async def test_what_waits_is_sealed_though_nothing_comes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_records_are_archived_without_newer_ones(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(archivers, "SEGMENT_AGE_S", 0.2)
     await rig.fill(3, apart_ns=1)
     archiver = rig.archiver()
@@ -74,7 +76,7 @@ async def test_what_waits_is_sealed_though_nothing_comes(rig: Rig, monkeypatch: 
     assert rig.shelf.lasts() == [3]
 
 
-async def test_only_what_is_projected_is_sealed(rig: Rig) -> None:
+async def test_only_projected_records_are_archived(rig: Rig) -> None:
     await rig.fill(5 * SEGMENT)
     rig.projected = {SHARD: 29}
     archiver = rig.archiver()
@@ -105,7 +107,7 @@ async def test_anchors_do_not_make_segments_of_the_book(rig: Rig, monkeypatch: p
     assert (await archiver.archive_now())[BOOK].last == 4
 
 
-async def test_archive_now_seals_whatever_there_is(rig: Rig) -> None:
+async def test_archive_now_archives_every_record(rig: Rig) -> None:
     await rig.fill(SEGMENT + 3)
     await note(rig, "a")
     await rig.log.append(FLEET, subjects.fleet("m"), b"x")
@@ -120,7 +122,7 @@ async def test_archive_now_seals_whatever_there_is(rig: Rig) -> None:
     assert len(rig.anchors()) == 4
 
 
-async def test_who_seals_at_once_waits_for_each_other(rig: Rig) -> None:
+async def test_concurrent_calls_of_archive_now_wait_for_each_other(rig: Rig) -> None:
     archiver = rig.archiver()
     results = []
 
@@ -140,7 +142,7 @@ async def test_who_seals_at_once_waits_for_each_other(rig: Rig) -> None:
     assert len(rig.anchors()) == len(rig.shelf.lasts())
 
 
-async def test_a_failure_is_said_and_tried_again_and_stops_nothing_else(
+async def test_a_failure_is_logged_and_retried_and_stops_nothing_else(
     rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archivers, "RETRY_S", 0.1)
@@ -165,7 +167,7 @@ async def test_a_failure_is_said_and_tried_again_and_stops_nothing_else(
     assert (await archiver.archive_now())[SHARD].last == 11
 
 
-async def test_a_book_that_fills_is_told_in_time_and_not_at_every_look(
+async def test_a_book_that_fills_up_is_reported_early_but_not_at_every_look(
     rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await note(rig, "a")
@@ -190,7 +192,7 @@ async def test_a_book_that_fills_is_told_in_time_and_not_at_every_look(
     assert len(caplog.messages) > 5
 
 
-async def test_control_does_not_wait_for_a_segment_to_stop(rig: Rig) -> None:
+async def test_stopping_does_not_wait_for_a_segment(rig: Rig) -> None:
     await rig.fill(SEGMENT)
     rig.shelf.blocked = threading.Event()
     archiver = rig.archiver()
@@ -198,7 +200,7 @@ async def test_control_does_not_wait_for_a_segment_to_stop(rig: Rig) -> None:
     await rig.run(archiver, 0.1)
     assert time.monotonic() - began < 0.5
     rig.shelf.blocked.set()
-    # What was left under way is waited for, and anchored.
+    # The abandoned segment is waited for and anchored.
     sealed = await archiver.archive_now()
     assert sealed[SHARD].last == 10
     assert [anchor.manifest for anchor in rig.anchors()] == [sealed[SHARD].sha256]
@@ -212,7 +214,7 @@ class Killed(Exception):
 
 
 class Dying(MemoryLog):
-    """Dies before or behind its nth change of the log."""
+    """Dies before or after its nth change of the log."""
 
     def __init__(self, broker: MemoryBroker, shelf: Shelf, at: int) -> None:
         super().__init__(broker)
@@ -245,7 +247,7 @@ class Dying(MemoryLog):
 
 
 @pytest.mark.parametrize("at", range(1, 16))
-async def test_it_may_end_anywhere_and_is_gone_on_with(rig: Rig, at: int) -> None:
+async def test_an_archiver_continues_wherever_the_last_one_stopped(rig: Rig, at: int) -> None:
     """Three segments and an anchor each, a trim of the first two: fourteen steps."""
     await rig.fill(2 * SEGMENT)
     await rig.fill(SEGMENT, apart_ns=24 * 3600 * SECOND_NS)

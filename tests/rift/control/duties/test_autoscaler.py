@@ -1,4 +1,4 @@
-"""The leader decides from the log, says why, and each decision comes out of the log again."""
+"""The leader decides from the log with a reason, and each decision can be reproduced from the log."""
 
 import json
 from collections.abc import AsyncIterator
@@ -150,7 +150,7 @@ async def ask_until_answered(world: World) -> None:
     await anyio.sleep(0.2)
 
 
-async def test_it_goes_to_the_minimum_and_to_zero_when_it_is_served_no_more(
+async def test_a_model_scales_to_its_minimum_and_to_zero_when_it_is_no_longer_served(
     world: World,
 ) -> None:
     async with world.controlling(served(replicas_min=2, replicas_max=2)):
@@ -163,7 +163,7 @@ async def test_it_goes_to_the_minimum_and_to_zero_when_it_is_served_no_more(
     assert world.replay() == []
 
 
-async def test_it_scales_to_zero_once_it_was_idle(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_model_scales_to_zero(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoscaler, "TICK_S", 0.05)
     async with world.controlling(served(idle_ns=300 * SECOND)):
         request = await world.ask()
@@ -179,7 +179,7 @@ async def test_it_scales_to_zero_once_it_was_idle(world: World, monkeypatch: pyt
     assert world.replay() == []
 
 
-async def test_a_silent_replica_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_replica_is_declared_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoscaler, "TICK_S", 0.05)
     monkeypatch.setattr(replica_reports, "SILENT_S", 1.5)
     async with world.controlling(served(replicas_min=1, replicas_max=1)):
@@ -221,7 +221,7 @@ async def test_nothing_is_decided_while_the_projection_is_behind(
         assert (await world.wants(1)).inputs["demand.waiting"] == 1
 
 
-async def test_silence_from_before_it_led_is_not_the_replicas(world: World) -> None:
+async def test_silence_before_the_election_does_not_count(world: World) -> None:
     world.scribe.now_ns -= 3600 * SECOND
     await world.say(ReplicaStarting(replica="r", model=MODEL, engine="sim"))
     world.ahead_ns += 3600 * SECOND
@@ -231,22 +231,20 @@ async def test_silence_from_before_it_led_is_not_the_replicas(world: World) -> N
         assert "r" in (await world.fleet()).replicas[MODEL]
 
 
-async def test_it_decides_nothing_in_an_epoch_that_is_over(world: World) -> None:
+async def test_a_deposed_leader_decides_nothing(world: World) -> None:
     async with world.controlling(served(replicas_max=3)):
         await ask_until_answered(world)
         other = codec.encode("other", [ControlElected(epoch=2, control="other")])
         await world.log.append(subjects.FLEET, subjects.LEADER, other)
         await world.ask()
-        # Nobody answers for the other: so the one that is there stands again.
+        # The other leader does not answer, so this one stands again.
         assert (await world.wants(1)).epoch == 3
     messages = world.broker.stream(subjects.FLEET).messages
     events = [event for stored in messages for event in codec.decode(stored.data)[1]]
     assert [event.epoch for event in events if isinstance(event, ScaleDecided)] == [3]
 
 
-async def test_verification_finds_what_does_not_come_out_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_verification_finds_each_difference(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world.controlling(served(replicas_max=3)):
         await world.ask()
         decided = await world.wants(1)
@@ -275,8 +273,8 @@ async def test_verification_finds_what_does_not_come_out_again(
     assert "Decision(to_replicas=9" in line
 
 
-async def test_what_was_trimmed_from_the_log_still_counts(world: World) -> None:
-    """How long starts take is in the facts: who begins behind a trim decides as one that did not."""
+async def test_trimmed_records_still_count(world: World) -> None:
+    """The facts hold how long starts take, so a leader that begins after a trim decides the same."""
     async with world.controlling(served(replicas_max=3)):
         await world.say(ReplicaStarting(replica="old", model=MODEL, engine="sim"))
         await world.say(ReplicaReady(replica="old", model=MODEL, slots=4, start_ns=7 * SECOND))
@@ -294,7 +292,7 @@ async def test_what_was_trimmed_from_the_log_still_counts(world: World) -> None:
     assert world.replay() == []
 
 
-def test_inputs_are_flat_and_come_back() -> None:
+def test_inputs_survive_flattening() -> None:
     demand = Demand(now_ns=5, waiting=2, past=tuple(range(PASTS)), active_at_ns=4)
     inputs = verify.Inputs(demand, Replicas(wanted=3, ready=1, start_ns=60), Policy(), UNKNOWN)
     flat = inputs.flat()

@@ -96,7 +96,7 @@ def live(test: Callable[[World], Awaitable[None]]) -> None:
     clock.run(main)
 
 
-def test_of_a_second_in_which_many_ran_one_is_spent_of_each_hold() -> None:
+def test_overlapping_seconds_are_charged_once_to_each_hold() -> None:
     async def test(world: World) -> None:
         for hold in ("one", "other", "unused"):
             world.hold(hold)
@@ -115,8 +115,8 @@ def test_of_a_second_in_which_many_ran_one_is_spent_of_each_hold() -> None:
     live(test)
 
 
-def test_a_book_that_cannot_be_read_ends_the_settling() -> None:
-    """What is settled is not seen any more, so it would be settled again for ever."""
+def test_an_unreadable_book_ends_the_settlement() -> None:
+    """Control would no longer see its settlements, and would repeat them for ever."""
 
     async def test(world: World) -> None:
         world.hold("one")

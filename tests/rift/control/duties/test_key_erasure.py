@@ -1,4 +1,4 @@
-"""Control erases the keys of what nobody wants stored once their requests have ended, and no others."""
+"""Control erases the keys of content that is not stored once its requests have ended, and no others."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -67,7 +67,7 @@ class Scene:
                 self.warehouse.apply(stream, messages)
 
     def later(self, seconds: float) -> None:
-        """Be so much later: somebody says something, and it is applied."""
+        """Advance the clock, append a lane report, and apply it."""
         self.ahead_s += seconds
         lane = LaneReported(lane=AT.lane)
         self.broker.store("RIFT_0", subjects.lane(0, AT.lane), codec.encode("test", [lane]), None)
@@ -88,7 +88,7 @@ def live(test: Callable[[Scene, anyio.abc.TaskGroup], Awaitable[None]]) -> None:
     clock.run(main)
 
 
-def test_a_key_goes_after_its_last_request_whoever_leads_by_then() -> None:
+def test_a_key_is_erased_after_its_last_request_by_any_leader() -> None:
     async def test(scene: Scene, tasks: anyio.abc.TaskGroup) -> None:
         broker, log = scene.broker, scene.log
         one, two, three, four = (accept(broker, number) for number in range(4))
@@ -118,7 +118,7 @@ def test_a_key_goes_after_its_last_request_whoever_leads_by_then() -> None:
     live(test)
 
 
-def test_what_was_never_accepted_holds_its_key_until_nothing_may_name_it() -> None:
+def test_a_key_without_acceptance_is_kept_until_none_can_name_it() -> None:
     assert UNUSED_CONTENT_KEY_S > KEYS_AGE_S
 
     async def test(scene: Scene, tasks: anyio.abc.TaskGroup) -> None:
@@ -131,9 +131,9 @@ def test_what_was_never_accepted_holds_its_key_until_nothing_may_name_it() -> No
         assert await scene.left(*keys) == keys, "an idempotency key's entry may be read"
         accept(scene.broker, 9)
         scene.ahead_s += UNUSED_CONTENT_KEY_S
-        assert await scene.left(*keys) == keys, "what was accepted meanwhile is not applied yet"
+        assert await scene.left(*keys) == keys, "an acceptance in between is not applied yet"
         scene.later(0)
-        assert await scene.left(*keys) == keys[1:], "who runs, and who was accepted last, goes on"
+        assert await scene.left(*keys) == keys[1:], "the running and the late request keep their keys"
         end(scene.broker, running)
         scene.apply()
         assert await scene.left(*keys) == keys[2:]
@@ -141,7 +141,7 @@ def test_what_was_never_accepted_holds_its_key_until_nothing_may_name_it() -> No
     live(test)
 
 
-def test_many_keys_that_wait_are_asked_for_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_waiting_keys_are_queried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rift.control.duties.key_erasure.KEYS_A_QUERY", 2)
     monkeypatch.setattr("rift.control.duties.key_erasure.KEYS_A_TICK", 4)
     asked: list[int] = []

@@ -1,4 +1,4 @@
-"""What the janitor finds due, moment by moment."""
+"""The actions that are due, moment by moment."""
 
 import pytest
 
@@ -28,7 +28,7 @@ AT = subjects.Address(0, "lane1234", "m")
 
 
 class Story:
-    """A request's events, a second apart unless told otherwise, with its lane alive."""
+    """The events of one request, with its lane alive."""
 
     def __init__(self, **accepted: object) -> None:
         self.watch = Supervision()
@@ -87,7 +87,7 @@ class Story:
         return self.watch.due(self.now_ns)
 
 
-def test_nothing_is_due_while_all_goes_well() -> None:
+def test_a_healthy_request_needs_no_action() -> None:
     story = Story()
     assert story.after(1) == []
     story.start()
@@ -119,14 +119,14 @@ def test_a_lost_replicas_attempt_is_released_at_once(cause: str, why: str, lost_
     assert story.after(3) == []
 
 
-def test_a_replica_that_begins_again_under_a_lost_ones_name_keeps_its_attempts() -> None:
+def test_a_replica_restarted_under_a_lost_ones_name_keeps_its_attempts() -> None:
     story, again = Story(), "worker-of-a"
     story.fleet(starting(again), ready(again))
     story.start()
     story.fleet(ReplicaLost(replica=again, model="m", cause="engine"))
     assert story.after(1) != []
     story.fleet(starting(again), ready(again))
-    assert story.after(3) != [], "what ran on the one before is lost all the same"
+    assert story.after(3) != [], "attempts on the earlier replica are still lost"
     story.tell(AttemptReleased(attempt="a", why="lost"))
     story.start(after="a")
     assert story.after(3) == []
@@ -150,7 +150,7 @@ def fails(story: Story, times: int, *, model: str = "m") -> None:
         )
 
 
-def test_who_waits_is_told_after_three_failed_starts() -> None:
+def test_waiting_requests_end_after_three_failed_starts() -> None:
     story = Story()
     fails(story, 2)
     fails(story, 5, model="another")
@@ -164,7 +164,7 @@ def test_who_waits_is_told_after_three_failed_starts() -> None:
     assert due.error.message == "m does not start: 3 starts failed, the last one: no weights"
 
 
-def test_who_comes_after_three_failed_starts_waits_for_one_more() -> None:
+def test_a_request_after_three_failed_starts_waits_for_one_more() -> None:
     story = Story()
     story.watch = Supervision()
     fails(story, 3)
@@ -175,7 +175,7 @@ def test_who_comes_after_three_failed_starts_waits_for_one_more() -> None:
     assert [type(due) for due in story.after(1)] == [RequestFinished]
 
 
-def test_a_start_that_succeeds_is_a_new_beginning() -> None:
+def test_a_successful_start_resets_the_failures() -> None:
     story = Story()
     fails(story, 2)
     story.fleet(starting("good"), ready("good"), ReplicaLost(replica="good", model="m"))
@@ -183,7 +183,7 @@ def test_a_start_that_succeeds_is_a_new_beginning() -> None:
     assert story.after(1) == []
 
 
-def test_failed_starts_end_nobody_whom_a_replica_serves() -> None:
+def test_failed_starts_do_not_end_requests_that_a_replica_serves() -> None:
     story = Story()
     story.fleet(starting("good"), ready("good"))
     fails(story, 3)
@@ -198,7 +198,7 @@ def test_failed_starts_end_nobody_whom_a_replica_serves() -> None:
     assert [type(due) for due in story.after(1)] == [RequestFinished]
 
 
-def test_a_released_request_that_nobody_takes_is_offered_again_and_later_each_time() -> None:
+def test_an_untaken_released_request_is_redelivered_with_growing_waits() -> None:
     story = Story()
     story.start()
     story.tell(AttemptReleased(attempt="a", why="host"))
@@ -210,13 +210,13 @@ def test_a_released_request_that_nobody_takes_is_offered_again_and_later_each_ti
     assert story.after(30) == []
 
 
-def test_a_queued_request_is_offered_again_after_five_minutes() -> None:
+def test_a_queued_request_is_redelivered_after_five_minutes() -> None:
     story = Story()
     assert story.after(299) == []
     assert story.after(2) == [Redelivery(AT, 1)]
 
 
-def test_a_silent_attempt_is_released_but_not_before_its_prompt_can_be_read() -> None:
+def test_a_stalled_attempt_is_released_after_the_time_to_read_its_prompt() -> None:
     story = Story()
     story.start()
     assert story.after(61) == [], "100 prompt tokens allow 2 s more"
@@ -224,7 +224,7 @@ def test_a_silent_attempt_is_released_but_not_before_its_prompt_can_be_read() ->
     assert due.event.why == "stalled"
 
 
-def test_a_wanted_cancel_is_carried_out_after_10_s() -> None:
+def test_an_unanswered_cancellation_is_carried_out_after_10_s() -> None:
     story = Story()
     story.start()
     story.tell(CancelRequested(request=story.request, why="client"))
@@ -260,7 +260,7 @@ def test_a_late_repeat_of_an_acceptance_opens_nothing() -> None:
 
 
 @pytest.mark.parametrize("detached", [False, True])
-def test_a_lost_lanes_request_ends_unless_a_client_attached_or_none_is_needed(detached: bool) -> None:
+def test_a_lost_lanes_request_ends_unless_a_client_attached_or_it_is_detached(detached: bool) -> None:
     story = Story(detached=detached)
     story.start()
     (lost,) = story.after(11, lane_lives=False)
@@ -273,7 +273,7 @@ def test_a_lost_lanes_request_ends_unless_a_client_attached_or_none_is_needed(de
     assert [due.reason for due in found] == ([] if detached else ["cancelled"])
 
 
-def test_what_runs_under_a_revoked_key_is_wanted_ended_until_the_log_says_so() -> None:
+def test_requests_under_a_revoked_key_are_cancelled_until_the_log_has_the_event() -> None:
     story = Story()
     story.start()
     story.watch.fold_book(KeyRevoked(id="other", key="other", account="dev"))
@@ -290,7 +290,7 @@ def test_what_runs_under_a_revoked_key_is_wanted_ended_until_the_log_says_so() -
     assert end.reason == "revoked"
 
 
-def test_what_is_accepted_under_a_revoked_key_is_wanted_ended_too() -> None:
+def test_a_request_accepted_under_a_revoked_key_is_cancelled_too() -> None:
     watch = Story().watch
     watch.fold_book(KeyRevoked(id="r", key="k", account="dev"))
     assert [type(due) for due in watch.due(1_001 * SECOND)] == [CancelRequested]
