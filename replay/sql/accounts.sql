@@ -1,4 +1,4 @@
--- One row per account; a second opening changes nothing.
+-- One row per account; only its first opening counts.
 create view accounts as
 select
     account,

@@ -1,4 +1,4 @@
--- No row: what is wrong with a request's attempts, and which.
+-- No rows, unless a request and its attempts disagree.
 with counted as (
     select request_id, count(*) as attempts, sum(output_tokens) as output_tokens, max(number) as last_number
     from attempts
@@ -13,7 +13,7 @@ where requests.attempts <> coalesce(counted.attempts, 0)
 union all
 select 'attempt entered twice', attempt_id from attempts group by request_id, attempt_id having count(*) > 1
 union all
-select 'attempt runs in a request that does not', attempts.attempt_id
+select 'running attempt of a request that is not running', attempts.attempt_id
 from attempts
 left join requests on requests.request_id = attempts.request_id
 where attempts.outcome = 'running' and requests.state is distinct from 'running';

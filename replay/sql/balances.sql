@@ -1,4 +1,4 @@
--- One row per account; money that it may spend, holds and has spent.
+-- One row per account, with its credit.
 create view balances as
 with limits as (
     select account, unnest(arg_max({'plan': plan, 'budget_nanousd': budget_nanousd}, rowid))

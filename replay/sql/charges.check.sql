@@ -1,4 +1,4 @@
--- No row: a request charged twice, or one that should be on an invoice and is not.
+-- No rows, unless a request is charged twice or missing on an invoice.
 select 'charged twice' as wrong, request_id as which
 from charges
 where plan <> 'correction'

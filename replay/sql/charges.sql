@@ -1,6 +1,6 @@
--- One row per charged request and per correction: what an invoice is made of.
+-- One row per charged request and per correction.
 create view charges as
-with facts_of_money as (
+with charged as (
     select
         account,
         model,
@@ -25,10 +25,10 @@ with facts_of_money as (
     from facts.corrections
 ),
 dated as (
-    select *, strftime(make_timestamp(at_ns // 1000), '%Y-%m') as month from facts_of_money
+    select *, strftime(make_timestamp(at_ns // 1000), '%Y-%m') as month from charged
 ),
--- Of each closed month, and each stream: the closed months from it on that follow each other without a gap, and
--- up to where each holds what ended in the first. What none of them holds goes to the month after.
+-- For each closed month and stream: the closed months from that month on without a gap, and the last sequence
+-- that belongs to each. A later charge belongs to the month after them.
 numbered as (
     select
         closed.period,

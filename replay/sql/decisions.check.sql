@@ -1,5 +1,5 @@
--- No row: what is wrong with a decision or an election that counts, and which.
-with told as (
+-- No rows, unless a decision or an election that counts is wrong.
+with counted as (
     select
         *,
         split_part(split_part(position, ':', 2), '.', 1)::bigint as sequence,
@@ -16,23 +16,23 @@ chained as (
         max(epoch) over (
             order by sequence, place rows between unbounded preceding and 1 preceding
         ) as highest_before
-    from told
+    from counted
 ),
 led as (
     select *, lag(epoch) over (order by rowid) as epoch_before from facts.held_elections where counts
 )
-select 'decided from another number than was decided before' as wrong, position as which
+select 'decided from a number other than the latest decision' as wrong, position as which
 from chained
 where from_replicas <> decided_before
 union all
 select 'decided twice', position from chained
 where epoch = epoch_before and from_replicas = from_before and to_replicas = decided_before
 union all
-select 'decided in an epoch that was over', position from chained
+select 'decided in an old epoch', position from chained
 where epoch < highest_before
 union all
 select 'decided in an epoch without a leader', position from chained
 where epoch > 0 and epoch not in (select epoch from led)
 union all
-select 'elected in an epoch that was over', position from led
+select 'elected in an old epoch', position from led
 where epoch <= epoch_before;

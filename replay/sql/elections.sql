@@ -1,4 +1,4 @@
--- One row per control process that stood for leader.
+-- One row per candidacy of a control process for leader.
 create view elections as
 select
     epoch,

@@ -1,5 +1,5 @@
--- No row: what does not add up between invoices, requests, prices and closed periods.
-select 'per token, and not tokens by price' as wrong, account || ' ' || period || ' ' || lines.model as which
+-- No rows, unless invoices, requests and prices disagree.
+select 'amount is not tokens times price' as wrong, account || ' ' || period || ' ' || lines.model as which
 from invoice_lines as lines
 left join prices on prices.version = lines.price_version and prices.model = lines.model
 where plan = 'per_token'
@@ -7,7 +7,7 @@ where plan = 'per_token'
         + cached_tokens * coalesce(prices.cached_prompt_nanousd, 0)
         + output_tokens * prices.output_nanousd
 union all
-select 'per second, and no price for a second', account || ' ' || period || ' ' || lines.model
+select 'per second, without a price for a second', account || ' ' || period || ' ' || lines.model
 from invoice_lines as lines
 left join prices on prices.version = lines.price_version and prices.model = lines.model
 where plan = 'per_second' and prices.second_nanousd is null

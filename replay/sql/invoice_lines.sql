@@ -21,8 +21,8 @@ with lines as (
     from charges
     group by account, period, model, plan, price_version
 ),
--- Plan per_second: when attempts of charged requests ran. What an earlier line (by period and version) has
--- of an account's and model's time, no later one pays again.
+-- Plan per_second: when attempts of charged requests ran. A line is not charged for time that an earlier line
+-- (by period, then version) of the same account and model has paid for.
 ran as (
     select account, model, period, price_version, started_at_ns as from_ns, last_event_at_ns as to_ns
     from charges
@@ -62,8 +62,8 @@ running as (
     from instants
     window line as (partition by account, model, period, price_version order by at_ns)
 ),
-turning as (
-    select *, is_paid <> lag(is_paid, 1, false) over line as is_turn
+changing as (
+    select *, is_paid <> lag(is_paid, 1, false) over line as is_change
     from running
     window line as (partition by account, model, period, price_version order by at_ns)
 ),
@@ -71,8 +71,8 @@ unions as (
     select
         account, model, period, price_version, is_paid, at_ns as from_ns,
         lead(at_ns) over (partition by account, model, period, price_version order by at_ns) as to_ns
-    from turning
-    where is_turn
+    from changing
+    where is_change
 ),
 paid as (
     select

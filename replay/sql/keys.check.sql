@@ -1,2 +1,2 @@
--- No row: what is wrong with a key, and which.
+-- No rows, unless a key is wrong.
 select 'key issued twice' as wrong, key as which from keys group by key having count(*) > 1;

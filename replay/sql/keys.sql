@@ -1,4 +1,4 @@
--- One row per key ever issued; its hash is in the book alone.
+-- One row per key ever issued; key hashes are in the book only.
 create view keys as
 with revoked as (
     select key, account, min(at_ns) as revoked_at_ns from facts.revoked_keys group by key, account

@@ -1,6 +1,6 @@
--- One row per stream; up to where it is folded, what is not, and what stopped it.
+-- One row per stream; the last folded record, the records behind, and the record that stopped it.
 create view lag as
-with passed_over as (
+with skipped as (
     select stream, list(distinct sequence order by sequence) as quarantined
     from facts.quarantined_records
     group by stream
@@ -11,9 +11,9 @@ select
     applied.stored_at_ns,
     greatest(coalesce(heads.sequence, 0) - applied.sequence, 0) as behind,
     greatest(coalesce(heads.stored_at_ns, 0) - applied.stored_at_ns, 0) as behind_ns,
-    coalesce(passed_over.quarantined, []) as quarantined,
+    coalesce(skipped.quarantined, []) as quarantined,
     stopped_sequence,
     stopped_why
 from facts.applied as applied
 left join facts.heads as heads using (stream)
-left join passed_over using (stream);
+left join skipped using (stream);

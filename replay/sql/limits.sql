@@ -1,4 +1,4 @@
--- One row per account, or key of one, whose limits were ever set: those that hold.
+-- One row per account or key whose limits were ever set, with the limits in force.
 create view limits as
 select
     account,

@@ -1,4 +1,4 @@
--- No row: what is wrong with a price, and which.
+-- No rows, unless a price is wrong.
 select 'model priced twice in a version' as wrong, model || ' in ' || version as which
 from prices
 group by version, model

@@ -1,4 +1,4 @@
--- No row: what is wrong with a replica, and which.
+-- No rows, unless a replica is wrong.
 select 'replica serves two models' as wrong, replica as which
 from facts.replica_events
 group by replica

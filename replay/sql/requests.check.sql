@@ -1,4 +1,4 @@
--- No row: what is wrong with a request, and which. The charge is computed again here, by the rule in SQL.
+-- No rows, unless a request is wrong. The charge is computed again here, by the rule in SQL.
 with ended as (
     select
         *,
@@ -16,7 +16,7 @@ first_of_group as (
     where is_chargeable and group_id is not null
     group by group_id
 )
-select 'charged otherwise than billed tokens by price' as wrong, ended.request_id as which
+select 'charge is not billed tokens times price' as wrong, ended.request_id as which
 from ended
 left join prices on prices.version = ended.price_version and prices.model = ended.model
 where ended.charge_nanousd is distinct from case
@@ -26,10 +26,10 @@ where ended.charge_nanousd is distinct from case
         + ended.billed_output_tokens::hugeint * prices.output_nanousd
 end
 union all
-select 'billed other output tokens than were logged', request_id from ended
+select 'billed output tokens differ from the log', request_id from ended
 where billed_output_tokens <> case when is_chargeable then output_tokens else 0 end
 union all
-select 'billed another prompt', ended.request_id
+select 'billed prompt tokens differ from the log', ended.request_id
 from ended
 left join first_of_group using (group_id)
 where billed_prompt_tokens + billed_cached_tokens <> case
@@ -38,7 +38,7 @@ where billed_prompt_tokens + billed_cached_tokens <> case
     else 0
 end
 union all
-select 'cached tokens billed without a price for them, or others than were found', ended.request_id
+select 'billed cached tokens differ from the price list or the log', ended.request_id
 from ended
 left join prices on prices.version = ended.price_version and prices.model = ended.model
 where billed_prompt_tokens + billed_cached_tokens > 0
@@ -55,7 +55,7 @@ select 'state and end disagree', request_id from requests
 where (state in ('queued', 'running')) <> (finished_at_ns is null)
     or (finish_reason is null) <> (finished_at_ns is null)
 union all
-select 'terminal event repeats other billing facts', request_id from facts.ended_requests where finish_differs
+select 'terminal event and acceptance differ in billing facts', request_id from facts.ended_requests where finish_differs
 union all
 select 'times out of order', request_id from requests
 where started_at_ns < accepted_at_ns

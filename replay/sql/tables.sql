@@ -1,11 +1,11 @@
--- The facts: append-only but for the open_ tables and `applied`. No keys and no indexes: the fold
--- sees to it that a fact is entered once, and the checks beside the relations hold it.
+-- The facts: append-only, except for the open_ tables, `applied` and `heads`. There are no keys or indexes:
+-- the fold enters each fact once, and the `.check.sql` files verify it.
 create schema facts;
 
--- One row: what made this file. Another version refuses it.
+-- One row: the version that made this file. Another version refuses it.
 create table facts.made_by (version varchar not null);
 
--- One row per stream: up to where it is folded, and the record that stopped it, if one did.
+-- One row per stream: the last folded record, and the record that stopped the fold, if any.
 create table facts.applied (
     stream varchar not null,
     sequence bigint not null,
@@ -14,7 +14,7 @@ create table facts.applied (
     stopped_why varchar
 );
 
--- One row per stream that is not folded to its end: what the broker said of that end, when somebody asked.
+-- One row per stream that is behind: the end of the stream at the latest query, as the broker reported it.
 create table facts.heads (
     stream varchar not null,
     sequence bigint not null,
@@ -64,11 +64,11 @@ create table facts.ended_requests (
     finished_position varchar
 );
 
--- One row per request under way; `life` is its place in the lifecycle, as JSON, to go on from.
+-- One row per open request; `life` is its state in the lifecycle, as JSON, so that the fold can continue.
 create table facts.open_requests as
 select *, '' as life from facts.ended_requests limit 0;
 
--- One row per counted attempt that is over.
+-- One row per attempt that counted and has ended.
 create table facts.ended_attempts (
     attempt_id varchar not null,
     request_id varchar not null,
@@ -89,7 +89,7 @@ create table facts.ended_attempts (
     ended_at_ns bigint
 );
 
--- One row per live attempt of a request under way.
+-- One row per live attempt of an open request.
 create table facts.open_attempts as
 select * from facts.ended_attempts limit 0;
 
@@ -130,7 +130,7 @@ create table facts.scale_decisions (
     at_ns bigint not null
 );
 
--- One row per control process that stood for leader.
+-- One row per candidacy of a control process for leader.
 create table facts.held_elections (
     epoch bigint not null,
     control varchar not null,
@@ -139,7 +139,7 @@ create table facts.held_elections (
     at_ns bigint not null
 );
 
--- One row per event of the book that counts: the first with its id.
+-- One row per event of the book that counts, the first with its id.
 create table facts.book_entries (
     id varchar not null,
     event varchar not null,
@@ -243,7 +243,7 @@ create table facts.closed_periods (
     at_ns bigint not null
 );
 
--- One row per closed period and stream: up to where the period holds what stands there.
+-- One row per closed period and stream: the last sequence that belongs to the period.
 create table facts.closed_streams (
     period varchar not null,
     stream varchar not null,
@@ -260,7 +260,7 @@ create table facts.sealed_segments (
     at_ns bigint not null
 );
 
--- One row per record that no reader can read, and that is passed over.
+-- One row per unreadable record that is skipped.
 create table facts.quarantined_records (
     stream varchar not null,
     sequence bigint not null,

@@ -1,9 +1,9 @@
--- One row per model and hour (UTC) in which a replica of it lived or a request for it ended.
+-- One row per model and hour (UTC) in which a replica lived or a request ended.
 create view unit_economics as
-with known as (
+with folded as (
     select max(stored_at_ns) as at_ns from facts.applied
 ),
--- A replica starts until it is ready, and lives until its end; what has neither, until all that is known.
+-- A replica starts until it is ready and lives until its end. If neither is known, the largest folded time counts.
 lives as (
     select
         replica,
@@ -11,12 +11,12 @@ lives as (
         gpus,
         hour_nanousd,
         first_seen_at_ns as from_ns,
-        coalesce(ended_at_ns, greatest(known.at_ns, last_seen_at_ns)) as to_ns,
+        coalesce(ended_at_ns, greatest(folded.at_ns, last_seen_at_ns)) as to_ns,
         least(coalesce(ready_at_ns, to_ns), to_ns) as ready_ns
     from replicas
-    cross join known
+    cross join folded
 ),
-worked as (
+ran as (
     select
         lives.replica,
         greatest(attempts.started_at_ns, lives.ready_ns) as from_ns,
@@ -24,25 +24,25 @@ worked as (
     from attempts
     join lives on lives.replica = attempts.worker
 ),
-begun as (
+marked as (
     select *, from_ns > coalesce(max(to_ns) over (
         partition by replica order by from_ns, to_ns rows between unbounded preceding and 1 preceding
     ), -1) as is_first
-    from worked
+    from ran
     where from_ns < to_ns
 ),
-united as (
+numbered as (
     select *, sum(is_first::integer) over (
         partition by replica order by from_ns, to_ns rows unbounded preceding
     ) as number
-    from begun
+    from marked
 ),
 spans as (
-    select replica, 'starting' as doing, from_ns, ready_ns as to_ns from lives
+    select replica, 'starting' as activity, from_ns, ready_ns as to_ns from lives
     union all
     select replica, 'ready', ready_ns, to_ns from lives
     union all
-    select replica, 'busy', min(from_ns), max(to_ns) from united group by replica, number
+    select replica, 'busy', min(from_ns), max(to_ns) from numbered group by replica, number
 ),
 by_hour as (
     select *, unnest(range(from_ns // 3600000000000, (to_ns - 1) // 3600000000000 + 1)) as hour
@@ -53,7 +53,7 @@ pieces as (
     select
         model,
         hour,
-        doing,
+        activity,
         gpus,
         hour_nanousd,
         least(by_hour.to_ns, (hour + 1) * 3600000000000)
@@ -65,19 +65,19 @@ used as (
     select
         model,
         hour,
-        sum(ns) filter (where doing <> 'busy') as ns,
-        coalesce(sum(ns) filter (where doing = 'starting'), 0) as starting_ns,
-        coalesce(sum(ns) filter (where doing = 'busy'), 0) as busy_ns,
-        sum(ns * gpus) filter (where doing <> 'busy') as gpu_ns,
-        coalesce(sum(ns * gpus) filter (where doing = 'starting'), 0) as starting_gpu_ns,
-        coalesce(sum(ns * gpus) filter (where doing = 'busy'), 0) as busy_gpu_ns,
-        sum(ns::hugeint * hour_nanousd) filter (where doing <> 'busy') as cost,
-        coalesce(sum(ns::hugeint * hour_nanousd) filter (where doing = 'starting'), 0) as starting_cost,
-        coalesce(sum(ns::hugeint * hour_nanousd) filter (where doing = 'busy'), 0) as busy_cost
+        sum(ns) filter (where activity <> 'busy') as ns,
+        coalesce(sum(ns) filter (where activity = 'starting'), 0) as starting_ns,
+        coalesce(sum(ns) filter (where activity = 'busy'), 0) as busy_ns,
+        sum(ns * gpus) filter (where activity <> 'busy') as gpu_ns,
+        coalesce(sum(ns * gpus) filter (where activity = 'starting'), 0) as starting_gpu_ns,
+        coalesce(sum(ns * gpus) filter (where activity = 'busy'), 0) as busy_gpu_ns,
+        sum(ns::hugeint * hour_nanousd) filter (where activity <> 'busy') as cost,
+        coalesce(sum(ns::hugeint * hour_nanousd) filter (where activity = 'starting'), 0) as starting_cost,
+        coalesce(sum(ns::hugeint * hour_nanousd) filter (where activity = 'busy'), 0) as busy_cost
     from pieces
     group by model, hour
 ),
-earned as (
+revenue as (
     select
         model,
         finished_at_ns // 3600000000000 as hour,
@@ -88,8 +88,8 @@ earned as (
     from facts.ended_requests
     group by model, hour
 ),
--- Rounded down once for a model and hour: the whole, what started and what was busy. The rest was idle.
-rounded as (
+-- The total, starting and busy are rounded down once per model and hour; idle is the difference.
+in_seconds as (
     select
         model,
         make_timestamp(hour * 3600000000) as hour,
@@ -107,7 +107,7 @@ rounded as (
         coalesce(output_tokens, 0) as output_tokens,
         coalesce(revenue_nanousd, 0) as revenue_nanousd
     from used
-    full join earned using (model, hour)
+    full join revenue using (model, hour)
 )
 select
     model,
@@ -129,4 +129,4 @@ select
     output_tokens,
     revenue_nanousd,
     revenue_nanousd - cost_nanousd as margin_nanousd
-from rounded;
+from in_seconds;

@@ -1,4 +1,4 @@
--- No row: usage and requests do not add up.
+-- No rows, unless usage and requests add up to different charges.
 select 'usage and requests add up to different charges' as wrong, account as which
 from (
     select account, sum(charge_nanousd) as usage_nanousd from usage group by account

@@ -300,9 +300,9 @@ def test_what_counts_is_what_the_fleets_readers_count(seed: int) -> None:
 
 
 BROKEN = {
-    "decided from another number than was decided before": [("m", 0, 1, 1), ("m", 2, 3, 1)],
+    "decided from a number other than the latest decision": [("m", 0, 1, 1), ("m", 2, 3, 1)],
     "decided twice": [("m", 1, 1, 1), ("m", 1, 1, 1)],
-    "decided in an epoch that was over": [("m", 0, 1, 2), ("n", 0, 1, 1)],
+    "decided in an old epoch": [("m", 0, 1, 2), ("n", 0, 1, 1)],
     "decided in an epoch without a leader": [("m", 0, 1, 3)],
 }
 

@@ -1,5 +1,5 @@
--- An event's bare JSON from its columns, if it is no run: what `bare_json` stands for in the other files.
--- `events/redaction.py` is what it has to equal.
+-- The bare JSON of an event that is not a run, from its columns; `bare_json` in other files stands for this.
+-- It must equal what `events/redaction.py` makes.
 case type
     when 'TokensGenerated' then tokens_json(attempt, token_index, tokens, cached_tokens)
     when 'RequestAccepted' then concat(

@@ -1,4 +1,4 @@
--- One row per record whose hash does not come out of its rows.
+-- One row per record whose hash does not follow from its rows.
 with events as (
     select sequence, string_agg(sha256(bare), '' order by place) as hashes, count(*) as events, max(place) as last_place,
         min(at_ns) as at_ns_min, max(at_ns) as at_ns_max

@@ -4,7 +4,7 @@ create or replace temp macro tokens_json(attempt, token_index, tokens, cached_to
     ',"cached_tokens":' || cached_tokens, '}'
 );
 
--- Every event of an events file with its bare JSON, runs taken apart.
+-- Every event of an events file with its bare JSON, with runs split into events.
 create or replace temp macro exploded(path) as table
 select sequence, place, at_ns, coalesce(json, bare_json) as bare
 from read_parquet(path)

@@ -1,4 +1,4 @@
--- One row per record that holds an event of some requests, or of some attempts that were started before.
+-- One row per record with an event of `$requests`, or of `$attempts`, which started in an earlier segment.
 with own as (
     select unnest($requests::varchar[]) as request
 ),
@@ -7,10 +7,10 @@ attempts as (
     union
     select attempt from read_parquet($events) join own using (request) where attempt is not null
 ),
-held as (
+own_events as (
     select sequence, sequences from read_parquet($events) join own using (request)
     union all
     select sequence, sequences from read_parquet($events) join attempts using (attempt) where request is null
 )
 select distinct unnest(coalesce(sequences, [sequence])) as sequence
-from held
+from own_events

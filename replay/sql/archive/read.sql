@@ -1,4 +1,4 @@
--- One row per event in order, with what its record says; a record without events has one row without an event.
+-- One row per event in order, with the columns of its record; a record without events has one row without an event.
 select records.sequence, records.at_ns, records.subject, events.bare
 from read_parquet($records) records
 left join exploded($events) events using (sequence)

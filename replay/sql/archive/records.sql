@@ -1,4 +1,4 @@
--- One row per record in order, with what its segment's manifest says of it.
+-- One row per record in order, with the columns that the manifest covers.
 select
     coalesce(sequence, 0) as sequence,
     coalesce(at_ns, 0) as at_ns,

@@ -1,5 +1,5 @@
--- One row per event, but for consecutive tokens of one attempt, which are one row: a run. `json` is null where
--- the columns say it all.
+-- One row per event, except that consecutive token events of one attempt are one row, a run. `json` is null if
+-- the columns are enough to make it.
 with typed as (
     select sequence, place, at_ns, subject, bare, unnest(json_transform(bare, '{
         "type": "VARCHAR", "request": "VARCHAR", "attempt": "VARCHAR",
@@ -30,18 +30,18 @@ named as (
         stamps.finished_ns as finished_ns
     from typed
 ),
-told as (
+encoded as (
     select * exclude (bare), case when bare is distinct from bare_json then bare end as json
     from named
 ),
--- A run is broken by a gap, by a first with cached tokens, and by another subject.
+-- A gap, an event with cached tokens, or another subject starts a new run.
 marked as (
     select
         *,
         type = 'TokensGenerated' and json is null as can_run,
-        token_index is distinct from lag(token_index + tokens) over behind or cached_tokens is not null as is_first
-    from told
-    window behind as (
+        token_index is distinct from lag(token_index + tokens) over preceding_tokens or cached_tokens is not null as is_first
+    from encoded
+    window preceding_tokens as (
         partition by attempt, subject, type = 'TokensGenerated' and json is null order by sequence, place
     )
 ),

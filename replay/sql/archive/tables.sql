@@ -1,4 +1,4 @@
--- What one segment is written from. All of it is temporary.
+-- The temporary tables that one segment is written from.
 
 -- One row per record, as it will be in the file.
 create temp table sealed_records (
@@ -11,7 +11,7 @@ create temp table sealed_records (
     hash varchar not null
 );
 
--- One row per event: where it stands, and its bare JSON.
+-- One row per event, with its position and bare JSON.
 create temp table sealed_events (
     sequence bigint not null,
     place integer not null,

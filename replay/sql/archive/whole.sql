@@ -1,5 +1,5 @@
--- One row per event in order, with what its record says; a record without events has one row without an event.
--- Only of some records, if they are named.
+-- One row per event in order, with the columns of its record; a record without events has one row without an
+-- event. If `$sequences` is not null, only of those records.
 with chosen as (
     from read_parquet($records) where $sequences is null or sequence in (select unnest($sequences::bigint[]))
 )

@@ -1,13 +1,13 @@
--- What was settled leaves; what may become a common life waits for the next window; the rest is for the fold.
-create or replace temp table bad_requests as
+-- Remove settled events, keep those that the next window may complete, and leave the rest to the fold.
+create or replace temp table uncommon_requests as
 select hash from odd_requests
 union
 select hash(request) from accepted where pos not in (select accepted_pos from common);
 
-create or replace temp table bad_attempts as
+create or replace temp table uncommon_attempts as
 select hash from odd_attempts
 union
-select hash(attempt) from started where hash(request) in (from bad_requests);
+select hash(attempt) from started where hash(request) in (from uncommon_requests);
 
 create or replace temp table waiting_requests as
 select hash(accepted.request) as hash
@@ -25,20 +25,20 @@ where
 create or replace temp table waiting_attempts as
 select hash(attempt) as hash from started where hash(request) in (from waiting_requests);
 
--- One row per event for the fold. What it does not read (deliveries, parameters) is left empty.
+-- One row per event for the fold. Fields that the fold does not read (deliveries, parameters) are empty.
 create or replace temp table rest as
 with left_tokens as (
     select * from tokens
-    where hash(attempt) in (from bad_attempts) and hash(attempt) not in (from waiting_attempts)
+    where hash(attempt) in (from uncommon_attempts) and hash(attempt) not in (from waiting_attempts)
 ),
 events as (
     select 'RequestAccepted' as type, * exclude (pos, at_ns, home), pos, at_ns, home
     from accepted
-    where hash(request) in (from bad_requests) and hash(request) not in (from waiting_requests)
+    where hash(request) in (from uncommon_requests) and hash(request) not in (from waiting_requests)
     union all by name
     select 'AttemptStarted' as type, *
     from started
-    where hash(request) in (from bad_requests) and hash(request) not in (from waiting_requests)
+    where hash(request) in (from uncommon_requests) and hash(request) not in (from waiting_requests)
     union all by name
     select 'TokensGenerated' as type, * exclude (sequences, places, times, indexes)
     from left_tokens
@@ -70,7 +70,7 @@ events as (
     union all by name
     select 'RequestFinished' as type, *
     from finished
-    where hash(request) in (from bad_requests) and hash(request) not in (from waiting_requests)
+    where hash(request) in (from uncommon_requests) and hash(request) not in (from waiting_requests)
     union all by name
     select * from others
 ),

@@ -1,5 +1,5 @@
--- What is known of each request but "one acceptance, one start, one end", and of each attempt but "one start,
--- one end": by hash, since two that collide are only handed to the fold.
+-- Requests that have other events than one acceptance, one start and one end, and attempts that have others than
+-- one start and one end. They are told apart by hash: if two ids collide, the fold gets both.
 create or replace temp table odd_requests as
 select hash, count(*) as rows, bit_or(flag) as flags
 from (
@@ -32,12 +32,12 @@ from (
 group by hash
 having sum(one) <> 2 or bit_or(flag) & 7 <> 3;
 
--- One row per attempt: all its tokens. An attempt has several runs at the borders of segments.
+-- One row per attempt, with all its tokens. An attempt that crosses segments has several runs.
 create or replace temp table answers as
 with several as (
     select hash(attempt) as hash from tokens group by all having count(*) > 1
 ),
-behind as (
+ordered as (
     select *, sum(tokens) over (partition by attempt order by pos) - tokens as expected
     from tokens
     where hash(attempt) in (from several)
@@ -59,7 +59,7 @@ union all
 select
     attempt,
     any_value(home),
-    -- Not 0, where something is not in its place: the fold decides.
+    -- Not 0 if anything is out of place, so that the fold gets it.
     max(case when token_index = expected and home = first_home then 0 else 1 end),
     sum(tokens)::bigint,
     coalesce(first(cached_tokens order by pos), 0),
@@ -68,10 +68,10 @@ select
     min(at_ns),
     max(coalesce(times[-1], at_ns)),
     flatten(list(coalesce(times, [at_ns]) order by pos))
-from (select *, first_value(home) over (partition by attempt order by pos) as first_home from behind)
+from (select *, first_value(home) over (partition by attempt order by pos) as first_home from ordered)
 group by attempt;
 
--- One row per request whose life is the common one: what its two rows are made of.
+-- One row per common request, with everything for its two rows.
 create or replace temp table common as
 select
     accepted.pos as accepted_pos,

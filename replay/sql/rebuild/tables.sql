@@ -1,6 +1,6 @@
--- What a rebuild has in hand: the events of requests that are neither settled nor handed to the fold. They
--- stay here from window to window. `pos` orders events: sequence * 2^20 + place. `home` is the hash of the address
--- that the record's subject names; events of which no request can be there are left out.
+-- The events of requests that are neither settled nor left to the fold, kept from window to window. `pos` orders
+-- events: sequence * 2^20 + place. `home` is the hash of the address in the record's subject. An event whose
+-- request id names another address is left out.
 create or replace temp table addresses (home ubigint, prefix varchar, subject varchar);
 
 create or replace temp table records (sequence bigint, home ubigint);
@@ -27,12 +27,12 @@ create or replace temp table finished (
     output_tokens bigint, error_code varchar, account varchar, model varchar, price_version bigint, json varchar
 );
 
--- Releases, cancels, and ends by control.
+-- Releases, cancellations, and ends by control.
 create or replace temp table others (
     pos bigint, at_ns bigint, home ubigint, type varchar, request varchar, attempt varchar, why varchar,
     reason varchar, output_tokens bigint, error_code varchar, account varchar, model varchar,
     price_version bigint, json varchar
 );
 
--- Hashes of the ids of requests that the fold knows, and of their attempts.
+-- Hashes of the ids of requests that the fold holds, and of their attempts.
 create or replace temp table known (hash ubigint);

@@ -1,4 +1,4 @@
--- Take the events of some segments in hand.
+-- Add the events of some segments.
 insert into addresses
 select distinct
     hash(prefix),
@@ -77,7 +77,7 @@ delete from known;
 insert into known
 select hash(unnest($known::varchar[]));
 
--- An acceptance may be stored again at any time: of a request that ended in an earlier window, it is none.
+-- An acceptance may be stored again at any time. It is ignored if the request ended in an earlier window.
 insert into known
 with early as (
     select request, split_part(request, '_', 5)::hugeint as floor from accepted where floor < $first

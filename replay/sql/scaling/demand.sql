@@ -1,5 +1,5 @@
--- One model's Demand (`replay/scaling/demand.py`) as of positions and a time: one row, one column a field.
-with cuts as (
+-- One row: a model's Demand (`replay/scaling/demand.py`) as of positions and a time, one column a field.
+with cutoffs as (
     select unnest($streams::varchar[]) as stream, unnest($sequences::bigint[]) as sequence
 ),
 accepted as (
@@ -7,49 +7,49 @@ accepted as (
     union all
     select * exclude (life) from facts.open_requests
 ),
-asked as (
+arrived as (
     select
         request_id,
-        cuts.sequence as cut,
+        cutoffs.sequence as cutoff,
         prompt_tokens,
         output_tokens,
         accepted_at_ns,
         started_at_ns,
         last_token_at_ns - first_token_at_ns as decode_ns,
         finished_at_ns,
-        coalesce(finished_sequence <= cuts.sequence, false) as has_ended
+        coalesce(finished_sequence <= cutoffs.sequence, false) as has_ended
     from accepted
-    join cuts on starts_with(accepted_position, cuts.stream || ':')
-    where model = $model and accepted_at_ns > $since_ns and accepted_sequence <= cuts.sequence
+    join cutoffs on starts_with(accepted_position, cutoffs.stream || ':')
+    where model = $model and accepted_at_ns > $since_ns and accepted_sequence <= cutoffs.sequence
 ),
-begun as (
+started as (
     select request_id
     from attempts
-    join asked using (request_id)
+    join arrived using (request_id)
     where number = 1
         and not has_ended
-        and split_part(split_part(started_position, ':', 2), '.', 1)::bigint <= cut
+        and split_part(split_part(started_position, ':', 2), '.', 1)::bigint <= cutoff
 ),
-stood as (
-    select *, request_id in (from begun) as has_begun from asked
+dated as (
+    select *, request_id in (from started) as has_started from arrived
 ),
-lately as (
+recent as (
     select accepted_at_ns, case when has_ended then finished_at_ns end as ended_at_ns
-    from stood
+    from dated
     where not has_ended or finished_at_ns > $now_ns - $pasts * $past_ns
 ),
 pasts as (
     select back, count(accepted_at_ns) as under_way
     from (select unnest(range(1, $pasts::bigint + 1)) as back)
-    left join lately
+    left join recent
         on accepted_at_ns <= $now_ns - back * $past_ns
         and (ended_at_ns is null or ended_at_ns > $now_ns - back * $past_ns)
     group by back
 )
 select
     $now_ns::bigint as now_ns,
-    count(*) filter (where not has_ended and not has_begun) as waiting,
-    count(*) filter (where not has_ended and has_begun) as running,
+    count(*) filter (where not has_ended and not has_started) as waiting,
+    count(*) filter (where not has_ended and has_started) as running,
     count(*) filter (where accepted_at_ns > $now_ns - $minute_ns) as arrived_minute,
     (select list(under_way order by back) from pasts) as past,
     count(*) filter (where answered) as ended,
@@ -66,5 +66,5 @@ from (
         and output_tokens > 1
         and finished_at_ns > $now_ns - $speed_ns
         and started_at_ns - accepted_at_ns <= $warm_ns as warm
-    from stood
+    from dated
 );

@@ -1,5 +1,5 @@
--- One row per event of the fleet that changes who leads, what is wanted or how a replica is, in the stream's order.
-with told as (
+-- One row per event that changes the leader, a decision or the state of a replica, in the stream's order.
+with fleet_events as (
     select position, at_ns, event, model, replica, start_ns, null as epoch, null as control, null as from_replicas,
         null as to_replicas, null as decided_at_ns, null as positions
     from facts.replica_events
@@ -12,5 +12,5 @@ with told as (
     from facts.held_elections
 )
 select *, split_part(split_part(position, ':', 2), '.', 1)::bigint as sequence
-from told
+from fleet_events
 order by sequence, split_part(position, '.', 2)::bigint;

@@ -1,4 +1,4 @@
--- The sums of `running` and of its square over a model's reports up to a position of the fleet's stream: one row.
+-- One row: the sums of `running` and of its square over a model's reports up to a position of the fleet.
 select coalesce(sum(running), 0)::bigint as running_sum, coalesce(sum(running * running), 0)::bigint as running_square_sum
 from facts.replica_events
 where event = 'reported'

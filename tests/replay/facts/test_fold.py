@@ -322,7 +322,7 @@ def test_a_terminal_event_that_repeats_other_facts_is_found_by_the_check(
     )
     apply_all(warehouse, scribe.streams)
     assert warehouse.query(sql("requests.check")).rows == [
-        ["terminal event repeats other billing facts", request]
+        ["terminal event and acceptance differ in billing facts", request]
     ]
 
 

@@ -55,7 +55,9 @@ def steady(per_s: float, *, prompt: int, output: int, count: int) -> tuple[float
         asked.append(TraceRequest(now_s, prompt, 1 + int(chance.expovariate(1 / output))))
     fleet = SimulatedFleet(asked, R1, start_s=0.0, scaling=Static(1))
     fleet.run()
-    return sum(wait_s <= 2 for wait_s in fleet.ttft_s) / count, fleet.area_s / now_s
+    return sum(
+        wait_s <= 2 for wait_s in fleet.statistics.ttft_s
+    ) / count, fleet.concurrency.integral_s / now_s
 
 
 @pytest.mark.slow

@@ -221,8 +221,12 @@ def test_a_constant_load_settles(per_s: float) -> None:
         asked.append(TraceRequest(now_s, 1000, 1 + int(chance.expovariate(1 / 500))))
     fleet = SimulatedFleet(asked, R1, start_s=60.0, scaling=Ours(POLICY, R1, start_s=60.0))
     fleet.run()
-    settled = [wanted for at_s, wanted, _ in fleet.history if at_s > 2400]
+    settled = [wanted for at_s, wanted, _ in fleet.statistics.history if at_s > 2400]
     assert len(settled) <= 6
     assert max(settled, default=0) - min(settled, default=0) <= 1
-    late = [wait_s for one, wait_s in zip(asked, fleet.ttft_s, strict=True) if one.at_s > 600 and wait_s > 2]
+    late = [
+        wait_s
+        for one, wait_s in zip(asked, fleet.statistics.ttft_s, strict=True)
+        if one.at_s > 600 and wait_s > 2
+    ]
     assert len(late) < 0.01 * len(asked)

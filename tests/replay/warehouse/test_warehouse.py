@@ -247,7 +247,7 @@ def test_each_file_is_one_relation_or_its_checks(name: str) -> None:
     relation = name.removesuffix(".sql").removesuffix(".check")
     assert relation in RELATIONS
     text = sql(name.removesuffix(".sql"))
-    assert text.startswith("-- No row: " if ".check." in name else "-- One row per "), "grain first"
+    assert text.startswith("-- No rows, unless " if ".check." in name else "-- One row per "), "grain first"
     assert re.sub(r"--[^\n]*", "", text).count(";") == 1
     if ".check." not in name:
         assert f"create view {relation} as\n" in text
