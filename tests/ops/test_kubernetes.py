@@ -201,7 +201,7 @@ def test_a_pod_has_the_time_that_its_worker_takes_to_drain() -> None:
 def test_the_settings_are_settings(tmp_path: Path) -> None:
     (tmp_path / "rift.toml").write_text(named("ConfigMap")["rift"]["data"]["rift.toml"])
     told = settings.load(tmp_path / "rift.toml", {})
-    assert (told.fleet, told.hardware, told.replicas) == ("kubernetes", "mi300x", 3)
+    assert (told.fleet, told.hardware, told.log_replicas) == ("kubernetes", "mi300x", 3)
     assert {told.model, *told.scale} == set(SERVED)
 
 

@@ -164,7 +164,7 @@ def role(pid: int) -> str:
 def test_an_answer_goes_on_when_its_worker_dies(folder: Path) -> None:
     service = Service(folder, "--engine", "sim", "--workers", "2").start()
     try:
-        body = BODY | {"parameters": {"max_tokens": 100}, "stream": True}
+        body = BODY | {"parameters": {"max_tokens": 300}, "stream": True}
         with service.client() as client:
             whole = client.post("/v1/inference", json=body | {"stream": False}).json()["output"]
             with client.stream("POST", "/v1/inference", json=body) as response:
@@ -179,7 +179,7 @@ def test_an_answer_goes_on_when_its_worker_dies(folder: Path) -> None:
         tokens = [event["data"] for event in events if event["event"] == "token"]
         assert "".join(token["delta"] for token in tokens) == whole
         assert [event["data"]["attempt"] for event in events if event["event"] == "status"] == [1, 2]
-        assert events[-1]["data"]["usage"]["output_tokens"] == 100
+        assert events[-1]["data"]["usage"]["output_tokens"] == 300
     finally:
         service.stop()
 
@@ -296,7 +296,7 @@ def test_a_folder_of_another_version_is_refused_by_name(tmp_path: Path, command:
     done = Service(tmp_path).rift(*command)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"rift: {tmp_path} is a data folder of version '99', and Rift ")
+    assert line.startswith(f"rift: {tmp_path} is a data folder of version '99', but Rift ")
     assert {file.name for file in tmp_path.iterdir()} == {"version", "rift.toml"}, "it is left as it is"
 
 
