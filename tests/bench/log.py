@@ -1,7 +1,7 @@
-"""The log beside what the client library does by itself, on one broker that syncs each write.
+"""The log compared with the plain client library, on one broker that syncs each write.
 
-append    `Log.append` beside a JetStream publish of nats-py, one after the other and 64 at once
-read      `Log.follow` and `Log.scan` beside nats-py's fetch of a pull consumer
+append    `Log.append` and a JetStream publish of nats-py, one at a time and 64 at once
+read      `Log.follow`, `Log.scan` and nats-py's fetch of a pull consumer
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.bench import figures
 
 STREAM = "RIFT_0"
 SUBJECT = "rift.0.work.lane.bench"
-# As large as the record of some ten tokens.
+# The size of a record of about ten tokens.
 DATA = b"x" * 1_000
 WRITERS = 64
 FETCHED = 500
@@ -98,9 +98,9 @@ async def _connected(address: nats_server.Address) -> JetStream:
 
 
 async def _timed(run: Callable[[], Awaitable[None]], count: int) -> float:
-    began_at = time.perf_counter()
+    began_at_s = time.perf_counter()
     await run()
-    return count / (time.perf_counter() - began_at)
+    return count / (time.perf_counter() - began_at_s)
 
 
 async def _one_by_one(one: Callable[[], Awaitable[None]], count: int) -> float:

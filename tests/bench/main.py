@@ -11,54 +11,55 @@ from tests.bench import bill, figures, gateway, log, replay, scale, serve, serve
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="ops/bench", description="Measures Rift, with both sides of each comparison in one run."
+        prog="ops/bench", description="Measure Rift, with both sides of each comparison in one run."
     )
     commands = parser.add_subparsers(dest="command", metavar="WHAT", required=True)
 
-    command = _command(commands, "serve", "Rift beside the engine's own server")
+    command = _command(commands, "serve", "compare Rift with the engine's own server")
     command.add_argument("--streams", type=_numbers, default=(1, 8, 32, 64), metavar="N,N,…")
     command.add_argument("--rounds", type=int, default=5, metavar="N")
-    command.add_argument("--seconds", type=float, default=8.0, metavar="S", help="measured for each figure")
+    command.add_argument("--seconds", type=float, default=8.0, metavar="S", help="measured time per figure")
     command.add_argument("--prompt-tokens", type=int, default=64, metavar="N")
     command.add_argument("--output-tokens", type=int, default=128, metavar="N")
-    command.add_argument("--model", metavar="NAME|PATH", help="of the catalogue, or a folder (a tiny one)")
-    command.add_argument("--not-durable", action="store_true", help="also without sync_interval: always")
+    command.add_argument("--model", metavar="NAME|PATH", help="of the catalogue, or a folder (default: tiny)")
+    command.add_argument("--not-durable", action="store_true", help="also measure without syncs")
 
-    command = _command(commands, "gateway", "how many streams one gateway process holds")
+    command = _command(commands, "gateway", "measure how many streams one gateway process holds")
     command.add_argument("--streams", type=_numbers, default=(500, 1000, 1500, 2000, 3000), metavar="N,N,…")
-    command.add_argument("--seconds", type=float, default=10.0, metavar="S", help="measured for each figure")
+    command.add_argument("--seconds", type=float, default=10.0, metavar="S", help="measured time per figure")
 
-    command = _command(commands, "log", "appending and reading beside the client library's own")
+    command = _command(commands, "log", "compare appends and reads with the plain client library")
     command.add_argument("--appends", type=int, default=2000, metavar="N")
     command.add_argument("--rounds", type=int, default=5, metavar="N")
 
-    command = _command(commands, "replay", "a warehouse from the archive beside DuckDB's own table of it")
-    command.add_argument("--requests", type=int, default=10_000_000, metavar="N", help="in the archive")
-    command.add_argument("--log-requests", type=int, default=25_000, metavar="N", help="in the log")
+    command = _command(commands, "replay", "compare a rebuild from the archive with a plain DuckDB table")
+    command.add_argument("--requests", type=int, default=10_000_000, metavar="N", help="archived requests")
+    command.add_argument("--log-requests", type=int, default=25_000, metavar="N", help="requests in the log")
     command.add_argument("--rounds", type=int, default=1, metavar="N")
 
-    command = _command(commands, "bill", "every invoice of a trace, and what the auditor says to it")
-    command.add_argument("--trace", type=Path, required=True, metavar="PATH", help="CSV, packed or not")
-    command.add_argument("--requests", type=int, metavar="N", help="only the first N")
+    command = _command(commands, "bill", "bill a trace and audit every invoice")
+    command.add_argument("--trace", type=Path, required=True, metavar="PATH", help="CSV, optionally gzipped")
+    command.add_argument("--requests", type=int, metavar="N", help="use only the first N requests")
 
-    command = _command(commands, "scale", "the scaling policy beside Knative's and one that knows the future")
-    command.add_argument("--trace-folder", type=Path, metavar="DIR", help="where the published traces are")
+    command = _command(commands, "scale", "compare the scaling policy with Knative's and an oracle")
+    command.add_argument("--trace-folder", type=Path, metavar="DIR", help="folder of the published traces")
     command.add_argument("--starts", type=_numbers, default=(15, 60, 150), metavar="S,S,…")
-    command.add_argument("--hours", type=float, default=12.0, metavar="H", help="of the bursty trace")
+    command.add_argument("--hours", type=float, default=12.0, metavar="H", help="length of the bursty trace")
 
     options = vars(parser.parse_args(arguments))
-    name, as_json = options.pop("command"), options.pop("json")
+    name = options.pop("command")
+    as_json = options.pop("json")
     modules = {"serve": serve, "gateway": gateway, "log": log, "replay": replay, "bill": bill, "scale": scale}
     module = modules[name]
     try:
-        found = figures.plain(module.run(module.Options(**options), say))
+        result = figures.plain(module.run(module.Options(**options), say))
     except servers.ServerBroken as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     if as_json:
-        print(json.dumps(found), flush=True)
+        print(json.dumps(result), flush=True)
     else:
-        print(json.dumps(found.get("ratios", found), indent=1), flush=True)
+        print(json.dumps(result.get("ratios", result), indent=1), flush=True)
     return 0
 
 
@@ -66,7 +67,7 @@ def _command(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text)
-    command.add_argument("--json", action="store_true", help="all figures as one JSON value")
+    command.add_argument("--json", action="store_true", help="print all figures as one JSON value")
     return command
 
 

@@ -1,4 +1,4 @@
-"""The log into the warehouse: events a second from a real broker, and how far behind it is under load."""
+"""Folding the log into the warehouse: events per second from a real broker, and the lag under load."""
 
 import statistics
 import subprocess
@@ -23,14 +23,16 @@ from tests.bench import bill, figures
 
 STREAM = bill.STREAM
 READY_S = 10.0
-# Published before their storing is waited for: far below what the broker takes in at once.
+# Messages that are published before waiting for their storage, far below the broker's limit.
 AHEAD = 1_000
-# Under load: events a second, for so long, and a question so often.
-LOAD_PER_S, LOAD_S, ASK_S = 5_000, 10.0, 0.1
-# An ordinary answer: its tokens come in some dozens of events.
-ASKED = bill.Asked(0.0, "account", 200, 120, pieces=40)
-EVENTS = 3 + ASKED.pieces
-# So many requests begin a second, in the log's own time.
+# Under load: events per second, duration, and the interval of queries.
+LOAD_PER_S = 5_000
+LOAD_S = 10.0
+ASK_S = 0.1
+# An ordinary answer, with a few dozen token events.
+ENTRY = bill.TraceEntry(0.0, "account", 200, 120, pieces=40)
+EVENTS = 3 + ENTRY.pieces
+# Requests per second, in the log's time.
 REQUESTS_PER_S = 100
 
 
@@ -55,9 +57,9 @@ async def _measure(
 ) -> dict[str, Any]:
     log = await _connected(address)
     await log.ensure_streams(shards=1, replicas=1, max_bytes=8 << 30)
-    asked = [ASKED._replace(at_s=number / REQUESTS_PER_S) for number in range(requests)]
-    messages = list(bill.records(asked))
-    await _publish(log, BOOK, [bill.book_of(asked)])
+    entries = [ENTRY._replace(at_s=number / REQUESTS_PER_S) for number in range(requests)]
+    messages = list(bill.records(entries))
+    await _publish(log, BOOK, [bill.book_of(entries)])
     await _publish(log, STREAM, messages)
     events = EVENTS * requests
     say(f"{len(messages)} records with {events} events are stored")
@@ -67,9 +69,9 @@ async def _measure(
     seconds = time.perf_counter() - began
     say(f"folded in {seconds:.1f} s")
     load = [
-        ASKED._replace(at_s=number / REQUESTS_PER_S) for number in range(int(LOAD_PER_S * LOAD_S / EVENTS))
+        ENTRY._replace(at_s=number / REQUESTS_PER_S) for number in range(int(LOAD_PER_S * LOAD_S / EVENTS))
     ]
-    answered, behind = await _under_load(log, warehouse, list(bill.records(load, first=requests)))
+    answered, lags = await _under_load(log, warehouse, list(bill.records(load, first=requests)))
     await to_thread.run_sync(warehouse.close)
     await log.close()
     return {
@@ -80,17 +82,18 @@ async def _measure(
         "load_events_per_s": LOAD_PER_S,
         "answered_p50_ms": round(statistics.median(answered) * 1000),
         "answered_p99_ms": round(figures.percentile(answered, 0.99) * 1000),
-        "unasked_p99_ms": round(figures.percentile(behind, 0.99) * 1000),
+        "unasked_p99_ms": round(figures.percentile(lags, 0.99) * 1000),
     }
 
 
 async def _under_load(
     log: JetStream, warehouse: Warehouse, messages: Sequence[Stored]
 ) -> tuple[list[float], list[float]]:
-    """Return how long who asks waits until all that was stored before is applied; and how far behind the
-    warehouse was each time, before it was asked."""
+    """Return the time that each query waits for the records stored before it, and the warehouse's lag before
+    each query, in seconds."""
     projector = Projector(log, warehouse, [0])
-    answered, behind = [], []
+    answered: list[float] = []
+    lags: list[float] = []
     per_s = len(messages) / LOAD_S
     stored_at: list[float] = []
 
@@ -110,20 +113,20 @@ async def _under_load(
             await anyio.sleep(ASK_S)
             asked_at = time.perf_counter()
             waiting = stored_at[max(0, projector.applied.get(STREAM, 0) - first) :]
-            behind.append(asked_at - waiting[0] if waiting else 0.0)
+            lags.append(asked_at - waiting[0] if waiting else 0.0)
             await projector.catch_up()
             answered.append(time.perf_counter() - asked_at)
         tasks.cancel_scope.cancel()
-    return answered, behind
+    return answered, lags
 
 
 async def _publish(log: JetStream, stream: str, messages: Sequence[Stored]) -> None:
-    """Store messages in their order, without an answer for each."""
+    """Store messages in order, without waiting for each."""
     for first in range(0, len(messages), AHEAD):
         for message in messages[first : first + AHEAD]:
             await log.client.publish(message.subject, message.data)
-        wanted = min(first + AHEAD, len(messages))
-        while await log.last_sequence(stream) < wanted:  # noqa: ASYNC110  # another process
+        target = min(first + AHEAD, len(messages))
+        while await log.last_sequence(stream) < target:  # noqa: ASYNC110  # another process
             await anyio.sleep(0.001)
 
 

@@ -1,7 +1,7 @@
-"""The rebuild from the archive beside DuckDB's own `create table as select` of the same Parquet.
+"""The rebuild from the archive, compared with DuckDB's `create table as select` of the same Parquet.
 
-Each runs in a process of its own, with the same memory limit, into a file of its own, and has written it when
-it ends. Peak memory is the process's largest resident set. Then the same from the log (`projection.py`).
+Each runs in its own process with the same memory limit, and ends once its file is written. Peak memory is the
+process's largest resident set. Then the log is folded (`projection.py`).
 """
 
 import multiprocessing
@@ -65,9 +65,9 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
 
 def _apart(work: Callable[[Path, Path], None], folder: Path, path: Path) -> dict[str, Any]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(_timed, (work, folder, path))
+        result = pool.apply(_timed, (work, folder, path))
     path.unlink()
-    return found
+    return result
 
 
 def _timed(work: Callable[[Path, Path], None], folder: Path, path: Path) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _timed(work: Callable[[Path, Path], None], folder: Path, path: Path) -> dict
 
 def _table(folder: Path, path: Path) -> None:
     with duckdb.connect(str(path), config={"memory_limit": parquet.MEMORY_MAX}) as connection:
-        # A process that multiprocessing started looks interactive to DuckDB, which shows how far it is.
+        # DuckDB takes a process of multiprocessing for interactive and would show a progress bar.
         connection.execute("set enable_progress_bar = false")
         for name in ("records", "events"):
             files = f"{folder}/{archived.STREAM}/*.{name}.parquet"

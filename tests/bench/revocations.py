@@ -1,10 +1,9 @@
-"""How soon a revoked key is refused: on each of two gateways, from the moment at which the book says so; and
-how soon a stream that runs under it ends.
+"""How soon each of two gateways rejects a revoked key, and how soon a running stream of the key ends.
 
     python -m tests.bench.revocations --keys 1000
 
-One installation with the simulated engine and a gateway more, real processes and a real broker. Who revokes
-does as `rift keys revoke`, on one connection.
+The times begin when the revocation is stored. The installation has the simulated engine, a second gateway,
+real processes and a real broker. Keys are revoked as by `rift keys revoke`, on one connection.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from tests.service import Service
 
 ACCOUNT = "bench"
 POLL_S = 0.001
-# Every so many keys have a stream under way.
+# Every tenth key has a running stream.
 STREAM_EVERY = 10
 BODY = {
     "model": MODEL,
@@ -40,17 +39,17 @@ BODY = {
 
 
 async def issue(log: JetStream, number: int) -> list[keys.Key]:
-    """Issue many keys, in few records."""
-    made = [keys.new_key(_entropy(at)) for at in range(number)]
+    """Issue many keys in few records."""
+    issued = [keys.new_key(_entropy(index)) for index in range(number)]
     events: list[Any] = [AccountOpened(id=f"account.{ACCOUNT}", account=ACCOUNT)]
     events += [
         KeyIssued(id=f"key.{key.id}", key=key.id, account=ACCOUNT, sha256=key_digest(key.text))
-        for key in made
+        for key in issued
     ]
     for first in range(0, len(events), 100):
         data = codec.encode("bench", events[first : first + 100])
         await log.append(subjects.BOOK, subjects.book("key", ACCOUNT), data)
-    return made
+    return issued
 
 
 def _entropy(number: int) -> bytes:
@@ -58,7 +57,7 @@ def _entropy(number: int) -> bytes:
 
 
 async def refused_s(client: httpx.AsyncClient, url: str, key: keys.Key, since: dict[str, float]) -> float:
-    """Ask until the key is refused, and return how long after its revocation was stored the answer came."""
+    """Ask until the key is rejected, and return the seconds since its revocation was stored."""
     headers = {"authorization": f"Bearer {key.text}"}
     while True:
         answer = await client.get(f"{url}/v1/models", headers=headers)
@@ -71,7 +70,7 @@ async def refused_s(client: httpx.AsyncClient, url: str, key: keys.Key, since: d
 async def one(
     log: JetStream, book: Book, client: httpx.AsyncClient, urls: list[str], key: keys.Key, *, streams: bool
 ) -> tuple[list[float], float | None]:
-    """Revoke a key; return how long each gateway took to refuse it, and a stream of it to end."""
+    """Revoke a key; return the seconds until each gateway rejects it, and until its stream ends."""
     since: dict[str, float] = {}
     refused: list[float] = []
     ended: list[float] = []
@@ -106,13 +105,13 @@ async def measure(folder: Path, urls: list[str], number: int) -> None:
     address = DataDir(folder).log_address(None, {})
     log = await connect(address.url, token=address.token, name="bench")
     try:
-        made = await issue(log, number)
+        issued = await issue(log, number)
         book = await books.read(log)
         refused, ended = [], []
         async with httpx.AsyncClient(timeout=60) as client:
             await anyio.sleep(1)
-            for at, key in enumerate(made):
-                some, end = await one(log, book, client, urls, key, streams=at % STREAM_EVERY == 0)
+            for index, key in enumerate(issued):
+                some, end = await one(log, book, client, urls, key, streams=index % STREAM_EVERY == 0)
                 refused += some
                 ended += [end] if end is not None else []
     finally:
@@ -122,18 +121,20 @@ async def measure(folder: Path, urls: list[str], number: int) -> None:
 
 
 def say(what: str, seconds: list[float]) -> None:
-    found = sorted(seconds)
-    at = {"p50": 0.5, "p99": 0.99}
-    shown = " · ".join(f"{name} {found[int(part * len(found))] * 1000:.1f} ms" for name, part in at.items())
-    sys.stdout.write(f"{what}: {shown} · max {found[-1] * 1000:.1f} ms\n")
+    ordered = sorted(seconds)
+    shares = {"p50": 0.5, "p99": 0.99}
+    percentiles = " · ".join(
+        f"{name} {ordered[int(share * len(ordered))] * 1000:.1f} ms" for name, share in shares.items()
+    )
+    sys.stdout.write(f"{what}: {percentiles} · max {ordered[-1] * 1000:.1f} ms\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure revocations.")
+    parser = argparse.ArgumentParser(description="Measure how soon revocations take effect.")
     parser.add_argument("--keys", type=int, default=1000)
     number = parser.parse_args().keys
-    with tempfile.TemporaryDirectory() as place:
-        service = Service(Path(place) / "data", "--engine", "sim").start()
+    with tempfile.TemporaryDirectory() as folder:
+        service = Service(Path(folder) / "data", "--engine", "sim").start()
         try:
             with second_gateway(service) as (url, _):
                 anyio.run(measure, service.folder, [service.url, url], number)

@@ -1,6 +1,6 @@
-"""The default scaling policy beside Knative's autoscaler and one that knows the future, on the same traces.
+"""The default scaling policy, Knative's autoscaler and a policy that knows the future, on the same traces.
 
-The policy's numbers were chosen on other traces than these: on generated ones.
+The default policy's parameters were chosen on other traces, which were generated.
 """
 
 import math
@@ -21,7 +21,7 @@ from tests.bench import figures
 PROFILE = "mi300x-deepseek-r1"
 POLICIES = ("default", "knative", "oracle")
 TTFT_MS = 2000
-# Name, file, and every how manieth client of it.
+# Name, file, and n to keep every n-th client.
 TRACES = (
     ("chat", "azure_llm_2023_conv.csv", 1),
     ("day", "servegen_deepseekr1_day.csv.gz", 1),
@@ -39,16 +39,16 @@ class Options(NamedTuple):
 def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     measured = []
     absent = []
-    for name, asked in _traces(options, absent, say):
-        say(f"{name}: {len(asked)} requests")
+    for name, requests in _traces(options, absent, say):
+        say(f"{name}: {len(requests)} requests")
         for start_s in options.starts:
-            found = {}
+            results = {}
             for policy in POLICIES:
-                found[policy], _ = backtest.run(
-                    asked, profile(PROFILE), policy, start_s=start_s, ttft_ms=TTFT_MS
+                results[policy], _ = backtest.run(
+                    requests, profile(PROFILE), policy, start_s=start_s, ttft_ms=TTFT_MS
                 )
-                say(f"  {start_s} s, {policy}: {_line(found[policy])}")
-            measured.append(_row(name, start_s, found))
+                say(f"  {start_s} s, {policy}: {_line(results[policy])}")
+            measured.append(_row(name, start_s, results))
     return {
         "ratios": [{name: row[name] for name in row if name not in POLICIES} for row in measured],
         "measured": measured,
@@ -58,7 +58,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def bursty(seed: int, hours: float) -> Iterator[TraceRequest]:
-    """Bursts of one to ten minutes at 1 to 8 requests/s, and idle minutes between them, 2 to 20."""
+    """Yield bursts of 1 to 10 minutes at 1 to 8 requests/s, with 2 to 20 idle minutes in between."""
     chance = random.Random(seed)
     now_s = 0.0
     while now_s < hours * 3600:
@@ -78,14 +78,14 @@ def _traces(
     for name, file, thin in TRACES:
         path = (options.trace_folder or Path()) / file
         if options.trace_folder is None or not path.exists():
-            say(f"{name}: skipped, {file} is not there; name its folder with --trace-folder")
+            say(f"{name}: skipped, {file} does not exist; set its folder with --trace-folder")
             absent.append(file)
             continue
         yield name, traces.read(path, traces.guessed(path), thin=thin)
 
 
-def _row(name: str, start_s: int, found: dict[str, Result]) -> dict[str, Any]:
-    ours, knative, oracle = (found[policy] for policy in POLICIES)
+def _row(name: str, start_s: int, results: dict[str, Result]) -> dict[str, Any]:
+    ours, knative, oracle = (results[policy] for policy in POLICIES)
     return {
         "trace": name,
         "start_s": start_s,
@@ -96,7 +96,7 @@ def _row(name: str, start_s: int, found: dict[str, Result]) -> dict[str, Any]:
         "gpu_seconds_per_oracle": round(ours.gpu_seconds / oracle.gpu_seconds, 3),
         "hit_per_knative": _ratio(ours.requests_hit_by_cold_start, knative.requests_hit_by_cold_start),
         "actions_per_knative": _ratio(ours.scale_actions, knative.scale_actions),
-        **{policy: msgspec.structs.asdict(result) for policy, result in found.items()},
+        **{policy: msgspec.structs.asdict(result) for policy, result in results.items()},
     }
 
 
@@ -104,8 +104,8 @@ def _ratio(ours: int, theirs: int) -> float:
     return round(ours / theirs, 3) if theirs else figures.NAN
 
 
-def _line(found: Result) -> str:
+def _line(result: Result) -> str:
     return (
-        f"{found.slo_attainment:.2%} in time, {found.gpu_seconds / 3600:,.1f} GPU-hours, "
-        f"{found.requests_hit_by_cold_start} hit by a start, {found.scale_actions} actions"
+        f"{result.slo_attainment:.2%} in time, {result.gpu_seconds / 3600:,.1f} GPU-hours, "
+        f"{result.requests_hit_by_cold_start} hit by a start, {result.scale_actions} actions"
     )

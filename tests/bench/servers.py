@@ -1,7 +1,7 @@
-"""The two sides: Rift as `rift up` starts it, and the engine's own server with the same arguments.
+"""The two servers: Rift as started by `rift up`, and the engine's own server with the same arguments.
 
-Each runs alone, in a folder of its own, and is ended whole. What its processes cost is read from the
-kernel's accounting of them, by role.
+Each runs alone in its own folder, and is ended with all its processes. Their cost comes from the kernel's
+accounting, by role.
 """
 
 import json
@@ -29,7 +29,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 MODEL = "bench"
 
-# `rift up` with nats-server's own pace of writing to disk: what durability costs.
+# `rift up` with nats-server's default interval of syncs, to show the cost of durability.
 NOT_DURABLE = """
 import sys
 from rift import cli, nats_server
@@ -54,16 +54,16 @@ args = {args}
 env = {env}
 """
 
-# Of the engine's own server, as Rift's worker does it: no statistics, and no line for each request.
+# Quiet the engine's own server like Rift's worker: without statistics, and without a line per request.
 QUIET = ("--disable-log-stats", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning")
 
 
 class ServerBroken(Exception):
-    """A server did not become ready; the message has what it said."""
+    """A server did not become ready; the message has its output."""
 
 
 class Served(NamedTuple):
-    """A model as both sides are to serve it."""
+    """The model that both servers serve."""
 
     path: Path
     context_tokens: int
@@ -72,21 +72,21 @@ class Served(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A server that answers. Its processes are those that `main` started."""
+    """A server that is ready. `main` is its first process, which started the others."""
 
     url: str
     key: str
     main: int
 
     def cpu_s(self) -> Counter[str]:
-        """Return the CPU seconds used so far, by role; `engine` is what a server's engine runs in."""
+        """Return the CPU seconds used so far, by role; `engine` stands for a server's engine processes."""
         used: Counter[str] = Counter()
         for pid, role in self.roles().items():
             used[role] += _cpu_s(pid)
         return used
 
     def peak_mb(self) -> Counter[str]:
-        """Return the most memory that each role has held."""
+        """Return the peak memory of each role."""
         peak: Counter[str] = Counter()
         for pid, role in self.roles().items():
             with suppress(OSError):
@@ -95,21 +95,21 @@ class Running(NamedTuple):
         return peak
 
     def roles(self) -> dict[int, str]:
-        found: dict[int, str] = {}
+        roles: dict[int, str] = {}
         for pid, parent in _descendants(self.main):
             with suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
                 role = "api-server" if "vllm.entrypoints.openai.api_server" in command else role_of(command)
-                behind = found.get(parent) in ("worker", "api-server", "engine")
-                found[pid] = "engine" if behind else role or "guard"
-        return found
+                is_engine = roles.get(parent) in ("worker", "api-server", "engine")
+                roles[pid] = "engine" if is_engine else role or "guard"
+        return roles
 
 
 @contextmanager
 def rift(
     served: Served, folder: Path, *, durable: bool = True, options: Sequence[str] = ()
 ) -> Iterator[Running]:
-    """Run `rift up` with one worker for the model, unless `options` say otherwise. Raises ServerBroken."""
+    """Run `rift up` with one worker for the model, or as set by `options`. Raises ServerBroken."""
     folder.mkdir(parents=True)
     config = folder / "rift.toml"
     config.write_text(
@@ -123,12 +123,12 @@ def rift(
         )
     )
     start = ["-P", "-m", "rift"] if durable else ["-c", NOT_DURABLE]
-    where = ["--data", str(folder / "data"), "--config", str(config), "--port", "0", "--json"]
-    with _process([*start, "up", *where, *options], folder, environment()) as process:
-        assert process.stdout is not None, "it has a pipe"
+    arguments = ["--data", str(folder / "data"), "--config", str(config), "--port", "0", "--json"]
+    with _process([*start, "up", *arguments, *options], folder, environment()) as process:
+        assert process.stdout is not None, "the process has a pipe"
         line = process.stdout.readline()
         if not line:
-            raise ServerBroken(f"rift up did not start: {_said(folder)}")
+            raise ServerBroken(f"rift up did not start: {_output(folder)}")
         ready = json.loads(line)
         yield Running(ready["url"], ready["api_key"], process.pid)
 
@@ -153,7 +153,7 @@ def peer(served: Served, folder: Path) -> Iterator[Running]:
         until = time.monotonic() + READY_S
         while not _is_healthy(url):
             if process.poll() is not None or time.monotonic() > until:
-                raise ServerBroken(f"vLLM's server did not start: {_said(folder)}")
+                raise ServerBroken(f"vLLM's server did not start: {_output(folder)}")
             time.sleep(POLL_S)
         yield Running(url, "none", process.pid)
 
@@ -162,7 +162,7 @@ def peer(served: Served, folder: Path) -> Iterator[Running]:
 def _process(
     arguments: Sequence[str], folder: Path, variables: dict[str, str]
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a Python process; at the end, it and all that it started are gone."""
+    """Run a Python process, and at the end kill it with all processes that it started."""
     with (folder / "screen.txt").open("wb") as screen:
         process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -187,11 +187,11 @@ def _process(
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    """Return TOML's inline table: its scalars are those of JSON."""
+    """Return an inline table of TOML, whose scalars are written as in JSON."""
     return f"{{{', '.join(f'{name} = {json.dumps(value)}' for name, value in values.items())}}}"
 
 
-def _said(folder: Path) -> str:
+def _output(folder: Path) -> str:
     return (folder / "screen.txt").read_text()[-4000:]
 
 
@@ -203,15 +203,15 @@ def _is_healthy(url: str) -> bool:
 
 
 def _descendants(main: int) -> list[tuple[int, int]]:
-    """Return `main` and what it started with each one's parent, parents first."""
+    """Return `main` and its descendants, each with its parent, parents first."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             children.setdefault(int(_stat(int(entry.name))[1]), []).append(int(entry.name))
-    found = [(main, 0)]
-    for pid, _ in found:
-        found += [(child, pid) for child in children.get(pid, [])]
-    return found
+    processes = [(main, 0)]
+    for pid, _ in processes:
+        processes += [(child, pid) for child in children.get(pid, [])]
+    return processes
 
 
 def _cpu_s(pid: int) -> float:
@@ -222,5 +222,5 @@ def _cpu_s(pid: int) -> float:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat behind the name, which may hold anything."""
+    """Return the fields of /proc/PID/stat after the name, which may contain any character."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()

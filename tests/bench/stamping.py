@@ -1,7 +1,7 @@
-"""`rift worker` with a simulated engine whose every token says when it was generated.
+"""`rift worker` with a simulated engine whose tokens contain the time at which they were generated.
 
-The stamp is CLOCK_MONOTONIC in nanoseconds, which all processes of a machine share: who reads the token
-knows how long it was on its way.
+The stamp is CLOCK_MONOTONIC in nanoseconds, which all processes of a machine share, so the reader of a token
+can compute its delay.
 """
 
 import sys
@@ -15,7 +15,7 @@ from rift.engines.sim import SimEngine
 PROFILE = Profile(sim=Pace(step_us=100_000, running_max=8192))
 
 
-class Stamps:
+class StampDecoder:
     def feed(self, token_id: int) -> str:
         return f" {time.monotonic_ns()}"
 
@@ -30,7 +30,7 @@ if __name__ == "__main__":
         start(engine, model, PROFILE)
 
     SimEngine.__init__ = stamping
-    # The gateway is measured, not how slowly Python tokenizes and hashes a megabyte.
+    # Measure the gateway, not Python's speed at tokenizing and hashing a megabyte.
     SimEngine.encode = lambda engine, prompt, *, raw: [0]
-    SimEngine.decoder = lambda engine: Stamps()
+    SimEngine.decoder = lambda engine: StampDecoder()
     sys.exit(cli.main(sys.argv[1:]))

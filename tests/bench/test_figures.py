@@ -1,4 +1,4 @@
-"""What the benchmark says of what its clients saw, and what they see of what servers send."""
+"""The benchmark's figures from observations, and the client's observations from bytes."""
 
 import asyncio
 import json
@@ -9,30 +9,30 @@ from typing import Any
 import pytest
 
 from tests.bench import figures, serve
-from tests.bench.client import Seen, Window, Wish, closed_loop, native_frame, openai_frame
+from tests.bench.client import BenchRequest, Observation, Window, closed_loop, native_frame, openai_frame
 
-WISH = Wish("/v1/completions", {}, 4, openai_frame)
-
-
-def seen(sent_at: float, tokens_at: Sequence[float], wrong: str | None = None) -> Seen:
-    return Seen(WISH, sent_at, list(tokens_at), max(tokens_at, default=0.0), 3, wrong)
+WISH = BenchRequest("/v1/completions", {}, 4, openai_frame)
 
 
-def test_a_window_counts_what_came_in_it() -> None:
+def seen(sent_at_s: float, tokens_at_s: Sequence[float], wrong: str | None = None) -> Observation:
+    return Observation(WISH, sent_at_s, list(tokens_at_s), max(tokens_at_s, default=0.0), 3, wrong)
+
+
+def test_a_window_counts_only_its_own_tokens_and_requests() -> None:
     before = seen(9.0, [9.5, 10.5])  # 2 tokens a frame, one frame inside
     inside = seen(10.0, [10.1, 10.2, 10.4, 10.8])
     after = seen(10.9, [11.1, 11.2, 11.3, 11.4])
-    found = figures.of_window(Window(10.0, 11.0, [before, inside, after, seen(10.0, [], "refused")]))
-    assert found["tokens_per_s"] == pytest.approx(2 + 4)
-    assert found["requests"] == 2
-    assert found["errors"] == 1
-    assert found["ttft_p50_ms"] == pytest.approx(200)
-    assert found["itl_p50_ms"] == pytest.approx(400)
-    assert found["itl_p99_ms"] == pytest.approx(1000)
-    assert found["e2e_p50_ms"] == pytest.approx(800)
+    result = figures.of_window(Window(10.0, 11.0, [before, inside, after, seen(10.0, [], "refused")]))
+    assert result["tokens_per_s"] == pytest.approx(2 + 4)
+    assert result["requests"] == 2
+    assert result["errors"] == 1
+    assert result["ttft_p50_ms"] == pytest.approx(200)
+    assert result["itl_p50_ms"] == pytest.approx(400)
+    assert result["itl_p99_ms"] == pytest.approx(1000)
+    assert result["e2e_p50_ms"] == pytest.approx(800)
 
 
-def test_percentiles_of_nothing_are_not_a_number() -> None:
+def test_percentiles_without_values_are_nan() -> None:
     assert math.isnan(figures.percentile([], 0.5))
     assert figures.percentile([3, 1, 2], 0.5) == 2
     assert figures.percentile(range(100), 0.99) == 99
@@ -83,7 +83,7 @@ OPENAI = [
 
 @pytest.mark.parametrize(("frames", "reads"), [(NATIVE, native_frame), (OPENAI, openai_frame)])
 @pytest.mark.parametrize("size", [1, 7, 50, 10_000])
-def test_the_client_reads_frames_however_they_are_cut(frames: list[bytes], reads: Any, size: int) -> None:
+def test_the_client_reads_frames_in_chunks_of_any_size(frames: list[bytes], reads: Any, size: int) -> None:
     answer = HEAD + b"".join(map(chunk, frames)) + b"0\r\n\r\n"
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,11 +99,11 @@ def test_the_client_reads_frames_however_they_are_cut(frames: list[bytes], reads
     async def main() -> Window:
         server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        wish = Wish("/x", {"a": 1}, 4, reads)
+        request = BenchRequest("/x", {"a": 1}, 4, reads)
         window = await closed_loop(
             f"http://127.0.0.1:{port}",
             "key",
-            iter(lambda: wish, None),
+            iter(lambda: request, None),
             streams=2,
             warm_s=0.05,
             measured_s=0.1,
@@ -113,5 +113,5 @@ def test_the_client_reads_frames_however_they_are_cut(frames: list[bytes], reads
         return window
 
     window = asyncio.run(main())
-    assert [found.wrong for found in window.seen] == [None] * len(window.seen)
-    assert {(len(found.tokens_at), found.prompt_tokens) for found in window.seen} == {(2, 3)}
+    assert [seen.wrong for seen in window.seen] == [None] * len(window.seen)
+    assert {(len(seen.tokens_at_s), seen.prompt_tokens) for seen in window.seen} == {(2, 3)}

@@ -1,4 +1,4 @@
-"""A few keys revoked at two real gateways: refused within 2 s, and their streams ended within 5."""
+"""Revocations at two real gateways: keys are rejected within 2 s, and streams end within 5."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from tests.service import ROOT, environment
 
 
 @pytest.mark.slow
-def test_a_revoked_key_is_refused_within_2_s_and_its_stream_ends_within_5() -> None:
+def test_a_revoked_key_is_rejected_within_2_s_and_its_stream_ends_within_5() -> None:
     command = [sys.executable, "-m", "tests.bench.revocations", "--keys", "21"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), cwd=ROOT)
     assert ran.returncode == 0, ran.stderr
