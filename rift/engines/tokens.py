@@ -99,7 +99,7 @@ class VllmDecoder:
         try:
             text: str | None = self._stream.step(self._backend, token_id)
         except Exception as error:
-            if not str(error).startswith("InvalidRequest prefix"):
+            if not str(error).startswith("Invalid prefix"):
                 raise
             # The bytes turned out not to be a character: continue after them, as vLLM does.
             return self._restart() + self.feed(token_id)
