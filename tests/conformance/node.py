@@ -1,4 +1,4 @@
-"""Node and the packages of package-lock.json, where they are installed."""
+"""Run scripts with Node and the packages of package-lock.json, if they are installed."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent
 
 
 def run(script: str, *arguments: str, given: bytes = b"", timeout_s: float = 60.0) -> str:
-    """Return what the script prints; skip where it cannot run, fail with its words where it fails."""
+    """Return the script's output. Skip the test if it cannot run; fail with its error if it fails."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     if not (FOLDER / "node_modules" / "openai").exists():

@@ -1,4 +1,4 @@
-"""`vllm bench serve`, as it is, in its three backends for OpenAI's routes."""
+"""`vllm bench serve`, unmodified, with its three backends for OpenAI's APIs."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.scripted import MODEL, Served
 
 pytestmark = pytest.mark.engine
 
-# The `vllm` command of the wheel for CPUs does not start.
+# The `vllm` command of the CPU wheel does not start.
 BENCH = """
 import argparse
 from vllm.benchmarks.serve import add_cli_args, main

@@ -1,4 +1,4 @@
-"""README.md of the gateway has every field and header of OpenAI's routes, and what it says is so."""
+"""The gateway's README lists every field and header of OpenAI's APIs, correctly."""
 
 import json
 import re
@@ -35,13 +35,13 @@ def table(section: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("section", ROUTES)
-def test_a_field_is_what_the_table_says(section: str) -> None:
+def test_fields_match_the_table(section: str) -> None:
     body, read, given = ROUTES[section]
-    said = table(section)
-    assert {name for name, what in said.items() if what == "refused"} == set(body.unserved)
-    supported = {name for name, what in said.items() if what == "supported"}
+    rows = table(section)
+    assert {name for name, what in rows.items() if what == "refused"} == set(body.unserved)
+    supported = {name for name, what in rows.items() if what == "supported"}
     assert supported == set(body.__struct_fields__) - set(body.unserved)
-    for name, what in said.items():
+    for name, what in rows.items():
         if what == "ignored":
             assert read(encoded(given)) == read(encoded(given | {name: {"any": "thing"}}))
         if what == "refused":
@@ -66,8 +66,8 @@ def test_the_tables_have_every_field_of_the_sdk() -> None:
 
 
 @pytest.mark.slow
-def test_headers_are_what_the_table_says(served: Served) -> None:
-    said = table("Headers")
+def test_headers_match_the_table(served: Served) -> None:
+    rows = table("Headers")
     body = {"model": MODEL, "prompt": "hi"}
     plain = {"Authorization": f"Bearer {served.key}", "Content-Type": "application/json"}
 
@@ -76,7 +76,7 @@ def test_headers_are_what_the_table_says(served: Served) -> None:
 
     first = post(plain)
     assert first.status_code == 200
-    for name, what in said.items():
+    for name, what in rows.items():
         if what == "ignored":
             again = post(plain | {name: "x"})
             assert (again.status_code, set(again.headers)) == (200, set(first.headers))
@@ -86,7 +86,7 @@ def test_headers_are_what_the_table_says(served: Served) -> None:
     assert "idempotent-replayed" not in post(key).headers
     assert post(key).headers["idempotent-replayed"] == "true"
     assert post(plain | {"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
-    assert {name for name, what in said.items() if what == "supported"} == {
+    assert {name for name, what in rows.items() if what == "supported"} == {
         "Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"
     }  # fmt: skip
 

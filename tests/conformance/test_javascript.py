@@ -1,4 +1,4 @@
-"""The official JavaScript SDK, as it is, against Rift: the checks are in sdk.mjs."""
+"""The official JavaScript SDK, unmodified, against Rift. The checks are in sdk.mjs."""
 
 import pytest
 

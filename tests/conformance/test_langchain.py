@@ -1,4 +1,4 @@
-"""LangChain's chat model for OpenAI, as it is, against Rift."""
+"""LangChain's chat model for OpenAI, unmodified, against Rift."""
 
 from typing import Any
 
@@ -78,7 +78,7 @@ def test_an_answer_in_a_schema(model: Any) -> None:
 
 @pytest.mark.anyio
 async def test_without_blocking(options: dict[str, Any]) -> None:
-    # Its own client it would keep, with the loop of the test that came first.
+    # LangChain caches its own client, together with the event loop of an earlier test.
     async with httpx.AsyncClient() as client:
         model = langchain_openai.ChatOpenAI(http_async_client=client, **options)
         assert (await model.ainvoke("hi")).text == "Hello, world 🌊!"

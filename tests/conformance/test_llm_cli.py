@@ -1,4 +1,4 @@
-"""Simon Willison's `llm`, as it is, with Rift as a model of its own."""
+"""Simon Willison's `llm`, unmodified, with Rift configured as a model."""
 
 import importlib.util
 import os
@@ -44,7 +44,7 @@ def test_a_prompt(folder: Path, served: Served, options: list[str]) -> None:
     assert [turn.role for turn in served.accepted[0].input] == ["system", "user"]  # type: ignore[union-attr]
 
 
-def test_a_conversation_goes_on(folder: Path, served: Served) -> None:
+def test_a_conversation_continues(folder: Path, served: Served) -> None:
     llm(folder, served.key, "prompt", "hi")
     llm(folder, served.key, "prompt", "and now?", "-c")
     assert len(served.accepted[1].input) == 3

@@ -1,4 +1,4 @@
-"""The official Python SDK, as it is, against Rift."""
+"""The official Python SDK, unmodified, against Rift."""
 
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -80,7 +80,7 @@ def test_the_sdks_own_accumulation_of_a_stream(client: Any) -> None:
     assert answer.choices[0].finish_reason == "tool_calls"
 
 
-def test_tools_there_and_back(client: Any) -> None:
+def test_tools_round_trip(client: Any) -> None:
     choice = {"type": "function", "function": {"name": "weather"}}
     first = client.chat.completions.create(
         model=MODEL, messages=HI, tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False
@@ -107,14 +107,14 @@ def test_a_pydantic_model_as_the_answers_format(client: Any, served: Served) -> 
     assert '"people"' in (wanted.schema or "")
 
 
-def test_reasoning_is_there_under_both_names(client: Any) -> None:
+def test_reasoning_has_both_names(client: Any) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=HI, reasoning_effort="low")
     message = answer.choices[0].message
     assert message.reasoning == message.reasoning_content == "Let me think."
     assert answer.usage.completion_tokens_details.reasoning_tokens == 2
 
 
-def test_every_parameter_the_sdk_has_for_sampling_is_taken(client: Any, served: Served) -> None:
+def test_all_sampling_parameters_of_the_sdk_are_accepted(client: Any, served: Served) -> None:
     client.chat.completions.create(
         model=MODEL, messages=HI, temperature=0.1, top_p=0.5, max_completion_tokens=3, stop=["x"], seed=1,
         presence_penalty=0.1, frequency_penalty=0.1, logit_bias={"1": -1}, user="u", metadata={"a": "b"},
@@ -160,7 +160,7 @@ def test_models(client: Any) -> None:
 # --- errors, retries, timeouts, cancel ---------------------------------------------------------------------
 
 
-def test_errors_have_their_classes_and_say_what_is_wrong(client: Any, served: Served) -> None:
+def test_errors_have_their_classes_and_messages(client: Any, served: Served) -> None:
     create = client.chat.completions.create
     with pytest.raises(openai.BadRequestError) as wrong:
         create(model=MODEL, messages=HI, temperature=9)
@@ -184,7 +184,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_raised(client: Any) -> None:
         next(stream)
 
 
-def test_a_failure_of_ours_is_tried_again_and_a_refusal_is_not(client: Any, served: Served) -> None:
+def test_server_errors_are_retried_and_refusals_are_not(client: Any, served: Served) -> None:
     tries: list[int] = []
 
     def script(accepted: Any) -> list[Any]:
@@ -211,8 +211,8 @@ def test_a_failure_of_ours_is_tried_again_and_a_refusal_is_not(client: Any, serv
     assert len(seen) == 1
 
 
-def test_the_wait_that_is_asked_for_is_honoured(client: Any) -> None:
-    """Nothing serves the model: 503, come again in 30 s; the SDK would wait, and so does nothing else."""
+def test_retry_after_is_honoured(client: Any) -> None:
+    """No replica serves the model: 503, retry after 30 s. The SDK would wait that long."""
     with pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(model="idle", messages=HI)
     headers = caught.value.response.headers
@@ -254,7 +254,7 @@ def test_a_response(client: Any, served: Served) -> None:
     strictly(answer)
 
 
-def test_a_response_that_is_cut_is_incomplete(client: Any) -> None:
+def test_a_response_cut_by_max_tokens_is_incomplete(client: Any) -> None:
     answer = client.responses.create(model=MODEL, input="hi", max_output_tokens=2)
     assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert answer.output[0].status == "incomplete"
@@ -300,7 +300,7 @@ def test_a_response_parsed_into_a_model(client: Any) -> None:
     assert answer.output_parsed == City(city="Paris", people=2)
 
 
-def test_a_response_in_the_background_is_streamed_again_from_anywhere(client: Any) -> None:
+def test_a_background_response_is_replayed_from_any_event(client: Any) -> None:
     begun = client.responses.create(model=MODEL, input="hi slowly", background=True, max_output_tokens=30)
     assert (begun.status, begun.background) == ("queued", True)
     events = list(client.responses.retrieve(begun.id, stream=True))
@@ -311,7 +311,7 @@ def test_a_response_in_the_background_is_streamed_again_from_anywhere(client: An
     assert client.responses.retrieve(begun.id).status == "incomplete"
 
 
-def test_a_background_stream_goes_on_without_its_client(client: Any, served: Served) -> None:
+def test_a_background_stream_continues_without_its_client(client: Any, served: Served) -> None:
     stream = client.responses.create(
         model=MODEL, input="hi slowly", background=True, stream=True, max_output_tokens=20
     )
@@ -343,7 +343,7 @@ def test_a_response_can_be_cancelled(client: Any) -> None:
         client.responses.cancel("resp_1")
 
 
-def test_a_response_that_fails_says_so(client: Any) -> None:
+def test_a_failed_response_has_status_failed(client: Any) -> None:
     events = list(client.responses.create(model=MODEL, input="fail late", stream=True))
     assert events[-1].type == "response.failed"
     assert events[-1].response.error.message == "the engine failed"
@@ -359,7 +359,7 @@ async def test_a_response_without_blocking(aclient: Any) -> None:
 
 
 def strictly(shown: Any) -> None:
-    """The SDK takes what it is given; held to its own types, it says what does not fit."""
+    """Check an object against the SDK's own types, which the SDK itself does not enforce."""
     type(shown).model_validate(shown.model_dump(mode="json", exclude_unset=True), strict=False)
 
 

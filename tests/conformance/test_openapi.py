@@ -1,4 +1,4 @@
-"""The published document: it names every route, and every answer is what it says."""
+"""The OpenAPI document covers every route, and every answer has the documented type."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.scripted import MODEL, Served
 
 pytestmark = pytest.mark.slow
 
-# The control process answers these; there is none beside a scripted worker, and 503 is what it shall be.
+# The control process answers these. A scripted worker has none, so the answer must be 503.
 ASKED = r"/v1/(usage|invoices)"
 
 
@@ -40,7 +40,7 @@ def test_the_document_is_served_without_a_key_and_names_every_route(served: Serv
 
 
 def answers(served: Served) -> Iterator[tuple[type, dict[str, Any]]]:
-    """Every kind of answer, each with the type that the document has for it."""
+    """Yield every kind of answer with its documented type."""
     chat: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "reasoning_effort": "low"}
     tools = {"tools": [TOOL], "tool_choice": "required"}
     usage = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
@@ -88,13 +88,13 @@ def answers(served: Served) -> Iterator[tuple[type, dict[str, Any]]]:
         yield schemas.Version, client.get("/version").json()
 
 
-def test_every_answer_is_what_its_type_says_and_no_more(served: Served) -> None:
+def test_every_answer_has_exactly_its_documented_fields(served: Served) -> None:
     seen = set()
     for kind, answer in answers(served):
         msgspec.convert(answer, kind)
         seen.add(kind)
     documented = {one.body for each in ROUTES for one in each.answers.values()}
-    # The list of requests is the control process's, and is held to its type beside one (test_api.py).
+    # The list of requests needs a control process: test_api.py checks it.
     assert {kind for kind in documented if isinstance(kind, type)} - seen == {schemas.InferenceList}
 
 

@@ -1,6 +1,6 @@
-"""Rift beside vLLM's own OpenAI server: same model, same arguments, chunk by chunk.
+"""Rift compared with vLLM's own OpenAI server: same model, same arguments, chunk by chunk.
 
-What differs is named here, and explained in README.md of the gateway.
+This test lists the differences; the gateway's README explains them.
 """
 
 import json
@@ -18,8 +18,8 @@ from tests.bench.servers import MODEL, Running
 
 pytestmark = pytest.mark.engine
 
-# Fields of vLLM's that Rift does not have; they are null where nothing but OpenAI's own was asked for.
-# Reasoning and tool calls are fields only where there are some.
+# Fields that only vLLM has. They are null if a request uses only OpenAI's fields.
+# Rift omits reasoning and tool calls if there are none.
 DIFFERENCES = {
     "message": {"annotations", "audio", "function_call", "tool_calls", "reasoning"},
     "choice": {"stop_reason", "token_ids", "prompt_logprobs", "prompt_token_ids", "routed_experts"},
@@ -28,7 +28,7 @@ DIFFERENCES = {
         "kv_transfer_params", "ec_transfer_params", "metrics", "prompt_routed_experts",
     },
 }  # fmt: skip
-# Of Rift's, as OpenAI has them: details of usage, and with `include_usage` a null in the chunks before it.
+# Fields that only Rift has, as OpenAI does: details of usage, and null usage in earlier chunks.
 OURS = {
     "usage": {"prompt_tokens_details", "completion_tokens_details"},
     "message": {"refusal"},
@@ -82,7 +82,7 @@ def post(server: Running, path: str, body: dict[str, Any]) -> httpx.Response:
     return response
 
 
-# Noise cuts its calls. What is content in vLLM's whole answer is a call in both streams, and always here.
+# Noise cuts its calls. vLLM's whole answer shows a cut call as content; both streams and Rift show a call.
 WHOLE = [case for case in CASES if "tool" not in case]
 
 
@@ -131,7 +131,7 @@ def test_a_stream_has_the_same_chunks(
         if path == CHAT[0]:
             roles = [choice["delta"].get("role") for choice in mine]
             assert roles == ["assistant", *[None] * (len(mine) - 1)]
-            # vLLM sends the role alone, with empty content, before the first token.
+            # vLLM sends the role in a chunk before the first token, with empty content.
             assert other[0]["delta"] == {"role": "assistant", "content": ""}
     assert bool(ours[-1]["choices"]) == bool(theirs[-1]["choices"])
     if options:
@@ -147,7 +147,7 @@ def compare_fields(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> N
 
 
 def shape(chunk: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether it has a choice, and whether usage stands in it."""
+    """Return whether a chunk has a choice, and whether it has usage."""
     return bool(chunk["choices"]), bool(chunk.get("usage"))
 
 
@@ -165,12 +165,12 @@ def text(choice: dict[str, Any]) -> str:
 
 
 def whole(said: str) -> str:
-    """An answer that is cut within a character ends in U+FFFD here, and before it there."""
+    """Compare texts: if an answer is cut within a character, only Rift's ends in U+FFFD."""
     return said.removesuffix("\ufffd")
 
 
 def calls(said: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Each call's name and whole arguments, be they told in one piece or in many."""
+    """Return each call's name and whole arguments, whether sent in one piece or in many."""
     found: dict[int, tuple[str, str]] = {}
     for message in said:
         for at, call in enumerate(message.get("tool_calls") or []):
@@ -184,7 +184,7 @@ def calls(said: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def tokens(choices: list[dict[str, Any]]) -> list[str]:
-    """The tokens whose logprobs are told, as text."""
+    """Return the tokens that have logprobs, as text."""
     told = [choice.get("logprobs") or {} for choice in choices]
     return [
         each if isinstance(each, str) else each["token"]

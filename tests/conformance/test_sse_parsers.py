@@ -1,4 +1,4 @@
-"""Three parsers of server-sent events, each by other people, read the same from every stream."""
+"""Three independent parsers of server-sent events read the same from every stream."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ STREAMS = {
 
 @pytest.fixture(autouse=True)
 def _script(served: Served) -> None:
-    """A pause in the middle of a character that JSON must escape, and one before the first token."""
+    """Pause before the first token, and within a character that JSON must escape."""
     served.script = lambda accepted: [
         Pause(1.2), Tokens('a "quoted"\nline\r\n'), Tokens("data: x\n\n"), Tokens("\u2028 🌊"), End()
     ]  # fmt: skip
@@ -57,7 +57,7 @@ def test_eventsource_parser(raw: bytes) -> None:
 
 
 def by_hand(raw: bytes) -> list[Event]:
-    """Rift's frames are plain: one line a field, an empty line behind each, comments alone."""
+    """Parse Rift's plain frames: one line per field, an empty line after each, comments apart."""
     found = []
     for frame in raw.decode().split("\n\n")[:-1]:
         fields = dict(line.split(": ", 1) for line in frame.split("\n"))

@@ -1,4 +1,4 @@
-"""Chromium as a test drives it: one tab, by the DevTools protocol, with what it complained of."""
+"""Drive one tab of Chromium over the DevTools protocol, and collect its complaints."""
 
 import base64
 import contextlib
@@ -17,10 +17,10 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 START_S, WAIT_S = 30.0, 20.0
 
-# Key codes of what is no character.
+# Codes of keys that type no character.
 CODES = {"Tab": 9, "Enter": 13}
 
-# How much the page moved without anybody's doing, as browsers measure it: all but an answer that scrolls.
+# The layout shift as browsers measure it, except for an answer that scrolls.
 SHIFTS = """
 globalThis.shifted = 0;
 new PerformanceObserver((list) => {
@@ -33,7 +33,7 @@ new PerformanceObserver((list) => {
 
 
 class Tab:
-    """`complaints` is what the console and the browser said of a page, policy violations among them."""
+    """`complaints` has the messages of the console and the browser, including policy violations."""
 
     def __init__(self, socket: Any) -> None:
         self._socket, self._said, self._session = socket, 0, ""
@@ -63,7 +63,7 @@ class Tab:
             case "Runtime.exceptionThrown":
                 self.complaints.append(str(params["exceptionDetails"]))
             case "Log.entryAdded" if (entry := params["entry"])["level"] in ("error", "warning"):
-                # What the network refuses is told apart: a gateway that is killed is such a refusal.
+                # Network errors are expected: a test kills the gateway.
                 found = self.refused if entry["source"] == "network" else self.complaints
                 found.append(f"{entry['text']} {entry.get('url', '')}")
 
@@ -72,7 +72,7 @@ class Tab:
         self.until("document.readyState === 'complete'")
 
     def js(self, expression: str) -> Any:
-        """Return what an expression comes to, awaited. It runs beside the page's policy, not under it."""
+        """Evaluate and await an expression. The page's policy does not apply to it."""
         found = self.do("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
@@ -104,7 +104,7 @@ class Tab:
         return str(self.js("document.activeElement.id || document.activeElement.textContent.trim()"))
 
     def look(self, *, width: int, height: int, scheme: str = "light", motion: str = "no-preference") -> None:
-        """How large the window is, and what its user prefers."""
+        """Set the window's size and its user's preferences."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.do("Emulation.setDeviceMetricsOverride", **size)
         preferred = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
@@ -116,7 +116,7 @@ class Tab:
         file.write_bytes(base64.b64decode(shot["data"]))
 
     def controls(self) -> list[tuple[str, str]]:
-        """Return role and name of everything that can be focused, as a screen reader is told."""
+        """Return role and name of every focusable element, as a screen reader sees them."""
         found = []
         for node in self.do("Accessibility.getFullAXTree")["nodes"]:
             about = {one["name"]: one["value"].get("value") for one in node.get("properties", [])}
@@ -127,14 +127,14 @@ class Tab:
 
 @contextlib.contextmanager
 def chromium(folder: Path) -> Iterator[Tab]:
-    """Start it with a profile in `folder`; skip where there is none."""
+    """Start Chromium with a profile in `folder`, or skip the test if it is not installed."""
     client = pytest.importorskip("websockets.sync.client", reason="the websockets package is not installed")
     binary = next(filter(None, map(shutil.which, NAMES)), None)
     if binary is None:
         pytest.skip("Chromium is not installed (on Debian: apt-get install chromium)")
     options = ["--headless=new", "--remote-debugging-port=0", f"--user-data-dir={folder}", "--disable-gpu"]
     options += ["--no-first-run", "--disable-dev-shm-usage", "--disable-background-networking"]
-    # Its sandbox refuses to run as root.
+    # Chromium's sandbox does not run as root.
     options += ["--no-sandbox"] if os.geteuid() == 0 else []
     with (folder / "log").open("wb") as log:
         browser = subprocess.Popen(

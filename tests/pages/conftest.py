@@ -1,4 +1,4 @@
-"""Chromium, one tab for each test, and an installation that serves one model at once and one on request."""
+"""Chromium with one tab for each test, and an installation with one warm and one cold model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +47,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def tab(tmp_path: Path) -> Iterator[Tab]:
-    """Nothing that a page is complained of is let pass."""
+    """Fail the test if its page caused any complaint."""
     with chromium(tmp_path) as opened:
         opened.look(width=1280, height=860)
         yield opened

@@ -11,7 +11,7 @@ from tests.service import Service
 pytestmark = pytest.mark.slow
 
 
-def test_it_shows_every_route_its_fields_and_its_answers(service: Service, tab: Tab) -> None:
+def test_every_route_is_shown_with_its_fields_and_answers(service: Service, tab: Tab) -> None:
     tab.open(service.url + "/docs")
     tab.until("document.querySelectorAll('section').length > 10")
     for route in ROUTES:
@@ -26,14 +26,14 @@ def test_it_shows_every_route_its_fields_and_its_answers(service: Service, tab: 
     assert tab.js(f"{broken}.map((a) => a.hash)") == []
 
 
-def test_without_the_document_it_says_so(service: Service, tab: Tab) -> None:
+def test_a_missing_document_is_reported(service: Service, tab: Tab) -> None:
     tab.do("Network.enable")
     tab.do("Network.setBlockedURLs", urls=["*/openapi.json"])
     tab.open(service.url + "/docs")
     tab.until("document.getElementById('about').textContent.startsWith('This gateway gives no')")
 
 
-def test_a_page_of_another_origin_may_ask_with_a_key(service: Service, tab: Tab) -> None:
+def test_a_page_of_another_origin_can_call_the_api_with_a_key(service: Service, tab: Tab) -> None:
     tab.open(service.url.replace("127.0.0.1", "localhost") + "/version")
     ask = """(async () => {{
       const response = await fetch("{url}/v1/inference", {{
@@ -55,6 +55,6 @@ def test_a_page_of_another_origin_may_ask_with_a_key(service: Service, tab: Tab)
     assert refused[:2] == [401, "invalid_api_key"]
     silent = f"fetch('{service.url}/health').then(() => 'read', () => 'kept from it')"
     assert tab.js(silent) == "kept from it"
-    # The browser complains of the last one, as it should.
+    # The browser must complain about the last call.
     assert len(tab.complaints) == 1
     tab.complaints.clear()

@@ -1,4 +1,4 @@
-"""The playground in a real browser: typed into, watched, cut off, and compared with the log's own words."""
+"""The playground in a real browser: used, interrupted, and compared with the log."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.service import Service, until
 
 pytestmark = pytest.mark.slow
 
-# What the page told its user, in order.
+# The page's status messages, in order.
 LISTEN = """
 globalThis.told = [];
 for (const id of ["status", "left"]) {
@@ -28,7 +28,7 @@ PROMPT = "Explain quantum computing to a 12-year-old."
 
 
 def enter(tab: Tab, service: Service) -> None:
-    """With the keyboard alone: the key's field has the focus, and then the prompt's."""
+    """Use only the keyboard: the focus is on the key's field first, then on the prompt."""
     tab.open(service.url + "/")
     tab.until("document.activeElement.id === 'key'")
     tab.type(service.key)
@@ -46,7 +46,7 @@ def charged(service: Service, request: str) -> dict[str, object]:
 
 
 def shows_the_bill(tab: Tab, service: Service) -> dict[str, object]:
-    """Compare the answer and its charge on the page with the log's, and return the bill's row."""
+    """Compare the answer and its charge on the page with the log, and return the bill's row."""
     request = tab.text("#request")
     row = charged(service, request)
     assert Decimal(tab.text("#charge").removeprefix("$")) * 10**9 == row["charge_nanousd"]
@@ -118,7 +118,7 @@ def test_the_key_is_kept_in_the_tab_alone_and_forgotten(service: Service, tab: T
     assert tab.js("sessionStorage.length") == 0
 
 
-def test_refusals_are_shown_in_the_services_own_words(service: Service, tab: Tab) -> None:
+def test_refusals_show_the_services_message(service: Service, tab: Tab) -> None:
     tab.open(service.url + "/")
     tab.until("document.activeElement.id === 'key'")
     tab.type("<b>not-a-key</b>")
@@ -134,7 +134,7 @@ def test_refusals_are_shown_in_the_services_own_words(service: Service, tab: Tab
     assert tab.text("#status") == "Failed"
 
 
-def test_what_was_asked_before_can_be_read_again(service: Service, tab: Tab) -> None:
+def test_earlier_requests_can_be_read_again(service: Service, tab: Tab) -> None:
     with service.client() as client:
         asked = client.post(
             "/v1/inference",
@@ -149,7 +149,7 @@ def test_what_was_asked_before_can_be_read_again(service: Service, tab: Tab) -> 
     assert tab.text("#request") == asked["id"]
 
 
-def test_what_no_header_can_hold_is_called_no_key(service: Service, tab: Tab) -> None:
+def test_text_that_no_header_can_hold_is_rejected_as_a_key(service: Service, tab: Tab) -> None:
     tab.open(service.url + "/")
     tab.until("document.activeElement.id === 'key'")
     tab.type(service.key + "\N{EN DASH}")
@@ -158,7 +158,7 @@ def test_what_no_header_can_hold_is_called_no_key(service: Service, tab: Tab) ->
     assert tab.text("#refused").startswith("This is not a key; one begins with rift_")
 
 
-# A proxy gives answers names of its own; the first event comes after `release()`, or never after `lose()`.
+# A proxy sets its own x-request-id. The first event arrives after `release()`, or never after `lose()`.
 NAMED = """
 const { get } = Headers.prototype;
 Headers.prototype.get = function (name) {
@@ -182,7 +182,7 @@ globalThis.fetch = (path, options = {}) => {
 """
 
 
-def test_a_name_that_a_proxy_gave_an_answer_is_not_the_requests(service: Service, tab: Tab) -> None:
+def test_an_id_set_by_a_proxy_is_not_taken_for_the_requests(service: Service, tab: Tab) -> None:
     enter(tab, service)
     tab.js(NAMED)
     tab.type(PROMPT)
@@ -209,7 +209,7 @@ def test_a_connection_that_breaks_before_there_is_an_id_is_not_resumed(service: 
     assert tab.text("#status") == "Failed"
 
 
-# The next list of requests is `answer`, once it is there; those after it are the gateway's own.
+# The next list of requests is `answer` once it exists; later lists come from the gateway.
 LISTED = """
 globalThis.answer = new Promise((done) => { globalThis.give = done; });
 const real = fetch;
@@ -231,9 +231,7 @@ def listed(tab: Tab, button: str, answer: str) -> None:
     tab.js(answer)
 
 
-def test_an_older_page_that_cannot_be_read_says_so_and_can_be_asked_for_again(
-    service: Service, tab: Tab
-) -> None:
+def test_a_failed_older_page_is_reported_and_can_be_retried(service: Service, tab: Tab) -> None:
     enter(tab, service)
     listed(tab, "again", PAGE)
     tab.until(f"!{MORE}.hidden")
@@ -286,7 +284,7 @@ def test_it_can_be_used_in_any_light_and_at_any_width(
         assert luminance(colours["paper"]) > 0.5 if scheme == "light" else luminance(colours["paper"]) < 0.05
 
 
-# Each colour that is read, and what it stands on.
+# Each text colour and its background.
 READ = [
     ("ink", "paper"), ("ink", "card"), ("soft", "paper"), ("soft", "card"), ("accent", "paper"),
     ("accent", "card"), ("on-accent", "accent"), ("bad", "bad-paper"),
@@ -300,7 +298,7 @@ COLOUR = """(() => {{
 
 
 def luminance(colour: list[int]) -> float:
-    """Of WCAG 2."""
+    """Return the contrast as WCAG 2 defines it."""
     parts = [part / 255 for part in colour]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -47,8 +47,8 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         for answer in route.answers.values():
             types += [answer.body] if answer.body is not None else []
             types += answer.stream
-    found, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    named = {id(kind): schema for kind, schema in zip(types, found, strict=True)}
+    converted, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    named = {id(kind): schema for kind, schema in zip(types, converted, strict=True)}
     paths: dict[str, Any] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, named)

@@ -57,7 +57,7 @@ class StoredRequests:
     ) -> tuple[LaneReader, Subscription]:
         """Follow a verified request from its first event. Raises HTTPError, LogError."""
         lane = await self._lanes.of(parsed.at.shard, parsed.at.lane)
-        subscription = await lane.attach([parsed], lambda found: make(lane, found[0]))
+        subscription = await lane.attach([parsed], lambda group: make(lane, group[0]))
         if subscription is None:
             raise unknown(id)
         try:

@@ -169,7 +169,7 @@ def parse_completion(data: bytes) -> ParsedRequest:
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise wrong("best_of", "every choice is returned, so `best_of` must equal `n`; leave it out")
     prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
-    return _wanted(
+    return _parsed(
         "completion", body, prompt, replace(_sampled(body, body.max_tokens), logprobs=body.logprobs)
     )
 
@@ -181,36 +181,36 @@ def parse_chat(data: bytes) -> ParsedRequest:
     if body.top_logprobs is not None and not body.logprobs:
         raise wrong("top_logprobs", "set `logprobs` to true to use it")
     choice = body.tool_choice
-    asked = replace(
+    sampled = replace(
         _sampled(body, body.max_completion_tokens or body.max_tokens),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         response_format=_format(body.response_format),
         reasoning_effort=body.reasoning_effort,
         template=_template(body.chat_template_kwargs),
     )
-    asked = with_tools(
-        asked,
+    sampled = with_tools(
+        sampled,
         tuple(tool(each.function, f"tools[{at}].function") for at, each in enumerate(body.tools or ())),
         choice.function if isinstance(choice, ChatNamedTool) else choice,
         parallel=body.parallel_tool_calls,
     )
-    messages = [_message(turn, f"messages[{at}]") for at, turn in enumerate(body.messages)]
-    return _wanted("chat", body, answered_calls(messages, "messages"), asked)
+    messages = [_message(message, f"messages[{at}]") for at, message in enumerate(body.messages)]
+    return _parsed("chat", body, answered_calls(messages, "messages"), sampled)
 
 
 _completion = msgspec.json.Decoder(CompletionBody)
 _chat = msgspec.json.Decoder(ChatBody)
 
 
-def _wanted(
-    kind: Kind, body: OpenAIBody, prompt: str | tuple[Message, ...], asked: Parameters
+def _parsed(
+    kind: Kind, body: OpenAIBody, prompt: str | tuple[Message, ...], sampled: Parameters
 ) -> ParsedRequest:
     options = body.stream_options or StreamOptions()
     return ParsedRequest(
         kind=kind,
         model=body.model,
         input=prompt,
-        parameters=asked,
+        parameters=sampled,
         stream=bool(body.stream),
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.include_usage and options.continuous_usage_stats),
@@ -224,49 +224,51 @@ def _sampled(body: OpenAIBody, max_tokens: int | None) -> Parameters:
     return replace(parameters(body, max_tokens), logit_bias=body.logit_bias or {})
 
 
-def _format(wanted: ChatFormat | None) -> ResponseFormat | None:
-    if wanted is None or wanted.type == "text":
+def _format(format: ChatFormat | None) -> ResponseFormat | None:
+    if format is None or format.type == "text":
         return None
-    if wanted.type == "json_object":
+    if format.type == "json_object":
         return ResponseFormat(type="json_object")
-    if wanted.json_schema is None:
+    if format.json_schema is None:
         raise wrong("response_format.json_schema", "the type json_schema needs it")
-    schema = schema_text(wanted.json_schema.schema, "response_format.json_schema.schema")
+    schema = schema_text(format.json_schema.schema, "response_format.json_schema.schema")
     return ResponseFormat(
         type="json_schema",
-        name=wanted.json_schema.name,
+        name=format.json_schema.name,
         schema=schema or "{}",
-        strict=bool(wanted.json_schema.strict),
+        strict=bool(format.json_schema.strict),
     )
 
 
-def _template(said: dict[str, Any] | None) -> str | None:
-    if not said:
+def _template(variables: dict[str, Any] | None) -> str | None:
+    if not variables:
         return None
     try:
-        return msgspec.json.encode(said).decode()
+        return msgspec.json.encode(variables).decode()
     except OverflowError as error:
         raise wrong("chat_template_kwargs", f"a number is out of range: {error}") from error
 
 
-def _message(turn: ChatMessage, param: str) -> Message:
-    if turn.function_call:
+def _message(message: ChatMessage, param: str) -> Message:
+    if message.function_call:
         raise wrong(f"{param}.function_call", "use `tool_calls` instead", code="unsupported")
-    if turn.tool_calls and turn.role != "assistant":
+    if message.tool_calls and message.role != "assistant":
         raise wrong(f"{param}.tool_calls", "only an assistant message may have tool calls")
-    if turn.content is None and not (turn.role == "assistant" and (turn.tool_calls or turn.refusal)):
+    if message.content is None and not (
+        message.role == "assistant" and (message.tool_calls or message.refusal)
+    ):
         raise wrong(f"{param}.content", "text is required, except in an assistant message with tool calls")
-    if turn.role == "tool" and not turn.tool_call_id:
+    if message.role == "tool" and not message.tool_call_id:
         raise wrong(f"{param}.tool_call_id", "a tool message must name the call that it answers")
     calls = (
         ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
-        for call in turn.tool_calls or ()
+        for call in message.tool_calls or ()
     )
     return Message(
-        role=turn.role,
-        content=text_of(turn.content, f"{param}.content") or turn.refusal or "",
-        name=turn.name,
-        reasoning=turn.reasoning or turn.reasoning_content or "",
+        role=message.role,
+        content=text_of(message.content, f"{param}.content") or message.refusal or "",
+        name=message.name,
+        reasoning=message.reasoning or message.reasoning_content or "",
         tool_calls=tuple(calls),
-        tool_call_id=turn.tool_call_id if turn.role == "tool" else None,
+        tool_call_id=message.tool_call_id if message.role == "tool" else None,
     )

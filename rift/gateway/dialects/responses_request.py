@@ -116,14 +116,14 @@ def parse(data: bytes) -> ParsedRequest:
             code="unsupported",
         )
     choice = body.tool_choice
-    asked = replace(
+    sampled = replace(
         parameters(body, body.max_output_tokens or body.max_tokens),
         logprobs=(body.top_logprobs or 0) if body.top_logprobs or LOGPROBS in (body.include or ()) else None,
         response_format=_format(body.text.format if body.text else None),
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
     )
-    asked = with_tools(
-        asked,
+    sampled = with_tools(
+        sampled,
         _tools(body.tools or []),
         NamedFunction(choice.name) if isinstance(choice, ResponseNamedTool) else choice,
         parallel=body.parallel_tool_calls,
@@ -132,7 +132,7 @@ def parse(data: bytes) -> ParsedRequest:
         kind="response",
         model=body.model,
         input=_messages(body),
-        parameters=asked,
+        parameters=sampled,
         stream=bool(body.stream),
         background=bool(body.background),
         metadata=body.metadata or {},
@@ -147,15 +147,15 @@ def _tools(tools: list[ResponseTool]) -> tuple[Tool, ...]:
     return tuple(tool(each, f"tools[{at}]") for at, each in enumerate(tools))
 
 
-def _format(wanted: TextFormat | None) -> ResponseFormat | None:
-    if wanted is None or wanted.type == "text":
+def _format(format: TextFormat | None) -> ResponseFormat | None:
+    if format is None or format.type == "text":
         return None
-    if wanted.type == "json_object":
+    if format.type == "json_object":
         return ResponseFormat(type="json_object")
-    schema = schema_text(wanted.schema, "text.format.schema")
-    if schema is None or wanted.name is None:
+    schema = schema_text(format.schema, "text.format.schema")
+    if schema is None or format.name is None:
         raise wrong("text.format", "the type json_schema needs a name and a schema")
-    return ResponseFormat(type="json_schema", name=wanted.name, schema=schema, strict=bool(wanted.strict))
+    return ResponseFormat(type="json_schema", name=format.name, schema=schema, strict=bool(format.strict))
 
 
 def _messages(body: ResponseBody) -> tuple[Message, ...]:
@@ -176,11 +176,11 @@ def _add(turns: list[Message], item: Item, param: str) -> None:
         case "message":
             if item.role is None:
                 raise wrong(f"{param}.role", "a message needs a role")
-            said = text_of(item.content, f"{param}.content")
+            text = text_of(item.content, f"{param}.content")
             if item.role == "assistant":
-                _assistant(turns, content=said)
+                _assistant(turns, content=text)
             else:
-                turns.append(Message(role=item.role, content=said))
+                turns.append(Message(role=item.role, content=text))
         case "function_call":
             if not (item.call_id and item.name and item.arguments is not None):
                 raise wrong(param, "a function_call needs call_id, name and arguments")
@@ -189,24 +189,24 @@ def _add(turns: list[Message], item: Item, param: str) -> None:
         case "function_call_output":
             if not item.call_id:
                 raise wrong(f"{param}.call_id", "an output must name the call that it answers")
-            said = text_of(item.output, f"{param}.output")
-            turns.append(Message(role="tool", content=said, tool_call_id=item.call_id))
+            text = text_of(item.output, f"{param}.output")
+            turns.append(Message(role="tool", content=text, tool_call_id=item.call_id))
         case "reasoning":
-            said = text_of(item.content or item.summary, f"{param}.content")
-            _assistant(turns, reasoning=said)
+            text = text_of(item.content or item.summary, f"{param}.content")
+            _assistant(turns, reasoning=text)
         case other:
             words = f"{other!r} is not supported; use message, function_call or function_call_output"
             raise wrong(f"{param}.type", words, code="unsupported")
 
 
-def _assistant(turns: list[Message], **said: Any) -> None:
+def _assistant(turns: list[Message], **fields: Any) -> None:
     """Extend the assistant's last message, or begin a new one if it has that content already."""
     last = turns[-1] if turns and turns[-1].role == "assistant" else None
     if last is None or (
-        not said.get("tool_calls") and (last.tool_calls or last.content or "reasoning" in said)
+        not fields.get("tool_calls") and (last.tool_calls or last.content or "reasoning" in fields)
     ):
-        turns.append(Message(role="assistant", **said))
-    elif "tool_calls" in said:
-        turns[-1] = replace(last, tool_calls=last.tool_calls + said["tool_calls"])
+        turns.append(Message(role="assistant", **fields))
+    elif "tool_calls" in fields:
+        turns[-1] = replace(last, tool_calls=last.tool_calls + fields["tool_calls"])
     else:
-        turns[-1] = replace(last, **said)
+        turns[-1] = replace(last, **fields)

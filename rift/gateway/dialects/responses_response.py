@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from events.schema import Problem, ResponseFormat, TokensGenerated
+from events.schema import Parameters, Problem, ResponseFormat, TokensGenerated
 from rift.gateway.completion import Completion, Segment
 from rift.gateway.dialects.chat_response import chat_logprobs
 from rift.gateway.dialects.native import KEEP_ALIVE
@@ -40,7 +40,7 @@ def response_id(request: str) -> str:
 
 def response(answer: Completion) -> dict[str, Any]:
     """Return the object of a response, whether it has ended or not."""
-    said = answer.accepted.parameters
+    parameters = answer.accepted.parameters
     accepted = answer.accepted
     status = _status(answer)
     ended = answer.life.phase == "ended"
@@ -56,19 +56,21 @@ def response(answer: Completion) -> dict[str, Any]:
         "error": _error(answer),
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "instructions": None,
-        "max_output_tokens": said.max_tokens,
+        "max_output_tokens": parameters.max_tokens,
         "metadata": accepted.metadata,
         "model": accepted.model,
         "output": items,
-        "parallel_tool_calls": said.parallel_tool_calls,
+        "parallel_tool_calls": parameters.parallel_tool_calls,
         "previous_response_id": None,
-        "reasoning": {"effort": said.reasoning_effort, "summary": None},
-        "temperature": said.temperature,
-        "text": {"format": _format(said.response_format)},
-        "tool_choice": {"type": "function", "name": said.tool_name} if said.tool_name else _choice(answer),
-        "tools": [_tool(tool) for tool in said.tools],
-        "top_logprobs": said.logprobs,
-        "top_p": said.top_p,
+        "reasoning": {"effort": parameters.reasoning_effort, "summary": None},
+        "temperature": parameters.temperature,
+        "text": {"format": _format(parameters.response_format)},
+        "tool_choice": {"type": "function", "name": parameters.tool_name}
+        if parameters.tool_name
+        else _choice(answer),
+        "tools": [_tool(tool) for tool in parameters.tools],
+        "top_logprobs": parameters.logprobs,
+        "top_p": parameters.top_p,
         "truncation": "disabled",
         "usage": _usage(answer) if ended else None,
     } | ({"simulated": True} if answer.simulated else {})
@@ -180,7 +182,7 @@ class ResponsesStream:
         yield {"type": "response.output_item.done", "output_index": at, "item": item}
 
     def _text(
-        self, at: int, segment: Segment, what: str, said: dict[str, str], logprobs: Any
+        self, at: int, segment: Segment, what: str, content: dict[str, str], logprobs: Any
     ) -> dict[str, Any]:
         shown: dict[str, Any] = {
             "type": f"{TEXT_EVENT[segment.kind]}.{what}",
@@ -191,7 +193,7 @@ class ResponsesStream:
             shown["content_index"] = 0
         if segment.kind == "text":
             shown["logprobs"] = chat_logprobs(logprobs)["content"]
-        return shown | said
+        return shown | content
 
     def _part(self, what: str, at: int, segment: Segment) -> dict[str, Any]:
         return {
@@ -266,16 +268,18 @@ def _usage(answer: Completion) -> dict[str, Any]:
     }
 
 
-def _choice(answer: Completion) -> str:
-    return answer.accepted.parameters.tool_choice or "auto"
+def _choice(parameters: Parameters) -> Any:
+    if parameters.tool_name:
+        return {"type": "function", "name": parameters.tool_name}
+    return parameters.tool_choice or "auto"
 
 
-def _format(wanted: ResponseFormat | None) -> dict[str, Any]:
-    if wanted is None:
+def _format(format: ResponseFormat | None) -> dict[str, Any]:
+    if format is None:
         return {"type": "text"}
-    shown: dict[str, Any] = {"type": wanted.type}
-    if wanted.type == "json_schema":
-        shown |= {"name": wanted.name, "schema": _raw(wanted.schema), "strict": wanted.strict}
+    shown: dict[str, Any] = {"type": format.type}
+    if format.type == "json_schema":
+        shown |= {"name": format.name, "schema": _raw(format.schema), "strict": format.strict}
     return shown
 
 

@@ -135,7 +135,7 @@ def test_bad_input_names_its_field(
     assert problem(response)["param"] == param
 
 
-def test_a_parameter_in_the_wrong_place_is_told_its_place(client: httpx.Client) -> None:
+def test_a_misplaced_parameter_names_its_place(client: httpx.Client) -> None:
     response = client.post("/v1/inference", json=body(max_tokens=3))
     assert problem(response)["message"].endswith("write it in `parameters`")
 
@@ -158,7 +158,7 @@ def test_an_unknown_model_names_the_known_ones(client: httpx.Client) -> None:
     assert all(name in message for name in ("smollm2:135m", "llama4:maverick", "deepseek-v3", "deepseek-r1"))
 
 
-def test_a_model_that_nothing_serves_is_unavailable(client: httpx.Client) -> None:
+def test_a_model_without_replicas_is_unavailable(client: httpx.Client) -> None:
     response = client.post("/v1/inference", json=body(model="deepseek-v3"))
     assert problem(response)["code"] == "model_unavailable"
     assert int(response.headers["retry-after"]) > 0
@@ -240,7 +240,7 @@ def test_a_chat_stream_in_openais_shape(client: httpx.Client, include_usage: boo
 # --- models, health, the bill -------------------------------------------------------------------------------
 
 
-def test_models_are_what_is_served_and_on_demand_the_catalogue(client: httpx.Client) -> None:
+def test_models_are_the_served_ones_or_all_known_ones(client: httpx.Client) -> None:
     served = client.get("/v1/models").json()
     assert [model["id"] for model in served["data"]] == [MODEL]
     known = [model["id"] for model in client.get("/v1/models?all=true").json()["data"]]
@@ -271,7 +271,7 @@ def test_the_request_is_in_sql_within_a_second_with_its_charge(
     assert row["charge_nanousd"] == answer["charge"]["nanousd"] == 4 * 10 + 8 * 20
 
 
-def test_an_account_sees_its_own_requests_newest_first_page_by_page(
+def test_an_account_lists_its_own_requests_newest_first_in_pages(
     client: httpx.Client, service: Service
 ) -> None:
     key = service.rift("keys", "create", "--account", "lister").stdout.strip()

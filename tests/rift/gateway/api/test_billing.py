@@ -1,4 +1,4 @@
-"""What an account asks of its own bills: who may, and how much of it at once."""
+"""Billing queries: scopes, and the limit of concurrent queries."""
 
 import anyio
 import pytest
@@ -17,7 +17,7 @@ async def slowly(data: bytes) -> bytes:
     return b'{"answer": "told"}'
 
 
-def test_one_accounts_questions_leave_room_for_anothers() -> None:
+def test_one_accounts_queries_leave_room_for_anothers() -> None:
     async def test(world: World) -> None:
         gateway, other = await world.gateway(), key_of(world, OTHER)
         await anyio.sleep(0.1)
@@ -30,7 +30,7 @@ def test_one_accounts_questions_leave_room_for_anothers() -> None:
             for call in flood[2:]:
                 assert await whole(call) == (429, "concurrent_questions")
                 assert call.headers[b"retry-after"] == b"1"
-            # What has ended, also without an answer, makes room.
+            # A query that ends, even without an answer, makes room.
             for _ in range(3):
                 assert await whole(get(gateway, INVOICE, world.key)) == (503, "control_unavailable")
             assert (await whole(get(gateway, USAGE, world.key)))[0] == 200
@@ -44,7 +44,7 @@ def test_requests_are_listed_for_a_key_of_any_scope(scope: str) -> None:
         gateway = await world.gateway()
         key, none = key_of(world, OTHER, scopes=(scope,)), key_of(world, OTHER, scopes=("elsewhere",))
         await anyio.sleep(0.1)
-        # Nobody answers here; it was let through.
+        # No control process answers, but the request was allowed.
         assert await whole(get(gateway, LIST, key.text)) == (503, "control_unavailable")
         assert await whole(get(gateway, LIST, none.text)) == (403, "insufficient_scope")
 

@@ -1,4 +1,4 @@
-"""The way past hypercorn's layers: where there is one, what it writes, and what happens when it cannot."""
+"""The direct path to the socket past hypercorn: when it exists, and its order of writes."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 class App:
-    """Answers with two chunks, the first past the server if it can be; notes which way it went."""
+    """Answer with two chunks, the first directly if possible, and record which path it took."""
 
     def __init__(self) -> None:
         self.wrote: list[bool | None] = []
@@ -65,7 +65,7 @@ async def answer(port: int, head: bytes) -> bytes:
     return found
 
 
-async def test_a_chunk_is_written_past_the_server_and_in_order() -> None:
+async def test_a_chunk_is_written_directly_and_in_order() -> None:
     app = App()
     async with serving(app) as port:
         found = await answer(port, b"GET / HTTP/1.1")
@@ -74,7 +74,7 @@ async def test_a_chunk_is_written_past_the_server_and_in_order() -> None:
     assert found.partition(b"\r\n\r\n")[2].startswith(b"5\r\nfirst\r\n5\r\n last\r\n")
 
 
-async def test_a_response_without_chunks_goes_the_servers_own_way() -> None:
+async def test_a_response_without_chunks_goes_through_the_server() -> None:
     app = App()
     async with serving(app) as port:
         found = await answer(port, b"GET / HTTP/1.0")

@@ -1,4 +1,4 @@
-"""What every page and every answer says to browsers, beside what they show (tests/pages has a real one)."""
+"""Headers for browsers on pages and answers. `tests/pages` uses a real browser."""
 
 import re
 from importlib.resources import files
@@ -11,7 +11,7 @@ from tests.scripted import MODEL, Served
 
 FOLDER = files("rift.gateway.asgi") / "static"
 ASK = {"access-control-request-method": "POST", "origin": "https://elsewhere.example"}
-# Both pages are read by people, and loaded over slow lines.
+# Both pages must load over slow connections.
 PAGE_BYTES_MAX = {"index": 25_000, "docs": 16_000}
 
 
@@ -37,7 +37,7 @@ def test_a_page_is_served_without_a_key_under_a_strict_policy(served: Served, pa
         assert client.post(path).status_code == 405
 
 
-def test_pages_are_small_and_hold_nothing_that_the_policy_forbids() -> None:
+def test_pages_are_small_and_comply_with_the_policy() -> None:
     texts = {name: (FOLDER / name).read_text() for name, _ in static_files.PAGES.values()}
     for page, most in PAGE_BYTES_MAX.items():
         assert sum(len(texts[name]) for name in (f"{page}.html", f"{page}.js", "style.css")) <= most
@@ -47,7 +47,7 @@ def test_pages_are_small_and_hold_nothing_that_the_policy_forbids() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/inference", "/v1/models", "/v1/nowhere", "/openapi.json"])
-def test_any_page_may_ask_the_api(served: Served, path: str) -> None:
+def test_pages_of_any_origin_may_call_the_api(served: Served, path: str) -> None:
     with served.client() as client:
         leave = client.options(path, headers=ASK)
         assert leave.status_code == 204
@@ -62,14 +62,14 @@ def test_any_page_may_ask_the_api(served: Served, path: str) -> None:
         assert client.options(path).status_code in (404, 405), "nobody asked for leave"
 
 
-def test_other_paths_are_kept_from_other_pages(served: Served) -> None:
+def test_other_paths_send_no_cors_headers(served: Served) -> None:
     with served.client() as client:
         assert client.options("/health", headers=ASK).status_code == 405
         for path in ("/health", "/", "/v1"):
             assert "access-control-allow-origin" not in client.get(path).headers
 
 
-def test_server_timing_says_what_is_known_when_the_answer_begins(served: Served) -> None:
+def test_server_timing_has_the_durations_known_so_far(served: Served) -> None:
     body = {"model": MODEL, "prompt": "hi"}
     with served.client() as client:
         whole = client.post("/v1/inference", json=body)

@@ -1,4 +1,4 @@
-"""Bodies of OpenAI's routes to what is accepted, and the errors that name a field."""
+"""Parsing the bodies of OpenAI's APIs, and the errors that name a field."""
 
 import json
 from typing import Any
@@ -47,7 +47,7 @@ def test_parameters_reach_the_request() -> None:
     assert (said.include_usage, said.continuous_usage) == (True, True)
 
 
-def test_the_newer_name_of_max_tokens_wins_and_logprobs_may_be_alone() -> None:
+def test_max_completion_tokens_takes_precedence() -> None:
     assert chat(max_tokens=5, max_completion_tokens=7).parameters.max_tokens == 7
     assert chat(logprobs=True).parameters.logprobs == 0
     assert chat(logprobs=False).parameters.logprobs is None
@@ -77,12 +77,12 @@ def test_a_conversation_with_tools_becomes_messages() -> None:
     assert (said.parameters.tool_choice, said.parameters.tool_name) == ("function", "weather")
 
 
-def test_a_choice_without_tools_is_none() -> None:
+def test_a_tool_choice_without_tools_is_dropped() -> None:
     assert chat(tool_choice="auto").parameters.tool_choice is None
     assert chat(tool_choice="none", tools=[]).parameters.tools == ()
 
 
-def test_an_answers_format_keeps_its_schema_as_it_was_written() -> None:
+def test_a_response_format_keeps_its_schema_verbatim() -> None:
     schema = {"type": "object", "properties": {"n": {"maximum": 10**30}}}
     given = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
     wanted = ResponseFormat(type="json_schema", name="n", schema=json.dumps(schema), strict=True)
@@ -162,7 +162,7 @@ def test_a_responses_items_become_messages() -> None:
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
     ],
 )  # fmt: skip
-def test_what_a_chat_cannot_have_names_its_field(body: dict[str, Any], param: str) -> None:
+def test_an_invalid_chat_names_its_field(body: dict[str, Any], param: str) -> None:
     refusal = refused(chat, body)
     assert (refusal.param or "").startswith(param), refusal.param
 
@@ -178,7 +178,7 @@ def test_what_a_chat_cannot_have_names_its_field(body: dict[str, Any], param: st
         ({"logprobs": 21}, "logprobs"),
     ],
 )
-def test_what_a_completion_cannot_have_names_its_field(body: dict[str, Any], param: str) -> None:
+def test_an_invalid_completion_names_its_field(body: dict[str, Any], param: str) -> None:
     assert (refused(completion, body).param or "").startswith(param)
 
 
@@ -198,7 +198,7 @@ def test_what_a_completion_cannot_have_names_its_field(body: dict[str, Any], par
         ({"truncation": "auto"}, "truncation"),
     ],
 )  # fmt: skip
-def test_what_a_response_cannot_have_names_its_field(body: dict[str, Any], param: str) -> None:
+def test_an_invalid_response_names_its_field(body: dict[str, Any], param: str) -> None:
     assert (refused(response, body).param or "").startswith(param)
 
 
@@ -210,11 +210,11 @@ def refused(read: Any, body: dict[str, Any]) -> HTTPError:
 
 
 @pytest.mark.parametrize("field", ["audio", "functions", "modalities", "structured_outputs", "echo"])
-def test_a_field_that_asks_for_nothing_is_no_reason_to_refuse(field: str) -> None:
+def test_a_neutral_value_of_an_unsupported_field_is_accepted(field: str) -> None:
     assert chat(**{field: None}).model == "m"
 
 
-def test_bytes_that_are_no_text_are_refused_wherever_they_stand() -> None:
+def test_invalid_utf8_is_refused_anywhere_in_the_body() -> None:
     head = b'{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":'
     for data in (b'{"name":"w","parameters":{"\xff":1}}}]}', b'{"name":"w","parameters":' + b"[" * 10**5):
         with pytest.raises(HTTPError) as caught:

@@ -1,4 +1,4 @@
-"""What OpenAI's clients are sent, byte for byte, for what a worker says."""
+"""Answers for OpenAI's clients, byte for byte, to scripted worker events."""
 
 import json
 import threading
@@ -64,7 +64,7 @@ def test_an_answer_without_text_still_has_a_role(served: Served) -> None:
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
-def test_usage_is_where_it_was_asked_for(served: Served, path: str) -> None:
+def test_usage_is_sent_where_requested(served: Served, path: str) -> None:
     served.script = hello
     usage = {
         "prompt_tokens": 7,
@@ -106,7 +106,7 @@ def test_logprobs_of_a_chat_and_of_a_completion(served: Served) -> None:
     assert parts[1]["text_offset"] == [1]
 
 
-def test_reasoning_has_both_names_and_is_no_content(served: Served) -> None:
+def test_reasoning_has_both_names_and_is_not_content(served: Served) -> None:
     served.script = lambda accepted: [
         Tokens(reasoning="Hm", count=3), Tokens(reasoning="."), Tokens("Yes"), End()
     ]  # fmt: skip
@@ -122,7 +122,7 @@ def test_reasoning_has_both_names_and_is_no_content(served: Served) -> None:
     ]
 
 
-def test_tool_calls_are_told_apart_and_whole(served: Served) -> None:
+def test_tool_calls_are_separate_and_complete(served: Served) -> None:
     last = ToolCallDelta(index=0, arguments=' "Oslo"}')
     other = ToolCallDelta(index=1, id="call_b", name="weather", arguments="{}")
     served.script = lambda accepted: [
@@ -149,7 +149,7 @@ def test_tool_calls_are_told_apart_and_whole(served: Served) -> None:
 # --- groups ------------------------------------------------------------------------------------------------
 
 
-def test_a_group_is_one_answer_of_requests_of_its_own(served: Served) -> None:
+def test_a_group_is_one_answer_of_several_requests(served: Served) -> None:
     answer = ask(served, n=3, seed=5, max_tokens=5).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert [choice["message"]["content"][-1] for choice in answer["choices"]] == ["0", "1", "2"]
@@ -173,7 +173,7 @@ def test_a_groups_chunks_carry_their_choice_and_end_once(served: Served) -> None
     assert len({chunk["id"] for chunk in found}) == 1
 
 
-def test_a_group_of_a_model_that_is_not_known_is_refused_as_any(served: Served) -> None:
+def test_a_group_for_an_unknown_model_is_refused(served: Served) -> None:
     for model in ("", "Ä", "no such"):
         response = ask(served, model=model, n=2)
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
@@ -181,7 +181,7 @@ def test_a_group_of_a_model_that_is_not_known_is_refused_as_any(served: Served) 
 
 @pytest.mark.parametrize("keyed", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
-def test_one_choice_that_fails_is_the_answers_failure_and_nobody_pays_for_the_rest(
+def test_if_one_choice_fails_the_answer_fails_and_the_rest_is_free(
     served: Served, stream: bool, keyed: bool
 ) -> None:
     def script(accepted: RequestAccepted) -> list[Any]:
@@ -205,7 +205,7 @@ def test_one_choice_that_fails_is_the_answers_failure_and_nobody_pays_for_the_re
     assert failed not in {cancel.request for cancel in served.cancelled}
 
 
-def test_a_client_that_goes_cancels_every_choice(served: Served) -> None:
+def test_a_client_that_disconnects_cancels_every_choice(served: Served) -> None:
     served.script = lambda accepted: [Tokens("a"), Pause(10), End()]
     sent = {"model": MODEL, "prompt": "hi", "n": 3, "stream": True}
     with served.client() as client, client.stream("POST", "/v1/completions", json=sent) as response:
@@ -239,7 +239,7 @@ def test_a_key_stands_for_the_whole_group(served: Served) -> None:
 # --- failures, headers ------------------------------------------------------------------------------------
 
 
-def test_a_failure_before_the_first_byte_is_a_status_and_one_after_it_a_chunk(served: Served) -> None:
+def test_a_failure_is_a_status_before_the_first_byte_and_a_chunk_after_it(served: Served) -> None:
     prompt = [{"role": "user", "content": "fail at once"}]
     for stream in (False, True):
         response = ask(served, messages=prompt, stream=stream)
@@ -254,7 +254,7 @@ def test_a_failure_before_the_first_byte_is_a_status_and_one_after_it_a_chunk(se
     assert done == "data: [DONE]"
 
 
-def test_what_stopped_its_engine_three_times_is_not_sent_again(served: Served) -> None:
+def test_a_request_that_stopped_its_engine_three_times_must_not_be_retried(served: Served) -> None:
     served.script = lambda accepted: [End("poison")]
     assert ask(served).headers["x-should-retry"] == "false"
     served.script = lambda accepted: [End("failed")]
@@ -265,9 +265,7 @@ def test_what_stopped_its_engine_three_times_is_not_sent_again(served: Served) -
     ("sent", "kept"),
     [("abc-123", True), ("a" * 128, True), ("a" * 129, False), ("a b", False), ("<x>", False), (None, False)],
 )
-def test_an_answer_is_called_what_a_sane_client_calls_it(
-    served: Served, sent: str | None, kept: bool
-) -> None:
+def test_a_harmless_request_id_is_echoed(served: Served, sent: str | None, kept: bool) -> None:
     served.script = hello
     headers = {"x-request-id": sent} if sent else {}
     with served.client() as client:

@@ -1,4 +1,4 @@
-"""Objects and events of `/v1/responses`, and what of a request is shown alone, byte by byte."""
+"""Objects and events of `/v1/responses`, and of a single choice, byte for byte."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ SCHEMA = '{"type": "object",\n\t"properties": {\r\n"a\\nb": {"const": [1.50, 123
 
 
 def frames(text: str) -> list[dict[str, Any]]:
-    """The JSON of each event; each is two lines."""
+    """Return the JSON of each event; an event has two lines."""
     found = []
     for frame in text.strip().split("\n\n"):
         name, data = frame.split("\n")
@@ -25,14 +25,14 @@ def frames(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_a_schema_over_several_lines_is_told_in_one(served: Served, *, strict: bool) -> None:
+def test_a_schema_with_line_breaks_is_sent_on_one_line(served: Served, *, strict: bool) -> None:
     tool = f'{{"type": "function", "name": "f", "strict": {json.dumps(strict)}, "parameters": {SCHEMA}}}'
     form = f'{{"format": {{"type": "json_schema", "name": "n", "schema": {SCHEMA}}}}}'
     body = f'{{"model": "{MODEL}", "input": "hi", "stream": true, "tools": [{tool}], "text": {form}}}'
     with served.client() as client:
         told = client.post(PATH, content=body, headers={"Content-Type": "application/json"}).text
     assert "\r" not in told
-    assert "1.50" in told, "its numbers are as they were written"
+    assert "1.50" in told, "numbers keep their spelling"
     first, *_, last = [event["response"] for event in frames(told) if "response" in event]
     for shown in (first, last):
         assert shown["tools"][0]["parameters"] == json.loads(SCHEMA)
@@ -48,7 +48,7 @@ def tokens(logprobs: list[dict[str, Any]]) -> list[str]:
     return [each["token"] for each in logprobs]
 
 
-def test_logprobs_of_tokens_that_complete_no_text_come_with_the_next_text(served: Served) -> None:
+def test_logprobs_of_tokens_without_text_come_with_the_next_text(served: Served) -> None:
     served.script = lambda accepted: [
         piece("", "t1"), piece("", "t2", reasoning="think"), piece("", "a1"), piece("🌊", "a2"),
         piece("!", "b"), piece("", "c"), End(),
@@ -60,20 +60,20 @@ def test_logprobs_of_tokens_that_complete_no_text_come_with_the_next_text(served
         again = client.get(f"{PATH}/{whole['id']}").json()
     assert again == whole
     part = whole["output"][1]["content"][0]
-    assert tokens(part["logprobs"]) == ["a1", "a2", "b", "c"], "the first are of the reasoning"
+    assert tokens(part["logprobs"]) == ["a1", "a2", "b", "c"], "the first belong to the reasoning"
     assert events[-1]["response"]["output"][1]["content"] == [part]
     told = [event for event in events if event["type"].startswith("response.output_text")]
     assert [tokens(event["logprobs"]) for event in told] == [["a1", "a2"], ["b"], ["a1", "a2", "b", "c"]]
 
 
-def test_who_asks_behind_the_last_event_is_told_so(served: Served) -> None:
+def test_resuming_past_the_end_names_the_last_event(served: Served) -> None:
     with served.client() as client:
         answer = client.post(PATH, json={"model": MODEL, "input": "hi"}).json()
         at = f"{PATH}/{answer['id']}?stream=true&starting_after="
         events = frames(client.get(f"{at}-1").text)
         last = events[-1]["sequence_number"]
         assert frames(client.get(f"{at}{last - 1}").text) == events[-1:]
-        assert client.get(f"{at}{last}").text == "", "there is nothing behind it"
+        assert client.get(f"{at}{last}").text == "", "no event follows it"
         for beyond in (last + 1, 999):
             (told,) = frames(client.get(f"{at}{beyond}").text)
             assert (told["type"], told["code"], told["param"]) == (
@@ -84,8 +84,8 @@ def test_who_asks_behind_the_last_event_is_told_so(served: Served) -> None:
             assert str(last) in told["message"]
 
 
-def test_a_choice_of_a_group_that_is_shown_alone_tells_no_charge(served: Served) -> None:
-    """The group is charged its prompt once, and who of it pays is not known from one of them."""
+def test_a_single_choice_of_a_group_has_no_charge(served: Served) -> None:
+    """A group is charged its prompt once, so one choice does not show its share."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "n": 2}
     with served.client() as client:
         client.post("/v1/chat/completions", json=body)
