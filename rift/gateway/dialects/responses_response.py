@@ -65,9 +65,7 @@ def response(answer: Completion) -> dict[str, Any]:
         "reasoning": {"effort": parameters.reasoning_effort, "summary": None},
         "temperature": parameters.temperature,
         "text": {"format": _format(parameters.response_format)},
-        "tool_choice": {"type": "function", "name": parameters.tool_name}
-        if parameters.tool_name
-        else _choice(answer),
+        "tool_choice": _choice(parameters),
         "tools": [_tool(tool) for tool in parameters.tools],
         "top_logprobs": parameters.logprobs,
         "top_p": parameters.top_p,
