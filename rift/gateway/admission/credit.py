@@ -68,7 +68,7 @@ class CreditReservations:
         """Let the log decide which acceptances count, and spend the cost of those from our hold."""
         self._unfollow(choices)
         if choices[0].allowance is not None:
-            self._tasks.start_soon(self._judge, choices)
+            self._tasks.start_soon(self._spend_from_log, choices)
 
     def _unfollow(self, choices: Choices) -> None:
         if (watcher := self._watchers.pop(choices[0].request, None)) is not None:
@@ -82,9 +82,9 @@ class CreditReservations:
         else:
             # Another gateway may have accepted it before us, from a hold of its own.
             choices = tuple(answer.accepted for answer in watcher.answers.values())
-            self._tasks.start_soon(self._judge, choices)
+            self._tasks.start_soon(self._spend_from_log, choices)
 
-    async def _judge(self, choices: Choices) -> None:
+    async def _spend_from_log(self, choices: Choices) -> None:
         """Spend the cost that the log shows, and free the rest. Wait until no late acceptance can land."""
         subscription = await self._attach(choices)
         if subscription is None or len(subscription.answers) < len(choices):

@@ -94,16 +94,15 @@ class Reservations:
 
         Raises HTTPError (402, 429, 503), LogError: then nothing is held.
         """
-        reservation = Reservation(choices, self._lane, self._limits)
         self._lane.queue.add(choices)
         try:
             for limit in self._limits:
-                reservation.choices = await limit.reserve(reservation.choices)
-            reservation.choices = await self._with_content_key(reservation.choices, store=store)
+                choices = await limit.reserve(choices)
+            choices = await self._with_content_key(choices, store=store)
         except BaseException:
-            reservation.release()
+            Reservation(choices, self._lane, self._limits).release()
             raise
-        return reservation
+        return Reservation(choices, self._lane, self._limits)
 
     async def _with_content_key(self, choices: Choices, *, store: bool) -> Choices:
         """Return the acceptances with a key to seal them, if they need one. Raises LogError."""
