@@ -1,25 +1,29 @@
-"""How many replicas a model shall have: pure, integers only; the same inputs always give the same decision.
+"""The number of replicas of a model: pure, in integers; equal inputs always give an equal decision.
 
-What lives here: the policy. What must not: where its inputs come from (`demand.py`), clocks, the log.
+What lives here: the policy. What must not: the source of its inputs (`demand.py`), clocks, the log.
 
-In ten lines:
+The rules:
 
-1. What is asked for has at least one replica at once; what nobody asks for keeps one until its idle time is
-   over, then its minimum.
-2. All replicas pull from one queue, so their slots are one pool: it must hold what is under way, waiting or
-   running, and three standard deviations (a root of it), so a larger pool may be fuller.
-3. Expected is what is under way, grown as in the last 30 or 60 s until a replica ordered now is ready, 60 s
-   at most, and less where answers are short: those who come push no further than those who go.
-4. More are wanted if the pool cannot hold that; but no more than serve what arrives and drain the rest in as
-   long as a start takes, since who waits for a start is served late anyhow.
-5. Prompts are filled one by one: they may keep a replica as busy as their wait stays in the TTFT target.
-6. Fewer are wanted when nothing waits or starts, nothing was decided for two starts (60 s at least), the rest
-   would hold the most of the last five minutes, and their work once it has come to rest there.
-7. Tokens of a request are the last hour's mean; speed is the profile's, corrected by the last ten minutes.
-8. Never more than the maximum, nor than the price ceiling pays for.
-9. After three failed starts in a row only what is ready or starts is wanted; then one at a time is tried, 10,
-   20, 40 s ... after the last that failed.
-10. It says why, with the numbers.
+1. A model with open requests gets at least one replica at once. A model without requests keeps one until
+   its idle time is over, and then falls to its minimum.
+2. All replicas pull from one queue, so their slots form one pool. The pool must hold the open requests
+   (waiting or running) and three standard deviations, which grow as the square root, so a larger pool may
+   be fuller.
+3. The expected load is the open requests plus their growth, at the rate of the last 30 or 60 s, until a
+   replica ordered now is ready, but at most 60 s ahead. Short answers limit the growth, because requests
+   soon leave.
+4. Scale up if the pool cannot hold the expected load, but to no more than serve the arrivals and drain the
+   rest in the time of one start: a request that waits for a start is late anyway.
+5. Prompts are prefilled one by one. They may keep a replica busy only as far as their wait meets the TTFT
+   target.
+6. Scale down if nothing waits or starts, no decision was made for two starts (at least 60 s), and the
+   smaller pool would hold the peak of the last five minutes and the current work at its equilibrium.
+7. Tokens per request are the mean of the last hour. The speed is the profile's, corrected by the last ten
+   minutes (half to double).
+8. Never exceed the maximum or the price ceiling.
+9. After three failed starts in a row, keep only the replicas that are ready or starting. Then try one more
+   at a time, 10, 20, 40 s ... after the last failure, up to ten minutes.
+10. Explain every decision with its numbers.
 """
 
 from math import isqrt
@@ -30,36 +34,37 @@ from events.contracts import SECOND_NS
 from replay.scaling.demand import Demand, Replicas
 from replay.scaling.hardware import Hardware, Natural, Positive
 
-# The name that a decision carries: it changes with every change of what `decide` says.
+# Every decision carries this name. Change it whenever a decision or its reason changes: `verify` makes decisions
+# of this name again and compares them.
 POLICY = "pool-1"
 
-# Standard deviations of what is under way that fit beside it: 99.9 % of a normal law's, its skew, and luck.
+# Standard deviations of open requests to keep free: 99.9 % of a normal distribution, its skew, and a margin.
 SPREAD = 3
-# Growth is believed for no longer than it has been seen.
+# Do not extrapolate growth for longer than it was observed.
 GROWTH_NS_MAX = 60 * SECOND_NS
-# Between a decision and one for fewer lie two starts: what is given up costs one to get back, and its answers
-# take about another to end. A fast start is no reason to hurry.
-HELD_STARTS = 2
-HELD_NS_MIN = 60 * SECOND_NS
-# An answer's length until one has been seen: a chat's, a little long.
+# Wait two starts before scaling down: a removed replica costs one start to get back, and its answers take
+# about another to end. A fast start is no reason to hurry.
+HOLD_STARTS = 2
+HOLD_NS_MIN = 60 * SECOND_NS
+# The length of an answer before any was seen: a rather long chat answer.
 TOKENS_ASSUMED = 256
-# Waits for prompts are M/D/1's: 99 % are shorter than 2.3 times prefill / (1 - busy). Busier than 70 % that
-# formula is too hopeful; less busy than 20 % a replica is wasted on a target that long prompts miss anyhow.
+# Waits for prefill follow M/D/1: 99 % are shorter than 2.3 times prefill / (1 - busy). Above 70 % the formula
+# is too optimistic. Below 20 % a replica is wasted on a target that long prompts miss anyway.
 WAIT_PERMILLE = 2300
 BUSY_PERMILLE_MIN = 200
 BUSY_PERMILLE_MAX = 700
-# The observed speed is believed between half and double the profile's, and from so many tokens on.
+# Accept an observed speed between half and double the profile's, from this many tokens on.
 SPEED_PERMILLE_MIN = 500
 SPEED_PERMILLE_MAX = 2000
 SPEED_TOKENS_MIN = 1000
-# Failed starts in a row until no more than one is tried at a time, and how long after; doubled each time.
+# After this many failed starts in a row, try one at a time; the delay doubles each time.
 FAILED_MAX = 3
 RETRY_NS = 10 * SECOND_NS
 RETRY_NS_MAX = 600 * SECOND_NS
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the operator says of one model. `hour_nanousd_max` 0: no ceiling."""
+    """The operator's settings for one model. `hour_nanousd_max` 0: no ceiling."""
 
     replicas_min: Natural = 0
     replicas_max: Natural = 8
@@ -69,7 +74,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """From now on the model shall have `to_replicas`."""
+    """Run `to_replicas` of the model from now on."""
 
     to_replicas: int
     reason: str
@@ -80,13 +85,13 @@ class _Need(msgspec.Struct, frozen=True):
     why: str
 
 
-class _Replica(msgspec.Struct, frozen=True):
-    """What one replica holds and does, of requests as they were lately."""
+class _Capacity(msgspec.Struct, frozen=True):
+    """The capacity of one replica for requests like the recent ones."""
 
     prompt_tokens: int
     output_tokens: int
     slots: int
-    # The slots, and those that come free in half the TTFT target: the other half is margin.
+    # The slots, plus those that become free within half the TTFT target; the other half is margin.
     room: int
     # A decode step is step_ns + slope_ns x running.
     step_ns: int
@@ -96,7 +101,7 @@ class _Replica(msgspec.Struct, frozen=True):
 
 
 def decide(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> Decision | None:
-    """Return how many replicas there shall be, and why; None leaves it as it was decided last."""
+    """Return the number of replicas and the reason, or None to keep the latest decision."""
     low, high = bounds(policy, hardware)
     need = _idle(demand, replicas, policy) or _needed(demand, replicas, policy, hardware)
     if need.replicas > high:
@@ -111,7 +116,7 @@ def decide(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardwar
 
 
 def bounds(policy: Policy, hardware: Hardware) -> tuple[int, int]:
-    """Return the fewest and the most replicas the policy allows; the price ceiling is above the minimum."""
+    """Return the fewest and the most replicas the policy allows; the price ceiling overrides the minimum."""
     high = policy.replicas_max
     if policy.hour_nanousd_max and hardware.hour_nanousd:
         high = min(high, policy.hour_nanousd_max // hardware.hour_nanousd)
@@ -119,7 +124,7 @@ def bounds(policy: Policy, hardware: Hardware) -> tuple[int, int]:
 
 
 def speed_permille(demand: Demand, replicas: Replicas, hardware: Hardware) -> int:
-    """Return how long a decode step took lately, in permille of the profile's with as many running."""
+    """Return the recent time of a decode step, in permille of the profile's at the same load."""
     if demand.decode_tokens < SPEED_TOKENS_MIN or not replicas.running_sum:
         return 1000
     slope = hardware.step_us_per_running * replicas.running_square_sum // replicas.running_sum
@@ -128,7 +133,7 @@ def speed_permille(demand: Demand, replicas: Replicas, hardware: Hardware) -> in
 
 
 def _idle(demand: Demand, replicas: Replicas, policy: Policy) -> _Need | None:
-    """What to do while nothing is under way; None: there is."""
+    """Return the need of a model without open requests, or None if it has some."""
     if demand.waiting or demand.running:
         return None
     if not demand.active_at_ns:
@@ -137,29 +142,29 @@ def _idle(demand: Demand, replicas: Replicas, policy: Policy) -> _Need | None:
     why = f"nothing was under way for {idle_ns // SECOND_NS} s"
     if idle_ns >= policy.idle_ns:
         return _Need(0, why)
-    if idle_ns >= _held_ns(replicas):
+    if idle_ns >= _hold_ns(replicas):
         return _Need(min(1, replicas.wanted), why)
     return _Need(replicas.wanted, why)
 
 
 def _needed(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> _Need:
-    one = _replica(demand, replicas, policy, hardware)
+    one = _capacity(demand, replicas, policy, hardware)
     more = _more(demand, replicas, one, hardware)
     prompts = _prompts(demand, policy, hardware, one)
     need = max(more, prompts, key=lambda need: need.replicas)
     if need.replicas >= replicas.wanted:
         return need
-    held_ns = demand.now_ns - replicas.decided_at_ns
-    if demand.waiting or replicas.starting or held_ns < _held_ns(replicas):
+    since_decision_ns = demand.now_ns - replicas.decided_at_ns
+    if demand.waiting or replicas.starting or since_decision_ns < _hold_ns(replicas):
         return _Need(replicas.wanted, "fewer would do, but not for long enough yet")
     return _fewer(demand, replicas, one, need)
 
 
-def _held_ns(replicas: Replicas) -> int:
-    return max(HELD_NS_MIN, HELD_STARTS * replicas.start_ns)
+def _hold_ns(replicas: Replicas) -> int:
+    return max(HOLD_NS_MIN, HOLD_STARTS * replicas.start_ns)
 
 
-def _replica(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> _Replica:
+def _capacity(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> _Capacity:
     prompt = output = TOKENS_ASSUMED
     if demand.ended:
         prompt = demand.prompt_tokens // demand.ended
@@ -169,7 +174,7 @@ def _replica(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardw
     step_ns = hardware.step_us * permille
     slope_ns = hardware.step_us_per_running * permille
     tokens_per_ks = slots * 1_000_000_000_000 // (step_ns + slope_ns * slots)
-    return _Replica(
+    return _Capacity(
         prompt_tokens=prompt,
         output_tokens=output,
         slots=slots,
@@ -180,8 +185,8 @@ def _replica(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardw
     )
 
 
-def _more(demand: Demand, replicas: Replicas, one: _Replica, hardware: Hardware) -> _Need:
-    """As many as hold what is expected, or serve what arrives and drain the rest, whichever is fewer."""
+def _more(demand: Demand, replicas: Replicas, one: _Capacity, hardware: Hardware) -> _Need:
+    """Return the fewer of two: replicas that hold the expected load, and replicas that serve and drain it."""
     under_way = demand.waiting + demand.running
     expected = under_way + _growth(demand, replicas, one)
     holding = _up(expected + _spread(under_way), one.room)
@@ -197,11 +202,11 @@ def _more(demand: Demand, replicas: Replicas, one: _Replica, hardware: Hardware)
     return _Need(found, f"{why}; {replicas.ready} ready, {replicas.starting} starting")
 
 
-def _growth(demand: Demand, replicas: Replicas, one: _Replica) -> int:
-    """How many more will be under way once a replica that is ordered now is ready.
+def _growth(demand: Demand, replicas: Replicas, one: _Capacity) -> int:
+    """Return the growth of open requests until a replica that is ordered now is ready.
 
-    With more running each is slower, but all together are faster: below full slots growth ends by itself, in
-    about output x step^2 / step_ns.
+    With more running requests each one is slower, but their total rate is higher. Below full slots the growth
+    therefore ends, after about output x step^2 / step_ns.
     """
     under_way = demand.waiting + demand.running
     doubled = max(0, 2 * (under_way - demand.past[0]), under_way - demand.past[1])
@@ -213,8 +218,8 @@ def _growth(demand: Demand, replicas: Replicas, one: _Replica) -> int:
     return doubled * ahead_ns // GROWTH_NS_MAX
 
 
-def _prompts(demand: Demand, policy: Policy, hardware: Hardware, one: _Replica) -> _Need:
-    """As many as fill the prompts that arrive without too long a wait for each other."""
+def _prompts(demand: Demand, policy: Policy, hardware: Hardware, one: _Capacity) -> _Need:
+    """Return the replicas that prefill the arriving prompts within the target."""
     prefill_ms = one.prompt_tokens * 1000 // hardware.prefill_tokens_per_s
     busy_permille = BUSY_PERMILLE_MAX
     if prefill_ms < policy.ttft_ms:
@@ -227,17 +232,17 @@ def _prompts(demand: Demand, policy: Policy, hardware: Hardware, one: _Replica) 
     )
 
 
-def _fewer(demand: Demand, replicas: Replicas, one: _Replica, need: _Need) -> _Need:
-    """The fewest, down to `need`, that would hold the most of the last minutes and the work of now at rest.
+def _fewer(demand: Demand, replicas: Replicas, one: _Capacity, need: _Need) -> _Need:
+    """Return the fewest replicas, at least `need`, that would hold the recent peak and the current work.
 
-    Of r replicas with N under way each token takes step + slope x N / r. So N follows a negative binomial
-    law, of shape r x step / slope + 1, and of load (tokens a second x slope) / r.
+    With N requests on r replicas, each token takes step + slope x N / r. In equilibrium N follows a negative
+    binomial distribution of shape r x step / slope + 1 and of load (tokens per second x slope) / r.
     """
     under_way = demand.waiting + demand.running
     most = max(under_way, *demand.past)
     live = max(1, replicas.ready + replicas.draining)
     slope_ns = max(1, one.slope_ns)
-    # The work of now is the last minutes' at least: what a lull shows is too little.
+    # The current work is at least the mean of the last minutes, because a lull shows too little.
     usual = max(demand.running, sum(demand.past) // len(demand.past))
     load_ppm = usual * slope_ns * 1_000_000 // (one.step_ns + slope_ns * usual // live)
     found = max(need.replicas, _up(most + _spread(under_way), one.room))
@@ -255,7 +260,7 @@ def _fewer(demand: Demand, replicas: Replicas, one: _Replica, need: _Need) -> _N
 
 
 def _after_failures(need: _Need, demand: Demand, replicas: Replicas, low: int) -> _Need | None:
-    """After too many failed starts: what is ready, or one more once its time has come. None: go on."""
+    """Return the need after too many failed starts in a row, or None if there were fewer."""
     under_way = replicas.ready + replicas.starting
     if replicas.failed < FAILED_MAX or need.replicas <= under_way:
         return None
