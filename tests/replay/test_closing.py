@@ -286,7 +286,7 @@ async def test_every_reader_skips_a_quarantined_record(rig: Rig) -> None:
     count = Sql("select count(*) from requests")
     async with controlling(rig):
         assert (await rig.ask(count))["rows"] == [[1]]
-        with pytest.raises(RecordReadable, match="RIFT_0:6 can be read"):
+        with pytest.raises(RecordReadable, match="RIFT_0:6 can be decoded"):
             await book_admin.quarantine(rig.log, "RIFT_0", 6, "x")
         for stream, sequence in (("RIFT_0", 99), ("RIFT_9", 1), ("RIFT_BOOK", 1)):
             with pytest.raises(RecordReadable, match=stream):

@@ -1,5 +1,4 @@
-"""An archive in a dictionary, which outlives its archiver as the folder does, and the projection next to
-it."""
+"""An archive in a dictionary, which outlives its archiver as the folder does, and its projection."""
 
 import hashlib
 import threading
