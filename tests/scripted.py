@@ -1,5 +1,6 @@
-"""A gateway over HTTP whose answers a test writes: Rift's own gateway and server, the log in memory, and in a
-worker's place what a script says, event by event. For what depends on bytes, not on a model."""
+"""A gateway over HTTP with scripted answers: Rift's own gateway and server, a log in memory, and a script in
+place of the worker. For tests that depend on bytes, not on a model.
+"""
 
 import json
 import threading
@@ -52,7 +53,7 @@ READY_S = 10.0
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    """What one event says; `count` tokens."""
+    """One event with `count` tokens."""
 
     text: str = ""
     reasoning: str = ""
@@ -79,9 +80,10 @@ def hello(accepted: RequestAccepted) -> list[Step]:
 
 
 def by_request(accepted: RequestAccepted) -> list[Step]:
-    """What a model would say to each kind of request, in a few tokens."""
-    said, asked = accepted.parameters, accepted.input
-    prompt = asked if isinstance(asked, str) else asked[-1].content
+    """Answer each kind of request plausibly, in a few tokens."""
+    parameters = accepted.parameters
+    messages = accepted.input
+    prompt = messages if isinstance(messages, str) else messages[-1].content
     if "fail at once" in prompt:
         return [End("failed", Problem(code="engine", message="the engine failed"))]
     if "fail late" in prompt:
@@ -93,28 +95,28 @@ def by_request(accepted: RequestAccepted) -> list[Step]:
     if "too long" in prompt:
         return [End("invalid", Problem(code="prompt_too_long", message="too long", param="messages"))]
     steps: list[Step] = []
-    if said.reasoning_effort is not None:
+    if parameters.reasoning_effort is not None:
         steps += [Tokens(reasoning="Let me"), Tokens(reasoning=" think.")]
-    is_answered = not isinstance(asked, str) and asked[-1].role == "tool"
-    if said.tools and not is_answered and said.tool_choice not in (None, "none"):
-        name = said.tool_name or said.tools[0].name
+    is_answered = not isinstance(messages, str) and messages[-1].role == "tool"
+    if parameters.tools and not is_answered and parameters.tool_choice not in (None, "none"):
+        name = parameters.tool_name or parameters.tools[0].name
         call = ToolCallDelta(index=0, id=f"call_{accepted.choice}", name=name)
         steps.append(Tokens(tool_calls=(call,)))
         for piece in ('{"city"', ': "Paris"}'):
             steps.append(Tokens(tool_calls=(ToolCallDelta(index=0, arguments=piece),)))
         return [*steps, End("tool_calls")]
     pieces = ["Hello", ",", " world", " 🌊", "!"]
-    if said.response_format is not None:
+    if parameters.response_format is not None:
         pieces = ['{"city"', ': "Paris",', ' "people": 2}']
     if "slowly" in prompt:
         pieces = [f" {number}" for number in range(200)]
     if accepted.group is not None:
         pieces[-1] += f" {accepted.choice}"
-    for piece in pieces[: said.max_tokens]:
-        steps.append(Tokens(piece, logprobs=_logprobs(piece, said.logprobs)))
+    for piece in pieces[: parameters.max_tokens]:
+        steps.append(Tokens(piece, logprobs=_logprobs(piece, parameters.logprobs)))
         if "slowly" in prompt:
             steps.append(Pause(0.05))
-    cut = said.max_tokens is not None and said.max_tokens < len(pieces)
+    cut = parameters.max_tokens is not None and parameters.max_tokens < len(pieces)
     return [*steps, End("length" if cut else "stop")]
 
 
@@ -126,7 +128,7 @@ def _logprobs(piece: str, alternatives: int | None) -> tuple[Logprob, ...]:
 
 
 class Served:
-    """A running gateway. `script` answers; `accepted` and `cancelled` are what the log was asked for."""
+    """A running gateway. `script` writes the answers; `accepted` and `cancelled` are the log's requests."""
 
     def __init__(self) -> None:
         self.script: Script = by_request
@@ -150,7 +152,9 @@ class Served:
         return httpx.Client(base_url=self.url, headers=headers, timeout=20)
 
     async def main(self, ready: threading.Event) -> None:
-        stop, chance, loop = anyio.Event(), Random(7), anyio.lowlevel.current_token()
+        stop = anyio.Event()
+        chance = Random(7)
+        loop = anyio.lowlevel.current_token()
         self._stop = partial(anyio.from_thread.run_sync, stop.set, token=loop)
         async with anyio.create_task_group() as tasks:
             self.broker = MemoryBroker(tasks, time.time_ns, chance=chance)
@@ -169,7 +173,7 @@ class Served:
                 await stop.wait()
                 await opened.end_streams()
 
-            tasks.start_soon(self._say_ready, ready)
+            tasks.start_soon(self._announce_ready, ready)
             await serve(opened.app, host="127.0.0.1", port=self.port, stopped=stopped)
             tasks.cancel_scope.cancel()
 
@@ -187,14 +191,14 @@ class Served:
             events.append(issued)
         self.strangers_key = key.text
         self.broker.store(subjects.BOOK, subjects.book("test", "all"), codec.encode("test", events), None)
-        there: list[AnyEvent] = [
+        replica: list[AnyEvent] = [
             ReplicaStarting(replica="r", model=MODEL, engine="sim"),
             ReplicaReady(replica="r", model=MODEL, slots=64, start_ns=1),
         ]
         subject = subjects.fleet(subjects.slug(MODEL))
-        self.broker.store(subjects.FLEET, subject, codec.encode("test", there), None)
+        self.broker.store(subjects.FLEET, subject, codec.encode("test", replica), None)
 
-    async def _say_ready(self, ready: threading.Event) -> None:
+    async def _announce_ready(self, ready: threading.Event) -> None:
         with anyio.fail_after(READY_S):
             while not ready.is_set():
                 try:
@@ -203,7 +207,7 @@ class Served:
                 except OSError:
                     await anyio.sleep(0.02)
 
-    # --- in a worker's place ---------------------------------------------------------------------------
+    # --- in place of the worker ------------------------------------------------------------------------
 
     async def _work(self, log: Log, tasks: anyio.abc.TaskGroup) -> None:
         stream = subjects.shard_stream(0)
@@ -224,9 +228,11 @@ class Served:
 
     async def _answer(self, log: Log, accepted: RequestAccepted, seal: Cipher | None, at_ns: int) -> None:
         self._started += 1
-        attempt, index, thought = f"att_{self._started}", 0, 0
+        attempt = f"att_{self._started}"
+        index = 0
+        reasoning_tokens = 0
 
-        async def say(*events: AnyEvent) -> None:
+        async def append(*events: AnyEvent) -> None:
             at = parsed(accepted.request).at
             closed = [event if seal is None else seal.closed(event) for event in events]
             await log.append("RIFT_0", subjects.work(at), codec.encode("worker", closed))
@@ -234,7 +240,7 @@ class Served:
         def end(reason: str, error: Problem | None = None) -> RequestFinished:
             return RequestFinished(
                 request=accepted.request, attempt=attempt, reason=reason, output_tokens=index, error=error,
-                prompt_tokens=7, reasoning_tokens=thought,
+                prompt_tokens=7, reasoning_tokens=reasoning_tokens,
             )  # type: ignore[arg-type]  # fmt: skip
 
         started = AttemptStarted(
@@ -243,21 +249,22 @@ class Served:
         )  # fmt: skip
         first, *steps = self.script(accepted)
         if isinstance(first, End):
-            # As a worker refuses: in one record.
-            return await say(started, end(first.reason, first.error))
-        await say(started)
+            # In one record, like a worker that rejects a request.
+            return await append(started, end(first.reason, first.error))
+        await append(started)
         for step in (first, *steps):
             if isinstance(step, Pause):
                 with anyio.move_on_after(step.seconds):
                     await self._ends[accepted.request].wait()
             if self._ends[accepted.request].is_set():
-                return await say(end("cancelled"))
+                return await append(end("cancelled"))
             if isinstance(step, End):
-                return await say(end(step.reason, step.error))
+                return await append(end(step.reason, step.error))
             if isinstance(step, Tokens):
-                thought += step.count if step.reasoning else 0
-                ids, cached = tuple(range(index, index + step.count)), 0 if index else 4
-                await say(
+                reasoning_tokens += step.count if step.reasoning else 0
+                ids = tuple(range(index, index + step.count))
+                cached = 0 if index else 4
+                await append(
                     TokensGenerated(
                         attempt=attempt, index=index, token_ids=ids, text=step.text, cached_tokens=cached,
                         reasoning=step.reasoning, tool_calls=step.tool_calls, logprobs=step.logprobs,
@@ -268,13 +275,14 @@ class Served:
 
 @contextmanager
 def serving() -> Iterator[Served]:
-    served, ready = Served(), threading.Event()
+    served = Served()
+    ready = threading.Event()
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
             anyio.run(served.main, ready)
-        except BaseException as error:  # noqa: BLE001  # told below, in the thread that waits
+        except BaseException as error:  # noqa: BLE001  # raised below, in the waiting thread
             failed.append(error)
         finally:
             ready.set()
@@ -293,7 +301,7 @@ def serving() -> Iterator[Served]:
 
 
 def chunks(text: str) -> list[dict[str, object]]:
-    """The JSON of each `data:` line of a stream that ends in `[DONE]`."""
+    """Return the JSON of each `data:` line of a stream that ends in `[DONE]`."""
     lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]
     assert lines[-1] == "data: [DONE]", lines[-1]
     assert all(line.startswith("data: ") and "\n" not in line for line in lines)
