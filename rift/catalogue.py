@@ -33,7 +33,7 @@ class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Speed of the simulated engine.
 
     A step gives each running request one token, and takes `step_us` plus `step_us_per_running` for each of
-    them. Prompts are read one after the other; with `prefill_tokens_per_s` 0 they take no time.
+    them. Prompts are read one after the other; if `prefill_tokens_per_s` is 0, reading is instant.
     """
 
     step_us: Positive = 20_000

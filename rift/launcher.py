@@ -70,7 +70,7 @@ class Launcher:
         port = self._port()
         self._installation.clear_temporary()
         self._installation.temporary.mkdir(mode=0o700)
-        # What to stop, in the order of starting. It unwinds in the opposite order.
+        # Stops in the opposite order of starting.
         started = AsyncExitStack()
         started.callback(self._installation.clear_temporary)
         started.callback(self._parent.guard.dismiss)

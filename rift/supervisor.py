@@ -3,7 +3,7 @@
 Each child leads its own process group, so that Ctrl-C reaches only this process, and a child can be killed
 together with the processes it started, such as an engine's. The children share our session: Linux divides the
 processor among sessions first, and an engine that polls in another session delayed the broker by 100 ms. A
-guard, a shell in a process group of its own, waits for the end of this process, whatever its cause, and then
+guard, a shell in a process group of its own, waits for the end of this process, even by kill -9, and then
 kills the groups it was given.
 """
 
@@ -77,7 +77,7 @@ class Guard:
 
 
 class Parent(NamedTuple):
-    """What the children of this process share: the folder of their logs, the guard that kills them if this
+    """Shared by the children of this process: the folder of their logs, the guard that kills them if this
     process dies, and `notify`, which shows the operator one line."""
 
     logs: Path

@@ -1,4 +1,4 @@
-"""A real nats-server for each test module that asks for one, on a free port, in a folder of its own."""
+"""A real nats-server for each test module that needs one, on a free port and in its own folder."""
 
 import importlib.util
 import os
@@ -16,7 +16,7 @@ from rift import nats_server
 from tests import scripted
 from tests.scripted import Served
 
-# How long an example takes says how busy the machine is.
+# An example's duration depends on the load of the machine, so it has no deadline.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
@@ -27,7 +27,7 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 
 
 class Server:
-    """A nats-server that a test may kill and start again on the same port."""
+    """A nats-server that a test can kill and restart on the same port."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -69,13 +69,13 @@ def scripted_gateway() -> Iterator[Served]:
 
 @pytest.fixture
 def served(scripted_gateway: Served) -> Served:
-    """A gateway over HTTP whose worker says what a script says."""
+    """A gateway over HTTP whose worker follows a script."""
     scripted_gateway.forget()
     return scripted_gateway
 
 
 def _no_skips(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Where everything has to be there, as in .ci/run, a skip is a failure with the skip's reason."""
+    """With RIFT_NO_SKIPS set, as in .ci/run, fail a skipped test with the reason of the skip."""
     if os.environ.get("RIFT_NO_SKIPS") and report.skipped and not hasattr(report, "wasxfail"):
         why = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome, report.longrepr = "failed", f"RIFT_NO_SKIPS is set, and this is skipped: {why}"

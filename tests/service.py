@@ -1,4 +1,4 @@
-"""A whole installation as a user starts it: `rift up` in a process of its own, in a folder of its own."""
+"""A whole installation as a user starts it: `rift up` in its own process and folder."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ class Service:
         self.url = self.key = ""
 
     def start(self, folder: Path | None = None) -> "Service":
-        """Start in `folder` (this one), and return once the screen says that all is ready."""
+        """Start in `folder` (default: this one), and return when the screen shows that Rift is ready."""
         command = [sys.executable, "-P", "-m", "rift", "up", "--data", str(self.folder), "--port", "0"]
         self.process = subprocess.Popen(
             [*command, *self.options],
@@ -54,7 +54,7 @@ class Service:
         )
 
     def stop(self, number: int = signal.SIGINT) -> float:
-        """Return how many seconds it took to end."""
+        """Return the seconds until it ended."""
         began = time.monotonic()
         self.process.send_signal(number)
         return self.wait(began)
@@ -79,7 +79,7 @@ class Service:
         return rows
 
     def processes(self) -> list[int]:
-        """Return the ids of this installation's processes that still run."""
+        """Return the ids of this installation's running processes."""
         return [pid for pid, line in running() if str(self.folder) in line]
 
 

@@ -1,4 +1,4 @@
-"""`rift accounts list`: every account, its valid keys, and what it may still spend."""
+"""`rift accounts list`: every account with its valid keys and available credit."""
 
 from argparse import ArgumentParser, Namespace
 from typing import Any

@@ -25,7 +25,7 @@ def verify(options: Namespace) -> None:
         problems += 1
     if problems:
         raise CommandFailed(
-            f"the archive differs from what was sealed ({problems} problems): restore its files from a backup"
+            f"the archive does not match its seals ({problems} problems): restore its files from a backup"
         )
     for stream in archive.streams():
         manifests = archive.manifests(stream)

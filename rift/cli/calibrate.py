@@ -58,7 +58,7 @@ class _Done(msgspec.Struct):
 
 
 class Replica(msgspec.Struct, frozen=True):
-    """What the log says about the measured replica."""
+    """The measured replica, as the log describes it."""
 
     replica: str
     hardware: str
@@ -161,7 +161,7 @@ class _Bench:
 
     async def prompts(self, tokens_max: int, *, until_s: float) -> list[Prompt]:
         """Send ever longer prompts, round by round, while the next answer is sure to arrive in time."""
-        # The first answer tells the bytes per token. It also starts a replica that idles.
+        # The first answer gives the bytes per token. It also starts a replica that idles.
         first = await self._prompt(4 * PROMPT_TOKENS_MIN)
         bytes_per_token = 4 * PROMPT_TOKENS_MIN / first.tokens
         by_length: dict[int, list[Prompt]] = {}

@@ -39,7 +39,7 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
         "--queue-share", metavar="PERCENT", help="share of a model's queue, or none (default: 33)"
     )
     change.add_argument("--budget", metavar="USD", help="most to spend per calendar month (UTC), or none")
-    change.add_argument("--plan", choices=["per_token", "per_second"], help="what the account pays for")
+    change.add_argument("--plan", choices=["per_token", "per_second"], help="unit that the account pays for")
     add_command(actions, "list", show, "list the limits of all accounts and keys")
 
 

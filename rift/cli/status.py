@@ -1,4 +1,4 @@
-"""`rift status`: what runs and where, what is queued, what lags, and what does not answer.
+"""`rift status`: running processes, queues, lag, and parts that do not answer.
 
 There are two sources: the log, which knows the fleet, and the control leader, which knows the rest. If one of
 them does not answer, the command names it, shows what the other knows, and exits with status 1.

@@ -1,4 +1,4 @@
-"""The manifests of ops/kubernetes fit one another, the catalogue, the command line and what control calls."""
+"""The manifests of ops/kubernetes match each other, the catalogue, the command line and control's calls."""
 
 import subprocess
 import sys
@@ -83,7 +83,7 @@ def test_every_selector_finds_its_pods() -> None:
         assert any(set(selector.items()) <= labels_of(workload) for workload in WORKLOADS.values())
 
 
-def test_what_a_pod_refers_to_is_there() -> None:
+def test_every_object_that_a_pod_refers_to_exists() -> None:
     claims, maps = named("PersistentVolumeClaim"), named("ConfigMap")
     for workload in WORKLOADS.values():
         templates = [t["metadata"]["name"] for t in workload["spec"].get("volumeClaimTemplates", ())]
@@ -104,7 +104,7 @@ def test_what_a_pod_refers_to_is_there() -> None:
     assert images == {container(w)["image"] for w in WORKLOADS.values()} - {"nats:2.15.1"}
 
 
-def test_only_control_has_an_account() -> None:
+def test_only_control_has_a_service_account() -> None:
     accounts = {name: pod(found).get("serviceAccountName") for name, found in WORKLOADS.items()}
     assert {name for name, account in accounts.items() if account} == {"rift-control"}
     assert named("ServiceAccount").keys() == {accounts["rift-control"]}
@@ -116,7 +116,7 @@ def test_only_control_has_an_account() -> None:
 
 
 @pytest.mark.anyio
-async def test_control_may_do_what_it_does_and_nothing_else(tmp_path: Path) -> None:
+async def test_controls_role_allows_exactly_its_calls(tmp_path: Path) -> None:
     (role,) = named("Role").values()
     server = ApiServer(role["rules"])
     name = server.create("deepseek-r1")
@@ -155,7 +155,7 @@ def test_the_fleet_finds_the_workloads_by_their_labels() -> None:
         for part in SELECTOR.split(","):
             key, _, value = part.partition("=")
             assert labels[key] == value or not value
-        assert "replicas" not in worker["spec"], "apply would fight with control"
+        assert "replicas" not in worker["spec"], "kubectl apply would conflict with control"
 
 
 def test_workers_differ_in_nothing_but_their_model_and_its_size() -> None:
@@ -176,7 +176,7 @@ def _without_resources(spec: dict[str, Any]) -> dict[str, Any]:
     return {**spec, "template": {**template, "spec": {**template["spec"], "containers": [bare]}}}
 
 
-def test_a_role_is_started_with_words_that_rift_knows() -> None:
+def test_every_role_starts_with_valid_options() -> None:
     for name, workload in WORKLOADS.items():
         if name != "rift-nats":
             parser.build_parser().parse_args(container(workload)["args"])
@@ -188,9 +188,9 @@ def test_a_role_is_started_with_words_that_rift_knows() -> None:
         assert named_pod["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
 
 
-def test_a_pod_has_the_time_that_its_worker_takes_to_drain() -> None:
+def test_a_pods_grace_period_covers_draining() -> None:
     told = tomllib.loads(named("ConfigMap")["rift"]["data"]["rift.toml"])
-    assert told["drain_s"] >= DEADLINE_S, "no answer is cut"
+    assert told["drain_s"] >= DEADLINE_S, "draining must not cut an answer off"
     for worker in WORKERS.values():
         assert pod(worker)["terminationGracePeriodSeconds"] >= told["drain_s"] + STOP_S["worker"]
 
@@ -198,7 +198,7 @@ def test_a_pod_has_the_time_that_its_worker_takes_to_drain() -> None:
 # --- settings ---------------------------------------------------------------------------------------------
 
 
-def test_the_settings_are_settings(tmp_path: Path) -> None:
+def test_the_settings_are_valid(tmp_path: Path) -> None:
     (tmp_path / "rift.toml").write_text(named("ConfigMap")["rift"]["data"]["rift.toml"])
     told = settings.load(tmp_path / "rift.toml", {})
     assert (told.fleet, told.hardware, told.log_replicas) == ("kubernetes", "mi300x", 3)
@@ -216,7 +216,7 @@ def test_the_prices_are_the_price_lists() -> None:
 
 
 def nats_environment() -> Iterator[tuple[str, str]]:
-    """What the servers' pods have, as Kubernetes would fill it in."""
+    """Return the environment of a server's pod, as Kubernetes expands it."""
     known = {"POD_NAME": "rift-nats-0", "NATS_TOKEN": "rift-5e1f"}
     for entry in container(WORKLOADS["rift-nats"])["env"]:
         known[entry["name"]] = known.get(entry["name"]) or entry["value"].replace(
@@ -225,7 +225,7 @@ def nats_environment() -> Iterator[tuple[str, str]]:
     yield from known.items()
 
 
-def test_nats_server_takes_its_configuration(tmp_path: Path) -> None:
+def test_nats_server_accepts_its_configuration(tmp_path: Path) -> None:
     text = named("ConfigMap")["rift-nats"]["data"]["nats.conf"]
     (tmp_path / "nats.conf").write_text(text)
     command = [str(Path(sys.executable).with_name("nats-server")), "-c", str(tmp_path / "nats.conf"), "-t"]
@@ -250,7 +250,7 @@ def test_every_role_finds_every_nats_server() -> None:
     assert routes == [f"nats://rift:rift-5e1f@rift-nats-{n}.{service}:6222" for n in range(servers)]
 
 
-def test_the_runbook_knows_what_control_says() -> None:
+def test_the_manual_lists_controls_messages() -> None:
     runbook = (FOLDER.parent / "README.md").read_text().partition("## Kubernetes")[2].partition("\n## ")[0]
     words = [row.split("`")[1].strip("… ") for row in runbook.splitlines() if row.startswith("| `")]
     assert len(words) == 4
@@ -258,7 +258,7 @@ def test_the_runbook_knows_what_control_says() -> None:
     assert all(text in said for text in words)
 
 
-def test_containers_are_made_of_what_is_there() -> None:
+def test_the_containerfile_copies_existing_files() -> None:
     root = FOLDER.parents[1]
     for line in (FOLDER / "Containerfile").read_text().splitlines():
         if line.startswith("COPY "):

@@ -1,4 +1,4 @@
-"""The locks pin everything, once, to one version, and are what pyproject.toml asks for."""
+"""The locks pin every package to one version, and satisfy pyproject.toml."""
 
 import importlib.metadata
 import re
@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("base", "engine-cpu", "test")
 PIN = re.compile(r"([a-z0-9]+(?:-[a-z0-9]+)*)==([0-9][0-9a-z.+]*)")
 
-# What a lock leaves out although its packages declare it, each for the reason in the lock's own head.
+# Declared dependencies that a lock leaves out, for the reason at the top of the lock.
 LEFT_OUT = {"torchaudio", "torchcodec", "torchvision", "triton", "llm", "llama-cpp-python", "pip"}
 
 
 def lock(name: str) -> list[tuple[str, str]]:
     lines = (ROOT / "ops" / "lock" / f"{name}.txt").read_text().splitlines()
     pins = [PIN.fullmatch(line) for line in lines if not line.startswith("#")]
-    assert all(pins), f"{name}: a line is no exact pin like name==1.2"
+    assert all(pins), f"{name}: a line must be an exact pin like name==1.2"
     return [(pin[1], pin[2]) for pin in pins if pin]
 
 
@@ -46,7 +46,7 @@ def test_one_version_of_each_package_over_all_locks() -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "test"])
-def test_the_project_gets_what_it_asks_for(name: str) -> None:
+def test_the_locks_satisfy_the_project(name: str) -> None:
     pins = dict(lock("base")) | dict(lock(name))
     asked = requirements(name)
     assert asked
@@ -56,7 +56,7 @@ def test_the_project_gets_what_it_asks_for(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_lock_is_complete(name: str) -> None:
-    """What is installed declares nothing that the lock lacks, other than what is left out on purpose."""
+    """Installed packages declare no dependency that the lock lacks, except those left out on purpose."""
     pins = dict(lock("base")) | dict(lock(name))
     lacking = set()
     for package in pins:

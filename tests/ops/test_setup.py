@@ -1,4 +1,4 @@
-"""The machine's check shows all that is missing, each with its remedy; a wrong option costs no wait."""
+"""The check of the machine shows every problem with its remedy, and a wrong option fails at once."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 OPS = Path(__file__).resolve().parents[2] / "ops"
 
-# A machine on which nothing is right. The functions are those that read the real one.
+# A machine that fails every check. These functions replace those that read the real machine.
 POOR_MACHINE = """
 . "$1/setup"
 cpu_flags() { echo "flags : fpu avx sse"; }
@@ -31,7 +31,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_all_that_is_missing_is_shown_at_once() -> None:
+def test_all_problems_are_shown_at_once() -> None:
     ended = run("bash", "-c", POOR_MACHINE, "bash", str(OPS), sys.executable)
     assert ended.returncode == 1
     for word in (
@@ -53,7 +53,7 @@ def test_a_wrong_option_is_wrong_usage(options: tuple[str, ...]) -> None:
     assert options[0].partition("=")[0] in ended.stderr
 
 
-def test_a_python_that_cannot_be_used_is_named() -> None:
+def test_an_unsupported_python_is_named() -> None:
     ended = run(str(OPS / "run"), RIFT_PYTHON="/bin/false")
     assert ended.returncode == 1
     assert "RIFT_PYTHON is '/bin/false'" in ended.stderr

@@ -1,4 +1,4 @@
-"""One installation with the simulated engine for each module that asks for it."""
+"""One installation with the simulated engine for each module that needs it."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""`rift backtest`: what it prints, and what it says to wrong input."""
+"""`rift backtest`: its output and its errors."""
 
 import json
 from pathlib import Path
@@ -28,10 +28,10 @@ def test_every_field_as_json(trace: Path, capsys: pytest.CaptureFixture[str]) ->
     assert list(found) == [field.name for field in msgspec.structs.fields(Result)]
     assert (found["policy"], found["requests"]) == ("default", 600)
     assert 0.9 < found["slo_attainment"] < 1
-    assert error == "", "no bar where standard error is no terminal"
+    assert error == "", "no progress bar without a terminal"
 
 
-def test_a_table_for_people(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_output_is_a_table(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["backtest", "--trace", str(trace), *PROFILE, "--policy", "knative"]) == 0
     assert "slo_attainment" in capsys.readouterr().out
 
@@ -53,7 +53,7 @@ def test_a_table_for_people(trace: Path, capsys: pytest.CaptureFixture[str]) -> 
         ((*PROFILE, "--trace-format", "azure"), "name it with --trace"),
     ],
 )
-def test_wrong_input_is_named(
+def test_errors_name_the_invalid_input(
     trace: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
 ) -> None:
     assert main(["backtest", *(str(trace) if one == "TRACE" else one for one in arguments)]) == 1
@@ -61,7 +61,7 @@ def test_wrong_input_is_named(
 
 
 @pytest.mark.slow
-def test_the_logs_own_requests(tmp_path: Path) -> None:
+def test_requests_can_come_from_the_log(tmp_path: Path) -> None:
     service = Service(tmp_path / ".rift", "--engine", "sim").start()
     try:
         with service.client() as client:

@@ -1,4 +1,4 @@
-"""Keys as an operator handles them: made, listed, revoked, and what each may do at a running installation."""
+"""Operators create, list and revoke keys of a running installation, and a key has only its own rights."""
 
 import json
 from typing import Any
@@ -25,7 +25,7 @@ NOON_NS = 1_795_435_200 * 10**9
         ("2026-11-24", NOON_NS + DAY_NS // 2),
     ],
 )
-def test_when_a_key_expires(text: str, at_ns: int) -> None:
+def test_expiry_times(text: str, at_ns: int) -> None:
     assert expiry_ns(text, NOON_NS) == at_ns
 
 
@@ -40,12 +40,12 @@ def test_when_a_key_expires(text: str, at_ns: int) -> None:
         ("-1d", "must be like 30d, 12h, or a date"),
     ],
 )
-def test_what_is_no_expiry_is_named(text: str, said: str) -> None:
+def test_an_invalid_expiry_is_refused(text: str, said: str) -> None:
     with pytest.raises(CommandFailed, match=said):
         expiry_ns(text, NOON_NS)
 
 
-def test_the_help_knows_the_queue_share_that_holds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_shows_the_default_queue_share(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["limits", "set", "--help"])
     assert f"of a model's queue, or none (default: {QUEUE_SHARE_PERCENT})" in " ".join(
@@ -64,7 +64,7 @@ def listed(service: Service, *words: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_keys_are_made_listed_and_revoked(service: Service) -> None:
+def test_keys_are_created_listed_and_revoked(service: Service) -> None:
     wide = made(service, "--account", "keyed")
     narrow = made(
         service,
@@ -114,7 +114,7 @@ def test_keys_are_made_listed_and_revoked(service: Service) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_key_is_named(service: Service, words: tuple[str, ...], said: str) -> None:
+def test_errors_name_the_invalid_argument(service: Service, words: tuple[str, ...], said: str) -> None:
     before = listed(service)
     ran = service.rift("keys", *words)
     assert (ran.returncode, said in ran.stderr) == (1, True), ran.stderr
@@ -123,17 +123,17 @@ def test_what_is_wrong_with_a_key_is_named(service: Service, words: tuple[str, .
 
 
 @pytest.mark.slow
-def test_a_whole_key_is_revoked_and_not_said_back(service: Service) -> None:
+def test_revoking_a_whole_key_does_not_print_its_secret(service: Service) -> None:
     key = made(service, "--account", "leaked")
     for _ in range(2):
         ran = service.rift("keys", "revoke", key["key"])
         assert f"key {key['id']}" in ran.stderr
         assert key["key"] not in ran.stderr
-    assert ran.returncode == 1, "it is revoked already"
+    assert ran.returncode == 1, "the key is already revoked"
 
 
 @pytest.mark.slow
-def test_a_key_is_revoked_once(service: Service) -> None:
+def test_a_key_can_be_revoked_once(service: Service) -> None:
     key = made(service, "--account", "once")
     done(service, "keys", "revoke", key["id"])
     ran = service.rift("keys", "revoke", key["id"])
@@ -141,7 +141,7 @@ def test_a_key_is_revoked_once(service: Service) -> None:
 
 
 @pytest.mark.slow
-def test_a_revoked_key_is_refused_by_every_gateway_and_its_stream_ends(service: Service) -> None:
+def test_every_gateway_refuses_a_revoked_key_and_ends_its_stream(service: Service) -> None:
     key = made(service, "--account", "leaver")
     body = BODY | {"stream": True, "parameters": {"max_tokens": 2000, "ignore_eos": True}}
     with second_gateway(service) as (url, _), service.client(key["key"]) as client:
@@ -162,7 +162,7 @@ def test_a_revoked_key_is_refused_by_every_gateway_and_its_stream_ends(service: 
 
 
 @pytest.mark.slow
-def test_usage_and_invoices_are_the_askers(service: Service) -> None:
+def test_usage_and_invoices_belong_to_the_keys_account(service: Service) -> None:
     mine, other = (made(service, "--account", account)["key"] for account in ("billed", "unbilled"))
     with service.client(mine) as client:
         assert client.post("/v1/inference", json=BODY).status_code == 200

@@ -1,4 +1,4 @@
-"""Hardware profiles from measurements: the fit finds what samples were made of, the command what runs."""
+"""The fit recovers the speeds behind its samples, and the command those of a running engine."""
 
 import json
 import math
@@ -27,7 +27,7 @@ LEVELS = [1, 2, 4, 8, 16, 32, 64]
     per_running_us=st.integers(0, 5_000),
     seed=st.integers(0, 1 << 32),
 )
-def test_the_fit_finds_what_noisy_samples_were_made_of(
+def test_the_fit_recovers_the_speeds_behind_noisy_samples(
     rate: int, overhead_ms: int, step_us: int, per_running_us: int, seed: int
 ) -> None:
     noise = Random(seed)
@@ -42,7 +42,7 @@ def test_the_fit_finds_what_noisy_samples_were_made_of(
         assert found.step_s(n) * 1e6 == pytest.approx(step_us + per_running_us * n, rel=0.05, abs=1)
     assert found.step_off < 0.07
     for n in PROMPTS:
-        # A bound is at least as slow; what does not show is hidden by the noise of what does.
+        # A lower bound is no faster than the truth: noise hides the difference between lengths.
         wanted = overhead_ms / 1000 + n / rate
         assert found.prefill_at_least or found.ttft_s(n) == pytest.approx(wanted, rel=0.05)
     if found.prefill_at_least:
@@ -50,7 +50,7 @@ def test_the_fit_finds_what_noisy_samples_were_made_of(
 
 
 @given(st.integers(1, 100_000), st.integers(0, 5_000), st.integers(1, 50_000))
-def test_exact_samples_are_found_exactly(step_us: int, per_running_us: int, rate: int) -> None:
+def test_exact_samples_are_fitted_exactly(step_us: int, per_running_us: int, rate: int) -> None:
     prompts = [Prompt(n, 0.01 + n / rate) for n in PROMPTS]
     running = [Running(n, (step_us + per_running_us * n) / 1e6) for n in LEVELS]
     found = calibrate.fit(prompts, running)
@@ -64,13 +64,13 @@ def test_exact_samples_are_found_exactly(step_us: int, per_running_us: int, rate
 def test_neither_part_of_a_line_is_negative() -> None:
     falling = calibrate.line([(1, 3.0), (2, 2.0), (3, 1.0)])
     assert falling.slope == 0.0
-    assert 1.0 < falling.base < 2.0, "the small ones count for more"
+    assert 1.0 < falling.base < 2.0, "small values weigh more"
     steep = calibrate.line([(1, 0.1), (2, 3.0), (3, 6.0)])
     assert steep.base == 0.0
     assert 0.1 < steep.slope < 2.0
 
 
-def test_what_does_not_show_is_a_bound_and_said() -> None:
+def test_an_insignificant_slope_gives_a_lower_bound() -> None:
     flat = [Prompt(n, 0.02 + (0.001 if n % 128 else -0.001)) for n in PROMPTS]
     found = calibrate.fit(flat, [Running(1, 0.02)])
     assert found.prefill_at_least
@@ -82,7 +82,7 @@ def test_what_does_not_show_is_a_bound_and_said() -> None:
 
 
 def test_a_step_is_measured_while_all_streams_run() -> None:
-    """Two streams, 10 ms a token together, 5 ms alone; one began early, the other's tokens come in pairs."""
+    """Two streams: 10 ms per token together, 5 ms alone. One starts early, the other has tokens in pairs."""
     early = [(index * 0.005, index) for index in range(20)]
     early += [(0.1 + index * 0.01, 20 + index) for index in range(30)]
     late = [(0.1 + index * 0.02, index * 2) for index in range(20)]
@@ -92,7 +92,7 @@ def test_a_step_is_measured_while_all_streams_run() -> None:
     assert calibrate.step_s([early]) == pytest.approx(0.39 / 49, rel=0.01)
 
 
-def test_the_table_is_a_profile() -> None:
+def test_the_output_is_a_profile() -> None:
     hardware = Hardware(
         gpus=8,
         running_max=64,
@@ -138,7 +138,7 @@ def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.mark.slow
-def test_a_simulated_engine_is_found_as_it_was_told_to_be(paced: Service) -> None:
+def test_the_pace_of_a_simulated_engine_is_measured(paced: Service) -> None:
     command = ["calibrate", "--model", "paced:sim", "--url", paced.url, "--seconds", "24"]
     done = paced.rift(*command, "--concurrency-max", "16", "--gpu-hour-usd", "1.99", "--json")
     assert done.returncode == 0, done.stderr
@@ -157,7 +157,7 @@ def test_a_simulated_engine_is_found_as_it_was_told_to_be(paced: Service) -> Non
 
 
 @pytest.mark.slow
-def test_what_stands_in_the_way_is_said(paced: Service) -> None:
+def test_errors_name_the_obstacle(paced: Service) -> None:
     (row,) = paced.sql("select count(*) as n from requests")
     for options, words in [
         (["--model", "smollm2:135m"], "0 replicas of smollm2:135m are ready, and calibration measures one"),

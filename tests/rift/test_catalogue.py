@@ -1,4 +1,4 @@
-"""The catalogue: what ships is valid, prices are exact integers, and vLLM knows every argument."""
+"""The shipped catalogue is valid, prices are exact integers, and vLLM knows every argument."""
 
 from decimal import Decimal
 from typing import Any
@@ -22,7 +22,7 @@ def entry(**fields: Any) -> dict[str, Any]:
     return {"source": "./model", "context_tokens": 4096, "prompt_usd": "0.10", "output_usd": "0.35"} | fields
 
 
-def test_what_ships_is_valid_and_priced_as_published() -> None:
+def test_the_shipped_catalogue_has_the_published_prices() -> None:
     prices = {
         name: tuple(
             catalogue.nanousd_per_token(price, where=name) for price in (model.prompt_usd, model.output_usd)
@@ -37,13 +37,13 @@ def test_what_ships_is_valid_and_priced_as_published() -> None:
     }
 
 
-def test_every_model_that_ships_has_a_way_to_be_served() -> None:
+def test_every_shipped_model_has_a_profile() -> None:
     assert PROFILES
     assert all(model.profiles and model.title for model in catalogue.shipped().values())
 
 
 @given(st.integers(0, 10**9 - 1), st.integers(0, 4))
-def test_a_price_in_whole_nanousd_a_token_is_exact(nanousd: int, zeros: int) -> None:
+def test_a_price_in_whole_nanousd_per_token_is_exact(nanousd: int, zeros: int) -> None:
     usd = f"{nanousd // 1000}.{nanousd % 1000:03}" + "0" * zeros
     assert catalogue.nanousd_per_token(usd, where="here") == nanousd
 
@@ -62,7 +62,7 @@ def test_any_other_price_is_refused_and_never_rounded(usd: Decimal) -> None:
 @pytest.mark.parametrize(
     "usd", ["", "free", "-0.10", "0,10", "0.0001", "NaN", "Infinity", "1e-9", "1e3", " 1", "1000000", "٣"]
 )
-def test_what_is_no_price_is_refused_with_its_place(usd: str) -> None:
+def test_an_invalid_price_is_refused_with_its_path(usd: str) -> None:
     with pytest.raises(InvalidCatalogue, match=r"models\.mine\.prompt_usd"):
         catalogue.load({"mine": entry(prompt_usd=usd)})
 
@@ -81,7 +81,7 @@ def test_what_is_no_price_is_refused_with_its_place(usd: str) -> None:
         ({"a.b": entry(), "a-b": entry()}, "share one subject"),
     ],
 )
-def test_a_wrong_entry_is_refused(entries: dict[str, Any], words: str) -> None:
+def test_an_invalid_entry_is_refused(entries: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidCatalogue, match=words):
         catalogue.load(entries)
 
@@ -105,14 +105,14 @@ def flags(args: dict[str, catalogue.Argument]) -> list[str]:
 @pytest.mark.engine
 @pytest.mark.filterwarnings("ignore")  # torch and vLLM, of one another, when they are imported
 @pytest.mark.parametrize(("model", "profile"), PROFILES)
-def test_vllm_takes_every_argument_of_a_profile(
+def test_vllm_accepts_every_argument_of_a_profile(
     model: catalogue.Model,
     profile: catalogue.Profile,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By its own command line's parser, which converts and knows choices, and as the engine gets them."""
-    # Set where an engine ran in this process before; then vLLM looks for the weights already here.
+    """Check with the parser of vLLM's command line, which knows types and choices, and as arguments."""
+    # An engine that ran in this process before sets this, and vLLM would then look for the weights.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -143,7 +143,7 @@ def test_vllm_knows_every_environment_variable_of_a_profile(
     assert {name for name in profile.env if name not in vllm.envs.environment_variables} <= others
 
 
-def test_a_replica_costs_its_gpus_by_the_hour() -> None:
+def test_a_replica_costs_the_hourly_price_of_its_gpus() -> None:
     profile = catalogue.shipped()["deepseek-r1"].profiles["mi300x"]
     assert (profile.gpus, profile.hour_nanousd) == (8, 8 * 1_990_000_000)
     assert catalogue.shipped()["smollm2:135m"].profiles["cpu"].hour_nanousd == 0

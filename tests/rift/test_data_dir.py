@@ -1,4 +1,4 @@
-"""What an installation keeps for its archive, and the settings that say how long its log keeps what."""
+"""The data folder: its archive key, its retention settings and its version."""
 
 import hashlib
 import hmac
@@ -11,7 +11,7 @@ from rift.data_dir import DataDir, DataDirError
 from rift.settings import InvalidSettings
 
 
-def test_the_archives_key_is_made_of_the_secret(tmp_path: Path) -> None:
+def test_the_archive_key_is_derived_from_the_secret(tmp_path: Path) -> None:
     found = DataDir(tmp_path / "data")
     with pytest.raises(DataDirError, match="there is no installation"):
         found.archive_key()
@@ -33,21 +33,21 @@ def test_retention_settings(tmp_path: Path, toml: str, days: int, content: bool)
 
 
 @pytest.mark.parametrize("toml", ["retention_days = -1", 'retention_days = "7"', "archive_content = 1"])
-def test_wrong_retention_settings_are_named(tmp_path: Path, toml: str) -> None:
+def test_invalid_retention_settings_are_refused(tmp_path: Path, toml: str) -> None:
     file = tmp_path / "rift.toml"
     file.write_text(toml)
     with pytest.raises(InvalidSettings, match=toml.partition(" ")[0]):
         settings.load(file, {})
 
 
-def test_a_folder_says_its_version_from_the_first_start_on(tmp_path: Path) -> None:
+def test_the_first_start_writes_the_version(tmp_path: Path) -> None:
     old = DataDir(tmp_path / "old")
     old.folder.mkdir()
     (old.folder / "secret").write_text("00" * 32)
     old.check()
     old.make()
     assert (old.folder / "version").read_text() == "1\n"
-    assert old.secret() == bytes(32), "a folder that did not say is of the first version, and stays"
+    assert old.secret() == bytes(32), "a folder without a version has version 1 and keeps its secret"
 
 
 @pytest.mark.parametrize("version", ["2", "0", "", "1.5", "\x00"])

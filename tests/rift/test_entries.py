@@ -1,5 +1,4 @@
-"""What operators write into the book: entries that add up, repeated where it is not known what became of
-them; and limits, of which two that write at once lose nothing."""
+"""Writes to the book: a repeated entry counts once, and concurrent changes of limits lose nothing."""
 
 import re
 from collections.abc import AsyncIterator, Callable
@@ -31,7 +30,7 @@ def correction(text: str | None) -> Entry:
 
 
 class Unanswered(MemoryLog):
-    """Stores, and does not say so."""
+    """A log that stores appends but never acknowledges them."""
 
     async def append(self, *what: Any, **more: Any) -> int:
         await super().append(*what, **more)
@@ -53,7 +52,7 @@ async def counted(log: MemoryLog) -> int:
 
 
 @pytest.mark.parametrize("make", [grant, correction])
-async def test_what_is_said_again_with_its_id_counts_once(
+async def test_a_repeated_entry_with_the_same_id_counts_once(
     broker: MemoryBroker, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(book_admin, "APPEND_S", 0.0)
@@ -66,20 +65,20 @@ async def test_what_is_said_again_with_its_id_counts_once(
     assert not await book_admin.add(log, book, make(found[1]))
     assert await counted(log) == 7
     assert await book_admin.add(log, book, make("other"))
-    assert await book_admin.add(log, book, make("other")), "who has read an older book stores it once more"
+    assert await book_admin.add(log, book, make("other")), "a writer with an older book stores it again"
     assert await counted(log) == 14
     assert await book_admin.add(log, book, make(None))
     assert await book_admin.add(log, book, make(None))
     assert await counted(log) == 28
 
 
-async def test_an_id_is_its_accounts() -> None:
+async def test_ids_are_separate_for_each_account_and_kind() -> None:
     ids = {book_admin.entry_id(kind, account, "x") for kind in ("grant", "correction") for account in "ab"}
     assert len(ids) == 4
 
 
 class Overtaken(MemoryLog):
-    """Somebody else sets a limit just before this one's append."""
+    """A log on which another command sets a limit just before this append."""
 
     async def append(self, *what: Any, **more: Any) -> int:
         other = MemoryLog(self._broker)
@@ -87,7 +86,7 @@ class Overtaken(MemoryLog):
         return await super().append(*what, **more)
 
 
-async def test_who_has_read_an_older_book_undoes_nobodys_limits(broker: MemoryBroker) -> None:
+async def test_a_writer_with_an_older_book_cannot_undo_limits(broker: MemoryBroker) -> None:
     log = MemoryLog(broker)
     older = await books.read(log)
     await book_admin.set_limits(log, older, "acme", {"concurrent": 1})
@@ -100,7 +99,7 @@ async def test_who_has_read_an_older_book_undoes_nobodys_limits(broker: MemoryBr
     assert (limits.concurrent, limits.requests_per_minute) == (2, 60)
 
 
-async def test_a_keys_limits_are_undone_by_nobody_either(broker: MemoryBroker) -> None:
+async def test_a_writer_with_an_older_book_cannot_undo_a_keys_limits(broker: MemoryBroker) -> None:
     log = MemoryLog(broker)
     key = (await book_admin.issue_key(log, "acme")).id
     older = await books.read(log)

@@ -72,8 +72,8 @@ def test_many_streams_at_once_each_get_their_own_answer(service: Service) -> Non
             assert events[-1]["event"] == "done"
 
 
-def test_the_engine_dies_with_its_worker_and_the_answer_goes_on(service: Service) -> None:
-    """kill -9 of the worker in mid-answer: its engine goes too, another start continues from the log."""
+def test_the_engine_dies_with_its_worker_and_the_answer_continues(service: Service) -> None:
+    """kill -9 of a worker in mid-answer also ends its engine, and the next start continues from the log."""
     engines = engine_processes()
     assert engines
     body = {
@@ -104,7 +104,7 @@ def test_the_engine_dies_with_its_worker_and_the_answer_goes_on(service: Service
     assert not set(engines) & set(engine_processes())
 
 
-def test_ctrl_c_ends_everything_within_10_s(service: Service) -> None:
+def test_ctrl_c_stops_everything_within_10_s(service: Service) -> None:
     assert service.stop() < 10
     assert service.processes() == []
     deadline = time.monotonic() + 2
@@ -114,7 +114,7 @@ def test_ctrl_c_ends_everything_within_10_s(service: Service) -> None:
 
 
 def engine_processes() -> list[int]:
-    """vLLM renames its processes, and a kill orphans them: what is left tells is where they log to."""
+    """Find processes by their log file: vLLM renames its processes, and a kill orphans them."""
     return [pid for pid, line in running() if "VLLM::" in line and logs_here(pid)]
 
 

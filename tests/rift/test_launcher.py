@@ -1,4 +1,4 @@
-"""`rift up` and its neighbours: start, stop, kill, second start, failures, exit statuses."""
+"""`rift up`: start, stop, kill, second start, failures and exit statuses."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def answer(service: Service) -> dict[str, object]:
     return found
 
 
-def test_the_screen_says_what_starts_then_ready_key_and_curl(service: Service) -> None:
+def test_the_screen_shows_the_start_the_key_and_a_curl_line(service: Service) -> None:
     text = "".join(service.screen)
     lines = text.splitlines()
     assert lines[0].endswith("starting nats-server, control, gateway")
@@ -67,7 +67,7 @@ def test_the_screen_says_what_starts_then_ready_key_and_curl(service: Service) -
     }  # fmt: skip
 
 
-def test_a_model_that_starts_when_it_is_asked_for_is_not_waited_for(folder: Path) -> None:
+def test_up_does_not_wait_for_a_model_that_is_scaled_to_zero(folder: Path) -> None:
     service = Service(folder, "--engine", "sim", "--workers", "0..1").start()
     try:
         assert service.screen[1] == "no worker serves smollm2:135m yet: the first request starts one\n"
@@ -80,7 +80,7 @@ def test_a_model_that_starts_when_it_is_asked_for_is_not_waited_for(folder: Path
     gone(service)
 
 
-def test_ctrl_c_stops_everything_and_a_second_start_goes_on(service: Service, folder: Path) -> None:
+def test_ctrl_c_stops_everything_and_a_second_start_continues(service: Service, folder: Path) -> None:
     first = answer(service)
     with service.client() as client, client.stream("POST", "/v1/inference", json=LONG) as response:
         next(frames(response))
@@ -116,7 +116,7 @@ def answer_after_restart(service: Service) -> dict[str, object]:
         again.stop()
 
 
-def test_it_starts_from_a_folder_that_holds_others_of_our_names(tmp_path: Path) -> None:
+def test_it_starts_in_a_folder_with_packages_of_the_same_names(tmp_path: Path) -> None:
     for name in ("rift", "events", "replay"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('not ours')\n")
@@ -127,7 +127,7 @@ def test_it_starts_from_a_folder_that_holds_others_of_our_names(tmp_path: Path) 
         service.stop()
 
 
-def test_a_worker_that_cannot_start_says_why(tmp_path: Path, service: Service) -> None:
+def test_a_worker_that_cannot_start_reports_the_reason(tmp_path: Path, service: Service) -> None:
     (tmp_path / "wrong.toml").write_text(
         '[models.a]\nsource = "/nope"\ncontext_tokens = 100\nprompt_usd = "1"\noutput_usd = "1"\n'
     )
@@ -140,7 +140,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path, service: Service) -
 
 
 @pytest.mark.parametrize("name", ["worker", "gateway", "control", "nats-server"])
-def test_a_child_that_dies_is_started_again(service: Service, name: str) -> None:
+def test_a_child_that_dies_is_restarted(service: Service, name: str) -> None:
     (victim,) = [pid for pid in service.processes() if name in role(pid)]
     os.kill(victim, signal.SIGKILL)
     deadline = time.monotonic() + 20
@@ -161,7 +161,7 @@ def role(pid: int) -> str:
     return words[words.index("rift") + 1] if "rift" in words else ""
 
 
-def test_an_answer_goes_on_when_its_worker_dies(folder: Path) -> None:
+def test_an_answer_continues_when_its_worker_dies(folder: Path) -> None:
     service = Service(folder, "--engine", "sim", "--workers", "2").start()
     try:
         body = BODY | {"parameters": {"max_tokens": 300}, "stream": True}
@@ -188,7 +188,7 @@ def command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
-def test_a_gateway_that_is_told_to_stop_says_where_to_resume(service: Service) -> None:
+def test_a_stopping_gateway_tells_its_clients_to_resume(service: Service) -> None:
     body = BODY | {"parameters": {"max_tokens": 200}, "stream": True}
     (gateway,) = [pid for pid in service.processes() if role(pid) == "gateway"]
     with service.client() as client, client.stream("POST", "/v1/inference", json=body) as response:
@@ -223,7 +223,7 @@ def resumed(service: Service, path: str) -> Iterator[dict[str, object]]:
             time.sleep(0.1)
 
 
-def test_a_worker_that_is_told_to_stop_hands_its_answers_over(folder: Path) -> None:
+def test_a_stopping_worker_hands_its_answers_over(folder: Path) -> None:
     service = Service(folder, "--engine", "sim", "--workers", "2").start()
     try:
         body = BODY | {"parameters": {"max_tokens": 150}, "stream": True}
@@ -250,7 +250,7 @@ def test_a_second_up_in_the_same_folder_is_refused(service: Service) -> None:
     assert "another `rift up` runs in" in done.stderr
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -272,7 +272,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_wrong_setting_is_named(tmp_path: Path, toml: str, words: str) -> None:
+def test_an_invalid_setting_is_named(tmp_path: Path, toml: str, words: str) -> None:
     (tmp_path / "rift.toml").write_text(toml)
     done = Service(tmp_path).rift("up", "--engine", "sim", "--port", "0")
     assert done.returncode == 1
@@ -297,7 +297,7 @@ def test_a_folder_of_another_version_is_refused_by_name(tmp_path: Path, command:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"rift: {tmp_path} is a data folder of version '99', but Rift ")
-    assert {file.name for file in tmp_path.iterdir()} == {"version", "rift.toml"}, "it is left as it is"
+    assert {file.name for file in tmp_path.iterdir()} == {"version", "rift.toml"}, "the folder is unchanged"
 
 
 def test_json_is_one_value_on_standard_output(tmp_path: Path) -> None:
@@ -331,8 +331,8 @@ def test_exit_statuses_and_json(service: Service, tmp_path: Path) -> None:
     assert "there is no installation in" in nowhere.stderr
 
 
-def test_no_secret_is_stored_where_it_need_not_be(service: Service) -> None:
-    """The key's text stands in `dev.key` alone: not in the log's store, a log file or the database."""
+def test_the_key_is_stored_only_in_its_file(service: Service) -> None:
+    """Only `dev.key` contains the key: not the log's store, a log file or the database."""
     answer(service)
     service.stop()
     key = service.key.encode()

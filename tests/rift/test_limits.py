@@ -1,4 +1,4 @@
-"""Credit and limits of a running installation: the commands, two gateways, and one that is killed."""
+"""Credit and limits of a running installation, with two gateways of which one is killed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 MODEL = "smollm2:135m"
 TOKENS = 8
 BODY: dict[str, Any] = {"model": MODEL, "prompt": "Say something.", "parameters": {"max_tokens": TOKENS}}
-# As the simulated engine counts it: 4 prompt tokens at 10, 8 output tokens at 20 nano-USD.
+# The simulated engine counts 4 prompt tokens at 10 and 8 output tokens at 20 nano-USD.
 CHARGE = 4 * 10 + TOKENS * 20
 
 
@@ -57,7 +57,7 @@ def usd(nanousd: int) -> str:
 
 @contextmanager
 def second_gateway(service: Service) -> Iterator[tuple[str, int]]:
-    """A gateway beside the installation's own: its address and process id."""
+    """Run a second gateway, and yield its address and process id."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -178,7 +178,9 @@ def test_accounts_are_listed(service: Service) -> None:
         (("limits", "set", "--account", "dev", "--budget", "all"), 1, "'all' is no amount; write USD"),
     ],
 )
-def test_what_is_wrong_is_named(service: Service, words: tuple[str, ...], status: int, said: str) -> None:
+def test_errors_name_the_invalid_argument(
+    service: Service, words: tuple[str, ...], status: int, said: str
+) -> None:
     before = service.sql("select sequence from lag where stream = 'RIFT_BOOK'")
     ran = service.rift(*words)
     assert (ran.returncode, said in ran.stderr) == (status, True), ran.stderr

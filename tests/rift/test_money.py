@@ -83,14 +83,14 @@ def test_an_account_sees_its_own_bills_only(service: Service) -> None:
         ("/v1/usage?group_by=colour", "'colour' is no group"),
     ],
 )
-def test_routes_name_what_is_wrong(service: Service, path: str, message: str) -> None:
+def test_routes_name_the_invalid_parameter(service: Service, path: str, message: str) -> None:
     with service.client() as client:
         answer = client.get(path)
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
     assert message in answer.json()["error"]["message"]
 
 
-def test_a_price_holds_for_what_is_accepted_after_it(service: Service, tmp_path: Path) -> None:
+def test_a_price_applies_to_requests_accepted_after_it(service: Service, tmp_path: Path) -> None:
     key = new_key(service, "prices")
     before = infer(service, key)["charge"]["nanousd"]
     listed = tmp_path / "list.toml"
@@ -160,7 +160,7 @@ WRONG: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_commands_that_change_nothing_say_why(service: Service, message: str) -> None:
+def test_refused_commands_change_nothing_and_give_the_reason(service: Service, message: str) -> None:
     ran = service.rift(*WRONG[message])
     assert ran.returncode == 1
     assert message in ran.stderr
@@ -168,8 +168,8 @@ def test_commands_that_change_nothing_say_why(service: Service, message: str) ->
 
 
 @pytest.mark.parametrize("read", [1, 4])
-def test_leaving_early_is_no_way_to_a_free_answer(service: Service, read: int) -> None:
-    """Whoever has read tokens pays for all that were made by the time it was seen to be gone."""
+def test_a_client_that_leaves_early_still_pays(service: Service, read: int) -> None:
+    """A client pays for all tokens generated until the gateway notices that it left."""
     account = f"leaver-{read}"
     body = {"model": "smollm2:135m", "prompt": "Hello there", "max_tokens": 300, "stream": True}
     with (
@@ -192,7 +192,7 @@ def test_leaving_early_is_no_way_to_a_free_answer(service: Service, read: int) -
     assert row["charge_nanousd"] == tokens > 0
 
 
-def test_asking_twice_by_one_key_is_one_charge(service: Service) -> None:
+def test_a_repeated_idempotency_key_is_charged_once(service: Service) -> None:
     key = new_key(service, "again")
     body = {"model": "smollm2:135m", "prompt": "Hello there", "parameters": {"max_tokens": 5}}
     with service.client(key) as client:
@@ -204,7 +204,7 @@ def test_asking_twice_by_one_key_is_one_charge(service: Service) -> None:
     assert line == {"requests": 1, "nanousd": answers[0]["charge"]["nanousd"]}
 
 
-def test_everything_comes_out_again(service: Service) -> None:
+def test_replay_gives_the_same_results(service: Service) -> None:
     infer(service)
     first = done(service, "replay", "--digest")
     assert done(service, "replay", "--digest") == first

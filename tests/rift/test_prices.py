@@ -1,4 +1,4 @@
-"""Price lists: what a file may say, and what it may not, by name."""
+"""Price lists: valid files, invalid files, and their order in the book."""
 
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_lists_that_are_refused(case: str, tmp_path: Path) -> None:
+def test_invalid_lists_are_refused(case: str, tmp_path: Path) -> None:
     text, message = WRONG[case]
     book = Book()
     book.price_version = 1
@@ -77,13 +77,13 @@ def test_lists_that_are_refused(case: str, tmp_path: Path) -> None:
         load(tmp_path, text, book)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidPrices, match=r"nothing.toml: .*No such file"):
         prices.load(tmp_path / "nothing.toml", Book())
 
 
 @pytest.mark.anyio
-async def test_lists_follow_each_other_and_models_keep_their_price(tmp_path: Path) -> None:
+async def test_versions_are_consecutive_and_models_keep_their_price(tmp_path: Path) -> None:
     async with anyio.create_task_group() as tasks:
         log = memory.connect(MemoryBroker(tasks, lambda: 1))
         shipped = prices.default(catalogue.shipped(), Book())
@@ -93,7 +93,7 @@ async def test_lists_follow_each_other_and_models_keep_their_price(tmp_path: Pat
         assert book.price("llama4:maverick") == Price(
             model="llama4:maverick", prompt_nanousd=100, output_nanousd=350
         )
-        assert prices.default(catalogue.shipped(), book) is None, "what has a price keeps it"
+        assert prices.default(catalogue.shipped(), book) is None, "a priced model keeps its price"
         cheaper = load(tmp_path, V3.replace("0.15", "0.10"), book)
         await book_admin.publish_prices(log, book, cheaper)
         with pytest.raises(Conflict, match="nothing was stored: repeat the command"):

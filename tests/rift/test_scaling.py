@@ -1,4 +1,4 @@
-"""From zero, under load, and back, with real processes: workers come and go as the log says they shall."""
+"""Real workers scale from zero under load and back, following the decisions in the log."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ start_ms = 500
 """
 
 STREAMS, TOKENS = 24, 60
-# A look every 2 s, an idle time of 4 s, and what processes take to come and go on a busy machine.
+# A decision every 2 s, an idle time of 4 s, and the start and stop of processes on a busy machine.
 ZERO_S = 40.0
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def up(folder: Path, settings: str, *options: str) -> Iterator[Service]:
 
 
 def workers(service: Service) -> list[int]:
-    """Return the workers' processes, and all that their engines started."""
+    """Return the processes of the workers and their engines."""
     mark = str(service.folder).encode()
     found = []
     for pid, line in running():
@@ -63,7 +63,7 @@ def workers(service: Service) -> list[int]:
 
 
 def replicas(service: Service) -> int:
-    """Return how many were decided last."""
+    """Return the number of replicas in the last decision."""
     (row,) = service.sql(
         "select coalesce(arg_max(to_replicas, stored_at_ns), 0) as n from decisions where counts"
     )
@@ -123,7 +123,7 @@ def test_a_load_step_scales_from_zero_to_four_and_back_while_the_leader_is_kille
 
 @contextlib.contextmanager
 def standby(service: Service) -> Iterator[None]:
-    """A second control process with a database of its own."""
+    """Run a second control process with its own database."""
     database = service.folder / "standby.duckdb"
     command = [sys.executable, "-P", "-m", "rift", "control", "--database", str(database)]
     told = ["--data", str(service.folder), *service.options]

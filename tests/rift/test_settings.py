@@ -1,4 +1,4 @@
-"""What an installation serves, with how many replicas; and what is wrong is named."""
+"""Settings: served models with their replica bounds, and errors that name the setting."""
 
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ def settings(tmp_path: Path, toml: str, **overrides: Any) -> Settings:
     ("workers", "bounds"),
     [("3", (3, 3)), ('"3"', (3, 3)), ('"0..4"', (0, 4)), ('"2..2"', (2, 2)), ("64", (64, 64))],
 )
-def test_the_default_model_has_so_many_workers(tmp_path: Path, workers: str, bounds: tuple[int, int]) -> None:
+def test_the_default_model_has_the_configured_workers(
+    tmp_path: Path, workers: str, bounds: tuple[int, int]
+) -> None:
     (scale,) = settings(tmp_path, f"workers = {workers}").scales().values()
     assert (scale.min, scale.max) == bounds
 
 
-def test_without_a_word_one_worker_serves_the_default_model() -> None:
+def test_by_default_one_worker_serves_the_default_model() -> None:
     assert load(None, {}).scales() == Settings().scales() == {DEFAULT: Scale(min=1, max=1)}
 
 
-def test_tables_add_models_that_are_served(tmp_path: Path) -> None:
+def test_scale_tables_serve_further_models(tmp_path: Path) -> None:
     toml = """
     workers = 2
     [scale."deepseek-r1"]
@@ -47,14 +49,14 @@ def test_tables_add_models_that_are_served(tmp_path: Path) -> None:
     assert served["llama4:maverick"].hour_nanousd_max is None
 
 
-def test_the_default_models_table_says_the_rest_or_all(tmp_path: Path) -> None:
+def test_the_default_models_table_refines_or_replaces_workers(tmp_path: Path) -> None:
     rest = settings(tmp_path, f'[scale."{DEFAULT}"]\nidle_s = 5', workers="0..2")
     assert rest.scales() == {DEFAULT: Scale(min=0, max=2, idle_s=5)}
     whole = settings(tmp_path, f'[scale."{DEFAULT}"]\nmin = 1\nmax = 2')
     assert whole.scales() == {DEFAULT: Scale(min=1, max=2)}
 
 
-def test_what_has_no_replicas_or_is_started_by_hand_is_not_served(tmp_path: Path) -> None:
+def test_nothing_is_served_without_replicas_or_with_manual_workers(tmp_path: Path) -> None:
     assert settings(tmp_path, "workers = 0").scales() == {}
     assert settings(tmp_path, 'workers = 2\nfleet = "none"').scales() == {}
 
@@ -82,7 +84,7 @@ def test_what_has_no_replicas_or_is_started_by_hand_is_not_served(tmp_path: Path
         ("replicas = 9", "$.log_replicas"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, toml: str, words: str) -> None:
+def test_errors_name_the_invalid_setting(tmp_path: Path, toml: str, words: str) -> None:
     with pytest.raises(InvalidSettings) as raised:
         settings(tmp_path, toml)
     assert words in str(raised.value)
@@ -93,7 +95,7 @@ def test_the_old_name_of_log_replicas_still_works(tmp_path: Path) -> None:
     assert settings(tmp_path, "replicas = 3").log_replicas == 3
 
 
-def test_two_words_for_the_same_are_refused(tmp_path: Path) -> None:
+def test_two_settings_for_one_value_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="leave one of them out"):
         settings(tmp_path, f'[scale."{DEFAULT}"]\nmin = 1', workers="0..2")
 
@@ -102,7 +104,7 @@ def test_two_words_for_the_same_are_refused(tmp_path: Path) -> None:
     ("cores", "places", "wanted"),
     [([0, 1], 2, [[0], [1]]), ([4, 5, 6, 7], 2, [[4, 6], [5, 7]]), ([0, 1], 3, [[0], [1], [0]])],
 )
-def test_workers_of_one_machine_have_cores_of_their_own(
+def test_workers_of_one_machine_get_their_own_cores(
     cores: list[int], places: int, wanted: list[list[int]]
 ) -> None:
     assert [share(cores, place, places) for place in range(places)] == wanted

@@ -1,4 +1,4 @@
-"""`rift status` and `rift models`, against an installation that runs, one that is hurt, and none."""
+"""`rift status` and `rift models`, with a running installation, a damaged one, and none."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def status(service: Service, returns: int = 0) -> dict[str, Any]:
     return found
 
 
-def test_it_says_what_runs_where_and_what_lags(service: Service) -> None:
+def test_status_shows_processes_queues_and_lag(service: Service) -> None:
     with service.client() as client:
         client.post("/v1/inference", json={"model": MODEL, "prompt": "Hi", "parameters": {"max_tokens": 3}})
     found = status(service)
@@ -57,17 +57,17 @@ def test_it_says_what_runs_where_and_what_lags(service: Service) -> None:
         assert text in shown
 
 
-def test_what_does_not_answer_is_named(tmp_path: Path) -> None:
+def test_status_names_what_does_not_answer(tmp_path: Path) -> None:
     service = Service(tmp_path / "data", "--engine", "sim").start()
     try:
-        # Frozen, not killed: `rift up` would start it again.
+        # Frozen, not killed: `rift up` would restart it.
         (control,) = [pid for pid in service.processes() if role(pid) == "control"]
         os.kill(control, signal.SIGSTOP)
         found = status(service, returns=1)
         os.kill(control, signal.SIGCONT)
         assert found["problems"][0].startswith("no control process answers as leader")
         assert (found["leader"], found["gateways"]) == (None, None)
-        assert found["models"][0]["ready"] == 1, "the log knows that by itself"
+        assert found["models"][0]["ready"] == 1, "the log is enough to know that"
     finally:
         service.stop()
     found = status(service, returns=1)
@@ -90,14 +90,14 @@ def test_models_are_listed_with_prices_and_replicas(service: Service) -> None:
     assert MODEL in service.rift("models", "list").stdout
 
 
-def test_models_are_listed_before_there_is_a_log(tmp_path: Path) -> None:
+def test_models_are_listed_without_a_log(tmp_path: Path) -> None:
     done = Service(tmp_path / "data").rift("models", "list", "--json")
     assert done.returncode == 0
     assert "the catalogue's own prices" in done.stderr
     assert json.loads(done.stdout)[0]["prompt_usd"] == "0.010"
 
 
-def test_a_model_is_added_and_what_stands_there_stays(tmp_path: Path) -> None:
+def test_adding_a_model_keeps_the_rest_of_the_file(tmp_path: Path) -> None:
     service, file = Service(tmp_path), tmp_path / "rift.toml"
     before = "# ours, by hand\nport = 9000   # behind the proxy"
     file.write_text(before)
@@ -129,7 +129,7 @@ def test_a_model_is_added_and_what_stands_there_stays(tmp_path: Path) -> None:
         (["models", "add", "deepseek-v3", *ADD[3:], *PRICES], "in the catalogue already"),
     ],
 )
-def test_a_model_that_would_be_wrong_is_not_added(tmp_path: Path, more: list[str], words: str) -> None:
+def test_an_invalid_model_is_not_added(tmp_path: Path, more: list[str], words: str) -> None:
     file = tmp_path / "rift.toml"
     file.write_text("port = 9000\n")
     done = Service(tmp_path).rift(*more)

@@ -1,4 +1,4 @@
-"""Children and their guard: started again, asked, ended with their whole group, and never left behind."""
+"""Children are restarted, stopped with their whole group, and never left behind."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def child(folder: Path, script: str, guard: Guard, ended: list[int], said: list[
 
 
 @pytest.mark.anyio
-async def test_one_that_ends_is_started_again_and_its_own_last_words_are_shown(tmp_path: Path) -> None:
+async def test_a_child_that_ends_is_restarted_and_its_last_message_is_shown(tmp_path: Path) -> None:
     guard, ended, said = Guard(), list[int](), list[str]()
     one = child(tmp_path, LAST_WORDS, guard, ended, said)
     one.start()
@@ -46,7 +46,7 @@ async def test_one_that_ends_is_started_again_and_its_own_last_words_are_shown(t
 
 
 @pytest.mark.anyio
-async def test_one_that_retires_ends_by_itself_and_is_not_started_again(tmp_path: Path) -> None:
+async def test_a_retired_child_exits_and_is_not_restarted(tmp_path: Path) -> None:
     guard, ended, said = Guard(), list[int](), list[str]()
     one = child(tmp_path, "trap 'exit 0' USR1; while :; do sleep 0.05; done", guard, ended, said)
     one.start()
@@ -58,8 +58,8 @@ async def test_one_that_retires_ends_by_itself_and_is_not_started_again(tmp_path
     assert (ended, said, one.runs) == ([0], [], False)
 
 
-def test_the_guard_ends_what_is_left_and_forgets_what_has_ended() -> None:
-    """The number of a group that has ended is soon another's: nobody must be ended for that."""
+def test_the_guard_kills_remaining_groups_and_forgets_ended_ones() -> None:
+    """The system reuses the number of an ended group, so the guard must not kill that number."""
     script = (
         "import subprocess, os; from rift.supervisor import Guard; guard = Guard();"
         "quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0);"
@@ -84,7 +84,7 @@ def _runs(pid: int) -> bool:
 
 
 @pytest.mark.anyio
-async def test_one_that_cannot_be_started_again_is_tried_again(tmp_path: Path) -> None:
+async def test_a_failed_restart_is_retried(tmp_path: Path) -> None:
     guard, said, program = Guard(), list[str](), tmp_path / "program"
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o700)
