@@ -13,6 +13,15 @@ import msgspec
 
 from events.errors import EventsError
 
+# The broker answers an append in under a millisecond; after two seconds it is restarting or cut off.
+APPEND_TIMEOUT_S = 2.0
+
+# How long any other single request may take.
+API_TIMEOUT_S = 5.0
+
+# A whole day's log of one lane takes seconds to read; after this time the broker is not answering.
+SCAN_TIMEOUT_S = 30.0
+
 
 class LogError(EventsError):
     """The log could not do what was asked."""

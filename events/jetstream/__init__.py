@@ -1,7 +1,7 @@
 """The log on NATS JetStream: the only place that imports `nats`.
 
-JetStream's own API is spoken as JSON over plain requests, because times, consumer sequences and statuses are
-exact integers there. What a record means must not be known here.
+It uses JetStream's own JSON API over plain requests, because times, consumer sequences and statuses are exact
+integers there. Nothing here may depend on the content of records.
 
     connection      the connection, streams and appends
     appends         pipelines and batches appends

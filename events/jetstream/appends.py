@@ -1,7 +1,7 @@
-"""Appends: each message by itself, or many by one write to disk while many wait at once.
+"""Append messages one by one, or many with one write to disk while many wait at once.
 
-nats-server writes and syncs each message by itself. An atomic batch is synced to its stream once, but is
-first staged in a folder of its own, which takes as long as five messages: so only a crowd is worth one.
+nats-server writes and syncs each message separately. It syncs an atomic batch to its stream once, but stages
+it in a folder first, which takes as long as five messages. So only a crowd is worth a batch.
 """
 
 import json
@@ -14,22 +14,21 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from events.contracts import MESSAGE_BYTES_MAX
 from events.jetstream.request_reply import Replies
-from events.log import Conflict, LogError, LogFull, OutcomeUnknown, RecordTooLarge
+from events.log import APPEND_TIMEOUT_S, Conflict, LogError, LogFull, OutcomeUnknown, RecordTooLarge
+from events.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 
-# A publish is answered in under a millisecond; two seconds is a broker that restarts or is cut off.
-APPEND_TIMEOUT_S = 2.0
-
-# As many appends to one stream may be under way by themselves; who comes then waits for the next batch.
+# At most this many single appends to one stream are under way; further ones wait for the next batch.
 CROWD = 8
 
-# The broker stages a batch in memory and on disk: half of its largest batch, and of its largest message.
+# The broker stages a batch in memory and on disk, so use half of its largest batch and largest message.
 BATCH_MESSAGES_MAX = 500
-BATCH_BYTES_MAX = 4 * 1024 * 1024
+BATCH_BYTES_MAX = MESSAGE_BYTES_MAX // 2
 
-# A large message is its own crowd.
+# A larger message is always sent alone: a crowd of them would not fit into one batch.
 BATCHED_BYTES_MAX = BATCH_BYTES_MAX // CROWD
 
 ERR_WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -37,7 +36,7 @@ ERR_FULL = (10023, 10047, 10077)
 
 
 class _Waiting:
-    """A message for the next batch, and what became of it."""
+    """A message for the next batch, with its sequence or its error once it is settled."""
 
     def __init__(self, subject: str, data: bytes) -> None:
         self.subject = subject
@@ -51,11 +50,11 @@ class _Waiting:
 
 
 class _Stream:
-    """What is under way to one stream."""
+    """The appends under way to one stream."""
 
     def __init__(self) -> None:
         self.alone = 0
-        self.none_alone = anyio.Event()
+        self.none_alone = Wakeup()
         self.waiting: list[_Waiting] = []
         self.batching = anyio.Lock()
 
@@ -73,7 +72,7 @@ class Appends:
         self._batches = 0
 
     def connection_lost(self) -> None:
-        """Their answers were lost with it; who repeats at once is stored at once after it."""
+        """Fail the appends under way: their answers were lost with the connection."""
         for scope in list(self._asking):
             scope.cancel()
 
@@ -91,7 +90,6 @@ class Appends:
             state.alone -= 1
             if not state.alone:
                 state.none_alone.set()
-                state.none_alone = anyio.Event()
 
     async def _append_with_others(self, stream: str, state: _Stream, message: _Waiting) -> int:
         state.waiting.append(message)
@@ -100,7 +98,7 @@ class Appends:
                 while not message.is_settled:
                     while state.alone:
                         await state.none_alone.wait()
-                    # For the others: who is cancelled now has taken their messages along.
+                    # The batch holds messages of other callers, so our cancellation must not stop it.
                     with anyio.CancelScope(shield=True):
                         await self._append_batch(stream, _next_batch(state.waiting))
         finally:
@@ -111,7 +109,7 @@ class Appends:
         return message.sequence
 
     async def _append_batch(self, stream: str, batch: Sequence[_Waiting]) -> None:
-        """Settle all: stored together, or, if the broker takes no batch now, one by one."""
+        """Settle all messages: store them together, or one by one if the broker refuses the batch."""
         try:
             if len(batch) > 1 and await self._commit_all(stream, batch):
                 return
@@ -125,8 +123,8 @@ class Appends:
         except OutcomeUnknown as error:
             _fail(batch, error)
         finally:
-            # Whatever ended us, nobody is left to believe that it was stored.
-            _fail(batch, OutcomeUnknown(f"append to {stream}: given up"))
+            # If we were ended early, no caller may believe that its message was stored.
+            _fail(batch, OutcomeUnknown(f"append to {stream}: abandoned before the broker answered"))
 
     async def _commit_all(self, stream: str, batch: Sequence[_Waiting]) -> bool:
         """Return False if nothing was stored. Raises OutcomeUnknown."""
@@ -135,14 +133,14 @@ class Appends:
         except OutcomeUnknown:
             raise
         except LogError as error:
-            logger.info("%s takes no batch, so one by one: %s", stream, error)
+            logger.info("%s refused a batch, so its messages are appended one by one: %s", stream, error)
             return False
-        for behind, message in enumerate(reversed(batch)):
-            message.sequence = last - behind
+        for distance, message in enumerate(reversed(batch)):
+            message.sequence = last - distance
         return True
 
     async def _commit(self, stream: str, batch: Sequence[_Waiting]) -> int:
-        """Return the sequence of the last message; the others stand right before it."""
+        """Return the sequence of the last message; the others come directly before it."""
         self._batches += 1
         name = f"{self._replies.inbox.rpartition('.')[2]}-{self._batches}"
         headers = [
@@ -154,7 +152,7 @@ class Appends:
             for message, head in zip(batch[:-1], headers[:-1], strict=True):
                 await self._client.publish(message.subject, message.data, headers=head)
         except nats.errors.MaxPayloadError as error:
-            raise RecordTooLarge("a message of the batch is larger than the broker takes") from error
+            raise RecordTooLarge("a message of the batch is larger than the broker's limit") from error
         except (nats.errors.Error, OSError) as error:
             raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
         return await self._stored(stream, batch[-1].subject, batch[-1].data, headers[-1])
@@ -175,7 +173,7 @@ class Appends:
                 reply = await self._replies.ask(subject, data, headers=headers)
             except nats.errors.MaxPayloadError as error:
                 raise RecordTooLarge(
-                    f"a record of {len(data)} bytes is larger than the broker takes"
+                    f"a record of {len(data)} bytes is larger than the broker's limit"
                 ) from error
             except (nats.errors.Error, OSError) as error:
                 raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
@@ -192,14 +190,14 @@ class Appends:
 
 
 def _fail(batch: Sequence[_Waiting], error: LogError) -> None:
-    """Settle what is not."""
+    """Settle the messages that are not settled yet."""
     for message in batch:
         if not message.is_settled:
             message.error = error
 
 
 def _next_batch(waiting: list[_Waiting]) -> Sequence[_Waiting]:
-    """Take the oldest off the list: at least one, at most what a batch may hold."""
+    """Remove the oldest messages from the list: at least one, at most as many as a batch may hold."""
     size = 0
     for count, message in enumerate(waiting):
         size += len(message.data)

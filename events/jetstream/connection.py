@@ -1,4 +1,4 @@
-"""One connection to JetStream: streams, appends, readers, deliveries, questions."""
+"""One connection to JetStream: streams, appends, readers, deliveries, request-reply."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events import subjects as names
-from events.contracts import SECOND_NS
+from events.contracts import IDEMPOTENCY_S, SECOND_NS
 from events.jetstream import deliveries, wire
 from events.jetstream.appends import Appends
 from events.jetstream.deliveries import Jobs
@@ -22,7 +22,7 @@ from events.jetstream.polling_reader import PollingReader
 from events.jetstream.push_reader import PushReader
 from events.jetstream.request_reply import Replies
 from events.jetstream.wire import ApiError
-from events.log import LogError, NoResponders, OutcomeUnknown, Stored
+from events.log import API_TIMEOUT_S, LogError, NoResponders, OutcomeUnknown, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -30,36 +30,32 @@ Reader = TypeVar("Reader", PushReader, PollingReader, Jobs)
 
 SERVER_VERSION_MIN = (2, 15)
 
-API_TIMEOUT_S = 5.0
-
-# A broker that starts beside us answers in well under a second; who needs longer waits outside.
+# A broker that is just starting answers in well under a second; callers that accept more must retry.
 CONNECT_S = 5
 RECONNECT_S = 0.1
 
-# What closing a reader may take before the process goes on without it.
+# Closing a reader may take this long before the process continues without it.
 CLOSE_S = 1.0
 
-# The keys say little, and forget: they get this part of a shard's room.
-SMALL = 16
+# Keys are small and expire: their streams get this fraction of a shard's space.
+KEYS_FRACTION = 16
 
-# What the fleet says is held by its oldest replica and decision: room for a year of one replica's reports.
-# The book forgets nothing, and when it is full no key is revoked and nothing is trimmed. A quarter of a
-# shard's room is by default two million holds with their settlements: two years of 100 prepaid accounts.
-BOOK_PART = 4
-
-# How long a client may repeat a request by its idempotency key and get the first one's answer.
-KEYS_AGE_S = 24 * 3600
+# The fleet's stream keeps everything since its oldest live replica and decision: space for a year of one
+# replica's reports. The book is never trimmed, and when it is full no key can be revoked and nothing is
+# trimmed. A quarter of a shard's space is by default two million holds with their settlements: two years of
+# 100 prepaid accounts.
+BOOK_FRACTION = 4
 
 DAY_S = 24 * 3600
 
 ERR_STREAM_NOT_FOUND = 10059
 ERR_NO_MESSAGE = 10037
-# No message of that sequence; or there was one.
-ERR_NOTHING_THERE = (10043, 10057)
+# The sequence has no message; or its message was deleted.
+ERR_NO_SUCH_SEQUENCE = (10043, 10057)
 
 
 class InvalidBroker(LogError):
-    """The broker is not set up as the protocol needs; the message names the difference."""
+    """The broker does not have the settings that the protocol needs; the message names the difference."""
 
 
 def stream_config(
@@ -95,7 +91,7 @@ async def connect(url: str, *, token: str | None, name: str) -> "JetStream":
                 url.split(","),
                 name=name,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # a float is what it is used as
+                reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # the client accepts a float
                 connect_timeout=CONNECT_S,
                 ping_interval=5,
                 max_outstanding_pings=2,
@@ -145,7 +141,7 @@ class JetStream:
     async def close(self) -> None:
         await self.client.close()
         if (transport := self.client._transport) is not None:
-            # Where connecting was refused, the client leaves it open.
+            # The client leaves it open if the connection was refused.
             transport.close()  # type: ignore[no-untyped-call]
 
     async def on_disconnected(self) -> None:
@@ -178,12 +174,15 @@ class JetStream:
     async def ensure_streams(
         self, *, shards: int, replicas: int, max_bytes: int, retention_days: int = 7
     ) -> None:
-        """Create what is missing, give more room and time where there is less, and compare what is there.
-        Raises InvalidBroker naming a difference."""
+        """Create missing streams, extend smaller ones, and compare the settings of all.
+
+        Raises InvalidBroker naming a difference.
+        """
         version = self.client.connected_server_version
         if (version.major, version.minor) < SERVER_VERSION_MIN:
-            raise InvalidBroker(f"nats-server {version} is too old; Rift needs 2.15 or newer")
-        small = max_bytes // SMALL
+            raise InvalidBroker(f"nats-server {version} is too old: install 2.15 or newer")
+        keys_bytes = max_bytes // KEYS_FRACTION
+        book_bytes = max_bytes // BOOK_FRACTION
         configs = [
             stream_config(
                 names.shard_stream(shard), f"rift.{shard}.>", replicas=replicas, max_bytes=max_bytes
@@ -191,17 +190,21 @@ class JetStream:
             for shard in range(shards)
         ]
         configs += [
-            stream_config(names.FLEET, "rift.fleet.>", replicas=replicas, max_bytes=max_bytes // BOOK_PART),
-            stream_config(names.BOOK, "rift.book.>", replicas=replicas, max_bytes=max_bytes // BOOK_PART),
+            stream_config(names.FLEET, "rift.fleet.>", replicas=replicas, max_bytes=book_bytes),
+            stream_config(names.BOOK, "rift.book.>", replicas=replicas, max_bytes=book_bytes),
             stream_config(
-                names.KEYS, "rift.keys.>", replicas=replicas, max_bytes=small, max_age_s=KEYS_AGE_S
+                names.KEYS,
+                "rift.keys.>",
+                replicas=replicas,
+                max_bytes=keys_bytes,
+                max_age_s=int(IDEMPOTENCY_S),
             ),
-            # A key is erased by itself; where there is no room, the oldest goes, and content with it.
+            # Single keys can be erased; a full stream discards its oldest key, and with it that content.
             stream_config(
                 names.SECRETS,
                 "rift.secret.>",
                 replicas=replicas,
-                max_bytes=small,
+                max_bytes=keys_bytes,
                 max_age_s=(retention_days + 1) * DAY_S,
                 discard="old",
                 deny_delete=False,
@@ -212,33 +215,37 @@ class JetStream:
 
     async def _ensure_stream(self, name: str, config: dict[str, Any]) -> None:
         try:
-            found = (await self._api(f"STREAM.INFO.{name}"))["config"]
+            current = (await self._api(f"STREAM.INFO.{name}"))["config"]
         except ApiError as error:
             if error.err_code != ERR_STREAM_NOT_FOUND:
                 raise
-            found = await self._put_stream("CREATE", name, config)
-        # Made by an older Rift, or with less room; nothing that is stored changes. Room is never taken away:
-        # what is stored may need it.
-        room = found["max_bytes"] if found["max_bytes"] < 0 else max(found["max_bytes"], config["max_bytes"])
-        more = {"allow_atomic": True, "max_bytes": room}
+            current = await self._put_stream("CREATE", name, config)
+        # An older Rift created the stream, or one with less space. Space is never reduced: stored records may
+        # need it.
+        bytes_max = current["max_bytes"]
+        extended = {
+            "allow_atomic": True,
+            "max_bytes": bytes_max if bytes_max < 0 else max(bytes_max, config["max_bytes"]),
+        }
         if config["max_age"]:
-            more["max_age"] = max(found["max_age"], config["max_age"])
-        if found != found | more:
-            found = await self._put_stream("UPDATE", name, found | more)
-        wanted = config | {"persist_mode": "default"} | more
-        for field, value in wanted.items():
-            if (is_now := found.get(field, type(value)() if value != "default" else value)) != value:
-                raise InvalidBroker(f"stream {name}: {field} is {is_now!r}, Rift needs {value!r}")
+            extended["max_age"] = max(current["max_age"], config["max_age"])
+        if current != current | extended:
+            current = await self._put_stream("UPDATE", name, current | extended)
+        required = config | {"persist_mode": "default"} | extended
+        for field, value in required.items():
+            absent = value if value == "default" else type(value)()
+            if (actual := current.get(field, absent)) != value:
+                raise InvalidBroker(f"stream {name}: {field} is {actual!r}, Rift needs {value!r}")
 
     async def _put_stream(self, verb: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
         try:
-            put: dict[str, Any] = (await self._api(f"STREAM.{verb}.{name}", config))["config"]
-        except ApiError as refused:
+            actual: dict[str, Any] = (await self._api(f"STREAM.{verb}.{name}", config))["config"]
+        except ApiError as error:
             raise InvalidBroker(
-                f"stream {name} of {config['max_bytes']} bytes: {refused}; if the disk has less, set a "
-                "smaller log_bytes_max"
-            ) from refused
-        return put
+                f"stream {name} of {config['max_bytes']} bytes: {error}; if the disk is smaller, lower "
+                "log_bytes_max"
+            ) from error
+        return actual
 
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
         return await self._appends.append(stream, subject, data, expect_last=expect_last)
@@ -262,12 +269,12 @@ class JetStream:
         try:
             await self._api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence})
         except ApiError as error:
-            if error.err_code not in ERR_NOTHING_THERE:
+            if error.err_code not in ERR_NO_SUCH_SEQUENCE:
                 raise
 
-    async def _message(self, stream: str, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    async def _message(self, stream: str, query: dict[str, Any]) -> dict[str, Any] | None:
         try:
-            answer = await self._api(f"STREAM.MSG.GET.{stream}", wanted)
+            answer = await self._api(f"STREAM.MSG.GET.{stream}", query)
         except ApiError as error:
             if error.err_code == ERR_NO_MESSAGE:
                 return None
@@ -279,7 +286,7 @@ class JetStream:
         return await first_sequence(self._api, stream)
 
     async def trim(self, stream: str, up_to: int) -> None:
-        # Purged beyond its last sequence a stream would skip numbers, and purged up to 0 it would lose all.
+        # A purge beyond the last sequence would skip numbers, and a purge up to 0 would remove everything.
         up_to = min(up_to, await self.last_sequence(stream))
         if up_to >= await self.first_sequence(stream):
             await self._api(f"STREAM.PURGE.{stream}", {"seq": up_to + 1})
@@ -298,8 +305,8 @@ class JetStream:
         self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
     ) -> AsyncIterator[PushReader | PollingReader]:
         if pace_s:
-            paced = PollingReader(self.client, self._api, stream, subjects, after, pace_s)
-            async with self._open(paced) as follower:
+            polling = PollingReader(self.client, self._api, stream, subjects, after, pace_s)
+            async with self._open(polling) as follower:
                 yield follower
         else:
             async with self._open(PushReader(self.client, self._api, stream, subjects, after)) as live:
@@ -336,32 +343,32 @@ class JetStream:
                 await reader.close()
 
     async def ack(self, ack: str) -> None:
-        await self._tell(ack, b"+ACK")
+        await self._answer_job(ack, b"+ACK")
 
     async def in_progress(self, ack: str) -> None:
-        await self._tell(ack, b"+WPI")
+        await self._answer_job(ack, b"+WPI")
 
     async def give_back(self, ack: str, *, delay_s: float = 0.0) -> None:
         delay = b' {"delay": %d}' % int(delay_s * SECOND_NS) if delay_s else b""
-        await self._tell(ack, b"-NAK" + delay)
+        await self._answer_job(ack, b"-NAK" + delay)
 
-    async def _tell(self, ack: str, word: bytes) -> None:
-        """What is lost here is delivered again: the protocol does not lean on it."""
+    async def _answer_job(self, ack: str, word: bytes) -> None:
+        """Publish an answer without confirmation: if it is lost, the broker delivers the job again."""
         try:
             await self.client.publish(ack, word)
         except nats.errors.Error as error:
-            logger.warning("%s was not told: %s", word.decode(), error or type(error).__name__)
+            logger.warning("could not send %s: %s", word.decode(), error or type(error).__name__)
 
-    # --- questions: in no stream -------------------------------------------------------------------
+    # --- request-reply, in no stream ----------------------------------------------------------------
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
         try:
             with anyio.fail_after(timeout_s):
                 return bytes((await self.replies.ask(subject, data)).data)
         except nats.errors.NoRespondersError as error:
-            raise NoResponders(f"nobody answers {subject}") from error
+            raise NoResponders(f"no process answers {subject}") from error
         except (nats.errors.Error, OSError) as error:
-            raise LogError(f"nobody answers {subject}: {error or type(error).__name__}") from error
+            raise LogError(f"no answer on {subject}: {error or type(error).__name__}") from error
 
     @asynccontextmanager
     async def answer(self, subject: str, handler: Callable[[bytes], Awaitable[bytes]]) -> AsyncIterator[None]:
@@ -370,13 +377,13 @@ class JetStream:
 
         subscription = await self.client.subscribe(subject, cb=on_message)
         try:
-            # Until the broker has read that, who asks is told that nobody answers. The client's own flush
-            # overtakes what it has not sent yet; a request does not.
+            # Until the broker has read the subscription, it reports that there are no responders. The
+            # client's flush can overtake unsent messages; a request cannot.
             await self._api("INFO")
             yield
         finally:
             if self.client.is_connected:
-                # Who is cancelled would go on being asked.
+                # Without this, the broker would keep sending questions to a cancelled handler.
                 with anyio.CancelScope(shield=True):
                     await subscription.unsubscribe()
 

@@ -1,4 +1,4 @@
-"""A worker's deliveries: a durable consumer's messages, pulled as slots are free."""
+"""Deliver jobs to a worker: pull a durable consumer's messages as slots become free."""
 
 import json
 import logging
@@ -10,25 +10,23 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from events.contracts import SECOND_NS
+from events.contracts import ACK_WAIT_S, SECOND_NS
 from events.jetstream import wire
 from events.jetstream.request_reply import subscribe
 from events.log import Job, LogError
 
 logger = logging.getLogger(__name__)
 
-# A frozen client's outstanding pull swallows the next job until ack_wait: so pulls are short.
+# A frozen client's outstanding pull holds the next job until ack_wait, so pulls are short.
 PULL_EXPIRES_S = 2.0
 
-# A pull whose end was lost with a connection is forgotten so long after it should have ended.
+# A pull whose end was lost with a connection is dropped this long after it should have ended.
 PULL_GRACE_S = 0.5
 
-# A consumer without a leader, or none, is asked again after a moment; after so many times it is made again.
+# If the consumer has no leader or does not exist, ask again after this pause. After this many refusals,
+# create it again.
 REFUSED_S = 0.25
 REFUSALS_MAX = 8
-
-# Long enough for a slow fsync, short enough that a frozen worker's job is taken over soon.
-ACK_WAIT_S = 5.0
 
 
 def consumer(name: str, subject: str) -> dict[str, object]:
@@ -47,18 +45,20 @@ def consumer(name: str, subject: str) -> dict[str, object]:
 
 
 class _Pull:
-    """One request for jobs at a time, by an inbox of its own: the broker serves its pulls in turn, and a job
-    does not say which it is for. `left` is what it may still bring before `until`."""
+    """One outstanding request for jobs at a time, with its own inbox, because a job does not name its pull.
+
+    `left` is the number of jobs that it may still bring before `expires_at_s`.
+    """
 
     def __init__(self, inbox: str, take: Callable[["_Pull", Msg], None]) -> None:
         self.inbox = inbox
         self.left = 0
-        self.until = 0.0
+        self.expires_at_s = 0.0
         self.take = partial(take, self)
 
 
 class Jobs:
-    """Hands out deliveries, never more than were wanted."""
+    """Hand out deliveries, never more than the worker asked for."""
 
     def __init__(
         self, client: Client, stream: str, consumer: str, *, create: Callable[[], Awaitable[object]]
@@ -91,7 +91,7 @@ class Jobs:
         self._wake.set()
 
     def interrupt(self) -> None:
-        """The connection was lost, and every outstanding pull with it."""
+        """Drop every outstanding pull: they were lost with the connection."""
         self.epoch += 1
         for pull in self._pulls:
             pull.left = 0
@@ -127,30 +127,30 @@ class Jobs:
         return self._received.pop(0)
 
     async def _recreate(self) -> None:
-        """A consumer that answers nothing is made again; what was not acknowledged comes again with it."""
+        """Create the consumer again if it keeps refusing; it then delivers unacknowledged jobs again."""
         if self._refusals >= REFUSALS_MAX:
             self._refusals = 0
             try:
                 await self._create()
             except LogError as error:
-                logger.warning("the consumer could not be made again: %s", error)
+                logger.warning("could not recreate the consumer: %s", error)
 
     async def _pull(self) -> None:
-        now = anyio.current_time()
+        now_s = anyio.current_time()
         for pull in self._pulls:
-            if pull.until < now:
+            if pull.expires_at_s < now_s:
                 pull.left = 0
         batch = self._wanted - sum(pull.left for pull in self._pulls)
         if batch <= 0 or not self._client.is_connected:
             return
         pull = next((pull for pull in self._pulls if not pull.left), None) or await self._new_pull()
         pull.left = batch
-        pull.until = now + PULL_EXPIRES_S + PULL_GRACE_S
+        pull.expires_at_s = now_s + PULL_EXPIRES_S + PULL_GRACE_S
         ask = {"batch": batch, "expires": int(PULL_EXPIRES_S * SECOND_NS)}
         await self._client.publish(self._next, json.dumps(ask).encode(), reply=pull.inbox)
 
     async def _new_pull(self) -> _Pull:
-        """There are never more than slots, since each of them is for one at least."""
+        """Add a pull. There are never more pulls than slots, since each asks for at least one job."""
         pull = _Pull(self._client.new_inbox(), self._on_message)
         self._subscriptions.append(await subscribe(self._client, pull.inbox, pull.take))
         self._pulls.append(pull)

@@ -1,7 +1,7 @@
-"""History: what some subjects hold up to a target, by pulls of a short-lived consumer.
+"""Read the messages of some subjects up to a target, with pulls of a short-lived consumer.
 
-A read that has not seen its target is not finished: in a cluster a reader on a follower can miss
-messages that were already acknowledged.
+A read ends only when it has seen its target: in a cluster, a consumer on a follower can miss messages that
+were already acknowledged.
 """
 
 import json
@@ -16,18 +16,15 @@ from events.contracts import SECOND_NS
 from events.jetstream import wire
 from events.jetstream.push_reader import Api
 from events.jetstream.request_reply import subscribe
-from events.log import LogError, Stored
+from events.log import SCAN_TIMEOUT_S, LogError, Stored
 
-# One pull asks for so many messages: a few hundred kilobytes.
+# One pull asks for this many messages: a few hundred kilobytes.
 BATCH = 500
 
-# What one pull may carry, unless a single message is larger: a second's worth of a slow network.
+# One pull carries at most this much, unless a single message is larger: a second of a slow network.
 BATCH_BYTES = 16 * 1024 * 1024
 
-# A whole day's log of one lane is read in seconds; past this the broker is not answering.
-TIMEOUT_S = 30.0
-
-# How long one pull may take, and how long to wait where a follower does not have the target yet.
+# How long one pull may take, and how long to wait for a follower that does not have the target yet.
 PULL_S = 2.0
 LAG_S = 0.05
 
@@ -38,14 +35,14 @@ async def scan(
     client: Client, api: Api, stream: str, subjects: Sequence[str], *, first: int, target: int
 ) -> AsyncGenerator[Sequence[Stored], None]:
     position = max(first, 1) - 1
-    deadline = anyio.current_time() + TIMEOUT_S
+    deadline = anyio.current_time() + SCAN_TIMEOUT_S
     while position < target:
         async with _consumer(client, api, stream, subjects, after=position) as name:
             seen = 0
             while position < target:
                 batch = await pull(client, name, seen)
                 if anyio.current_time() > deadline:
-                    raise LogError(f"{stream}: sequence {target} could not be read in {TIMEOUT_S} s")
+                    raise LogError(f"{stream}: sequence {target} was not read within {SCAN_TIMEOUT_S:g} s")
                 if batch is None:
                     break
                 if not batch:
@@ -59,7 +56,7 @@ async def scan(
 
 
 async def first_sequence(api: Api, stream: str) -> int:
-    """Return the first sequence that is held, as the stream's leader states it; one past the last if none."""
+    """Return the first sequence that the stream's leader holds; one past the last if it holds none."""
     state = (await api(f"STREAM.INFO.{stream}", None))["state"]
     return int(state["first_seq"]) if state["messages"] else int(state["last_seq"]) + 1
 
@@ -77,7 +74,7 @@ async def _consumer(
 
 
 async def create(client: Client, api: Api, stream: str, subjects: Sequence[str], *, after: int) -> str:
-    """Make a consumer behind `after` and return its name with the stream's: `<stream>.<name>`."""
+    """Create a consumer that starts after `after`; return `<stream>.<name>`."""
     name = f"{stream}.{client.new_inbox().rpartition('.')[2]}"
     request = wire.reader(stream, name.partition(".")[2], subjects, after=after, inactive_s=INACTIVE_S)
     await api(f"CONSUMER.CREATE.{name}", request)
@@ -91,9 +88,11 @@ async def delete(client: Client, name: str) -> None:
 async def pull(
     client: Client, name: str, seen: int, *, batch: int = BATCH, wait_s: float = 0.0
 ) -> list[Stored] | None:
-    """Return what the consumer has now behind the `seen` it gave, at most `batch` messages, or what comes
-    within `wait_s`; None if some may be lost: nothing is acknowledged, so the consumer would go on behind
-    them."""
+    """Return up to `batch` messages that follow the `seen` which the consumer has delivered.
+
+    If there are none, wait for them up to `wait_s`. Returns None if some may be lost: without
+    acknowledgements the consumer would not deliver them again.
+    """
     inbox = client.new_inbox()
     received: list[Stored] = []
     gap = False
@@ -102,7 +101,7 @@ async def pull(
     def on_message(message: Msg) -> None:
         nonlocal gap
         if (status := wire.status(message)) is not None:
-            # Where there is no consumer, or none that leads, nothing is what it has.
+            # A missing consumer, or one without a leader, does not prove that there are no messages.
             gap = gap or (status not in wire.PULL_ENDED and not received)
             done.set()
             return
@@ -114,8 +113,8 @@ async def pull(
 
     subscription = await subscribe(client, inbox, on_message)
     try:
-        until = {"expires": int(wait_s * SECOND_NS)} if wait_s else {"no_wait": True}
-        ask = {"batch": batch, "max_bytes": BATCH_BYTES, **until}
+        limit = {"expires": int(wait_s * SECOND_NS)} if wait_s else {"no_wait": True}
+        ask = {"batch": batch, "max_bytes": BATCH_BYTES, **limit}
         await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{name}", json.dumps(ask).encode(), reply=inbox)
         with anyio.move_on_after(PULL_S + wait_s):
             await done.wait()

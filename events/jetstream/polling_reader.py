@@ -1,7 +1,7 @@
-"""A reader for who can wait a little: many messages at a time, asked for at a pace.
+"""A live reader that fetches many messages at a time, at a fixed pace.
 
-Each message of a live reader wakes its process. Who reads a whole shard and answers nobody at once
-is spared that: what comes between two pulls waits at the broker.
+Each message of a push reader wakes its process. A process that reads a whole shard and need not react at once
+saves that: messages wait at the broker between two pulls.
 """
 
 import logging
@@ -17,17 +17,16 @@ from events.log import LogError, Stored
 
 logger = logging.getLogger(__name__)
 
-# Where nothing comes, one pull waits so long for the first message; well below what a consumer may be
-# silent for until the broker forgets it.
+# A pull waits this long for a first message: well below the time after which the broker removes an inactive
+# consumer.
 WAIT_S = 3.0
 
-# uvloop counts whole milliseconds, and polls for a deadline that is a hair behind one until the next.
+# uvloop counts whole milliseconds; if a deadline is just after one, it busy-polls until the next.
 CLOCK_S = 0.0002
 
 
 class PollingReader:
-    """Hands out every stored message of its subjects, in order, none twice; without a pause while it is
-    behind."""
+    """Hand out every stored message of its subjects once, in order; without a pause while it lags."""
 
     def __init__(
         self, client: Client, api: Api, stream: str, subjects: Sequence[str], after: int, pace_s: float
@@ -40,7 +39,7 @@ class PollingReader:
         self._pace_s = pace_s
         self._consumer: str | None = None
         self._seen = 0
-        self._next_at = 0.0
+        self._next_at_s = 0.0
         self._interrupted = False
         self._pulling = anyio.CancelScope()
         self._hurry = anyio.Event()
@@ -58,7 +57,7 @@ class PollingReader:
             await delete(self._client, consumer)
 
     def interrupt(self) -> None:
-        """The connection was lost: an outstanding pull is lost with it, and the consumer perhaps too."""
+        """Cancel the pull: it was lost with the connection, and perhaps the consumer too."""
         self._interrupted = True
         self._pulling.cancel()
 
@@ -69,7 +68,7 @@ class PollingReader:
         return self
 
     async def __anext__(self) -> Sequence[Stored]:
-        with anyio.move_on_at(self._next_at - CLOCK_S):
+        with anyio.move_on_at(self._next_at_s - CLOCK_S):
             await self._hurry.wait()
         self._hurry = anyio.Event()
         while True:
@@ -79,18 +78,18 @@ class PollingReader:
                     self._seen += len(batch)
                     self.position = batch[-1].sequence
                     if len(batch) < BATCH:
-                        self._next_at = anyio.current_time() + self._pace_s
+                        self._next_at_s = anyio.current_time() + self._pace_s
                     return batch
                 if batch is None:
                     await self.close()
                     await self.open()
             except (LogError, nats.errors.Error) as error:
-                logger.warning("%s: %s; reading on after %d", self._stream, error, self.position)
+                logger.warning("%s: %s; will read on after sequence %d", self._stream, error, self.position)
                 await anyio.sleep(RETRY_S)
 
     async def _pull(self) -> list[Stored] | None:
-        """Return what there is, else the first message that comes, if any; None if some may be lost."""
-        # Whoever cancels a pull leaves a consumer that has gone on without us: then there is none.
+        """Return the messages that are stored, or the first to come, if any; None if some may be lost."""
+        # A cancelled pull may have advanced the consumer, so it is kept only after a complete one.
         consumer = self._consumer
         self._consumer = None
         interrupted = self._interrupted

@@ -16,11 +16,11 @@ from events.log import LogError, Stored
 
 logger = logging.getLogger(__name__)
 
-# A reader hears at least a heartbeat a second; three missed ones mean that it must reopen.
+# A reader gets at least one heartbeat a second; after three missing ones it reopens.
 HEARTBEAT_S = 1.0
 SILENCE_S = 3.5
 
-# How long the broker keeps a reader that it does not hear of: longer than any reconnect in order.
+# The broker keeps an unconnected consumer this long: longer than any normal reconnect.
 INACTIVE_S = 30
 
 # A reader that cannot reopen tries again this often.
@@ -30,7 +30,7 @@ Api = Callable[[str, Any], Awaitable[dict[str, Any]]]
 
 
 class PushReader:
-    """Hands out every stored message of its subjects, in order, none twice."""
+    """Hand out every stored message of its subjects once, in order."""
 
     def __init__(self, client: Client, api: Api, stream: str, subjects: Sequence[str], after: int) -> None:
         self.position = after
@@ -74,12 +74,12 @@ class PushReader:
             await self._client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}")
 
     def interrupt(self) -> None:
-        """The connection was lost: what the broker sent meanwhile is lost with it."""
+        """Reopen the consumer: messages may have been lost with the connection."""
         self._break("connection lost")
         self._wake.set()
 
     def hurry(self) -> None:
-        """There is no pace."""
+        """Do nothing: a push reader has no pace."""
 
     def _break(self, why: str) -> None:
         self._broken = self._broken or why
@@ -88,7 +88,7 @@ class PushReader:
         if wire.status(message) is None:
             _, stored, consumer_sequence = wire.delivered(message)
             if consumer_sequence != self._next:
-                self._break(f"gap before {consumer_sequence}, {self._next} was due")
+                self._break(f"gap: expected message {self._next} of the consumer, got {consumer_sequence}")
             elif self._broken is None:
                 self._next += 1
                 self._batch.append(stored)
@@ -101,7 +101,7 @@ class PushReader:
         if message.reply:
             self._flow.append(message.reply)
         elif (last := headers.get("Nats-Last-Consumer")) and int(last) != self._next - 1:
-            self._break(f"gap: the consumer is at {last}, {self._next - 1} came")
+            self._break(f"gap: the consumer has sent {last} messages, {self._next - 1} arrived")
         if stalled := headers.get("Nats-Consumer-Stalled"):
             self._flow.append(stalled)
 
@@ -126,8 +126,10 @@ class PushReader:
                 self._break("silence")
 
     async def _reopen(self, why: str) -> None:
-        """Replace the consumer, for as long as it takes: the position says what is still owed."""
-        logger.warning("%s %s: %s; reading on after %d", self._stream, self._subjects, why, self.position)
+        """Replace the consumer, however long it takes, and continue after `position`."""
+        logger.warning(
+            "%s %s: %s; will read on after sequence %d", self._stream, self._subjects, why, self.position
+        )
         while True:
             try:
                 await self.close()

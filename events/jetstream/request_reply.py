@@ -1,9 +1,8 @@
-"""What this connection asks for and is told: one inbox for all answers, and no task between the socket
-and who waits.
+"""Requests and their answers: one inbox for all answers, and no task between the socket and the waiter.
 
-The client library hands a subscription's messages to a task of its own through a queue; that is three
-turns of the event loop for each. A subscription with a *future* is told at once instead, as often as
-there are messages, and that is all a `Sink` is.
+The client library hands a subscription's messages to a task through a queue, which takes three turns of the
+event loop for each message. If the subscription has a *future*, the library calls `set_result` at once for
+every message. A `Sink` is such a future.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from events.jetstream import wire
 
 
 class Sink:
-    """Takes each message of a subscription in turn. `take` must not raise: it runs in the socket's reader."""
+    """Pass each message of a subscription to `take`, which must not raise: it runs in the socket's reader."""
 
     def __init__(self, take: Callable[[Msg], None]) -> None:
         self.set_result = take
@@ -39,7 +38,7 @@ class _Waiting:
 
 
 class Replies:
-    """Requests of one connection, each answered once or not at all."""
+    """The requests of one connection; each gets one answer or none."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -57,7 +56,7 @@ class Replies:
             waiting.answered.set()
 
     async def ask(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> Msg:
-        """Return the answer, however long it takes. Raises nats.errors.Error, OSError."""
+        """Return the answer, without a time limit. Raises nats.errors.Error, OSError."""
         self._count += 1
         reply = f"{self.inbox}.{self._count}"
         waiting = self._waiting[reply] = _Waiting()
@@ -66,7 +65,7 @@ class Replies:
             await waiting.answered.wait()
         finally:
             del self._waiting[reply]
-        assert waiting.answer is not None, "it was told"
+        assert waiting.answer is not None, "the event is set only with an answer"
         if wire.status(waiting.answer) == wire.NO_RESPONDERS:
             raise nats.errors.NoRespondersError
         return waiting.answer

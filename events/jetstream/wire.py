@@ -1,4 +1,4 @@
-"""What JetStream puts into reply subjects, headers and consumer configurations."""
+"""JetStream's reply subjects, headers, statuses and consumer configurations."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -9,11 +9,11 @@ from nats.aio.msg import Msg
 from events.contracts import SECOND_NS
 from events.log import LogError, Stored
 
-# The status of a request that nobody listens for.
+# The status of a request to a subject without subscribers.
 NO_RESPONDERS = "503"
 
-# A pull's end in order: no messages, expired. Any other is a consumer that is gone or has no leader, or a
-# batch that is full; 100 is a heartbeat, and no end.
+# A pull ends normally with one of these: no messages, expired. Any other status means that the consumer is
+# gone or has no leader, or that the batch is full. 100 is a heartbeat and does not end the pull.
 PULL_ENDED = ("404", "408")
 HEARTBEAT = "100"
 
@@ -35,8 +35,8 @@ def delivered(message: Msg) -> tuple[int, Stored, int]:
     """Return the delivery count, the message and the consumer's sequence, from the reply subject:
     `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<count>.<sequence>.<consumer's>.<time>.<pending>`."""
     tokens = message.reply.split(".")
-    at = 4 if len(tokens) == 9 else 6
-    count, sequence, consumer_sequence, time_ns = (int(token) for token in tokens[at : at + 4])
+    first = 4 if len(tokens) == 9 else 6
+    count, sequence, consumer_sequence, time_ns = (int(token) for token in tokens[first : first + 4])
     return count, Stored(message.subject, sequence, time_ns, message.data), consumer_sequence
 
 
@@ -50,7 +50,7 @@ def unix_ns(time: str) -> int:
 def reader(
     stream: str, name: str, subjects: Iterable[str], *, after: int, inactive_s: int, **more: Any
 ) -> dict[str, Any]:
-    """Return the request for an ephemeral consumer without acks that starts behind `after`."""
+    """Return the request for an ephemeral consumer without acks that starts after `after`."""
     config = {
         "name": name,
         "ack_policy": "none",

@@ -1,4 +1,4 @@
-"""The streams in memory, their queues, and what goes wrong with them."""
+"""The streams in memory, their queues, and their faults."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -10,22 +10,21 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from events import subjects as names
+from events.contracts import ACK_WAIT_S
 from events.log import Conflict, LogError, LogFull, OutcomeUnknown, Stored
+from events.wakeup import Wakeup
 
-# As the real broker has it.
-ACK_WAIT_S = 5.0
-
-# What a message takes in a stream beside its subject and its data.
+# The bytes that a message takes in a stream in addition to its subject and data.
 MESSAGE_BYTES = 30
 
-# The share of acknowledgements that a broker's restart forgets: it writes them down now and then.
+# The share of acknowledgements that a broker's restart loses: it writes them to disk only now and then.
 FORGOTTEN = 0.2
 
 Handler = Callable[[bytes], Awaitable[bytes]]
 
 
 class Chance(Protocol):
-    """What of `random.Random` the faults need."""
+    """The part of `random.Random` that the faults need."""
 
     def random(self) -> float: ...
 
@@ -33,11 +32,12 @@ class Chance(Protocol):
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True):
-    """How often (of 1) something goes wrong, and how long at most, in seconds, what takes time takes.
+    """Probabilities of faults (0 to 1), and the longest times in seconds.
 
-    Of an append: `unanswered` is stored, `lost` is not, `late` is stored once later ones were, `doubled`
-    is stored again later. Of a delivery: `lying` says that it is the first, `again` comes although it was
-    answered. `lost_answers` is about acknowledgements, `disconnects` about the connection with an append.
+    Appends: an `unanswered` one is stored, a `lost` one is not, a `late` one is stored after later ones, a
+    `doubled` one is stored again later. `disconnects`: an append loses its connection. Deliveries: a `lying`
+    one claims to be the first, `again` repeats one that was acknowledged, `lost_answers` loses an
+    acknowledgement.
     """
 
     append_s: float = 0.0
@@ -60,7 +60,7 @@ NO_FAULTS = Faults()
 
 
 class MemoryBroker:
-    """The streams of an installation. `now_ns` is its clock, Unix nanoseconds."""
+    """The streams of an installation. `now_ns` is its clock, in Unix nanoseconds."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class MemoryBroker:
         chance: Chance | None = None,
         faults: Faults = NO_FAULTS,
     ) -> None:
-        assert chance is not None or faults == NO_FAULTS, "faults take a random source"
+        assert chance is not None or faults == NO_FAULTS, "faults need a random source"
         self.tasks = tasks
         self.now_ns = now_ns
         self.faults = faults
@@ -96,31 +96,32 @@ class MemoryBroker:
         return self._chance.uniform(0.0, most_s) if most_s > 0 and self._chance is not None else 0.0
 
     def restart(self, down_s: float) -> None:
-        """Every connection is lost; of the deliveries, the broker knows only what it wrote down."""
+        """Cut every connection, and lose the deliveries that the broker had not written to disk."""
         for connection in self._connections:
             connection.disconnect(down_s)
         for stream in self.streams.values():
             for consumer in stream.consumers.values():
                 consumer.restart(self.happens)
-            stream.changed_now()
+            stream.changed.set()
 
     def stream(self, name: str) -> "Stream":
         if name not in self.streams:
-            raise LogError(f"there is no stream {name}")
+            raise LogError(f"stream {name} does not exist")
         return self.streams[name]
 
     def store(self, stream: str, subject: str, data: bytes, expect_last: int | None) -> int:
-        """Raises LogError."""
-        held = self.stream(stream)
-        if not subject.startswith(held.prefix):
-            raise LogError(f"{subject} is not of {stream}")
-        if expect_last is not None and held.last.get(subject, 0) != expect_last:
+        """Store a message and return its sequence. Raises LogError."""
+        target = self.stream(stream)
+        if not subject.startswith(target.prefix):
+            raise LogError(f"subject {subject} does not belong to {stream}")
+        last = target.last.get(subject, 0)
+        if expect_last is not None and last != expect_last:
             raise Conflict(
-                f"append to {stream}: the last sequence of {subject} is {held.last.get(subject, 0)}"
+                f"append to {stream}: the last sequence of {subject} is {last}, expected {expect_last}"
             )
-        if self.is_full or size_bytes(subject, data) > held.bytes_max - held.size:
-            raise LogFull(f"append to {stream}: it is full")
-        return held.add(subject, data, self.now_ns())
+        if self.is_full or size_bytes(subject, data) > target.bytes_max - target.size:
+            raise LogFull(f"append to {stream}: the stream is full")
+        return target.add(subject, data, self.now_ns())
 
 
 class Connection:
@@ -128,22 +129,22 @@ class Connection:
 
     def __init__(self) -> None:
         self.epoch = 0
-        self.up_at = 0.0
+        self.up_at_s = 0.0
         self.is_closed = False
         self._thawed = anyio.Event()
         self._thawed.set()
 
     @property
     def is_connected(self) -> bool:
-        return not self.is_closed and anyio.current_time() >= self.up_at
+        return not self.is_closed and anyio.current_time() >= self.up_at_s
 
     def disconnect(self, down_s: float) -> None:
-        """Lose the connection for a time; what was on its way in either direction may be lost."""
+        """Lose the connection for a time; messages under way in either direction may be lost."""
         self.epoch += 1
-        self.up_at = max(self.up_at, anyio.current_time() + down_s)
+        self.up_at_s = max(self.up_at_s, anyio.current_time() + down_s)
 
     def freeze(self) -> None:
-        """Stop the process where it next asks or hears of the log. Its deliveries still reach it."""
+        """Stop the process at its next use of the log. Deliveries still reach it."""
         if self._thawed.is_set():
             self._thawed = anyio.Event()
 
@@ -151,7 +152,7 @@ class Connection:
         self._thawed.set()
 
     def kill(self) -> None:
-        """The process has ended: whatever of it still runs here sends and hears nothing."""
+        """End the process: its tasks that still run here can no longer use the log."""
         self.is_closed = True
         self._thawed = anyio.Event()
 
@@ -165,13 +166,13 @@ class Connection:
     async def running(self) -> None:
         """Return once the process runs and is connected. Raises OutcomeUnknown on a closed connection."""
         await self.thawed()
-        if anyio.current_time() < self.up_at:
-            await anyio.sleep_until(self.up_at)
+        if anyio.current_time() < self.up_at_s:
+            await anyio.sleep_until(self.up_at_s)
             await self.running()
 
 
 class Answerer:
-    """Who answers a subject's questions: one at a time, and none while its process is frozen."""
+    """Answers the questions on a subject one at a time, and none while its process is frozen."""
 
     def __init__(self, connection: Connection, handler: Handler) -> None:
         self.connection = connection
@@ -179,7 +180,7 @@ class Answerer:
         self._one_at_a_time = anyio.Lock()
 
     async def answer(self, data: bytes, answered: list[bytes], first: anyio.Event) -> None:
-        """Go on when who asked has given up, as a process does that does not know."""
+        """Answer even if the asker no longer waits, as a process does that cannot know."""
         with suppress(OutcomeUnknown):
             async with self._one_at_a_time:
                 await self.connection.running()
@@ -190,7 +191,7 @@ class Answerer:
 
 
 class Stream:
-    """One stream's messages from sequence `first` on. `changed` is set, and replaced, at each change."""
+    """One stream's messages from sequence `first`. `changed` wakes its readers at each change."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -200,14 +201,14 @@ class Stream:
         self.size = 0
         self.bytes_max = 1 << 62
         self.consumers: dict[str, Consumer] = {}
-        self.changed = anyio.Event()
+        self.changed = Wakeup()
 
     def add(self, subject: str, data: bytes, now_ns: int) -> int:
         sequence = self.last_sequence + 1
         self.messages.append(Stored(subject, sequence, now_ns, data))
         self.last[subject] = sequence
         self.size += size_bytes(subject, data)
-        self.changed_now()
+        self.changed.set()
         return sequence
 
     @property
@@ -217,7 +218,7 @@ class Stream:
     def at(self, sequence: int) -> Stored:
         return self.messages[sequence - self.first]
 
-    def behind(self, sequence: int) -> list[Stored]:
+    def after(self, sequence: int) -> list[Stored]:
         return self.messages[max(0, sequence + 1 - self.first) :]
 
     def trim(self, up_to: int) -> None:
@@ -227,10 +228,10 @@ class Stream:
         del self.messages[:many]
         self.last = {subject: last for subject, last in self.last.items() if last >= self.first}
         for consumer in self.consumers.values():
-            consumer.trimmed(self.first)
+            consumer.trim(self.first)
 
     def erase(self, sequence: int) -> None:
-        """What is left in its place is of no subject, and says nothing."""
+        """Replace a message by one without subject and data."""
         if not self.first <= sequence <= self.last_sequence or not (gone := self.at(sequence)).subject:
             return
         self.size -= size_bytes(gone.subject, gone.data)
@@ -242,22 +243,17 @@ class Stream:
             else {subject: last for subject, last in self.last.items() if subject != gone.subject}
         )
 
-    def changed_now(self) -> None:
-        changed = self.changed
-        self.changed = anyio.Event()
-        changed.set()
-
 
 def size_bytes(subject: str, data: bytes) -> int:
     return MESSAGE_BYTES + len(subject) + len(data)
 
 
 class Filter:
-    """Which subjects are read; each subject is looked at once. Raises LogError."""
+    """Match subjects against patterns, and remember the result. Raises LogError if patterns overlap."""
 
     def __init__(self, subjects: Sequence[str]) -> None:
-        self._wanted = [subject.split(".") for subject in subjects]
-        for one, other in permutations(self._wanted, 2):
+        self._patterns = [subject.split(".") for subject in subjects]
+        for one, other in permutations(self._patterns, 2):
             if _matches(one, other):
                 raise LogError(f"subjects overlap: {subjects}")
         self._known: dict[str, bool] = {}
@@ -265,73 +261,73 @@ class Filter:
     def __call__(self, subject: str) -> bool:
         if (known := self._known.get(subject)) is None:
             tokens = subject.split(".")
-            known = self._known[subject] = any(_matches(wanted, tokens) for wanted in self._wanted)
+            known = self._known[subject] = any(_matches(pattern, tokens) for pattern in self._patterns)
         return known
 
 
-def _matches(wanted: Sequence[str], tokens: Sequence[str]) -> bool:
-    for at, want in enumerate(wanted):
-        if want == ">":
-            return len(tokens) > at
-        if at == len(tokens) or want not in ("*", tokens[at]):
+def _matches(pattern: Sequence[str], tokens: Sequence[str]) -> bool:
+    for index, part in enumerate(pattern):
+        if part == ">":
+            return len(tokens) > index
+        if index == len(tokens) or part not in ("*", tokens[index]):
             return False
-    return len(wanted) == len(tokens)
+    return len(pattern) == len(tokens)
 
 
 class Consumer:
-    """The broker's side of a queue: what was delivered, until when it may stay unanswered."""
+    """The broker's side of a queue: its deliveries, and until when each may stay unanswered."""
 
     def __init__(self, stream: Stream, subject: str) -> None:
         self._stream = stream
         self._filter = Filter([subject])
         self._next = 1
-        self._due: dict[int, float] = {}
+        self._due_s: dict[int, float] = {}
         self._counts: dict[int, int] = {}
         self._given_back: list[int] = []
         self._acked: list[int] = []
 
-    def take(self, now: float) -> tuple[Stored, int] | None:
-        """Return the next delivery and its count: what is due again, then what is new."""
-        again = self._given_back or [sequence for sequence, due in self._due.items() if due <= now]
+    def take(self, now_s: float) -> tuple[Stored, int] | None:
+        """Return the next delivery and its count: first messages that are due again, then new ones."""
+        again = self._given_back or [sequence for sequence, due_s in self._due_s.items() if due_s <= now_s]
         if again:
             sequence = again[0]
             if self._given_back:
                 self._given_back.remove(sequence)
-            self._due.pop(sequence, None)
-            return self._deliver(sequence, now)
+            self._due_s.pop(sequence, None)
+            return self._deliver(sequence, now_s)
         while self._next <= self._stream.last_sequence:
             sequence = self._next
             self._next += 1
             if self._filter(self._stream.at(sequence).subject):
-                return self._deliver(sequence, now)
+                return self._deliver(sequence, now_s)
         return None
 
-    def _deliver(self, sequence: int, now: float) -> tuple[Stored, int]:
-        self._due[sequence] = now + ACK_WAIT_S
+    def _deliver(self, sequence: int, now_s: float) -> tuple[Stored, int]:
+        self._due_s[sequence] = now_s + ACK_WAIT_S
         count = self._counts[sequence] = self._counts.get(sequence, 0) + 1
         return self._stream.at(sequence), count
 
     @property
     def unanswered(self) -> list[int]:
         """The messages that were delivered, or given back, and wait for an acknowledgement."""
-        return sorted({*self._due, *self._given_back})
+        return sorted({*self._due_s, *self._given_back})
 
-    def answer(self, sequence: int, word: str, now: float, *, delay_s: float = 0.0) -> None:
-        """Any delivery of a message may be answered, also an older one."""
-        if sequence not in self._due:
+    def answer(self, sequence: int, word: str, now_s: float, *, delay_s: float = 0.0) -> None:
+        """Apply a worker's answer to any delivery of a message, also an older one."""
+        if sequence not in self._due_s:
             return
         if word == "in progress":
-            self._due[sequence] = now + ACK_WAIT_S
+            self._due_s[sequence] = now_s + ACK_WAIT_S
             return
         if word == "give back" and delay_s:
-            self._due[sequence] = now + delay_s
+            self._due_s[sequence] = now_s + delay_s
             return
-        del self._due[sequence]
+        del self._due_s[sequence]
         if word == "ack":
             self._acked.append(sequence)
         else:
             self._given_back.append(sequence)
-            self._stream.changed_now()
+            self._stream.changed.set()
 
     def deliver_again(self, sequence: int) -> None:
         """Forget that a message was acknowledged."""
@@ -340,18 +336,18 @@ class Consumer:
             self._counts.pop(sequence, None)
             self._given_back.append(sequence)
 
-    def trimmed(self, first: int) -> None:
-        """What was before `first` is gone, whether it was answered or not."""
+    def trim(self, first: int) -> None:
+        """Forget all messages before `first`, answered or not."""
         self._next = max(self._next, first)
-        self._due = {sequence: due for sequence, due in self._due.items() if sequence >= first}
+        self._due_s = {sequence: due_s for sequence, due_s in self._due_s.items() if sequence >= first}
         self._given_back = [sequence for sequence in self._given_back if sequence >= first]
         self._acked = [sequence for sequence in self._acked if sequence >= first]
 
     def restart(self, happens: Callable[[float], bool]) -> None:
-        """Counts start again; what was delivered comes again, some of it although acknowledged."""
+        """Reset the counts and deliver again, even some messages that were acknowledged."""
         forgotten = [sequence for sequence in self._acked if happens(FORGOTTEN)]
-        self._given_back += [sequence for sequence in self._due if sequence not in self._given_back]
-        self._due.clear()
+        self._given_back += [sequence for sequence in self._due_s if sequence not in self._given_back]
+        self._due_s.clear()
         self._counts.clear()
         for sequence in forgotten:
             self.deliver_again(sequence)

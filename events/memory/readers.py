@@ -8,7 +8,7 @@ import anyio.lowlevel
 from events.log import Job, Stored
 from events.memory.broker import Connection, Consumer, Filter, MemoryBroker, Stream
 
-# A queue with nothing to give is asked again this often: what is due again is found so.
+# Look at an empty queue this often, to notice jobs that are due again.
 PULL_S = 0.5
 
 
@@ -25,7 +25,7 @@ class MemoryFollower:
     ) -> None:
         self.position = self._read_to = after
         self._pace_s = pace_s
-        self._next_at = 0.0
+        self._next_at_s = 0.0
         self._hurry = anyio.Event()
         self._connection = connection
         self._broker = broker
@@ -42,25 +42,25 @@ class MemoryFollower:
         faults = self._broker.faults
         await anyio.lowlevel.checkpoint()
         if self._pace_s:
-            with anyio.move_on_at(self._next_at):
+            with anyio.move_on_at(self._next_at_s):
                 await self._hurry.wait()
             self._hurry = anyio.Event()
         while True:
             await self._connection.running()
-            changed = self._stream.changed
+            changed = self._stream.changed.pending
             if self._stream.last_sequence > self._read_to:
                 if self._broker.happens(faults.reader_restarts):
                     await anyio.sleep(self._broker.some(faults.restart_s))
                 await anyio.sleep(self._broker.some(faults.reader_s))
                 await self._connection.running()
                 if batch := self._take():
-                    self._next_at = anyio.current_time() + self._pace_s
+                    self._next_at_s = anyio.current_time() + self._pace_s
                     return batch
             else:
                 await changed.wait()
 
     def _take(self) -> Sequence[Stored]:
-        new = self._stream.behind(self._read_to)
+        new = self._stream.after(self._read_to)
         self._read_to = self._stream.last_sequence
         batch = [stored for stored in new if self._filter(stored.subject)]
         if batch:
@@ -77,11 +77,11 @@ class MemoryJobs:
         self._stream = stream
         self._consumer = consumer
         self._ack = ack
-        self._wanted = 0
+        self._slots = 0
 
     def want(self, slots: int) -> None:
-        self._wanted = slots
-        self._stream.changed_now()
+        self._slots = slots
+        self._stream.changed.set()
 
     def __aiter__(self) -> "MemoryJobs":
         return self
@@ -89,17 +89,16 @@ class MemoryJobs:
     async def __anext__(self) -> Job:
         await anyio.lowlevel.checkpoint()
         while True:
-            changed = self._stream.changed
-            now = anyio.current_time()
-            able = self._wanted > 0 and self._connection.is_connected
-            if able and (taken := self._consumer.take(now)) is not None:
-                return await self._hand_out(*taken)
+            changed = self._stream.changed.pending
+            can_take = self._slots > 0 and self._connection.is_connected
+            if can_take and (delivery := self._consumer.take(anyio.current_time())) is not None:
+                return await self._hand_out(*delivery)
             with anyio.move_on_after(PULL_S):
                 await changed.wait()
 
     async def _hand_out(self, stored: Stored, count: int) -> Job:
-        self._wanted -= 1
+        self._slots -= 1
         epoch = self._connection.epoch
         await self._connection.thawed()
-        shown = 1 if self._broker.happens(self._broker.faults.lying) else count
-        return Job(stored, f"{self._ack}.{count}.{stored.sequence}", shown, epoch)
+        reported = 1 if self._broker.happens(self._broker.faults.lying) else count
+        return Job(stored, f"{self._ack}.{count}.{stored.sequence}", reported, epoch)

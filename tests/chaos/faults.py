@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import anyio
 
-from events.jetstream.appends import APPEND_TIMEOUT_S
+from events.log import APPEND_TIMEOUT_S
 from tests.chaos.client import Client, Progress
 from tests.chaos.cluster import Cluster, Proxied
 from tests.chaos.ledger import EVERYTHING, STREAM

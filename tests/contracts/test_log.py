@@ -207,7 +207,7 @@ async def test_a_subject_of_another_stream_is_refused(log: Log, at: Address) -> 
 
 
 async def test_a_record_that_is_too_large_is_refused(log: Log, at: Address) -> None:
-    with pytest.raises(RecordTooLarge, match="larger than the broker takes"):
+    with pytest.raises(RecordTooLarge, match="larger than the broker's limit"):
         await log.append(STREAM, subjects.work(at), b"x" * (9 * MIB))
     assert await log.last_sequence(STREAM, subjects.work(at)) == 0
 
@@ -345,7 +345,7 @@ async def test_questions_are_answered_and_unanswered_ones_say_so(twin: Twin) -> 
     other = await twin.connect()
     async with other.answer("rift.ask.test", shout):
         assert await twin.log.ask("rift.ask.test", b"hello", timeout_s=2) == b"HELLO"
-    with pytest.raises(LogError, match=r"nobody answers rift\.ask\.test"):
+    with pytest.raises(LogError, match=r"(no process answers|no answer on) rift\.ask\.test"):
         await twin.log.ask("rift.ask.test", b"hello", timeout_s=0.5)
 
 

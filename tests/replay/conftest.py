@@ -336,7 +336,7 @@ class ListLog:
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
         if subject not in self.handlers:
-            raise NoResponders(f"nobody answers {subject}")
+            raise NoResponders(f"no process answers {subject}")
         with anyio.fail_after(timeout_s):
             return await self.handlers[subject](data)
 

@@ -233,7 +233,7 @@ async def test_answers_and_errors_are_json(scribe: Any, list_log: Any, tmp_path:
 
 async def test_ask_sql_answers_or_raises(scribe: Any, list_log: Any, tmp_path: Path) -> None:
     log = list_log(scribe.streams)
-    with pytest.raises(LogError, match="nobody answers"):
+    with pytest.raises(LogError, match="no process answers"):
         await ask_sql(log, "select 1")
     async with controlling(log, tmp_path / "db"):
         answer = await ask_sql(log, "select 9223372036854775807::hugeint * 4 as nanousd")

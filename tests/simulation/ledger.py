@@ -63,7 +63,7 @@ class Ledger:
         """Check every record as it is stored, until cancelled. Raises Violation."""
         stream = self._broker.stream(STREAM)
         while True:
-            changed = stream.changed
+            changed = stream.changed.pending
             self.catch_up()
             await changed.wait()
 

@@ -40,7 +40,7 @@ async def published(
         with suppress(ExceptionGroup):
             await process.serve(MemoryLog(broker), start, STARTING, shards=1, shutdown=shutdown)
         tasks.cancel_scope.cancel()
-    records = broker.stream(subjects.FLEET).behind(0)
+    records = broker.stream(subjects.FLEET).after(0)
     return [event for stored in records for event in codec.decode(stored.data)[1]]
 
 

@@ -9,8 +9,7 @@ import anyio
 import pytest
 
 from events import codec, encryption, ids, subjects
-from events.contracts import CONTENT_KEY_GRACE_S, UNUSED_CONTENT_KEY_S
-from events.jetstream.connection import KEYS_AGE_S
+from events.contracts import CONTENT_KEY_GRACE_S, IDEMPOTENCY_S, UNUSED_CONTENT_KEY_S
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import LaneReported, Parameters, Price, PricePublished, RequestAccepted, RequestFinished
 from events.subjects import Address
@@ -119,7 +118,7 @@ def test_a_key_is_erased_after_its_last_request_by_any_leader() -> None:
 
 
 def test_a_key_without_acceptance_is_kept_until_none_can_name_it() -> None:
-    assert UNUSED_CONTENT_KEY_S > KEYS_AGE_S
+    assert UNUSED_CONTENT_KEY_S > IDEMPOTENCY_S
 
     async def test(scene: Scene, tasks: anyio.abc.TaskGroup) -> None:
         done, running = (accept(scene.broker, number) for number in range(2))
@@ -127,7 +126,7 @@ def test_a_key_without_acceptance_is_kept_until_none_can_name_it() -> None:
         end(scene.broker, done)
         keys = [await scene.keep(done, never), await scene.keep(running, never), await scene.keep(late)]
         tasks.start_soon(KeyErasure(scene.log, inline(scene.warehouse)).run)
-        scene.later(KEYS_AGE_S)
+        scene.later(IDEMPOTENCY_S)
         assert await scene.left(*keys) == keys, "an idempotency key's entry may be read"
         accept(scene.broker, 9)
         scene.ahead_s += UNUSED_CONTENT_KEY_S
