@@ -1,12 +1,11 @@
-"""The book as its readers hold it: accounts, keys, limits, prices and credit, folded from RIFT_BOOK in log
-order."""
+"""Accounts, keys, limits, prices and credit, folded from RIFT_BOOK in log order."""
 
 import hashlib
 import hmac
 
 import msgspec
 
-from events import codec
+from events import codec, stream_fold
 from events.credit import Credits
 from events.log import Log, Stored
 from events.schema import (
@@ -23,7 +22,7 @@ from events.subjects import BOOK
 
 
 class HeldKey(msgspec.Struct):
-    """A key that was issued, and what became of it. Times are stored times."""
+    """An issued key, its revocation and its limits. Times are stored times."""
 
     event: KeyIssued
     issued_at_ns: int
@@ -31,7 +30,7 @@ class HeldKey(msgspec.Struct):
     limits: KeyLimitsSet | None = None
 
     def state(self, now_ns: int) -> str:
-        """`now_ns` is the broker's time."""
+        """Return "valid", "revoked" or "expired" at `now_ns`, the broker's time."""
         if self.revoked_at_ns is not None:
             return "revoked"
         expires = self.event.expires_at_ns
@@ -39,8 +38,10 @@ class HeldKey(msgspec.Struct):
 
 
 class Book:
-    """`position` is the last sequence folded, `at_ns` the largest stored time; an event id that came before
-    is dropped. `revoked` holds the ids of the revoked keys, in the order of their revocation."""
+    """The state of the book at `position`, the last sequence folded; `at_ns` is the largest stored time.
+
+    A repeated event id is dropped. `revoked` holds the ids of revoked keys, in order of revocation.
+    """
 
     def __init__(self) -> None:
         self.position = 0
@@ -55,7 +56,7 @@ class Book:
         self._seen: set[str] = set()
 
     def fold(self, stored: Stored) -> None:
-        """Raises codec.RecordUnreadable: a reader that cannot read the book must not go on."""
+        """Apply one record. Raises codec.RecordUnreadable: no reader may skip an entry of the book."""
         self.at_ns = max(self.at_ns, stored.stored_at_ns)
         for event in codec.decode(stored.data)[1]:
             if isinstance(event, codec.Unreadable):
@@ -67,7 +68,7 @@ class Book:
                 case AccountOpened():
                     self.accounts.setdefault(event.account, self.at_ns)
                 case KeyIssued():
-                    # What was issued again is what it was, revoked or not.
+                    # A key that is issued again stays as it is, revoked or not.
                     self.keys.setdefault(event.key, HeldKey(event, self.at_ns))
                 case KeyRevoked():
                     self._revoked(event)
@@ -91,12 +92,14 @@ class Book:
             self.revoked.append(event.key)
 
     def has(self, id: str) -> bool:
-        """Say whether an event of this id counts already."""
+        """Return whether the book has an event of this id."""
         return id in self._seen
 
     def authenticate(self, key: str) -> HeldKey | None:
-        """Return the key's entry if this exact key was issued, in constant time once it is found; also one
-        that is revoked or expired."""
+        """Return the key's entry if this exact key was issued, even if it is revoked or expired.
+
+        The comparison takes constant time once the entry is found.
+        """
         parts = key.split("_")
         held = self.keys.get(parts[1]) if len(parts) == 3 else None
         digest = key_digest(key)
@@ -104,17 +107,17 @@ class Book:
         return held if matches else None
 
     def limits_of(self, account: str, key: str) -> dict[str, Limits]:
-        """Return the limits that hold for a request, by whose they are: the account's, and its key's."""
+        """Return the limits that apply to a request: its account's and its key's, by name."""
         held = self.keys.get(key)
-        found = {f"account {account}": self.limits.get(account), f"key {key}": held.limits if held else None}
-        return {whose: limits for whose, limits in found.items() if limits is not None}
+        limits = {f"account {account}": self.limits.get(account), f"key {key}": held.limits if held else None}
+        return {name: limit for name, limit in limits.items() if limit is not None}
 
     def price(self, model: str, version: int | None = None) -> Price | None:
         """Return a model's price in a version of the list, or in the one in force."""
         return self._prices[self.price_version if version is None else version].get(model)
 
     def prices(self) -> dict[str, Price]:
-        """The list in force, by model."""
+        """Return the list in force, by model."""
         return dict(self._prices[self.price_version])
 
 
@@ -138,8 +141,5 @@ def key_digest(key: str) -> str:
 async def read(log: Log) -> Book:
     """Return the book as it is now. Raises LogError."""
     book = Book()
-    target = await log.last_sequence(BOOK)
-    async for batch in log.scan(BOOK, ["rift.book.>"], first=1, target=target):
-        for stored in batch:
-            book.fold(stored)
+    await stream_fold.read(log, BOOK, ["rift.book.>"], book)
     return book

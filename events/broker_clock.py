@@ -1,5 +1,4 @@
-"""The broker's time as one process can know it, so that no process compares its own wall clock with stored
-times."""
+"""The broker's time as one process can estimate it, so that no wall clock is compared with stored times."""
 
 import anyio
 

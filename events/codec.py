@@ -1,7 +1,7 @@
 """Records to bytes and back: JSON, one encoder.
 
-JSON, because a person, DuckDB and any tool in ten years can read it. A record that this reader
-cannot read whole is read event by event: what it cannot read fails one request, not its neighbours.
+JSON, because a person, DuckDB and any tool in ten years can read it. If a record cannot be read as a whole,
+it is read event by event, so that an unreadable event fails one request and not its neighbours.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ _event = msgspec.json.Decoder(AnyEvent)
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """An event this reader does not understand. It stands for the request it names, if it names one."""
+    """An event that this reader does not understand, with the request or attempt that it names, if any."""
 
     type: str
     request: str | None
@@ -27,7 +27,7 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 class RecordUnreadable(EventsError):
-    """Not a record at all: its reader has to stop, visibly."""
+    """The data is not a record that this reader knows. The reader must stop, visibly."""
 
 
 class _Envelope(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ def encode_event(event: AnyEvent) -> bytes:
 
 
 def join(writer: str, encoded: Sequence[bytes]) -> bytes:
-    """Return the record of events that were encoded one by one; equal to `encode` of the same events."""
+    """Return the record of events that are encoded already; equal to `encode` of the same events."""
     head = b'{"version":%d,"writer":%s,"events":[' % (RECORD_VERSION, _encoder.encode(writer))
     return head + b",".join(encoded) + b"]}"
 
@@ -78,7 +78,7 @@ def _decode_each(data: bytes) -> tuple[str, Sequence[AnyEvent | Unreadable]]:
             raise RecordUnreadable(f"record version {envelope.version}; this reader knows {RECORD_VERSION}")
         return envelope.writer, [_decode_one(raw) for raw in envelope.events]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RecordUnreadable(f"no record: {error}") from error
+        raise RecordUnreadable(f"not a record: {error}") from error
 
 
 def _decode_one(raw: msgspec.Raw) -> Any:

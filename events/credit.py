@@ -1,10 +1,9 @@
-"""Credit as the book's readers hold it: what an account was granted and may spend in a month, what it has
-spent by settlements and corrections, and what gateways hold of it.
+"""An account's credit, budget, holds and spending, folded from the book.
 
-Two gateways cannot spend the same dollar: a hold is appended with the last sequence that its writer has
-folded of the account's subject, so it is stored only if the room it was taken from is still there.
+Two gateways cannot spend the same dollar: a hold is appended with the last sequence of the account's subject
+that its writer has folded, so it is stored only if the credit is still free.
 
-What must not live here: who takes a hold, and when it is settled (`rift/gateway/admission/credit.py`).
+What must not live here: taking holds and settling them (`rift/gateway/admission/`).
 """
 
 from collections.abc import Iterator
@@ -21,15 +20,15 @@ PREFIX = book_subject("credit", "")
 
 
 class OpenHold(msgspec.Struct, frozen=True):
-    """An open hold, and the month that it counts in."""
+    """An open hold, and the month whose budget it counts against."""
 
     event: CreditHeld
     month: str
 
 
 class Balance(msgspec.Struct):
-    """One account. `granted_nanousd` is None if it was never granted credit; `sequence` is the last one of
-    its subject."""
+    """One account's balance. `granted_nanousd` is None if it was never granted credit; `sequence` is the last
+    one of its subject."""
 
     plan: Plan = "per_token"
     budget_nanousd: int | None = None
@@ -48,83 +47,84 @@ class Balance(msgspec.Struct):
         return sum(held.event.nanousd for held in self.holds.values())
 
     def credit_room(self) -> int | None:
-        """Return what of the credit is neither spent nor held; None: no credit was ever granted."""
+        """Return the credit that is neither spent nor held; None if none was ever granted."""
         if self.granted_nanousd is None:
             return None
         return max(0, self.granted_nanousd - self.spent_nanousd - self.held_nanousd)
 
     def budget_room(self, month: str) -> int | None:
-        """Return what of the month's budget is neither spent nor held; None: there is none."""
+        """Return the part of the month's budget that is neither spent nor held; None without a budget."""
         if self.budget_nanousd is None:
             return None
         held = sum(held.event.nanousd for held in self.holds.values() if held.month == month)
         return max(0, self.budget_nanousd - self.spent_in.get(month, 0) - held)
 
     def room(self, month: str) -> int | None:
-        """Return what may be held more in `month`; None: without limit."""
+        """Return how much more can be held in `month`; None if there is no limit."""
         rooms = [room for room in (self.credit_room(), self.budget_room(month)) if room is not None]
         return min(rooms, default=None)
 
 
 class Credits:
-    """Folded by the book, which drops repeated ids and hands in stored times that never run backwards."""
+    """All balances. The book folds them; it drops repeated ids, and its times never decrease."""
 
     def __init__(self) -> None:
-        self._standings: dict[str, Balance] = {}
+        self._balances: dict[str, Balance] = {}
 
     def of(self, account: str) -> Balance:
-        """Return how an account stands; one that the book says nothing of is unlimited."""
-        return self._standings.get(account) or Balance()
+        """Return an account's balance; an account without entries is unlimited."""
+        return self._balances.get(account) or Balance()
 
     def room(self, account: str, month: str) -> int | None:
         return self.of(account).room(month)
 
     def open_holds(self) -> Iterator[CreditHeld]:
-        for standing in self._standings.values():
-            yield from (held.event for held in standing.holds.values())
+        for balance in self._balances.values():
+            yield from (held.event for held in balance.holds.values())
 
     def see(self, subject: str, sequence: int) -> None:
-        """Note a record on an account's subject, whatever is in it: the next hold is appended behind it."""
+        """Note the sequence of a record on an account's subject: the next hold is appended after it."""
         account = subject.removeprefix(PREFIX)
         if account != subject:
-            self._standing(account).sequence = sequence
+            self._balance(account).sequence = sequence
 
     def fold(self, event: Any, *, at_ns: int) -> None:
-        """What settles a hold that is not open counts for nothing."""
+        """Apply one event. A settlement of a hold that is not open is ignored."""
         match event:
             case LimitsSet():
-                standing = self._standing(event.account)
-                standing.plan = event.plan
-                standing.budget_nanousd = event.budget_nanousd
+                balance = self._balance(event.account)
+                balance.plan = event.plan
+                balance.budget_nanousd = event.budget_nanousd
             case CreditGranted():
-                standing = self._standing(event.account)
-                standing.granted_nanousd = (standing.granted_nanousd or 0) + event.nanousd
+                balance = self._balance(event.account)
+                balance.granted_nanousd = (balance.granted_nanousd or 0) + event.nanousd
             case UsageCorrected():
-                # Wrongly charged credit is there again. A budget bounds what a month's requests cost.
-                self._standing(event.account).spent_nanousd += event.nanousd
+                # A correction returns credit. It does not change the budget, which limits what a month's
+                # requests cost.
+                self._balance(event.account).spent_nanousd += event.nanousd
             case CreditHeld():
-                self._standing(event.account).holds[event.id] = OpenHold(event, month_of(at_ns))
+                self._balance(event.account).holds[event.id] = OpenHold(event, month_of(at_ns))
             case CreditSettled():
-                standing = self._standing(event.account)
-                if (held := standing.holds.pop(event.hold, None)) is not None:
-                    standing.spent_nanousd += event.nanousd
-                    spent = standing.spent_in.get(held.month, 0)
-                    standing.spent_in[held.month] = spent + event.nanousd
+                balance = self._balance(event.account)
+                if (held := balance.holds.pop(event.hold, None)) is not None:
+                    balance.spent_nanousd += event.nanousd
+                    spent = balance.spent_in.get(held.month, 0)
+                    balance.spent_in[held.month] = spent + event.nanousd
 
-    def _standing(self, account: str) -> Balance:
-        return self._standings.setdefault(account, Balance())
+    def _balance(self, account: str) -> Balance:
+        return self._balances.setdefault(account, Balance())
 
 
 def subject(account: str) -> str:
-    """All of an account's credit is on one subject: the compare-and-set is over grants too."""
+    """Return the subject of all of an account's credit, so that the compare-and-set covers grants too."""
     return book_subject("credit", account)
 
 
 def settlement(held: CreditHeld, nanousd: int) -> CreditSettled:
-    """Return what settles a hold: the same id whoever says it, so that it counts once."""
+    """Return a hold's settlement. Its id depends only on the hold, so that it counts once."""
     return CreditSettled(id=f"settled.{held.id}", account=held.account, hold=held.id, nanousd=nanousd)
 
 
 def month_of(at_ns: int) -> str:
-    """The UTC calendar month of a stored time, `YYYY-MM`."""
+    """Return the UTC calendar month of a stored time, `YYYY-MM`."""
     return f"{datetime.fromtimestamp(at_ns // SECOND_NS, UTC):%Y-%m}"

@@ -1,14 +1,14 @@
-"""Content that can be forgotten before its time: the only door to cryptography.
+"""Encrypt content that must be forgotten early. Only this module uses cryptography.
 
-No record of a shard can be removed by itself or written again. So what a request says, and is told, is
-sealed before it is appended, with a key that stands in `RIFT_SECRETS` and can be erased there. What counts
-stays in the clear: a sealed event folds, is billed and is archived as any other.
+No single record of a shard can be removed or rewritten. So a request's prompt and answer are encrypted before
+they are appended, with a key that is stored in `RIFT_SECRETS` and can be erased there. Everything that counts
+stays readable: a sealed event folds, is billed and is archived like any other.
 
-    sealed event    the bare event (`bare.py`), and in `content` its whole JSON, AES-256-GCM, base64
-    nonce           a keyed hash of what is sealed: an event that is sent again is the same bytes
-    key             random, of one request or of one group, named by the sequence it stands at
+    sealed event    the redacted event (`redaction.py`), and in `content` its whole JSON, AES-256-GCM, base64
+    nonce           a keyed hash of the plain event, so that an event that is sent again has the same bytes
+    key             random, for one request or one group, named by its sequence in `RIFT_SECRETS`
 
-What must not live here: who is sealed, and when a key is erased.
+What must not live here: which requests are sealed, and when a key is erased.
 """
 
 import base64
@@ -30,7 +30,7 @@ NONCE_BYTES = 12
 
 
 class Secret(msgspec.Struct, frozen=True):
-    """What a message of `RIFT_SECRETS` holds. The choices of a group are forgotten together."""
+    """A message of `RIFT_SECRETS`. The choices of a group share one key and are forgotten together."""
 
     requests: tuple[str, ...]
     key: bytes
@@ -41,15 +41,15 @@ _event = msgspec.json.Decoder(AnyEvent)
 
 
 class ContentUndecipherable(LogError):
-    """What is sealed is not what this key sealed: somebody else has written it."""
+    """The content was not encrypted with this key, so another writer must have appended it."""
 
 
 class KeyErased(LogError):
-    """What was to be sealed has no key any more."""
+    """The request cannot be sealed: its content key is erased."""
 
 
 class Cipher:
-    """One request's, to close and to open its events with."""
+    """Encrypts and decrypts the events of one request."""
 
     def __init__(self, request: str, key: bytes) -> None:
         self._request = request
@@ -58,14 +58,14 @@ class Cipher:
 
     def closed(self, event: AnyEvent) -> AnyEvent:
         """Return the event as it is appended."""
-        told, content = redaction.split(event)
+        redacted, content = redaction.split(event)
         if content is None:
             return event
-        said = codec.encode_event(event)
-        about = self._request.encode()
-        nonce = hmac.digest(self._key, about + said, "sha256")[:NONCE_BYTES]
-        sealed = nonce + self._cipher.encrypt(nonce, said, about)
-        return replace(redaction.decode(told), content=base64.b64encode(sealed).decode())
+        plain = codec.encode_event(event)
+        associated = self._request.encode()
+        nonce = hmac.digest(self._key, associated + plain, "sha256")[:NONCE_BYTES]
+        sealed = nonce + self._cipher.encrypt(nonce, plain, associated)
+        return replace(redaction.decode(redacted), content=base64.b64encode(sealed).decode())
 
     def opened(self, event: Any) -> Any:
         """Return the event as it was before encryption. Raises ContentUndecipherable."""
@@ -78,19 +78,22 @@ class Cipher:
             return _event.decode(self._cipher.decrypt(nonce, rest, self._request.encode()))
         except (InvalidTag, ValueError) as error:
             raise ContentUndecipherable(
-                f"{self._request}: {type(event).__name__} cannot be opened"
+                f"{self._request}: {type(event).__name__} cannot be decrypted with the request's key"
             ) from error
 
 
 async def keep(log: Log, subject: str, requests: Sequence[str], key: bytes) -> int:
-    """Append a key, and return where it stands. Raises LogError: then no content may be sealed with it, since
-    nobody knows how often, and where, it may stand."""
+    """Append a key and return its sequence.
+
+    Raises LogError: then encrypt nothing with it, since it may be stored any number of times, at unknown
+    sequences.
+    """
     data = msgspec.json.encode(Secret(tuple(requests), key))
     return await log.append(subjects.SECRETS, subject, data)
 
 
 async def secret(log: Log, sequence: int) -> Secret | None:
-    """Return a key that was kept, None once it is erased. Raises LogError."""
+    """Return a stored key, None if it is erased. Raises LogError."""
     stored = await log.get(subjects.SECRETS, sequence)
     return read(stored.data) if stored is not None else None
 
@@ -99,14 +102,14 @@ def read(data: bytes) -> Secret:
     return _secret.decode(data)
 
 
-async def seal_of(log: Log, accepted: RequestAccepted) -> Cipher | None:
-    """Return a request's seal, None if it has none or has none any more. Raises LogError."""
-    if accepted.sealed is None or (found := await secret(log, accepted.sealed)) is None:
+async def cipher_of(log: Log, accepted: RequestAccepted) -> Cipher | None:
+    """Return a request's cipher, None if it is not sealed or its key is erased. Raises LogError."""
+    if accepted.sealed is None or (stored := await secret(log, accepted.sealed)) is None:
         return None
-    return Cipher(accepted.request, found.key)
+    return Cipher(accepted.request, stored.key)
 
 
 async def opened(log: Log, accepted: RequestAccepted) -> tuple[RequestAccepted, Cipher | None]:
-    """Return the request and its seal; closed as it is once its content is removed. Raises LogError."""
-    seal = await seal_of(log, accepted)
-    return (accepted if seal is None else seal.opened(accepted)), seal
+    """Return the decrypted request and its cipher; unchanged and None if it has no key. Raises LogError."""
+    cipher = await cipher_of(log, accepted)
+    return (accepted if cipher is None else cipher.opened(accepted)), cipher

@@ -1,13 +1,13 @@
-"""The fleet as its readers hold it: who leads, what was decided for each model, and how its replicas are.
+"""The leader, the last scaling decision of each model, and the state of its replicas, folded from RIFT_FLEET.
 
-    ControlElected   counts if its epoch is higher than the last; who writes it has read that, and adds one
-    ScaleDecided     counts if its epoch is the last, `from_replicas` is what was decided last, and whoever
-                     decided had read that (its `positions` say how far)
-    ReplicaStarting  begins a replica; what is said of one that has ended, or never began, says nothing
+    ControlElected   counts if its epoch is higher than the last; its writer has read the last and adds one
+    ScaleDecided     counts if its epoch is the last, `from_replicas` is the last decision, and its writer had
+                     read that decision (`positions` is how far it had read)
+    ReplicaStarting  begins a replica; reports of a replica that has ended or never began are ignored
 
-So of two that would lead one does, and a decision that is late or repeated changes nothing: the order of
-the stream is the fence. A reader that begins behind a trim takes the first election and the first decision of
-each model that it meets, and comes to the same: a trim keeps the last decisions, and their elections.
+So one of two candidates leads, and a late or repeated decision changes nothing: the order of the stream is
+the fence. A reader that begins after a trim takes the first election, and the first decision of each model,
+that it meets. It arrives at the same state, because a trim keeps the last decisions and their elections.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from events import codec
+from events import codec, stream_fold
 from events.log import Log, Stored
 from events.schema import (
     ControlElected,
@@ -32,16 +32,16 @@ from events.subjects import FLEET
 
 logger = logging.getLogger(__name__)
 
-# Beside the models in what is needed; no model is named so.
+# A key among the model names in `_needed`; no model has this name.
 ELECTION = ""
 
-# How many of a model's starts say how long the next takes: the middle one of five forgets one odd start.
+# The next start is expected to take the median of this many starts, so that one odd start does not matter.
 STARTS = 5
 
 
 class Replica(msgspec.Struct):
-    """One that lives. Times are stored times; `heard_at_ns` is its last word, `at` its first position;
-    `slots` is how many requests it runs at once, 0 before it is ready."""
+    """A live replica. Times are stored times; `heard_at_ns` is its last report's, `at` its first sequence.
+    `slots` is the number of requests that it can run at once, 0 before it is ready."""
 
     state: Literal["starting", "ready", "draining"]
     began_at_ns: int
@@ -51,7 +51,7 @@ class Replica(msgspec.Struct):
 
 
 class Starts(msgspec.Struct):
-    """How a model's starts went: `took_ns` of the last that succeeded, and how many failed since."""
+    """A model's starts: `took_ns` of the last successful ones, and how many have failed since."""
 
     took_ns: tuple[int, ...] = ()
     failed: int = 0
@@ -60,7 +60,7 @@ class Starts(msgspec.Struct):
 
 
 class ReplicaTimelines:
-    """Which elections and decisions count: `leader` leads in `epoch`, `wanted` is what was decided last."""
+    """The elections and decisions that count: `leader` leads in `epoch`, `wanted` is the last decisions."""
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -73,12 +73,12 @@ class ReplicaTimelines:
         return self._wanted
 
     def elect(self, epoch: int, control: str) -> bool:
-        """Say whether the election counts."""
+        """Apply an election. Return whether it counts."""
         if epoch <= self.epoch:
             return False
         if epoch > self.epoch + 1:
-            # An election was missed, so this reader began behind a trim. What it took for decisions since
-            # may be nobody's; those that count follow.
+            # This reader missed an election, so it began after a trim. The decisions that it has applied
+            # since may not count; those that count follow.
             self._wanted.clear()
             self._decided_at.clear()
         self.epoch = epoch
@@ -86,7 +86,7 @@ class ReplicaTimelines:
         return True
 
     def decide(self, event: ScaleDecided, sequence: int) -> bool:
-        """Say whether the decision, which stands at `sequence`, counts."""
+        """Apply the decision at `sequence`. Return whether it counts."""
         last = self._decided_at.get(event.model, 0)
         if event.epoch != self.epoch or event.positions.get(FLEET, last) < last:
             return False
@@ -96,13 +96,13 @@ class ReplicaTimelines:
         return True
 
     def take(self, model: str, replicas: int, sequence: int) -> None:
-        """Take a decision that is known to count."""
+        """Apply a decision that is known to count."""
         self._wanted[model] = replicas
         self._decided_at[model] = sequence
 
 
 class Fleet:
-    """`replicas` holds each live replica by model and id; `wanted` the number decided last."""
+    """`replicas` holds the live replicas by model and id; `wanted` the last decided numbers."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -115,7 +115,7 @@ class Fleet:
 
     @property
     def epoch(self) -> int:
-        """The epoch that counted last; 0 before any."""
+        """The latest epoch; 0 before any election."""
         return self._course.epoch
 
     @property
@@ -127,8 +127,8 @@ class Fleet:
         return self._course.wanted
 
     def fold(self, stored: Stored) -> Sequence[object]:
-        """Return the record's events that count, in their order. What cannot be read is passed over here: the
-        projector, from which bills and decisions follow, stops at it visibly."""
+        """Return the record's events that count, in order. An unreadable record is skipped here; the
+        projector, on which bills and decisions depend, stops at it visibly."""
         self.position = stored.sequence
         try:
             events = codec.decode(stored.data)[1]
@@ -138,7 +138,7 @@ class Fleet:
         return [event for event in events if self.apply(event, stored.sequence, stored.stored_at_ns)]
 
     def apply(self, event: object, sequence: int, stored_at_ns: int) -> bool:
-        """Say whether the event counts."""
+        """Apply an event. Return whether it counts."""
         self.at_ns = max(self.at_ns, stored_at_ns)
         self.position = sequence
         match event:
@@ -170,7 +170,7 @@ class Fleet:
         return True
 
     def _began(self, event: ReplicaStarting, sequence: int) -> bool:
-        """A repeated or late word begins nothing again."""
+        """Begin a replica, unless this report is repeated."""
         replicas = self.replicas.setdefault(event.model, {})
         if event.replica in replicas:
             return False
@@ -204,28 +204,28 @@ class Fleet:
 
     @property
     def needed_from(self) -> int:
-        """The first sequence that who reads the fleet later cannot do without: the last election, that of a
-        model's last decision, or the first word of a live replica."""
-        living = (replica.at for replicas in self.replicas.values() for replica in replicas.values())
-        return min((*self._needed.values(), *living), default=self.position + 1)
+        """The first sequence that later readers need: the earliest of the last election, the elections of the
+        models' last decisions, and the first reports of live replicas."""
+        first_reports = (replica.at for replicas in self.replicas.values() for replica in replicas.values())
+        return min((*self._needed.values(), *first_reports), default=self.position + 1)
 
     def count(self, model: str, state: str) -> int:
         """Return how many of a model's replicas are in a state."""
         return sum(replica.state == state for replica in self.replicas.get(model, {}).values())
 
     def slots(self, model: str) -> int:
-        """Return how many requests the model's ready replicas run at once."""
+        """Return how many requests the model's ready replicas can run at once."""
         return sum(one.slots for one in self.replicas.get(model, {}).values() if one.state == "ready")
 
     def can_serve(self, model: str) -> bool:
-        """Say whether a request for the model will be taken, now or once a replica has started."""
+        """Return whether the model has a replica or will get one."""
         return bool(self.replicas.get(model)) or self.wanted.get(model, 0) > 0
 
     def is_ready(self, model: str) -> bool:
         return self.count(model, "ready") > 0
 
     def start_ns(self, model: str) -> int | None:
-        """Return how long a start of the model takes, by its last ones; None before the first."""
+        """Return the median time of the model's last starts; None before the first."""
         took = sorted(self.starts.get(model, Starts()).took_ns)
         return took[len(took) // 2] if took else None
 
@@ -233,8 +233,5 @@ class Fleet:
 async def read(log: Log) -> Fleet:
     """Return the fleet as it is now. Raises LogError."""
     fleet = Fleet()
-    target = await log.last_sequence(FLEET)
-    async for batch in log.scan(FLEET, ["rift.fleet.>"], first=1, target=target):
-        for stored in batch:
-            fleet.fold(stored)
+    await stream_fold.read(log, FLEET, ["rift.fleet.>"], fleet)
     return fleet

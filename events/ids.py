@@ -1,12 +1,11 @@
-"""Ids. A request's id says where its events stand, and is signed so that nobody can make one up.
+"""Ids. A request's id contains the address of its events, and a MAC so that ids cannot be forged.
 
     req_<shard>_<lane>_<model>_<floor>_<random>_<mac>
 
-`floor` is a sequence below the request's first event: where a reader of its history begins. The MAC
-covers all of it and the account: a foreign or forged id is told from a real one before any read,
-and answers like an unknown one.
+`floor` is a sequence below the request's first event: a reader of its history begins there. The MAC covers
+the whole id and the account, so that a foreign or forged id is rejected before any read, like an unknown one.
 
-Randomness comes in as an argument, so that a simulation can repeat itself.
+Randomness is an argument, so that a simulation can repeat itself.
 """
 
 import base64
@@ -49,7 +48,7 @@ def verified(text: str, *, secret: bytes, account: str) -> RequestId | None:
 
 
 def parse_request_id(text: str) -> RequestId | None:
-    """Return the parsed id, its MAC unchecked: for readers of the log, which trust its writers."""
+    """Return the parsed id without checking its MAC, for readers of the log, which trust its writers."""
     match = _REQUEST_ID.fullmatch(text)
     if match is None:
         return None
@@ -57,10 +56,10 @@ def parse_request_id(text: str) -> RequestId | None:
 
 
 def parsed(request: str) -> RequestId:
-    """As `parse_request_id`, of what an accepted request is named."""
-    found = parse_request_id(request)
-    assert found is not None, f"{request!r} is no id that we made"
-    return found
+    """As `parse_request_id`, for the id of an accepted request, which is always valid."""
+    valid = parse_request_id(request)
+    assert valid is not None, f"{request!r} is not a request id"
+    return valid
 
 
 def new_attempt_id(entropy: bytes) -> str:

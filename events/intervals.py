@@ -1,18 +1,18 @@
-"""Times in which something ran, and the seconds that they are: what of a hold is spent under plan per_second.
+"""Unions of time spans and their whole seconds, for the spending of a hold under plan per_second.
 
-Invoice lines unite and round the same way (`replay/sql/invoice_lines.sql`).
+Invoice lines are united and rounded in the same way (`replay/sql/invoice_lines.sql`).
 """
 
 from collections.abc import Iterable
 
 from events.contracts import SECOND_NS
 
-# From when to when, in nanoseconds.
+# Start and end, in nanoseconds.
 Span = tuple[int, int]
 
 
 def unite(spans: Iterable[Span]) -> list[Span]:
-    """Return in order what the spans cover: what overlaps or touches is one, and an empty one is none."""
+    """Return the union of the spans, in order; spans that touch become one, and empty ones are dropped."""
     united: list[Span] = []
     for start, end in sorted(spans):
         if united and start <= united[-1][1]:

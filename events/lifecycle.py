@@ -1,8 +1,7 @@
-"""The life of a request: one table, one pure function, three users.
+"""The life of a request: one table and one pure function, which every reader calls.
 
-The gateway's relay, a worker and the projector each read the log in its order and call `advance`.
-They cannot disagree on what counts, because order is the only fence: no lock, no clock, no
-delivery count takes part.
+Gateways, workers, the janitor and the projector each read the log in order and call `advance`. They cannot
+disagree on what counts, because order is the only fence: no lock, clock or delivery count takes part.
 
     event                          counts if                                  effect
     RequestAccepted                none                                       open, no attempt
@@ -12,7 +11,7 @@ delivery count takes part.
                                    index == next_index
     AttemptReleased                attempt current and live                   not live; ended if wanted
     CancelRequested, no attempt    open                                       live: wanted; not live: ended
-    CancelRequested of an attempt  never                                      (tells that attempt's worker)
+    CancelRequested of an attempt  never                                      (for that attempt's worker)
     RequestFinished of a worker    attempt current and live,                  ended
                                    output_tokens == next_index
     RequestFinished of control     open                                       ended, usage is what was counted
@@ -44,11 +43,11 @@ GRACEFUL = frozenset({"draining", "host"})
 
 
 class Life(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one request stands. `counted` is how many of its events counted so far.
+    """The state of one request. `counted` is the number of its events that counted.
 
-    `next_index` is the number of output tokens that count; `deaths` the attempts that were
-    succeeded without having been released in an orderly way; `seen` every attempt id ever started,
-    so that a repeated start cannot come back.
+    `next_index` is the number of output tokens that count; `deaths` is the number of attempts that another
+    attempt followed without an orderly release; `seen` holds every attempt id ever started, so that a
+    repeated start does not count.
     """
 
     phase: Phase = "none"
@@ -79,12 +78,12 @@ def advance(life: Life, event: Any) -> Life:
 
 
 def deaths(life: Life) -> int:
-    """Count the attempts that ended without a word, the last one too if a new one started now."""
+    """Count the attempts that ended without a release, including the last if a new one started now."""
     return life.deaths + (life.attempt is not None and life.released not in GRACEFUL)
 
 
 def cancelled_as(why: CancelReason) -> FinishReason:
-    """The reason a request ends with, once a cancel for `why` has taken effect."""
+    """Return the reason with which a request ends after a cancel for `why` has taken effect."""
     return "revoked" if why == "revoked" else "cancelled"
 
 

@@ -24,7 +24,7 @@ SCAN_TIMEOUT_S = 30.0
 
 
 class LogError(EventsError):
-    """The log could not do what was asked."""
+    """The log could not perform an operation."""
 
 
 class OutcomeUnknown(LogError):
@@ -36,7 +36,7 @@ class LogFull(LogError):
 
 
 class RecordTooLarge(LogError):
-    """No message of this size is stored; nothing was."""
+    """The record is larger than the broker accepts; nothing was stored."""
 
 
 class Conflict(LogError):
@@ -44,7 +44,7 @@ class Conflict(LogError):
 
 
 class NoResponders(LogError):
-    """Nobody is there who would answer this question."""
+    """No process answers on this subject."""
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
@@ -74,10 +74,10 @@ class Follower(Protocol):
 
     @property
     def position(self) -> int:
-        """The sequence up to which everything was handed out."""
+        """The sequence up to which the reader has handed out everything."""
 
     def __aiter__(self) -> AsyncIterator[Sequence[Stored]]:
-        """Yield what came since, in order, in batches of at least one."""
+        """Yield new messages in order, in batches of at least one."""
 
     def hurry(self) -> None:
         """Hand out the next batch at once, whatever the pace."""
@@ -89,7 +89,7 @@ class Jobs(Protocol):
     def __aiter__(self) -> AsyncIterator[Job]: ...
 
     def want(self, slots: int) -> None:
-        """Ask for at most so many jobs beyond those that were handed out."""
+        """Ask for at most `slots` further jobs."""
 
 
 class Log(Protocol):
@@ -109,43 +109,48 @@ class Log(Protocol):
         """Return the stream's (or a subject's) last sequence as the stream's leader states it; 0: none."""
 
     async def last(self, stream: str, subject: str) -> Stored | None:
-        """Return the last message of a subject, or of all it stands for, as the stream's leader states it."""
+        """Return the last message of the subjects that match, as the stream's leader states it."""
 
     async def first_sequence(self, stream: str) -> int:
-        """Return the first sequence that the stream still holds; one past its last, if it holds none."""
+        """Return the first sequence that the stream holds; one past its last if it holds none."""
 
     async def trim(self, stream: str, up_to: int) -> None:
-        """Remove everything up to and including a sequence, for ever; numbers go on as before.
+        """Remove everything up to and including a sequence, for ever; numbers continue as before.
 
-        A reader that is behind goes on with what is left, and is not told: who trims knows its readers.
+        A reader that lags continues with the rest and gets no notice, so the caller must know its readers.
         """
 
     async def get(self, stream: str, sequence: int) -> Stored | None:
-        """Return one message as the stream's leader states it; None if it is not there, or not any more."""
+        """Return one message as the stream's leader states it; None if it does not exist or was removed."""
 
     async def erase(self, stream: str, sequence: int) -> None:
-        """Remove one message of a stream that lets go of them, and overwrite it on disk. Of one that is not
-        there nothing is left to erase."""
+        """Remove one message and overwrite it on disk, in a stream that allows deletes.
+
+        Does nothing if there is no such message.
+        """
 
     async def room_bytes(self, stream: str) -> int:
-        """Return how many bytes the stream still takes."""
+        """Return how many more bytes the stream can hold."""
 
     async def capacity_bytes(self, stream: str) -> int:
-        """Return how many bytes the stream takes in all."""
+        """Return how many bytes the stream can hold in total."""
 
     def follow(
         self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
     ) -> AbstractAsyncContextManager[Follower]:
-        """Follow from the first message behind `after`. On entry the reader is confirmed.
+        """Follow from the first message after `after`. On entry the broker has confirmed the reader.
 
-        With `pace_s` it hands out a batch at most that often, and costs much less under load.
+        With `pace_s` the reader hands out a batch at most that often, and costs much less under load.
         """
 
     def scan(
         self, stream: str, subjects: Sequence[str], *, first: int, target: int
     ) -> AsyncGenerator[Sequence[Stored], None]:
-        """Yield what the subjects hold from sequence `first` to `target`, and end only once `target`
-        (a sequence of these subjects) was read, or is trimmed and so all before it."""
+        """Yield the subjects' messages from sequence `first` to `target`.
+
+        Ends only once `target` (a sequence of these subjects) was read, or was trimmed with everything before
+        it.
+        """
 
     def jobs(self, shard: int, model: str) -> AbstractAsyncContextManager[Jobs]: ...
 
@@ -154,20 +159,24 @@ class Log(Protocol):
     async def in_progress(self, ack: str) -> None: ...
 
     async def give_back(self, ack: str, *, delay_s: float = 0.0) -> None:
-        """Return a delivery, to be made again at once or after `delay_s`."""
+        """Return a job, to be delivered again at once or after `delay_s`."""
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
-        """Ask whoever answers on `subject`, in no stream, and return the first answer. Raises NoResponders
-        at once where nobody would, LogError where nobody does in time."""
+        """Send a question to a subject outside all streams, and return the first answer.
+
+        Raises NoResponders at once if no process answers there, LogError if none does in time.
+        """
 
     def answer(
         self, subject: str, handler: Callable[[bytes], Awaitable[bytes]]
     ) -> AbstractAsyncContextManager[None]:
-        """Answer questions on `subject`, one at a time, while the context is open. Of several who answer,
-        each is asked: one that hangs must not keep questions from the others."""
+        """Answer questions on `subject`, one at a time, while the context is open.
+
+        If several processes answer, every one receives the question, so one that hangs cannot block the rest.
+        """
 
 
-# Between two tries of the same record; the append's own timeout is most of the wait.
+# The pause between two tries of the same record; most of the wait is the append's own timeout.
 REPEAT_S = 0.1
 
 
@@ -185,7 +194,7 @@ async def append_until_known(log: Log, stream: str, subject: str, data: bytes, *
         except OutcomeUnknown as error:
             unknown = error
         except LogFull:
-            # An earlier try may be stored, or land when there is room again.
+            # An earlier try may be stored, or will be once there is space again.
             if unknown is None:
                 raise
         if anyio.current_time() > deadline:

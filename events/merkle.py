@@ -19,23 +19,26 @@ def node(left: bytes, right: bytes) -> bytes:
 
 
 def root(records: Sequence[bytes]) -> bytes:
-    """Return the root over record hashes in their order; of none, the hash of nothing."""
+    """Return the root over record hashes in order; without records, the hash of no bytes."""
     level = [leaf(record) for record in records]
     if not level:
         return hashlib.sha256(b"").digest()
     while len(level) > 1:
-        # An odd one moves up as it is: this is the same tree.
+        # An odd last node moves up unchanged, which gives the tree of RFC 6962.
         odd = level[-1:] if len(level) % 2 else []
         level = [node(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)] + odd
     return level[0]
 
 
 def prove(records: Sequence[bytes], chosen: Collection[int]) -> list[bytes]:
-    """Return the nodes that `proved_root` needs beside the chosen records (indexes from 0), left to right."""
-    wanted = sorted(chosen)
+    """Return the nodes that `proved_root` needs in addition to the chosen records (indexes from 0).
+
+    They are in order from left to right.
+    """
+    indexes = sorted(chosen)
 
     def nodes(low: int, high: int) -> Iterator[bytes]:
-        if not _holds(wanted, low, high):
+        if not _holds(indexes, low, high):
             yield root(records[low:high])
         elif high - low > 1:
             middle = low + split(high - low)
@@ -46,12 +49,12 @@ def prove(records: Sequence[bytes], chosen: Collection[int]) -> list[bytes]:
 
 
 def proved_root(size: int, chosen: Mapping[int, bytes], nodes: Sequence[bytes]) -> bytes | None:
-    """Return the root of a tree of `size` records that holds the chosen ones; None if nodes miss or stay."""
+    """Return the root of a tree of `size` records with the chosen ones; None if a node is missing or left."""
     given = iter(nodes)
-    wanted = sorted(chosen)
+    indexes = sorted(chosen)
 
     def subtree(low: int, high: int) -> bytes:
-        if not _holds(wanted, low, high):
+        if not _holds(indexes, low, high):
             return next(given)
         if high - low == 1:
             return leaf(chosen[low])
@@ -59,10 +62,10 @@ def proved_root(size: int, chosen: Mapping[int, bytes], nodes: Sequence[bytes]) 
         return node(subtree(low, middle), subtree(middle, high))
 
     try:
-        found = subtree(0, size)
+        proved = subtree(0, size)
     except StopIteration:
         return None
-    return found if next(given, None) is None else None
+    return proved if next(given, None) is None else None
 
 
 def split(size: int) -> int:
@@ -71,5 +74,5 @@ def split(size: int) -> int:
 
 
 def _holds(indexes: Sequence[int], low: int, high: int) -> bool:
-    at = bisect_left(indexes, low)
-    return at < len(indexes) and indexes[at] < high
+    first = bisect_left(indexes, low)
+    return first < len(indexes) and indexes[first] < high

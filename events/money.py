@@ -1,4 +1,4 @@
-"""Money as people write it, and as it is counted: whole nano-USD, exactly, with no float between."""
+"""Convert between amounts in USD as text and whole nano-USD, exactly and without floats."""
 
 import re
 
@@ -11,7 +11,7 @@ _USD = re.compile(r"(?P<sign>-?)(?P<whole>[0-9]{1,9})(?:\.(?P<part>[0-9]{1,9}))?
 
 
 class InvalidMoney(EventsError):
-    """The text is no amount of money; the message says what would be."""
+    """The text is not an amount of money; the message gives a valid form."""
 
 
 def usd(nanousd: int) -> str:
@@ -22,8 +22,8 @@ def usd(nanousd: int) -> str:
 
 def nanousd(text: str) -> int:
     """Return the nano-USD of an amount in USD, like `10`, `0.25` or `-1.5`. Raises InvalidMoney."""
-    found = _USD.fullmatch(text)
-    if found is None:
-        raise InvalidMoney(f"{text!r} is no amount; write USD with at most {DIGITS} decimals, like 12.50")
-    amount = int(found["whole"] + (found["part"] or "").ljust(DIGITS, "0"))
-    return -amount if found["sign"] else amount
+    match = _USD.fullmatch(text)
+    if match is None:
+        raise InvalidMoney(f"{text!r} is not an amount; write USD with at most {DIGITS} decimals, like 12.50")
+    amount = int(match["whole"] + (match["part"] or "").ljust(DIGITS, "0"))
+    return -amount if match["sign"] else amount

@@ -1,10 +1,10 @@
-"""What an ended request costs: a pure function of its life and its price, in integers.
+"""Price an ended request: a pure function of its life and its price, in integers.
 
-Nobody is charged for nothing: no output token, no charge; our failure, no charge; an answer that
-nobody was there to receive because of us, no charge. What was recomputed after a failover never
-shows here, since only counted tokens do. Of a group (n > 1) only one request is charged the prompt.
+A request is not charged if it has no output token, if Rift failed, or if Rift could not deliver the answer.
+Tokens that a failover computed again are not charged, since only counted tokens are. In a group (n > 1) only
+one request is charged for the prompt.
 
-Nothing is rounded: every price is a whole number of nano-USD a token.
+Nothing is rounded: every price is a whole number of nano-USD per token.
 """
 
 import msgspec
@@ -16,8 +16,8 @@ CHARGEABLE = frozenset({"stop", "length", "tool_calls", "cancelled", "revoked", 
 
 
 class Billed(msgspec.Struct, frozen=True):
-    """Tokens that are charged. The cached ones are of the prompt, and not among `prompt_tokens`; there are
-    none where the price has no word for them."""
+    """Tokens that are charged. Cached prompt tokens are not among `prompt_tokens`; there are none if the
+    price list has no price for them."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -38,7 +38,7 @@ def is_chargeable(life: Life) -> bool:
 
 
 def billed(life: Life, price: Price, *, cached_tokens: int = 0, with_prompt: bool = True) -> Billed:
-    """Return what of a request is charged. `with_prompt`: no other of its group was charged the prompt."""
+    """Return the tokens to charge; without the prompt's if another request of the group paid for them."""
     if not is_chargeable(life):
         return NOTHING
     if not with_prompt:
@@ -56,5 +56,5 @@ def cost_nanousd(tokens: Billed, price: Price) -> int:
 
 
 def charge_nanousd(life: Life, price: Price, *, cached_tokens: int = 0, with_prompt: bool = True) -> int:
-    """Nano-USD under the per-token plan; 0 for what is not charged."""
+    """Return the nano-USD under the per-token plan; 0 if the request is not charged."""
     return cost_nanousd(billed(life, price, cached_tokens=cached_tokens, with_prompt=with_prompt), price)

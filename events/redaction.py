@@ -1,21 +1,22 @@
-"""Events without their content, and the hash of a record: what the archive keeps for ever.
+"""Events without their content, and the hash of a record: the archive keeps both for ever.
 
-Content is what clients said and were told: prompts, stop strings, token ids, texts, words of errors; of a
-sealed request (`sealing.py`) its sealed bytes, so that a hash can be checked when nobody can open them any
-more. A bare event is one line of JSON that says the rest, and folds to the same state. Its bytes are hashed:
+Content is what clients sent and received: prompts, stop strings, token ids, texts, messages of errors. In a
+sealed request (`encryption.py`) it is the encrypted bytes, so that a hash can be checked when nothing can
+decrypt them. A redacted event is one line of JSON with the rest, and folds to the same state. Its bytes are
+hashed:
 
-    event hash    SHA-256 of the bare event's JSON
+    event hash    SHA-256 of the redacted event's JSON
     record hash   SHA-256 of "STREAM SEQUENCE AT_NS CONTENT EVENTS SUBJECT WRITER"
 
 AT_NS is the stored time (the largest of the stream so far), CONTENT a keyed hash of the record's content or
-`-`, EVENTS the hashes of its events one after the other or `-`. So a reader who is shown some events of a
-record, and only the hashes of others, can check it; and who has no key cannot try out contents.
+`-`, EVENTS the concatenated hashes of its events or `-`. So a reader can check a record from some of its
+events and the hashes of the others, and cannot guess contents without the key.
 """
 
 import hashlib
 import hmac
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -40,36 +41,35 @@ _event: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 
 
 def split(event: AnyEvent) -> tuple[bytes, Any]:
-    """Return an event's bare JSON and its content, None if it has none."""
+    """Return an event's redacted JSON and its content, None if it has none."""
     match event:
         case TokensGenerated():
-            bare: Any = RedactedTokens(
+            redacted: Any = RedactedTokens(
                 attempt=event.attempt,
                 index=event.index,
                 tokens=len(event.token_ids),
                 cached_tokens=event.cached_tokens,
             )
-            said = (event.reasoning, event.tool_calls, event.logprobs)
+            parts = (event.reasoning, event.tool_calls, event.logprobs)
             return (
-                _encoder.encode(bare),
-                [event.token_ids, event.text, *(said if any(said) else ()), *_sealed(event)],
+                _encoder.encode(redacted),
+                [event.token_ids, event.text, *(parts if any(parts) else ()), *_sealed(event)],
             )
         case RequestAccepted():
-            told = event.parameters
-            shapes = (told.tools, told.tool_name, told.response_format, told.template, event.metadata)
-            parameters = replace(told, stop=(), tools=(), tool_name=None, response_format=None, template=None)
+            full = event.parameters
+            shapes = (full.tools, full.tool_name, full.response_format, full.template, event.metadata)
+            parameters = replace(full, stop=(), tools=(), tool_name=None, response_format=None, template=None)
             if event.sealed is not None:
-                # Tokens that a client chose are words; they only bend an answer, and are left in the clear
-                # where nothing was to be forgotten.
+                # The tokens of a bias are the client's words, so a sealed request hides them. They only steer
+                # the answer, so any other request keeps them readable.
                 parameters = replace(parameters, logit_bias={})
             return (
                 _encoder.encode(replace(event, input="", parameters=parameters, metadata={}, content="")),
-                [event.input, told.stop, *(shapes if any(shapes) else ()), *_sealed(event)],
+                [event.input, full.stop, *(shapes if any(shapes) else ()), *_sealed(event)],
             )
         case RequestFinished() if event.error is not None:
-            words = event.error.message
-            bare = replace(event, error=replace(event.error, message=""), content="")
-            return _encoder.encode(bare), [words, *_sealed(event)]
+            redacted = replace(event, error=replace(event.error, message=""), content="")
+            return _encoder.encode(redacted), [event.error.message, *_sealed(event)]
     return _encoder.encode(event), None
 
 
@@ -77,37 +77,43 @@ def _sealed(event: RequestAccepted | TokensGenerated | RequestFinished) -> tuple
     return (event.content,) if event.content else ()
 
 
-def decode(bare: bytes | str) -> AnyEvent:
-    """Return a bare event as the fold takes it: tokens that count, and say nothing.
-
-    Raises msgspec.DecodeError.
-    """
-    if '"type":"TokensGenerated"' in (bare if isinstance(bare, str) else bare.decode()):
-        told = _tokens.decode(bare)
+def decode(redacted: bytes | str) -> AnyEvent:
+    """Return a redacted event as the folds take it, with zeros as token ids. Raises msgspec.DecodeError."""
+    if '"type":"TokensGenerated"' in (redacted if isinstance(redacted, str) else redacted.decode()):
+        tokens = _tokens.decode(redacted)
         return TokensGenerated(
-            attempt=told.attempt,
-            index=told.index,
-            token_ids=(0,) * told.tokens,
+            attempt=tokens.attempt,
+            index=tokens.index,
+            token_ids=(0,) * tokens.tokens,
             text="",
-            cached_tokens=told.cached_tokens,
+            cached_tokens=tokens.cached_tokens,
         )
-    return _event.decode(bare)
+    return _event.decode(redacted)
 
 
-def event_hash(bare: bytes) -> str:
-    return hashlib.sha256(bare).hexdigest()
+def event_hash(redacted: bytes) -> str:
+    return hashlib.sha256(redacted).hexdigest()
 
 
 def content_hash(key: bytes, contents: Sequence[Any]) -> str:
-    """Return the keyed hash of a record's contents, one for each event; `-` if none has any."""
+    """Return the keyed hash of a record's contents, one for each event; `-` if no event has content."""
     if all(content is None for content in contents):
         return NONE
     return hmac.new(key, _encoder.encode(contents), hashlib.sha256).hexdigest()
 
 
-def record_hash(
-    *, stream: str, sequence: int, at_ns: int, content: str, events: Sequence[str], subject: str, writer: str
-) -> bytes:
-    """Return the hash of a record from the hashes of its parts, as hex, in order."""
-    text = f"{stream} {sequence} {at_ns} {content} {''.join(events) or NONE} {subject} {writer}"
-    return hashlib.sha256(text.encode()).digest()
+class RecordParts(NamedTuple):
+    """The parts of a record that its hash covers. `content` and `events` are hashes, as hex."""
+
+    stream: str
+    sequence: int
+    at_ns: int
+    content: str
+    events: Sequence[str]
+    subject: str
+    writer: str
+
+    def record_hash(self) -> bytes:
+        events = "".join(self.events) or NONE
+        head = f"{self.stream} {self.sequence} {self.at_ns} {self.content}"
+        return hashlib.sha256(f"{head} {events} {self.subject} {self.writer}".encode()).digest()

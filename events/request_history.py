@@ -1,7 +1,7 @@
-"""The past of requests, read back from the log up to a target.
+"""Read everything that the log holds of a request.
 
-The target is the last sequence that the request's subjects have when the read begins, as the stream's
-leader states it: whoever appended before is seen. Who waits for the same lane and model shares one scan.
+A read ends at the last sequence that the request's subjects have when it begins, as the stream's leader
+states it, so it includes every earlier append. Readers that wait for the same lane and model share one scan.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from events.subjects import Address
 
 
 class CountedEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event that counted, the life after it, and where it stands: sequence and index."""
+    """An event that counted, the life after it, and its position: sequence and index."""
 
     event: Any
     life: Life
@@ -33,13 +33,13 @@ class CountedEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestHistory(msgspec.Struct):
-    """A request up to `position`. `accepted` is None where the log holds no such request."""
+    """A request up to `position`. `accepted` is None if the log does not hold the request."""
 
     position: int = 0
     life: Life = NEW
     accepted: RequestAccepted | None = None
     counted: list[CountedEvent] = []
-    # What opens it, of a sealed one; its content is opened by then. None: it was never sealed, or is removed.
+    # A sealed request's cipher; its events are decrypted. None: never sealed, or the key is erased.
     seal: Cipher | None = None
 
 
@@ -56,7 +56,7 @@ class HistoryReader:
         self._reading: set[Address] = set()
 
     async def read(self, request: RequestId) -> RequestHistory:
-        """Raises LogError. Where the shared scan of another reader fails, this one scans itself."""
+        """Return one request's history. Raises LogError. If a shared scan fails, each reader scans alone."""
         while True:
             reader = _Reader(request, anyio.Event())
             self._waiting.setdefault(request.at, []).append(reader)
@@ -68,7 +68,7 @@ class HistoryReader:
                 return reader.past
 
     async def read_all(self, requests: Sequence[RequestId]) -> list[RequestHistory]:
-        """Return the past of each, in one scan where they stand together. Raises LogError."""
+        """Return the history of each, with one scan per lane and model. Raises LogError."""
         pasts: dict[str, RequestHistory] = {}
 
         async def read(request: RequestId) -> None:
@@ -79,15 +79,15 @@ class HistoryReader:
                 for request in requests:
                     tasks.start_soon(read, request)
         except* LogError as failed:
-            raise LogError(f"the past cannot be read: {failed.exceptions[0]}") from failed
+            raise LogError(f"could not read the history: {failed.exceptions[0]}") from failed
         return [pasts[request.text] for request in requests]
 
     async def _lead(self, at: Address) -> None:
-        """Scan for everybody who waits by then, ourselves among them."""
+        """Scan for every reader that waits by then, including this one."""
         self._reading.add(at)
         readers: list[_Reader] = []
         try:
-            # Who was woken together with us asks again now: one scan serves us all.
+            # Readers that were woken together ask again now, and one scan serves them all.
             await anyio.lowlevel.checkpoint()
             readers = self._waiting.pop(at)
             pasts = await self._scan(at, [reader.request for reader in readers])
@@ -127,7 +127,7 @@ class HistoryReader:
 
 
 def in_order(pasts: Sequence[RequestHistory]) -> list[tuple[str, CountedEvent]]:
-    """Return what counted of all of them, each with its request, in the log's order."""
+    """Return the counted events of all requests, each with its request, in log order."""
     every = [(past.accepted.request, counted) for past in pasts if past.accepted for counted in past.counted]
     return sorted(every, key=lambda item: item[1].position) if len(pasts) > 1 else every
 

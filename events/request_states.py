@@ -1,7 +1,7 @@
-"""The lives one reader follows, by request and by attempt.
+"""The lives of the requests that one reader follows.
 
-A reader hands in every event of its subjects in log order; `fold` says which of them counted. An
-event whose subject is not its request's own address is nobody's.
+The reader passes every event of its subjects to `fold`, in log order; `fold` returns whether it counted. An
+event on a subject that is not its request's address is ignored.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from events.subjects import Address
 
 
 class RequestStates:
-    """Each request followed is named by `follow`; what is not followed is ignored."""
+    """Lives by request. Events of a request that was not passed to `follow` are ignored."""
 
     def __init__(self) -> None:
         self._lives: dict[str, Life] = {}
@@ -23,7 +23,7 @@ class RequestStates:
 
     def follow(self, request: str, life: Life = NEW) -> None:
         parsed = parse_request_id(request)
-        assert parsed is not None, f"{request!r} is no request id"
+        assert parsed is not None, f"{request!r} is not a request id"
         self._at[request] = parsed.at
         self._set(request, life)
 
@@ -41,7 +41,7 @@ class RequestStates:
         return self._lives[request]
 
     def request_of(self, event: Any) -> str | None:
-        """Return the request an event (or an unreadable one) speaks of, followed or not."""
+        """Return the request of an event (or an unreadable one), followed or not."""
         request: str | None = getattr(event, "request", None)
         if request is None:
             request = self._request_of.get(getattr(event, "attempt", None) or "")

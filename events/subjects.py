@@ -1,5 +1,5 @@
-"""Where events stand: streams and subjects. No request id and no client text is ever a subject, so
-the broker's memory does not grow with traffic.
+"""Streams and subjects. No request id and no client text is ever part of a subject, so the broker's memory
+does not grow with traffic.
 
     RIFT_<shard>  rift.<shard>.request|work|cancel.<lane>.<model>, rift.<shard>.lane.<lane>
     RIFT_FLEET    rift.fleet.<model>, and elections on rift.fleet._leader
@@ -24,7 +24,7 @@ _REQUEST_SUBJECT = re.compile(r"rift\.(\d{1,4})\.(request|work|cancel)\.([a-z0-9
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where the events of a request stand."""
+    """The place of a request's events: part of their subjects."""
 
     shard: int
     lane: str
@@ -41,7 +41,7 @@ def shard_stream(shard: int) -> str:
 
 
 def folded(shards: Iterable[int]) -> dict[str, str]:
-    """The streams that facts and bills follow from, each with the subject of all that it holds."""
+    """Return the streams that facts and bills are computed from, each with a pattern of its subjects."""
     streams = {shard_stream(shard): f"rift.{shard}.>" for shard in shards}
     return streams | {FLEET: "rift.fleet.>", BOOK: "rift.book.>"}
 
@@ -63,17 +63,17 @@ def lane(shard: int, lane_id: str) -> str:
 
 
 def history(at: Address) -> tuple[str, str, str]:
-    """Everything that can hold events of a request at this address."""
+    """Return all subjects that can hold events of a request at this address."""
     return request(at), work(at), cancel(at)
 
 
 def answers(shard: int, lane_id: str) -> tuple[str, str, str]:
-    """What a gateway follows of a lane."""
+    """Return the subjects that a gateway follows for a lane."""
     return f"rift.{shard}.work.{lane_id}.>", f"rift.{shard}.cancel.{lane_id}.>", lane(shard, lane_id)
 
 
 def of_model(shard: int, model: str) -> tuple[str, str]:
-    """What a worker follows for its model."""
+    """Return the subjects that a worker follows for its model."""
     return f"rift.{shard}.work.*.{model}", f"rift.{shard}.cancel.*.{model}"
 
 
@@ -81,7 +81,7 @@ def queue(shard: int, model: str) -> str:
     return f"rift.{shard}.request.*.{model}"
 
 
-# Where leaders are elected: `_` begins no model's slug.
+# The subject of elections. No model's slug begins with `_`.
 LEADER = "rift.fleet._leader"
 
 
@@ -93,7 +93,7 @@ def book(kind: str, entry: str) -> str:
     return f"rift.book.{kind}.{entry}"
 
 
-# Anchors of the archive's segments: one subject a stream.
+# Anchors of the archive's segments: one subject per stream.
 ANCHORS = book("segment", "")
 
 
@@ -101,7 +101,7 @@ def idempotency(digest: str) -> str:
     return f"rift.keys.{digest}"
 
 
-# Keys of content: of what nobody wants stored once it is answered, and of all else.
+# Content keys: of requests with `store: false`, and of all other sealed requests.
 SECRET_PASSING = "rift.secret.passing"
 SECRET_KEPT = "rift.secret.kept"
 

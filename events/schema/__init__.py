@@ -4,7 +4,7 @@ Events are facts in the past tense: frozen, tagged by their class name, never ed
 A schema only grows: a new field has a default, a removed one stays. The golden files in
 `tests/events/golden/` hold every version that was ever written.
 
-Only shapes live here: rules are in `lifecycle.py`, bytes in `codec.py`, subjects in `subjects.py`.
+Only types live here: rules are in `lifecycle.py`, bytes in `codec.py`, subjects in `subjects.py`.
 
     request  a request, its attempts and its lane
     fleet    replicas, elections, scaling decisions
@@ -176,7 +176,7 @@ AnyEvent = RequestEvent | LaneEvent | FleetEvent | BookEvents
 
 
 class Record(Shape, frozen=True, kw_only=True, omit_defaults=False):
-    """One message of the log: what one writer had to say at one moment, in its order."""
+    """One message of the log: events of one writer, in order."""
 
     version: int = RECORD_VERSION
     writer: str

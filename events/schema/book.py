@@ -51,7 +51,7 @@ class PricePublished(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Limits(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
-    """What is asked for in a minute and at once; absent is unlimited. Over a whole installation."""
+    """Limits per minute and of concurrent requests, over all gateways. An absent limit is unlimited."""
 
     account: Account
     requests_per_minute: Limit | None = None
@@ -60,8 +60,8 @@ class Limits(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class LimitsSet(Limits, frozen=True, kw_only=True, omit_defaults=True):
-    """All limits of an account. The budget is for a calendar month (UTC); `queue_share_percent` of a model's
-    queue may be the account's, absent is the default."""
+    """All limits of an account. The budget is for a calendar month (UTC). `queue_share_percent` is the
+    account's largest share of a model's queue; if absent, the default applies."""
 
     plan: Plan = "per_token"
     budget_nanousd: Natural | None = None
@@ -69,14 +69,14 @@ class LimitsSet(Limits, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class KeyLimitsSet(Limits, frozen=True, kw_only=True, omit_defaults=True):
-    """All limits of a key, within those of its account. An event of its own: a reader that knew no limits of
-    keys must not take them for the account's, and with them its plan."""
+    """All limits of a key, within those of its account. It is a separate event, so that a reader that does
+    not know limits of keys cannot apply them, and their plan, to the account."""
 
     key: str
 
 
 class CreditGranted(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
-    """Prepaid. An account that was ever granted credit spends nothing beyond it."""
+    """Prepaid credit. An account that was ever granted credit cannot spend more than that."""
 
     account: Account
     nanousd: Natural
@@ -84,7 +84,7 @@ class CreditGranted(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CreditHeld(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
-    """An allowance: what one gateway's lane may spend for the account until it is settled."""
+    """An allowance: the sum that one lane may spend for the account until it is settled."""
 
     account: Account
     shard: Natural
@@ -93,7 +93,7 @@ class CreditHeld(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CreditSettled(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
-    """What of an allowance (`hold` is its id) was spent; the rest is free again."""
+    """The part of an allowance (`hold` is its id) that was spent; the rest is free again."""
 
     account: Account
     hold: str
@@ -111,9 +111,9 @@ class UsageCorrected(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PeriodClosed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
-    """A month's invoices are final: they hold what stands up to `positions` (the last sequence of each
-    stream). `roots` are the archive's manifests that end there; `digest` is over every invoice line. Every
-    customer sees this event, so it names no sum."""
+    """A month's invoices are final: they cover the log up to `positions` (the last sequence of each stream).
+    `roots` are the archive's manifests that end there; `digest` is over every invoice line. Every customer
+    sees this event, so it contains no sum of money."""
 
     period: Period
     positions: dict[str, Natural]
@@ -131,7 +131,7 @@ class SegmentSealed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RecordQuarantined(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
-    """A record that no reader can read: from now on all pass over it alike."""
+    """A record that readers cannot read; from this entry on, all of them skip it."""
 
     stream: str
     sequence: Natural

@@ -1,4 +1,4 @@
-"""The fleet: who leads, how many replicas each model shall have and why, and what became of each."""
+"""The fleet: elections, decisions on the number of replicas, and the replicas' own reports."""
 
 from typing import Literal
 
@@ -6,19 +6,23 @@ from events.schema.shapes import Event, Natural
 
 
 class ControlElected(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """`control` leads from here on. Who stands names the epoch after the last that it has read; it counts if
-    `epoch` is higher than all before it: of two that stand, the first in the log is elected."""
+    """`control` leads from this event on, if `epoch` is higher than all before it.
+
+    A candidate writes the epoch after the last one that it has read, so the first of two candidates in the
+    log is elected.
+    """
 
     epoch: Natural
     control: str
 
 
 class ScaleDecided(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """From now on the model shall have `to_replicas`. It counts if `epoch` is the leader's, `from_replicas`
-    is what was decided last, and `positions` hold that: a late or repeated word is nobody's.
+    """The model is to have `to_replicas`.
 
-    `inputs` is all that the decision followed from; the log up to `positions` (the last sequence of each
-    stream) and the time `decided_at_ns` say them again.
+    It counts if `epoch` is the leader's, `from_replicas` is the last decision, and `positions` include that
+    decision, so a late or repeated one has no effect. `inputs` holds everything that the decision depends on;
+    they can be computed again from the log up to `positions` (the last sequence of each stream) and from
+    `decided_at_ns`.
     """
 
     model: str
@@ -38,7 +42,7 @@ class ReplicaStarting(Event, frozen=True, kw_only=True, omit_defaults=True):
     engine: str
     hardware: str = "cpu"
     gpus: Natural = 0
-    # What the whole replica costs an hour.
+    # The price of the whole replica per hour.
     hour_nanousd: Natural = 0
 
 
@@ -64,7 +68,7 @@ class ReplicaDraining(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ReplicaStopped(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """`lived_ns` counts from its `ReplicaStarting`, by its own clock."""
+    """`lived_ns` is the time since its `ReplicaStarting`, by the replica's clock."""
 
     replica: str
     model: str
@@ -73,7 +77,7 @@ class ReplicaStopped(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ReplicaLost(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """It ended, or is silent, and nobody asked for that: by its host, or by its own engine's failure."""
+    """The replica ended unasked, or is silent, because of its host or of a failure of its engine."""
 
     replica: str
     model: str

@@ -1,4 +1,4 @@
-"""The life of a request: subjects `request`, `work` and `cancel` of one shard; and its gateway's lane."""
+"""Events of a request (subjects `request`, `work` and `cancel` of one shard) and of its gateway's lane."""
 
 from typing import Annotated, Literal
 
@@ -26,7 +26,7 @@ class ToolCall(Shape, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Message(Shape, frozen=True, kw_only=True, omit_defaults=True):
-    """One turn. `tool_call_id` is of a tool's turn: the call that it answers."""
+    """One turn. In a tool's turn, `tool_call_id` names the call that it answers."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str = ""
@@ -46,7 +46,7 @@ class Tool(Shape, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ResponseFormat(Shape, frozen=True, kw_only=True, omit_defaults=True):
-    """What the answer has to be. `schema` is JSON text."""
+    """The format that the answer must have. `schema` is JSON text."""
 
     type: Literal["json_object", "json_schema"]
     name: str | None = None
@@ -69,23 +69,23 @@ class Parameters(Shape, frozen=True, kw_only=True, omit_defaults=True):
     repetition_penalty: float | None = None
     ignore_eos: bool = False
     raw: bool = False
-    # By token id.
+    # Keyed by token id.
     logit_bias: dict[str, float] = msgspec.field(default_factory=dict)
-    # How many alternatives are shown beside each token's own logprob; None: no logprobs.
+    # The number of alternatives shown with each token's own logprob; None means no logprobs.
     logprobs: Natural | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
     tools: tuple[Tool, ...] = ()
-    # `function` with `tool_name`: that one has to be called.
+    # `function`: the model must call `tool_name`.
     tool_choice: Literal["none", "auto", "required", "function"] | None = None
     tool_name: str | None = None
     parallel_tool_calls: bool = True
-    # What the chat template is told beside the messages, as JSON text.
+    # Further arguments of the chat template, as JSON text.
     template: str | None = None
 
 
 class Problem(Shape, frozen=True, kw_only=True, omit_defaults=True):
-    """Why a request did not succeed, in words its sender can act on."""
+    """Why a request failed, in words that its sender can act on."""
 
     code: str
     message: str
@@ -93,7 +93,7 @@ class Problem(Shape, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """A gateway took responsibility. Whatever follows, this request ends exactly once."""
+    """A gateway accepted the request. From here on, it ends exactly once, whatever happens."""
 
     request: str
     account: Account
@@ -112,14 +112,15 @@ class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
     group: str | None = None
     choice: Natural = 0
     idempotency_hash: str | None = None
-    # What an event without the field means, for ever: who accepts under newer rules writes it.
+    # The version of the rules. An event without the field was accepted under rules 1.
     rules: int = 1
-    # Goes on without a client: nobody's disconnect ends it.
+    # A detached request continues without a client: no disconnect ends it.
     detached: bool = False
     traceparent: str | None = None
-    # The client's own words on the request, given back with it.
+    # The client's own labels, returned with the request.
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
-    # Where the key of its content stands in RIFT_SECRETS; then all that it says is in `content` (sealing.py).
+    # A sealed request: the sequence of its content key in RIFT_SECRETS. Its content is in `content`
+    # (encryption.py).
     sealed: Natural | None = None
     content: str = ""
 
@@ -127,8 +128,8 @@ class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
 class AttemptStarted(Event, frozen=True, kw_only=True, omit_defaults=True):
     """A worker is about to give the prompt to its engine.
 
-    It counts only if `after` is the attempt that counted last: the compare-and-set that makes
-    the log's order the only fence.
+    It counts only if `after` is the attempt that counted last. This compare-and-set makes the log's order the
+    only fence.
     """
 
     request: str
@@ -145,7 +146,7 @@ class AttemptStarted(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ToolCallDelta(Shape, frozen=True, kw_only=True, omit_defaults=True):
-    """What tokens add to the answer's tool call number `index`; its first delta has id and name."""
+    """The part of tool call number `index` that some tokens add. The first delta has id and name."""
 
     index: Natural
     id: str | None = None
@@ -162,8 +163,8 @@ class Logprob(Shape, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TokensGenerated(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """Output tokens `index`, `index + 1`, …; `text`, `reasoning` and `tool_calls` are what they add to the
-    answer. `logprobs`, where they are wanted, are one a token."""
+    """Output tokens `index`, `index + 1`, …, and the `text`, `reasoning` and `tool_calls` that they add to
+    the answer. `logprobs` has one entry per token if the request asked for them."""
 
     attempt: str
     index: Natural
@@ -173,7 +174,7 @@ class TokensGenerated(Event, frozen=True, kw_only=True, omit_defaults=True):
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
-    # Of a sealed request: all of the above; `token_ids` are as many zeros.
+    # In a sealed request: everything above, encrypted; `token_ids` then holds as many zeros.
     content: str = ""
 
 
@@ -183,7 +184,7 @@ class AttemptReleased(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Stamps(Shape, frozen=True, kw_only=True, omit_defaults=True):
-    """Intervals inside the worker, nanoseconds of its monotonic clock since it took the request."""
+    """Intervals inside the worker: nanoseconds of its monotonic clock since it took the job."""
 
     engine_ns: Natural = 0
     first_token_ns: Natural | None = None
@@ -191,7 +192,7 @@ class Stamps(Shape, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RequestFinished(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """The end. From a worker it names its attempt; from control, none."""
+    """The end of a request. A worker names its attempt, control none."""
 
     request: str
     attempt: str | None
@@ -202,15 +203,15 @@ class RequestFinished(Event, frozen=True, kw_only=True, omit_defaults=True):
     model: str | None = None
     price_version: Natural | None = None
     prompt_tokens: Natural = 0
-    # Of `output_tokens`, those that were reasoning.
+    # The part of `output_tokens` that is reasoning.
     reasoning_tokens: Natural = 0
     stamps: Stamps = Stamps()
-    # Of a sealed request: the error with its words.
+    # In a sealed request: the error with its message, encrypted.
     content: str = ""
 
 
 class CancelRequested(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """Without an attempt: the request shall end. With one: that attempt's worker shall stop."""
+    """Without an attempt, the request is to end. With one, that attempt's worker is to stop."""
 
     request: str
     why: CancelReason

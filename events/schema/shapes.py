@@ -1,11 +1,11 @@
-"""What every event is made of."""
+"""Types that several events share."""
 
 from typing import Annotated, Literal
 
 import msgspec
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-# A limit of nothing would be a word for what is said better: revoke the key, or set the budget to 0.
+# A limit of 0 is not allowed: to stop an account, revoke its keys or set its budget to 0.
 Limit = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 Percent = Annotated[int, msgspec.Meta(ge=1, le=100)]
 Amount = Annotated[int, msgspec.Meta(ge=-(2**63) + 1, le=2**63 - 1)]
@@ -27,4 +27,4 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Event(Shape, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag=True):
-    """One fact. Where it stands in the log says when it happened."""
+    """One fact. Its time is the stored time of its record."""

@@ -312,7 +312,7 @@ class _Sealing:
             contents.append(content)
         self._events += len(hashes)
         keyed = redaction.content_hash(self._archive._key, contents)
-        hashed = redaction.record_hash(
+        hashed = redaction.RecordParts(
             stream=self._stream,
             sequence=stored.sequence,
             at_ns=self._at_ns,
@@ -320,7 +320,7 @@ class _Sealing:
             events=hashes,
             subject=stored.subject,
             writer=writer,
-        )
+        ).record_hash()
         self._hashes.append(hashed)
         return stored.sequence, self._at_ns, stored.subject, writer, keyed, len(hashes), hashed.hex()
 

@@ -24,5 +24,5 @@ def test_what_is_shown_is_read_again(amount: int) -> None:
     ["", "1e3", "1.0000000001", "$5", "1,000", "--1", ".5", "5.", "nan", "inf", " 1", "1_000", "١", "9" * 10],
 )
 def test_what_is_no_amount(text: str) -> None:
-    with pytest.raises(InvalidMoney, match="is no amount; write USD"):
+    with pytest.raises(InvalidMoney, match="is not an amount; write USD"):
         nanousd(text)

@@ -65,7 +65,7 @@ class SealedLists:
 
 def _segment(stream: str, records: list[SealedRecord], previous: str) -> Segment:
     hashes = [
-        redaction.record_hash(
+        redaction.RecordParts(
             stream=stream,
             sequence=record.sequence,
             at_ns=record.at_ns,
@@ -73,7 +73,7 @@ def _segment(stream: str, records: list[SealedRecord], previous: str) -> Segment
             events=[redaction.event_hash(event.encode()) for event in record.events],
             subject=record.subject,
             writer=record.writer,
-        )
+        ).record_hash()
         for record in records
     ]
     manifest = {

@@ -133,7 +133,7 @@ async def test_an_unreadable_record_stops_project(scribe: Any, list_log: Any, wa
     scribe.put("RIFT_0", "rift.0.lane.x", b"{")
     with pytest.raises(BaseExceptionGroup) as raised:
         await Projector(list_log(scribe.streams), warehouse, [0]).run()
-    assert "the projection stopped at RIFT_0:1: no record" in str(
+    assert "the projection stopped at RIFT_0:1: not a record" in str(
         list(warehouse_host._messages(raised.value))
     )
 

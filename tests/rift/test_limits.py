@@ -171,11 +171,11 @@ def test_accounts_are_listed(service: Service) -> None:
             "--budget applies to",
         ),
         (("limits", "set", "--account", "dev", "--key", "k", "--concurrent", "1"), 1, "has no valid key 'k'"),
-        (("credit", "grant", "--account", "dev", "--usd", "1.0000000001"), 1, "'1.0000000001' is no amount"),
+        (("credit", "grant", "--account", "dev", "--usd", "1.0000000001"), 1, "'1.0000000001' is not an amount"),
         (("credit", "grant", "--account", "dev", "--usd", "-1"), 1, "must be greater than 0, got -1"),
-        (("credit", "grant", "--account", "dev", "--usd", "1e3"), 1, "'1e3' is no amount; write USD"),
+        (("credit", "grant", "--account", "dev", "--usd", "1e3"), 1, "'1e3' is not an amount; write USD"),
         (("credit", "grant", "--account", "dev", "--usd", "1", "--id", "a.b"), 2, "'a.b' is not a valid id"),
-        (("limits", "set", "--account", "dev", "--budget", "all"), 1, "'all' is no amount; write USD"),
+        (("limits", "set", "--account", "dev", "--budget", "all"), 1, "'all' is not an amount; write USD"),
     ],
 )
 def test_errors_name_the_invalid_argument(

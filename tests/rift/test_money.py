@@ -145,7 +145,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "there is no account 'nobody'": ("invoice", "--account", "nobody", "--period", "2026-11"),
     "is not over": ("period", "close", "2199-01"),
     "there is no account 'ghost'": ("correct", "--account", "ghost", "--usd", "1", "--reason", "x"),
-    "'1e3' is no amount": ("correct", "--account", "dev", "--usd", "1e3", "--reason", "x"),
+    "'1e3' is not an amount": ("correct", "--account", "dev", "--usd", "1e3", "--reason", "x"),
     "a correction of 0": ("correct", "--account", "dev", "--usd", "0", "--reason", "x"),
     "is no reason": ("correct", "--account", "dev", "--usd", "1", "--reason", " "),
     "model 'nope' has no price": (

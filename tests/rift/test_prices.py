@@ -50,7 +50,7 @@ WRONG = {
     ),
     "a negative second": (V3 + 'second_usd = "-1"\n', "second_usd: must not be negative, got '-1'"),
     "too fine": (V3.replace("0.15", "0.0001"), "prompt_usd: must be USD per million.*got '0.0001'"),
-    "words": (V3 + 'second_usd = "cheap"\n', "prices.deepseek-v3: 'cheap' is no amount"),
+    "words": (V3 + 'second_usd = "cheap"\n', "prices.deepseek-v3: 'cheap' is not an amount"),
     "half": (V3.replace('output_usd = "0.40"\n', ""), "prices.deepseek-v3: output_usd is missing"),
     "more": (V3 + 'image_usd = "1"\n', "unknown field 'image_usd'; known fields: prompt_usd"),
     "twice": (V3 + V3, "list.toml: "),

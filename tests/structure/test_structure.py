@@ -71,7 +71,6 @@ WIDE_FOLDERS = {"events": 25, "rift/cli": 25}
 # Functions with more parameters, classes with more attributes and modules with more imports, each with its
 # number today. Entries only shrink and go.
 LARGER: dict[str, int] = {
-    "events/redaction.py:record_hash": 7,
     # The table of commands, and the roots of all errors.
     "rift/cli/parser.py": 22,
 }

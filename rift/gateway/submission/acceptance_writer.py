@@ -64,7 +64,7 @@ class AcceptanceWriter:
 
         async def append(accepted: RequestAccepted) -> None:
             try:
-                cipher = await encryption.seal_of(self._log, accepted)
+                cipher = await encryption.cipher_of(self._log, accepted)
                 if cipher is None and accepted.sealed is not None:
                     raise encryption.KeyErased(accepted.request)
                 if subscription is not None:

@@ -223,7 +223,7 @@ REFUSED: dict[str, tuple[Callable[[list[Stored]], list[Stored]], int, str]] = {
     "too few": (lambda m: m[:4], 8, "nothing came after 4, and 8 was to be sealed"),
     "too many": (lambda m: m, 7, "8 came where 8 was to be sealed"),
     "none wanted": (lambda m: [], 0, "archived up to 0: nothing to seal up to 0"),
-    "no record": (lambda m: broken(m, b"{"), 8, "RIFT_0:5 cannot be archived: no record"),
+    "no record": (lambda m: broken(m, b"{"), 8, "RIFT_0:5 cannot be archived: not a record"),
     "an unknown event": (
         lambda m: broken(m, b'{"version":1,"writer":"w","events":[{"type":"Odd"}]}'),
         8,

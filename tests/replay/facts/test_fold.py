@@ -250,7 +250,7 @@ def test_the_book_and_the_fleet(scribe: Any, warehouse: Warehouse) -> None:
 
 
 UNREADABLE = {
-    "no record": (b"\xff{", "no record"),
+    "no record": (b"\xff{", "not a record"),
     "a later version": (b'{"version":2,"writer":"w","events":[]}', "record version 2"),
     "an unknown event": (
         b'{"version":1,"writer":"w","events":[{"type":"AttemptPraised","attempt":"a"}]}',
