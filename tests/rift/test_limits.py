@@ -171,7 +171,7 @@ def test_accounts_are_listed(service: Service) -> None:
             "--budget applies to",
         ),
         (("limits", "set", "--account", "dev", "--key", "k", "--concurrent", "1"), 1, "has no valid key 'k'"),
-        (("credit", "grant", "--account", "dev", "--usd", "1.0000000001"), 1, "'1.0000000001' is not an amount"),
+        (("credit", "grant", "--account", "dev", "--usd", "1.0000000001"), 1, "is not an amount; write"),
         (("credit", "grant", "--account", "dev", "--usd", "-1"), 1, "must be greater than 0, got -1"),
         (("credit", "grant", "--account", "dev", "--usd", "1e3"), 1, "'1e3' is not an amount; write USD"),
         (("credit", "grant", "--account", "dev", "--usd", "1", "--id", "a.b"), 2, "'a.b' is not a valid id"),
