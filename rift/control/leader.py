@@ -124,7 +124,7 @@ class Leadership:
             connection_epoch = self._log.epoch
             reply = await self._ask()
             if not self._log.is_connected or self._log.epoch != connection_epoch:
-                # Our own connection was down, which says nothing about the leader.
+                # Our own connection was down, so the leader may be fine.
                 reply = "leader"
             timeouts = timeouts + 1 if reply == "timeout" else 0
             missing = missing + 1 if reply == "missing" else 0
@@ -152,7 +152,7 @@ class Leadership:
         except Conflict:
             logger.info("another process was elected before %s", self.name)
         except LogError as error:
-            logger.warning("there is no leader, and %s could not stand for election: %s", self.name, error)
+            logger.warning("the leader is gone, and %s could not stand for election: %s", self.name, error)
             await anyio.sleep(ASK_S)
 
     # --- leading ---------------------------------------------------------------------------------

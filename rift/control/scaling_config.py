@@ -1,4 +1,4 @@
-"""How each served model scales: the operator's policy, and what one replica of it can do."""
+"""How each served model scales: the operator's policy, and the profile of one replica."""
 
 from collections.abc import Mapping
 

@@ -22,8 +22,8 @@ RECENT_NS = 900 * SECOND_NS
 
 
 async def drive(log: Log, driver: Driver) -> None:
-    """Pass each decision that counts, and each loss, until cancelled. Of the past, pass only the last
-    decision for each model and the losses of the last RECENT_NS."""
+    """Pass each decision that counts, and each loss, until cancelled. From the past, pass only the
+    last decision for each model and the losses of the last RECENT_NS."""
     fleet = Fleet()
     lost: list[tuple[int, ReplicaLost]] = []
     while True:

@@ -83,7 +83,7 @@ class KubernetesFleet:
         if not replica.startswith(self._workload(model) + "-"):
             logger.warning("lost replica %s of %s is not a pod of %s", replica, model, self._workload(model))
             return
-        # The suffix after the pod's name tells restarts of its container apart.
+        # The suffix after the pod's name distinguishes restarts of its container.
         self._add_due(("end", replica.rpartition("-")[0]))
 
     async def run(self) -> None:

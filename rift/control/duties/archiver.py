@@ -6,7 +6,7 @@
              past the retention; earlier if the log runs out of room. The book is kept for ever: when it
              fills up, the archiver only warns
 
-Each step starts from what the one before it left on disk, so a process may stop anywhere and the next one
+Each step starts from the files and records of the one before, so a process may stop anywhere and the next one
 continues. Segment files (`replay/archive/archive.py`) and the needs of readers must not be defined here.
 """
 
@@ -109,7 +109,7 @@ class Archiver:
             await anyio.sleep(LOOK_S)
 
     async def archive_now(self) -> dict[str, Manifest]:
-        """Archive every stream up to what is projected now, and return the last manifest of each.
+        """Archive every record that is projected now, and return each stream's last manifest.
 
         Raises ArchiveError, LogError, OSError.
         """

@@ -3,7 +3,7 @@
 | state of a request                                 | action                                     |
 |----------------------------------------------------|--------------------------------------------|
 | its attempt's replica is lost                      | release the attempt, return its delivery   |
-| its attempt has made no progress for a bound       | the same: it is stalled                    |
+| its attempt makes no progress for a bound          | the same: it is stalled                    |
 | it waits without an attempt for a bound            | append the acceptance again: a redelivery  |
 | its key is revoked                                 | request its cancellation                   |
 | its cancellation was requested 10 s ago            | end it                                     |

@@ -144,7 +144,7 @@ class Projection:
         return await self.read(read, catch_up=False)
 
     async def needed_from(self, stream: str) -> int:
-        """Return the first sequence that a reader may still need: of an open request or a live replica.
+        """Return the first sequence that a reader may still need: an open request's or a live replica's.
 
         Raises LogError, QueryRefused.
         """

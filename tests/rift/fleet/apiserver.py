@@ -102,7 +102,7 @@ class ApiServer:
         self.pods: dict[str, ObjectMeta] = {}
         self.refused = 0
         self.watches = 0
-        # What watches are told, and how long everything takes.
+        # The delays of watches and answers.
         self.silent = False
         self.slow_s = 0.0
         self._version = 100

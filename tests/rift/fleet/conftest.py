@@ -60,7 +60,7 @@ SERVED = 'model = "cold"\nworkers = "0..4"\n' + "".join(
     f"[scale.{name}]\nmax = 4\n" for name in PACES if name != "cold"
 )
 
-# A worker whose engine has a process of its own, which ends only if somebody ends it.
+# A worker whose engine runs in a process of its own that must be killed.
 WORKS = """
 import subprocess, sys
 from rift import cli
@@ -68,7 +68,7 @@ subprocess.Popen(["sleep", "1000"])
 sys.exit(cli.main(sys.argv[1:]))
 """
 
-# A worker whose engine does not start: what vLLM says where weights are missing.
+# A worker whose engine does not start, with vLLM's message for missing weights.
 FAILS = """
 import sys
 from rift import cli
