@@ -112,5 +112,5 @@ try {
   if (!response.ok) throw new Error(`status ${response.status}`);
   show(await response.json());
 } catch (error) {
-  $("about").textContent = `This gateway gives no /openapi.json that this page could show (${error.message}).`;
+  $("about").textContent = `This gateway's /openapi.json cannot be shown (${error.message}).`;
 }

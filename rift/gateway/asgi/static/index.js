@@ -1,18 +1,18 @@
-// The playground: holds a key for this tab, streams an answer, and resumes it where the connection is lost.
-// Whatever comes from outside is put into the page as text, never as HTML.
+// The playground: keeps a key for this tab, streams an answer, and resumes it after a lost connection.
+// Data from outside enters the page as text, never as HTML.
 
-// The gateway says something every 12 s at least: a connection that is silent for longer is broken.
+// The gateway sends something at least every 12 s, so a connection that is silent for longer is broken.
 const SILENT_MS = 30_000;
-// Between two tries to resume; the last one for ever. A gateway keeps a request for 15 s without its client.
+// Pauses between attempts to resume; the last one repeats. A gateway keeps a request 15 s without its client.
 const AGAIN_MS = [500, 1000, 2000, 4000];
 const PAGE = 20;
 const HELD = "rift-key";
-// A header cannot hold anything else, and a proxy may have named the answer itself.
+// KEY: what a header can hold. ID: an answer's x-request-id may be a proxy's instead.
 const KEY = /^[\x21-\x7e]+$/;
 const ID = /^req_[0-9a-z_-]+$/;
 
-const NO_KEY = "This is not a key; one begins with rift_ and has letters, digits and _ alone. Copy it again.";
-const LOST = "The connection broke before the request had an id. If it was taken, it is among the recent requests.";
+const NO_KEY = "This is not a key; one begins with rift_ and has only letters, digits and _. Copy it again.";
+const LOST = "The connection broke before the request had an id. If it was accepted, it is among the recent requests.";
 
 const $ = (id) => document.getElementById(id);
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -20,10 +20,10 @@ const say = (words, left = "") => { $("status").textContent = words; $("left").t
 
 let key = sessionStorage.getItem(HELD) ?? "";
 let current = null; // the run on the screen
-let oldest = ""; // the last request of the list
-let lists = 0; // how often a list was asked for, or given up: only the last one is shown
+let oldest = ""; // the id of the last request in the list
+let lists = 0; // counts started and dropped list calls: only the last one is shown
 
-/** Words of a refusal, as they are: beside the key until there is one, then in the answer's place. */
+/** Show an error: next to the key until there is one, then in place of the answer. */
 function complain(words) {
   for (const place of [$("refused"), $("problem")]) {
     place.textContent = words;
@@ -35,7 +35,7 @@ function call(path, { headers, ...options } = {}) {
   return fetch(path, { cache: "no-store", ...options, headers: { Authorization: `Bearer ${key}`, ...headers } });
 }
 
-/** The service's own words for what went wrong. */
+/** Return the service's own error message. */
 async function words(response) {
   const text = await response.text();
   try {
@@ -98,7 +98,7 @@ function list(models) {
 
 // --- one request -----------------------------------------------------------------------------------------
 
-/** A request as this page follows it. `after` is the last event that it has. */
+/** A request that this page follows. `after` is the id of the last event received. */
 function Run(id = "") {
   Object.assign(this, {
     id, after: "0", isStopped: false, abort: new AbortController(), began: performance.now(), first: null,
@@ -125,7 +125,7 @@ function begin(run, words) {
   busy(true);
 }
 
-/** Neither button takes the focus away with it. */
+/** Keep the focus when one button replaces the other. */
 function busy(is) {
   const focused = document.activeElement;
   $("output").ariaBusy = String(is);
@@ -154,7 +154,7 @@ async function ask() {
   }
 }
 
-/** Follow a request to its end, over as many connections as that takes. */
+/** Follow a request to its end, reconnecting as often as needed. */
 async function follow(run, response) {
   for (let tries = 0; run === current; tries += 1) {
     try {
@@ -170,7 +170,7 @@ async function follow(run, response) {
         }
       }
     } catch {
-      // The connection broke: what the request says next is behind `run.after`.
+      // The connection broke: the next events follow `run.after`.
     }
     response = null;
     if (run !== current) return;
@@ -188,7 +188,7 @@ function resume(run) {
   });
 }
 
-/** Each event of the stream, as its fields. */
+/** Yield the fields of each event of the stream. */
 async function* frames(run, response) {
   const reader = response.body.getReader();
   const decoder = new TextDecoder();
@@ -210,7 +210,7 @@ async function* frames(run, response) {
   }
 }
 
-/** Take one event; say whether it was the last. */
+/** Process one event; return whether it was the last. */
 function take(run, frame) {
   if (run !== current) return true;
   const data = JSON.parse(frame.data);
@@ -239,7 +239,7 @@ function name(run, id) {
 
 const STATUS = { queued: "Queued", starting: "Starting the model", running: "Running" };
 
-/** An estimate counts down by itself between two words of the gateway. */
+/** Count the estimate down between two messages of the gateway. */
 function tell(run, { status, estimate_ms: estimate }) {
   clearInterval(run.countdown);
   say(STATUS[status] ?? status);
@@ -257,7 +257,7 @@ function write(run, { index, delta, reasoning }) {
   const output = $("output");
   const isAtEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 40;
   if (reasoning) $("reasoning").append(reasoning);
-  // Many models begin with a space.
+  // Many models' answers begin with a space.
   $("text").append($("text").firstChild ? delta : delta.trimStart());
   if (isAtEnd) output.scrollTop = output.scrollHeight;
   const now = performance.now();
@@ -276,7 +276,7 @@ function write(run, { index, delta, reasoning }) {
 const rate = (tokens, ms) => `${((tokens * 1000) / ms).toFixed(1)} tokens/s`;
 const ENDS = { stop: "Finished", length: "Finished: max tokens reached", cancelled: "Stopped", tool_calls: "Finished" };
 
-/** The end has the log's own figures, which are what is charged. */
+/** Show the figures of the last event: they come from the log and are what is charged. */
 function end(run, { usage, charge, timing, finish_reason: reason, error }) {
   if (error) return fail(run, error.message);
   if (timing.ttft_ms !== null) $("ttft").textContent = `${Math.round(timing.ttft_ms)} ms`;
@@ -301,7 +301,7 @@ function finish(run, words) {
   recent();
 }
 
-/** The answer ends by itself then, with its charge. Without an id yet: as soon as there is one. */
+/** Cancel the request, now or once its id is known. The stream then ends with its charge. */
 async function stop() {
   const run = current;
   if (!run) return;
@@ -312,13 +312,13 @@ async function stop() {
     const response = await call(`/v1/inference/${run.id}`, { method: "DELETE" });
     if (!response.ok) complain(await words(response));
   } catch {
-    complain("The gateway cannot be reached: the request goes on. Try again.");
+    complain("The gateway cannot be reached: the request continues. Try again.");
   }
 }
 
 // --- recent requests -------------------------------------------------------------------------------------
 
-/** What cannot be read leaves the list, and the button for more of it, as they are. */
+/** Add a page of requests. After an error the list and its button for more stay as they are. */
 async function recent(after = "") {
   const query = new URLSearchParams(after ? { limit: PAGE, after } : { limit: PAGE });
   const asked = (lists += 1);
@@ -327,7 +327,7 @@ async function recent(after = "") {
   try {
     const response = await call(`/v1/inference?${query}`);
     if (response.ok) page = await response.json();
-    else if (response.status === 404) note = "This gateway lists no requests.";
+    else if (response.status === 404) note = "This gateway cannot list requests.";
     else note = await words(response);
   } catch {
     note = "The gateway cannot be reached.";
@@ -361,7 +361,7 @@ function row({ id, model, status, created, usage, charge }) {
     const run = new Run();
     begin(run, "Reading");
     name(run, id);
-    run.first = { index: 0, at: Infinity }; // what is read back says nothing of speed
+    run.first = { index: 0, at: Infinity }; // a replayed answer shows no speed
     follow(run, null);
   });
   const item = document.createElement("li");
