@@ -1,7 +1,7 @@
-"""Invoice lines in the shape of FOCUS 1.2, the FinOps Foundation's billing format: CSV for finance's tools.
+"""Invoice lines as FOCUS 1.2, the FinOps Foundation's billing format: CSV for finance tools.
 
-A line is a row for each thing that is priced: prompt tokens, cached tokens, output tokens, seconds, or a
-correction. Costs are exact decimals and add up to the invoice.
+An invoice line becomes one row per priced quantity: prompt tokens, cached tokens, output tokens, seconds, or
+a correction. Costs are exact decimals and add up to the invoice.
 """
 
 import csv
@@ -24,7 +24,7 @@ COLUMNS = (
     *("SkuPriceId", "x_Positions", "x_Digest"),
 )
 
-# What of a line is priced: its field, the price's field, and the unit.
+# The priced quantities: field of the line, field of the price, unit.
 PRICED = (
     ("prompt_tokens", "prompt_nanousd", "Tokens"),
     ("cached_tokens", "cached_prompt_nanousd", "Tokens"),
@@ -91,7 +91,7 @@ def _row(invoice: Invoice, line: InvoiceLine, what: str, cost_nanousd: int) -> d
         "ChargeCategory": "Usage",
         "ChargeDescription": f"{line.model or 'account'}: {described}",
         "ChargeFrequency": "Usage-Based",
-        # A provisional invoice has no number.
+        # A provisional invoice does not have a number.
         "InvoiceId": f"{invoice.account}/{invoice.period}" if invoice.status == "closed" else "",
         "PricingCategory": "Standard",
         "ResourceId": line.model,

@@ -1,7 +1,7 @@
 """Invoices and usage, read from the warehouse: whole numbers of nano-USD, each line traceable to the log.
 
-What a line is made of is SQL (`sql/charges.sql`, `sql/invoice_lines.sql`). What lives here: how it is asked
-for, and the forms it is shown in.
+What lives here: the queries and the shapes of the results. What must not: the rules of a line, which are SQL
+(`sql/charges.sql`, `sql/invoice_lines.sql`).
 """
 
 import datetime
@@ -17,7 +17,7 @@ from replay.sql_files import sql
 from replay.warehouse.result import QueryResult
 
 Read = Callable[..., list[QueryResult]]
-"""`Warehouse.read`: questions, answered as of one moment."""
+"""`Warehouse.read`: answers several queries as of the same moment."""
 
 PERIOD = re.compile(r"2[0-9]{3}-(0[1-9]|1[0-2])")
 DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -30,11 +30,11 @@ MEASURES = (
 
 
 class BillingRefused(ReplayError):
-    """The question names something that is not there, or is not one; the message says what."""
+    """The request names something unknown or malformed; the message names it."""
 
 
 class InvoiceLine(msgspec.Struct, frozen=True):
-    """The charges of one model, plan and price version. `digest` is over each of them, in log order."""
+    """The charges of one model, plan and price version. `digest` covers each of them, in log order."""
 
     model: str
     plan: str
@@ -50,7 +50,7 @@ class InvoiceLine(msgspec.Struct, frozen=True):
 
 
 class Invoice(msgspec.Struct, frozen=True):
-    """One account's period. `positions` is what it reaches of each stream: for good, if it is closed."""
+    """One account's period. `positions` is by stream the last sequence included, final once closed."""
 
     account: str
     period: str
@@ -62,7 +62,7 @@ class Invoice(msgspec.Struct, frozen=True):
 
 def checked_period(period: str) -> str:
     if not PERIOD.fullmatch(period):
-        raise BillingRefused(f"{period!r} is no period; write a month as YYYY-MM, like 2026-11")
+        raise BillingRefused(f"{period!r} is not a period; write a month as YYYY-MM, like 2026-11")
     return period
 
 
@@ -83,7 +83,7 @@ def invoice(read: Read, account: str, period: str) -> Invoice:
 
 
 class Closing(msgspec.Struct, frozen=True):
-    """What a period comes to, over all accounts. `digest` is over every line of every invoice."""
+    """The total of a period over all accounts. `digest` covers every line of every invoice."""
 
     digest: str
     accounts: int
@@ -91,7 +91,7 @@ class Closing(msgspec.Struct, frozen=True):
 
 
 def closing(read: Read, period: str) -> Closing:
-    """Return what a period comes to, as far as it is folded."""
+    """Return the totals of a period, as far as it is folded."""
     [lines] = read((sql("billing/invoice_lines"), {"period": checked_period(period), "account": None}))
     by_account: dict[str, list[InvoiceLine]] = {}
     for row in lines.rows:
@@ -110,7 +110,7 @@ def usage(read: Read, account: str, first_day: str, last_day: str, groups: Seque
     for day in (first_day, last_day):
         _check_day(day)
     if unknown := [group for group in groups if group not in GROUPS]:
-        raise BillingRefused(f"group_by: {unknown[0]!r} is no group; known are {', '.join(GROUPS)}")
+        raise BillingRefused(f"group_by: {unknown[0]!r} is not a group; use {', '.join(GROUPS)}")
     known, sums, applied = read(
         ("select count(*) from accounts where account = ?", [account]),
         (
@@ -141,20 +141,20 @@ def _check_day(day: str) -> None:
             datetime.date.fromisoformat(day)
             return
     except ValueError:
-        # Of the right form, and in no calendar.
+        # It has the right form, but the calendar does not have it.
         pass
-    raise BillingRefused(f"{day!r} is no day; write it as YYYY-MM-DD, in UTC")
+    raise BillingRefused(f"{day!r} is not a day; write it as YYYY-MM-DD, in UTC")
 
 
 def _line(row: Sequence[Any]) -> InvoiceLine:
-    told = dict(zip(InvoiceLine.__struct_fields__, row[1:10], strict=False))
-    return InvoiceLine(**told, positions={"first": row[10], "last": row[11]}, digest=row[12])
+    fields = dict(zip(InvoiceLine.__struct_fields__, row[1:10], strict=False))
+    return InvoiceLine(**fields, positions={"first": row[10], "last": row[11]}, digest=row[12])
 
 
 def _line_text(line: InvoiceLine) -> str:
     numbers = (line.price_version, line.prompt_tokens, line.cached_tokens, line.output_tokens, line.seconds)
-    told = (line.model, line.plan, *numbers, line.nanousd, line.requests, line.digest)
-    return " ".join(map(str, told)) + "\n"
+    fields = (line.model, line.plan, *numbers, line.nanousd, line.requests, line.digest)
+    return " ".join(map(str, fields)) + "\n"
 
 
 def _digest(texts: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The newest requests of an account: pages of them, each with its facts and its charge."""
+"""The requests of an account in pages, newest first, each with its charge."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def listing(read: Read, account: str, limit: int, after: str | None) -> dict[str
         (sql("billing/requests"), {"account": account, "after": after, "limit": limit + 1}),
     )
     if after is not None and known.rows == [[0]]:
-        raise BillingRefused(f"after: there is no request {after!r} any more")
+        raise BillingRefused(f"after: request {after!r} does not exist or was removed")
     rows = [dict(zip(page.columns, row, strict=True)) for row in page.rows]
     data = [_resource(row) for row in rows[:limit]]
     return {"object": "list", "data": data, "has_more": len(rows) > limit}

@@ -1,6 +1,6 @@
-"""Events of the book to rows: each says one thing, and nothing here depends on what was said before.
+"""Events of the book to rows, each independent of the others.
 
-What has to be said only once (a price version, a closed period) is the fold's business.
+What must not live here: rules across events, such as "only the first close of a period counts" (`fold.py`).
 """
 
 from collections.abc import Iterator, Sequence

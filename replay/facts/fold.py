@@ -1,8 +1,8 @@
 """Stored messages to rows: the fold behind every bill and every chart.
 
-Each stream is folded in its own order, whatever the batches: equal log, equal rows. What counts is
-said by `events.lives`, what it costs by `events.charge`. No clock is read: time is the stored time,
-made monotone per stream by the largest seen so far. No content (prompts, texts) reaches a row.
+Each stream is folded in its own order, whatever the batches, so equal logs give equal rows.
+`events.request_states` decides which events count and `events.pricing` computes the charge. No clock is
+read: time is the stored time, made monotone per stream. No content (prompts, texts) reaches a row.
 
 What must not live here: DuckDB (`warehouse.py`), waiting (the control process).
 """
@@ -39,7 +39,7 @@ REPLICA_FIELDS = frozenset(ReplicaRow.__struct_fields__)
 
 
 class BookBehind(ReplayError):
-    """A request was admitted under a later position of the book than was folded: fold the book first."""
+    """A request was admitted at a position of the book that is not folded yet: fold the book first."""
 
     def __init__(self, stream: str, sequence: int, book: int) -> None:
         super().__init__(f"{stream}:{sequence} was admitted under {subjects.BOOK}:{book}, not folded yet")
@@ -49,14 +49,14 @@ class BookBehind(ReplayError):
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Up to where a stream is folded, and the largest stored time seen there."""
+    """The last folded sequence of a stream, and the largest stored time so far."""
 
     sequence: int = 0
     stored_at_ns: int = 0
 
 
 class Stop(msgspec.Struct, frozen=True):
-    """The record that could not be folded, and why. Nothing behind it is folded."""
+    """The record that could not be folded, and why. No later record is folded."""
 
     sequence: int
     why: str
@@ -78,7 +78,7 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class Changes(msgspec.Struct):
-    """What one batch adds: rows for ever, and the open requests whose rows it replaced or ended."""
+    """The result of a batch: rows to append, and the open requests whose rows it replaced or ended."""
 
     position: Position
     rows: list[Row]
@@ -87,7 +87,7 @@ class Changes(msgspec.Struct):
 
 
 def read(stream: str, messages: Iterable[Stored], quarantined: Container[int] = ()) -> Batch:
-    """Decode up to the first record or event this reader cannot read; a quarantined one says nothing."""
+    """Decode records up to the first unreadable one. A quarantined record has no events."""
     records: list[Read] = []
     for stored in messages:
         _, events, why = decoded(stored)
@@ -98,7 +98,7 @@ def read(stream: str, messages: Iterable[Stored], quarantined: Container[int] = 
 
 
 def decoded(stored: Stored) -> tuple[str, Sequence[Any], str | None]:
-    """Return a record's writer and events; or none of these, and why it cannot be read."""
+    """Return a record's writer, its events and None; if it cannot be read, the last is the reason."""
     try:
         writer, events = codec.decode(stored.data)
     except RecordUnreadable as error:
@@ -110,7 +110,7 @@ def decoded(stored: Stored) -> tuple[str, Sequence[Any], str | None]:
 
 
 class FactFold:
-    """The state between batches. All of it can be restored from the rows it made."""
+    """The state between batches. All of it can be restored from the rows."""
 
     def __init__(self) -> None:
         self.positions: dict[str, Position] = {}
@@ -122,7 +122,7 @@ class FactFold:
         self._book_ids: set[str] = set()
         self._closed: set[str] = set()
         self._quarantined: dict[str, set[int]] = {}
-        # Of the groups in hand, those whose prompt was charged.
+        # Groups of the current batch whose prompt is charged.
         self._charged: set[str] = set()
 
     # --- restoring -------------------------------------------------------------------------------
@@ -139,11 +139,11 @@ class FactFold:
         self._quarantined.setdefault(stream, set()).add(sequence)
 
     def quarantined(self, stream: str) -> Set[int]:
-        """Return the records of a stream that are passed over if they cannot be read."""
+        """Return the records of a stream that are skipped if they cannot be read."""
         return self._quarantined.get(stream, set())
 
     def restore_request(self, row: RequestRow, life: Life, attempt: AttemptRow | None) -> None:
-        """Take up an open request; the book must have been restored before."""
+        """Restore an open request, after the book."""
         self.open[row.request_id] = Open(row, self._prices[row.price_version, row.model], attempt)
         self.lives.follow(row.request_id, life)
 
@@ -155,8 +155,8 @@ class FactFold:
     def new_requests(self, batch: Batch) -> dict[str, int]:
         """Return the accepted requests that are not open, with the position floor of each.
 
-        One of these may have ended long ago (an acceptance can be stored again at any time), which
-        only the rows know. Raises BookBehind, and changes nothing.
+        An acceptance can be stored again at any time, so some may have ended before; only the rows know
+        these. Raises BookBehind without any change.
         """
         floors: dict[str, int] = {}
         for record in batch.records:
@@ -172,7 +172,7 @@ class FactFold:
         return floors
 
     def groups(self, batch: Batch) -> set[str]:
-        """Return the groups that a request may belong to that ends in this batch."""
+        """Return the groups of all requests that may end in this batch."""
         accepted = (
             e for record in batch.records for e in record.events if isinstance(e, schema.RequestAccepted)
         )
@@ -180,8 +180,8 @@ class FactFold:
         return {group for group in (*under_way, *(event.group for event in accepted)) if group is not None}
 
     def apply(self, batch: Batch, *, ended: Set[str] = frozenset(), charged: Iterable[str] = ()) -> Changes:
-        """Fold a batch. `ended` holds those of `new_requests` that had ended before it, `charged` those of
-        `groups` whose prompt was charged."""
+        """Fold a batch. `ended` are those of `new_requests` that ended before it, `charged` those of `groups`
+        whose prompt is charged."""
         self._charged = set(charged)
         position = self.position(batch.stream)
         changes = Changes(position, [], set(), batch.stop)
@@ -259,7 +259,7 @@ class FactFold:
         return rows
 
     def _settle(self, under_way: Open, event: Any, origin: EventOrigin, life: Life) -> Iterator[Row]:
-        """Of a group, the first that is charged is charged the prompt."""
+        """Charge the prompt of a group to its first charged request."""
         group = under_way.row.group_id
         for row in settle(under_way, event, origin, life, with_prompt=group not in self._charged):
             if isinstance(row, RequestRow) and row.billed_output_tokens and group is not None:
@@ -277,7 +277,7 @@ class FactFold:
                     self._add_price(row)
                     yield row
             case schema.PeriodClosed():
-                # What was closed stays as it was.
+                # Only the first close of a period counts.
                 if event.period not in self._closed:
                     self._closed.add(event.period)
                     yield from entry_rows(event, origin)
@@ -319,5 +319,5 @@ class FactFold:
                     origin.at_ns,
                 )
             case _ if (name := REPLICA_EVENTS.get(type(event))) is not None:
-                told = {field: getattr(event, field) for field in REPLICA_FIELDS if hasattr(event, field)}
-                yield ReplicaRow(event=name, position=origin.position, at_ns=origin.at_ns, **told)
+                fields = {field: getattr(event, field) for field in REPLICA_FIELDS if hasattr(event, field)}
+                yield ReplicaRow(event=name, position=origin.position, at_ns=origin.at_ns, **fields)

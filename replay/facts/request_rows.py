@@ -1,6 +1,6 @@
-"""One request under way: how each event that counted changes its rows, and what its end leaves.
+"""The rows of one open request: each event that counts changes them, and its end completes them.
 
-What counts was decided before (`events.lives`); what it costs is decided by `events.charge`.
+`events.request_states` decides which events count and `events.pricing` computes the charge.
 """
 
 from bisect import bisect_right
@@ -27,12 +27,12 @@ STATES: dict[str | None, str] = {
     "poison": "poison",
 }
 
-# An attempt that ended so had the last word itself: until then it was running. Any other was cut
-# off by somebody else, and ran for sure only until its own last event.
+# An attempt with one of these outcomes ended by its own event, so it ran until then. Any other attempt was
+# ended by another process and is known to have run only until its own last event.
 OWN_ENDS = frozenset({"finished", "draining", "host"})
 
-# Between two of a request's token events, in milliseconds: the upper bounds of `itl_counts`, the last count
-# being of what is longer. No bound is more than 1.5 times the one before, up to a second.
+# Upper bounds of the buckets of `itl_counts`, the gaps between token events, in milliseconds; the last bucket
+# has none. Up to a second, a bound is at most 1.5 times the one before it (2 below 2 ms).
 ITL_BOUNDS_MS = (
     *(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024),
     *(2048, 4096, 8192),
@@ -41,7 +41,7 @@ ITL_BOUNDS_NS = tuple(bound * 1_000_000 for bound in ITL_BOUNDS_MS)
 
 
 class EventOrigin(msgspec.Struct, frozen=True):
-    """Where and when one event stands."""
+    """The place of an event in the log, and its stored time."""
 
     stream: str
     sequence: int
@@ -54,7 +54,7 @@ class EventOrigin(msgspec.Struct, frozen=True):
 
 
 class Open(msgspec.Struct):
-    """A request under way: its row so far, and the row of its current attempt while that is live."""
+    """An open request: its row so far, and the row of its live attempt."""
 
     row: RequestRow
     price: Price
@@ -81,7 +81,7 @@ def accepted_row(event: schema.RequestAccepted, origin: EventOrigin) -> RequestR
 
 
 def note(under_way: Open, event: Any, origin: EventOrigin, life: Life) -> Iterator[Row]:
-    """Enter one counted event into the rows under way; yield the attempt it closed, if it did."""
+    """Apply one counted event to the open rows; yield the attempt if the event closed it."""
     row = under_way.row
     attempt = under_way.attempt
     match event:
@@ -130,7 +130,7 @@ def _tokens(row: RequestRow, attempt: AttemptRow, event: schema.TokensGenerated,
         row.first_token_at_ns = origin.at_ns
         row.cached_tokens = event.cached_tokens
     else:
-        assert row.last_token_at_ns is not None, "who has first tokens has last ones"
+        assert row.last_token_at_ns is not None, "a request with first tokens has last ones"
         if row.itl_counts is None:
             row.itl_counts = [0] * (len(ITL_BOUNDS_NS) + 1)
         row.itl_counts[bisect_right(ITL_BOUNDS_NS, origin.at_ns - row.last_token_at_ns)] += 1
@@ -155,7 +155,7 @@ def _closed(under_way: Open, outcome: str, origin: EventOrigin) -> AttemptRow:
 def settle(
     under_way: Open, event: Any, origin: EventOrigin, life: Life, *, with_prompt: bool
 ) -> Iterator[AttemptRow | RequestRow]:
-    """Yield the rows of a request that ended: what is left of its attempt, and its own with its charge."""
+    """Yield the final rows of a request that ended: its live attempt, and the request with its charge."""
     row = under_way.row
     if under_way.attempt is not None:
         yield _closed(under_way, "finished" if life.ender == "worker" else "ended", origin)
@@ -177,7 +177,7 @@ def settle(
 
 
 def _differs(event: schema.RequestFinished, row: RequestRow) -> bool:
-    """Whether the billing facts a terminal event repeats are not the acceptance's, which are the truth."""
+    """Return whether a terminal event repeats billing facts that differ from the acceptance, which counts."""
     return (
         event.account not in (None, row.account)
         or event.model not in (None, row.model)

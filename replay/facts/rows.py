@@ -1,6 +1,6 @@
-"""The rows the fold makes: one struct per fact table of `sql/tables.sql`, its fields the columns.
+"""The rows of the fold: one struct per fact table of `sql/tables.sql`, with its columns as fields.
 
-What lives here: shapes. A row says ids, numbers, times and positions; never content.
+What lives here: shapes. A row holds ids, numbers, times and positions, never content.
 """
 
 from typing import ClassVar
@@ -70,7 +70,7 @@ class RequestRow(Row):
 
 
 class AttemptRow(Row):
-    """One counted attempt. `last_event_at_ns` is the last event of its own that counted."""
+    """One counted attempt. `last_event_at_ns` is the time of its own last event that counted."""
 
     table = "ended_attempts"
 
@@ -94,7 +94,7 @@ class AttemptRow(Row):
 
 
 class ReplicaRow(Row, kw_only=True):
-    """One event of one replica; what its kind of event does not say is null."""
+    """One event of one replica; fields that the event does not have are null."""
 
     table = "replica_events"
 
@@ -118,8 +118,8 @@ class ReplicaRow(Row, kw_only=True):
 
 
 class DecisionRow(Row):
-    """One scaling decision; `positions` and `inputs` are JSON objects of integers. `counts` as
-    `events.fleet` says."""
+    """One scaling decision; `positions` and `inputs` are JSON objects of integers. `events.fleet` defines
+    `counts`."""
 
     table = "scale_decisions"
 
@@ -138,7 +138,7 @@ class DecisionRow(Row):
 
 
 class ElectionRow(Row):
-    """Somebody stood for leader; `counts` says whether it leads."""
+    """A candidacy for leader; `counts` tells whether it succeeded."""
 
     table = "held_elections"
 
@@ -150,7 +150,7 @@ class ElectionRow(Row):
 
 
 class BookRow(Row):
-    """One event of the book that counts: the first with its id."""
+    """One event of the book that counts, the first with its id."""
 
     table = "book_entries"
 
@@ -207,7 +207,7 @@ class PriceRow(Row):
 
 
 class LimitsRow(Row):
-    """All limits of an account, or of a key of it."""
+    """All limits of an account or of a key."""
 
     table = "set_limits"
 
@@ -234,7 +234,7 @@ class GrantRow(Row):
 
 
 class HoldRow(Row):
-    """An allowance of one gateway's lane; `id` is what its requests name."""
+    """An allowance of one gateway's lane; requests refer to it by `id`."""
 
     table = "held_credits"
 
@@ -248,7 +248,7 @@ class HoldRow(Row):
 
 
 class SettlementRow(Row):
-    """What of an allowance was spent."""
+    """The spent part of an allowance."""
 
     table = "settled_credits"
 
@@ -287,7 +287,7 @@ class PeriodRow(Row):
 
 
 class PeriodStreamRow(Row):
-    """Up to where a closed period holds what stands in one stream."""
+    """The last sequence of a stream that belongs to a closed period."""
 
     table = "closed_streams"
 
@@ -310,7 +310,7 @@ class SegmentRow(Row):
 
 
 class QuarantineRow(Row):
-    """A record that is passed over."""
+    """A record that is skipped."""
 
     table = "quarantined_records"
 

@@ -1,4 +1,4 @@
-"""Scaling: what demand needs, as a pure function of the log.
+"""Scaling: the number of replicas as a pure function of the log.
 
 demand        the demand that a decision is based on
 demand_query  reads demand from the warehouse

@@ -34,8 +34,8 @@ from events.contracts import SECOND_NS
 from replay.scaling.demand import Demand, Replicas
 from replay.scaling.hardware import Hardware, Natural, Positive
 
-# Every decision carries this name. Change it whenever a decision or its reason changes: `verify` makes decisions
-# of this name again and compares them.
+# Every decision carries this name. Change it whenever a decision or its reason changes, because `verify`
+# makes decisions of this name again and compares them.
 POLICY = "pool-1"
 
 # Standard deviations of open requests to keep free: 99.9 % of a normal distribution, its skew, and a margin.

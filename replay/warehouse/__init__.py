@@ -1,4 +1,4 @@
-"""The warehouse: the DuckDB file that facts are stored in and questions are answered from.
+"""The warehouse: the DuckDB file with the facts, and queries on it.
 
 warehouse    stores rows and applied positions in one transaction
 fact_tables  writes facts, and restores the fold from them

@@ -1,6 +1,6 @@
-"""Questions to the warehouse: each on a connection of its own, read-only, bounded in rows, time and memory.
+"""Queries to the warehouse, each read-only on a connection of its own, bounded in rows, time and memory.
 
-What must not live here: who asks, and what a relation means.
+What must not live here: permissions, and the meaning of a relation.
 """
 
 import hashlib
@@ -12,18 +12,18 @@ import duckdb
 
 from replay.warehouse.result import QueryRefused, QueryResult, plain
 
-# An answer is read by a person or a script: more rows want a LIMIT or an aggregate.
+# A person or a script reads the answer: for more rows, use LIMIT or an aggregate.
 ROWS_MAX = 100_000
-# A question must not hold a core for longer than its asker waits (25 s, `rift/rpc.py`).
+# A query must not occupy a core for longer than its client waits (25 s, `rift/rpc.py`).
 TIME_MAX_S = 10.0
 # Invoices and digests over ten million requests take a minute.
 READ_MAX_S = 300.0
 
 
-ZONED = "times with a zone are not answered (the log's are integers, nanoseconds); write them as ::varchar"
+ZONED = "times with a zone cannot be returned (the log's are integer nanoseconds); write them as ::varchar"
 
 Question = tuple[str, Sequence[object] | Mapping[str, object]]
-"""SQL of ours, and its parameters."""
+"""SQL of this package, and its parameters."""
 
 Result = TypeVar("Result")
 
@@ -33,21 +33,21 @@ class Queries:
         self._connection = connection
         self._memory_max = memory_max
         self._cursors: set[duckdb.DuckDBPyConnection] = set()
-        self._asked = threading.Condition()
+        self._condition = threading.Condition()
         self._is_closed = False
 
     def close(self) -> None:
-        """Refuse what is being asked, and what is asked from now on; return once nobody asks."""
-        with self._asked:
+        """Interrupt running queries and refuse new ones; return when none runs."""
+        with self._condition:
             self._is_closed = True
             for cursor in self._cursors:
                 cursor.interrupt()
-            self._asked.wait_for(lambda: not self._cursors)
+            self._condition.wait_for(lambda: not self._cursors)
 
     def query(self, text: str, allowed: str, rows_max: int, time_max_s: float) -> QueryResult:
-        """Answer one SELECT of anybody's. Raises QueryRefused, which says what is `allowed`."""
+        """Answer one SELECT of a user. Raises QueryRefused, which names what is `allowed`."""
         if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise QueryRefused("the question is not Unicode text")
+            raise QueryRefused("the query is not Unicode text")
         try:
             return self._ask(lambda cursor: _answer(cursor, text, allowed, rows_max), time_max_s)
         except (duckdb.PermissionException, duckdb.TransactionException) as error:
@@ -56,13 +56,13 @@ class Queries:
             raise QueryRefused(ZONED if "pytz" in str(error) else str(error)) from error
 
     def read(self, questions: Iterable[Question]) -> list[QueryResult]:
-        """Answer questions of our own, all as of one moment. Raises QueryRefused."""
+        """Answer queries of this package, all as of the same moment. Raises QueryRefused."""
         return self._ask(lambda cursor: _answer_all(cursor, questions), READ_MAX_S)
 
     def digests(
         self, relations: Iterable[str], questions: Iterable[Question]
     ) -> tuple[dict[str, str], list[QueryResult]]:
-        """Return the SHA-256 of each relation's rows, whatever their order, and answers as of the same
+        """Return a SHA-256 over each relation's rows, independent of their order, and answers as of the same
         moment. Raises QueryRefused."""
 
         def ask(cursor: duckdb.DuckDBPyConnection) -> tuple[dict[str, str], list[QueryResult]]:
@@ -72,7 +72,7 @@ class Queries:
         return self._ask(ask, READ_MAX_S)
 
     def _ask(self, ask: Callable[[duckdb.DuckDBPyConnection], Result], time_max_s: float) -> Result:
-        with self._asked:
+        with self._condition:
             if self._is_closed:
                 raise QueryRefused("the database is closed")
             cursor = self._connection.cursor()
@@ -93,12 +93,12 @@ class Queries:
         finally:
             timer.cancel()
             timer.join()
-            with self._asked:
-                # A result that was not read to its end may go on being made until it is interrupted.
+            with self._condition:
+                # DuckDB may keep computing a result that was not read to its end; interrupt it.
                 cursor.interrupt()
                 cursor.close()
                 self._cursors.remove(cursor)
-                self._asked.notify_all()
+                self._condition.notify_all()
 
 
 def _answer(cursor: duckdb.DuckDBPyConnection, text: str, allowed: str, rows_max: int) -> QueryResult:

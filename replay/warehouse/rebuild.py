@@ -1,12 +1,12 @@
-"""A fresh warehouse from the archive: the common case in SQL, the rest through the fold, event by event.
+"""A fresh warehouse from the archive: common requests in SQL, all others through the fold.
 
-A request whose life is the common one (accepted, started once, its tokens one after the other, finished by
-that attempt) is settled set-wise, some segments at a time. All other events of requests, and all of the book
-and the fleet, go through the fold in their order. Both give the same rows: a request's rows follow from its
-own events and its price alone, but for groups, which the fold has all of.
+A common request is accepted, started once, gets its tokens in order and is finished by the same attempt. SQL
+settles such requests as sets, some segments at a time. All other events of requests, the book and the fleet
+go through the fold in their order. Both give the same rows, because a request's rows follow from its own
+events and its price alone. Groups are the exception, and the fold handles all of them.
 
-The file appears when it is complete. What must not live here: what counts and what it costs (the fold; the
-SQL says it for the common case only), and the switch to the new file (the control process).
+The file appears when it is complete. What must not live here: the rules (the fold has them; SQL repeats them
+for common requests only), and the switch to the new file (the control process).
 """
 
 from collections import defaultdict
@@ -26,21 +26,21 @@ from replay.facts.rows import SegmentRow
 from replay.warehouse.fact_tables import FactTables
 from replay.warehouse.warehouse import ProjectionStopped, Warehouse, WarehouseError
 
-# Bytes of event files that are settled at once, of some 600,000 short requests. What a window leaves half
-# full in the tables is written twice, so few are better; unpacked, one takes half of DuckDB's memory.
+# Bytes of event files in one window, about 600,000 short requests. DuckDB writes row groups that a window
+# leaves half full twice, so few windows are better; one takes half of DuckDB's memory when unpacked.
 WINDOW_BYTES = 64 << 20
-# Events that the fold is given at a time.
+# Events in one batch for the fold.
 BATCH_EVENTS = 20_000
-# Stands in a record for the events that are settled: it means nothing to any fold.
+# Replaces settled events in a record; every fold ignores it.
 SETTLED = schema.LaneReported(lane="")
 
 
 def rebuild(archive: Archive, path: Path, *, book: Iterable[Sequence[Stored]] = ()) -> None:
-    """Write the warehouse of what is archived to `path`, where no file may be.
+    """Write a warehouse of the archive to `path`, which must not exist.
 
-    `book` is what the log holds of the book, in batches: requests may have been admitted under entries
-    that are not archived. Raises ArchiveDamaged where the files are not as they were sealed, or not what
-    the book says was sealed, BookBehind, ProjectionStopped, WarehouseError.
+    `book` are the records of the book in the log, in batches, because requests may have been admitted under
+    entries that are not archived yet. Raises ArchiveDamaged if files differ from what was sealed or from what
+    the book names, BookBehind, ProjectionStopped, WarehouseError.
     """
     if path.exists():
         raise WarehouseError(f"{path} exists already")

@@ -1,4 +1,4 @@
-"""What an ops question is answered with: columns and rows of values that JSON can carry."""
+"""The result of a query: columns and rows of values that JSON can carry."""
 
 import datetime
 import math
@@ -11,7 +11,7 @@ from replay.errors import ReplayError
 
 
 class QueryRefused(ReplayError):
-    """The question is not answered; the message says why, and what would be."""
+    """The query is not answered; the message gives the reason and what is allowed."""
 
 
 class QueryResult(msgspec.Struct, frozen=True):
@@ -20,7 +20,7 @@ class QueryResult(msgspec.Struct, frozen=True):
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can carry it: integers exactly, what JSON has no word for as text."""
+    """Return a value for JSON: integers exactly, values that JSON cannot represent as text."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

@@ -24,24 +24,25 @@ from replay.warehouse.fact_tables import FactTables
 from replay.warehouse.queries import ROWS_MAX, TIME_MAX_S, Queries, Question
 from replay.warehouse.result import QueryResult
 
-# In the order in which they are made: each may read those before it.
+# In the order of creation: each may read those before it.
 RELATIONS = (
     *("requests", "attempts", "replicas", "decisions", "usage", "latency", "itl_bounds", "demand"),
     *("prices", "accounts", "keys", "limits", "corrections", "periods", "segments", "charges"),
     *("invoice_lines", "balances", "elections", "unit_economics", "lag"),
 )
 
-# What the rows mean. Raise it when the fold changes and the tables do not: older files are then refused.
+# The meaning of the rows. Raise it when the fold changes without a change of the SQL, so that older files are
+# refused.
 FOLD_VERSION = 2
 
-# What a rebuild from the same log must give again, to the last byte: requests, money and the book. Not `lag`
-# and `replicas`, which say how things are, nor `demand` and `decisions`, which say why.
+# Relations that a rebuild from the same log must reproduce to the byte: requests, money and the book. `lag`
+# and `replicas` describe the present, `demand` and `decisions` explain; they are left out.
 DIGESTED = (
     *("requests", "attempts", "usage", "latency", "prices", "accounts", "keys", "limits", "corrections"),
     *("periods", "charges", "invoice_lines", "balances"),
 )
 
-# A pivot over more columns takes memory that no limit counts.
+# A pivot over more columns takes memory that DuckDB's limit does not cover.
 PIVOT_MAX = 1_000
 
 CONFIG: parquet.Config = parquet.CONFIG | {
@@ -62,7 +63,7 @@ class WarehouseBusy(WarehouseError):
 
 
 class ProjectionStopped(ReplayError):
-    """A record cannot be folded. Everything before it is, and nothing behind it will be."""
+    """A record cannot be folded. Everything before it is applied, and nothing after it will be."""
 
     def __init__(self, stream: str, stop: Stop) -> None:
         super().__init__(f"the projection stopped at {stream}:{stop.sequence}: {stop.why}")
@@ -71,7 +72,7 @@ class ProjectionStopped(ReplayError):
 
 
 def schema_version() -> str:
-    """What has to be equal for a file to be gone on with: every relation, and what the fold means."""
+    """Return the version of the file format: a file of another version cannot be continued."""
     text = "\n".join(sql(name) for name in ("tables", *RELATIONS))
     return f"{FOLD_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -219,5 +220,5 @@ def _create_or_check(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         made_by = f"schema {found[0]}" if found is not None else "something else"
         raise WarehouseError(
             f"{path} was made by {made_by}, and this is schema {wanted}: delete the file. "
-            "It is only a fold, and is built again from the log."
+            "The log rebuilds it."
         )

@@ -138,7 +138,7 @@ async def test_a_period_that_is_not_over_is_not_closed(rig: Rig) -> None:
             QuestionRefused, match="2023-11 is not over: the last record was stored 2023-11-14"
         ):
             await rig.ask(ClosePeriod(PERIOD))
-        with pytest.raises(QuestionRefused, match="'2023-11-01' is no period"):
+        with pytest.raises(QuestionRefused, match="'2023-11-01' is not a period"):
             await rig.ask(ClosePeriod("2023-11-01"))
         assert (await rig.ask(Sql("from periods")))["rows"] == []
         assert await rig.log.last_sequence(subjects.BOOK, "rift.book.period.2023-11") == 0
@@ -329,8 +329,8 @@ async def test_a_period_is_not_closed_over_unprojected_records(rig: Rig) -> None
     ("period", "message"),
     [
         ("2001-01", "2001-01 was over before anything was stored here"),
-        ("0001-01", "'0001-01' is no period"),
-        ("9999-12", "'9999-12' is no period"),
+        ("0001-01", "'0001-01' is not a period"),
+        ("9999-12", "'9999-12' is not a period"),
     ],
 )
 async def test_impossible_months(rig: Rig, period: str, message: str) -> None:

@@ -78,9 +78,9 @@ def test_an_account_sees_its_own_bills_only(service: Service) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/v1/invoices/2026-13", "'2026-13' is no period"),
-        ("/v1/usage?from=yesterday", "'yesterday' is no day"),
-        ("/v1/usage?group_by=colour", "'colour' is no group"),
+        ("/v1/invoices/2026-13", "'2026-13' is not a period"),
+        ("/v1/usage?from=yesterday", "'yesterday' is not a day"),
+        ("/v1/usage?group_by=colour", "'colour' is not a group"),
     ],
 )
 def test_routes_name_the_invalid_parameter(service: Service, path: str, message: str) -> None:

@@ -269,9 +269,9 @@ def test_usage_is_grouped_as_asked(scribe: Any, warehouse: Warehouse) -> None:
 
 WRONG = {
     "no account 'nobody'": lambda read: invoice(read, "nobody", PERIOD),
-    "'2023-13' is no period": lambda read: invoice(read, "dev", "2023-13"),
-    "'2023-02-31' is no day": lambda read: usage(read, "dev", "2023-02-31", "2023-03-01", []),
-    "'colour' is no group": lambda read: usage(read, "dev", "2023-02-01", "2023-03-01", ["colour"]),
+    "'2023-13' is not a period": lambda read: invoice(read, "dev", "2023-13"),
+    "'2023-02-31' is not a day": lambda read: usage(read, "dev", "2023-02-31", "2023-03-01", []),
+    "'colour' is not a group": lambda read: usage(read, "dev", "2023-02-01", "2023-03-01", ["colour"]),
     "there is no account 'nobody'": lambda read: usage(read, "nobody", "2023-02-01", "2023-03-01", []),
 }
 
