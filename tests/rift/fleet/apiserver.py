@@ -102,7 +102,7 @@ class ApiServer:
         self.pods: dict[str, ObjectMeta] = {}
         self.refused = 0
         self.watches = 0
-        # The delays of watches and answers.
+        # Whether watches stay silent, and the delay of every answer.
         self.silent = False
         self.slow_s = 0.0
         self._version = 100
