@@ -69,7 +69,7 @@ class LaneCredit:
         self._clock = clock
         self._reported_at_s = reported_at_s
         self._holds: dict[str, CreditHold] = {}
-        self._holding: dict[str, anyio.Lock] = {}
+        self._locks: dict[str, anyio.Lock] = {}
         self._changed = Wakeup()
 
     def changed(self) -> None:
@@ -100,7 +100,7 @@ class LaneCredit:
                     raise unavailable(
                         f"other gateways take credit of account {account} at the same time; try again"
                     )
-                await self._hold(account, cost)
+                await self._append_hold(account, cost)
             elif room + balance.held_nanousd < cost or anyio.current_time() >= began_at_s + ROOM_S:
                 free = sum(hold.free for hold in self._usable(account))
                 raise exhausted(account, balance, self._month(), free, cost)
@@ -120,9 +120,9 @@ class LaneCredit:
             hold.used_at_s = anyio.current_time()
             self.changed()
 
-    async def _hold(self, account: str, cost: int) -> None:
+    async def _append_hold(self, account: str, cost: int) -> None:
         """Append a hold, one per account at a time, unless one has room or the account has none by then."""
-        async with self._holding.setdefault(account, anyio.Lock()):
+        async with self._locks.setdefault(account, anyio.Lock()):
             balance = self._book.credits.of(account)
             room = balance.room(self._month())
             if self._find(account, cost) is not None or (room is not None and room < cost):
@@ -139,12 +139,12 @@ class LaneCredit:
             )
             hold = CreditHold(event, balance.sequence, anyio.current_time())
             self._holds[event.id] = hold
-            sequence = await self._append(hold)
+            sequence = await self._publish(hold)
             with anyio.move_on_after(HOLD_S):
                 while self._book.position < sequence:
                     await self._changed.wait()
 
-    async def _append(self, hold: CreditHold) -> int:
+    async def _publish(self, hold: CreditHold) -> int:
         """Return a sequence at which the book shows whether the hold was stored.
 
         Repeats the identical record while its outcome is unknown. A conflict is a record of another writer,

@@ -63,22 +63,22 @@ def test_a_crowd_that_comes_at_once_gets_no_more_than_one_after_the_other(how: s
         gateway = await world.gateway(served=(MODEL,))
         flood = key_of(world, OTHER)
         await anyio.sleep(0.1)
-        said: list[tuple[int, Any]] = []
+        answers: list[tuple[int, Any]] = []
 
         async def one(number: int) -> None:
             more: dict[str, Any] = {"store": False} if how == "not stored" else {}
             headers = {"authorization": f"Bearer {flood.text}"}
             if how == "with keys":
                 headers["idempotency-key"] = f"key-{number}"
-            said.append(
+            answers.append(
                 await whole(world.ask(gateway, headers=headers, prompt="a prompt", background=True, **more))
             )
 
         async with anyio.create_task_group() as tasks:
             for number in range(CROWD):
                 tasks.start_soon(one, number)
-        assert [status for status, _ in said].count(202) == queue_share.FREE_COLD
-        assert {code for status, code in said if status == 429} == {"queue_share"}
+        assert [status for status, _ in answers].count(202) == queue_share.FREE_COLD
+        assert {code for status, code in answers if status == 429} == {"queue_share"}
 
     live(test)
 

@@ -105,9 +105,9 @@ def test_tokens_are_estimated_first_and_counted_at_the_end() -> None:
         assert status == 200
         used = 100 - int(again.headers[b"x-ratelimit-remaining-tokens"])
         world.ledger.catch_up()
-        told = [entry.life.prompt_tokens + entry.life.next_index for entry in world.ledger.entries.values()]
-        assert used == sum(told) < 90
-        assert shown["usage"]["total_tokens"] in told
+        totals = [entry.life.prompt_tokens + entry.life.next_index for entry in world.ledger.entries.values()]
+        assert used == sum(totals) < 90
+        assert shown["usage"]["total_tokens"] in totals
         too_large = ask(world, gateway, world.key, tokens=101)
         assert await whole(too_large) == (429, "tokens_per_minute")
         assert too_large.headers[b"x-should-retry"] == b"false"
@@ -256,9 +256,9 @@ def test_a_single_account_may_fill_the_queue_and_one_of_several_its_share() -> N
         flood = key_of(world, OTHER)
         await anyio.sleep(0.1)
         calls = [ask(world, gateway, flood.text, background=True) for _ in range(50)]
-        said = [await whole(call) for call in calls]
-        assert 1 <= sum(status == 202 for status, _ in said) < 50
-        assert {code for status, code in said if status == 429} == {"queue_share"}
+        answers = [await whole(call) for call in calls]
+        assert 1 <= sum(status == 202 for status, _ in answers) < 50
+        assert {code for status, code in answers if status == 429} == {"queue_share"}
 
     live(test)
 
