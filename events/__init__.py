@@ -1,4 +1,4 @@
-"""The protocol: the events of the log, and what they mean. Imports nothing else of Rift.
+"""The protocol: the events of the log and their meaning. Imports nothing else of Rift.
 
 schema/          every event, and the record that carries them
 codec            records to bytes and back

@@ -44,8 +44,8 @@ RESERVE_AFTER_REPORT_S = 10.0
 # It then repeats the append of an acceptance for at most this long,
 ACCEPT_S = 10.0
 
-# and a record that was sent may still be stored after its sender gave up, for as long as a connection takes
-# to come back. A gateway repeats the cancellation of such a request after each of these waits.
+# and a record that was sent may still be stored after its sender stopped waiting, for as long as a connection
+# takes to come back. A gateway repeats the cancellation of such a request after each of these waits.
 LATE_LANDING_S = (0.0, 5.0, 30.0)
 
 # A reservation whose acceptance has an unknown outcome is kept until no read can find the acceptance later.

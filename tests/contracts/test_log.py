@@ -1,4 +1,4 @@
-"""What every log keeps, the one in memory and the one on a real nats-server: one suite for both."""
+"""The contract of a log: one suite for the log in memory and the one on a real nats-server."""
 
 from contextlib import aclosing
 
@@ -231,7 +231,7 @@ async def test_a_full_log_refuses_and_keeps_everything(log: Log) -> None:
     assert 1000 * took < room - await log.room_bytes(SMALL_STREAM) < 1200 * took
     assert 0 <= await log.room_bytes(SMALL_STREAM) < 1200
     assert await fill(log) == 0
-    # What is full is one stream.
+    # Only one stream is full.
     await log.append(STREAM, "rift.0.work.a.b", b"x")
 
 

@@ -1,7 +1,7 @@
 """The log in memory against a real nats-server: the same random operations, the same answers.
 
 Sequences are compared relative to where an example begins; addresses are new for each. A difference that
-both may have, and that no reader may rely on, is not compared: the order in which jobs come again.
+both may have, and that no reader may rely on, is not compared: the order in which jobs are delivered again.
 """
 
 from collections.abc import Awaitable, Callable
@@ -89,7 +89,7 @@ class Run:
         return self._relative(sequence)
 
     async def _append_if_last(self, kind: str, lane: int, before: int) -> Any:
-        """Expect what is the last sequence, or what was so many before it."""
+        """Expect the last sequence, or an earlier one."""
         last = await self._log.last_sequence(STREAM, self._subject(kind, lane))
         return await self._append(kind, lane, b"if", expect_last=max(0, last - before // 4))
 
@@ -125,7 +125,7 @@ class Run:
         return found
 
     async def _trim(self, before: int) -> Any:
-        """Up to so many before the last message; a job that is gone is nobody's any more."""
+        """Up to so many before the last message; a trimmed job can no longer be answered."""
         up_to = max(self._base, await self._log.last_sequence(STREAM) - before)
         await self._log.trim(STREAM, up_to)
         self._queued = {sequence for sequence in self._queued if sequence > up_to}

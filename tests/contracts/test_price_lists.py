@@ -1,4 +1,4 @@
-"""The book of the gateways and the fold of the bills hold the same price lists, whatever the book says."""
+"""The book of the gateways and the fold of the bills hold the same price lists."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What a trim removes, and what its readers see of it: the same from both logs."""
+"""A trim removes the same records from both logs, and their readers see the same."""
 
 import anyio
 import pytest

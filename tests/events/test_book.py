@@ -11,7 +11,7 @@ def price(model: str, prompt: int) -> Price:
 
 
 def test_of_a_list_that_prices_a_model_twice_the_first_price_holds() -> None:
-    """As in `replay/facts/fold.py` and the auditor: what is metered is what is billed."""
+    """As in `replay/facts/fold.py` and the auditor: gateways meter at the price that is billed."""
     book = Book()
     published = PricePublished(id="p", version=1, prices=(price("a", 1), price("b", 2), price("a", 9)))
     book.fold(Stored("rift.book.price.list", 1, 1, codec.encode("test", [published])))

@@ -1,4 +1,4 @@
-"""Records to bytes and back, and the golden files: what was ever written is read as it was meant.
+"""Records to bytes and back, and the golden files: every record ever written can still be read.
 
 `golden/<Event>.<version>.json` is one event as a writer of that version stored it. Files are added when a
 schema grows, and never edited: an edit here is history rewritten.

@@ -1,4 +1,4 @@
-"""The book's credit: what an account may still spend, against a count by hand."""
+"""The credit in the book, compared with a count by hand."""
 
 from typing import Any
 

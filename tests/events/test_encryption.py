@@ -1,4 +1,4 @@
-"""What is sealed says nothing, counts as ever, and is opened by its own key alone."""
+"""A sealed event hides its content, counts as before, and only its own key decrypts it."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def test_every_event_comes_back_and_says_nothing_meanwhile(path: Path) -> None:
     closed = SEAL.closed(was)
     assert SEAL.opened(closed) == was
     told, content = redaction.split(closed)
-    # What the archive keeps and the fold counts is the same, sealed or not.
+    # The archive keeps and the fold counts the same for a sealed event.
     assert told == redaction.split(was)[0]
     if redaction.split(was)[1] is None:
         assert closed == was

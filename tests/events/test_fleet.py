@@ -1,4 +1,4 @@
-"""Which elections and decisions count: in every order that they land in, and for who begins behind a trim."""
+"""Which elections and decisions count, in every order, and for a reader that begins after a trim."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -91,8 +91,10 @@ def test_what_is_said_of_a_replica_that_ended_says_nothing() -> None:
 
 
 class Race:
-    """Control processes that read as far as they like, and stand and decide by what they have read. What one
-    sends lands at once, or later."""
+    """Control processes that read as far as they like, and then stand for election or decide.
+
+    Their appends are stored at once or later.
+    """
 
     def __init__(self) -> None:
         self.stream: list[Stored] = []
@@ -117,7 +119,7 @@ class Race:
             self.land(*self.under_way.pop(number % len(self.under_way)))
 
     def waits(self, name: str) -> bool:
-        """Who has decided waits until that is read: a decision follows from the one before."""
+        """A process reads its own decision before it makes another, because each follows from the last."""
         mine = [s.sequence for s in self.stream if codec.decode(s.data)[0] == name]
         return any(writer == name for writer, _ in self.under_way) or self.read[name].position < max(
             mine, default=0
@@ -135,7 +137,7 @@ class Race:
         self.stream.append(message)
         counts = bool(self.whole.fold(message))
         if isinstance(event, ControlElected):
-            assert counts == (event.epoch == epoch + 1), "of those who stand, the first"
+            assert counts == (event.epoch == epoch + 1), "the first of the candidates"
             assert self.whole.leader == (name if counts else leader)
         elif counts:
             assert (name, event.epoch) == (leader, epoch), "the decision of one who does not lead"
@@ -164,7 +166,7 @@ def test_whatever_lands_when_one_leads_and_its_decisions_alone_count(
     for fleet in race.read.values():
         for message in race.stream[fleet.position :]:
             fleet.fold(message)
-    # Who begins behind a trim comes to the same, wherever that was, and whenever.
+    # A reader that begins after any trim, at any time, arrives at the same state.
     when = data.draw(st.integers(0, len(race.stream)))
     cut = data.draw(st.integers(1, max([1, *race.needed[:when]])))
     late = fold(race.stream[cut - 1 :])
@@ -182,7 +184,7 @@ def test_whatever_lands_when_one_leads_and_its_decisions_alone_count(
     [
         # Decided under the first, and under the second of one model only.
         [elected(1), decided(0, 1, epoch=1), decided(0, 2, epoch=1, model="n"), elected(2, "b")],
-        # What was no decision, for its epoch was over, is the first that a late reader meets.
+        # A late reader first meets a decision of an old epoch, which does not count.
         [elected(1), decided(0, 1, epoch=1), decided(5, 6), elected(2, "b"), decided(1, 2, epoch=2)],
         # Before anybody was elected.
         [decided(0, 1), decided(1, 2), elected(1), decided(2, 0, epoch=1), elected(2, "b")],

@@ -1,4 +1,4 @@
-"""Request ids: what was issued verifies for its account, and nothing else ever does."""
+"""Request ids: an issued id verifies for its account, and no other text does."""
 
 import pytest
 from hypothesis import given, settings

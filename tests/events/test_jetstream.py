@@ -1,4 +1,4 @@
-"""What only the log on a real nats-server has; what every log keeps is in `tests/contracts/test_log.py`."""
+"""Behaviour of the log on a real nats-server alone; the contract is in `tests/contracts/test_log.py`."""
 
 import asyncio
 import gc
@@ -79,7 +79,7 @@ async def test_a_larger_setting_gives_full_streams_room_and_a_smaller_one_takes_
 
 
 async def test_a_stream_without_a_limit_gets_none(log: JetStream) -> None:
-    """Somebody made it so; a limit would take room away."""
+    """An operator may have changed it; a limit would take room away."""
     name = subjects.FLEET
     limited = (await log._api(f"STREAM.INFO.{name}"))["config"]
     await log._api(f"STREAM.UPDATE.{name}", limited | {"max_bytes": -1})
@@ -105,7 +105,7 @@ async def test_a_wrong_token_is_refused(server: Any) -> None:
 
 
 async def test_free_slots_are_filled_at_once(log: JetStream) -> None:
-    """What a pull has brought is no longer awaited: the next slot does not wait for the pull's end."""
+    """A slot that becomes free does not wait for the end of a pull that has already brought its job."""
     at = Address(0, "slots123", "model-slots")
     for n in range(12):
         await log.append(STREAM, subjects.request(at), b"%d" % n)

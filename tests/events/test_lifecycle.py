@@ -1,4 +1,4 @@
-"""The table of `events/lifecycle.py`, row by row: what counts in which state, and what does not."""
+"""The table of `events/lifecycle.py`, row by row: which event counts in which state."""
 
 from typing import Any
 
@@ -108,7 +108,7 @@ NOT = [
     ("a second acceptance", QUEUED, ACCEPTED),
     ("an acceptance after the end", ENDED, ACCEPTED),
     ("a start before the acceptance", NEW, started("a")),
-    ("a start that knows no attempt, of two", RUNNING, started("b", None, 3)),
+    ("the second of two starts that name no attempt", RUNNING, started("b", None, 3)),
     ("a start behind", RUNNING, started("b", "a", 2)),
     ("a start ahead", RUNNING, started("b", "a", 4)),
     ("a repeated start", RUNNING, started("a", None, 0)),
@@ -134,7 +134,7 @@ NOT = [
     ("an end before the acceptance", NEW, finished(None, 0)),
     ("a second end", ENDED, finished("a", 3, "length")),
     ("control after the end", ENDED, finished(None, 3, "expired")),
-    ("what is no event of a life", RUNNING, ClientAttached(request="r")),
+    ("not an event of a life", RUNNING, ClientAttached(request="r")),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What can be made to go wrong with the log in memory, each thing alone, on a clock that jumps."""
+"""The faults of the log in memory, one at a time, on a clock that jumps."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -153,7 +153,7 @@ def test_a_lost_connection_grows_the_epoch_and_comes_back() -> None:
             log.connection.disconnect(1.5)
             assert (log.is_connected, log.epoch, other.is_connected, other.epoch) == (False, 1, True, 0)
             await other.append(STREAM, WORK, b"meanwhile")
-            # What was sent meanwhile goes out on the new connection.
+            # Messages that were sent meanwhile go out on the new connection.
             await log.append(STREAM, WORK, b"sent meanwhile")
             assert anyio.current_time() == pytest.approx(1.5)
             assert log.is_connected

@@ -1,4 +1,4 @@
-"""Amounts of money: exact both ways, and what is none is refused."""
+"""Amounts of money: exact both ways, and invalid text is refused."""
 
 import pytest
 from hypothesis import given

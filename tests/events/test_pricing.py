@@ -99,7 +99,7 @@ ROWS: list[tuple[str, tuple[Any, ...], int]] = [
     ("revoked after tokens", (*RUN, cancel("revoked"), ended("revoked")), WHOLE_NANOUSD),
     ("unanswered, in the queue", (cancel("unanswered"),), 0),
     ("unanswered, after tokens", (*RUN, cancel("unanswered"), ended("cancelled")), 0),
-    ("unanswered, and it ended well before it was told", (*RUN, cancel("unanswered"), ended("stop")), 0),
+    ("unanswered, but it ended normally before", (*RUN, cancel("unanswered"), ended("stop")), 0),
     ("ended by control after tokens", (*RUN, ended("expired", None)), 0),
     ("cancelled, and ended by control", (*RUN, cancel("client"), ended("cancelled", None)), 0),
     ("engine error after tokens", (*RUN, ended("failed")), 0),
@@ -107,7 +107,7 @@ ROWS: list[tuple[str, tuple[Any, ...], int]] = [
     ("poison", (*RUN, ended("poison")), 0),
     ("poison by control", (*RUN, ended("poison", None)), 0),
     ("failover: nothing is charged twice", (*FAILOVER, ended("stop", "y")), WHOLE_NANOUSD),
-    ("failover: the end of the lost attempt is nobody's", (*FAILOVER, ended("stop", "x")), 0),
+    ("failover: the end of the lost attempt does not count", (*FAILOVER, ended("stop", "x")), 0),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Where each event is stored, and how a publisher repeats, compares and gives up."""
+"""Where each event is stored, and how a publisher repeats, compares and fails."""
 
 from pathlib import Path
 from typing import get_args
@@ -74,7 +74,7 @@ def test_every_type_is_in_a_golden_file() -> None:
 
 
 class Scripted:
-    """A log that fails each append in turn, as it is told, and then stores."""
+    """A log that fails its first appends with the given errors, and then stores."""
 
     def __init__(self, *failures: LogError) -> None:
         self.failures = list(failures)

@@ -1,4 +1,4 @@
-"""Reading the past: many readers of one lane share a scan, and one that fails takes nobody with it."""
+"""Readers of one lane share a scan, and if it fails, each can still read."""
 
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial

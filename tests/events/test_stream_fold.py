@@ -53,7 +53,7 @@ async def test_a_wakeup_is_seen_only_by_those_who_wait() -> None:
     wakeup.set()
     with anyio.move_on_after(0.01) as late:
         await wakeup.wait()
-    assert late.cancelled_caught, "a change before the wait wakes nobody"
+    assert late.cancelled_caught, "a change before the wait does not wake the waiter"
     pending = wakeup.pending
     wakeup.set()
     with anyio.fail_after(1):

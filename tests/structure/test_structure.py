@@ -212,7 +212,7 @@ def imported_modules(module: Module) -> set[str]:
 
 
 def sizes(module: Module) -> Iterator[tuple[str, int, int, str]]:
-    """What is measured: its name, its size, the most it may be, and what to do instead."""
+    """Yield each measure: its name, its size, its limit and the remedy."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             count = len(own_parameters(node))
