@@ -105,14 +105,14 @@ async def revoke_key(log: Log, book: Book, key: str) -> int:
 
     Raises KeyUnknown, OutcomeUnknown, LogError; repeating it has no further effect.
     """
-    held = book.keys.get(key)
-    if held is None:
+    entry = book.keys.get(key)
+    if entry is None:
         raise KeyUnknown(
             f"there is no key {key!r}; `rift keys list` shows their ids, the part between a key's underscores"
         )
-    if held.revoked_at_ns is not None:
-        raise KeyUnknown(f"key {key} of account {held.event.account} is already revoked")
-    return await _add(log, KeyRevoked(id=f"revoked.{key}", key=key, account=held.event.account))
+    if entry.revoked_at_ns is not None:
+        raise KeyUnknown(f"key {key} of account {entry.event.account} is already revoked")
+    return await _add(log, KeyRevoked(id=f"revoked.{key}", key=key, account=entry.event.account))
 
 
 def entry_id(kind: str, account: str, text: str | None) -> str:
@@ -152,10 +152,10 @@ async def set_limits(log: Log, book: Book, account: str, changed: dict[str, Any]
 async def set_key_limits(log: Log, book: Book, account: str, key: str, changed: dict[str, Any]) -> None:
     """As `set_limits`, for a key. Raises KeyUnknown too."""
     check_account(book, account)
-    held = book.keys.get(key)
-    if held is None or held.event.account != account or held.revoked_at_ns is not None:
+    entry = book.keys.get(key)
+    if entry is None or entry.event.account != account or entry.revoked_at_ns is not None:
         raise KeyUnknown(f"account {account} has no valid key {key!r}; `rift keys list` shows its keys")
-    limits = replace(held.limits or KeyLimitsSet(id="", account=account, key=key), **changed)
+    limits = replace(entry.limits or KeyLimitsSet(id="", account=account, key=key), **changed)
     await _set(log, _with_new_id(limits), read_to=book.position)
 
 

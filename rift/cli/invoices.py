@@ -50,15 +50,15 @@ def invoice(options: Namespace) -> None:
         prices = await ask_control(log, Sql("from prices")) if options.csv else None
         return msgspec.convert(answer, Invoice), prices
 
-    found, prices = with_log(options, get)
+    bill, prices = with_log(options, get)
     if options.csv:
         rows = [dict(zip(prices["columns"], row, strict=True)) for row in prices["rows"]]
         listed = {(row["version"], row["model"]): row for row in rows}
-        print(focus_csv.csv_of(found, listed), end="")
+        print(focus_csv.csv_of(bill, listed), end="")
     elif options.json:
-        print(json.dumps(msgspec.to_builtins(found)))
+        print(json.dumps(msgspec.to_builtins(bill)))
     else:
-        print(_text(found))
+        print(_text(bill))
 
 
 def close_period(options: Namespace) -> None:
@@ -120,7 +120,7 @@ async def _model_of(log: JetStream, options: Namespace) -> str:
     return str(answer["rows"][0][0])
 
 
-def _text(found: Invoice) -> str:
+def _text(bill: Invoice) -> str:
     columns = [
         "model",
         "plan",
@@ -144,10 +144,10 @@ def _text(found: Invoice) -> str:
             line.requests,
             usd(line.nanousd),
         ]
-        for line in found.lines
+        for line in bill.lines
     ]
-    head = f"invoice of {found.account}, {found.period}, {found.status}: up to {positions(found.positions)}"
-    if found.status == "open":
+    head = f"invoice of {bill.account}, {bill.period}, {bill.status}: up to {positions(bill.positions)}"
+    if bill.status == "open":
         head += "\n(provisional: the period is not closed)"
     lines = table(columns, rows) if rows else "nothing was charged"
-    return f"{head}\n\n{lines}\n\ntotal {usd(found.total_nanousd)} USD ({found.total_nanousd} nano-USD)"
+    return f"{head}\n\n{lines}\n\ntotal {usd(bill.total_nanousd)} USD ({bill.total_nanousd} nano-USD)"
