@@ -8,7 +8,7 @@ import ast
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -93,6 +93,16 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 # A ratchet: path, or path:function, and its length today. Entries only shrink and go.
 LONGER: dict[str, int] = {}
+# Public classes whose name stands more than once, each with its reason. Entries only go.
+SAME_NAMES: dict[str, str] = {
+    "Address": "of a request's events, and of a nats-server",
+    "Completion": "OpenAPI names the component after the schema; the other is the state that it shows",
+    "Handlers": "of control's questions, and of the gateway's routes",
+    "Jobs": "a protocol and its implementation on JetStream",
+    "Model": "OpenAPI names the component after the schema; the other is the catalogue's entry",
+    "Problem": "OpenAPI names the component after the schema; the other is its part of an event",
+    "Replica": "as the fleet's fold holds it, and as a calibration measures it",
+}
 MONEY = ("events/pricing.py", "replay/auditor.py")
 # Handed to customers as one file: it runs on the oldest Python they may have, alone, and is read by them.
 AUDITOR = "replay/auditor.py"
@@ -417,6 +427,30 @@ def test_the_readme_names_each_folder() -> None:
     assert not [
         name for name in names if name not in text and f" {name.rstrip('/').rpartition('/')[2]}/" not in text
     ]
+
+
+def same_names(known: Iterable[Module]) -> dict[str, list[str]]:
+    """Return the public top-level classes that several modules define, with their modules."""
+    paths: dict[str, list[str]] = {}
+    for module in known:
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                paths.setdefault(node.name, []).append(module.path)
+    return {name: where for name, where in paths.items() if len(where) > 1}
+
+
+def test_a_class_name_stands_once() -> None:
+    found = same_names(modules().values())
+    assert not {name: where for name, where in found.items() if name not in SAME_NAMES}
+    assert not [name for name in SAME_NAMES if name not in found], "unique now: drop the entry"
+
+
+def test_same_names_are_found() -> None:
+    pair = [
+        parse("rift/a.py", "class A: ...\nclass _B: ..."),
+        parse("rift/b.py", "class A: ...\nclass _B: ..."),
+    ]
+    assert same_names(pair) == {"A": ["rift/a.py", "rift/b.py"]}
 
 
 def test_folders_are_small() -> None:
