@@ -39,7 +39,7 @@ Compare the heads that it prints with those that the operator has published.
 
 
 class AuditError(ReplayError):
-    """The archive, the invoice and the folder do not go together; says which, and what to do."""
+    """The archive, the invoice and the folder do not match; the message says what to do."""
 
 
 class _Named(msgspec.Struct, frozen=True, gc=False):
@@ -54,7 +54,7 @@ _named = msgspec.json.Decoder(_Named)
 
 
 class _Lived(NamedTuple):
-    """Where a request's events stand: behind `floor`, and those that count up to `end`."""
+    """The range of a request's events: after `floor`, and up to `end` for those that count."""
 
     floor: int
     end: int
@@ -63,7 +63,7 @@ class _Lived(NamedTuple):
 
 
 class _Book:
-    """Tells the account's entries of the book, and everybody's, from all others."""
+    """Selects the entries of the book that the account may see."""
 
     def __init__(self, account: str) -> None:
         self.account = account
@@ -82,8 +82,8 @@ class _Book:
 
 
 class _Shard:
-    """Tells the account's events of a shard from all others. It is shown segments, and the records of each,
-    in their order, and holds only the requests that may be under way there."""
+    """Selects the account's events of a shard. It gets segments and their records in order, and holds only
+    the requests that may be open there."""
 
     def __init__(self, account: str) -> None:
         self.account = account
@@ -94,12 +94,12 @@ class _Shard:
         self._request_of: dict[str, str] = {}
 
     def expect(self, lived: _Lived) -> None:
-        """Take a request. They come with falling floors."""
+        """Add a request, in falling order of floors."""
         self.missing.add(lived.request)
         self._coming.append(lived)
 
     def enter(self, segment: Manifest) -> dict[str, list[str]] | None:
-        """Return what a segment is asked for, None if nothing in it is the account's."""
+        """Return the filter for a segment, or None if it holds nothing of the account."""
         while self._coming and self._coming[-1].floor < segment.last:
             lived = self._coming.pop()
             self._under_way[lived.request] = lived

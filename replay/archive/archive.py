@@ -1,10 +1,10 @@
-"""The archive: what the log says, for ever, without its content, in segments that prove themselves.
+"""The archive: a permanent copy of the log without its content, in segments that can be verified.
 
-A segment holds some records of one stream that follow each other: a Parquet file of the records, one of
-their events, and a manifest, which is written last. A segment exists exactly if its manifest does. Each
-manifest holds the SHA-256 of the one before it, so the last one vouches for all.
+A segment holds consecutive records of one stream: a Parquet file of the records, one of their events, and a
+manifest, which is written last. A segment exists if and only if its manifest does. Each manifest holds the
+SHA-256 of the one before it, so the last one covers all.
 
-What must not live here: when to seal and what to trim (the control process), rows (`segments.py`).
+What must not live here: when to seal and what to trim (the control process), rows (`parquet.py`).
 """
 
 import re
@@ -52,7 +52,7 @@ _MANIFEST = re.compile(r"\d{20}\.json")
 
 
 class Archive:
-    """The folder `archive/`. One process seals; any may read what is sealed."""
+    """The folder `archive/`. One process seals; any process may read."""
 
     def __init__(self, folder: Path, *, key: bytes, content: bool = False) -> None:
         self.folder = folder
@@ -86,12 +86,10 @@ class Archive:
     def seal(
         self, stream: str, messages: Iterable[Stored], *, last: int, quarantined: Container[int] = ()
     ) -> Manifest:
-        """Archive the messages from behind the last archived one to `last`, all of them, in order.
+        """Archive all messages after the last archived one up to `last`, in order.
 
-        Of one that cannot be read and is `quarantined` only the hash of its bytes is kept.
-
-        When this returns, the segment is on disk. Memory is bounded by DuckDB's limit, whatever their
-        number. Raises ArchiveError, ArchiveDamaged.
+        A `quarantined` message that cannot be read is kept as the hash of its bytes. When this returns, the
+        segment is on disk. DuckDB's limit bounds the memory. Raises ArchiveError, ArchiveDamaged.
         """
         folder = self.folder / stream
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,9 +112,9 @@ class Archive:
     # --- reading ---------------------------------------------------------------------------------
 
     def records(self, stream: str, *, first: int = 1, last: int | None = None) -> Iterator[Sequence[Read]]:
-        """Yield the records in order, in batches, as the fold takes them: bare events, no data.
+        """Yield the records in order, in batches for the fold: bare events, no data.
 
-        Raises ArchiveDamaged at what cannot be read. Hashes are not checked here.
+        Raises ArchiveDamaged if a file cannot be read. Hashes are not checked here.
         """
         for manifest in self.manifests(stream):
             end = manifest.last if last is None else min(last, manifest.last)
@@ -182,10 +180,10 @@ class Archive:
         anchors: Mapping[str, Sequence[SegmentSealed]] | None = None,
         log_first: Mapping[str, int] | None = None,
     ) -> Iterator[str]:
-        """Yield everything that is wrong, a line each; nothing is, if nothing comes.
+        """Yield every problem, a line each.
 
-        `anchors` are what the book says was sealed, `log_first` the first sequence that each stream's
-        log still holds. Without anchors, the loss of the last segments cannot be seen.
+        `anchors` are the segments that the book names, `log_first` is the first sequence that each stream's
+        log still holds. Without anchors, the loss of the last segments cannot be detected.
         """
         anchors = anchors or {}
         log_first = log_first or {}
@@ -204,8 +202,7 @@ class Archive:
                     at_ns = manifest.at_ns
 
     def check(self, stream: str, anchors: Sequence[SegmentSealed] = ()) -> list[Manifest]:
-        """Return the manifests of a stream once each follows the one before it and is the one that the book
-        names, and every file's bytes are those that were sealed; its rows are then, too.
+        """Return the manifests of a stream after checking chain, anchors and the hash of every file.
 
         Raises ArchiveDamaged.
         """
@@ -216,7 +213,7 @@ class Archive:
         return found
 
     def _chain(self, stream: str) -> tuple[list[Manifest], list[str]]:
-        """Return the manifests that can be read, and what is wrong with them and between them."""
+        """Return the readable manifests, and the problems in them and between them."""
         found: list[Manifest] = []
         problems: list[str] = []
         for path in self._manifest_paths(stream):
@@ -227,7 +224,7 @@ class Archive:
         return found, problems + list(_chain_problems(self.folder / stream, stream, found))
 
     def damaged_files(self, manifest: Manifest) -> Iterator[str]:
-        """Yield what is wrong with the bytes of a segment's files."""
+        """Yield the problems of a segment's files."""
         wanted = {file_name(manifest.first, suffix) for suffix in SUFFIXES[:2]}
         allowed = wanted | {file_name(manifest.first, "content")}
         if not wanted <= manifest.files.keys() <= allowed:
@@ -256,7 +253,7 @@ class Archive:
 
 
 class _Sealing:
-    """One segment in the making."""
+    """One segment while it is being sealed."""
 
     def __init__(
         self, archive: Archive, stream: str, before: Manifest | None, quarantined: Container[int]
@@ -325,7 +322,7 @@ class _Sealing:
         return stored.sequence, self._at_ns, stored.subject, writer, keyed, len(hashes), hashed.hex()
 
     def finish(self, segments: Segments, folder: Path) -> Manifest:
-        """Write the files, read them back, and let the segment exist."""
+        """Write the files, read them back, and create the manifest."""
         suffixes = SUFFIXES if self._archive._content else SUFFIXES[:2]
         parts = {suffix: folder / f"{file_name(self.first, suffix)}.part" for suffix in suffixes}
         segments.write(records=parts["records"], events=parts["events"], content=parts.get("content"))
@@ -385,7 +382,7 @@ def _anchor_problems(
 def _row_problems(
     segments: Segments, manifest: Manifest, records: Path, events: Path, at_ns: int
 ) -> Iterator[str]:
-    """Yield where the rows of a segment are not what its manifest says."""
+    """Yield where the rows of a segment differ from its manifest."""
     hashes = []
     count = 0
     expected = manifest.first

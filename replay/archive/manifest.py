@@ -1,8 +1,4 @@
-"""The files of the archive: their names, their manifests, and how they get on disk.
-
-A segment is some Parquet files and a manifest, written last: it exists exactly if its manifest does. Each
-manifest holds the SHA-256 of the one before it, so the last one vouches for all.
-"""
+"""The files of the archive: names, manifests, and durable writes."""
 
 import fcntl
 import hashlib
@@ -16,16 +12,16 @@ import msgspec
 from replay.errors import ReplayError
 
 VERSION = 1
-# A file is hashed by pieces of this size.
+# Files are hashed in pieces of this size.
 PIECE_BYTES = 1 << 20
 
 
 class ArchiveError(ReplayError):
-    """What was asked cannot be done; the message says what to do. Nothing was sealed."""
+    """The operation is not possible, and nothing was sealed; the message says what to do."""
 
 
 class ArchiveDamaged(ArchiveError):
-    """The archive does not hold what was sealed; the message names the file."""
+    """The archive differs from what was sealed; the message names the file."""
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,7 +30,7 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one segment holds. `at_ns` is of its last record; `previous` the hash of the manifest before."""
+    """One segment. `at_ns` is the time of its last record, `previous` the hash of the manifest before it."""
 
     version: int
     stream: str
@@ -91,7 +87,7 @@ def measure(path: Path) -> File:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Two that seal at once would write over each other's files."""
+    """Hold the folder's lock: two sealing processes would overwrite each other's files."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,7 +107,7 @@ def sync(path: Path) -> None:
 
 
 def create(path: Path, data: bytes) -> None:
-    """Let a file appear whole and only if there is none, and stay."""
+    """Create a file atomically and durably. Raises ArchiveError if it exists."""
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(data)
     sync(part)

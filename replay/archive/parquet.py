@@ -1,7 +1,7 @@
 """The rows of archived segments: Parquet files, written and read by a DuckDB of their own, in memory.
 
-What lives here: how events become rows and rows events again (`sql/archive/`). What must not: which
-segments there are and what proves them (`archive.py`).
+What lives here: the conversion of events to rows and back (`sql/archive/`). What must not: the list of
+segments and their verification (`archive.py`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,24 +13,24 @@ import duckdb
 from replay.errors import ReplayError
 from replay.sql_files import sql
 
-# DuckDB's own default is 80 % of the machine, which an engine wants for itself. Two gigabytes fold and
-# aggregate ten million requests, and write a segment; what does not fit is spilled beside the file.
+# DuckDB's default is 80 % of the machine, which the engine needs. Two gigabytes are enough to fold and
+# aggregate ten million requests and to write a segment; larger operations spill to disk next to the file.
 MEMORY_MAX = "2GB"
 SPILL_MAX = "8GB"
-# Events that are handed from and to DuckDB at a time: few enough to hold, enough to make a call cheap.
+# Events that are passed to and from DuckDB at a time: few enough for memory, enough to make a call cheap.
 ROWS = 10_000
 
 Config = dict[str, str | bool | int | float | list[str]]
 
-# Of every connection; the warehouse's is closed further.
+# For every connection; the warehouse restricts its own further.
 CONFIG: Config = {
     "autoload_known_extensions": False,
     "autoinstall_known_extensions": False,
     "memory_limit": MEMORY_MAX,
     "max_temp_directory_size": SPILL_MAX,
 }
-# zstd is half of snappy's size here and as fast to read; delta encodings come with the second version. Events
-# are ordered by type: with small row groups, who wants one type reads little of the others.
+# zstd is half of snappy's size here and as fast to read; version 2 adds delta encodings. Events are ordered
+# by type, so with small row groups a query for one type reads little of the others.
 PARQUET = "format parquet, compression zstd, parquet_version v2, row_group_size 30720"
 
 Record = tuple[int, int, str, str, str, int, str]
@@ -38,11 +38,11 @@ Event = tuple[int, int, int, str, str]
 
 
 class SegmentUnreadable(ReplayError):
-    """A file of a segment is no Parquet file of ours; the message is DuckDB's."""
+    """A file of a segment cannot be read; the message is DuckDB's."""
 
 
 class Segments:
-    """One connection: for one thread at a time. It reads and writes in its folder only."""
+    """One connection, for one thread at a time. It reads and writes only in its folder."""
 
     def __init__(self, folder: Path) -> None:
         self._connection = duckdb.connect(
@@ -63,7 +63,7 @@ class Segments:
         self._connection.close()
 
     def begin(self) -> None:
-        """Make room for the rows of one segment."""
+        """Create the tables for the rows of one segment."""
         self._connection.execute(sql("archive/tables"))
 
     def add(self, records: list[Record], events: list[Event], content: list[tuple[int, bytes]]) -> None:
@@ -74,7 +74,7 @@ class Segments:
                 appender.flush()
 
     def write(self, *, records: Path, events: Path, content: Path | None) -> None:
-        """Write what was added."""
+        """Write the added rows."""
         selects = {records: "from sealed_records order by sequence", events: sql("archive/seal")}
         if content is not None:
             selects[content] = "from sealed_content order by sequence"
@@ -82,7 +82,7 @@ class Segments:
             self._connection.execute(f"copy ({select}) to {_quoted(path)} ({PARQUET})")
 
     def wrong(self, stream: str, *, records: Path, events: Path) -> list[int]:
-        """Return the records whose hash does not come out of their rows. Raises SegmentUnreadable."""
+        """Return the records whose hash does not follow from their rows. Raises SegmentUnreadable."""
         told = {"stream": stream, "records": str(records), "events": str(events)}
         return [sequence for (sequence,) in self._rows("check", told)]
 

@@ -1,14 +1,14 @@
-"""The policy that knows the future: its fleet is what the others are measured by.
+"""The policy that knows the future: the reference for all others.
 
-What lives here: its schedule. It sees every request's time and tokens in advance, but a replica takes as long
-to start for it as for anybody, and it has none and orders none before the trace begins.
+What lives here: its schedule. It knows every request's time and tokens in advance. Its starts take as long as
+others', and it has no replica before the trace begins.
 
-First the trace is served by a fleet whose starts take no time, with as many replicas at each moment as hold
-what is under way and a margin: that is what is needed, when. Then each of these replicas is ordered ahead by
-a start, and kept over a gap that is shorter than ending its answers and starting again would take. Margins
-are tried from none on: the first counts whose schedules, with real starts, serve 99 % in time, and of these
-the cheapest; where none does, what serves most. Who waits all the same, since a schedule knows nothing of
-how answers are spread over replicas, is held by more. A schedule that no such rule finds may be cheaper.
+First, a fleet with instant starts serves the trace, with enough replicas at each moment for the open requests
+and a margin. This gives the need over time. Then each of these replicas is ordered one start ahead, and is
+kept over a gap that is shorter than draining and starting again. Margins are tried in rising order. The first
+margin counts whose schedules, with real starts, serve 99 % in time, and of its schedules the cheapest; if
+none does, the one that serves most. A schedule ignores how answers are spread over replicas, so requests that
+wait nevertheless get more replicas. A better schedule outside this family may exist.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ from replay.scaling.hardware import MISSED_SHARE, Hardware
 TICK_S = 1.0
 # Slots kept free, as a share of all.
 MARGINS = (0.0, 0.1, 0.2, 0.3, 0.45)
-# How many mean answers it takes a replica to end its own: a few are very long.
+# The time a replica needs to drain, in mean answers: a few answers are very long.
 ENDING_ANSWERS = (4.0, 8.0)
-# Schedules that serve equally many, but for so small a share, differ by their cost.
+# Schedules within this share of each other count as equal, and the cheaper one wins.
 EQUAL_SHARE = 0.0005
 
 
 class _AtOnce:
-    """As many as hold what is under way now: for a fleet whose starts take no time."""
+    """Enough replicas for the open requests, for a fleet with instant starts."""
 
     tick_s = TICK_S
     demands: Demands | None = None
@@ -43,7 +43,7 @@ class _AtOnce:
 
 
 class Oracle:
-    """Follows a schedule: so many replicas from each time on, and as many more as hold who waits."""
+    """Follows a schedule of replicas by time, and adds enough for the requests that wait."""
 
     tick_s = TICK_S
     demands: Demands | None = None
@@ -71,7 +71,7 @@ def best(
     ttft_ms: int,
     progress: Callable[[float], None] | None = None,
 ) -> SimulatedFleet:
-    """Return the fleet of the best schedule, when it has served all; `progress` is told of each tried."""
+    """Return the fleet of the best schedule after its run; `progress` is called for each trial."""
     count = len(asked)
     output = sum(one.output_tokens for one in asked) / count
     prompt = sum(one.prompt_tokens for one in asked) / count
@@ -101,7 +101,7 @@ def _needed(asked: Sequence[TraceRequest], hardware: Hardware, *, slots: float) 
 def _schedule(
     needed: Sequence[tuple[float, int]], *, start_s: float, gap_s: float
 ) -> list[tuple[float, int]]:
-    """Return when how many are wanted: the n-th whenever n are needed, ordered ahead, short gaps kept."""
+    """Return the wanted replicas by time: the n-th while n are needed, ordered ahead, short gaps kept."""
     first_s = needed[0][0]
     changes: list[tuple[float, int]] = []
     began_s: list[float] = []

@@ -1,6 +1,6 @@
-"""A picture of a run: what was asked, how many replicas there were, and who waited too long.
+"""A picture of a run: arrivals, replicas, and late requests.
 
-What lives here: the one place that knows matplotlib, which is optional. What must not: figures of their own.
+What lives here: the only use of matplotlib, which is optional. What must not: figures that `run.py` lacks.
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from replay.backtest.simulator import SimulatedFleet
 from replay.errors import ReplayError
 
-# A trace's time is divided into so many bars: as many as can be told apart.
+# A trace is divided into this many bars, as many as the eye can separate.
 BARS = 240
 
 

@@ -1,6 +1,6 @@
-"""Who says how many replicas in a simulation: our `decide`, Knative's autoscaler, a fixed number.
+"""Policies for a simulation: Rift's `decide`, Knative's autoscaler, a fixed number.
 
-What lives here: each as `engine.Scaling`. What must not: the one that knows the future (`oracle.py`).
+What lives here: each as a `simulator.Scaling`. What must not: the policy that knows the future (`oracle.py`).
 """
 
 import math
@@ -13,7 +13,7 @@ from replay.scaling.demand import Demands, Replicas, Reports
 from replay.scaling.hardware import Hardware
 from replay.scaling.policy import Policy, decide
 
-# As often as control looks, and as often as a worker reports.
+# The intervals of the autoscaler and of a worker's reports.
 TICK_S = 2.0
 REPORT_S = 10.0
 
@@ -58,7 +58,7 @@ class Ours:
 
 
 class Static:
-    """The same number from the first request on."""
+    """The same number from the first request."""
 
     tick_s = TICK_S
     demands: Demands | None = None
@@ -133,7 +133,7 @@ class Knative:
 
     def decide(self, now_s: float, fleet: SimulatedFleet) -> int | None:
         if not fleet.wanted and fleet.concurrency.under_way == 1:
-            # The activator's word on the first request that it holds.
+            # Knative's activator reports the first request that it holds.
             self._write(self._second, 1.0)
             self._area_s = fleet.concurrency.integral_s
             return self._scaled(now_s, fleet)

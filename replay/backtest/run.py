@@ -1,4 +1,4 @@
-"""A trace through a policy: what it would have cost, and how many would have had their answer in time.
+"""A trace through a policy: its cost, and the share of requests that meet the target.
 
 What lives here: policies by name, and the figures of a run. What must not: reading traces (`traces.py`).
 """
@@ -18,7 +18,7 @@ from replay.scaling.policy import Policy
 
 # Knative fills a replica to 70 % of what it can hold (its default target-utilization-percentage).
 KNATIVE_UTILIZATION = 0.7
-# Backtests are not bounded by a machine: more than any of their traces asks for.
+# A machine does not bound a backtest; this is more than any of the traces needs.
 REPLICAS_MAX = 1000
 STATIC = re.compile(r"static:([0-9]{1,4})")
 
@@ -28,7 +28,7 @@ class InvalidPolicy(ReplayError):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What came of a run.
+    """The figures of a run.
 
     slo_attainment              share of requests whose time to first token is at most the target
     ttft_p50_ms, ttft_p99_ms    queue, start and prompt included
@@ -61,7 +61,7 @@ def run(
     ttft_ms: int,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Result, SimulatedFleet]:
-    """Serve a trace. Raises InvalidPolicy, engine.NothingStarts, OSError."""
+    """Serve a trace. Raises InvalidPolicy, NothingStarts, OSError."""
     if policy == "oracle":
         fleet = oracle.best(asked, hardware, start_s=start_s, ttft_ms=ttft_ms, progress=progress)
     else:
@@ -103,7 +103,7 @@ def _of_file(path: Path) -> Policy:
 
 
 def result(policy: str, fleet: SimulatedFleet, *, ttft_ms: int) -> Result:
-    """Return the figures of a fleet that has served all."""
+    """Return the figures of a fleet that has served its trace."""
     waits = sorted(fleet.statistics.ttft_s)
     count = len(waits)
     hardware = fleet.hardware

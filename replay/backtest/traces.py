@@ -1,7 +1,7 @@
 """Workloads: published traces in their own formats, and Rift's own log.
 
-What lives here: one reader for each format, and which clients are left out. What must not: what is done
-with them. Each reads its file line by line; what is wrong in it names file and line.
+What lives here: one reader for each format, and the choice of clients. What must not: the use of a trace.
+Each reader goes line by line; its errors name file and line.
 """
 
 import csv
@@ -18,7 +18,7 @@ import msgspec
 from replay.backtest.simulator import TraceRequest
 from replay.errors import ReplayError
 
-# A time beyond this is none: nan, infinite, or of another unit.
+# A larger time is invalid: nan, infinite, or in another unit.
 SECONDS_MAX = 1e11
 FORMATS = ("azure", "mooncake", "servegen", "log")
 
@@ -64,7 +64,7 @@ def of_rows(rows: Iterable[tuple[int, int, int]]) -> list[TraceRequest]:
 
 
 def guessed(path: Path) -> str:
-    """Return the format that a file's name promises. Raises InvalidTrace."""
+    """Return the format that a file's name implies. Raises InvalidTrace."""
     if path.suffix == ".jsonl":
         return "mooncake"
     if path.name.endswith((".csv", ".csv.gz")):
@@ -74,7 +74,7 @@ def guessed(path: Path) -> str:
 
 
 def keeps(client: str, thin: int) -> bool:
-    """Say whether a client is among the N-th part that is kept."""
+    """Return whether a client is in the N-th that is kept."""
     return int.from_bytes(hashlib.sha256(client.encode()).digest()) % thin == 0
 
 
@@ -82,7 +82,7 @@ def _azure(path: Path, lines: TextIO, thin: int) -> Iterator[TraceRequest]:
     """TIMESTAMP, ContextTokens, GeneratedTokens."""
 
     def seconds(text: str) -> float:
-        # Seven digits of a second's part, one more than datetime takes.
+        # The fraction has seven digits, one more than datetime accepts.
         return datetime.fromisoformat(text[:26] + "+00:00").timestamp()
 
     for number, row in _rows(path, lines, ("TIMESTAMP", "ContextTokens", "GeneratedTokens")):
@@ -139,7 +139,7 @@ def _rows(path: Path, lines: TextIO, columns: Sequence[str]) -> Iterator[tuple[i
 
 def _asked(path: Path, number: int, seconds: Callable[[Any], float], row: Sequence[Any]) -> TraceRequest:
     try:
-        # What made no token was asked all the same: its prompt is filled.
+        # A request without output tokens still costs its prefill.
         one = TraceRequest(seconds(row[0]), int(row[1]), max(1, int(row[2])))
     except ValueError as error:
         raise InvalidTrace(f"{path}:{number}: {error}") from error

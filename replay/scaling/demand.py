@@ -1,10 +1,10 @@
-"""What was asked of one model, and what its replicas were, as of a moment: all that `decide` knows.
+"""The demand for one model and its replicas as of a moment: the inputs of `decide`.
 
-What lives here: the two structs, what each field counts, and what keeps a Demand in memory for simulations.
-What must not: SQL, which says the same of the log, and what follows (`decide.py`).
+What lives here: the two structs, the meaning of each field, and an in-memory Demand for simulations. What
+must not: the same query in SQL (`demand_query.py`), and decisions (`policy.py`).
 
-Everything is an integer, so it is the same on every machine; times are stored times, Unix nanoseconds. A
-window of W holds what happened in (now - W, now]: at the moment itself yes, W before it no longer.
+All fields are integers, so they are equal on every machine. Times are stored times in Unix nanoseconds. A
+window of W is (now - W, now].
 """
 
 from bisect import bisect_right
@@ -14,27 +14,27 @@ import msgspec
 from events.contracts import SECOND_NS
 
 MINUTE_NS = 60 * SECOND_NS
-# How many were under way is looked up every half minute over the last five: the first two say how fast it
-# grows, and all of them what is not given up yet.
+# The number of open requests is sampled every half minute over the last five minutes. The first two samples
+# give the growth, and all of them the peak that scaling down must respect.
 PAST_NS = 30 * SECOND_NS
 PASTS = 10
-# How long answers are is remembered for an hour: enough of them to know, and it outlives an idle quarter.
+# Answer lengths are averaged over an hour: enough samples, also after an idle quarter of an hour.
 ENDED_NS = 3600 * SECOND_NS
-# Decoding slows with the load, so the same minutes say how fast it was and how full replicas were.
+# Decoding slows with the load, so speed and load are taken from the same minutes.
 SPEED_NS = 600 * SECOND_NS
-# Who waited longer than this for an attempt met a replica's start or a fleet too small, so its times are no
-# sample of how fast a replica is.
+# A request that waited longer for its attempt met a start or a fleet that was too small, so its times do not
+# measure the speed of a replica.
 WARM_NS = 2 * SECOND_NS
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """One model's requests, of every account, as of `now_ns`. Only what was stored by then counts.
+    """One model's requests, of all accounts, as of `now_ns`. Only events stored by then count.
 
-    Tokens are of ended requests alone: what a running one has made so far is nowhere here.
+    Tokens are those of ended requests; the tokens of running ones are not included.
     """
 
     now_ns: int = 0
-    # Accepted, not ended, no attempt that counted has started; and: one has.
+    # Open requests without and with an attempt that counted.
     waiting: int = 0
     running: int = 0
     # How many were under way, waiting or running, at now - PAST_NS, now - 2 PAST_NS ...: accepted by then
@@ -56,7 +56,7 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class Replicas(msgspec.Struct, frozen=True):
-    """One model's replicas as of the same moment. `wanted` is the number decided last, 0 before the first."""
+    """One model's replicas as of the same moment. `wanted` is the latest decision, 0 before the first."""
 
     wanted: int = 0
     ready: int = 0
@@ -76,7 +76,7 @@ class Replicas(msgspec.Struct, frozen=True):
 
 
 class _Sums:
-    """What was added in order of time, as running totals: a window's sums are two look-ups."""
+    """Running totals in order of time, so that a window's sums take two look-ups."""
 
     __slots__ = ("at_ns", "first", "second", "width_ns")
 
@@ -99,7 +99,7 @@ class _Sums:
 
 
 class Demands:
-    """A Demand that is kept up to date: it is told what happens, in order of time. It keeps all of it."""
+    """A Demand that is kept up to date by events in order of time. It keeps all of them."""
 
     def __init__(self) -> None:
         # When it was accepted, until it is started; and how long it waited, from then on.
@@ -116,13 +116,13 @@ class Demands:
         self._arrived_at_ns.append(at_ns)
 
     def started(self, request: object, at_ns: int) -> None:
-        """Its first attempt that counts; a later one changes nothing and is not told."""
+        """Report the start of a request's first attempt that counts; later attempts are not reported."""
         self._running[request] = at_ns - self._waiting.pop(request)
 
     def ended(
         self, request: object, at_ns: int, *, prompt_tokens: int, output_tokens: int, decode_ns: int
     ) -> None:
-        """`decode_ns` is the last token's time less the first's."""
+        """Report the end of a request; `decode_ns` is the time between its first and last token."""
         self._active_at_ns = at_ns
         self._left_at_ns.append(at_ns)
         waited_ns = self._running.pop(request, None)
@@ -134,7 +134,7 @@ class Demands:
             self._decoded.add(at_ns, decode_ns, output_tokens - 1)
 
     def at(self, now_ns: int) -> Demand:
-        """Return the Demand as of now: the time of what was told last, or later."""
+        """Return the Demand as of `now_ns`, the time of the latest event or later."""
         arrived = self._arrived_at_ns
         left = self._left_at_ns
         times_ns = [now_ns - PAST_NS * back for back in range(1, PASTS + 1)]

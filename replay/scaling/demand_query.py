@@ -1,6 +1,6 @@
-"""What was asked of a model, from the warehouse: the Demand of `demand.py` as of any positions of the log.
+"""The Demand of `demand.py` from the warehouse, as of any positions of the log.
 
-It is the same whenever it is asked, as long as the positions are applied: later facts are passed over.
+The result never changes once these positions are applied, because later facts are ignored.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,13 +28,13 @@ WINDOWS = {
     "warm_ns": WARM_NS,
 }
 
-# Requests accepted longer ago are not looked for: a deadline is minutes, so they have ended, and beyond
-# ENDED_NS and the idle time nothing of them counts.
+# Requests accepted earlier are ignored: deadlines are minutes, so they have ended, and after ENDED_NS and the
+# idle time they no longer count.
 SINCE_NS = 2 * ENDED_NS
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """Up to where each stream is known, and the time."""
+    """The known position of each stream, and the time."""
 
     positions: Mapping[str, int]
     now_ns: int
@@ -52,7 +52,7 @@ def observed(read: Read, model: str, moment: Moment, *, idle_ns: int) -> tuple[D
 
 
 def stored_at_ns(warehouse: Warehouse) -> int:
-    """Return the largest stored time that is applied; 0: nothing is."""
+    """Return the largest applied stored time, 0 if nothing is applied."""
     (found,) = warehouse.read(("select coalesce(max(stored_at_ns), 0) from facts.applied", []))
     at_ns: int = found.rows[0][0]
     return at_ns

@@ -1,7 +1,7 @@
-"""Hardware profiles: how fast one replica is, what it holds, how long it takes to start, what it costs.
+"""Hardware profiles: speed, capacity, start time and cost of one replica.
 
-What lives here: the profiles of `hardware.toml`, and what follows from one by itself. What must not: what a
-replica really did (the log says that) and how many there should be (`decide.py`).
+What lives here: the profiles of `hardware.toml`, and figures that follow from a profile alone. What must not:
+measurements (the log) and the number of replicas (`policy.py`).
 """
 
 import math
@@ -43,14 +43,14 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def hour_nanousd(self) -> int:
-        """What one replica costs an hour."""
+        """Return the cost of one replica per hour."""
         return self.gpus * self.gpu_hour_nanousd
 
     def step_us_at(self, running: int) -> int:
         return self.step_us + self.step_us_per_running * running
 
     def running_of(self, tokens: int) -> int:
-        """How many requests of so many tokens, prompt and output, run at once; at least one does."""
+        """Return how many requests of `tokens`, prompt and output, run at once; at least 1."""
         return max(1, min(self.running_max, self.kv_tokens // max(1, tokens)))
 
 

@@ -1,4 +1,4 @@
-"""Decisions as events, and the proof that each comes out again: from its inputs, and these from the log.
+"""Decisions as events, and their verification: from the inputs, and the inputs from the log.
 
 `inputs` of a `ScaleDecided` are the fields of Demand, Replicas, Policy and Hardware, each under its part's
 name: `demand.waiting`, `policy.replicas_max`.
@@ -31,7 +31,7 @@ from replay.warehouse.warehouse import Warehouse
 
 
 class Inputs(msgspec.Struct, frozen=True):
-    """All that a decision follows from."""
+    """Everything that a decision follows from."""
 
     demand: Demand
     replicas: Replicas
@@ -73,7 +73,7 @@ def parsed(inputs: Mapping[str, int]) -> Inputs:
 
 
 def differences(warehouse: Warehouse) -> Iterator[str]:
-    """Yield each decision of this version's policy that does not come out again, a line each.
+    """Yield a line for each decision of this policy version that cannot be reproduced.
 
     Raises QueryRefused.
     """
