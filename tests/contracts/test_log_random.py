@@ -48,7 +48,7 @@ operations = st.lists(
 
 
 class Run:
-    """One log's way through the operations. What it answers is in `answers`."""
+    """Runs the operations on one log, and keeps its answers in `answers`."""
 
     def __init__(self, log: Log, example: int) -> None:
         self.answers: list[Any] = []
@@ -125,7 +125,7 @@ class Run:
         return found
 
     async def _trim(self, before: int) -> Any:
-        """Up to so many before the last message; a trimmed job can no longer be answered."""
+        """Trim up to some message before the last; a trimmed job can no longer be answered."""
         up_to = max(self._base, await self._log.last_sequence(STREAM) - before)
         await self._log.trim(STREAM, up_to)
         self._queued = {sequence for sequence in self._queued if sequence > up_to}

@@ -1,4 +1,4 @@
-"""The fit recovers the speeds behind its samples, and the command those of a running engine."""
+"""The fit recovers the speeds of its samples, and the command those of a running engine."""
 
 import json
 import math
@@ -163,7 +163,7 @@ def test_errors_name_the_obstacle(paced: Service) -> None:
         (["--model", "smollm2:135m"], "0 replicas of smollm2:135m are ready, and calibration measures one"),
         (["--model", "paced:sim", "--url", "http://127.0.0.1:1"], "name the gateway with --url"),
         (["--model", "paced:sim", "--url", paced.url, "--key", "wrong"], "answers 401"),
-        (["--model", "nobody", "--url", paced.url], "model 'nobody' is not in the catalogue"),
+        (["--model", "unknown", "--url", paced.url], "model 'unknown' is not in the catalogue"),
     ]:
         done = paced.rift("calibrate", *options)
         assert done.returncode == 1

@@ -20,7 +20,9 @@ FOLDERS = ("events", "replay", "rift", "tests", "ops", "docs", ".")
 
 # The largest shares of sentences with an idiom: in the whole project, and in one file.
 SHARE_MAX = 0.05
-FILE_SHARE_MAX = 0.51
+FILE_SHARE_MAX = 0.15
+# Folders whose files may still have more, up to the second share. Entries only go.
+UNFINISHED = {"replay/": 0.45, "tests/replay/": 0.45}
 # A single hit in a file with fewer sentences says nothing.
 FILE_SENTENCES_MIN = 10
 
@@ -42,15 +44,17 @@ def idiom(name: str, pattern: str, example: str) -> Idiom:
 CLAUSE = r"(?:^|[.;:,(] |\b(?:and|or|of|to|for|as|by|than|if|with|from) )"
 
 IDIOMS = (
-    idiom("'who' as a subject", CLAUSE + r"[Ww]ho(?:ever)? (?=[a-z])", "Who reads it later, sees more."),
+    idiom(
+        "'who' as a subject", CLAUSE + r"[Ww]ho(?:ever)? (?=[a-z])(?!.*\?$)", "Who reads it later, sees more."
+    ),
     idiom(
         "'what' as a subject",
-        CLAUSE.replace("|as|", "|") + r"[Ww]hat(?:ever)? (?!does\b|do\b|if\b)(?=[a-z])",
+        CLAUSE.replace("|as|", "|") + r"[Ww]hat(?:ever)? (?!does\b|do\b|if\b)(?=[a-z])(?!.*\?$)",
         "What is stored, stays.",
     ),
     idiom(
         "'is no X'",
-        r"\b(?:is|are|was|were|makes?|made|takes?|took|knows?) no (?!longer|more\b)[a-z]",
+        r"(?<![Tt]here )\b(?:is|are|was|were|makes?|made|takes?|took|knows?) no (?!longer|more\b)[a-z]",
         "A name with a slash is no model.",
     ),
     idiom(
@@ -166,11 +170,15 @@ def test_the_project_has_few_idioms() -> None:
     assert hits <= SHARE_MAX * total, f"{hits} of {total} sentences have an idiom, most of them in\n{most}"
 
 
+def share_max(path: str) -> float:
+    return max([FILE_SHARE_MAX, *(share for folder, share in UNFINISHED.items() if path.startswith(folder))])
+
+
 def test_no_file_has_many_idioms() -> None:
     many = {
         path: one.hits
         for path, one in counts().items()
-        if one.total >= FILE_SENTENCES_MIN and one.share > FILE_SHARE_MAX
+        if one.total >= FILE_SENTENCES_MIN and one.share > share_max(path)
     }
     assert not many, "\n".join(f"{path}:\n  " + "\n  ".join(hits) for path, hits in many.items())
 
@@ -186,6 +194,8 @@ PLAIN = (
     "The gateway refuses a body that is larger than the limit.",
     "Release the reservation if no worker takes the request.",
     "It is no longer open, so the reader stops.",
+    "There is no account of this name.",
+    "What is an octopus?",
 )
 
 
