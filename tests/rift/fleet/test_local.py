@@ -240,4 +240,4 @@ async def test_failed_starts_end_waiting_requests_with_the_reason_and_no_charge(
     assert "4 starts failed" in answers["later"].json()["error"]["message"]
     assert anyio.current_time() - began < 30
     await rig.decide(0)
-    assert any("starting it again in" in line for line in rig.screen)
+    assert any("restarting it in" in line for line in rig.screen)
