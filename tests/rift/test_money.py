@@ -146,16 +146,16 @@ WRONG: dict[str, tuple[str, ...]] = {
     "is not over": ("period", "close", "2199-01"),
     "there is no account 'ghost'": ("correct", "--account", "ghost", "--usd", "1", "--reason", "x"),
     "'1e3' is not an amount": ("correct", "--account", "dev", "--usd", "1e3", "--reason", "x"),
-    "a correction of 0": ("correct", "--account", "dev", "--usd", "0", "--reason", "x"),
-    "is no reason": ("correct", "--account", "dev", "--usd", "1", "--reason", " "),
-    "model 'nope' has no price": (
+    "must not be 0": ("correct", "--account", "dev", "--usd", "0", "--reason", "x"),
+    "must be one line of text": ("correct", "--account", "dev", "--usd", "1", "--reason", " "),
+    "'nope' has no price": (
         *("correct", "--account", "dev", "--usd", "1", "--reason", "x", "--model", "nope"),
     ),
-    "'req_1' is no request id": (
+    "'req_1' is not a request id": (
         *("correct", "--account", "dev", "--usd", "1", "--reason", "x", "--request", "req_1"),
     ),
     "'here' is not a position": ("replay", "--until", "here"),
-    "goes with --until": ("replay", "--digest", "select 1"),
+    "needs --until POSITION": ("replay", "--digest", "select 1"),
 }
 
 

@@ -126,7 +126,7 @@ def test_adding_a_model_keeps_the_rest_of_the_file(tmp_path: Path) -> None:
         ([*ADD, *PRICES, "--profile", "cpu", "fast"], "'fast' is no NAME=VALUE"),
         (["models", "add", "Not OK", *ADD[3:], *PRICES], "Not OK"),
         (["models", "add", "deepseek_v3", *ADD[3:], *PRICES], "would share one subject"),
-        (["models", "add", "deepseek-v3", *ADD[3:], *PRICES], "in the catalogue already"),
+        (["models", "add", "deepseek-v3", *ADD[3:], *PRICES], "already in the catalogue"),
     ],
 )
 def test_an_invalid_model_is_not_added(tmp_path: Path, more: list[str], words: str) -> None:
