@@ -1,7 +1,7 @@
 """The choices of one request with `n` > 1: a group, each choice accepted and answered as its own request.
 
 The ids of all choices follow from the first, so any gateway can name the whole group. Frames and objects of a
-group belong to `dialects/chat_response.py`, its cost to `admission/metering.py`.
+group belong to `dialects/chat_response.py`, its cost to `admission/credit_hold.py`.
 """
 
 import hashlib

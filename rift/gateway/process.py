@@ -18,7 +18,6 @@ from rift.gateway.admission.auth import Authenticator
 from rift.gateway.admission.book_freshness import BookFreshness
 from rift.gateway.admission.credit import CreditReservations
 from rift.gateway.admission.lane_credit import LaneCredit
-from rift.gateway.admission.live_gateways import LiveGateways
 from rift.gateway.admission.log_room import LogRoom
 from rift.gateway.admission.queue_share import QueueShare
 from rift.gateway.admission.rate_limits import RateLimits
@@ -37,6 +36,7 @@ from rift.gateway.dialects.dialect import RESPONSES
 from rift.gateway.state import GatewayConfig, LogState
 from rift.gateway.streams.delivery import STOPPING, Delivery
 from rift.gateway.streams.lane_registry import LaneRegistry
+from rift.gateway.streams.live_gateways import LiveGateways
 from rift.gateway.streams.own_lane import OwnLane
 from rift.gateway.streams.queue_status import QueueStatus
 from rift.gateway.submission.acceptance import AcceptanceBuilder

@@ -8,10 +8,8 @@ log_room        whether new requests can be stored
 book_freshness  whether the book is current enough to trust
 rate_limits     the rate limits of accounts and keys at this gateway
 rate_window     sliding-window limits: pure
-live_gateways   the gateways that share a limit
 credit          credit of each request: reserved, then spent
 lane_credit     the credit that this lane holds
-credit_hold     one hold of this lane
+credit_hold     one hold of this lane, and what requests spend of it
 max_cost        the highest cost of a new request
-metering        the cost of a request that has ended
 """

@@ -16,8 +16,8 @@ from events.contracts import RESERVATION_KEPT_S
 from events.log import LogError
 from events.schema import Price, RequestAccepted
 from rift.gateway.admission import max_cost
+from rift.gateway.admission.credit_hold import MeteredCompletion, charges
 from rift.gateway.admission.lane_credit import LaneCredit
-from rift.gateway.admission.metering import MeteredCompletion, charges
 from rift.gateway.choices import Choices
 from rift.gateway.streams.lane_registry import LaneRegistry
 from rift.gateway.streams.subscription import Subscription

@@ -22,8 +22,7 @@ from events.log import Conflict, OutcomeUnknown
 from events.publisher import Publisher, destination
 from events.schema import CreditHeld, RequestAccepted
 from events.wakeup import Wakeup
-from rift.gateway.admission.credit_hold import CreditHold, exhausted, unavailable
-from rift.gateway.admission.metering import MeteredCompletion
+from rift.gateway.admission.credit_hold import CreditHold, MeteredCompletion, exhausted, unavailable
 from rift.gateway.state import GatewayConfig, LogState
 
 logger = logging.getLogger(__name__)

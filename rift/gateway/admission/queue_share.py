@@ -2,10 +2,10 @@
 
 from events.book import Book
 from events.fleet import Fleet
-from rift.gateway.admission.live_gateways import LiveGateways
 from rift.gateway.admission.rate_limits import SOON_MS
 from rift.gateway.asgi.errors import HTTPError, retry_after, retry_after_ms
 from rift.gateway.streams.lane_reader import LaneReader
+from rift.gateway.streams.live_gateways import LiveGateways
 
 # Requests of one model that wait here for a worker. Past this the wait is minutes: an error is kinder.
 QUEUE_MAX = 1000

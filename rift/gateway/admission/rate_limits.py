@@ -6,12 +6,12 @@ from events.book import Book
 from events.schema import RequestAccepted
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT
 from rift.gateway.admission import max_cost, rate_window
-from rift.gateway.admission.live_gateways import LiveGateways
 from rift.gateway.admission.rate_window import Exceeded, LimitShare, RateReservation, RateWindow
 from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after_ms
 from rift.gateway.choices import Choices
 from rift.gateway.completion import Completion
 from rift.gateway.streams.lane_reader import LaneReader
+from rift.gateway.streams.live_gateways import LiveGateways
 from rift.gateway.streams.subscription import Subscription
 
 # About the bytes of a prompt in one token, in most languages and tokenizers.

@@ -5,6 +5,7 @@ client_buffer  frames of one client, its wake-up and its bytes
 queue_status   length of the queue, and the status of waiting requests
 lane_reader    reads a lane and folds each event once
 lane_registry  the lanes that this gateway reads
+live_gateways  the gateways whose lanes report: they share the limits
 own_lane       this gateway's own lane: opened, reported, lost
 cancellation   cancels requests, and repeats that until it is stored
 delivery       sends an answer, and decides what follows when the client goes

@@ -18,8 +18,14 @@ from rift.gateway.asgi.request import Request
 from rift.gateway.dialects import dialect as dialects
 from rift.gateway.streams.cancellation import Cancellation, publish_patiently
 from rift.gateway.streams.lane_reader import LaneReader
-from rift.gateway.streams.queue_status import KEEP_ALIVE_S, STATUS_S, QueueStatus, Status, StatusNotices
+from rift.gateway.streams.queue_status import QueueStatus, Status
 from rift.gateway.streams.subscription import Subscription
+
+# Proxies close connections that are silent for 30 s or more.
+KEEP_ALIVE_S = 12.0
+
+# How often an estimate is refreshed: often enough for a screen to look alive, and cheap for a crowd.
+STATUS_S = 2.0
 
 # A stream answers with headers after this time at the latest. A request that fails earlier is answered with
 # an HTTP error.
@@ -201,3 +207,22 @@ async def _cancel_at_disconnect(request: Request, scope: anyio.CancelScope) -> N
 def http_error(status: int, problem: Problem) -> HTTPError:
     headers = FINAL if problem.code in FINAL_CODES else ()
     return HTTPError(status, problem.message, code=problem.code, param=problem.param, headers=headers)
+
+
+class StatusNotices:
+    """When one client is sent its status: another status at once, another estimate every STATUS_S."""
+
+    def __init__(self) -> None:
+        self._last: Status | None = None
+        self._sent_at_s = 0.0
+
+    def is_due(self, status: Status, now_s: float) -> bool:
+        """Return whether to send the status now; if so, it counts as sent."""
+        last = self._last
+        if last is not None and last.name == status.name:
+            pause_s = KEEP_ALIVE_S if last == status else STATUS_S
+            if now_s < self._sent_at_s + pause_s:
+                return False
+        self._last = status
+        self._sent_at_s = now_s
+        return True

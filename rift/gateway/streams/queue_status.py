@@ -16,12 +16,6 @@ from events.contracts import SECOND_NS
 from events.fleet import Fleet
 from events.schema import RequestAccepted
 
-# Proxies close connections that are silent for 30 s or more.
-KEEP_ALIVE_S = 12.0
-
-# How often an estimate is refreshed: often enough for a screen to look alive, and cheap for a crowd.
-STATUS_S = 2.0
-
 
 class QueueDepth:
     """The requests of one lane that wait for their first attempt, by model.
@@ -70,25 +64,6 @@ def status(fleet: Fleet, model: str, now_ns: int) -> Status:
     began_ns = min((one.began_at_ns for one in replicas if one.state == "starting"), default=now_ns)
     left_ns = max(0, start_ns - max(0, now_ns - began_ns))
     return Status("starting", -(-left_ns // SECOND_NS) * 1000)
-
-
-class StatusNotices:
-    """When one client is sent its status: another status at once, another estimate every STATUS_S."""
-
-    def __init__(self) -> None:
-        self._last: Status | None = None
-        self._sent_at_s = 0.0
-
-    def is_due(self, status: Status, now_s: float) -> bool:
-        """Return whether to send the status now; if so, it counts as sent."""
-        last = self._last
-        if last is not None and last.name == status.name:
-            pause_s = KEEP_ALIVE_S if last == status else STATUS_S
-            if now_s < self._sent_at_s + pause_s:
-                return False
-        self._last = status
-        self._sent_at_s = now_s
-        return True
 
 
 class QueueStatus:

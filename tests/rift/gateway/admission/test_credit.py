@@ -18,7 +18,7 @@ from events.schema import AnyEvent, CreditGranted, LimitsSet, Parameters, Reques
 from events.subjects import Address
 from rift.gateway.admission import lane_credit
 from rift.gateway.admission.credit import CreditReservations
-from rift.gateway.admission.metering import MeteredCompletion
+from rift.gateway.admission.credit_hold import MeteredCompletion
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.process import Opened
 from rift.gateway.streams.subscription import Subscription

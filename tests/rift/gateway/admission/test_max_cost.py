@@ -15,7 +15,7 @@ from events.schema import (
     TokensGenerated,
 )
 from rift.gateway.admission import max_cost
-from rift.gateway.admission.metering import MeteredCompletion
+from rift.gateway.admission.credit_hold import MeteredCompletion
 from tests.simulation.prepaid import ACCOUNT, PRICE
 from tests.simulation.processes import MODEL
 

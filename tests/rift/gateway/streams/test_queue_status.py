@@ -8,12 +8,10 @@ from events import codec, subjects
 from events.fleet import Fleet
 from events.log import Stored
 from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaReported, ReplicaStarting, ScaleDecided
+from rift.gateway.streams.delivery import KEEP_ALIVE_S, STATUS_S, StatusNotices
 from rift.gateway.streams.queue_status import (
-    KEEP_ALIVE_S,
-    STATUS_S,
     QueueStatus,
     Status,
-    StatusNotices,
     status,
 )
 
