@@ -123,7 +123,7 @@ def test_adding_a_model_keeps_the_rest_of_the_file(tmp_path: Path) -> None:
     [
         ([*ADD, "--prompt-usd", "0.00001", "--output-usd", "1"], "models.acme:1.prompt_usd"),
         ([*ADD, *PRICES, "--profile", "cpu", "gpus=many"], "profiles[...].gpus"),
-        ([*ADD, *PRICES, "--profile", "cpu", "fast"], "'fast' is no NAME=VALUE"),
+        ([*ADD, *PRICES, "--profile", "cpu", "fast"], "must be NAME=VALUE, like gpus=8, got 'fast'"),
         (["models", "add", "Not OK", *ADD[3:], *PRICES], "Not OK"),
         (["models", "add", "deepseek_v3", *ADD[3:], *PRICES], "would share one subject"),
         (["models", "add", "deepseek-v3", *ADD[3:], *PRICES], "already in the catalogue"),
