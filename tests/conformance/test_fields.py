@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from rift.gateway.asgi.errors import HTTPError
-from rift.gateway.dialects import chat_request, responses_request
+from rift.gateway.dialects import chat_request, completions_request, responses_request
 from tests.scripted import MODEL, Served
 
 README = (Path(chat_request.__file__).parents[1] / "README.md").read_text()
@@ -19,8 +19,8 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 ROUTES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "Chat completions": (chat_request.ChatBody, chat_request.parse_chat, CHAT),
     "Completions": (
-        chat_request.CompletionBody,
-        chat_request.parse_completion,
+        completions_request.CompletionBody,
+        completions_request.parse_completion,
         {"model": "m", "prompt": "hi"},
     ),
     "Responses": (responses_request.ResponseBody, responses_request.parse, {"model": "m", "input": "hi"}),

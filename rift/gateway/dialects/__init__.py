@@ -1,11 +1,12 @@
 """Each API's bodies and frames.
 
-sampling            fields that all APIs share
-native              the native API: body, object and stream
-openai_fields       fields that OpenAI's APIs share
-chat_request        bodies of `/v1/completions` and `/v1/chat/completions`
-chat_response       objects and chunks of these two
-responses_request   bodies of `/v1/responses`
-responses_response  objects and events of `/v1/responses`
-dialect             the four APIs side by side, and the stream format they share
+sampling             fields that all APIs share
+native               the native API: body, object and stream
+openai_fields        fields that OpenAI's APIs share
+completions_request  bodies of `/v1/completions`, and fields they share with chat
+chat_request         bodies of `/v1/chat/completions`
+chat_response        objects and chunks of these two
+responses_request    bodies of `/v1/responses`
+responses_response   objects and events of `/v1/responses`
+dialect              the four APIs side by side, and the stream format they share
 """

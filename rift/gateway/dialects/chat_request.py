@@ -1,23 +1,19 @@
-"""Parse the bodies of `/v1/completions` and `/v1/chat/completions`: pure functions.
-
-Unknown fields are ignored, as clients expect. Known fields that would change the answer but are not supported
-are rejected. The gateway's README lists every field.
-"""
+"""Parse the body of `/v1/chat/completions`: pure functions. Fields that it shares with completions are in
+`completions_request.py`; the gateway's README lists every field."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec.structs import replace
 
-from events.schema import Kind, Message, Parameters, ResponseFormat, ToolCall
+from events.schema import Message, ResponseFormat, ToolCall
+from rift.gateway.dialects.completions_request import OpenAIBody, parsed_request, sampling_of
 from rift.gateway.dialects.openai_fields import (
     TOOLS_MAX,
     Alternatives,
-    Biases,
     Choice,
     Effort,
     Function,
-    Metadata,
     Name,
     NamedFunction,
     Part,
@@ -30,59 +26,7 @@ from rift.gateway.dialects.openai_fields import (
     tool,
     with_tools,
 )
-from rift.gateway.dialects.sampling import MaxTokens, ParsedRequest, Sampling, Text, decode, parameters, wrong
-
-# An engine with 8 slots runs this many choices at once; more would wait for one another.
-CHOICES_MAX = 8
-
-Choices = Annotated[int, msgspec.Meta(ge=1, le=CHOICES_MAX)]
-
-
-class StreamOptions(msgspec.Struct, frozen=True):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-
-
-class OpenAIBody(Sampling, frozen=True, kw_only=True):
-    """Fields that both APIs have."""
-
-    unserved: ClassVar[dict[str, object]] = {
-        "echo": False,
-        "use_beam_search": False,
-        "prompt_logprobs": 0,
-        "stop_token_ids": [],
-        "min_tokens": 0,
-        "bad_words": [],
-        "allowed_token_ids": [],
-        "structured_outputs": None,
-        "include_stop_str_in_output": False,
-    }
-
-    model: str
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Choices | None = None
-    logit_bias: Biases | None = None
-    metadata: Metadata | None = None
-    store: bool | None = None
-    echo: Refused = None
-    use_beam_search: Refused = None
-    prompt_logprobs: Refused = None
-    stop_token_ids: Refused = None
-    min_tokens: Refused = None
-    bad_words: Refused = None
-    allowed_token_ids: Refused = None
-    structured_outputs: Refused = None
-    include_stop_str_in_output: Refused = None
-
-
-class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
-    unserved: ClassVar[dict[str, object]] = OpenAIBody.unserved | {"suffix": ""}
-
-    prompt: Text | Annotated[list[Text], msgspec.Meta(min_length=1, max_length=1)]
-    logprobs: Alternatives | None = None
-    best_of: Choices | None = None
-    suffix: Refused = None
+from rift.gateway.dialects.sampling import MaxTokens, ParsedRequest, Text, decode, wrong
 
 
 class ChatTool(msgspec.Struct, frozen=True):
@@ -162,18 +106,6 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
     web_search_options: Refused = None
 
 
-def parse_completion(data: bytes) -> ParsedRequest:
-    """Raises HTTPError."""
-    body = decode(data, _completion)
-    refuse_unserved(body, body.unserved)
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise wrong("best_of", "every choice is returned, so `best_of` must equal `n`; leave it out")
-    prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
-    return _parsed(
-        "completion", body, prompt, replace(_sampled(body, body.max_tokens), logprobs=body.logprobs)
-    )
-
-
 def parse_chat(data: bytes) -> ParsedRequest:
     """Raises HTTPError."""
     body = decode(data, _chat)
@@ -182,7 +114,7 @@ def parse_chat(data: bytes) -> ParsedRequest:
         raise wrong("top_logprobs", "set `logprobs` to true to use it")
     choice = body.tool_choice
     sampled = replace(
-        _sampled(body, body.max_completion_tokens or body.max_tokens),
+        sampling_of(body, body.max_completion_tokens or body.max_tokens),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         response_format=_format(body.response_format),
         reasoning_effort=body.reasoning_effort,
@@ -195,33 +127,10 @@ def parse_chat(data: bytes) -> ParsedRequest:
         parallel=body.parallel_tool_calls,
     )
     messages = [_message(message, f"messages[{at}]") for at, message in enumerate(body.messages)]
-    return _parsed("chat", body, answered_calls(messages, "messages"), sampled)
+    return parsed_request("chat", body, answered_calls(messages, "messages"), sampled)
 
 
-_completion = msgspec.json.Decoder(CompletionBody)
 _chat = msgspec.json.Decoder(ChatBody)
-
-
-def _parsed(
-    kind: Kind, body: OpenAIBody, prompt: str | tuple[Message, ...], sampled: Parameters
-) -> ParsedRequest:
-    options = body.stream_options or StreamOptions()
-    return ParsedRequest(
-        kind=kind,
-        model=body.model,
-        input=prompt,
-        parameters=sampled,
-        stream=bool(body.stream),
-        include_usage=bool(options.include_usage),
-        continuous_usage=bool(options.include_usage and options.continuous_usage_stats),
-        choices=body.n or 1,
-        metadata=body.metadata or {},
-        store=body.store is not False,
-    )
-
-
-def _sampled(body: OpenAIBody, max_tokens: int | None) -> Parameters:
-    return replace(parameters(body, max_tokens), logit_bias=body.logit_bias or {})
 
 
 def _format(format: ChatFormat | None) -> ResponseFormat | None:

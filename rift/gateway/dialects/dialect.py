@@ -12,6 +12,7 @@ from rift.gateway.completion import Completion
 from rift.gateway.dialects import (
     chat_request,
     chat_response,
+    completions_request,
     native,
     responses_request,
     responses_response,
@@ -75,8 +76,8 @@ NATIVE = Dialect(
 )
 COMPLETIONS = Dialect(
     kind="completion",
-    body=chat_request.CompletionBody,
-    parse=chat_request.parse_completion,
+    body=completions_request.CompletionBody,
+    parse=completions_request.parse_completion,
     stream=partial(chat_response.stream, chat_response.TextLayout()),
     whole=partial(chat_response.whole, chat_response.TextLayout()),
     has_template=False,

@@ -7,7 +7,7 @@ import pytest
 
 from events.schema import Message, ResponseFormat, Tool, ToolCall
 from rift.gateway.asgi.errors import HTTPError
-from rift.gateway.dialects import chat_request, responses_request
+from rift.gateway.dialects import chat_request, completions_request, responses_request
 from rift.gateway.dialects.sampling import ParsedRequest
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -23,7 +23,7 @@ def chat(**more: Any) -> ParsedRequest:
 
 
 def completion(**more: Any) -> ParsedRequest:
-    return chat_request.parse_completion(json.dumps({"model": "m", "prompt": "hi"} | more).encode())
+    return completions_request.parse_completion(json.dumps({"model": "m", "prompt": "hi"} | more).encode())
 
 
 def response(**more: Any) -> ParsedRequest:
