@@ -1,14 +1,16 @@
 """The policy that knows the future: the reference for all others.
 
-What lives here: its schedule. It knows every request's time and tokens in advance. Its starts take as long as
-others', and it has no replica before the trace begins.
+It knows every request's time and tokens in advance and derives a schedule from them. Its cold starts take as
+long as those of other policies, and no replica exists before the trace begins.
 
 First, a fleet with instant starts serves the trace, with enough replicas at each moment for the open requests
-and a margin. This gives the need over time. Then each of these replicas is ordered one start ahead, and is
-kept over a gap that is shorter than draining and starting again. Margins are tried in rising order. The first
-margin counts whose schedules, with real starts, serve 99 % in time, and of its schedules the cheapest; if
-none does, the one that serves most. A schedule ignores how answers are spread over replicas, so requests that
-wait nevertheless get more replicas. A better schedule outside this family may exist.
+and a margin. This gives the number of replicas needed over time. Then each of these replicas is ordered one
+cold start ahead. A replica is kept over a gap that is shorter than draining and starting again.
+
+Margins are tried in rising order, until a schedule with real cold starts serves 99 % of the requests in time.
+The cheapest schedule that does so is returned. If none does, it is the cheapest of those that serve the most.
+A schedule ignores how requests are spread over replicas, so if requests wait nevertheless, more replicas are
+started. A better schedule outside this family may exist.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +20,9 @@ from replay.scaling.demand import Demands
 from replay.scaling.hardware import MISSED_SHARE, Hardware
 
 TICK_S = 1.0
-# Slots kept free, as a share of all.
+# The share of slots that is kept free.
 MARGINS = (0.0, 0.1, 0.2, 0.3, 0.45)
-# The time a replica needs to drain, in mean answers: a few answers are very long.
+# The time that a replica takes to drain, in mean answer times: a few answers are very long.
 ENDING_ANSWERS = (4.0, 8.0)
 # Schedules within this share of each other count as equal, and the cheaper one wins.
 EQUAL_SHARE = 0.0005
@@ -101,7 +103,7 @@ def _needed(asked: Sequence[TraceRequest], hardware: Hardware, *, slots: float) 
 def _schedule(
     needed: Sequence[tuple[float, int]], *, start_s: float, gap_s: float
 ) -> list[tuple[float, int]]:
-    """Return the wanted replicas by time: the n-th while n are needed, ordered ahead, short gaps kept."""
+    """Return the desired replicas by time: ordered one start ahead, and kept over gaps of up to `gap_s`."""
     first_s = needed[0][0]
     changes: list[tuple[float, int]] = []
     began_s: list[float] = []

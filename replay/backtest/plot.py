@@ -1,6 +1,7 @@
 """A picture of a run: arrivals, replicas, and late requests.
 
-What lives here: the only use of matplotlib, which is optional. What must not: figures that `run.py` lacks.
+This is the only module that imports matplotlib, which is optional. It must not compute figures of its own:
+`run.py` does.
 """
 
 from pathlib import Path
@@ -8,16 +9,16 @@ from pathlib import Path
 from replay.backtest.simulator import SimulatedFleet
 from replay.errors import ReplayError
 
-# A trace is divided into this many bars, as many as the eye can separate.
+# Number of bars that a trace is divided into: more would be too thin to tell apart.
 BARS = 240
 
 
 class PlotMissing(ReplayError):
-    """Pictures need matplotlib; the message says how to get it."""
+    """matplotlib is not installed; the message names the extra that installs it."""
 
 
 def plot(fleet: SimulatedFleet, path: Path, *, title: str, ttft_ms: int) -> None:
-    """Draw to a file of a kind that its name says. Raises PlotMissing, OSError, ValueError."""
+    """Draw a run to `path`, whose suffix selects the file format. Raises PlotMissing, OSError, ValueError."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as missing:

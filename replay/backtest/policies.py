@@ -1,6 +1,6 @@
 """Policies for a simulation: Rift's `decide`, Knative's autoscaler, a fixed number.
 
-What lives here: each as a `simulator.Scaling`. What must not: the policy that knows the future (`oracle.py`).
+Each implements `simulator.Scaling`. The policy that knows the future is in `oracle.py`.
 """
 
 import math
@@ -13,7 +13,7 @@ from replay.scaling.demand import Demands, Replicas, Reports
 from replay.scaling.hardware import Hardware
 from replay.scaling.policy import Policy, decide
 
-# The intervals of the autoscaler and of a worker's reports.
+# The intervals between decisions of the autoscaler, and between reports of a worker.
 TICK_S = 2.0
 REPORT_S = 10.0
 
@@ -58,7 +58,7 @@ class Ours:
 
 
 class Static:
-    """The same number from the first request."""
+    """Keeps a fixed number of replicas from the first request on."""
 
     tick_s = TICK_S
     demands: Demands | None = None
@@ -71,7 +71,7 @@ class Static:
 
 
 class KnativeSettings(msgspec.Struct, frozen=True):
-    """Knative Pod Autoscaler's, with its defaults; `target` is the concurrency of one replica."""
+    """Settings of the Knative Pod Autoscaler, with its defaults; `target` is one replica's concurrency."""
 
     target: float
     stable_s: int = 60
@@ -83,8 +83,11 @@ class KnativeSettings(msgspec.Struct, frozen=True):
 
 
 class _Average:
-    """Concurrency by seconds over a window, as Knative's buckets have it: over the seconds since the first
-    that was written, while these are fewer than the window; a window without any begins anew."""
+    """The mean concurrency over a window of seconds, computed like Knative's buckets.
+
+    Until a whole window has passed since the first second written, the mean covers only the seconds since
+    then. After a window without a value, the average restarts.
+    """
 
     def __init__(self, window_s: int) -> None:
         self._window_s = window_s
@@ -107,14 +110,17 @@ class _Average:
 
 
 class Knative:
-    """Knative Pod Autoscaler on concurrency, from its documentation and pkg/autoscaler/scaling/autoscaler.go,
-    pkg/autoscaler/aggregation/bucketing.go, pkg/reconciler/autoscaling/kpa/scaler.go.
+    """The Knative Pod Autoscaler on concurrency.
 
-    Each second it is told the mean concurrency of the last one, what waits included. Every other second it
-    wants concurrency / target over the stable window, rounded up. Where the panic window wants twice what is
-    ready it panics: it wants the more of the two, and no less than before, until it was below that threshold
-    for a stable window. A request that finds no replica is decided on at once. The last replica goes when
-    a whole stable window was empty, and the grace period after that.
+    It follows the documentation and pkg/autoscaler/scaling/autoscaler.go,
+    pkg/autoscaler/aggregation/bucketing.go and pkg/reconciler/autoscaling/kpa/scaler.go.
+
+    Each second it records the mean concurrency of the last second, including waiting requests. Every other
+    second it computes concurrency / target over the stable window, rounded up. If the same quotient over the
+    panic window is at least twice the ready replicas, it panics: it takes the larger of the two numbers and
+    never scales down, until the quotient has been below that threshold for a stable window. A request that
+    arrives at zero replicas triggers a decision at once. The last replica stops after an empty stable window
+    and the grace period.
     """
 
     tick_s = 1.0
@@ -153,7 +159,7 @@ class Knative:
         return self._at_zero(now_s, fleet, desired)
 
     def desired(self, now_s: float, ready: int, stable: float, panic: float) -> int:
-        """Return what it wants of the two averages: `Scale` of its autoscaler."""
+        """Return the desired replicas for the two averages, like `Scale` of Knative's autoscaler."""
         settings = self._settings
         pods = max(1, ready)
         most = math.ceil(settings.up_rate * pods)

@@ -1,6 +1,6 @@
 """A trace through a policy: its cost, and the share of requests that meet the target.
 
-What lives here: policies by name, and the figures of a run. What must not: reading traces (`traces.py`).
+This module resolves policies by name and computes the figures of a run. `traces.py` reads the traces.
 """
 
 import re
@@ -16,28 +16,28 @@ from replay.errors import ReplayError
 from replay.scaling.hardware import Hardware, concurrency_max
 from replay.scaling.policy import Policy
 
-# Knative fills a replica to 70 % of what it can hold (its default target-utilization-percentage).
+# Knative fills a replica to 70 % of its capacity (its default target-utilization-percentage).
 KNATIVE_UTILIZATION = 0.7
-# A machine does not bound a backtest; this is more than any of the traces needs.
+# No cluster size limits a backtest, so this is simply more than any of the traces needs.
 REPLICAS_MAX = 1000
 STATIC = re.compile(r"static:([0-9]{1,4})")
 
 
 class InvalidPolicy(ReplayError):
-    """A policy cannot be used; the message names it and says what can."""
+    """The policy is unknown or its file is invalid; the message lists the valid choices."""
 
 
 class Result(msgspec.Struct, frozen=True):
     """The figures of a run.
 
     slo_attainment              share of requests whose time to first token is at most the target
-    ttft_p50_ms, ttft_p99_ms    queue, start and prompt included
-    gpu_seconds                 of each replica from its order to its stop, by its GPUs; a replica without
-                                any counts as one; the run ends with its last request
-    cost_usd                    of these, at the profile's price
+    ttft_p50_ms, ttft_p99_ms    time to first token, including queueing, cold start and prefill
+    gpu_seconds                 seconds of each replica from order to stop, times its GPUs; a replica without
+                                GPUs counts as one GPU; the run ends with its last request
+    cost_usd                    cost of the GPU seconds at the profile's price
     cold_starts                 replicas that were ordered
-    requests_hit_by_cold_start  served by a replica that was not ready when they came
-    scale_actions               changes of the wanted number
+    requests_hit_by_cold_start  requests served by a replica that was not ready when they arrived
+    scale_actions               changes of the desired number of replicas
     """
 
     policy: str
@@ -61,7 +61,7 @@ def run(
     ttft_ms: int,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Result, SimulatedFleet]:
-    """Serve a trace. Raises InvalidPolicy, NothingStarts, OSError."""
+    """Serve a trace with the named policy. Raises InvalidPolicy, NothingStarts, OSError."""
     if policy == "oracle":
         fleet = oracle.best(asked, hardware, start_s=start_s, ttft_ms=ttft_ms, progress=progress)
     else:

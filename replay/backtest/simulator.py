@@ -1,10 +1,10 @@
 """A fleet of one model's replicas in simulated time, event by event.
 
-What lives here: the queue, the replicas and their clocks. What must not: the number of replicas to run
-(`policies.py`) and the figures of a run (`run.py`).
+This module simulates the queue, the replicas and their clocks. A policy decides the number of replicas
+(`policies.py`), and `run.py` computes the figures of a run.
 
-Requests wait in one queue, first come, first served. The emptiest ready replica that has a free slot and room
-for a request's tokens takes it. A replica prefills its prompts one by one; the end of a prefill is the first
+Requests wait in one FIFO queue. The least loaded ready replica that has a free slot and KV cache space for a
+request takes it. A replica prefills its prompts one by one; the end of a prefill is the first
 token. From then on each step gives every request one token and takes `step_us` + `step_us_per_running` x
 running. Prefills do not slow the steps, because the profile's decode figures were measured with prefill
 included. A draining replica takes no more requests and stops when it is empty. No start fails.

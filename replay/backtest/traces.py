@@ -1,7 +1,7 @@
 """Workloads: published traces in their own formats, and Rift's own log.
 
-What lives here: one reader for each format, and the choice of clients. What must not: the use of a trace.
-Each reader goes line by line; its errors name file and line.
+This module has one reader for each format, and thins a trace by client. It does not interpret traces.
+Readers stream line by line, and their errors name the file and the line.
 """
 
 import csv
@@ -18,13 +18,13 @@ import msgspec
 from replay.backtest.simulator import TraceRequest
 from replay.errors import ReplayError
 
-# A larger time is invalid: nan, infinite, or in another unit.
+# A larger time is in another unit, or infinite.
 SECONDS_MAX = 1e11
 FORMATS = ("azure", "mooncake", "servegen", "log")
 
 
 class InvalidTrace(ReplayError):
-    """A trace cannot be read; the message names the file, the line and what is wrong there."""
+    """A trace cannot be read; the message names the file, the line and the problem."""
 
 
 class _Mooncake(msgspec.Struct):
@@ -34,10 +34,10 @@ class _Mooncake(msgspec.Struct):
 
 
 def read(path: Path, kind: str, *, thin: int = 1) -> list[TraceRequest]:
-    """Return a file's requests in order of time, from 0 on. Raises InvalidTrace, OSError.
+    """Return the requests of a file in order of time, starting at 0 s. Raises InvalidTrace, OSError.
 
-    `thin` N keeps a client if the SHA-256 of its name, as a number, divides by N: whole clients, always the
-    same ones.
+    `thin` N keeps about one client in N: those whose name has a SHA-256 that is divisible by N. A client is
+    kept with all of its requests or not at all, and every run keeps the same clients.
     """
     if kind not in READERS:
         raise InvalidTrace(f"{path}: {kind!r} is no format of a file; there are {', '.join(READERS)}")
@@ -54,7 +54,7 @@ def read(path: Path, kind: str, *, thin: int = 1) -> list[TraceRequest]:
 
 
 def of_rows(rows: Iterable[tuple[int, int, int]]) -> list[TraceRequest]:
-    """Return the requests of Rift's own log: accepted_at_ns, prompt_tokens, output_tokens a row.
+    """Return the requests of Rift's own log; a row is (accepted_at_ns, prompt_tokens, output_tokens).
 
     Raises InvalidTrace.
     """
@@ -74,12 +74,12 @@ def guessed(path: Path) -> str:
 
 
 def keeps(client: str, thin: int) -> bool:
-    """Return whether a client is in the N-th that is kept."""
+    """Return whether thinning by `thin` keeps a client."""
     return int.from_bytes(hashlib.sha256(client.encode()).digest()) % thin == 0
 
 
 def _azure(path: Path, lines: TextIO, thin: int) -> Iterator[TraceRequest]:
-    """TIMESTAMP, ContextTokens, GeneratedTokens."""
+    """Columns: TIMESTAMP, ContextTokens, GeneratedTokens."""
 
     def seconds(text: str) -> float:
         # The fraction has seven digits, one more than datetime accepts.
@@ -90,7 +90,7 @@ def _azure(path: Path, lines: TextIO, thin: int) -> Iterator[TraceRequest]:
 
 
 def _servegen(path: Path, lines: TextIO, thin: int) -> Iterator[TraceRequest]:
-    """t_s, client, input_tokens, output_tokens, whatever else."""
+    """Columns: t_s, client, input_tokens, output_tokens; further columns are ignored."""
     clients: dict[str, bool] = {}
     for number, row in _rows(path, lines, ("t_s", "client", "input_tokens", "output_tokens")):
         kept = clients.get(row[1])
