@@ -1,10 +1,10 @@
 """The demand for one model and its replicas as of a moment: the inputs of `decide`.
 
-What lives here: the two structs, the meaning of each field, and an in-memory Demand for simulations. What
-must not: the same query in SQL (`demand_query.py`), and decisions (`policy.py`).
+This module defines the two structs, the meaning of each field, and an in-memory Demand for simulations.
+`demand_query.py` computes the same Demand in SQL, and `policy.py` decides.
 
-All fields are integers, so they are equal on every machine. Times are stored times in Unix nanoseconds. A
-window of W is (now - W, now].
+All fields are integers, so every machine computes the same values. Times are stored times in Unix
+nanoseconds. A window of W is (now - W, now].
 """
 
 from bisect import bisect_right
@@ -28,7 +28,7 @@ WARM_NS = 2 * SECOND_NS
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """One model's requests, of all accounts, as of `now_ns`. Only events stored by then count.
+    """The requests of one model, across all accounts, as of `now_ns`. Only events stored by then count.
 
     Tokens are those of ended requests; the tokens of running ones are not included.
     """
@@ -37,21 +37,21 @@ class Demand(msgspec.Struct, frozen=True):
     # Open requests without and with an attempt that counted.
     waiting: int = 0
     running: int = 0
-    # How many were under way, waiting or running, at now - PAST_NS, now - 2 PAST_NS ...: accepted by then
-    # (then included), and not ended by then.
+    # Open requests, waiting or running, at now - PAST_NS, now - 2 PAST_NS and so on: accepted at or before
+    # that time, and not ended by then.
     past: tuple[int, ...] = (0,) * PASTS
-    # Accepted in the window of MINUTE_NS.
+    # Requests accepted in the window of MINUTE_NS.
     arrived_minute: int = 0
-    # Ended in the window of ENDED_NS with at least one output token, and the sums of their tokens.
+    # Requests that ended in the window of ENDED_NS with at least one output token, and their token sums.
     ended: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
-    # Of those that ended in the window of SPEED_NS with at least two output tokens, and whose first attempt
-    # started at most WARM_NS after the acceptance: the sums of last less first token's time, and of tokens
-    # less one.
+    # The decode speed: sums of the time between first and last token, and of the tokens after the first. They
+    # cover requests that ended in the window of SPEED_NS with at least two output tokens, and whose first
+    # attempt started at most WARM_NS after the acceptance.
     decode_ns: int = 0
     decode_tokens: int = 0
-    # The latest acceptance or end; 0: there was none.
+    # Time of the latest acceptance or end; 0 if there is none.
     active_at_ns: int = 0
 
 
@@ -64,13 +64,13 @@ class Replicas(msgspec.Struct, frozen=True):
     draining: int = 0
     # The median of the last five starts; before the first, the hardware profile's.
     start_ns: int = 0
-    # Starts that failed since the last that succeeded, and when the last of them did; 0: none.
+    # Failed starts since the last successful one, and the time of the latest failure; 0 if there is none.
     failed: int = 0
     failed_at_ns: int = 0
-    # The last decision; 0: none.
+    # Time of the last decision; 0 if there is none.
     decided_at_ns: int = 0
-    # Over the ReplicaReported stored in the window of SPEED_NS: the sums of `running` and of its square. The
-    # second by the first is how many ran where a token was made.
+    # Sums of `running` and of its square over the ReplicaReported events stored in the window of SPEED_NS.
+    # The second divided by the first is the mean batch size, weighted by tokens.
     running_sum: int = 0
     running_square_sum: int = 0
 
@@ -92,7 +92,7 @@ class _Sums:
         self.second.append(self.second[-1] + second)
 
     def until(self, now_ns: int) -> tuple[int, int, int]:
-        """Return the count and the two sums of the window that ends now: at the time of the last or later."""
+        """Return the count and both sums of the window that ends at `now_ns`. No entry may be later."""
         past = bisect_right(self.at_ns, now_ns - self.width_ns)
         count = len(self.at_ns) - past
         return count, self.first[-1] - self.first[past], self.second[-1] - self.second[past]
@@ -102,7 +102,7 @@ class Demands:
     """A Demand that is kept up to date by events in order of time. It keeps all of them."""
 
     def __init__(self) -> None:
-        # When it was accepted, until it is started; and how long it waited, from then on.
+        # By request: the time of acceptance until its first attempt starts, then the time that it waited.
         self._waiting: dict[object, int] = {}
         self._running: dict[object, int] = {}
         self._arrived_at_ns: list[int] = []

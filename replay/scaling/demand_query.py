@@ -28,8 +28,8 @@ WINDOWS = {
     "warm_ns": WARM_NS,
 }
 
-# Requests accepted earlier are ignored: deadlines are minutes, so they have ended, and after ENDED_NS and the
-# idle time they no longer count.
+# Requests accepted earlier are ignored. Deadlines are minutes, so these requests have ended, and they no
+# longer count after ENDED_NS and the idle time.
 SINCE_NS = 2 * ENDED_NS
 
 
@@ -41,7 +41,7 @@ class Moment(msgspec.Struct, frozen=True):
 
 
 def observed(read: Read, model: str, moment: Moment, *, idle_ns: int) -> tuple[Demand, tuple[int, int]]:
-    """Return a model's demand, and the sums of what its replicas reported (`Replicas` has them).
+    """Return a model's demand, and the sums of its replicas' reports (see `Replicas`).
 
     Raises QueryRefused.
     """

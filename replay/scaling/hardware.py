@@ -1,7 +1,7 @@
 """Hardware profiles: speed, capacity, start time and cost of one replica.
 
-What lives here: the profiles of `hardware.toml`, and figures that follow from a profile alone. What must not:
-measurements (the log) and the number of replicas (`policy.py`).
+This module reads the profiles of `hardware.toml` and computes figures that follow from a profile alone.
+Measurements come from the log, and `policy.py` decides the number of replicas.
 """
 
 import math
@@ -13,7 +13,7 @@ import msgspec
 
 from replay.errors import ReplayError
 
-# The share of requests that may miss their target: attainment is aimed at 99 %.
+# The share of requests that may miss their target: the SLO is 99 %.
 MISSED_SHARE = 0.01
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
@@ -21,11 +21,14 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class HardwareUnknown(ReplayError):
-    """No profile has that name; the message lists those that there are."""
+    """No profile has that name; the message lists the available ones."""
 
 
 class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One replica. A decode step takes `step_us` + `step_us_per_running` x running, one token for each."""
+    """One replica. A decode step takes `step_us` + `step_us_per_running` x running.
+
+    Each step gives every running request one token.
+    """
 
     gpus: Natural
     running_max: Positive
@@ -70,16 +73,17 @@ def profile(name: str) -> Hardware:
 def concurrency_max(hardware: Hardware, *, ttft_ms: int, prompt_tokens: int, output_tokens: int) -> int:
     """Return the largest steady concurrency of one replica at which 99 % of requests meet the TTFT target.
 
-    Arrivals are Poisson. The number n under way is a birth-death chain whose deaths come at n / step(n)
-    tokens up to the most that run at once: it shares the processor, so output lengths matter by their mean
-    alone. A request that finds all slots taken waits for deaths, and for the prompts before its own in a
-    queue served one by one. Concurrency counts all that is under way, as a proxy sees it.
+    Arrivals are Poisson. The number n of requests under way is a birth-death chain that generates n / step(n)
+    tokens per second, up to the maximum batch. This is processor sharing, so only the mean of the output
+    lengths matters. A request that finds all slots taken waits until others end, and then for the prompts
+    ahead of its own, which are prefilled one at a time. Concurrency counts all requests under way, waiting or
+    running, as a proxy sees it.
     """
     low = 0.0
     high = 1.0
     while _missed(hardware, high, ttft_ms, prompt_tokens, output_tokens)[0] <= MISSED_SHARE:
         high *= 2
-    # Halved until the difference is far below one request.
+    # Fifty bisections make the difference far smaller than one request.
     for _ in range(50):
         middle = (low + high) / 2
         missed, _ = _missed(hardware, middle, ttft_ms, prompt_tokens, output_tokens)
@@ -95,25 +99,25 @@ def _missed(
     prefill_s = prompt_tokens / hardware.prefill_tokens_per_s
     slack_s = ttft_ms / 1000 - prefill_s
     prefill_load = per_s * prefill_s
-    # Each slot's share of deaths a second, once all are taken.
+    # Requests that end per second once all slots are taken.
     deaths_per_s = slots / (hardware.step_us_at(slots) / 1e6 * output_tokens)
     load = per_s / deaths_per_s
     if load >= 1 or prefill_load >= 1 or slack_s <= 0:
         return 1.0, 0.0
-    # The chain's law up to the last slot, in logarithms: products of hundreds of factors would overflow.
+    # The distribution up to the last slot, in logarithms: products of hundreds of factors would overflow.
     logs = [0.0]
     for n in range(1, slots + 1):
         logs.append(logs[-1] + math.log(per_s * output_tokens * hardware.step_us_at(n) / 1e6 / n))
     top = max(logs)
     weights = [math.exp(value - top) for value in logs]
-    # Behind the last slot the law is geometric: waiting is exponential, and so many wait on average.
+    # Beyond the last slot the distribution is geometric, so the waiting time is exponential.
     tail = weights[-1] / (1 - load)
     total = sum(weights[:-1]) + tail
     waits = tail / total
     mean = sum(n * weight for n, weight in enumerate(weights[:-1])) / total
     mean += waits * (slots + load / (1 - load))
     late = waits * math.exp(-deaths_per_s * (1 - load) * slack_s)
-    # M/D/1: who waits for prompts waits for d / 2(1 - load) on average, nearly exponentially.
+    # M/D/1: a request that waits for other prompts waits d / 2(1 - load) on average, nearly exponentially.
     late += prefill_load * math.exp(-2 * (1 - prefill_load) * slack_s / prefill_s) if prefill_s else 0.0
     mean += per_s * prefill_s + prefill_load**2 / (2 * (1 - prefill_load))
     return min(1.0, late), mean

@@ -1,6 +1,6 @@
 """The number of replicas of a model: pure, in integers; equal inputs always give an equal decision.
 
-What lives here: the policy. What must not: the source of its inputs (`demand.py`), clocks, the log.
+The policy reads no clock and no log: `demand.py` defines its inputs.
 
 The rules:
 
@@ -43,7 +43,7 @@ SPREAD = 3
 # Do not extrapolate growth for longer than it was observed.
 GROWTH_NS_MAX = 60 * SECOND_NS
 # Wait two starts before scaling down: a removed replica costs one start to get back, and its answers take
-# about another to end. A fast start is no reason to hurry.
+# about another to end. HOLD_NS_MIN applies even if starts are fast.
 HOLD_STARTS = 2
 HOLD_NS_MIN = 60 * SECOND_NS
 # The length of an answer before any was seen: a rather long chat answer.

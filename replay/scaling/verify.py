@@ -31,7 +31,7 @@ from replay.warehouse.warehouse import Warehouse
 
 
 class Inputs(msgspec.Struct, frozen=True):
-    """Everything that a decision follows from."""
+    """All inputs of a decision."""
 
     demand: Demand
     replicas: Replicas
@@ -42,7 +42,7 @@ class Inputs(msgspec.Struct, frozen=True):
         return decide(self.demand, self.replicas, self.policy, self.hardware)
 
     def flat(self) -> dict[str, int]:
-        """Every number under its part's name, as an event holds them."""
+        """Return every number under its part's name, as the event stores them."""
         flat: dict[str, int] = {}
         for part, fields in msgspec.to_builtins(self).items():
             for name, told in fields.items():
@@ -55,7 +55,7 @@ class Inputs(msgspec.Struct, frozen=True):
 
 
 def parsed(inputs: Mapping[str, int]) -> Inputs:
-    """Raises msgspec.ValidationError: another version of the policy wrote them."""
+    """Parse flat inputs. Raises msgspec.ValidationError if another version of the policy wrote them."""
     parts: dict[str, dict[str, Any]] = {"hardware": {"source": ""}}
     for name, value in inputs.items():
         part, _, rest = name.partition(".")
