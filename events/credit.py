@@ -3,7 +3,7 @@
 Two gateways cannot spend the same dollar: a hold is appended with the last sequence of the account's subject
 that its writer has folded, so it is stored only if the credit is still free.
 
-What must not live here: taking holds and settling them (`rift/gateway/admission/`).
+`rift/gateway/admission/` takes holds and settles them.
 """
 
 from collections.abc import Iterator

@@ -8,7 +8,7 @@ stays readable: a sealed event folds, is billed and is archived like any other.
     nonce           a keyed hash of the plain event, so that an event that is sent again has the same bytes
     key             random, for one request or one group, named by its sequence in `RIFT_SECRETS`
 
-What must not live here: which requests are sealed, and when a key is erased.
+The callers decide which requests are sealed and when a key is erased.
 """
 
 import base64

@@ -80,7 +80,7 @@ class Follower(Protocol):
         """Yield new messages in order, in batches of at least one."""
 
     def hurry(self) -> None:
-        """Hand out the next batch at once, whatever the pace."""
+        """Hand out the next batch at once, regardless of `pace_s`."""
 
 
 class Jobs(Protocol):

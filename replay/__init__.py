@@ -1,14 +1,14 @@
-"""What follows from the log: facts, SQL, money and scaling decisions.
+"""Everything derived from the log: facts, SQL, money and scaling decisions.
 
-facts/        records of the log to rows
+facts/        rows computed from the records of the log
 archive/      sealed segments of the log in Parquet
 warehouse/    the DuckDB file and its queries
 billing/      invoices and usage
 scaling/      demand, the scaling policy, and its verification
-backtest/     a policy on a trace
-sql/          one relation, check or query a file
+backtest/     scaling policies on recorded traces
+sql/          one relation, check or query per file
 sql_files     reads a file of sql/
-errors        the root of this package's errors
-audit_export  a customer's facts with proofs
+errors        the base class of this package's errors
+audit_export  the log records behind an invoice, with proofs
 auditor       checks an export with the standard library alone
 """

@@ -8,12 +8,15 @@
     proofs.jsonl   {"stream", "first", "nodes"}: for each segment with such records, its multi-proof
     README.txt     what this is, and how to run the auditor
 
-An invoice of a closed month comes with all manifests of the archive, one of an open month with those up to
-the positions it reaches, where segments must end. The account's are: the events of the requests asked for,
-at each one's own address, whether they counted or not, up to the segment in which it ended; in the book its
-limits and corrections; and the price lists and closed months, which are everybody's.
+The export of a closed month includes all manifests of the archive. The export of an open month includes the
+manifests up to the invoice's positions, and a segment must end at each of these. All events
+are exported as hashes, except these:
+- those of the given requests, at each request's own address, up to the segment in which it ended, whether or
+  not they counted
+- the account's limits and corrections in the book
+- the price lists and closed months, which all accounts share
 
-What must not live here: what a bill is (the caller's invoice says that), and how segments are stored.
+The caller computes the invoice, and `archive/` stores the segments.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +42,7 @@ Compare the heads that it prints with those that the operator has published.
 
 
 class AuditError(ReplayError):
-    """The archive, the invoice and the folder do not match; the message says what to do."""
+    """The archive, the invoice and the folder do not match; the message names the remedy."""
 
 
 class _Named(msgspec.Struct, frozen=True, gc=False):
@@ -82,8 +85,11 @@ class _Book:
 
 
 class _Shard:
-    """Selects the account's events of a shard. It gets segments and their records in order, and holds only
-    the requests that may be open there."""
+    """Selects the account's events of a shard.
+
+    The caller passes segments and their records in order. Only requests that may be open in the current
+    segment are kept in memory.
+    """
 
     def __init__(self, account: str) -> None:
         self.account = account
@@ -94,12 +100,12 @@ class _Shard:
         self._request_of: dict[str, str] = {}
 
     def expect(self, lived: _Lived) -> None:
-        """Add a request, in falling order of floors."""
+        """Add a request. Requests must come in descending order of their floors."""
         self.missing.add(lived.request)
         self._coming.append(lived)
 
     def enter(self, segment: Manifest) -> dict[str, list[str]] | None:
-        """Return the filter for a segment, or None if it holds nothing of the account."""
+        """Return the filter for a segment, or None if it has no events of the account."""
         while self._coming and self._coming[-1].floor < segment.last:
             lived = self._coming.pop()
             self._under_way[lived.request] = lived
@@ -130,12 +136,14 @@ class _Shard:
 
 
 def export(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int], folder: Path) -> None:
-    """Write the account's slice for `invoice` to `folder`, which is made, or is empty.
+    """Write the account's slice for `invoice` to `folder`, which must be missing or empty.
 
-    `ends` are the account's requests that ended in the period, charged or not, those that ended before in a
-    group (n > 1) with one of these, and those of plan per_second that were charged in an earlier period for
-    seconds in which one of these ran; each with the sequence of the event that ended it. Raises AuditError;
-    without `invoice.json`, which is written last, what is in the folder is no export.
+    `ends` maps each of these requests of the account to the sequence of the event that ended it:
+    - requests that ended in the period, charged or not
+    - requests that ended earlier and share a group (n > 1) with one of the former
+    - requests of plan per_second that an earlier period charged for seconds in which one of the former ran
+
+    Raises AuditError. `invoice.json` is written last, so a folder without it is not a complete export.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
@@ -172,7 +180,7 @@ def export(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int]
 
 
 def _shards(account: str, ends: Mapping[str, int]) -> dict[str, _Shard]:
-    """Return the shards by stream, and in each of them its requests."""
+    """Return the shards by stream, each with its requests."""
     found: list[_Lived] = []
     for request, end in ends.items():
         if (parsed := parse_request_id(request)) is None:
@@ -185,7 +193,7 @@ def _shards(account: str, ends: Mapping[str, int]) -> dict[str, _Shard]:
 
 
 def _chains(archive: Archive, invoice: Mapping[str, Any]) -> dict[str, list[Manifest]]:
-    """Return the manifests to show, by stream in order of their names; no chain is empty."""
+    """Return the manifests to export by stream, sorted by stream name. No chain is empty."""
     positions = invoice["positions"]
     chains: dict[str, list[Manifest]] = {}
     for stream in sorted({*archive.streams(), *positions}):

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 CHARGEABLE = ("stop", "length", "tool_calls", "cancelled", "revoked", "expired")
 SECOND_NS = 10**9
-# What a malformed file can raise.
+# The exceptions that a malformed file can cause.
 NONSENSE = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 # A number with a fraction stays text, so nothing that is summed up is ever rounded.
 parse = json.JSONDecoder(parse_float=str, parse_constant=str).decode
@@ -37,7 +37,7 @@ Place = tuple[str, int, int]
 
 
 class Terms(NamedTuple):
-    """What a request was accepted with. `book` is the position up to which its gateway had read the book."""
+    """The terms of an accepted request. `book` is the position up to which its gateway had read the book."""
 
     model: str
     plan: str
@@ -447,7 +447,7 @@ def merkle_root(size: int, hashes: dict[int, bytes], nodes: list[str]) -> str:
         middle = low + (1 << ((high - low - 1).bit_length() - 1))
         return hashlib.sha256(b"\1" + root(low, middle) + root(middle, high)).digest()
 
-    # An unused node is appended, so that the result is no root.
+    # Append unused nodes, so that the result cannot equal the root.
     return root(0, size).hex() + "".join(remaining)
 
 

@@ -4,7 +4,7 @@ A segment holds consecutive records of one stream: a Parquet file of the records
 manifest, which is written last. A segment exists if and only if its manifest does. Each manifest holds the
 SHA-256 of the one before it, so the last one covers all.
 
-What must not live here: when to seal and what to trim (the control process), rows (`parquet.py`).
+The control process decides when to seal and how far to trim; `parquet.py` reads and writes the rows.
 """
 
 import re
@@ -144,8 +144,11 @@ class Archive:
     def bare_records(
         self, manifest: Manifest, *, requests: Sequence[str] | None = None, attempts: Sequence[str] = ()
     ) -> Iterator[SealedRecord]:
-        """Yield a segment's records in order, their events as bare JSON; only those that hold something of
-        `requests`, if given, and of `attempts` of theirs that started before. Raises ArchiveDamaged."""
+        """Yield a segment's records in order, their events as bare JSON.
+
+        If `requests` is given, only records with events of these requests are yielded; `attempts` are their
+        attempts that started in an earlier segment. Raises ArchiveDamaged.
+        """
         records, events = (self.path(manifest, suffix) for suffix in ("records", "events"))
         with Segments(self.folder) as segments:
             try:

@@ -17,11 +17,11 @@ PIECE_BYTES = 1 << 20
 
 
 class ArchiveError(ReplayError):
-    """The operation is not possible, and nothing was sealed; the message says what to do."""
+    """The operation failed and nothing was sealed; the message names the remedy."""
 
 
 class ArchiveDamaged(ArchiveError):
-    """The archive differs from what was sealed; the message names the file."""
+    """A file of the archive was changed, lost or truncated; the message names it."""
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,7 +45,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def encoded(self) -> bytes:
-        """The bytes of its file."""
+        """Return the exact bytes of the manifest's file."""
         return msgspec.json.encode(self)
 
     @property

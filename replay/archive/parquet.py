@@ -1,7 +1,6 @@
-"""The rows of archived segments: Parquet files, written and read by a DuckDB of their own, in memory.
+"""The rows of archived segments: Parquet files, written and read by a separate in-memory DuckDB.
 
-What lives here: the conversion of events to rows and back (`sql/archive/`). What must not: the list of
-segments and their verification (`archive.py`).
+This module converts events to rows and back (`sql/archive/`). `archive.py` lists and verifies segments.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,12 @@ from replay.sql_files import sql
 # aggregate ten million requests and to write a segment; larger operations spill to disk next to the file.
 MEMORY_MAX = "2GB"
 SPILL_MAX = "8GB"
-# Events that are passed to and from DuckDB at a time: few enough for memory, enough to make a call cheap.
+# Rows per call to DuckDB: few enough to fit in memory, enough to make the cost of a call negligible.
 ROWS = 10_000
 
 Config = dict[str, str | bool | int | float | list[str]]
 
-# For every connection; the warehouse restricts its own further.
+# Every connection uses these settings; the warehouse restricts its own further.
 CONFIG: Config = {
     "autoload_known_extensions": False,
     "autoinstall_known_extensions": False,
@@ -93,21 +92,28 @@ class Segments:
     def events(
         self, *, records: Path, events: Path, first: int, last: int
     ) -> Iterator[tuple[int, int, str, str | None]]:
-        """Yield sequence, at_ns, subject and bare JSON of each event in order; of a record without events,
-        one row without. Raises SegmentUnreadable."""
+        """Yield sequence, at_ns, subject and bare JSON of each event in order.
+
+        A record without events gives one row whose JSON is None. Raises SegmentUnreadable.
+        """
         told = {"records": str(records), "events": str(events), "first": first, "last": last}
         return self._rows("read", told)
 
     def whole(
         self, *, records: Path, events: Path, sequences: Sequence[int] | None
     ) -> Iterator[tuple[int, int, str, str, str, str | None]]:
-        """As `events`, with writer and content of the record before the JSON; of some records, if named."""
+        """Yield rows like `events`, with the record's writer and content before the JSON.
+
+        If `sequences` is given, only these records are yielded. Raises SegmentUnreadable.
+        """
         told = {"records": str(records), "events": str(events), "sequences": sequences}
         return self._rows("whole", told)
 
     def own(self, *, events: Path, requests: Sequence[str], attempts: Sequence[str]) -> list[int]:
-        """Return the records that hold events of these requests, or of these attempts of theirs that were
-        started before this segment. Raises SegmentUnreadable."""
+        """Return the sequences of records with events of these requests.
+
+        `attempts` are attempts of the requests that started before this segment. Raises SegmentUnreadable.
+        """
         told = {"events": str(events), "requests": requests, "attempts": attempts}
         return [sequence for (sequence,) in self._rows("own", told)]
 

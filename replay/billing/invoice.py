@@ -1,7 +1,7 @@
 """Invoices and usage, read from the warehouse: whole numbers of nano-USD, each line traceable to the log.
 
-What lives here: the queries and the shapes of the results. What must not: the rules of a line, which are SQL
-(`sql/charges.sql`, `sql/invoice_lines.sql`).
+This module runs the queries and shapes their results. The rules of a line are in SQL (`sql/charges.sql`,
+`sql/invoice_lines.sql`).
 """
 
 import datetime

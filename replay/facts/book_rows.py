@@ -1,6 +1,6 @@
 """Events of the book to rows, each independent of the others.
 
-What must not live here: rules across events, such as "only the first close of a period counts" (`fold.py`).
+Rules across events, such as "only the first close of a period counts", are in `fold.py`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,10 +1,10 @@
 """Stored messages to rows: the fold behind every bill and every chart.
 
-Each stream is folded in its own order, whatever the batches, so equal logs give equal rows.
+Each stream is folded in its own order, independent of batch boundaries, so equal logs give equal rows.
 `events.request_states` decides which events count and `events.pricing` computes the charge. No clock is
 read: time is the stored time, made monotone per stream. No content (prompts, texts) reaches a row.
 
-What must not live here: DuckDB (`warehouse.py`), waiting (the control process).
+The fold does not use DuckDB (`warehouse.py` does) and never waits (the control process does).
 """
 
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence, Set

@@ -1,6 +1,6 @@
 """The rows of the fold: one struct per fact table of `sql/tables.sql`, with its columns as fields.
 
-What lives here: shapes. A row holds ids, numbers, times and positions, never content.
+A row holds ids, numbers, times and positions, never content.
 """
 
 from typing import ClassVar
@@ -138,7 +138,7 @@ class DecisionRow(Row):
 
 
 class ElectionRow(Row):
-    """A candidacy for leader; `counts` tells whether it succeeded."""
+    """A candidacy for leader; `counts` is true if it succeeded."""
 
     table = "held_elections"
 

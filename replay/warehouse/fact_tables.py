@@ -1,6 +1,6 @@
 """The tables of schema `facts`, and the fold that they restore.
 
-What must not live here: transactions and locks (`warehouse.py`).
+`warehouse.py` manages transactions and locks.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ _decoder = msgspec.json.Decoder(Life)
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What the tables hold about the requests of a batch; see `FactFold.apply`."""
+    """The rows that the tables already have for the requests of a batch; see `FactFold.apply`."""
 
     ended: Set[str]
     charged: Sequence[str]

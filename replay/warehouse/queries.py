@@ -1,6 +1,6 @@
 """Queries to the warehouse, each read-only on a connection of its own, bounded in rows, time and memory.
 
-What must not live here: permissions, and the meaning of a relation.
+This module checks no permissions, and does not depend on the meaning of a relation.
 """
 
 import hashlib

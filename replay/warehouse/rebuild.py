@@ -5,8 +5,8 @@ settles such requests as sets, some segments at a time. All other events of requ
 go through the fold in their order. Both give the same rows, because a request's rows follow from its own
 events and its price alone. Groups are the exception, and the fold handles all of them.
 
-The file appears when it is complete. What must not live here: the rules (the fold has them; SQL repeats them
-for common requests only), and the switch to the new file (the control process).
+The file appears when it is complete. The rules are in the fold, and SQL repeats them for common requests
+only. The control process switches to the new file.
 """
 
 from collections import defaultdict
@@ -39,8 +39,8 @@ def rebuild(archive: Archive, path: Path, *, book: Iterable[Sequence[Stored]] = 
     """Write a warehouse of the archive to `path`, which must not exist.
 
     `book` are the records of the book in the log, in batches, because requests may have been admitted under
-    entries that are not archived yet. Raises ArchiveDamaged if files differ from what was sealed or from what
-    the book names, BookBehind, ProjectionStopped, WarehouseError.
+    entries that are not archived yet. Raises ArchiveDamaged if files differ from their manifests or from the
+    segments that the book names, BookBehind, ProjectionStopped, WarehouseError.
     """
     if path.exists():
         raise WarehouseError(f"{path} exists already")

@@ -11,7 +11,7 @@ from replay.errors import ReplayError
 
 
 class QueryRefused(ReplayError):
-    """The query is not answered; the message gives the reason and what is allowed."""
+    """The query is rejected; the message gives the reason and the limit."""
 
 
 class QueryResult(msgspec.Struct, frozen=True):

@@ -55,7 +55,7 @@ CONFIG: parquet.Config = parquet.CONFIG | {
 
 
 class WarehouseError(ReplayError):
-    """The file cannot be used; the message names it and what to do."""
+    """The file cannot be used; the message names the file and the remedy."""
 
 
 class WarehouseBusy(WarehouseError):
