@@ -3,12 +3,19 @@
 from functools import cache
 from importlib.resources import files
 
+# The JSON of an event without its content, as an expression over a segment's columns.
+BARE_JSON = "archive/redacted_json"
+
 
 @cache
 def sql(name: str) -> str:
-    """Return the text of `sql/<name>.sql`. In it `bare_json` is replaced by `sql/archive/bare.sql`."""
+    """Return the text of `sql/<name>.sql`. `bare_json` in it stands for BARE_JSON."""
     text = (files("replay") / "sql" / f"{name}.sql").read_text(encoding="utf-8")
-    return text.replace("bare_json", f"({sql('archive/bare')})") if name != "archive/bare" else text
+    return (
+        text.replace("bare_json", f"({sql('archive/redacted_json')})")
+        if name != "archive/redacted_json"
+        else text
+    )
 
 
 def checks() -> list[str]:

@@ -9,7 +9,7 @@ from events.jetstream import JetStream, connect
 from events.log import Log, LogError
 from events.publisher import Publisher
 from events.schema import ReplicaLost
-from rift import book_admin, nats_server, prices
+from rift import book_admin, nats_server, price_lists
 from rift.data_dir import DataDir, DataDirError
 from rift.settings import SHARDS, Settings
 
@@ -48,7 +48,7 @@ async def write_book(log: Log, installation: DataDir, settings: Settings) -> str
     """Open the first account and price the catalogue's models, unless that is done; return a valid key."""
     book = await books.read(log)
     await book_admin.open_account(log, book, FIRST_ACCOUNT)
-    if (published := prices.default(settings.catalogue(), book)) is not None:
+    if (published := price_lists.default(settings.catalogue(), book)) is not None:
         await book_admin.publish_prices(log, book, published)
     file = installation.first_key
     held = book.authenticate(file.read_text().strip()) if file.exists() else None

@@ -107,7 +107,7 @@ class Segments:
         If `sequences` is given, only these records are yielded. Raises SegmentUnreadable.
         """
         told = {"records": str(records), "events": str(events), "sequences": sequences}
-        return self._rows("whole", told)
+        return self._rows("event_rows", told)
 
     def own(self, *, events: Path, requests: Sequence[str], attempts: Sequence[str]) -> list[int]:
         """Return the sequences of records with events of these requests.
@@ -115,7 +115,7 @@ class Segments:
         `attempts` are attempts of the requests that started before this segment. Raises SegmentUnreadable.
         """
         told = {"events": str(events), "requests": requests, "attempts": attempts}
-        return [sequence for (sequence,) in self._rows("own", told)]
+        return [sequence for (sequence,) in self._rows("records_of_requests", told)]
 
     def _rows(self, name: str, told: dict[str, Any]) -> Iterator[Any]:
         cursor = self._connection.cursor()

@@ -109,7 +109,7 @@ def _settle(tables: FactTables, archive: Archive, window: Sequence[Manifest], *,
         "is_last": is_last,
         "known": [*fold.open, *attempts],
     }
-    for name in ("window", "settle", "leave"):
+    for name in ("add_segments", "settle_requests", "keep_unsettled"):
         tables.run(f"rebuild/{name}", parameters)
     for batch in _remaining(tables, stream):
         _fold_part(tables, batch)

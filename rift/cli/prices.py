@@ -13,7 +13,7 @@ from events.book import Book
 from events.jetstream import JetStream
 from events.pricing import Billed, cost_nanousd
 from events.schema import Price
-from rift import book_admin, prices
+from rift import book_admin, price_lists
 from rift.cli.arguments import Commands, add_command, add_config, add_group, add_period
 from rift.cli.connection import ask_control, load_settings, select, with_log
 from rift.cli.output import CommandFailed, table
@@ -51,7 +51,7 @@ def show(options: Namespace) -> None:
 def publish(options: Namespace) -> None:
     async def append(log: JetStream) -> tuple[Book, Book]:
         before = await books.read(log)
-        published = prices.load(options.file, before)
+        published = price_lists.load(options.file, before)
         known = {*load_settings(options).catalogue(), *before.prices()}
         if unknown := sorted({price.model for price in published.prices} - known):
             raise CommandFailed(
@@ -81,7 +81,7 @@ def rerate(options: Namespace) -> None:
         return await books.read(log), await ask_control(log, select("rerate", period=options.period))
 
     book, charged = with_log(options, get)
-    listed = {price.model: price for price in prices.load(options.price_list, book).prices}
+    listed = {price.model: price for price in price_lists.load(options.price_list, book).prices}
     sums: dict[str, list[int]] = {}
     for account, model, plan, prompt, cached, output, old in charged["rows"]:
         price = listed.get(model)

@@ -16,7 +16,7 @@ from events import book as books
 from events.contracts import MESSAGE_BYTES_MAX
 from events.jetstream import JetStream, connect
 from events.log import LogError
-from rift import book_admin, catalogue, nats_server, prices, supervisor
+from rift import book_admin, catalogue, nats_server, price_lists, supervisor
 from rift.data_dir import DataDir
 from tests.chaos.proxy import Proxy
 from tests.chaos.rig import POLL_S, READY_S, STOP_S, Rig, RigBroken, free_port
@@ -87,7 +87,7 @@ class Apart(Rig):
                     await anyio.sleep(POLL_S)
         book = await books.read(self.log)
         await book_admin.open_account(self.log, book, "dev")
-        published = prices.default(catalogue.shipped(), book)
+        published = price_lists.default(catalogue.shipped(), book)
         assert published is not None, "a new book has no prices"
         await book_admin.publish_prices(self.log, book, published)
         self.key = (await book_admin.issue_key(self.log, "dev")).text

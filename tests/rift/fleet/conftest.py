@@ -23,7 +23,7 @@ from events import codec, subjects
 from events.fleet import Fleet, read
 from events.jetstream import JetStream, connect
 from events.schema import AnyEvent
-from rift import book_admin, prices, settings
+from rift import book_admin, price_lists, settings
 from rift.data_dir import DataDir
 from rift.fleet.decision_reader import drive
 from rift.fleet.local import Host, LocalFleet
@@ -133,7 +133,7 @@ class Place:
             await log.ensure_streams(shards=1, replicas=1, max_bytes=1 << 30)
             book = await books.read(log)
             await book_admin.open_account(log, book, "dev")
-            published = prices.default(known, book)
+            published = price_lists.default(known, book)
             assert published is not None, "a new book has no prices"
             await book_admin.publish_prices(log, book, published)
             return (await book_admin.issue_key(log, "dev")).text

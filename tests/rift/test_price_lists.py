@@ -12,8 +12,8 @@ from events.book import Book
 from events.log import Conflict
 from events.memory import MemoryBroker
 from events.schema import Price
-from rift import book_admin, catalogue, prices
-from rift.prices import InvalidPrices
+from rift import book_admin, catalogue, price_lists
+from rift.price_lists import InvalidPrices
 
 V3 = '[prices."deepseek-v3"]\nprompt_usd = "0.15"\noutput_usd = "0.40"\n'
 
@@ -21,7 +21,7 @@ V3 = '[prices."deepseek-v3"]\nprompt_usd = "0.15"\noutput_usd = "0.40"\n'
 def load(tmp_path: Path, text: str, book: Book | None = None) -> Any:
     file = tmp_path / "list.toml"
     file.write_text(text)
-    return prices.load(file, book or Book())
+    return price_lists.load(file, book or Book())
 
 
 def test_a_list_in_whole_nano_usd(tmp_path: Path) -> None:
@@ -79,21 +79,21 @@ def test_invalid_lists_are_refused(case: str, tmp_path: Path) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidPrices, match=r"nothing.toml: .*No such file"):
-        prices.load(tmp_path / "nothing.toml", Book())
+        price_lists.load(tmp_path / "nothing.toml", Book())
 
 
 @pytest.mark.anyio
 async def test_versions_are_consecutive_and_models_keep_their_price(tmp_path: Path) -> None:
     async with anyio.create_task_group() as tasks:
         log = memory.connect(MemoryBroker(tasks, lambda: 1))
-        shipped = prices.default(catalogue.shipped(), Book())
+        shipped = price_lists.default(catalogue.shipped(), Book())
         assert shipped is not None
         await book_admin.publish_prices(log, Book(), shipped)
         book = await books.read(log)
         assert book.price("llama4:maverick") == Price(
             model="llama4:maverick", prompt_nanousd=100, output_nanousd=350
         )
-        assert prices.default(catalogue.shipped(), book) is None, "a priced model keeps its price"
+        assert price_lists.default(catalogue.shipped(), book) is None, "a priced model keeps its price"
         cheaper = load(tmp_path, V3.replace("0.15", "0.10"), book)
         await book_admin.publish_prices(log, book, cheaper)
         with pytest.raises(Conflict, match="nothing was stored: repeat the command"):
