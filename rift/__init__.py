@@ -9,7 +9,7 @@ cli/        the command line
 errors      root of this package's errors
 settings    `rift.toml` and the options that override it
 catalogue   models, their prices and profiles
-price_lists  price lists as files
+price_lists price lists as files
 keys        API keys as text
 clock       the wall clock; no other module reads it
 data_dir    the installation's folder
