@@ -76,11 +76,11 @@ async def test_everything_is_applied_and_continued_after_a_restart(
 ) -> None:
     scribe.prices()
     log = list_log(scribe.streams)
-    for count in (40, 80):
+    for version, count in ((2, 40), (3, 80)):
         for _ in range(40):
             scribe.finished_request()
-        scribe.prices(count)
-        scribe.accept(price_version=count)
+        scribe.prices(version)
+        scribe.accept(price_version=version)
         async with controlling(log, tmp_path / "db"):
             done = "select count(*) from requests where state = 'finished'"
             await until(log, done, lambda rows, n=count: rows == [[n]])
