@@ -62,6 +62,10 @@ class WarehouseBusy(WarehouseError):
     """Another process has the file open."""
 
 
+class WarehouseOutdated(WarehouseError):
+    """Another version of Rift made the file. The log and the archive hold everything in it."""
+
+
 class ProjectionStopped(ReplayError):
     """A record cannot be folded. Everything before it is applied, and nothing after it will be."""
 
@@ -218,7 +222,5 @@ def _create_or_check(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         found = connection.execute("select version from facts.made_by").fetchone()
     if found != (wanted,):
         made_by = f"schema {found[0]}" if found is not None else "something else"
-        raise WarehouseError(
-            f"{path} was made by {made_by}, and this is schema {wanted}: delete the file. "
-            "The log rebuilds it."
-        )
+        message = f"{path} was made by {made_by}, and this is schema {wanted}: delete the file. "
+        raise (WarehouseError if found is None else WarehouseOutdated)(f"{message}The log rebuilds it.")

@@ -3,6 +3,7 @@
 A standby projects too, so it can take over at once.
 """
 
+import logging
 import secrets
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,13 @@ from anyio import to_thread
 
 from events.log import Log
 from replay.archive.archive import Archive
-from replay.warehouse.warehouse import Warehouse
+from replay.warehouse.warehouse import Warehouse, WarehouseOutdated
 from rift.control.config import ControlConfig
 from rift.control.leader import Leadership
 from rift.control.leader_duties import lead
-from rift.control.projection.warehouse_host import Projection
+from rift.control.projection.warehouse_host import Projection, remove
+
+logger = logging.getLogger(__name__)
 
 # On `stop`, records that are already stored are applied first, so that a stopped installation shows them. A
 # transaction that has begun is finished even after this time.
@@ -30,7 +33,7 @@ async def run(
 
     Raises WarehouseError, LogError, LogBehind, LogTrimmed, ArchiveError.
     """
-    warehouse = await to_thread.run_sync(Warehouse.open, database)
+    warehouse = await to_thread.run_sync(_opened, database)
     projection = Projection(log, database, warehouse, archive, config.shards)
     leadership = Leadership(log, f"control-{secrets.token_hex(4)}")
     try:
@@ -44,3 +47,16 @@ async def run(
     finally:
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(projection.warehouse.close)
+
+
+def _opened(database: Path) -> Warehouse:
+    """Open the warehouse; start an empty one if another version of Rift made the file.
+
+    Raises WarehouseError.
+    """
+    try:
+        return Warehouse.open(database)
+    except WarehouseOutdated as outdated:
+        logger.warning("%s It is removed and built again.", outdated)
+        remove(database)
+        return Warehouse.open(database)

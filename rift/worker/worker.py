@@ -88,7 +88,8 @@ class Worker:
         await self._shutdown.wait()
         self._request_jobs()
         for claim in self.claims.held:
-            if claim.attempt is None:
+            # Giving one back waits for the broker; another may have ended meanwhile.
+            if claim.attempt is None and self.claims.holds(claim):
                 await self.claims.give_back(claim)
         while self.claims.held and anyio.current_time() < self._shutdown.deadline_s:
             with anyio.move_on_after(DRAIN_CHECK_S):

@@ -15,6 +15,7 @@ from events import subjects
 from events.contracts import MESSAGE_BYTES_MAX, REPLY_BYTES_MAX
 from events.log import LogError, Stored
 from replay.archive.archive import Archive
+from replay.warehouse import warehouse
 from replay.warehouse.warehouse import Warehouse
 from rift.control import process
 from rift.control.config import ControlConfig
@@ -85,6 +86,19 @@ async def test_everything_is_applied_and_continued_after_a_restart(
             done = "select count(*) from requests where state = 'finished'"
             await until(log, done, lambda rows, n=count: rows == [[n]])
             log.grow()
+
+
+async def test_a_file_of_another_version_is_built_again(
+    scribe: Any, list_log: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scribe.prices()
+    scribe.finished_request()
+    log = list_log(scribe.streams)
+    with monkeypatch.context() as older:
+        older.setattr(warehouse, "schema_version", lambda: "1-older")
+        Warehouse.open(tmp_path / "db").close()
+    async with controlling(log, tmp_path / "db"):
+        await until(log, "select count(*) from requests", lambda rows: rows == [[1]])
 
 
 async def test_a_shard_waits_for_the_book(scribe: Any, list_log: Any, tmp_path: Path) -> None:

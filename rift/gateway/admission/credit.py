@@ -71,7 +71,10 @@ class CreditReservations:
             self._tasks.start_soon(self._spend_from_log, choices)
 
     def _unfollow(self, choices: Choices) -> None:
-        if (watcher := self._watchers.pop(choices[0].request, None)) is not None:
+        watcher = self._watchers.get(choices[0].request)
+        # A repetition under an idempotency key reserves for the same request, and follows nothing.
+        if watcher is not None and watcher.answer.accepted is choices[0]:
+            del self._watchers[choices[0].request]
             self._lanes.own.close(watcher)
 
     def _at_end(self, watcher: Subscription) -> None:

@@ -35,7 +35,8 @@ class RateLimits:
         self._book = book
         self._gateways = gateways
         self._window = RateWindow()
-        self._reserved: dict[str, RateReservation] = {}
+        # A repetition under an idempotency key reserves for the same request again.
+        self._reserved: dict[str, list[RateReservation]] = {}
         self._watchers: dict[str, Subscription] = {}
 
     async def reserve(self, choices: Choices) -> Choices:
@@ -47,7 +48,7 @@ class RateLimits:
             )
             if isinstance(reserved, Exceeded):
                 raise _refusal(reserved, choices)
-            self._reserved[first.request] = reserved
+            self._reserved.setdefault(first.request, []).append(reserved)
         return choices
 
     def follow(self, choices: Choices) -> None:
@@ -69,9 +70,20 @@ class RateLimits:
 
     def _forget(self, choices: Choices) -> RateReservation | None:
         request = choices[0].request
-        if (watcher := self._watchers.pop(request, None)) is not None:
+        watcher = self._watchers.get(request)
+        if watcher is not None and watcher.answer.accepted is choices[0]:
+            del self._watchers[request]
             self._lane.close(watcher)
-        return self._reserved.pop(request, None)
+        return self._take(request)
+
+    def _take(self, request: str) -> RateReservation | None:
+        """Remove one reservation of a request. All of a request are of the same size."""
+        if (reserved := self._reserved.get(request)) is None:
+            return None
+        taken = reserved.pop()
+        if not reserved:
+            del self._reserved[request]
+        return taken
 
     def headers(self, account: str, key: str) -> Headers:
         """Return the headers that show the limits as they are now."""
@@ -92,7 +104,7 @@ class RateLimits:
     def _at_end(self, watcher: Subscription) -> None:
         request = watcher.answer.id
         self._watchers.pop(request, None)
-        if (reserved := self._reserved.pop(request, None)) is not None:
+        if (reserved := self._take(request)) is not None:
             reserved.end(tokens=_tokens(watcher))
 
 

@@ -326,6 +326,27 @@ def test_an_acceptance_of_unknown_outcome_is_charged_if_it_lands(lands: bool) ->
     live(test, granted(100_000))
 
 
+@pytest.mark.parametrize("end", ["release", "unknown"])
+def test_a_repetition_leaves_the_first_reservation_of_its_request_alone(end: str) -> None:
+    """Two clients with one idempotency key: the second reserves while the first one's append is under way."""
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        ours = credit_of(gateway)
+        new = world.accepted(gateway, idempotency_hash="digest")
+        accepted = await ours.reserve((new,))
+        opened(gateway).lanes.own.open(Subscription([MeteredCompletion(accepted[0], PRICE)]))
+        ours.follow(accepted)
+        getattr(ours, end)((new,))
+        world.store(accepted)
+        await anyio.sleep(100)
+        assert world.charged > 0
+        world.check_all_is_settled()
+
+    live(test, granted(100_000))
+
+
 def test_a_request_accepted_by_two_gateways_is_spent_once() -> None:
     async def test(world: World) -> None:
         first, second = await world.gateway(), await world.gateway()
