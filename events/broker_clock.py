@@ -8,7 +8,7 @@ from events.contracts import SECOND_NS
 class BrokerClock:
     """Estimate the broker's time: the newest stored time, plus the monotonic time since it was read.
 
-    The estimate is never ahead of the broker, and lags by what the newest record took to arrive.
+    The estimate is never ahead of the broker. It lags by the delivery time of the newest record.
     """
 
     def __init__(self) -> None:

@@ -50,7 +50,7 @@ class KeyUnknown(RiftError):
 
 
 class OutcomeOpen(RiftError):
-    """An entry may be stored or not; the message says how to repeat it so that it counts once."""
+    """It is unknown whether an entry was stored; the message explains how to retry it idempotently."""
 
 
 class RecordReadable(RiftError):

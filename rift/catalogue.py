@@ -87,7 +87,7 @@ Catalogue = dict[ModelName, Model]
 
 
 class InvalidCatalogue(RiftError):
-    """A model's entry is invalid; the message names the model and what to write instead."""
+    """A model's entry is invalid; the message names the model and the valid values."""
 
 
 def shipped() -> Catalogue:

@@ -40,7 +40,7 @@ REMEDY = (
 
 
 class DataDirError(RiftError):
-    """The data folder cannot be used; the message says why and what to do."""
+    """The data folder cannot be used; the message gives the reason and the remedy."""
 
 
 class DataDir:

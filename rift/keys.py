@@ -10,7 +10,7 @@ import zlib
 
 import msgspec
 
-# What a key may be used for. `admin` includes the others.
+# The permissions of a key. `admin` includes the others.
 SCOPES = ("inference", "usage", "admin")
 
 ID_BYTES = 5

@@ -27,7 +27,7 @@ FIELDS = {"prompt_usd": True, "output_usd": True, "cached_prompt_usd": False, "s
 
 
 class InvalidPrices(RiftError):
-    """A price list is invalid; the message names the model, the field and what to write instead."""
+    """A price list is invalid; the message names the model, the field and the valid values."""
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

@@ -23,11 +23,11 @@ LONG_TIMEOUT_S = 1800.0
 
 
 class QuestionRefused(RiftError):
-    """Control refuses the question; the message says why, and what it would answer."""
+    """Control rejects the question; the message gives the reason and the valid questions."""
 
 
 class AnswerFailed(QuestionRefused):
-    """The question is valid, but control could not answer it; the message says why."""
+    """The question is valid, but control could not answer it; the message gives the reason."""
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -93,7 +93,7 @@ class Problem(Shape, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """A gateway accepted the request. From here on, it ends exactly once, whatever happens."""
+    """A gateway accepted the request. From here on, it ends exactly once, despite any failure."""
 
     request: str
     account: Account

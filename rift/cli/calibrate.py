@@ -1,8 +1,8 @@
 """`rift calibrate`: fit a hardware profile to a running replica, measured through the gateway like a client.
 
 Prompts of doubling lengths, one at a time, show how fast prompts are read. 1, 2, 4, … parallel streams show
-how long a step takes. What a client cannot measure comes from options, the log or the shipped profile, and
-the output says which.
+how long a step takes. Figures that a client cannot measure come from options, the log or the shipped
+profile, and the output names their source.
 """
 
 import json

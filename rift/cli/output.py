@@ -15,7 +15,7 @@ Formats = dict[str, Callable[[Any], str | None]]
 
 
 class CommandFailed(RiftError):
-    """The command could not be carried out; the message says why and what to do."""
+    """The command failed; the message gives the reason and the remedy."""
 
 
 def print_result(result: QueryResult, *, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """Rift's style as a test over its syntax trees. Each rule shows below that it can fail.
 
-A rule takes a module and yields what is wrong, with the line and what to write instead. If a rule makes
+A rule takes a module and yields its violations, with the line and the replacement. If a rule makes
 some code worse, name that code in the rule's table here, with the reason.
 """
 
@@ -18,9 +18,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("events", "replay", "rift")
 
-# The one direction: what each package may import of ours.
+# The direction of imports: the packages of ours that each package may import.
 MAY_IMPORT = {"events": {"events"}, "replay": {"events", "replay"}, "rift": set(OURS)}
-# These answer clients and run models; what follows from the log must not slow or break them.
+# These answer clients and run models; code that only derives data from the log must not slow or break them.
 WITHOUT_REPLAY = ("rift.gateway", "rift.worker", "rift.engines")
 # The doors: where a third party may be imported. One that is not named here may be imported nowhere.
 ENGINE = ("rift/engines/vllm.py", "rift/engines/chat.py", "rift/engines/prepare.py")
@@ -42,7 +42,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "uvloop": ("rift/",),
     "vllm": ENGINE,
 }
-# Banned names: what to use instead, and the few places where they are right.
+# Banned names, their replacements, and the few places where they are right.
 BANNED: dict[str, tuple[str, tuple[str, ...]]] = {
     "time.time": ("a clock that is passed in", ("rift/clock.py",)),
     "time.time_ns": ("a clock that is passed in", ("rift/clock.py",)),

@@ -1,4 +1,4 @@
-"""One credit hold of this lane, what a request spends of it, and the errors of a request without one."""
+"""A credit hold of this lane, the charge of a request to it, and the errors of a request without one."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -105,7 +105,7 @@ class ResponsesStream:
     def _past_the_end(self) -> bytes:
         """Return an error that names the last event, for a client that resumes past the end.
 
-        Without it the client could not tell the end from a broken connection.
+        Without it, the client could not distinguish the end from a broken connection.
         """
         message = f"this response has no event {self._after}; the last one is {self._number - 1}"
         return self._problem(Problem(code="invalid_event_id", message=message, param="starting_after"))

@@ -38,7 +38,7 @@ class QueueDepth:
             self._waiting.get(accepted.model, {}).pop(accepted.request, None)
 
     def length(self, model: str, account: str | None = None) -> tuple[int, int]:
-        """Return how many requests wait for a model, and their bytes; of one account, if it is given."""
+        """Return how many requests wait for a model, and their bytes; only those of `account`, if given."""
         sizes = [size for owner, size in self._waiting.get(model, {}).values() if account in (None, owner)]
         return len(sizes), sum(sizes)
 
