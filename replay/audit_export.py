@@ -164,9 +164,9 @@ def export(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int]
                 if (own := part.enter(segment)) is None:
                     continue
                 for record in archive.bare_records(segment, **own):
-                    if any(shown := part.shown(record)):
+                    if any(visible := part.shown(record)):
                         chosen.append(record.sequence - segment.first)
-                        records.write(_told(stream, segment.first, record, shown))
+                        records.write(_record_line(stream, segment.first, record, visible))
                 if chosen:
                     nodes = [node.hex() for node in merkle.prove(archive.hashes(segment), chosen)]
                     proofs.write(_line(stream=stream, first=segment.first, nodes=nodes))
@@ -181,13 +181,13 @@ def export(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int]
 
 def _shards(account: str, ends: Mapping[str, int]) -> dict[str, _Shard]:
     """Return the shards by stream, each with its requests."""
-    found: list[_Lived] = []
+    lives: list[_Lived] = []
     for request, end in ends.items():
         if (parsed := parse_request_id(request)) is None:
             raise AuditError(f"{request!r} is no request id")
-        found.append(_Lived(parsed.floor, end, request, parsed.at))
+        lives.append(_Lived(parsed.floor, end, request, parsed.at))
     shards: dict[str, _Shard] = {}
-    for lived in sorted(found, key=lambda lived: lived.floor, reverse=True):
+    for lived in sorted(lives, key=lambda lived: lived.floor, reverse=True):
         shards.setdefault(subjects.shard_stream(lived.at.shard), _Shard(account)).expect(lived)
     return shards
 
@@ -211,10 +211,10 @@ def _chains(archive: Archive, invoice: Mapping[str, Any]) -> dict[str, list[Mani
     return chains
 
 
-def _told(stream: str, first: int, record: SealedRecord, shown: Sequence[bool]) -> bytes:
+def _record_line(stream: str, first: int, record: SealedRecord, visible: Sequence[bool]) -> bytes:
     events = [
         {"json": event} if is_own else redaction.event_hash(event.encode())
-        for event, is_own in zip(record.events, shown, strict=True)
+        for event, is_own in zip(record.events, visible, strict=True)
     ]
     return _line(
         stream=stream,

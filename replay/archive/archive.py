@@ -124,18 +124,18 @@ class Archive:
     def _segment_records(self, manifest: Manifest, first: int, last: int) -> Iterator[list[Read]]:
         records, events = (self.path(manifest, suffix) for suffix in ("records", "events"))
         batch: list[Read] = []
-        held = 0
+        buffered = 0
         with Segments(self.folder) as segments:
             try:
                 rows = segments.events(records=records, events=events, first=first, last=last)
-                for (sequence, at_ns, subject), told in groupby(rows, key=lambda row: row[:3]):
-                    decoded = [redaction.decode(text) for *_, text in told if text is not None]
+                for (sequence, at_ns, subject), event_rows in groupby(rows, key=lambda row: row[:3]):
+                    decoded = [redaction.decode(text) for *_, text in event_rows if text is not None]
                     batch.append(Read(Stored(subject, sequence, at_ns, b""), decoded))
-                    held += len(decoded) + 1
-                    if held >= ROWS:
+                    buffered += len(decoded) + 1
+                    if buffered >= ROWS:
                         yield batch
                         batch = []
-                        held = 0
+                        buffered = 0
             except (SegmentUnreadable, msgspec.DecodeError) as error:
                 raise ArchiveDamaged(f"{events} cannot be read: {error}") from error
         if batch:
@@ -156,9 +156,9 @@ class Archive:
                 if requests is not None:
                     chosen = segments.own(events=events, requests=requests, attempts=attempts)
                 rows = segments.whole(records=records, events=events, sequences=chosen)
-                for head, told in groupby(rows, key=lambda row: row[:5]):
+                for head, event_rows in groupby(rows, key=lambda row: row[:5]):
                     sequence, at_ns, subject, writer, content = head
-                    texts = [text for *_, text in told if text is not None]
+                    texts = [text for *_, text in event_rows if text is not None]
                     yield SealedRecord(sequence, at_ns, subject, writer, content, texts)
             except SegmentUnreadable as error:
                 raise ArchiveDamaged(f"{events} cannot be read: {error}") from error
@@ -191,16 +191,16 @@ class Archive:
         anchors = anchors or {}
         log_first = log_first or {}
         for stream in sorted({*self.streams(), *anchors, *log_first}):
-            found, problems = self._chain(stream)
+            manifests, problems = self._chain(stream)
             yield from problems
-            yield from _anchor_problems(stream, found, anchors.get(stream, ()))
-            archived = found[-1].last if found else 0
-            if (held := log_first.get(stream, 1)) > archived + 1:
-                gap = f"sequences {archived + 1} to {held - 1}"
+            yield from _anchor_problems(stream, manifests, anchors.get(stream, ()))
+            archived = manifests[-1].last if manifests else 0
+            if (log_start := log_first.get(stream, 1)) > archived + 1:
+                gap = f"sequences {archived + 1} to {log_start - 1}"
                 yield f"{stream}: {gap} are neither in the archive nor in the log"
             with Segments(self.folder) as segments:
                 at_ns = 0
-                for manifest in found:
+                for manifest in manifests:
                     yield from self._segment_problems(segments, manifest, at_ns)
                     at_ns = manifest.at_ns
 
@@ -209,38 +209,38 @@ class Archive:
 
         Raises ArchiveDamaged.
         """
-        found, problems = self._chain(stream)
-        damaged = chain.from_iterable(map(self.damaged_files, found))
-        for problem in chain(problems, _anchor_problems(stream, found, anchors), damaged):
+        manifests, problems = self._chain(stream)
+        damaged = chain.from_iterable(map(self.damaged_files, manifests))
+        for problem in chain(problems, _anchor_problems(stream, manifests, anchors), damaged):
             raise ArchiveDamaged(problem)
-        return found
+        return manifests
 
     def _chain(self, stream: str) -> tuple[list[Manifest], list[str]]:
         """Return the readable manifests, and the problems in them and between them."""
-        found: list[Manifest] = []
+        manifests: list[Manifest] = []
         problems: list[str] = []
         for path in self._manifest_paths(stream):
             try:
-                found.append(read_manifest(path))
+                manifests.append(read_manifest(path))
             except ArchiveDamaged as error:
                 problems.append(str(error))
-        return found, problems + list(_chain_problems(self.folder / stream, stream, found))
+        return manifests, problems + list(_chain_problems(self.folder / stream, stream, manifests))
 
     def damaged_files(self, manifest: Manifest) -> Iterator[str]:
         """Yield the problems of a segment's files."""
-        wanted = {file_name(manifest.first, suffix) for suffix in SUFFIXES[:2]}
-        allowed = wanted | {file_name(manifest.first, "content")}
-        if not wanted <= manifest.files.keys() <= allowed:
+        required = {file_name(manifest.first, suffix) for suffix in SUFFIXES[:2]}
+        allowed = required | {file_name(manifest.first, "content")}
+        if not required <= manifest.files.keys() <= allowed:
             named = ", ".join(manifest.files) or "no files"
             yield f"{self.path(manifest, 'events')}: its manifest names {named}"
         for name, file in manifest.files.items():
             path = self.folder / manifest.stream / name
             try:
-                found = measure(path)
+                measured = measure(path)
             except OSError as error:
                 yield f"{path} cannot be read: {error.strerror}"
                 continue
-            if found != file:
+            if measured != file:
                 yield f"{path} is not as it was sealed: its bytes have another SHA-256"
 
     def _segment_problems(self, segments: Segments, manifest: Manifest, at_ns: int) -> Iterator[str]:
@@ -372,9 +372,9 @@ def _chain_problems(folder: Path, stream: str, manifests: Sequence[Manifest]) ->
 def _anchor_problems(
     stream: str, manifests: Sequence[Manifest], anchors: Sequence[SegmentSealed]
 ) -> Iterator[str]:
-    held = {manifest.first: manifest for manifest in manifests}
+    by_first = {manifest.first: manifest for manifest in manifests}
     for anchor in anchors:
-        manifest = held.get(anchor.first)
+        manifest = by_first.get(anchor.first)
         if manifest is None:
             yield f"{stream}: the segment of {anchor.first} to {anchor.last} was sealed and is missing"
         elif (manifest.last, manifest.sha256) != (anchor.last, anchor.manifest):
@@ -398,8 +398,8 @@ def _row_problems(
         at_ns = stored_at_ns
         count = count + number
         hashes.append(bytes.fromhex(hashed))
-    found = (expected - 1, at_ns, len(hashes), count)
-    if found != (manifest.last, manifest.at_ns, manifest.records, manifest.events):
+    totals = (expected - 1, at_ns, len(hashes), count)
+    if totals != (manifest.last, manifest.at_ns, manifest.records, manifest.events):
         yield f"{records} ends or counts otherwise than its manifest says"
     if merkle.root(hashes).hex() != manifest.root:
         yield f"{records}: the Merkle root of its records is not its manifest's"

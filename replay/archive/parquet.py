@@ -82,8 +82,8 @@ class Segments:
 
     def wrong(self, stream: str, *, records: Path, events: Path) -> list[int]:
         """Return the records whose hash does not follow from their rows. Raises SegmentUnreadable."""
-        told = {"stream": stream, "records": str(records), "events": str(events)}
-        return [sequence for (sequence,) in self._rows("check", told)]
+        parameters = {"stream": stream, "records": str(records), "events": str(events)}
+        return [sequence for (sequence,) in self._rows("check", parameters)]
 
     def records(self, path: Path) -> Iterator[tuple[int, int, int, str]]:
         """Yield sequence, at_ns, number of events and hash of each record. Raises SegmentUnreadable."""
@@ -96,8 +96,8 @@ class Segments:
 
         A record without events gives one row whose JSON is None. Raises SegmentUnreadable.
         """
-        told = {"records": str(records), "events": str(events), "first": first, "last": last}
-        return self._rows("read", told)
+        parameters = {"records": str(records), "events": str(events), "first": first, "last": last}
+        return self._rows("read", parameters)
 
     def whole(
         self, *, records: Path, events: Path, sequences: Sequence[int] | None
@@ -106,22 +106,22 @@ class Segments:
 
         If `sequences` is given, only these records are yielded. Raises SegmentUnreadable.
         """
-        told = {"records": str(records), "events": str(events), "sequences": sequences}
-        return self._rows("event_rows", told)
+        parameters = {"records": str(records), "events": str(events), "sequences": sequences}
+        return self._rows("event_rows", parameters)
 
     def own(self, *, events: Path, requests: Sequence[str], attempts: Sequence[str]) -> list[int]:
         """Return the sequences of records with events of these requests.
 
         `attempts` are attempts of the requests that started before this segment. Raises SegmentUnreadable.
         """
-        told = {"events": str(events), "requests": requests, "attempts": attempts}
-        return [sequence for (sequence,) in self._rows("records_of_requests", told)]
+        parameters = {"events": str(events), "requests": requests, "attempts": attempts}
+        return [sequence for (sequence,) in self._rows("records_of_requests", parameters)]
 
-    def _rows(self, name: str, told: dict[str, Any]) -> Iterator[Any]:
+    def _rows(self, name: str, parameters: dict[str, Any]) -> Iterator[Any]:
         cursor = self._connection.cursor()
         try:
             cursor.execute(sql("archive/macros"))
-            cursor.execute(sql(f"archive/{name}"), told)
+            cursor.execute(sql(f"archive/{name}"), parameters)
             while rows := cursor.fetchmany(ROWS):
                 yield from rows
         except duckdb.Error as error:

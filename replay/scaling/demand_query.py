@@ -46,15 +46,15 @@ def observed(read: Read, model: str, moment: Moment, *, idle_ns: int) -> tuple[D
     Raises QueryRefused.
     """
     demand, reports = read(_demand(model, moment, idle_ns), _reports(model, moment))
-    told = dict(zip(demand.columns, demand.rows[0], strict=True))
+    fields = dict(zip(demand.columns, demand.rows[0], strict=True))
     running, square = reports.rows[0]
-    return msgspec.convert(told, Demand), (running, square)
+    return msgspec.convert(fields, Demand), (running, square)
 
 
 def stored_at_ns(warehouse: Warehouse) -> int:
     """Return the largest applied stored time, 0 if nothing is applied."""
-    (found,) = warehouse.read(("select coalesce(max(stored_at_ns), 0) from facts.applied", []))
-    at_ns: int = found.rows[0][0]
+    (result,) = warehouse.read(("select coalesce(max(stored_at_ns), 0) from facts.applied", []))
+    at_ns: int = result.rows[0][0]
     return at_ns
 
 

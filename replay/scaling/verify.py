@@ -45,12 +45,12 @@ class Inputs(msgspec.Struct, frozen=True):
         """Return every number under its part's name, as the event stores them."""
         flat: dict[str, int] = {}
         for part, fields in msgspec.to_builtins(self).items():
-            for name, told in fields.items():
-                match told:
+            for name, value in fields.items():
+                match value:
                     case int():
-                        flat[f"{part}.{name}"] = told
+                        flat[f"{part}.{name}"] = value
                     case list() | tuple():
-                        flat |= {f"{part}.{name}.{at}": n for at, n in enumerate(told)}
+                        flat |= {f"{part}.{name}.{at}": n for at, n in enumerate(value)}
         return flat
 
 
@@ -60,15 +60,15 @@ def parsed(inputs: Mapping[str, int]) -> Inputs:
     for name, value in inputs.items():
         part, _, rest = name.partition(".")
         field, _, at = rest.partition(".")
-        told = parts.setdefault(part, {})
+        values = parts.setdefault(part, {})
         if at:
-            told.setdefault(field, {})[at] = value
+            values.setdefault(field, {})[at] = value
         else:
-            told[field] = value
-    for told in parts.values():
-        for field, of in told.items():
-            if isinstance(of, dict):
-                told[field] = [of[at] for at in sorted(of, key=int)]
+            values[field] = value
+    for values in parts.values():
+        for field, items in values.items():
+            if isinstance(items, dict):
+                values[field] = [items[at] for at in sorted(items, key=int)]
     return msgspec.convert(parts, Inputs)
 
 
@@ -77,12 +77,12 @@ def differences(warehouse: Warehouse) -> Iterator[str]:
 
     Raises QueryRefused.
     """
-    told, events = warehouse.read((sql("scaling/decided"), []), (sql("scaling/fleet"), []))
+    decisions, events = warehouse.read((sql("scaling/decided"), []), (sql("scaling/fleet"), []))
     fleet = Fleet()
     past = _events(events)
     pending = next(past, None)
-    for row in told.rows:
-        decided = dict(zip(told.columns, row, strict=True))
+    for row in decisions.rows:
+        decided = dict(zip(decisions.columns, row, strict=True))
         positions = json.loads(decided["positions"])
         while pending is not None and pending[1] <= positions.get(FLEET, 0):
             fleet.apply(*pending)
@@ -109,59 +109,59 @@ def fleet_of(warehouse: Warehouse) -> Fleet:
 def _difference(
     warehouse: Warehouse, fleet: Fleet, decided: Mapping[str, Any], positions: Mapping[str, int]
 ) -> str | None:
-    told = json.loads(decided["inputs"])
+    recorded = json.loads(decided["inputs"])
     try:
-        inputs = parsed(told)
+        inputs = parsed(recorded)
     except msgspec.ValidationError as error:
         return f"its inputs are not those of policy {POLICY!r}: {error}"
     model = decided["model"]
     moment = Moment(positions, decided["decided_at_ns"])
     demand, reports = observed(warehouse.read, model, moment, idle_ns=inputs.policy.idle_ns)
-    found = msgspec.structs.replace(
+    recomputed = msgspec.structs.replace(
         inputs, demand=demand, replicas=replicas(fleet, model, inputs.hardware, reports)
     )
-    again = found.flat()
-    if changed := {name: (told.get(name), n) for name, n in again.items() if told.get(name) != n}:
+    current = recomputed.flat()
+    if changed := {name: (recorded.get(name), n) for name, n in current.items() if recorded.get(name) != n}:
         return "; ".join(f"{name} was {then}, and is {now}" for name, (then, now) in changed.items())
-    wanted = Decision(decided["to_replicas"], decided["reason"])
-    if (decision := found.decide()) != wanted:
-        return f"it was {wanted.to_replicas} ({wanted.reason}), and is {decision}"
+    expected = Decision(decided["to_replicas"], decided["reason"])
+    if (decision := recomputed.decide()) != expected:
+        return f"it was {expected.to_replicas} ({expected.reason}), and is {decision}"
     return None
 
 
 def _events(rows: QueryResult) -> Iterator[tuple[object, int, int]]:
     """Yield the fleet's events, each with its sequence and stored time."""
     for row in rows.rows:
-        told = dict(zip(rows.columns, row, strict=True))
-        yield _event(told), told["sequence"], told["at_ns"]
+        fields = dict(zip(rows.columns, row, strict=True))
+        yield _event(fields), fields["sequence"], fields["at_ns"]
 
 
-def _event(told: Mapping[str, Any]) -> object:
-    model = told["model"]
-    who = {"replica": told["replica"], "model": told["model"]}
-    match told["event"]:
+def _event(fields: Mapping[str, Any]) -> object:
+    model = fields["model"]
+    identity = {"replica": fields["replica"], "model": fields["model"]}
+    match fields["event"]:
         case "elected":
-            return ControlElected(epoch=told["epoch"], control=told["control"])
+            return ControlElected(epoch=fields["epoch"], control=fields["control"])
         case "decided":
             return ScaleDecided(
                 model=model,
-                from_replicas=told["from_replicas"],
-                to_replicas=told["to_replicas"],
+                from_replicas=fields["from_replicas"],
+                to_replicas=fields["to_replicas"],
                 reason="",
                 policy="",
-                positions=json.loads(told["positions"]),
-                decided_at_ns=told["decided_at_ns"],
+                positions=json.loads(fields["positions"]),
+                decided_at_ns=fields["decided_at_ns"],
                 inputs={},
-                epoch=told["epoch"],
+                epoch=fields["epoch"],
             )
         case "starting":
-            return ReplicaStarting(**who, engine="")
+            return ReplicaStarting(**identity, engine="")
         case "ready":
-            return ReplicaReady(**who, slots=0, start_ns=told["start_ns"])
+            return ReplicaReady(**identity, slots=0, start_ns=fields["start_ns"])
         case "draining":
-            return ReplicaDraining(**who)
+            return ReplicaDraining(**identity)
         case "stopped":
-            return ReplicaStopped(**who)
+            return ReplicaStopped(**identity)
         case "lost":
-            return ReplicaLost(**who, why="")
-    raise AssertionError(f"{told['event']} is no event of the fleet")
+            return ReplicaLost(**identity, why="")
+    raise AssertionError(f"{fields['event']} is no event of the fleet")
