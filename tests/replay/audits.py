@@ -1,4 +1,4 @@
-"""Exports to audit, of histories written by hand, and what the auditor says to one."""
+"""Helpers that export handwritten histories and run the auditor on them."""
 
 import json
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ FILES = ("invoice.json", "chain.jsonl", "records.jsonl", "proofs.jsonl")
 
 
 def export(archive: SealedLists, streams: Any, invoice: Mapping[str, Any], folder: Path) -> Path:
-    told = reckoning.requests(streams, invoice["account"], invoice["period"])
-    audit_export.export(archive, invoice, told, folder)
+    requests = reckoning.requests(streams, invoice["account"], invoice["period"])
+    audit_export.export(archive, invoice, requests, folder)
     return folder
 
 
@@ -27,19 +27,21 @@ def exported(scribe: Scribe, folder: Path, **fields: Any) -> Path:
     """Export the month of account dev, sealed in three segments; `fields` are put into the invoice."""
     archive = SealedLists()
     for part in (1, 2, 3):
-        archive.seal({name: told[: -(-len(told) * part // 3)] for name, told in scribe.streams.items()})
+        archive.seal(
+            {name: messages[: -(-len(messages) * part // 3)] for name, messages in scribe.streams.items()}
+        )
     return export(archive, scribe.streams, reckoning.invoice(scribe.streams, "dev", PERIOD) | fields, folder)
 
 
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     code = auditor.main(str(folder))
-    told = capsys.readouterr()
-    return code, told.out + told.err
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
 
 
 def prices(scribe: Scribe, version: int, **fields: Any) -> None:
-    told = {"model": "tiny:1", "prompt_nanousd": 10, "output_nanousd": 20} | fields
-    scribe.book(PricePublished(id=scribe.unique(), version=version, prices=(Price(**told),)))
+    price = {"model": "tiny:1", "prompt_nanousd": 10, "output_nanousd": 20} | fields
+    scribe.book(PricePublished(id=scribe.unique(), version=version, prices=(Price(**price),)))
 
 
 def limits(scribe: Scribe, **fields: Any) -> None:
@@ -47,7 +49,7 @@ def limits(scribe: Scribe, **fields: Any) -> None:
 
 
 def ordinary(scribe: Scribe) -> Scribe:
-    """A month with a bit of everything: accounts that share records, a failover, a correction, a zombie."""
+    """Write a month with accounts that share records, a failover, a correction and a zombie."""
     prices(scribe, 1, second_nanousd=10**6, cached_prompt_nanousd=3)
     scribe.finished_request()
     scribe.finished_request(account="acme", key="key-of-acme")
@@ -58,7 +60,7 @@ def ordinary(scribe: Scribe) -> Scribe:
     scribe.tell(started(mine, "att-next", after="att-mine", resume_index=2))
     scribe.tell(tokens_of("att-mine", 2, 9), tokens_of("att-next", 2, 1))
     scribe.tell(RequestFinished(request=mine, attempt="att-next", reason="stop", output_tokens=3))
-    # A terminal that comes twice, and differs, says nothing.
+    # A second, different terminal event is ignored.
     scribe.tell(RequestFinished(request=mine, attempt=None, reason="failed", output_tokens=3))
     scribe.tell(RequestFinished(request=theirs, attempt="att-theirs", reason="stop", output_tokens=5))
     scribe.book(

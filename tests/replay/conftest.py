@@ -1,4 +1,4 @@
-"""A scribe who writes histories by hand, a log that holds them in lists, and a naive second fold."""
+"""A scribe that writes histories, random histories, and an in-memory log that holds them in lists."""
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ START_NS = 1_700_000_000_000_000_000
 
 
 class Scribe:
-    """Writes records to streams held in lists; each `tell` is one record."""
+    """Writes records to streams that are lists; each `tell` writes one record."""
 
     def __init__(self) -> None:
         self.streams: dict[str, list[Stored]] = {}
@@ -76,7 +76,7 @@ class Scribe:
         return ids.new_request_id(secret=b"s" * 32, account=account, at=at, floor=floor, entropy=entropy)
 
     def accepted(self, request: str, **fields: Any) -> RequestAccepted:
-        told: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "account": "dev",
             "key": "k1",
             "model": "tiny:1",
@@ -89,7 +89,7 @@ class Scribe:
             "price_version": 1,
             "book": len(self.streams.get(BOOK, ())),
         }
-        return RequestAccepted(request=request, **(told | fields))
+        return RequestAccepted(request=request, **(defaults | fields))
 
     def accept(self, **fields: Any) -> str:
         request = self.request_id()
@@ -103,7 +103,7 @@ class Scribe:
         return tokens_of(attempt, index, count, **fields)
 
     def finished_request(self, *, tokens: int = 3, **fields: Any) -> str:
-        """One request's whole ordinary life."""
+        """Write a complete, ordinary request and return its id."""
         request = self.accept(**fields)
         attempt = self.unique("att")
         self.tell(started(request, attempt))
@@ -114,7 +114,7 @@ class Scribe:
 
 
 def started(request: str, attempt: str, **fields: Any) -> AttemptStarted:
-    told: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "after": None,
         "resume_index": 0,
         "worker": "w1",
@@ -125,7 +125,7 @@ def started(request: str, attempt: str, **fields: Any) -> AttemptStarted:
         "delivery": "x",
         "simulated": True,
     }
-    return AttemptStarted(request=request, attempt=attempt, **(told | fields))
+    return AttemptStarted(request=request, attempt=attempt, **(defaults | fields))
 
 
 def tokens_of(attempt: str, index: int, count: int = 1, **fields: Any) -> TokensGenerated:
@@ -136,12 +136,12 @@ REASONS = ("stop", "length", "tool_calls", "cancelled", "revoked", "expired", "i
 
 
 class Chaos:
-    """A random history of a few requests: mostly what a sound system writes, often what it must not."""
+    """Writes a random history of a few requests: mostly valid events, and often invalid ones."""
 
     def __init__(self, dice: random.Random) -> None:
         self.dice = dice
         self.scribe = Scribe()
-        # By request: the attempts it was given, and how many tokens each was given, whatever counts.
+        # By request: the attempts and the tokens written for it, whether or not they count.
         self.attempts: dict[str, list[str]] = {}
         self.tokens: dict[str, int] = {}
         self.acceptances: dict[str, RequestAccepted] = {}
@@ -162,7 +162,7 @@ class Chaos:
         self.versions += 1
         prompt, output = self.dice.choice((0, 1, 150, 10**12)), self.dice.choice((0, 1, 400, 10**12))
         self.scribe.prices(self.versions, prompt=prompt, output=output, second_nanousd=3)
-        # The same version again, by another id, means nothing.
+        # The same version under another id is ignored.
         self.scribe.prices(self.versions, prompt=9, output=9)
         self.scribe.book(AccountOpened(id="same", account="dev"))
 
@@ -244,14 +244,14 @@ class Chaos:
 
 
 class ListFollower:
-    """Hands out what its list holds behind `position`, and what comes later."""
+    """Yields the messages of its list after `position`, and waits for more."""
 
     def __init__(self, log: "ListLog", stream: str, after: int) -> None:
         self.position = after
         self._log, self._stream = log, stream
 
     def hurry(self) -> None:
-        """There is no pace here."""
+        """Do nothing: this follower is not paced."""
 
     def __aiter__(self) -> "ListFollower":
         return self
@@ -259,10 +259,10 @@ class ListFollower:
     async def __anext__(self) -> Sequence[Stored]:
         while True:
             grown = self._log.grown
-            found = [m for m in self._log.streams.get(self._stream, []) if m.sequence > self.position]
-            if found:
-                self.position = found[-1].sequence
-                return found
+            batch = [m for m in self._log.streams.get(self._stream, []) if m.sequence > self.position]
+            if batch:
+                self.position = batch[-1].sequence
+                return batch
             await grown.wait()
 
 
@@ -278,7 +278,7 @@ class ListLog:
         self.handlers: dict[str, Callable[[bytes], Awaitable[bytes]]] = {}
 
     def grow(self) -> None:
-        """Say that the lists have grown."""
+        """Wake the followers after messages were added to the lists."""
         self.grown.set()
         self.grown = anyio.Event()
 

@@ -1,5 +1,8 @@
-"""Random histories over months: groups, both plans, several accounts and price lists, corrections, months
-that are closed late or not at all; and the archive that was sealed on the way."""
+"""Random histories over months, and their archive, which is sealed along the way.
+
+They have groups, both plans, several accounts and price lists, corrections, and months that are closed late
+or not at all.
+"""
 
 import random
 from typing import Any
@@ -30,7 +33,7 @@ class Months(Chaos):
     def __init__(self, dice: random.Random) -> None:
         super().__init__(dice)
         self.archive = SealedLists()
-        self.listed = 0  # where the book has its first price list
+        self.listed = 0  # sequence of the first price list
 
     def write(self, steps: int) -> dict[str, list[Any]]:
         self.publish()
@@ -49,15 +52,17 @@ class Months(Chaos):
         return self.scribe.streams
 
     def note(self) -> None:
-        """Something for the book: a correction, limits, or a month's close."""
+        """Append a correction, limits, or the close of a month to the book."""
         streams, account = self.scribe.streams, self.dice.choice(ACCOUNTS)
         match self.dice.choice(("correction", "again", "limits", "close", "close", "close")):
             case "correction":
                 model = self.dice.choice((None, "", *MODELS))
                 amount = self.dice.choice((-700, 0, 12, 10**12))
                 entry = self.scribe.unique()
-                told = UsageCorrected(id=entry, account=account, nanousd=amount, reason="r", model=model)
-                self.scribe.book(told)
+                correction = UsageCorrected(
+                    id=entry, account=account, nanousd=amount, reason="r", model=model
+                )
+                self.scribe.book(correction)
             case "again":
                 self.scribe.book(
                     UsageCorrected(id=f"again-{account}", account=account, nanousd=5, reason="r")
@@ -73,10 +78,10 @@ class Months(Chaos):
             self.scribe.book(LimitsSet(id=self.scribe.unique(), account=account, plan=plan))
 
     def close(self, streams: dict[str, list[Any]]) -> None:
-        """Close the oldest open month that is over, at what is archived: what is not comes too late."""
+        """Close the oldest past month at the archived positions; later records go to a later month."""
         closed = reckoning.closes(streams)
-        told = [t for stream, messages in streams.items() for t in reckoning.log(stream, messages)]
-        months = sorted({reckoning.month(t.place, t.at_ns, {}) for t in told} - {*closed})
+        logged = [t for stream, messages in streams.items() for t in reckoning.log(stream, messages)]
+        months = sorted({reckoning.month(t.place, t.at_ns, {}) for t in logged} - {*closed})
         if len(months) < 2:
             return
         if self.dice.random() < 0.2:
@@ -108,7 +113,7 @@ class Months(Chaos):
                     second_nanousd=second,
                 )
             )
-        # A model that is priced again in a list, a version that is published again, an id that is used again.
+        # A model that is listed twice, a version that is published twice, and an id that is reused.
         listed.append(Price(model=MODELS[0], prompt_nanousd=11, output_nanousd=11))
         entry = self.scribe.unique()
         self.scribe.book(PricePublished(id=entry, version=self.versions, prices=tuple(listed)))
@@ -120,16 +125,16 @@ class Months(Chaos):
         return self.acceptance() if self.dice.random() < 0.06 else super().event()
 
     def finish(self, request: str, attempt: str) -> RequestFinished:
-        told = super().finish(request, attempt)
-        return replace(told, reason="stop", error=None) if self.dice.random() < 0.6 else told
+        finished = super().finish(request, attempt)
+        return replace(finished, reason="stop", error=None) if self.dice.random() < 0.6 else finished
 
     def acceptance(self) -> RequestAccepted:
         account = self.dice.choice(ACCOUNTS)
-        siblings = [told for told in self.acceptances.values() if told.account == account]
+        siblings = [other for other in self.acceptances.values() if other.account == account]
         group = self.dice.choice((None, *3 * (f"grp-{account}-{len(siblings) // 4}",)))
         request = self.scribe.request_id(account=account)
         self.attempts[request] = []
-        # Its gateway may have read less of the book than there is.
+        # The gateway may not have read the whole book yet.
         streams = self.scribe.streams
         book = max(len(streams[BOOK]) - self.dice.randint(0, 12), self.listed)
         version, plan = reckoning.terms(streams, account, book)
@@ -146,7 +151,7 @@ class Months(Chaos):
         return accepted
 
     def months(self) -> set[str]:
-        told = [
+        logged = [
             t for stream, messages in self.scribe.streams.items() for t in reckoning.log(stream, messages)
         ]
-        return {reckoning.month(t.place, t.at_ns, {}) for t in told}
+        return {reckoning.month(t.place, t.at_ns, {}) for t in logged}

@@ -1,6 +1,6 @@
-"""Invoices the plainest way: one request at a time through the whole log, with the service's own rules.
+"""Invoices computed in the simplest way: one request at a time over the whole log, by the service's rules.
 
-A second opinion for SQL, and a third beside the auditor, which must not import it.
+Tests compare the SQL and the auditor with it. The auditor must not import it.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class Place(NamedTuple):
         return f"{self.stream}:{self.sequence}.{self.index}"
 
 
-class Told(NamedTuple):
+class LoggedEvent(NamedTuple):
     place: Place
     at_ns: int
     at: Address | None
@@ -51,7 +51,7 @@ class Ended(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """What one request or correction adds to a line."""
+    """The contribution of one request or correction to a line."""
 
     place: Place
     tokens: tuple[int, int, int]
@@ -59,36 +59,36 @@ class Charge(NamedTuple):
     spans: list[tuple[int, int]]
 
 
-def log(stream: str, messages: Iterable[Stored]) -> Iterator[Told]:
+def log(stream: str, messages: Iterable[Stored]) -> Iterator[LoggedEvent]:
     at_ns = 0
     for stored in messages:
         at_ns = max(at_ns, stored.stored_at_ns)
         for index, event in enumerate(codec.decode(stored.data)[1]):
-            yield Told(Place(stream, stored.sequence, index), at_ns, parse(stored.subject), event)
+            yield LoggedEvent(Place(stream, stored.sequence, index), at_ns, parse(stored.subject), event)
 
 
-def book(streams: Streams) -> list[Told]:
-    """The entries of the book, each id once."""
-    entries: dict[str, Told] = {}
-    for told in log(BOOK, streams.get(BOOK, ())):
-        entries.setdefault(told.event.id, told)
+def book(streams: Streams) -> list[LoggedEvent]:
+    """Return the entries of the book, each id once."""
+    entries: dict[str, LoggedEvent] = {}
+    for logged in log(BOOK, streams.get(BOOK, ())):
+        entries.setdefault(logged.event.id, logged)
     return list(entries.values())
 
 
 def prices(streams: Streams) -> dict[tuple[int, str], Price]:
     lists: dict[int, schema.PricePublished] = {}
-    for told in book(streams):
-        if isinstance(told.event, schema.PricePublished):
-            lists.setdefault(told.event.version, told.event)
-    found: dict[tuple[int, str], Price] = {}
+    for logged in book(streams):
+        if isinstance(logged.event, schema.PricePublished):
+            lists.setdefault(logged.event.version, logged.event)
+    by_model: dict[tuple[int, str], Price] = {}
     for version, published in lists.items():
         for price in published.prices:
-            found.setdefault((version, price.model), price)
-    return found
+            by_model.setdefault((version, price.model), price)
+    return by_model
 
 
 def terms(streams: Streams, account: str, position: int) -> tuple[int, str]:
-    """The price list and the plan in force at a position of the book."""
+    """Return the price list and the plan in force at a position of the book."""
     version, plan = 0, "per_token"
     for place, _, _, event in book(streams):
         if place.sequence <= position and isinstance(event, schema.PricePublished):
@@ -99,27 +99,27 @@ def terms(streams: Streams, account: str, position: int) -> tuple[int, str]:
 
 
 def closes(streams: Streams) -> dict[str, schema.PeriodClosed]:
-    found: dict[str, schema.PeriodClosed] = {}
-    for told in book(streams):
-        if isinstance(told.event, schema.PeriodClosed):
-            found.setdefault(told.event.period, told.event)
-    return found
+    by_period: dict[str, schema.PeriodClosed] = {}
+    for logged in book(streams):
+        if isinstance(logged.event, schema.PeriodClosed):
+            by_period.setdefault(logged.event.period, logged.event)
+    return by_period
 
 
 def ends(streams: Streams) -> list[Ended]:
-    """Every request that ended, in order of stream, sequence and index."""
-    found = []
+    """Return every request that ended, in order of stream, sequence and index."""
+    ended_requests = []
     for stream, messages in streams.items():
-        told = list(log(stream, messages))
-        ids = {t.event.request for t in told if isinstance(t.event, schema.RequestAccepted)}
-        found += [ended for request in ids if (ended := follow(request, told)) is not None]
-    return sorted(found, key=lambda ended: ended.place)
+        events = list(log(stream, messages))
+        ids = {t.event.request for t in events if isinstance(t.event, schema.RequestAccepted)}
+        ended_requests += [ended for request in ids if (ended := follow(request, events)) is not None]
+    return sorted(ended_requests, key=lambda ended: ended.place)
 
 
-def follow(request: str, told: Iterable[Told]) -> Ended | None:
+def follow(request: str, events: Iterable[LoggedEvent]) -> Ended | None:
     life, acceptance, attempts, counted = NEW, None, set(), []
     parsed = parse_request_id(request)
-    for place, at_ns, at, event in told:
+    for place, at_ns, at, event in events:
         if parsed is None or at != parsed.at:
             continue
         if isinstance(event, schema.AttemptStarted) and event.request == request and life.phase == "open":
@@ -142,7 +142,7 @@ def follow(request: str, told: Iterable[Told]) -> Ended | None:
 
 
 def spans_of(counted: Iterable[tuple[int, Any]]) -> list[tuple[int, int]]:
-    """Each counted attempt from its start to the last event of its own."""
+    """Return the span of each counted attempt, from its start to its last own event."""
     spans: dict[str, tuple[int, int]] = {}
     for at_ns, event in counted:
         match event:
@@ -164,10 +164,10 @@ def month(place: Place, at_ns: int, closed: Mapping[str, schema.PeriodClosed]) -
         day = day.replace(day=1) + timedelta(days=32)
 
 
-def payers(found: Iterable[Ended]) -> set[str]:
-    """Return the requests that are charged their prompt: of a group only the first that is charged at all."""
+def payers(ended_requests: Iterable[Ended]) -> set[str]:
+    """Return the requests that pay for their prompt: in a group, only the first that is charged."""
     first: dict[str, str] = {}
-    for ended in found:
+    for ended in ended_requests:
         if is_chargeable(ended.life):
             request = ended.acceptance.request
             first.setdefault(ended.acceptance.group or request, request)
@@ -175,7 +175,7 @@ def payers(found: Iterable[Ended]) -> set[str]:
 
 
 def whole_seconds(spans: Iterable[tuple[int, int]]) -> int:
-    """Walk through all starts and ends in time: whenever nothing runs any more, round up."""
+    """Return the seconds in which anything ran. Each run of overlapping spans is rounded up."""
     running = total = since = 0
     for at_ns, is_end in sorted([(start, False) for start, _ in spans] + [(end, True) for _, end in spans]):
         if not running:
@@ -187,7 +187,7 @@ def whole_seconds(spans: Iterable[tuple[int, int]]) -> int:
 
 
 def left(spans: Iterable[tuple[int, int]], older: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What is left of each span where none of the older ones is."""
+    """Return the parts of the spans that no older span covers."""
     pieces = list(spans)
     for low, high in older:
         cut = (
@@ -200,9 +200,12 @@ def left(spans: Iterable[tuple[int, int]], older: Sequence[tuple[int, int]]) -> 
 
 
 def requests(streams: Streams, account: str, period: str) -> dict[str, int]:
-    """The account's requests that are the period's, earlier ends of their groups, and those of earlier
-    periods that ran in seconds of these; with the sequences of their ends."""
-    closed, groups, found = closes(streams), set(), {}
+    """Return the requests of an audit export, with the sequences of their ends.
+
+    These are the account's requests of the period, earlier ones of their groups, and those of earlier periods
+    that ran in the same seconds.
+    """
+    closed, groups, sequences = closes(streams), set(), {}
     own = [ended for ended in ends(streams) if ended.acceptance.account == account]
     timed = [ended for ended in own if ended.acceptance.plan == "per_second" and is_chargeable(ended.life)]
     spans: list[tuple[str, int, int]] = []
@@ -211,7 +214,7 @@ def requests(streams: Streams, account: str, period: str) -> dict[str, int]:
             groups.add(acceptance.group)
         elif acceptance.group is None or acceptance.group not in groups:
             continue
-        found[acceptance.request] = place.sequence
+        sequences[acceptance.request] = place.sequence
     for ended in timed:
         if month(ended.place, ended.at_ns, closed) == period:
             spans += [(ended.acceptance.model, *span) for span in ended.spans]
@@ -221,14 +224,14 @@ def requests(streams: Streams, account: str, period: str) -> dict[str, int]:
             for model, first, last in spans
             for start, end in ended.spans
         ):
-            found[ended.acceptance.request] = ended.place.sequence
-    return found
+            sequences[ended.acceptance.request] = ended.place.sequence
+    return sequences
 
 
 def invoice(
     streams: Streams, account: str, period: str, positions: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """`positions` is up to where an open month's invoice reaches; a closed one's are in its close."""
+    """Return the invoice, up to `positions` if the month is open. A closed month has its own positions."""
     if positions is None:
         positions = {stream: messages[-1].sequence for stream, messages in streams.items() if messages}
     close = closes(streams).get(period)
@@ -249,12 +252,12 @@ def invoice(
 
 
 def digest(streams: Streams, period: str) -> str:
-    """What `PeriodClosed.digest` of a closed month has to be."""
-    told = [e.acceptance.account for e in ends(streams)] + [
+    """Return the expected `PeriodClosed.digest` of a month."""
+    accounts = [e.acceptance.account for e in ends(streams)] + [
         t.event.account for t in book(streams) if isinstance(t.event, schema.UsageCorrected)
     ]
     text = ""
-    for account in sorted(set(told)):
+    for account in sorted(set(accounts)):
         if (bill := invoice(streams, account, period))["lines"]:
             fields = ("model", "plan", "price_version", "prompt_tokens", "cached_tokens", "output_tokens")
             fields += ("seconds", "nanousd", "requests", "digest")
@@ -265,11 +268,11 @@ def digest(streams: Streams, period: str) -> str:
 
 def _lines(streams: Streams, account: str, period: str) -> Iterator[dict[str, Any]]:
     charges, known = _charges(streams, account), prices(streams)
-    for line, told in sorted(charges.items()):
+    for line, line_charges in sorted(charges.items()):
         (billed_in, model, plan, version), seconds = line, 0
         if billed_in != period:
             continue
-        nanousd = sum(charge.nanousd for charge in told)
+        nanousd = sum(charge.nanousd for charge in line_charges)
         if plan == "per_second":
             older = [
                 span
@@ -278,29 +281,29 @@ def _lines(streams: Streams, account: str, period: str) -> Iterator[dict[str, An
                 for charge in others
                 for span in charge.spans
             ]
-            seconds = whole_seconds(left([span for charge in told for span in charge.spans], older))
+            seconds = whole_seconds(left([span for charge in line_charges for span in charge.spans], older))
             nanousd = seconds * (known[version, model].second_nanousd or 0)
-        rows = [f"{c.place} {' '.join(map(str, c.tokens))} {c.nanousd}\n" for c in told]
+        rows = [f"{c.place} {' '.join(map(str, c.tokens))} {c.nanousd}\n" for c in line_charges]
         yield {
             "model": model,
             "plan": plan,
             "price_version": version,
-            "prompt_tokens": sum(charge.tokens[0] for charge in told),
-            "cached_tokens": sum(charge.tokens[1] for charge in told),
-            "output_tokens": sum(charge.tokens[2] for charge in told),
+            "prompt_tokens": sum(charge.tokens[0] for charge in line_charges),
+            "cached_tokens": sum(charge.tokens[1] for charge in line_charges),
+            "output_tokens": sum(charge.tokens[2] for charge in line_charges),
             "seconds": seconds,
             "nanousd": nanousd,
-            "requests": len(told),
-            "positions": {"first": str(told[0].place), "last": str(told[-1].place)},
+            "requests": len(line_charges),
+            "positions": {"first": str(line_charges[0].place), "last": str(line_charges[-1].place)},
             "digest": _sha256("".join(rows)),
         }
 
 
 def _charges(streams: Streams, account: str) -> dict[Line, list[Charge]]:
     charges: dict[Line, list[Charge]] = {}
-    found, known, closed = ends(streams), prices(streams), closes(streams)
-    paying = payers(found)
-    for acceptance, life, place, at_ns, cached, spans in found:
+    ended_requests, known, closed = ends(streams), prices(streams), closes(streams)
+    paying = payers(ended_requests)
+    for acceptance, life, place, at_ns, cached, spans in ended_requests:
         if acceptance.account != account or not is_chargeable(life):
             continue
         price = known[acceptance.price_version, acceptance.model]
@@ -309,12 +312,12 @@ def _charges(streams: Streams, account: str) -> dict[Line, list[Charge]]:
         key = month(place, at_ns, closed), acceptance.model, acceptance.plan, acceptance.price_version
         counts = tokens.prompt_tokens, tokens.cached_tokens, tokens.output_tokens
         charges.setdefault(key, []).append(Charge(place, counts, cost, spans))
-    corrections = [told for told in book(streams) if isinstance(told.event, schema.UsageCorrected)]
+    corrections = [logged for logged in book(streams) if isinstance(logged.event, schema.UsageCorrected)]
     for place, at_ns, _, event in corrections:
         if event.account == account:
-            told = Charge(place, (0, 0, 0), event.nanousd, [])
+            charge = Charge(place, (0, 0, 0), event.nanousd, [])
             key = month(place, at_ns, closed), event.model or "", "correction", 0
-            charges.setdefault(key, []).append(told)
+            charges.setdefault(key, []).append(charge)
     return charges
 
 

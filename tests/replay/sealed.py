@@ -1,4 +1,4 @@
-"""An archive in lists: what an export reads of `replay.archive.Archive`, straight from a log's records."""
+"""An in-memory archive: the part of `replay.archive.Archive` that an export reads."""
 
 import hashlib
 import json
@@ -24,10 +24,12 @@ class Segment(NamedTuple):
 class SealedLists:
     def __init__(self) -> None:
         self.chains: dict[str, list[Segment]] = {}
-        self.asked: list[tuple[Segment, Mapping[str, Sequence[str]]]] = []  # what of which segment
+        self.asked: list[
+            tuple[Segment, Mapping[str, Sequence[str]]]
+        ] = []  # each segment that was read, and its filter
 
     def seal(self, streams: Mapping[str, Sequence[Stored]]) -> None:
-        """Seal what came since the last time, as one segment a stream."""
+        """Seal the records since the previous call, as one segment per stream."""
         for stream, messages in streams.items():
             chain = self.chains.setdefault(stream, [])
             sealed = chain[-1].last if chain else 0
@@ -38,8 +40,8 @@ class SealedLists:
                 writer, events = codec.decode(stored.data)
                 parts = [redaction.split(event) for event in events]
                 content = redaction.content_hash(KEY, [content for _, content in parts])
-                told = [text.decode() for text, _ in parts]
-                records.append(SealedRecord(stored.sequence, at_ns, stored.subject, writer, content, told))
+                texts = [text.decode() for text, _ in parts]
+                records.append(SealedRecord(stored.sequence, at_ns, stored.subject, writer, content, texts))
             if records:
                 chain.append(_segment(stream, records, chain[-1].sha256 if chain else ""))
 

@@ -1,4 +1,4 @@
-"""Histories of plan per_second around a month's end, and the seconds that their lines have to pay."""
+"""Histories of plan per_second around the end of a month, and the charged seconds of each invoice line."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ SECOND = 1_000_000_000
 DECEMBER_NS = 1_701_388_800 * SECOND
 PERIOD, NEXT = "2023-11", "2023-12"
 
-# Runs of one request each: price version, from and to in seconds of December (below 0: before it). Then the
-# lines: period, price version, seconds. What is "late" was not yet stored when November was closed.
+# Runs of one request each: price version, start and end in seconds relative to 1 December. Then the lines:
+# period, price version, seconds. In histories named "late", the last record is stored after November closed.
 SECONDS: dict[str, tuple[list[tuple[int, float, float]], list[tuple[str, int, int]]]] = {
     "across midnight": ([(1, -590, 1)], [(NEXT, 1, 591)]),
-    "across midnight, beside one that paid": ([(1, -10, -6), (1, -8, 3)], [(PERIOD, 1, 4), (NEXT, 1, 9)]),
-    "beside a newer version, paid before": ([(2, -10, -4), (1, -10, 3)], [(PERIOD, 2, 6), (NEXT, 1, 7)]),
+    "across midnight, with one that paid": ([(1, -10, -6), (1, -8, 3)], [(PERIOD, 1, 4), (NEXT, 1, 9)]),
+    "with a newer version, paid before": ([(2, -10, -4), (1, -10, 3)], [(PERIOD, 2, 6), (NEXT, 1, 7)]),
     "late": ([(1, -10, -5)], [(NEXT, 1, 5)]),
     "late, some of it paid": ([(1, -20, -12), (1, -15, -5)], [(PERIOD, 1, 8), (NEXT, 1, 7)]),
     "an older version": ([(1, -10, -6), (2, -10, -4)], [(PERIOD, 1, 4), (PERIOD, 2, 2)]),
@@ -32,7 +32,7 @@ SECONDS: dict[str, tuple[list[tuple[int, float, float]], list[tuple[str, int, in
 
 
 def runs_of(scribe: Scribe, name: str) -> list[tuple[str, int, int]]:
-    """Write one of these histories, and return its lines. It has two price lists."""
+    """Write one of these histories with two price lists, and return its expected lines."""
     scribe.book(
         AccountOpened(id="account.dev", account="dev"),
         LimitsSet(id="limits.dev", account="dev", plan="per_second"),
@@ -48,9 +48,9 @@ def runs_of(scribe: Scribe, name: str) -> list[tuple[str, int, int]]:
                 events.append((start, started(request, attempt), tokens_of(attempt, 0)))
                 finished = RequestFinished(request=request, attempt=attempt, reason="stop", output_tokens=1)
                 events.append((end, finished))
-    for at, *told in sorted(events, key=lambda event: event[0]):
+    for at, *batch in sorted(events, key=lambda event: event[0]):
         scribe.now_ns = DECEMBER_NS + int(at * SECOND)
-        scribe.tell(*told, step_ns=0)
+        scribe.tell(*batch, step_ns=0)
     if name.startswith("late"):
         reached = {"RIFT_0": len(scribe.streams["RIFT_0"]) - 1}
         scribe.book(PeriodClosed(id="close", period=PERIOD, positions=reached, roots={}, digest="0" * 64))

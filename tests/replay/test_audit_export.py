@@ -1,4 +1,4 @@
-"""What an export holds and what not, and five billing bugs that the auditor finds in it."""
+"""The contents of an export, and billing bugs that the auditor detects in one."""
 
 import json
 import random
@@ -25,11 +25,11 @@ SECOND_NS = 10**9
 
 
 def accepted(scribe: Scribe) -> list[RequestAccepted]:
-    told = [told.event for told in reckoning.log("RIFT_0", scribe.streams["RIFT_0"])]
-    return [event for event in told if isinstance(event, RequestAccepted)]
+    logged = [logged.event for logged in reckoning.log("RIFT_0", scribe.streams["RIFT_0"])]
+    return [event for event in logged if isinstance(event, RequestAccepted)]
 
 
-# What is exported, and what is not.
+# --- contents of an export
 
 
 def test_nothing_of_another_account_is_exported(scribe: Scribe, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_random_exports_hold_nothing_of_others(seed: int, tmp_path_factory: pyte
         invoice = reckoning.invoice(streams, account, period)
         folder = export(history.archive, streams, invoice, tmp_path_factory.mktemp("export"))
         text = "".join(file.read_text() for file in folder.iterdir())
-        requests = [name for name, told in history.acceptances.items() if told.account != account]
+        requests = [name for name, acceptance in history.acceptances.items() if acceptance.account != account]
         attempts = [f'"{attempt}\\"' for name in requests for attempt in history.attempts[name]]
         for word in (*{*ACCOUNTS} - {account}, *requests, *attempts, CANARY):
             assert word not in text
@@ -63,7 +63,7 @@ def test_random_exports_hold_nothing_of_others(seed: int, tmp_path_factory: pyte
 def test_what_cannot_be_exported(scribe: Scribe, tmp_path: Path) -> None:
     ordinary(scribe)
     archive = SealedLists()
-    archive.seal({name: told[:-1] for name, told in scribe.streams.items()})
+    archive.seal({name: messages[:-1] for name, messages in scribe.streams.items()})
     invoice = reckoning.invoice(scribe.streams, "dev", PERIOD)
     with pytest.raises(
         audit_export.AuditError, match=r"reaches RIFT_0:\d+, and no archived segment ends there"
@@ -87,7 +87,7 @@ def test_what_cannot_be_exported(scribe: Scribe, tmp_path: Path) -> None:
 
 
 def test_each_segment_is_asked_for_what_is_under_way_there(scribe: Scribe, tmp_path: Path) -> None:
-    """However many requests: a segment is asked for those between their floors and their ends."""
+    """Each segment is searched only for requests between their floors and their ends."""
     prices(scribe, 1)
     archive = SealedLists()
     long = scribe.request_id()
@@ -112,27 +112,27 @@ def test_each_segment_is_asked_for_what_is_under_way_there(scribe: Scribe, tmp_p
         under_way = between[2 * pair : 2 * pair + 2] + ([long] if pair <= 5 else [])
         assert sorted(own["requests"]) == sorted(under_way)
         assert own["attempts"] == (["long"] if 1 <= pair <= 5 else [])
-    told = [
+    events = [
         json.loads(event["json"])
         for row in lines_of(folder, "records.jsonl")
         for event in row["events"]
         if isinstance(event, dict)
     ]
-    late = [event["tokens"] for event in told if event.get("attempt") == "long" and event.get("index") == 1]
+    late = [event["tokens"] for event in events if event.get("attempt") == "long" and event.get("index") == 1]
     assert late == [1]
 
 
-# Bugs of the operator's: each in the reckoning, on a history that shows it.
+# Billing bugs: each is planted in the reckoning, on a history that exposes it.
 
 
 def differs(scribe: Scribe, folder: Path, capsys: Any, plant: Callable[[], None], *words: str) -> None:
-    """The invoice is equal before the bug is planted, and different after it, in these words."""
+    """Check that the auditor accepts the invoice before the bug, and reports `words` with it."""
     assert run(exported(scribe, folder / "sound"), capsys)[0] == 0
     plant()
-    code, said = run(exported(scribe, folder / "bug"), capsys)
+    code, output = run(exported(scribe, folder / "bug"), capsys)
     assert code == 1
     for word in words:
-        assert word in said, said
+        assert word in output, output
 
 
 def test_bug_the_prompt_is_charged_twice_in_a_group(
@@ -144,7 +144,7 @@ def test_bug_the_prompt_is_charged_twice_in_a_group(
 
     def plant() -> None:
         everybody = {ended.acceptance.request for ended in reckoning.ends(scribe.streams)}
-        monkeypatch.setattr(reckoning, "payers", lambda found: everybody)
+        monkeypatch.setattr(reckoning, "payers", lambda requests: everybody)
 
     differs(scribe, tmp_path, capsys, plant, "invoice.lines.0.prompt_tokens is 21, by the log it is 7")
 
@@ -176,8 +176,8 @@ def test_bug_tokens_of_zombies_are_counted(
 
     def every_token(streams: Any) -> Any:
         (ended,) = sound(streams)
-        told = [told.event for told in reckoning.log("RIFT_0", streams["RIFT_0"])]
-        tokens = sum(len(event.token_ids) for event in told if isinstance(event, TokensGenerated))
+        logged = [logged.event for logged in reckoning.log("RIFT_0", streams["RIFT_0"])]
+        tokens = sum(len(event.token_ids) for event in logged if isinstance(event, TokensGenerated))
         return [ended._replace(life=replace(ended.life, next_index=tokens))]
 
     def plant() -> None:
@@ -224,7 +224,7 @@ def test_bug_the_newest_price_is_taken(
 
 
 def test_bug_the_price_in_force_is_not_taken(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
-    """The log itself says another list, or another plan, than the book at the position it names."""
+    """The log names another price list or plan than the book has at the recorded position."""
     prices(scribe, 1, second_nanousd=100)
     limits(scribe, plan="per_second")
     limits(scribe, account="acme")
@@ -246,28 +246,28 @@ def test_bug_the_price_in_force_is_not_taken(scribe: Scribe, tmp_path: Path, cap
     }
     for number, (words, fields) in enumerate(wrong.items()):
         cheated = Scribe()
-        cheated.streams = {name: [*told] for name, told in scribe.streams.items()}
+        cheated.streams = {name: [*messages] for name, messages in scribe.streams.items()}
         cheated.now_ns = scribe.now_ns
         request = cheated.finished_request(**fields)
-        code, said = run(exported(cheated, tmp_path / str(number)), capsys)
-        assert (code, said) == (1, f"different:\n{request}: {words}\n")
+        code, output = run(exported(cheated, tmp_path / str(number)), capsys)
+        assert (code, output) == (1, f"different:\n{request}: {words}\n")
 
 
-# Rules that random histories seldom reach.
+# --- rules that random histories seldom reach
 
 
 @pytest.mark.parametrize("name", SECONDS)
 def test_a_second_is_charged_once(name: str, scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
-    """Also by the lines of another month, whose requests are then shown."""
+    """A second that another month has charged is not charged again, and the export includes its request."""
     expected, archive = runs_of(scribe, name), SealedLists()
     archive.seal(scribe.streams)
-    found = []
+    seconds = []
     for period in (PERIOD, "2023-12"):
         invoice = reckoning.invoice(scribe.streams, "dev", period)
-        code, said = run(export(archive, scribe.streams, invoice, tmp_path / period), capsys)
-        assert code == 0, said
-        found += [(period, line["price_version"], line["seconds"]) for line in invoice["lines"]]
-    assert found == expected
+        code, output = run(export(archive, scribe.streams, invoice, tmp_path / period), capsys)
+        assert code == 0, output
+        seconds += [(period, line["price_version"], line["seconds"]) for line in invoice["lines"]]
+    assert seconds == expected
 
 
 def test_the_dead_minutes_of_a_lost_attempt_are_ours(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:

@@ -1,4 +1,4 @@
-"""The auditor against the plainest reckoning, against every kind of tampering, and against billing bugs."""
+"""The auditor against a simple reckoning and every kind of tampering."""
 
 import json
 import random
@@ -25,7 +25,7 @@ from tests.replay.sealed import SealedLists
 AUDITOR = Path(auditor.__file__)
 
 
-# Equal, whatever happened.
+# --- the auditor and the reckoning agree
 
 
 @settings(max_examples=40, deadline=None)
@@ -37,9 +37,9 @@ def test_the_auditor_equals_the_plain_reckoning(seed: int, tmp_path_factory: pyt
         for account in ACCOUNTS:
             folder = tmp_path_factory.mktemp("export")
             invoice = reckoning.invoice(streams, account, period)
-            found = auditor.Audit(export(history.archive, streams, invoice, folder))
-            bill = found.check()
-            assert found.wrong == []
+            audit = auditor.Audit(export(history.archive, streams, invoice, folder))
+            bill = audit.check()
+            assert audit.wrong == []
             assert bill["total_nanousd"] == invoice["total_nanousd"]
 
 
@@ -53,20 +53,20 @@ def test_an_open_invoice_may_reach_less_far_than_the_archive(seed: int, tmp_path
     assert positions != history.archive.positions()
     invoice = reckoning.invoice(streams, "dev", period, positions)
     cut = {stream: messages[: positions[stream]] for stream, messages in streams.items()}
-    found = auditor.Audit(export(history.archive, cut, invoice, tmp_path))
-    found.check()
-    assert found.wrong == []
+    audit = auditor.Audit(export(history.archive, cut, invoice, tmp_path))
+    audit.check()
+    assert audit.wrong == []
 
 
 def test_the_words_of_an_equal_bill(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
     folder = exported(ordinary(scribe), tmp_path)
-    code, told = run(folder, capsys)
+    code, output = run(folder, capsys)
     # 7 + 3 tokens; 3 of the prompt, 4 cached and 3; a second; less 7.
     total = (70 + 60) + (30 + 12 + 60) + 10**6 - 7
     heads = json.loads((folder / "invoice.json").read_text())["heads"]
     records = len((folder / "records.jsonl").read_text().splitlines())
     assert code == 0
-    assert told.splitlines() == [
+    assert output.splitlines() == [
         f"equal: account dev, period 2023-11 (open): {total} nano-USD (0.001000225 USD), 3 requests, "
         f"{records} records",
         f"head: RIFT_0:{len(scribe.streams['RIFT_0'])} {heads['RIFT_0']}",
@@ -76,7 +76,7 @@ def test_the_words_of_an_equal_bill(scribe: Scribe, tmp_path: Path, capsys: Any)
 
 @pytest.mark.slow
 def test_the_file_runs_alone(scribe: Scribe, tmp_path: Path) -> None:
-    """As a customer runs it: copied, isolated from the repository."""
+    """Run the auditor like a customer: as a copy, isolated from the repository."""
     folder = exported(ordinary(scribe), tmp_path / "export")
     copy = tmp_path / "auditor.py"
     copy.write_bytes(AUDITOR.read_bytes())
@@ -98,7 +98,7 @@ def test_the_file_runs_alone(scribe: Scribe, tmp_path: Path) -> None:
     assert "unreadable: chain.jsonl: FileNotFoundError" in unreadable.stderr
 
 
-# Tampering. Each is exit status 1 or 2, and named.
+# --- tampering: always exit status 1 or 2, and an error that names the place
 
 
 def write(folder: Path, name: str, rows: list[Any]) -> None:
@@ -114,7 +114,7 @@ def leaves(value: Any, *path: Any) -> Any:
 
 
 def changed(value: Any) -> Any:
-    """The same kind of thing, another value; hex stays hex."""
+    """Return another value of the same type; hex stays hex."""
     if isinstance(value, int):
         return value + 1
     return value[:-1] + ("0" if value[-1:] != "0" else "1")
@@ -131,19 +131,19 @@ def change(rows: list[Any], path: tuple[Any, ...], how: Callable[[Any], Any] = c
 
 @pytest.fixture
 def tampered(scribe: Scribe, tmp_path: Path, capsys: Any) -> Callable[[str, list[Any]], str]:
-    """Return what the auditor says to an ordinary export, one file of which has other rows."""
+    """Return a function that replaces the rows of one file and returns the auditor's output."""
     folder = exported(ordinary(scribe), tmp_path)
     originals = {name: (folder / name).read_bytes() for name in FILES}
 
-    def told(name: str, rows: list[Any]) -> str:
+    def output_of(name: str, rows: list[Any]) -> str:
         write(folder, name, rows)
-        code, said = run(folder, capsys)
+        code, output = run(folder, capsys)
         (folder / name).write_bytes(originals[name])
-        assert said.startswith("equal:") if code == 0 else code in (1, 2)
-        return said
+        assert output.startswith("equal:") if code == 0 else code in (1, 2)
+        return output
 
-    told.folder = folder  # type: ignore[attr-defined]
-    return told
+    output_of.folder = folder  # type: ignore[attr-defined]
+    return output_of
 
 
 def test_every_value_of_the_invoice(tampered: Any) -> None:
@@ -152,10 +152,10 @@ def test_every_value_of_the_invoice(tampered: Any) -> None:
     assert len(paths) > 40
     for path in paths:
         for how in (changed, lambda value: float(value) if type(value) is int else None):
-            said = tampered("invoice.json", change(rows, path, how))
-            assert not said.startswith("equal:"), path
+            output = tampered("invoice.json", change(rows, path, how))
+            assert not output.startswith("equal:"), path
             if path[1] not in ("account", "period"):
-                assert f"invoice.{'.'.join(map(str, path[1:]))} is " in said, path
+                assert f"invoice.{'.'.join(map(str, path[1:]))} is " in output, path
 
 
 def test_the_lines_of_the_invoice(tampered: Any) -> None:
@@ -182,13 +182,13 @@ def test_every_row_dropped_doubled_or_swapped(tampered: Any, name: str) -> None:
 def test_every_value_of_a_row(tampered: Any, name: str) -> None:
     rows = lines_of(tampered.folder, name)
     for path in leaves(rows):
-        said = tampered(name, change(rows, path))
-        assert not said.startswith("equal:"), path
-        assert any(file in said for file in (*FILES, "invoice.", "prices of the book")), said
+        output = tampered(name, change(rows, path))
+        assert not output.startswith("equal:"), path
+        assert any(file in output for file in (*FILES, "invoice.", "prices of the book")), output
 
 
 def test_what_is_said(tampered: Any) -> None:
-    """The message names file and line, or the segment, that was touched."""
+    """The message names the file and line, or the segment, that was changed."""
     chain, records, proofs = (lines_of(tampered.folder, name) for name in FILES[1:])
     assert "chain.jsonl line 2: first is not 1" in tampered("chain.jsonl", chain[1:2] + chain[1:])
     assert "chain.jsonl line 2: previous is not" in tampered("chain.jsonl", chain[:1] + chain[2:])
@@ -204,7 +204,7 @@ def test_what_is_said(tampered: Any) -> None:
 
 
 def test_every_event_hidden(tampered: Any) -> None:
-    """Behind its hash an event says nothing: then the bill differs, or nothing hung on it."""
+    """If an event is replaced by its hash, the bill differs, or the event had no effect on it."""
     rows = lines_of(tampered.folder, "records.jsonl")
     bill = tampered("records.jsonl", rows)
     assert bill.startswith("equal:")
@@ -213,15 +213,15 @@ def test_every_event_hidden(tampered: Any) -> None:
         for index, event in enumerate(row["events"]):
             if isinstance(event, dict):
                 row["events"][index] = auditor.sha256(event["json"])
-                said = tampered("records.jsonl", rows)
-                hidden += said != bill
-                assert said == bill or not said.startswith("equal:")
+                output = tampered("records.jsonl", rows)
+                hidden += output != bill
+                assert output == bill or not output.startswith("equal:")
                 row["events"][index] = event
     assert hidden > 10
 
 
 def test_an_event_of_another_account_smuggled_in(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
-    """Its hash is right, and it is shown where it stands: still it is not the account's."""
+    """The event has the right hash and position, but belongs to another account."""
     folder = exported(ordinary(scribe), tmp_path)
     archive = SealedLists()
     archive.seal(scribe.streams)
@@ -237,9 +237,9 @@ def test_an_event_of_another_account_smuggled_in(scribe: Scribe, tmp_path: Path,
             if not isinstance(event, dict):
                 row["events"][index] = {"json": known[event]}
                 write(folder, "records.jsonl", rows)
-                code, said = run(folder, capsys)
+                code, output = run(folder, capsys)
                 assert code == 1
-                assert f"records.jsonl line {number}: event {index} is not the account's" in said
+                assert f"records.jsonl line {number}: event {index} is not the account's" in output
                 row["events"][index] = event
                 smuggled += 1
     assert smuggled == 4
@@ -248,7 +248,7 @@ def test_an_event_of_another_account_smuggled_in(scribe: Scribe, tmp_path: Path,
 def test_an_event_that_stands_elsewhere_is_nobodys(
     scribe: Scribe, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever lane a cancel is written to, only the request's own counts."""
+    """A cancellation counts only in the lane of its request."""
     prices(scribe, 1)
     request = scribe.accept()
     elsewhere = Address(0, "laneother", "tiny-1")
@@ -262,8 +262,8 @@ def test_an_event_that_stands_elsewhere_is_nobodys(
         exported(scribe, folder)
     (tmp_path / "sound" / "records.jsonl").write_bytes((folder / "records.jsonl").read_bytes())
     (tmp_path / "sound" / "proofs.jsonl").write_bytes((folder / "proofs.jsonl").read_bytes())
-    code, said = run(tmp_path / "sound", capsys)
-    assert (code, said.splitlines()) == (
+    code, output = run(tmp_path / "sound", capsys)
+    assert (code, output.splitlines()) == (
         1,
         ["different:", "records.jsonl line 2: event 0 is not the account's, or of no request here"],
     )
@@ -275,7 +275,7 @@ def test_an_event_that_stands_elsewhere_is_nobodys(
 def test_a_chain_that_is_written_anew(
     name: str, value: Any, scribe: Scribe, tmp_path: Path, capsys: Any
 ) -> None:
-    """A manifest that says something else is found even if all that names it is written anew."""
+    """A changed manifest is detected even if all hashes that depend on it are recomputed."""
     folder = exported(ordinary(scribe), tmp_path)
     (invoice,) = lines_of(folder, "invoice.json")
     chain, previous = lines_of(folder, "chain.jsonl"), ""
@@ -286,10 +286,10 @@ def test_a_chain_that_is_written_anew(
             invoice["heads"]["RIFT_0"] = previous = auditor.sha256(row["manifest"])
     write(folder, "chain.jsonl", chain)
     write(folder, "invoice.json", [invoice])
-    code, said = run(folder, capsys)
+    code, output = run(folder, capsys)
     assert code == 1
-    # The first segment begins where it says; then its size is wrong.
-    assert f"chain.jsonl line 1: {'records' if name == 'first' else name} is not " in said
+    # The first segment may begin anywhere, so a changed `first` shows in the number of records.
+    assert f"chain.jsonl line 1: {'records' if name == 'first' else name} is not " in output
 
 
 def test_a_month_that_was_closed_with_another_log(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
@@ -305,21 +305,21 @@ def test_a_month_that_was_closed_with_another_log(scribe: Scribe, tmp_path: Path
     )
     for roots, expected in ((archive.heads(), 0), ({"RIFT_0": "0" * 64}, 1)):
         closed = Scribe()
-        closed.streams = {name: [*told] for name, told in scribe.streams.items()}
+        closed.streams = {name: [*messages] for name, messages in scribe.streams.items()}
         closed.book(replace(close, roots=roots))
         archive = SealedLists()
         archive.seal(scribe.streams)
         archive.seal(closed.streams)
         invoice = reckoning.invoice(closed.streams, "dev", PERIOD)
-        code, said = run(export(archive, closed.streams, invoice, tmp_path / str(expected)), capsys)
+        code, output = run(export(archive, closed.streams, invoice, tmp_path / str(expected)), capsys)
         assert code == expected
-        assert expected == 0 or "2023-11 was closed with another log of RIFT_0" in said
+        assert expected == 0 or "2023-11 was closed with another log of RIFT_0" in output
 
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_any_byte_of_any_file(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A byte that changes the bill never goes unseen."""
+    """Every byte that changes the bill is detected."""
     folder, bill = _the_export(tmp_path_factory)
     name = data.draw(st.sampled_from(FILES))
     text = (folder / name).read_bytes()
@@ -329,10 +329,10 @@ def test_any_byte_of_any_file(data: st.DataObject, tmp_path_factory: pytest.Temp
     )
     (folder / name).write_bytes(text[:at] + bytes([byte]) + text[at + 1 :])
     try:
-        found = auditor.Audit(folder)
-        assert found.check() == bill or found.wrong
+        audit = auditor.Audit(folder)
+        assert audit.check() == bill or audit.wrong
     except auditor.NONSENSE:
-        assert found.at
+        assert audit.at
     finally:
         (folder / name).write_bytes(text)
 
@@ -348,12 +348,12 @@ def _the_export(folders: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 def test_a_forged_log_has_other_heads(scribe: Scribe, tmp_path: Path, capsys: Any) -> None:
-    """Who makes up a whole log is found out by the heads that were published before."""
+    """A completely forged log is detected by the heads that were published earlier."""
     honest = lines_of(exported(ordinary(scribe), tmp_path / "honest"), "invoice.json")[0]
     forged = ordinary(Scribe())
     forged.finished_request(tokens=900, plan="per_second")
     folder = exported(forged, tmp_path / "forged")
-    code, said = run(folder, capsys)
+    code, output = run(folder, capsys)
     assert code == 0
-    assert honest["heads"]["RIFT_0"] not in said
-    assert honest["heads"]["RIFT_BOOK"] in said
+    assert honest["heads"]["RIFT_0"] not in output
+    assert honest["heads"]["RIFT_BOOK"] in output

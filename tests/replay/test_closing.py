@@ -118,15 +118,15 @@ async def test_a_closed_period_is_frozen_archived_and_reproducible(rig: Rig) -> 
         assert after["positions"] == closed["positions"]
         with pytest.raises(QuestionRefused, match="2023-11 is closed, and stays as it is"):
             await rig.ask(ClosePeriod(PERIOD))
-        told = await rig.ask(Digests())
-    assert await by_replay(rig, told) == []
+        digests = await rig.ask(Digests())
+    assert await by_replay(rig, digests) == []
 
 
-async def by_replay(rig: Rig, told: Any) -> list[str]:
+async def by_replay(rig: Rig, digests: Any) -> list[str]:
     warehouse = await rebuilt(rig.log, rig.archive, rig.folder / "again.duckdb")
     try:
-        await fold_tail(rig.log, warehouse, [0], until=told["positions"])
-        return list(differences(warehouse, told))
+        await fold_tail(rig.log, warehouse, [0], until=digests["positions"])
+        return list(differences(warehouse, digests))
     finally:
         warehouse.close()
 
@@ -222,8 +222,8 @@ async def test_replay_finds_changes_of_the_file(rig: Rig) -> None:
     warehouse._writer.execute("update facts.ended_requests set charge_nanousd = charge_nanousd + 1")
     warehouse.close()
     async with controlling(rig):
-        found = await by_replay(rig, await rig.ask(Digests()))
-    assert [line.partition(":")[0] for line in found] == [
+        problems = await by_replay(rig, await rig.ask(Digests()))
+    assert [line.partition(":")[0] for line in problems] == [
         "invoice line only in use",
         "invoice line only by replay",
         *("requests", "usage", "charges", "invoice_lines", "balances"),
@@ -299,10 +299,10 @@ async def test_every_reader_skips_a_quarantined_record(rig: Rig) -> None:
         assert lag["rows"] == [[[7], None]]
         assert (await rig.ask(SealSegment()))["positions"]["RIFT_0"] == 13
         assert list(rig.archive.verify()) == []
-        told = await rig.ask(Digests())
+        digests = await rig.ask(Digests())
         await rig.ask(Rebuild())
-        assert (await rig.ask(Digests()))["digests"] == told["digests"]
-    assert await by_replay(rig, told) == []
+        assert (await rig.ask(Digests()))["digests"] == digests["digests"]
+    assert await by_replay(rig, digests) == []
     warehouse = Warehouse.open(Path(":memory:"))
     await fold_until(rig.log, rig.archive, warehouse, parse("RIFT_0:13"), [0])
     assert warehouse.query(count.sql).rows == [[2]]

@@ -1,4 +1,4 @@
-"""The fleet's relations: who led, what was decided, how replicas lived, and what that cost and earned."""
+"""The relations of the fleet: elections, decisions, replicas and unit economics."""
 
 import random
 from collections import Counter, defaultdict
@@ -28,7 +28,7 @@ RELATIONS = ("elections", "decisions", "replicas", "unit_economics")
 
 
 class Shift:
-    """Some hours of a small fleet: mostly what workers and leaders write, often what they must not."""
+    """Some hours of a small fleet: mostly valid events of workers and leaders, and often invalid ones."""
 
     def __init__(self, dice: random.Random) -> None:
         self.dice, self.scribe = dice, Scribe()
@@ -130,26 +130,26 @@ class Shift:
 
 
 def shift(seed: int, steps: int = 60) -> Shift:
-    found = Shift(random.Random(seed))
-    found.write(steps)
-    return found
+    history = Shift(random.Random(seed))
+    history.write(steps)
+    return history
 
 
 # --- unit economics -----------------------------------------------------------------------------------
 
 
 def reckoned(warehouse: Warehouse) -> list[dict[str, Any]]:
-    """The relation once more, moment by moment, from attempts, requests and what replicas said."""
+    """Compute the relation interval by interval, from attempts, requests and replica events."""
     [[now_ns]] = warehouse.query("select max(stored_at_ns) from facts.applied").rows
-    spoken: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    events_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows(warehouse, "facts.replica_events"):
-        spoken[row["replica"]].append(row)
+        events_of[row["replica"]].append(row)
     totals: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
     attempts = rows(warehouse, "attempts")
-    for replica, told in spoken.items():
-        ends = [row["at_ns"] for row in told if row["event"] in ("stopped", "lost")]
-        readies = [row["at_ns"] for row in told if row["event"] == "ready"]
-        first, last = told[0]["at_ns"], min(ends, default=now_ns)
+    for replica, events in events_of.items():
+        ends = [row["at_ns"] for row in events if row["event"] in ("stopped", "lost")]
+        readies = [row["at_ns"] for row in events if row["event"] == "ready"]
+        first, last = events[0]["at_ns"], min(ends, default=now_ns)
         ready = min([*readies, last])
         work = [
             (max(ready, a["started_at_ns"]), min(last, a["ended_at_ns"] or last))
@@ -159,12 +159,12 @@ def reckoned(warehouse: Warehouse) -> list[dict[str, Any]]:
         edges = {first, ready, last, *(at for span in work for at in span)}
         edges |= {hour * HOUR_NS for hour in range(first // HOUR_NS + 1, last // HOUR_NS + 1)}
         within = sorted(at for at in edges if first <= at <= last)
-        gpus = max(row["gpus"] or 0 for row in told)
-        price = max(row["hour_nanousd"] or 0 for row in told)
+        gpus = max(row["gpus"] or 0 for row in events)
+        price = max(row["hour_nanousd"] or 0 for row in events)
         for begins, ends_ns in pairwise(within):
             is_busy = any(a <= begins and ends_ns <= b for a, b in work)
             doing = "starting" if begins < ready else "busy" if is_busy else "idle"
-            total = totals[told[0]["model"], begins // HOUR_NS]
+            total = totals[events[0]["model"], begins // HOUR_NS]
             for name, weight in (("replica", 1), ("gpu", gpus), ("cost", price)):
                 total[f"{name} {doing}"] += (ends_ns - begins) * weight
     for row in rows(warehouse, "requests"):
@@ -193,24 +193,24 @@ def relation_row(model: str, hour: int, total: Counter[str]) -> dict[str, Any]:
     return row | {"revenue_nanousd": total["revenue"], "margin_nanousd": total["revenue"] - costs[0]}
 
 
-def told(warehouse: Warehouse) -> list[dict[str, Any]]:
+def unit_economics(warehouse: Warehouse) -> list[dict[str, Any]]:
     answer = warehouse.query(
         "select epoch_us(hour) // 3600000000 as hour, * exclude (hour) from unit_economics"
     )
     return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
 
 
-def in_order(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(found, key=lambda row: (row["model"], row["hour"]))
+def in_order(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(table, key=lambda row: (row["model"], row["hour"]))
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_unit_economics_are_what_a_plain_reckoning_says(seed: int) -> None:
     warehouse = folded(Path(":memory:"), shift(seed).scribe.streams)
-    found = in_order(told(warehouse))
-    assert found == in_order(reckoned(warehouse))
-    for row in found:
+    actual = in_order(unit_economics(warehouse))
+    assert actual == in_order(reckoned(warehouse))
+    for row in actual:
         for kind in ("replica_seconds", "gpu_seconds", "nanousd"):
             parts = [row[f"{doing}_{kind}"] for doing in ("starting", "busy", "idle")]
             assert min(parts) >= 0
@@ -248,7 +248,7 @@ def test_a_replica_that_starts_works_and_idles_is_priced(scribe: Scribe, warehou
         scribe.tell(finished, step_ns=at(second))
     fleet(100, schema.ReplicaStopped(replica="r", model="tiny:1", why="idle", lived_ns=99))
     apply_all(warehouse, scribe.streams)
-    [row] = told(warehouse)
+    [row] = unit_economics(warehouse)
     for kind, seconds in (("gpu", [200, 120, 60, 20]), ("replica", [100, 60, 30, 10])):
         assert [row[f"{doing}{kind}_seconds"] for doing in ("", "starting_", "busy_", "idle_")] == seconds
     assert row["cost_nanousd"] == 200_000_000, "100 s of 3,600 at 7.20 USD"
@@ -277,8 +277,8 @@ def test_every_way_gives_the_same_relations(seed: int, tmp_path_factory: pytest.
     rebuild(archive, folder / "rebuilt")
     archived = Warehouse.open(folder / "rebuilt")
     for relation in RELATIONS:
-        found = [sorted(map(repr, rows(one, relation))) for one in (whole, cut, archived)]
-        assert found[0] == found[1] == found[2], relation
+        contents = [sorted(map(repr, rows(one, relation))) for one in (whole, cut, archived)]
+        assert contents[0] == contents[1] == contents[2], relation
     assert everything(whole) == everything(cut)
     for one in (whole, cut, archived):
         one.close()
@@ -294,8 +294,10 @@ def test_what_counts_is_what_the_fleets_readers_count(seed: int) -> None:
         ("elections", schema.ControlElected, "control"),
         ("decisions", schema.ScaleDecided, "model"),
     ):
-        found = warehouse.query(f"select epoch, {name} from {relation} where counts").rows
-        assert found == [[event.epoch, getattr(event, name)] for event in counted if isinstance(event, kind)]
+        counting = warehouse.query(f"select epoch, {name} from {relation} where counts").rows
+        assert counting == [
+            [event.epoch, getattr(event, name)] for event in counted if isinstance(event, kind)
+        ]
     warehouse.close()
 
 
@@ -316,5 +318,5 @@ def test_the_check_finds_what_must_not_count(wrong: str, warehouse: Warehouse) -
         warehouse._writer.execute(
             "insert into facts.scale_decisions values (?, ?, ?, '', '', '{}', '{}', ?, true, 1, ?, 1)", values
         )
-    [[found, which]] = warehouse.query(sql("decisions.check")).rows
-    assert (found, which) == (wrong, f"RIFT_FLEET:{len(BROKEN[wrong]) + 8}.0")
+    [[problem, position]] = warehouse.query(sql("decisions.check")).rows
+    assert (problem, position) == (wrong, f"RIFT_FLEET:{len(BROKEN[wrong]) + 8}.0")

@@ -73,8 +73,8 @@ def test_sql_bills_as_the_plain_reckoning_does(seed: int) -> None:
     warehouse = folded(Path(":memory:"), streams)
     for period in sorted(history.months()):
         for account in ACCOUNTS:
-            found = msgspec.to_builtins(invoice(warehouse.read, account, period))
-            assert found == reckoning.invoice(streams, account, period)
+            bill = msgspec.to_builtins(invoice(warehouse.read, account, period))
+            assert bill == reckoning.invoice(streams, account, period)
         assert closing(warehouse.read, period).digest == reckoning.digest(streams, period)
     warehouse.close()
 
@@ -104,9 +104,9 @@ def test_an_export_of_the_archive_is_equal_to_the_bill_in_sql(seed: int, tmp_pat
     for period in sorted(history.months() - closed.keys()):
         for account in ACCOUNTS:
             folder = tmp_path / f"{account}-{period}"
-            found = export_of(archive, warehouse, account, period, folder)
+            bill = export_of(archive, warehouse, account, period, folder)
             audited = auditor.Audit(folder)
-            assert audited.check()["total_nanousd"] == found.total_nanousd
+            assert audited.check()["total_nanousd"] == bill.total_nanousd
             assert [wrong for wrong in audited.wrong if "was closed with another log" not in wrong] == []
     warehouse.close()
 
@@ -170,7 +170,7 @@ for relation, digest in folded(Path(":memory:"), history_of(7, 80).scribe.stream
 
 @pytest.mark.slow
 def test_another_hash_seed_gives_the_same_digests() -> None:
-    def told(hash_seed: str) -> str:
+    def digests_of(hash_seed: str) -> str:
         environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
         ran = subprocess.run(
             [sys.executable, "-c", DIGESTS], capture_output=True, text=True, timeout=60, env=environment
@@ -178,4 +178,4 @@ def test_another_hash_seed_gives_the_same_digests() -> None:
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 
-    assert len({told(seed) for seed in ("0", "1", "4242")}) == 1
+    assert len({digests_of(seed) for seed in ("0", "1", "4242")}) == 1

@@ -1,4 +1,4 @@
-"""The archive: what it gives back, what it never holds, and that no damage goes unseen."""
+"""The archive: it returns the sealed records, stores no content, and detects all damage."""
 
 import hashlib
 import multiprocessing
@@ -110,11 +110,11 @@ def test_records_come_back_bare_and_in_order(archive: Archive, chaos: Any) -> No
         events = [redaction.decode(redaction.split(event)[0]) for event in codec.decode(stored.data)[1]]
         expected.append((stored.sequence, now_ns, stored.subject, events))
     for first, last in ((1, None), (20, 22), (21, 21), (5, 30), (61, None), (1, 10**6)):
-        found = [read for batch in archive.records("RIFT_0", first=first, last=last) for read in batch]
-        wanted = [row for row in expected if first <= row[0] <= (last or 10**9)]
+        records = [read for batch in archive.records("RIFT_0", first=first, last=last) for read in batch]
+        in_range = [row for row in expected if first <= row[0] <= (last or 10**9)]
         assert [
-            (r.stored.sequence, r.stored.stored_at_ns, r.stored.subject, r.events) for r in found
-        ] == wanted
+            (r.stored.sequence, r.stored.stored_at_ns, r.stored.subject, r.events) for r in records
+        ] == in_range
 
 
 def test_records_come_in_batches_that_are_bounded(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,8 +166,8 @@ def test_every_event_of_the_golden_files_comes_back(tmp_path: Path) -> None:
     rows = select(
         archive.path(archive.manifests("RIFT_0")[0], "events"), "distinct type", "where json is null"
     )
-    told = {kind.__name__ for kind in get_args(schema.RequestEvent)}
-    assert {kind for (kind,) in rows} == told, "these are many, and their columns say it all"
+    event_types = {kind.__name__ for kind in get_args(schema.RequestEvent)}
+    assert {kind for (kind,) in rows} == event_types, "these are many, and their columns say it all"
 
 
 def test_a_manifest_says_what_its_files_hold(archive: Archive) -> None:
@@ -202,10 +202,10 @@ def test_content_is_kept_only_if_wanted(content: bool, scribe: Any, canary: str,
     archive = Archive(tmp_path, key=KEY, content=content)
     seal_all(archive, scribe.streams)
     assert list(archive.verify()) == []
-    told = [row for path in files(tmp_path) if path.suffix == ".parquet" for row in select(path)]
-    held = [path.name for path in files(tmp_path) if "content" in path.name]
-    assert len(held) == (2 if content else 0)
-    assert (canary in repr(told)) is content
+    rows = [row for path in files(tmp_path) if path.suffix == ".parquet" for row in select(path)]
+    content_files = [path.name for path in files(tmp_path) if "content" in path.name]
+    assert len(content_files) == (2 if content else 0)
+    assert (canary in repr(rows)) is content
     if content:
         path = archive.path(archive.manifests("RIFT_0")[0], "content")
         assert select(path) == [(stored.sequence, stored.data) for stored in scribe.streams["RIFT_0"]]
@@ -328,8 +328,8 @@ def test_any_file_missing_truncated_or_grown_is_found(sealed: Archive) -> None:
                 path.unlink()
             else:
                 path.write_bytes(damaged)
-            found = list(sealed.verify(anchors=known))
-            assert any(path.name in line or path.parent.name in line for line in found), (path, damaged)
+            problems = list(sealed.verify(anchors=known))
+            assert any(path.name in line or path.parent.name in line for line in problems), (path, damaged)
             path.write_bytes(whole)
     assert list(sealed.verify(anchors=known)) == []
 
@@ -376,14 +376,14 @@ def test_a_lost_stream_is_found_by_its_anchors(archive: Archive, tmp_path: Path)
 def test_an_archive_written_anew_is_found_by_its_anchors(
     archive: Archive, chaos: Any, tmp_path: Path
 ) -> None:
-    """All of it consistent, and not what was sealed."""
+    """The forged archive is consistent, but differs from the sealed one."""
     forged = Archive(tmp_path / "forged", key=KEY)
     streams = chaos(random.Random(4)).write(60)
     for last in (20, 21, 60):
         forged.seal("RIFT_0", streams["RIFT_0"][forged.last("RIFT_0") : last], last=last)
     assert list(forged.verify()) == []
-    found = list(forged.verify(anchors={"RIFT_0": anchors(archive)["RIFT_0"]}))
-    assert found == [
+    problems = list(forged.verify(anchors={"RIFT_0": anchors(archive)["RIFT_0"]}))
+    assert problems == [
         f"RIFT_0: the manifest of {first} to {last} is not the one that the book names"
         for first, last in ((1, 20), (21, 21), (22, 60))
     ]
@@ -414,8 +414,8 @@ def test_rows_that_were_changed_with_their_file_hashes_are_found(case: str, arch
     named = manifest.files | {path.name: File(len(data), hashlib.sha256(data).hexdigest())}
     forged = msgspec.structs.replace(manifest, files=named)
     path.with_name(f"{manifest.first:020d}.json").write_bytes(forged.encoded)
-    found = list(archive.verify())
-    assert any(why in line for line in found), found
+    problems = list(archive.verify())
+    assert any(why in line for line in problems), problems
 
 
 def test_a_damaged_file_says_so_when_it_is_read(archive: Archive) -> None:

@@ -25,7 +25,7 @@ def test_stable_rounds_up_and_falls_by_half_at_most() -> None:
 def test_panic_at_twice_what_is_ready_until_a_stable_window_after() -> None:
     knative = Knative(TEN)
     assert knative.desired(0, ready=2, stable=15.0, panic=30.1) == 4
-    # It never wants fewer while it panics, and begins anew whenever the threshold is met.
+    # While it panics it never scales down. Meeting the threshold again extends the panic.
     assert knative.desired(10, ready=4, stable=15.0, panic=10.0) == 4
     assert knative.desired(20, ready=4, stable=15.0, panic=71.0) == 8
     assert knative.desired(80, ready=8, stable=15.0, panic=10.0) == 8
@@ -49,7 +49,7 @@ def test_it_rises_by_its_rate_at_most() -> None:
 
 
 def test_one_request_starts_one_at_once_and_it_goes_90_s_after() -> None:
-    """A stable window of nothing, on a tick of two seconds, and 30 s of grace."""
+    """The delay is an empty stable window, rounded up to a tick of two seconds, and 30 s of grace."""
     asked = [TraceRequest(0.0, 0, 101), TraceRequest(400.0, 0, 1)]
     fleet = SimulatedFleet(asked, R1, start_s=5.0, scaling=Knative(TEN))
     fleet.run()
@@ -60,11 +60,11 @@ def test_one_request_starts_one_at_once_and_it_goes_90_s_after() -> None:
 
 
 def test_concurrency_counts_what_waits_and_is_an_average_over_the_seconds_there_were() -> None:
-    """45 at once, and no replica for 100 s: the activator's word of the first one, then two seconds of 45."""
+    """45 requests at once, no replica for 100 s: the activator reports 1, then two seconds have 45."""
     asked = [TraceRequest(0.0, 0, 1000) for _ in range(45)]
     fleet = SimulatedFleet(asked, R1, start_s=100.0, scaling=Knative(TEN))
     fleet.run()
-    # (1 + 45 + 45) / 3 is 30.3; of ten seconds it is 41 of 45 by stable, and 45 by panic.
+    # (1 + 45 + 45) / 3 is 30.3. After ten seconds the stable mean is 41 and the panic mean 45.
     assert fleet.statistics.history[:2] == [(0.0, 1, 0), (2.0, 4, 0)]
     assert max(wanted for _, wanted, _ in fleet.statistics.history) == 5
 

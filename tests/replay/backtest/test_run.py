@@ -1,4 +1,4 @@
-"""Whole backtests: the figures of each policy, and what a wrong one is told."""
+"""Whole backtests: the figures of each policy, and the errors for invalid policies."""
 
 import importlib.util
 import random
@@ -17,7 +17,7 @@ CPU = profile("cpu-smollm2-135m")
 
 
 def waves(seed: int = 4) -> list[TraceRequest]:
-    """Two hours whose load rises and falls by a factor of five, and a still half hour between them."""
+    """Return two hours of load that varies by a factor of three, with an idle half hour in between."""
     chance = random.Random(seed)
     now_s, asked = 0.0, []
     while now_s < 9000:
@@ -32,53 +32,53 @@ def waves(seed: int = 4) -> list[TraceRequest]:
 @pytest.mark.parametrize("start_s", [15.0, 60.0])
 def test_the_default_costs_less_than_knative_and_serves_as_many(start_s: float) -> None:
     asked = waves()
-    found = {
+    results = {
         policy: run(asked, R1, policy, start_s=start_s, ttft_ms=2000)[0]
         for policy in ("default", "knative", "oracle", "static:6")
     }
-    ours, knative, oracle = found["default"], found["knative"], found["oracle"]
-    assert {result.requests for result in found.values()} == {len(asked)}
+    ours, knative, oracle = results["default"], results["knative"], results["oracle"]
+    assert {result.requests for result in results.values()} == {len(asked)}
     assert ours.slo_attainment >= knative.slo_attainment - 0.001
     assert ours.gpu_seconds < knative.gpu_seconds
     assert oracle.gpu_seconds < ours.gpu_seconds < 1.5 * oracle.gpu_seconds
     assert oracle.slo_attainment >= 0.98
     assert ours.scale_actions < knative.scale_actions / 2
-    assert found["static:6"].scale_actions == 1
+    assert results["static:6"].scale_actions == 1
     assert ours.cost_usd == pytest.approx(ours.gpu_seconds * 1.99 / 3600)
 
 
 def test_figures_of_one_request() -> None:
-    found, _ = run([TraceRequest(0.0, 1500, 101)], R1, "static:2", start_s=10.0, ttft_ms=10_100)
-    assert found.slo_attainment == 1.0
-    assert found.ttft_p50_ms == found.ttft_p99_ms == pytest.approx(10_100)
-    assert found.gpu_seconds == pytest.approx(8 * 2 * 11.6)
-    assert (found.cold_starts, found.requests_hit_by_cold_start, found.scale_actions) == (2, 1, 1)
+    result, _ = run([TraceRequest(0.0, 1500, 101)], R1, "static:2", start_s=10.0, ttft_ms=10_100)
+    assert result.slo_attainment == 1.0
+    assert result.ttft_p50_ms == result.ttft_p99_ms == pytest.approx(10_100)
+    assert result.gpu_seconds == pytest.approx(8 * 2 * 11.6)
+    assert (result.cold_starts, result.requests_hit_by_cold_start, result.scale_actions) == (2, 1, 1)
     late, _ = run([TraceRequest(0.0, 1500, 101)], R1, "static:2", start_s=10.0, ttft_ms=10_099)
     assert late.slo_attainment == 0.0
 
 
 def test_a_replica_without_gpus_counts_as_one_and_costs_nothing() -> None:
-    found, _ = run([TraceRequest(0.0, 550, 1)], CPU, "default", start_s=20.0, ttft_ms=2000)
-    assert found.gpu_seconds == pytest.approx(21.0)
-    assert found.cost_usd == 0
+    result, _ = run([TraceRequest(0.0, 550, 1)], CPU, "default", start_s=20.0, ttft_ms=2000)
+    assert result.gpu_seconds == pytest.approx(21.0)
+    assert result.cost_usd == 0
 
 
 def test_a_policy_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "warm.toml"
     file.write_text("replicas_min = 1\nreplicas_max = 1\n")
-    found, fleet = run(waves(), R1, str(file), start_s=60.0, ttft_ms=2000)
+    result, fleet = run(waves(), R1, str(file), start_s=60.0, ttft_ms=2000)
     assert {wanted for _, wanted, _ in fleet.statistics.history} == {1}
-    assert found.policy == str(file)
+    assert result.policy == str(file)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("replicas = 1", "unknown field `replicas`; its fields are replicas_min"), ("x", "warm.toml: ")],
 )
-def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "warm.toml"
     file.write_text(text)
-    with pytest.raises(InvalidPolicy, match=said):
+    with pytest.raises(InvalidPolicy, match=message):
         run(waves(), R1, str(file), start_s=60.0, ttft_ms=2000)
 
 

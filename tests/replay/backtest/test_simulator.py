@@ -1,4 +1,4 @@
-"""The simulated fleet: every request ends once, when a slow reference says it does."""
+"""The simulated fleet: every request ends once, at the time that a slow reference computes."""
 
 import random
 from collections import Counter
@@ -16,8 +16,8 @@ R1 = profile("mi300x-deepseek-r1")
 SMALL = msgspec.structs.replace(R1, running_max=3, kv_tokens=4000)
 
 
-class Told(Demands):
-    """Keeps when each request was accepted, started, ended."""
+class RecordedDemands(Demands):
+    """Records when each request was accepted, started and ended."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,13 +43,13 @@ class Told(Demands):
 
 
 class Planned:
-    """So many from each time on; keeps what it is told."""
+    """Sets the planned number of replicas from each time on, and records the reported requests."""
 
     tick_s = 1.0
 
     def __init__(self, *plan: tuple[float, int]) -> None:
-        self.told = Told()
-        self.demands: Demands | None = self.told
+        self.recorded = RecordedDemands()
+        self.demands: Demands | None = self.recorded
         self._plan = plan
 
     def decide(self, now_s: float, fleet: SimulatedFleet) -> int | None:
@@ -68,7 +68,7 @@ def some(seed: int, count: int, per_s: float) -> list[TraceRequest]:
 def reference(
     asked: Sequence[TraceRequest], hardware: Hardware, ready_s: Sequence[float]
 ) -> dict[int, float]:
-    """Each request's end, by walking from event to event with every request's own remaining tokens."""
+    """Return each request's end, by stepping from event to event with each request's remaining tokens."""
     now_s = 0.0
     waiting: list[int] = []
     came = 0
@@ -143,7 +143,7 @@ def test_requests_end_when_a_slow_reference_says(hardware: Hardware, seed: int, 
     planned = Planned(*((float(more), more + 1) for more in range(replicas)))
     SimulatedFleet(asked, hardware, start_s=5.0, scaling=planned).run()
     expected = reference(asked, hardware, [5.0 + more for more in range(replicas)])
-    assert planned.told.ended_s == pytest.approx(expected, abs=1e-4)
+    assert planned.recorded.ended_s == pytest.approx(expected, abs=1e-4)
 
 
 def test_every_request_is_accepted_started_and_ended_once() -> None:
@@ -151,7 +151,7 @@ def test_every_request_is_accepted_started_and_ended_once() -> None:
     planned = Planned((0.0, 1), (20.0, 6), (60.0, 2), (61.0, 5), (62.0, 0), (90.0, 3))
     fleet = SimulatedFleet(asked, SMALL, start_s=10.0, scaling=planned)
     fleet.run()
-    assert Counter(planned.told.happened) == {
+    assert Counter(planned.recorded.happened) == {
         (what, number): 1 for what in ("accepted", "started", "ended") for number in range(800)
     }
     assert fleet.concurrency.under_way == 0
@@ -165,10 +165,11 @@ def test_seconds_count_from_the_order_to_the_stop() -> None:
     planned = Planned((0.0, 2), (11.5, 1), (50.0, 0), (100.0, 1))
     fleet = SimulatedFleet(asked, R1, start_s=10.0, scaling=planned)
     fleet.run()
-    # The first takes the prompt from 10 s to 11 s and 1,000 steps of 15 ms; the idle one goes at its first
-    # tick past 11.5 s; the busy one, told to go at 50 s, had ended. The third is ordered at 100 s.
+    # The first replica prefills from 10 s to 11 s, then takes 1,000 steps of 15 ms. The idle replica stops at
+    # the first tick after 11.5 s. The busy one is removed at 50 s, after its request has ended. The third is
+    # ordered at 100 s.
     assert fleet.statistics.ttft_s == [11.0, 10.0]
-    assert planned.told.ended_s == pytest.approx({0: 26.0, 1: 110.0})
+    assert planned.recorded.ended_s == pytest.approx({0: 26.0, 1: 110.0})
     assert fleet.replicas.stopped_s == pytest.approx(12.0 + 50.0 + 10.0)
     assert (fleet.replicas.ordered, fleet.statistics.waited_for_start, fleet.statistics.scale_actions) == (
         3,
@@ -182,7 +183,7 @@ def test_a_draining_replica_takes_nothing_and_stops_once_it_is_empty() -> None:
     planned = Planned((0.0, 1), (5.0, 0), (6.0, 1))
     fleet = SimulatedFleet(asked, R1, start_s=1.0, scaling=planned)
     fleet.run()
-    assert planned.told.ended_s == pytest.approx({0: 16.0, 1: 7.0})
+    assert planned.recorded.ended_s == pytest.approx({0: 16.0, 1: 7.0})
     assert fleet.replicas.stopped_s == pytest.approx(16.0 + 10.0)
 
 
@@ -197,7 +198,7 @@ def test_a_request_with_more_tokens_than_there_is_room_for_runs_alone() -> None:
     asked = [TraceRequest(0.0, 5000, 10), TraceRequest(0.0, 100, 10)]
     planned = Planned((0.0, 1))
     SimulatedFleet(asked, SMALL, start_s=0.0, scaling=planned).run()
-    assert planned.told.happened[-2:] == [("started", 1), ("ended", 1)]
+    assert planned.recorded.happened[-2:] == [("started", 1), ("ended", 1)]
 
 
 def test_a_policy_that_starts_nothing_is_named() -> None:

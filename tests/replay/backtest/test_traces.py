@@ -1,4 +1,4 @@
-"""Workloads: what each format's reader takes, and what it says to what it does not."""
+"""Workloads: the reader of each format, and its errors for invalid files."""
 
 import gzip
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_thinning_keeps_whole_clients_and_the_same_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "text", "said"),
+    ("name", "kind", "text", "message"),
     [
         ("a.csv", "azure", AZURE + "yesterday,1,2\n", "a.csv:3: Invalid isoformat"),
         ("a.csv", "azure", AZURE + "2023-11-16 18:15:48,x,2\n", "a.csv:3: invalid literal"),
@@ -69,9 +69,9 @@ def test_thinning_keeps_whole_clients_and_the_same_ones(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_line(
-    tmp_path: Path, name: str, kind: str, text: str, said: str
+    tmp_path: Path, name: str, kind: str, text: str, message: str
 ) -> None:
-    with pytest.raises(InvalidTrace, match=said):
+    with pytest.raises(InvalidTrace, match=message):
         traces.read(written(tmp_path, name, text), kind)
 
 

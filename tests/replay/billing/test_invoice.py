@@ -1,4 +1,4 @@
-"""Bills: what is on which invoice, to the nano-USD, from histories written by hand."""
+"""Invoices of handwritten histories, exact to the nano-USD."""
 
 import hashlib
 from typing import Any
@@ -36,9 +36,9 @@ def applied(warehouse: Warehouse, scribe: Any) -> Warehouse:
 
 
 def lines(warehouse: Warehouse, account: str = "dev", period: str = PERIOD) -> list[Any]:
-    found = invoice(warehouse.read, account, period)
-    assert found.total_nanousd == sum(line.nanousd for line in found.lines)
-    return found.lines
+    bill = invoice(warehouse.read, account, period)
+    assert bill.total_nanousd == sum(line.nanousd for line in bill.lines)
+    return bill.lines
 
 
 def test_a_line_sums_up_its_requests_and_names_where_they_stand(scribe: Any, warehouse: Warehouse) -> None:
@@ -56,7 +56,7 @@ def test_a_line_sums_up_its_requests_and_names_where_they_stand(scribe: Any, war
 
 
 def test_the_readme_s_way_by_hand(scribe: Any, warehouse: Warehouse) -> None:
-    """An invoice line from `rift sql` alone, with the cached price in it."""
+    """Compute an invoice line with `rift sql` alone, including the cached price."""
     opened(scribe)
     scribe.prices(**PRICES, cached_prompt_nanousd=10)
     request, attempt = scribe.accept(), "a"
@@ -103,7 +103,7 @@ def test_what_is_not_charged_is_on_no_invoice(scribe: Any, warehouse: Warehouse)
 
 
 def test_a_group_pays_its_prompt_once(scribe: Any, warehouse: Warehouse) -> None:
-    """Three choices: the first fails, the second pays the prompt, the third only what it said."""
+    """Three choices: the first fails, the second pays the prompt, the third only its output."""
     opened(scribe)
     scribe.prices(**PRICES)
     choices = [scribe.accept(group="g", choice=number) for number in range(3)]
@@ -111,7 +111,7 @@ def test_a_group_pays_its_prompt_once(scribe: Any, warehouse: Warehouse) -> None
         scribe.tell(scribe.started(request, request), scribe.tokens_of(request, 0, 2))
     for request, reason in zip(choices, ("failed", "stop", "length"), strict=True):
         scribe.tell(RequestFinished(request=request, attempt=request, reason=reason, output_tokens=2))
-    # The same group, though everything was applied before.
+    # A later member of the same group, after the others have been applied.
     applied(warehouse, scribe)
     late = scribe.accept(group="g", choice=3)
     scribe.tell(scribe.started(late, "late"), scribe.tokens_of("late", 0, 2))
@@ -122,7 +122,7 @@ def test_a_group_pays_its_prompt_once(scribe: Any, warehouse: Warehouse) -> None
     assert line.nanousd == 7 * 100 + 6 * 350
 
 
-# From and to, in seconds, of one request after the other; the seconds that are paid.
+# Start and end of each request in seconds, and the charged seconds.
 RUNS: dict[str, tuple[list[tuple[float, float]], int]] = {
     "one, rounded up": ([(0, 1.5)], 2),
     "a whole second": ([(0, 1)], 1),
@@ -148,9 +148,9 @@ def test_seconds_are_those_in_which_anything_ran(name: str, scribe: Any, warehou
             (end, RequestFinished(request=request, attempt=attempt, reason="stop", output_tokens=1))
         )
     began_ns = scribe.now_ns
-    for at, *told in sorted(events, key=lambda event: event[0]):
+    for at, *batch in sorted(events, key=lambda event: event[0]):
         scribe.now_ns = began_ns + int(at * SECOND)
-        scribe.tell(*told, step_ns=0)
+        scribe.tell(*batch, step_ns=0)
     [line] = lines(applied(warehouse, scribe))
     assert (line.seconds, line.nanousd) == (paid, paid * 1_000)
 
@@ -173,15 +173,15 @@ def test_dead_minutes_are_ours(scribe: Any, warehouse: Warehouse) -> None:
 def test_a_second_is_paid_once_and_none_is_lost(name: str, scribe: Any, warehouse: Warehouse) -> None:
     expected = runs_of(scribe, name)
     applied(warehouse, scribe)
-    found = [
+    actual = [
         (period, line.price_version, line.seconds)
         for period in (PERIOD, NEXT)
         for line in lines(warehouse, period=period)
     ]
-    assert found == expected
+    assert actual == expected
     for period in (PERIOD, NEXT):
-        told = msgspec.to_builtins(invoice(warehouse.read, "dev", period))
-        assert told == reckoning.invoice(scribe.streams, "dev", period)
+        bill = msgspec.to_builtins(invoice(warehouse.read, "dev", period))
+        assert bill == reckoning.invoice(scribe.streams, "dev", period)
 
 
 def close(scribe: Any, period: str, **positions: int) -> None:
@@ -198,14 +198,14 @@ def close(scribe: Any, period: str, **positions: int) -> None:
 
 
 def test_a_closed_period_stays_as_it_was(scribe: Any, warehouse: Warehouse) -> None:
-    """What comes late, by its stored time or by its place, goes to the first month that can hold it."""
+    """A late record, by stored time or by position, is charged in the first month that is still open."""
     opened(scribe)
     scribe.prices(**PRICES)
     scribe.finished_request()
     close(scribe, PERIOD)
     before = lines(applied(warehouse, scribe))
     late = scribe.finished_request()
-    # Closed again, differently: nothing.
+    # A second, different close is ignored.
     close(scribe, PERIOD, RIFT_0=99)
     scribe.book(schema.UsageCorrected(id="c1", account="dev", nanousd=-5, reason="sorry", model="tiny:1"))
     applied(warehouse, scribe)
@@ -228,7 +228,7 @@ def test_what_two_closed_months_miss_goes_to_the_third(scribe: Any, warehouse: W
     scribe.finished_request()
     close(scribe, NEXT)
     scribe.now_ns -= 20 * DAY
-    # Stored times do not run backwards: this is December's, and that is closed.
+    # Stored times never decrease, so this request belongs to December, which is closed.
     scribe.finished_request()
     applied(warehouse, scribe)
     assert [len(lines(warehouse, period=period)) for period in (PERIOD, NEXT, LATER)] == [1, 1, 1]
@@ -245,11 +245,11 @@ def test_the_digest_of_a_period_is_over_every_line_of_every_invoice(
     text = ""
     for account in ("acme", "dev"):
         [line] = lines(warehouse, account)
-        told = f"tiny:1 per_token 1 7 0 3 0 {line.nanousd} 1 {line.digest}\n"
-        text += f"{account} {line.nanousd} {hashlib.sha256(told.encode()).hexdigest()}\n"
-    found = closing(warehouse.read, PERIOD)
-    assert found.digest == hashlib.sha256(text.encode()).hexdigest()
-    assert (found.accounts, found.total_nanousd) == (2, 2 * (7 * 100 + 3 * 350))
+        row = f"tiny:1 per_token 1 7 0 3 0 {line.nanousd} 1 {line.digest}\n"
+        text += f"{account} {line.nanousd} {hashlib.sha256(row.encode()).hexdigest()}\n"
+    closed = closing(warehouse.read, PERIOD)
+    assert closed.digest == hashlib.sha256(text.encode()).hexdigest()
+    assert (closed.accounts, closed.total_nanousd) == (2, 2 * (7 * 100 + 3 * 350))
 
 
 def test_usage_is_grouped_as_asked(scribe: Any, warehouse: Warehouse) -> None:
@@ -260,8 +260,8 @@ def test_usage_is_grouped_as_asked(scribe: Any, warehouse: Warehouse) -> None:
         scribe.now_ns += DAY
     applied(warehouse, scribe)
     day = {"day": "2023-11-14", "requests": 1, "charged_requests": 1, "prompt_tokens": 7}
-    found = usage(warehouse.read, "dev", "2023-11-14", "2023-11-14", ["day"])["data"]
-    assert [row | day for row in found] == found
+    by_day = usage(warehouse.read, "dev", "2023-11-14", "2023-11-14", ["day"])["data"]
+    assert [row | day for row in by_day] == by_day
     [whole] = usage(warehouse.read, "dev", "1970-01-01", "9999-12-31", [])["data"]
     assert (whole["requests"], whole["charge_nanousd"]) == (2, 2 * (7 * 100 + 3 * 350))
     assert usage(warehouse.read, "dev", "2030-01-01", "2030-01-02", [])["data"] == []
@@ -293,10 +293,15 @@ def test_focus_rows_add_up_to_the_invoice(scribe: Any, warehouse: Warehouse) -> 
     applied(warehouse, scribe)
     answer = warehouse.query("from prices")
     rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
-    found = invoice(warehouse.read, "dev", PERIOD)
-    text = focus_csv.csv_of(found, {(row["version"], row["model"]): row for row in rows})
-    head, *told = [line.split(",") for line in text.splitlines()]
-    costs = [line[head.index("BilledCost")].replace(".", "") for line in told]
-    assert sum(map(int, costs)) == found.total_nanousd
-    assert [line[head.index("ChargeCategory")] for line in told] == ["Adjustment", "Usage", "Usage", "Usage"]
-    assert {line[head.index("BillingPeriodEnd")] for line in told} == {"2023-12-01T00:00:00Z"}
+    bill = invoice(warehouse.read, "dev", PERIOD)
+    text = focus_csv.csv_of(bill, {(row["version"], row["model"]): row for row in rows})
+    head, *csv_rows = [line.split(",") for line in text.splitlines()]
+    costs = [line[head.index("BilledCost")].replace(".", "") for line in csv_rows]
+    assert sum(map(int, costs)) == bill.total_nanousd
+    assert [line[head.index("ChargeCategory")] for line in csv_rows] == [
+        "Adjustment",
+        "Usage",
+        "Usage",
+        "Usage",
+    ]
+    assert {line[head.index("BillingPeriodEnd")] for line in csv_rows} == {"2023-12-01T00:00:00Z"}

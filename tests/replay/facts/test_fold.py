@@ -1,4 +1,4 @@
-"""Random histories, cut and restarted anywhere, against a second fold that is as plain as it can be."""
+"""Random histories, with arbitrary batches and restarts, against a second, simple fold."""
 
 import random
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def rows(warehouse: Warehouse, relation: str) -> list[dict[str, Any]]:
 
 
 def everything(warehouse: Warehouse) -> dict[str, list[Any]]:
-    """All that a file holds, down to the lives, without the order of rows."""
+    """Return the contents of all tables, including the lives, independent of the order of rows."""
     tables = warehouse.query("select schema_name || '.' || table_name from duckdb_tables()").rows
     return {table: sorted(map(repr, warehouse.query(f"from {table}").rows)) for (table,) in tables}
 
@@ -39,7 +39,7 @@ def apply_all(warehouse: Warehouse, streams: Streams) -> None:
 
 
 def reference(streams: Streams) -> Iterator[tuple[Life, dict[str, Any]]]:
-    """Each request's life and what its row has to say, by following one request at a time."""
+    """Yield each request's life and its expected row, following one request at a time."""
     prices: dict[int, schema.Price] = {}
     for stored in streams[subjects.BOOK]:
         for event in codec.decode(stored.data)[1]:
@@ -111,10 +111,10 @@ def test_the_fold_equals_a_plain_one(chaos: Any, seed: int) -> None:
     warehouse = Warehouse.open(Path(":memory:"))
     apply_all(warehouse, streams)
     expected = {row["request_id"]: row for _, row in reference(streams)}
-    found = {row["request_id"]: row for row in rows(warehouse, "requests")}
-    assert found.keys() == expected.keys()
+    actual = {row["request_id"]: row for row in rows(warehouse, "requests")}
+    assert actual.keys() == expected.keys()
     for request, row in expected.items():
-        assert {column: found[request][column] for column in row} == row
+        assert {column: actual[request][column] for column in row} == row
     for check in checks():
         assert warehouse.query(sql(check)).rows == [], check
     warehouse.close()
@@ -134,7 +134,7 @@ def test_any_cut_and_any_restart_give_the_same_rows(
     while unapplied := [s for s in streams if cut.positions().get(s, 0) < len(streams[s])]:
         stream = dice.choice(unapplied)
         done = cut.positions().get(stream, 0)
-        # From one before: what was applied is passed over.
+        # Start one record early: records that are already applied are skipped.
         batch = streams[stream][max(0, done - 1) : done + dice.randint(1, 7)]
         try:
             cut.apply(stream, batch)

@@ -1,4 +1,4 @@
-"""What a Demand counts, to the nanosecond, and that what keeps it in memory counts the same."""
+"""The in-memory `Demands` against a direct count, exact to the nanosecond."""
 
 import random
 
@@ -28,7 +28,7 @@ class One(msgspec.Struct):
 
 
 def counted(ones: list[One], now_ns: int) -> Demand:
-    """Count anew, as the fields' comments say."""
+    """Return the Demand by counting directly, following the comments of the fields."""
     known = [one for one in ones if one.accepted_at_ns <= now_ns]
     ended = [one for one in known if one.ended_at_ns is not None and one.ended_at_ns <= now_ns]
     going = [one for one in known if one not in ended]
@@ -43,7 +43,7 @@ def counted(ones: list[One], now_ns: int) -> Demand:
             for one in known
         )
 
-    told = [one for one in ended if within(one, ENDED_NS) and one.output_tokens]
+    recent = [one for one in ended if within(one, ENDED_NS) and one.output_tokens]
     warm = [
         one
         for one in ended
@@ -58,9 +58,9 @@ def counted(ones: list[One], now_ns: int) -> Demand:
         running=len(running),
         past=tuple(under_way(now_ns - PAST_NS * back) for back in range(1, PASTS + 1)),
         arrived_minute=sum(one.accepted_at_ns > now_ns - MINUTE_NS for one in known),
-        ended=len(told),
-        prompt_tokens=sum(one.prompt_tokens for one in told),
-        output_tokens=sum(one.output_tokens for one in told),
+        ended=len(recent),
+        prompt_tokens=sum(one.prompt_tokens for one in recent),
+        output_tokens=sum(one.output_tokens for one in recent),
         decode_ns=sum(one.decode_ns for one in warm),
         decode_tokens=sum(one.output_tokens - 1 for one in warm),
         active_at_ns=max(

@@ -1,4 +1,4 @@
-"""SQL over the warehouse and the Demand kept in memory count alike, as of any moment of any history."""
+"""The SQL over the warehouse gives the same Demand as the in-memory one, as of any moment."""
 
 import random
 from typing import Any
@@ -19,7 +19,7 @@ IDLE_NS = 300 * SECOND
 
 
 class Story:
-    """Writes a history of one model on two shards, and tells `Demands` the same."""
+    """Writes a history of one model on two shards, and reports the same requests to `Demands`."""
 
     def __init__(self, scribe: Any, dice: random.Random) -> None:
         self.scribe, self.dice = scribe, dice
@@ -57,34 +57,34 @@ class Story:
         attempt, prompt = self.scribe.unique("att"), self.dice.randrange(1, 50)
         self.scribe.tell(self.scribe.started(request, attempt, prompt_tokens=prompt), at=at)
         self.demands.started(request, self.scribe.now_ns)
-        told = {"at": at, "attempt": attempt, "prompt": prompt, "tokens": 0, "first": 0, "last": 0}
-        self.running[request] = told
+        run = {"at": at, "attempt": attempt, "prompt": prompt, "tokens": 0, "first": 0, "last": 0}
+        self.running[request] = run
 
     def tokens(self) -> None:
         if not self.running:
             return
-        told = self.running[self.dice.choice(list(self.running))]
+        run = self.running[self.dice.choice(list(self.running))]
         count = self.dice.randrange(1, 4)
-        self.scribe.tell(self.scribe.tokens_of(told["attempt"], told["tokens"], count), at=told["at"])
-        told["first"] = told["first"] or self.scribe.now_ns
-        told["last"] = self.scribe.now_ns
-        told["tokens"] += count
+        self.scribe.tell(self.scribe.tokens_of(run["attempt"], run["tokens"], count), at=run["at"])
+        run["first"] = run["first"] or self.scribe.now_ns
+        run["last"] = self.scribe.now_ns
+        run["tokens"] += count
 
     def end(self) -> None:
         if not self.running:
             return
         request = self.dice.choice(list(self.running))
-        told = self.running.pop(request)
+        run = self.running.pop(request)
         end = RequestFinished(
-            request=request, attempt=told["attempt"], reason="stop", output_tokens=told["tokens"]
+            request=request, attempt=run["attempt"], reason="stop", output_tokens=run["tokens"]
         )
-        self.scribe.tell(end, at=told["at"])
+        self.scribe.tell(end, at=run["at"])
         self.demands.ended(
             request,
             self.scribe.now_ns,
-            prompt_tokens=told["prompt"],
-            output_tokens=told["tokens"],
-            decode_ns=told["last"] - told["first"],
+            prompt_tokens=run["prompt"],
+            output_tokens=run["tokens"],
+            decode_ns=run["last"] - run["first"],
         )
 
     def drop(self) -> None:

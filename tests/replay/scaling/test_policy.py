@@ -1,4 +1,4 @@
-"""What every decision holds to, whatever the demand, and what each rule decides."""
+"""Invariants of every decision, for random demands, and each rule of the policy."""
 
 import random
 
@@ -107,7 +107,7 @@ def test_more_waiting_never_wants_fewer(demand: Demand, replicas: Replicas, more
 
 
 def busy(**fields: int) -> Demand:
-    """Requests of 1,000 + 300 tokens; as many under way for five minutes as now."""
+    """Return a demand of requests with 1,000 + 300 tokens, constant for five minutes."""
     whole = {"ended": 100, "prompt_tokens": 100_000, "output_tokens": 30_000, "active_at_ns": NOW_NS} | fields
     past = (whole.get("waiting", 0) + whole.get("running", 0),) * PASTS
     return Demand(now_ns=NOW_NS, past=past, **whole)
@@ -198,7 +198,7 @@ def test_failed_starts_are_tried_again_ever_later() -> None:
         decision = decide(demand, again, POLICY, R1)
         assert decision is not None
         assert decision.to_replicas == 1
-        # What was tried is left to start.
+        # The replica of the retry gets time to start.
         trying = msgspec.structs.replace(again, wanted=1, starting=1, decided_at_ns=NOW_NS)
         assert decide(demand, trying, POLICY, R1) is None
 

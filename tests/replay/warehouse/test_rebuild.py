@@ -1,4 +1,4 @@
-"""The rebuild from the archive: set-wise and through the fold, always the same rows."""
+"""The rebuild from the archive gives the same rows as the fold."""
 
 import random
 import shutil
@@ -38,7 +38,7 @@ Streams = dict[str, list[Stored]]
 
 
 def assert_the_same(streams: Streams, archived: dict[str, int], folder: Path, dice: random.Random) -> None:
-    """Archive the beginnings, rebuild from them, go on with the rest, and compare with one fold over all."""
+    """Archive a prefix of each stream, rebuild, apply the rest, and compare with a fold of everything."""
     archive = Archive(folder / "archive", key=KEY)
     seal_all(archive, {s: messages[: archived[s]] for s, messages in streams.items()}, dice=dice)
     path = folder / "rebuilt.duckdb"
@@ -75,7 +75,7 @@ def test_any_history(chaos: Any, tmp_path_factory: pytest.TempPathFactory, seed:
 
 
 def rebuilt(streams: Streams, folder: Path, cuts: list[int]) -> tuple[Warehouse, list[int]]:
-    """Rebuild from segments of the shard that end where the cuts say; also return what the fold was given."""
+    """Rebuild from segments that end at `cuts`; also return the records that the fold processed."""
     archive = Archive(folder / "archive", key=KEY)
     seal_all(archive, {subjects.BOOK: streams[subjects.BOOK]})
     for last in cuts:
@@ -95,7 +95,7 @@ def rebuilt(streams: Streams, folder: Path, cuts: list[int]) -> tuple[Warehouse,
 
 
 def compare(streams: Streams, folder: Path, cuts: list[int]) -> list[int]:
-    """Return which records the fold was given, after the rows were found to be the same."""
+    """Check that the rebuild gives the same rows, and return the records that the fold processed."""
     again, given = rebuilt(streams, folder, cuts)
     whole = Warehouse.open(Path(":memory:"))
     apply_all(whole, streams)
@@ -145,12 +145,12 @@ def cancelled(request: str) -> CancelRequested:
     return CancelRequested(request=request, why="client")
 
 
-# Each breaks one condition of the SQL: what follows the acceptance, an event a record.
+# Events after the acceptance, one per record. Each history breaks one condition of the SQL.
 ODD: dict[str, list[Any]] = {
     "ended by control": [ended_by(None, 0, "failed")],
     "another count": [started_as("a"), ended_by("a", 1)],
     "resumed from nothing": [started_as("b", resume_index=1), tokens_of("b", 1), ended_by("b", 2)],
-    "resumed from what is to come": [started_as("o", resume_index=1), tokens_of("o", 0), ended_by("o", 1)],
+    "resumed from a later token": [started_as("o", resume_index=1), tokens_of("o", 0), ended_by("o", 1)],
     "after nobody": [started_as("c", after="other"), ended_by("c", 0)],
     "a first token that is not": [started_as("d"), tokens_of("d", 1), ended_by("d", 1)],
     "a gap": [started_as("e"), tokens_of("e", 0), tokens_of("e", 2), ended_by("e", 2)],
@@ -171,7 +171,7 @@ def test_each_odd_life_is_the_folds_and_no_other(scribe: Any, tmp_path: Path) ->
     odd: list[int] = []
 
     def live(events: list[Any], **fields: Any) -> None:
-        """One odd life, and a common one beside it."""
+        """Write an odd request, and a common one after it."""
         begin = len(scribe.streams.get("RIFT_0", ()))
         request = scribe.accept(**fields)
         for event in events:
@@ -216,7 +216,7 @@ def test_what_is_at_no_requests_address_is_nobodys(scribe: Any, tmp_path: Path) 
 
 
 def test_an_acceptance_stored_again_in_a_later_segment_begins_nothing(scribe: Any, tmp_path: Path) -> None:
-    """Not of a request that ended, nor of one that the fold has, nor of one that waits."""
+    """One request has ended, one is in the fold, and one waits."""
     scribe.prices()
     ended, odd, waiting = scribe.finished_request(), scribe.accept(), scribe.accept()
     scribe.tell(scribe.accepted(odd), kind="request")

@@ -1,4 +1,4 @@
-"""The file: what it refuses, what it never holds, what may be asked of it, and what its docs say."""
+"""The warehouse file: errors, content it must not store, queries, and its documentation."""
 
 import re
 import threading
@@ -66,10 +66,10 @@ def test_no_content_reaches_the_file(tmp_path: Path, scribe: Any, canary: str) -
     path = tmp_path / "rift.duckdb"
     opened = filled(Warehouse.open(path), scribe)
     assert any(canary.encode() in message.data for message in scribe.streams["RIFT_0"])
-    held = path.read_bytes() + path.with_name("rift.duckdb.wal").read_bytes()
+    file_bytes = path.read_bytes() + path.with_name("rift.duckdb.wal").read_bytes()
     request = opened.query("select request_id from requests limit 1").rows[0][0]
-    assert request.encode() in held, "or this test looks in the wrong place"
-    assert canary.encode() not in held
+    assert request.encode() in file_bytes, "or this test looks in the wrong place"
+    assert canary.encode() not in file_bytes
     opened.close()
     assert canary.encode() not in path.read_bytes()
 
@@ -172,7 +172,7 @@ def test_a_question_without_end_is_ended(question: str, warehouse: Warehouse) ->
 
 
 def test_an_answer_read_in_part_does_not_go_on_being_made(warehouse: Warehouse) -> None:
-    """Again and again, since DuckDB goes on only now and then."""
+    """Repeat the query, because DuckDB keeps running only in some of the runs."""
     began = time.monotonic()
     for _ in range(25):
         with pytest.raises(QueryRefused, match="use LIMIT"):
@@ -273,17 +273,17 @@ def test_rows_have_the_columns_of_their_table(kind: type[rows.Row], warehouse: W
 
 def test_every_column_is_explained() -> None:
     opened = Warehouse.open(Path(":memory:"))
-    held = {name: [row[0] for row in opened.query(f"describe {name}").rows] for name in RELATIONS}
-    shown = {row[0] for row in opened.query("show tables").rows}
+    actual = {name: [row[0] for row in opened.query(f"describe {name}").rows] for name in RELATIONS}
+    tables = {row[0] for row in opened.query("show tables").rows}
     opened.close()
     explained: dict[str, list[str]] = {}
     for line in README.splitlines():
-        if found := re.match(r"## (\w+): ", line):
-            explained[found[1]] = columns = []
-        elif found := re.match(r"- `(\w+)`: \S", line):
-            columns.append(found[1])
-    assert explained == held
-    assert set(held) == shown
+        if match := re.match(r"## (\w+): ", line):
+            explained[match[1]] = columns = []
+        elif match := re.match(r"- `(\w+)`: \S", line):
+            columns.append(match[1])
+    assert explained == actual
+    assert set(actual) == tables
     assert len(README.splitlines()) <= 300
 
 
