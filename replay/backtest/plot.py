@@ -9,7 +9,7 @@ from pathlib import Path
 from replay.backtest.simulator import SimulatedFleet
 from replay.errors import ReplayError
 
-# Number of bars that a trace is divided into: more would be too thin to tell apart.
+# Number of bars that a trace is divided into: more would be too thin to see.
 BARS = 240
 
 

@@ -25,7 +25,7 @@ class Ours:
 
     def __init__(self, policy: Policy, hardware: Hardware, *, start_s: float) -> None:
         self.demands: Demands | None = Demands()
-        self._told = self.demands
+        self._demands = self.demands
         self._policy = policy
         self._hardware = hardware
         self._start_ns = int(start_s * 1e9)
@@ -50,7 +50,7 @@ class Ours:
             running_sum=running_sum,
             running_square_sum=running_square_sum,
         )
-        decision = decide(self._told.at(now_ns), replicas, self._policy, self._hardware)
+        decision = decide(self._demands.at(now_ns), replicas, self._policy, self._hardware)
         if decision is None:
             return None
         self._decided_at_ns = now_ns

@@ -66,8 +66,8 @@ def _demand(model: str, moment: Moment, idle_ns: int) -> Question:
 
 
 def _reports(model: str, moment: Moment) -> Question:
-    told: dict[str, Any] = {"model": model, "now_ns": moment.now_ns, "speed_ns": SPEED_NS}
-    return sql("scaling/reports"), {**told, "fleet": moment.positions.get(FLEET, 0)}
+    parameters: dict[str, Any] = {"model": model, "now_ns": moment.now_ns, "speed_ns": SPEED_NS}
+    return sql("scaling/reports"), {**parameters, "fleet": moment.positions.get(FLEET, 0)}
 
 
 def replicas(fleet: Fleet, model: str, hardware: Hardware, reports: tuple[int, int] = (0, 0)) -> Replicas:

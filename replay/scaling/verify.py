@@ -92,8 +92,10 @@ def differences(warehouse: Warehouse) -> Iterator[str]:
 
 
 def fleet_of(warehouse: Warehouse) -> Fleet:
-    """Return the fleet as far as it is applied, from its beginning, also of what was trimmed from the log.
-    Of when each replica was heard last it knows only the beginning. Raises QueryRefused."""
+    """Return the fleet as of the last applied record, including events that were trimmed from the log.
+
+    Reports are not read, so `heard_at_ns` of a replica may be too early. Raises QueryRefused.
+    """
     events, applied = warehouse.read(
         (sql("scaling/fleet"), []),
         ("select sequence, stored_at_ns from facts.applied where stream = ?", [FLEET]),

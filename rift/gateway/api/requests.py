@@ -41,7 +41,7 @@ class RequestRoutes:
         """Stream the same frames as live, after `Last-Event-ID` or `?after=`; 204 after the last one."""
         parsed = self._stored.verify(request, id)
         after = event_id(request)
-        # Read the body first: if the client disconnects here, there is no subscription to close.
+        # Read the body before subscribing: a client that disconnects here leaves no subscription open.
         await request.body()
 
         def make(lane: LaneReader, accepted: RequestAccepted) -> Subscription:

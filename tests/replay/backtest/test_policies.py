@@ -82,7 +82,7 @@ def test_ours_learns_nothing_false_of_a_fleet_that_is_as_its_profile_says(start_
         now_ns = int(now_s * 1e9)
         total, squares = ours._reports.at(now_ns)
         replicas = Replicas(running_sum=total, running_square_sum=squares)
-        learned.append(speed_permille(ours._told.at(now_ns), replicas, R1))
+        learned.append(speed_permille(ours._demands.at(now_ns), replicas, R1))
         return decide(now_s, fleet)
 
     ours.decide = watched  # type: ignore[method-assign]
