@@ -8,7 +8,8 @@ The life of a job here:
     3. The attempt generates; the lane's writer appends its events.
     4. `claims.py` reads them back, in log order with the events of other processes, and decides which count.
 
-So an assumption that the worker makes before its reader has caught up can be wrong without harm.
+So it is harmless that a worker begins a fresh request before its reader has seen its own `AttemptStarted`: if
+another attempt counts, none of this one's events do.
 """
 
 import logging
@@ -35,13 +36,15 @@ from rift.worker.shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
 
-# The time to release attempts: the broker's answer to one last record. The supervisor waits 10 s.
+# The limit for `_release`, which waits for the broker's answer to one last record. `rift up` and Kubernetes
+# wait longer before they kill the process.
 RELEASE_S = 4.0
 
 # How often a draining worker checks whether its deadline was shortened.
 DRAIN_CHECK_S = 0.2
 
-# A suspect that cannot run here may run alone elsewhere; a shorter delay would only repeat the question.
+# A suspect that we give back is delivered again after this time. We run another one alone, and a worker that
+# is free may take it; without a delay it would only come back here.
 SUSPECT_DELAY_S = 1.0
 
 
@@ -56,7 +59,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
 
 
 class Worker:
-    """Made by `open_worker`."""
+    """Runs attempts at the jobs of one shard. `open_worker` constructs it; `run` serves."""
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class Worker:
         self._tasks.start_soon(self._fetch)
         self._tasks.start_soon(self._watch_engine)
         await self._shutdown.wait()
-        self._request_jobs()
+        self._update_demand()
         for claim in self.claims.held:
             # Giving one back waits for the broker; another may have ended meanwhile.
             if claim.attempt is None and self.claims.holds(claim):
@@ -100,27 +103,29 @@ class Worker:
     # --- jobs ----------------------------------------------------------------------------------------
 
     async def _fetch(self) -> None:
-        self._request_jobs()
+        self._update_demand()
         async for job in self.claims.jobs:
             self._running += 1
-            self._tasks.start_soon(self._serve, job)
+            self._tasks.start_soon(self._handle, job)
 
-    def _request_jobs(self) -> None:
+    def _update_demand(self) -> None:
+        """Ask the broker for as many jobs as slots are free: none while a suspect waits, or at shutdown."""
         is_paused = self._isolation.is_requested or self._shutdown.is_requested
         self.claims.jobs.want(0 if is_paused else self._config.slots - self._running)
 
-    async def _serve(self, job: Job) -> None:
+    async def _handle(self, job: Job) -> None:
         try:
-            await self._work(job)
+            await self._admit(job)
         except LogError as error:
             # The job is delivered again; by then the log may answer.
             logger.warning("delivery %d: %s", job.stored.sequence, error)
             self.claims.drop_job(job)
         finally:
             self._running -= 1
-            self._request_jobs()
+            self._update_demand()
 
-    async def _work(self, job: Job) -> None:
+    async def _admit(self, job: Job) -> None:
+        """Claim a job, and run it with others, alone, or not at all. Raises LogError."""
         if (claim := self.claims.take(job)) is None:
             return
         if self._shutdown.is_requested:
@@ -130,17 +135,17 @@ class Worker:
             return
         if not is_suspect(claim.history.life):
             async with self._isolation.shared():
-                await self._attempt(claim)
+                await self._run_attempt(claim)
         elif self._isolation.is_requested:
             # One suspect at a time: meanwhile this one may run alone elsewhere.
             await self.claims.give_back(claim, delay_s=SUSPECT_DELAY_S)
         else:
             self._isolation.request()
-            self._request_jobs()
+            self._update_demand()
             async with self._isolation.alone():
-                await self._attempt(claim)
+                await self._run_attempt(claim)
 
-    async def _attempt(self, claim: JobClaim) -> None:
+    async def _run_attempt(self, claim: JobClaim) -> None:
         if not self.claims.holds(claim):
             return
         accepted, cipher = await opened(self._log, claim.accepted)
@@ -171,6 +176,8 @@ class Worker:
             attempt.refuse("poison", POISON)
             return
         sequence = await writer.put_durably(started)
+        # A fresh request has no rival that we know of, so its engine starts at once. If another attempt
+        # counts, the reader drops this claim and stops the attempt.
         if history.counted and not await self.claims.has_counted(claim, sequence):
             return
         waited_s = max(0.0, (self.claims.clock.now_ns() - claim.accepted_at_ns) / SECOND_NS)
@@ -208,7 +215,7 @@ class Worker:
             await self.claims.keep_alive()
 
     def _abandon_lane(self, lane: str) -> None:
-        """Stop generating for a lane whose log accepts nothing. The jobs are delivered again later."""
+        """Stop generating for a lane to which nothing can be appended. Its jobs are delivered again later."""
         for claim in self.claims.held:
             if claim.request.at.lane == lane and claim.attempt is not None:
                 self.claims.drop(claim)
@@ -217,7 +224,8 @@ class Worker:
                     self._writer(claim).put(AttemptReleased(attempt=claim.attempt.id, why="host"))
 
     async def _release(self) -> None:
-        """Release every attempt, so that another worker continues it at once."""
+        """Release every running attempt, so that another worker continues it at once, and wait until the
+        ends of the others are acknowledged."""
         acks = []
         for claim in self.claims.held:
             attempt = claim.attempt
@@ -225,6 +233,7 @@ class Worker:
                 acks += claim.acks
                 attempt.stop(None)
                 self._writer(claim).put(AttemptReleased(attempt=attempt.id, why="draining"))
+        # Stored before its job is given back: the next worker must find the release.
         for writer in self._writers.values():
             await writer.flushed()
         for ack in acks:
@@ -237,7 +246,7 @@ class Worker:
 async def open_worker(
     log: Log, engine: Engine, config: WorkerConfig, shutdown: Shutdown
 ) -> AsyncIterator[Worker]:
-    """Open a worker whose claims are followed while the context lasts. Raises EngineFailed, LogError."""
+    """Open a worker, whose reader runs while the context lasts. Raises EngineFailed, LogError."""
     async with open_claims(log, config.shard, config.model) as claims, anyio.create_task_group() as tasks:
         tasks.start_soon(claims.follow)
         yield Worker(log, engine, config, claims, shutdown, tasks)

@@ -1,15 +1,15 @@
 """The rules by which every accepted request ends. Pure: events and times are arguments.
 
-| state of a request                                 | action                                     |
+| state of a request; the first that applies         | action                                     |
 |----------------------------------------------------|--------------------------------------------|
-| its attempt's replica is lost                      | release the attempt, return its delivery   |
-| its attempt makes no progress for a bound          | the same: it is stalled                    |
-| it waits without an attempt for a bound            | append the acceptance again: a redelivery  |
+| its deadline has passed                            | end it                                     |
 | its key is revoked                                 | request its cancellation                   |
 | its cancellation was requested 10 s ago            | end it                                     |
-| its model does not start                           | end it                                     |
-| its deadline has passed                            | end it                                     |
-| its lane is lost and no client attached elsewhere  | end it                                     |
+| its lane is lost, and no client came back in time  | end it                                     |
+| it waits, and its model does not start             | end it                                     |
+| its attempt's replica is lost                      | release the attempt, return its delivery   |
+| its attempt makes no progress for too long         | the same: it is stalled                    |
+| it waits without an attempt for too long           | append the acceptance again: a redelivery  |
 
 Every action counts only if the requests' fold agrees, so a late or repeated one is harmless.
 """
@@ -51,19 +51,20 @@ from events.schema import (
     RequestFinished,
 )
 
-# A worker takes a returned delivery within milliseconds, but a queue may be long. Each redelivery doubles
-# the wait.
-RETURNED_S = 10.0
-QUEUED_S = 300.0
+# How long a request may wait for a worker before its acceptance is appended again: after a released attempt,
+# whose delivery a worker normally takes within milliseconds, and in the queue, which may be long. Each
+# redelivery doubles the wait.
+REDELIVER_RELEASED_S = 10.0
+REDELIVER_QUEUED_S = 300.0
 DOUBLINGS_MAX = 6
 
-# A worker carries out a cancellation itself; after this time none is working on the request.
+# A worker carries out a cancellation itself. After this time we assume that none works on the request.
 CANCEL_S = 10.0
 
 # A failed start is retried for the requests that wait; three failures in a row are not an accident.
 FAILED_STARTS_MAX = 3
 
-# An action is not repeated until the log has had this long to return it.
+# An action is repeated if its event has not come back from the log after this time.
 REPEAT_S = 2.0
 
 
@@ -107,7 +108,8 @@ class OpenRequest(msgspec.Struct):
 
 
 class LostReplica(msgspec.Struct):
-    """A pod can restart its container under the same name. Attempts before `restarted_at_ns` are lost."""
+    """A replica that was reported lost. Attempts that it started before `restarted_at_ns` are lost; later
+    ones belong to a container that was restarted under the same name."""
 
     cause: str
     restarted_at_ns: float = math.inf
@@ -140,7 +142,11 @@ class ReplicaLosses:
 
 
 class Supervision:
-    """`replicas` is a fold of its own, so that a reader of the fleet can drive it."""
+    """The open requests of one shard, and the actions that are due on them.
+
+    It is fed with the shard (`fold_request`, `fold_lane`), the book (`fold_book`) and, through `replicas`,
+    the fleet.
+    """
 
     def __init__(self) -> None:
         self.replicas = ReplicaLosses()
@@ -150,7 +156,9 @@ class Supervision:
         self._open: dict[str, OpenRequest] = {}
         # Kept until the deadline: a late repeat of an acceptance must not open the request again.
         self._ended: dict[str, int] = {}
+        # When each lane last reported, was declared lost by us, and was lost on the log.
         self._lanes: dict[str, int] = {}
+        self._declared_at_ns: dict[str, int] = {}
         self._lost_lanes: dict[str, int] = {}
         self._revoked: set[str] = set()
 
@@ -177,6 +185,7 @@ class Supervision:
                 self._lost_lanes.pop(event.lane, None)
             case LaneLost():
                 self._lanes.pop(event.lane, None)
+                self._declared_at_ns.pop(event.lane, None)
                 self._lost_lanes.setdefault(event.lane, stored_at_ns)
             case ClientAttached() if event.request in self._open:
                 self._open[event.request].attached_at_ns = stored_at_ns
@@ -225,10 +234,12 @@ class Supervision:
     def due(self, now_ns: int) -> list[Action]:
         """Return the actions that are due. Each is returned once until the log has had time to answer."""
         silent = [
-            lane for lane, reported_at_ns in self._lanes.items() if _s(now_ns - reported_at_ns) > LANE_LOST_S
+            lane
+            for lane, reported_at_ns in self._lanes.items()
+            if _s(now_ns - reported_at_ns) > LANE_LOST_S
+            and _s(now_ns - self._declared_at_ns.get(lane, 0)) > REPEAT_S
         ]
-        for lane in silent:
-            del self._lanes[lane]
+        self._declared_at_ns.update(dict.fromkeys(silent, now_ns))
         actions: list[Action] = [LaneLost(lane=lane) for lane in silent]
         self._forget_ended(now_ns)
         for request, opened in self._open.items():
@@ -257,7 +268,7 @@ class Supervision:
         if life.live:
             reason = self._release_reason(opened, now_ns)
             return _release(opened, reason) if reason else None
-        wait_s = RETURNED_S if life.attempt else QUEUED_S
+        wait_s = REDELIVER_RELEASED_S if life.attempt else REDELIVER_QUEUED_S
         if _s(now_ns - opened.progress_at_ns) > wait_s * (1 << min(opened.redeliveries, DOUBLINGS_MAX)):
             opened.redeliveries += 1
             return Redelivery(opened.at, opened.sequence)

@@ -1,4 +1,4 @@
-"""Follow a request, or the choices of one group, from the lane's events to the end."""
+"""Follow a request, or the choices of one group, through the lane's events until it ends."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -21,8 +21,9 @@ State = Literal["waiting", "running", "ended", "broken"]
 class Subscription:
     """Follows requests to their end, with or without a client.
 
-    `answers` holds one completion for each request, `answer` is the first, and `finished` are those that have
-    ended, in log order. `on_end` is called once, at the end; it must not close the subscription.
+    `answers` holds one completion for each request (a group's requests are its choices), `answer` is the
+    first, and `finished` are those that have ended, in log order. `on_end` is for subscriptions without a
+    client: it is called once, at the end, and must not close the subscription.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Subscription:
         has_ended = life.phase == "ended"
         if has_ended:
             self.finished.append(answer)
-        if self.state == "ended" or self.state == "broken":
+        if self.is_over:
             return
         if self.client is not None:
             self.client.push(event, answer)
@@ -110,7 +111,7 @@ class Subscription:
     def break_off(self, problem: Problem) -> None:
         """End the client's stream, not the request. Frames that were not taken are dropped.
 
-        Without a client this does nothing: the requests have not ended.
+        Without a client there is no stream to end, and this does nothing.
         """
         if self.client is not None and not self.is_over:
             self.problem = problem
@@ -118,7 +119,8 @@ class Subscription:
             self._close("broken")
 
     def release_client(self) -> None:
-        """Drop the client and its frames; the requests are followed to their end."""
+        """Drop the client and its frames. From here on only the end of all requests counts, so a subscription
+        that was over for its client may be open again."""
         if self.client is None:
             return
         self.client.discard()
@@ -134,17 +136,20 @@ class Subscription:
             await self._changed.wait()
 
     async def wait_for_news(self, write: WriteChunk | None) -> None:
-        """Return once the client can be sent something, or at a nudge. Meanwhile frames may be written."""
+        """Return once the client can be sent frames or the end, or the status of its queue has changed.
+
+        Meanwhile the lane's reader may write frames itself, with `write`.
+        """
         if self.client is not None and not self.is_over:
             await self.client.wait(write)
 
     async def wait_for_end(self, *, or_attachment: bool = False) -> None:
-        """Return at the end, or with `or_attachment` also when another client attaches."""
+        """Return at the end, or with `or_attachment` also when another client attaches after this call."""
         seen = self._attachments
         while not (self.is_over or (or_attachment and self._attachments > seen)):
             await self._changed.wait()
 
     async def wait_for_attachment(self) -> None:
-        """Return once another client has attached, at this or another gateway."""
+        """Return once another client has attached, at this or another gateway; at once if one has."""
         while not self._attachments:
             await self._changed.wait()

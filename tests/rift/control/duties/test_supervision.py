@@ -259,6 +259,16 @@ def test_a_late_repeat_of_an_acceptance_opens_nothing() -> None:
     assert story.after(500) == []
 
 
+def test_a_lane_is_declared_lost_until_the_log_has_the_event() -> None:
+    story = Story(detached=True)
+    (lost,) = story.after(11, lane_lives=False)
+    assert lost == LaneLost(lane=AT.lane)
+    assert story.after(1, lane_lives=False) == []
+    assert story.after(2, lane_lives=False) == [lost]
+    story.watch.fold_lane(lost, story.now_ns)
+    assert story.after(5, lane_lives=False) == []
+
+
 @pytest.mark.parametrize("detached", [False, True])
 def test_a_lost_lanes_request_ends_unless_a_client_attached_or_it_is_detached(detached: bool) -> None:
     story = Story(detached=detached)
