@@ -89,7 +89,7 @@ def _scaling(
     if policy.endswith(".toml"):
         return Ours(_of_file(Path(policy)), hardware, start_s=start_s)
     raise InvalidPolicy(
-        f"{policy!r} is no policy; there are default, knative, static:N, oracle and FILE.toml"
+        f"the policy {policy!r} is unknown; use default, knative, static:N, oracle and FILE.toml"
     )
 
 

@@ -40,7 +40,7 @@ def read(path: Path, kind: str, *, thin: int = 1) -> list[TraceRequest]:
     kept with all of its requests or not at all, and every run keeps the same clients.
     """
     if kind not in READERS:
-        raise InvalidTrace(f"{path}: {kind!r} is no format of a file; there are {', '.join(READERS)}")
+        raise InvalidTrace(f"{path}: the format {kind!r} is unknown; use one of {', '.join(READERS)}")
     if thin > 1 and kind != "servegen":
         raise InvalidTrace(
             f"{path}: a trace of format {kind} names no clients, so none can be left out (--thin)"
@@ -144,13 +144,15 @@ def _asked(path: Path, number: int, seconds: Callable[[Any], float], row: Sequen
     except ValueError as error:
         raise InvalidTrace(f"{path}:{number}: {error}") from error
     if not 0 <= one.at_s < SECONDS_MAX or one.prompt_tokens < 0:
-        raise InvalidTrace(f"{path}:{number}: {row[0]} is no time, or {row[1]} no count")
+        raise InvalidTrace(
+            f"{path}:{number}: expected a time in seconds and a count, got {row[0]} and {row[1]}"
+        )
     return one
 
 
 def _from_zero(found: list[TraceRequest], where: Path | str) -> list[TraceRequest]:
     if not found:
-        raise InvalidTrace(f"{where}: there is no request in it")
+        raise InvalidTrace(f"{where}: it contains no request")
     found.sort()
     first_s = found[0].at_s
     return [one._replace(at_s=one.at_s - first_s) for one in found]

@@ -21,8 +21,6 @@ FOLDERS = ("events", "replay", "rift", "tests", "ops", "docs", ".")
 # The largest shares of sentences with an idiom: in the whole project, and in one file.
 SHARE_MAX = 0.05
 FILE_SHARE_MAX = 0.15
-# Folders whose files may still have more, up to the second share. Entries only go.
-UNFINISHED = {"replay/": 0.28, "tests/replay/": 0.41}
 # A single hit in a file with fewer sentences says nothing.
 FILE_SENTENCES_MIN = 10
 
@@ -170,15 +168,11 @@ def test_the_project_has_few_idioms() -> None:
     assert hits <= SHARE_MAX * total, f"{hits} of {total} sentences have an idiom, most of them in\n{most}"
 
 
-def share_max(path: str) -> float:
-    return max([FILE_SHARE_MAX, *(share for folder, share in UNFINISHED.items() if path.startswith(folder))])
-
-
 def test_no_file_has_many_idioms() -> None:
     many = {
         path: one.hits
         for path, one in counts().items()
-        if one.total >= FILE_SENTENCES_MIN and one.share > share_max(path)
+        if one.total >= FILE_SENTENCES_MIN and one.share > FILE_SHARE_MAX
     }
     assert not many, "\n".join(f"{path}:\n  " + "\n  ".join(hits) for path, hits in many.items())
 

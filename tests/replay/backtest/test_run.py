@@ -84,7 +84,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
 
 @pytest.mark.parametrize("policy", ["hpa", "static:", "static:-1"])
 def test_an_unknown_policy_is_named(policy: str) -> None:
-    with pytest.raises(InvalidPolicy, match=f"'{policy}' is no policy; there are default, knative"):
+    with pytest.raises(InvalidPolicy, match=f"the policy '{policy}' is unknown; use default, knative"):
         run(waves(), R1, policy, start_s=60.0, ttft_ms=2000)
 
 

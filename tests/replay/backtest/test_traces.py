@@ -58,14 +58,24 @@ def test_thinning_keeps_whole_clients_and_the_same_ones(tmp_path: Path) -> None:
         ("a.csv", "azure", AZURE + "2023-11-16 18:15:48,x,2\n", "a.csv:3: invalid literal"),
         ("a.csv", "azure", AZURE + "2023-11-16 18:15:48,1\n", "a.csv:3: 2 values, expected are 3"),
         ("a.csv", "azure", "time,in,out\n", "a.csv:1: the columns are 'time,in,out'"),
-        ("a.csv", "azure", AZURE.splitlines()[0], "a.csv: there is no request in it"),
+        ("a.csv", "azure", AZURE.splitlines()[0], "a.csv: it contains no request"),
         ("m.jsonl", "mooncake", MOONCAKE + "{", "m.jsonl:2: Input data was truncated"),
         ("m.jsonl", "mooncake", '{"timestamp": 1}', "m.jsonl:1: .*input_length"),
-        ("s.csv", "servegen", SERVEGEN + "-1,2,3,4\n", "s.csv:4: -1 is no time"),
-        ("s.csv", "servegen", SERVEGEN + "nan,2,3,4\n", "s.csv:4: nan is no time"),
+        (
+            "s.csv",
+            "servegen",
+            SERVEGEN + "-1,2,3,4\n",
+            "s.csv:4: expected a time in seconds and a count, got -1",
+        ),
+        (
+            "s.csv",
+            "servegen",
+            SERVEGEN + "nan,2,3,4\n",
+            "s.csv:4: expected a time in seconds and a count, got nan",
+        ),
         ("s.csv", "servegen", SERVEGEN + "1,2,-3,4\n", "s.csv:4: .*-3 no count"),
         ("s.csv.gz", "servegen", "", "s.csv.gz:1: the columns are ''"),
-        ("x.csv", "parquet", "", "x.csv: 'parquet' is no format of a file; there are azure"),
+        ("x.csv", "parquet", "", "x.csv: the format 'parquet' is unknown; use one of azure"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_line(
