@@ -40,7 +40,7 @@ def test_text_output_is_a_table(trace: Path, capsys: pytest.CaptureFixture[str])
     ("arguments", "said"),
     [
         (("--trace", "TRACE", "--profile", "h100"), "no hardware profile is called 'h100'; there are mi300x"),
-        (("--trace", "TRACE", *PROFILE, "--policy", "hpa"), "'hpa' is no policy"),
+        (("--trace", "TRACE", *PROFILE, "--policy", "hpa"), "the policy 'hpa' is unknown"),
         (("--trace", "TRACE", *PROFILE, "--policy", "none.toml"), "none.toml"),
         (("--trace", "TRACE", *PROFILE, "--policy", "static:0"), "600 requests wait, and the policy starts"),
         (("--trace", "TRACE", *PROFILE, "--trace-format", "mooncake"), "trace.csv:1: "),
@@ -73,6 +73,6 @@ def test_requests_can_come_from_the_log(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["requests"] == 3
         none = service.rift(*named, "o'hara")
-        assert (none.returncode, "there is no request in it" in none.stderr) == (1, True)
+        assert (none.returncode, "it contains no request" in none.stderr) == (1, True)
     finally:
         service.stop()
