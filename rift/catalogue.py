@@ -17,6 +17,10 @@ from rift.errors import RiftError
 # The most output tokens of a request that does not set `max_tokens`.
 OUTPUT_TOKENS_DEFAULT = 1024
 
+# The longest tokens are runs of spaces, dots or dashes: 81 to 128 bytes in the models shipped here. Twice the
+# most of them serves a model that does not say it; too large a value only makes refusals later.
+PROMPT_BYTES_PER_TOKEN_MAX = 256
+
 NANOUSD_DIGITS = 3
 # Up to a million USD per million tokens, so that a price with digits too many is refused.
 PRICE = re.compile(r"(?P<whole>[0-9]{1,6})(?:\.(?P<part>[0-9]{1,3})0*)?")
@@ -68,13 +72,15 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `source` is a local path, a model hub id, or `builtin:` and a name that `prepare` knows. `sampling` has
     defaults that take precedence over the model's generation config. The parsers are vLLM's names for how the
     model writes tool calls and reasoning. At level "parameter" the arguments of a tool call always satisfy
-    the tool's schema.
+    the tool's schema. No token of a prompt stands for more than `prompt_bytes_per_token_max` bytes, so that a
+    gateway, which has no tokenizer, can refuse a prompt that cannot fit; a worker checks it at its start.
     """
 
     source: str
     context_tokens: Annotated[int, msgspec.Meta(ge=16)]
     prompt_usd: str
     output_usd: str
+    prompt_bytes_per_token_max: Positive = PROMPT_BYTES_PER_TOKEN_MAX
     title: str = ""
     sampling: dict[str, float] = {}
     tool_parser: str = ""
