@@ -5,6 +5,7 @@ worker/     claims requests from the log and appends answers
 engines/    vLLM, and its simulated twin
 control/    the elected leader: projection, bills, scaling, housekeeping
 fleet/      starts and stops replicas, locally or on Kubernetes
+log_disk/   the embedded broker's disk, full or not
 cli/        the command line
 errors      root of this package's errors
 settings    `rift.toml` and the options that override it

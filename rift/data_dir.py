@@ -7,7 +7,7 @@ dev.key     first key of the first account
 rift.toml   settings
 rift.duckdb projections; may be deleted at any time
 archive/    facts without contents, kept permanently; cannot be rebuilt
-nats/       embedded broker: configuration, token, url, store
+nats/       embedded broker: configuration, token, url, store, reserve
 logs/       one file per process
 
 Engines keep sockets, whose paths must be short. They are in a folder of the system's temporary directory,
@@ -29,6 +29,7 @@ from events.ids import SECRET_BYTES
 from rift import __version__, nats_server
 from rift.errors import RiftError
 from rift.nats_server import Address
+from rift.log_disk.reserve import Reserve
 
 # Version of the folder's layout, not of Rift. A folder without the file has version 1. It grows with a change
 # after which this Rift would misread an older folder, or an older Rift a new one.
@@ -127,3 +128,8 @@ class DataDir:
         if address := nats_server.address(self.nats):
             return address
         raise DataDirError(f"there is no installation in {self.folder}; {REMEDY}")
+
+    def reserve(self, url: str | None, environment: Mapping[str, str]) -> Reserve | None:
+        """Return the reserve on the log's disk, or None if the log is on another broker's disk."""
+        embedded = not (url or environment.get("RIFT_NATS_URL"))
+        return Reserve(self.nats / "reserve") if embedded else None
