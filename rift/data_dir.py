@@ -7,7 +7,7 @@ dev.key     first key of the first account
 rift.toml   settings
 rift.duckdb projections; may be deleted at any time
 archive/    facts without contents, kept permanently; cannot be rebuilt
-nats/       embedded broker: configuration, token, url, store, reserve
+nats/       embedded broker: configuration, token, url, monitor, store, reserve
 logs/       one file per process
 
 Engines keep sockets, whose paths must be short. They are in a folder of the system's temporary directory,
