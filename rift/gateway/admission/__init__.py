@@ -2,6 +2,7 @@
 
 auth            API keys: validity, scopes, models
 admission       whether a new request is admitted
+prompt_size     the fewest tokens of a prompt: pure
 reservation     the resources of a request before it is accepted
 queue_share     how many requests may wait for a model
 log_room        whether new requests can be stored

@@ -5,6 +5,7 @@ Everything is refused here or by a reservation, before anything is stored.
 
 from rift.gateway.admission.auth import Authenticator
 from rift.gateway.admission.log_room import LogRoom
+from rift.gateway.admission.prompt_size import check_fits
 from rift.gateway.admission.queue_share import QueueShare
 from rift.gateway.admission.reservation import Reservation, Reservations
 from rift.gateway.asgi.errors import HTTPError, retry_after
@@ -64,11 +65,7 @@ class Admission:
                 f"replica with `rift worker --model {parsed.model}`"
             )
             raise HTTPError(503, message, code="model_unavailable", param="model", headers=retry_after(30))
-        limit = parsed.parameters.max_tokens
-        if limit is not None and limit > model.context_tokens:
-            param = parsed.max_tokens_param
-            message = f"{param} is {limit}; the context of {parsed.model} is {model.context_tokens} tokens"
-            raise HTTPError(400, message, code="max_tokens_too_large", param=param)
+        check_fits(parsed, model)
         if self._book.credits.of(account).plan == "per_second" and price.second_nanousd is None:
             message = (
                 f"account {account} is on the plan per_second, and {parsed.model} has no price per second"

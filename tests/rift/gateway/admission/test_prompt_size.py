@@ -1,0 +1,93 @@
+"""A prompt that cannot fit is refused before anything is stored, and one that might fit never is."""
+
+from typing import Any
+
+import pytest
+
+from events import subjects
+from events.schema import Message, Parameters
+from rift.catalogue import Model
+from rift.gateway.admission import prompt_size
+from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.dialects import native
+from rift.gateway.dialects.sampling import ParsedRequest
+from tests.rift.gateway.admission.test_credit import World, live
+from tests.rift.gateway.admission.test_rate_limits import whole
+from tests.simulation.processes import MODEL, MODELS
+
+CONTEXT = MODELS[MODEL].context_tokens
+FITS = CONTEXT * MODELS[MODEL].prompt_bytes_per_token_max
+SMALL = Model(
+    source="sim", context_tokens=10_000, prompt_usd="1", output_usd="1", prompt_bytes_per_token_max=2
+)
+
+
+def parsed(prompt: str | tuple[Message, ...], **more: Any) -> ParsedRequest:
+    given = {"kind": "chat", "model": "m", "parameters": Parameters(), "stream": False}
+    return ParsedRequest(input=prompt, **(given | more))
+
+
+def bodies(text: str, tokens: int) -> dict[str, dict[str, Any]]:
+    return {
+        "/v1/inference": {"prompt": text, "parameters": {"max_tokens": tokens}, "store": False},
+        "/v1/completions": {"prompt": text, "max_tokens": tokens, "store": False},
+        "/v1/chat/completions": {
+            "messages": [{"role": "system", "content": text[:9]}, {"role": "user", "content": text[9:]}],
+            "max_tokens": tokens,
+            "store": False,
+        },
+        "/v1/responses": {"input": text, "max_output_tokens": tokens, "store": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "code"),
+    [("x" * (FITS + 1), 1, "prompt_too_long"), ("x", CONTEXT, "max_tokens_too_large")],
+)
+def test_every_route_refuses_before_anything_is_stored(text: str, tokens: int, code: str) -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway(served=(MODEL,))
+        for path, body in bodies(text, tokens).items():
+            call = world.ask(gateway, path, headers={"idempotency-key": path}, **body)
+            assert await whole(call) == (400, code), path
+        for stream in (subjects.KEYS, subjects.SECRETS):
+            assert world.broker.stream(stream).last_sequence == 0
+        stored = [each.subject for each in world.broker.stream("RIFT_0").messages]
+        assert not [subject for subject in stored if ".request." in subject]
+
+    live(test)
+
+
+def test_a_prompt_of_the_longest_tokens_is_left_to_the_engine() -> None:
+    prompt_size.check_fits(parsed("x" * 20_000), SMALL)
+    with pytest.raises(HTTPError) as refused:
+        prompt_size.check_fits(parsed("x" * 20_001), SMALL)
+    assert refused.value.message == (
+        "messages has 20001 bytes, which are at least 10001 tokens; the limit is 10000 tokens: send a "
+        "shorter prompt"
+    )
+    # A byte is not a character.
+    with pytest.raises(HTTPError):
+        prompt_size.check_fits(parsed("é" * 10_001), SMALL)
+    # The limit of the native route is its own.
+    native_only = {"kind": "inference", "prompt_tokens_max": native.PROMPT_TOKENS_MAX}
+    with pytest.raises(HTTPError, match="the limit is 8192 tokens"):
+        prompt_size.check_fits(parsed("x" * 20_000, **native_only), SMALL)
+
+
+def test_text_that_a_template_may_leave_out_does_not_count() -> None:
+    padded = "  \n" * 40_000 + "x" * 9 + "\t" * 40_000
+    thought = f"<think>{'x' * 40_000}</think>answer"
+    turns = (
+        Message(role="user", content=padded, reasoning="x" * 40_000, name="x" * 40_000),
+        Message(role="developer", content="x" * 40_000),
+        Message(role="assistant", content=thought),
+    )
+    assert prompt_size.prompt_bytes(turns) == 9 + len("answer")
+    prompt_size.check_fits(parsed(turns), SMALL)
+
+
+def test_max_tokens_and_the_fewest_tokens_of_the_prompt_must_fit_together() -> None:
+    prompt_size.check_fits(parsed("x" * 200, parameters=Parameters(max_tokens=9_900)), SMALL)
+    with pytest.raises(HTTPError, match="max_tokens is 9901; the context of m is 10000 tokens, and the"):
+        prompt_size.check_fits(parsed("x" * 200, parameters=Parameters(max_tokens=9_901)), SMALL)
