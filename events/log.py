@@ -101,6 +101,9 @@ class Log(Protocol):
     @property
     def is_connected(self) -> bool: ...
 
+    async def streams(self) -> set[str]:
+        """Return the names of the streams that exist."""
+
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
         """Store durably and return the sequence. `expect_last` is the last sequence the subject must
         have (0: none). Raises OutcomeUnknown, LogFull, Conflict."""

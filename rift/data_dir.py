@@ -3,12 +3,15 @@
 version     version of the layout; Rift refuses a folder of another version
 lock        held by the `rift up` that runs here
 secret      signs request ids
-dev.key     first key of the first account
+dev.key     first key of the first account; dev.key.ID is an earlier one, which is no longer valid
 rift.toml   settings
-rift.duckdb projections; may be deleted at any time
+rift.duckdb projections; rebuilt from the log and the archive
 archive/    facts without contents, kept permanently; cannot be rebuilt
 nats/       embedded broker: configuration, token, url, monitor, store, reserve
 logs/       one file per process
+
+The parts belong together: a backup is the whole folder, taken while Rift is stopped. `rift up` refuses to
+start without a part that the others need. All files are readable by their owner only.
 
 Engines keep sockets, whose paths must be short. They are in a folder of the system's temporary directory,
 named after this folder.
@@ -18,8 +21,10 @@ import fcntl
 import hashlib
 import hmac
 import os
+import pwd
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,8 +33,8 @@ from urllib.parse import urlsplit
 from events.ids import SECRET_BYTES
 from rift import __version__, nats_server
 from rift.errors import RiftError
-from rift.nats_server import Address
 from rift.log_disk.reserve import Reserve
+from rift.nats_server import Address
 
 # Version of the folder's layout, not of Rift. A folder without the file has version 1. It grows with a change
 # after which this Rift would misread an older folder, or an older Rift a new one.
@@ -38,6 +43,16 @@ REMEDY = (
     "start one with ./ops/run, name its folder with --data or RIFT_DATA, or name a broker with --nats or "
     "RIFT_NATS_URL"
 )
+
+
+RESTORE = (
+    "restore the whole folder from one backup, or name another folder with --data; to begin a new "
+    "installation here, first move everything except rift.toml out of the folder"
+)
+
+# Only these are tightened: the folder may hold other files.
+PART_PREFIXES = ("dev.key.", "rift.duckdb.")
+PARTS = ("version", "lock", "secret", "dev.key", "rift.toml", "rift.duckdb", "archive", "nats", "logs")
 
 
 class DataDirError(RiftError):
@@ -54,7 +69,9 @@ class DataDir:
         self.database = self.folder / "rift.duckdb"
         self.archive = self.folder / "archive"
         digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
-        self.temporary = Path(tempfile.gettempdir()) / f"rift-{digest}"
+        # The system's temporary directory belongs to all users, so that nobody may know the name before.
+        self._temporary_prefix = f"rift-{digest}-"
+        self.temporary = Path(tempfile.gettempdir()) / f"{self._temporary_prefix}{secrets.token_hex(4)}"
         self.first_key = self.folder / "dev.key"
         self._lock: int | None = None
 
@@ -65,6 +82,9 @@ class DataDir:
         except FileNotFoundError:
             return
         except OSError as error:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise DataDirError(f"{self.folder} is not a folder: name another one with --data") from error
+            self._check_owner()
             raise DataDirError(f"{self.folder}/version cannot be read: {error.strerror}") from error
         if version != VERSION:
             raise DataDirError(
@@ -73,42 +93,90 @@ class DataDir:
             )
 
     def make(self) -> None:
-        """Create what is missing. Raises DataDirError."""
+        """Create what is missing. Raises DataDirError if the folder cannot be used or lacks a part."""
         self.check()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.logs.mkdir(exist_ok=True)
-            version = self.folder / "version"
-            if not version.exists():
-                nats_server.write_secret(version, VERSION)
+            self._check_owner()
+            self._check_parts()
+            self.logs.mkdir(mode=0o700, exist_ok=True)
+            for name, text in (("version", VERSION), ("secret", secrets.token_hex(SECRET_BYTES))):
+                if not os.path.lexists(self.folder / name):
+                    nats_server.create_secret(self.folder / name, text)
+        except FileExistsError as error:
+            raise DataDirError(
+                f"{error.filename2 or error.filename} is in the way: move it, or name another folder with "
+                "--data"
+            ) from error
         except OSError as error:
-            raise DataDirError(f"the data folder {self.folder} cannot be used: {error.strerror}") from error
-        secret = self.folder / "secret"
-        if not secret.exists():
-            nats_server.write_secret(secret, secrets.token_hex(SECRET_BYTES))
+            raise DataDirError(
+                f"the data folder {self.folder} cannot be used ({error.strerror}); name another one with "
+                "--data"
+            ) from error
+        self.secret()
+
+    def _check_owner(self) -> None:
+        """Raise DataDirError if the folder or a part belongs to another user, who could change it."""
+        user = _user(os.geteuid())
+        for path in (self.folder, self.folder.resolve(), *(self.folder / name for name in PARTS)):
+            if os.path.lexists(path) and (owner := path.lstat().st_uid) != os.geteuid():
+                raise DataDirError(
+                    f"{path} belongs to user {_user(owner)}, but Rift runs as {user}: start Rift as "
+                    f"{_user(owner)}, run chown -R {user} {self.folder}, or name another folder with --data"
+                )
+
+    def _check_parts(self) -> None:
+        """Raise DataDirError if a part is missing without which the others are of no use."""
+        store = self.nats / "store"
+        known = [path for path in (self.first_key, self.database, self.archive, store) if _holds_data(path)]
+        for path in (self.folder / "secret", store):
+            if known and not _holds_data(path):
+                raise DataDirError(f"there is {known[0]}, but {path} is missing or empty: {RESTORE}")
+
+    def tighten(self) -> int:
+        """Close the folder and its parts to other users, and return how many files and folders were open.
+
+        A closed folder protects what it holds, so it is not searched. Links are not followed.
+        """
+        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            names = [name for name in os.listdir(handle) if name in PARTS or name.startswith(PART_PREFIXES)]
+            return _close(handle) + sum(_tighten(handle, name) for name in names)
+        finally:
+            os.close(handle)
 
     def lock(self) -> None:
         """Lock the folder until this process ends. Raises DataDirError if another process holds the lock."""
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataDirError(
                 f"another `rift up` runs in {self.folder}; stop it, or use another folder with --data"
             ) from error
+        except OSError as error:
+            raise DataDirError(f"{self.folder}/lock cannot be used: {error.strerror}") from error
 
     def clear_temporary(self) -> None:
         """Remove what the engines of this or an earlier start left behind."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        for path in self.temporary.parent.glob(f"{self._temporary_prefix}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def secret(self) -> bytes:
         """Return the secret that signs request ids. Raises DataDirError."""
         if not self.folder.exists():
             raise DataDirError(f"there is no installation in {self.folder}; {REMEDY}")
+        file = self.folder / "secret"
         try:
-            return bytes.fromhex((self.folder / "secret").read_text().strip())
-        except (OSError, ValueError) as error:
-            raise DataDirError(f"{self.folder}/secret cannot be read: {error}") from error
+            secret = bytes.fromhex(file.read_text().strip())
+        except OSError as error:
+            raise DataDirError(f"{file} cannot be read: {error.strerror}") from error
+        except ValueError:
+            secret = b""
+        # Request ids that anyone can sign would give away other accounts' answers.
+        if len(secret) < SECRET_BYTES:
+            raise DataDirError(f"{file} does not hold {2 * SECRET_BYTES} hex digits: {RESTORE}")
+        return secret
 
     def archive_key(self) -> bytes:
         """Return the key for the content hashes in the archive. Raises DataDirError."""
@@ -133,3 +201,39 @@ class DataDir:
         """Return the reserve on the log's disk, or None if the log is on another broker's disk."""
         embedded = not (url or environment.get("RIFT_NATS_URL"))
         return Reserve(self.nats / "reserve") if embedded else None
+
+
+def _holds_data(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else os.path.lexists(path)
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def _tighten(folder: int, name: str) -> int:
+    """Close an entry of an open folder to other users, and return how many files and folders were open."""
+    try:
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError:
+        # A link, a socket, or gone.
+        return 0
+    try:
+        changed = _close(handle)
+        if changed and stat.S_ISDIR(os.fstat(handle).st_mode):
+            changed += sum(_tighten(handle, entry) for entry in os.listdir(handle))
+        return changed
+    finally:
+        os.close(handle)
+
+
+def _close(handle: int) -> int:
+    """Take the rights of group and others away from a file of ours. Return 1 if there were any, else 0."""
+    status = os.fstat(handle)
+    if status.st_uid != os.geteuid() or not status.st_mode & 0o077:
+        return 0
+    os.fchmod(handle, status.st_mode & 0o700)
+    return 1

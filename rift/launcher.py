@@ -22,6 +22,7 @@ from anyio.abc import TaskGroup
 
 from rift import __version__, nats_server, startup
 from rift.catalogue import Profile
+from rift.control.projection import continuity
 from rift.data_dir import DataDir, DataDirError
 from rift.fleet.decision_reader import drive
 from rift.fleet.local import Host, LocalFleet
@@ -95,8 +96,9 @@ class Launcher:
         start("nats", lambda: nats_server.command(self._installation.nats))
         log = await startup.connected(self._installation)
         started.push_async_callback(log.close)
+        await continuity.check_folder(log, self._installation)
         await startup.ensure_streams(log, settings)
-        key = await startup.write_book(log, self._installation, settings)
+        key = await startup.write_book(log, self._installation, settings, self._notify)
         if settings.fleet == "local":
             await startup.write_fleet(log)
         start("control", partial(self._role, "control", *self._serving))

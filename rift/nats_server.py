@@ -21,6 +21,8 @@ from rift.errors import RiftError
 # Up to 64 of the largest records may be in flight to one slow client.
 MAX_PENDING_BYTES = 512 * 1024 * 1024
 
+TOKEN_BYTES = 32
+
 CONFIGURATION = """\
 listen: "127.0.0.1:{port}"
 http: "127.0.0.1:{monitor_port}"
@@ -39,6 +41,10 @@ class BrokerMissing(RiftError):
     """The nats-server binary is not installed."""
 
 
+class TokenUnusable(RiftError):
+    """The token's file does not hold a token; the message gives the remedy."""
+
+
 class Address(msgspec.Struct, frozen=True):
     """`monitor` is the embedded broker's monitoring URL; None for another broker."""
 
@@ -48,12 +54,9 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def configure(folder: Path) -> Address:
-    """Write the configuration for two free loopback ports, and return the address."""
-    folder.mkdir(parents=True, exist_ok=True)
-    token_file = folder / "token"
-    if not token_file.exists():
-        write_secret(token_file, secrets.token_hex(32))
-    token = token_file.read_text().strip()
+    """Write the configuration for two free loopback ports, and return the address. Raises TokenUnusable."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    token = _token(folder / "token")
     port, monitor_port = _free_ports(2)
     write_secret(
         folder / "nats.conf",
@@ -93,12 +96,54 @@ def command(folder: Path) -> list[str]:
     return [binary, "--config", str(folder / "nats.conf")]
 
 
+def _token(file: Path) -> str:
+    """Return the token, and create it if it is missing. Raises TokenUnusable."""
+    if not os.path.lexists(file):
+        create_secret(file, secrets.token_hex(TOKEN_BYTES))
+    token = file.read_text(errors="replace").strip()
+    # With an empty token the broker would let everyone in.
+    if len(token) < TOKEN_BYTES or not token.isalnum():
+        raise TokenUnusable(
+            f"{file} does not hold the broker's token: delete it, and the next start creates another one"
+        )
+    return token
+
+
 def write_secret(path: Path, text: str) -> None:
-    """Write a file atomically, readable by its owner only."""
+    """Write a file atomically and durably, readable by its owner only."""
+    _written(path, text).replace(path)
+    _sync(path.parent)
+
+
+def create_secret(path: Path, text: str) -> None:
+    """As `write_secret`, but raise FileExistsError instead of replacing a file."""
+    temporary = _written(path, text)
+    try:
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()
+    _sync(path.parent)
+
+
+def _written(path: Path, text: str) -> Path:
+    """Return a new file beside `path` with this text."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.touch(mode=0o600)
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    # A process that died may have left one, or somebody else a link.
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(handle, "w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(handle)
+    return temporary
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,5 +1,9 @@
 """What `rift up` does with the log: connect, prepare book and fleet, and wait until a model is ready."""
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import anyio
 
 from events import book as books
@@ -10,7 +14,7 @@ from events.log import Log, LogError
 from events.publisher import Publisher
 from events.schema import ReplicaLost
 from rift import book_admin, nats_server, price_lists
-from rift.data_dir import DataDir, DataDirError
+from rift.data_dir import RESTORE, DataDir, DataDirError
 from rift.settings import SHARDS, Settings
 
 WRITER = "up"
@@ -44,19 +48,44 @@ async def ensure_streams(log: JetStream, settings: Settings) -> None:
     )
 
 
-async def write_book(log: Log, installation: DataDir, settings: Settings) -> str:
-    """Open the first account and price the catalogue's models, unless that is done; return a valid key."""
+async def write_book(
+    log: Log, installation: DataDir, settings: Settings, notify: Callable[[str], None]
+) -> str:
+    """Open the first account and price the catalogue's models, unless that is done; return a valid key.
+
+    A key's file is never overwritten. Raises DataDirError.
+    """
     book = await books.read(log)
+    file = installation.first_key
+    text = _key_text(file)
+    entry = None if text is None else book.authenticate(text)
+    if text is not None and entry is None:
+        raise DataDirError(
+            f"{file} does not hold a key of the log in {installation.nats}: {RESTORE}; if only this file is "
+            "wrong, move it away, and the next start issues another key"
+        )
     await book_admin.open_account(log, book, FIRST_ACCOUNT)
     if (published := price_lists.default(settings.catalogue(), book)) is not None:
         await book_admin.publish_prices(log, book, published)
-    file = installation.first_key
-    held = book.authenticate(file.read_text().strip()) if file.exists() else None
-    if held is not None and held.state(book.at_ns) == "valid":
-        return file.read_text().strip()
+    if text is not None and entry is not None:
+        if (state := entry.state(book.at_ns)) == "valid":
+            return text
+        kept = file.with_name(f"{file.name}.{entry.event.key}")
+        file.rename(kept)
+        notify(f"the key in {file} is {state}: it is now in {kept}, and another key is issued")
     key = await book_admin.issue_key(log, FIRST_ACCOUNT)
-    nats_server.write_secret(file, key.text)
+    nats_server.create_secret(file, key.text)
     return key.text
+
+
+def _key_text(file: Path) -> str | None:
+    """Return the text of a key's file, None if there is none. Raises DataDirError."""
+    if not os.path.lexists(file):
+        return None
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError as error:
+        raise DataDirError(f"{file} cannot be read: {error.strerror}") from error
 
 
 async def write_fleet(log: Log) -> None:

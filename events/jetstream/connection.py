@@ -247,6 +247,10 @@ class JetStream:
             ) from error
         return actual
 
+    async def streams(self) -> set[str]:
+        # One answer holds 1,024 names, far more than a broker of Rift has.
+        return set((await self._api("STREAM.NAMES"))["streams"] or ())
+
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
         return await self._appends.append(stream, subject, data, expect_last=expect_last)
 

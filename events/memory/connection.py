@@ -113,6 +113,10 @@ class MemoryLog:
 
     # --- reads ---------------------------------------------------------------------------------------
 
+    async def streams(self) -> set[str]:
+        await self.connection.thawed()
+        return set(self._broker.streams)
+
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
         found = await self._ask(stream)
         return found.last_sequence if subject is None else found.last.get(subject, 0)

@@ -72,8 +72,13 @@ class Archive:
 
     def last(self, stream: str) -> int:
         """Return the last sequence that is archived, 0 if none is. Raises ArchiveDamaged."""
+        head = self.head(stream)
+        return head.last if head else 0
+
+    def head(self, stream: str) -> Manifest | None:
+        """Return the last manifest of a stream, None without a segment. Raises ArchiveDamaged."""
         paths = self._manifest_paths(stream)
-        return read_manifest(paths[-1]).last if paths else 0
+        return read_manifest(paths[-1]) if paths else None
 
     def _manifest_paths(self, stream: str) -> list[Path]:
         folder = self.folder / stream

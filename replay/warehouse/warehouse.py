@@ -195,6 +195,22 @@ class Warehouse:
         return self._queries.digests(DIGESTED, questions)
 
 
+def applied_marks(path: Path) -> dict[str, tuple[int, int]]:
+    """Return by stream the last applied sequence and the largest stored time up to it, of any version's file.
+
+    The result is empty if the file is missing or cannot be read, for example because it is open elsewhere:
+    `Warehouse.open` gives the reason.
+    """
+    if not path.exists():
+        return {}
+    try:
+        with duckdb.connect(str(path), read_only=True, config=CONFIG) as connection:
+            rows = connection.execute("select stream, sequence, stored_at_ns from facts.applied").fetchall()
+    except duckdb.Error:
+        return {}
+    return {stream: (sequence, stored_at_ns) for stream, sequence, stored_at_ns in rows if sequence}
+
+
 def _connected(path: Path, reading: Path | None) -> duckdb.DuckDBPyConnection:
     if reading is None:
         return duckdb.connect(str(path), config=CONFIG)

@@ -16,9 +16,11 @@ from replay.archive.archive import Archive
 from replay.sql_files import sql
 from rift import settings
 from rift.cli.output import CommandFailed
+from rift.control.projection import continuity
+from rift.control.projection.continuity import WrongLog
 from rift.data_dir import DataDir
 from rift.rpc import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask_leader
-from rift.settings import Settings
+from rift.settings import SHARDS, Settings
 from rift.startup import ensure_streams
 
 OVERRIDES = ("host", "port", "model", "engine", "workers")
@@ -72,11 +74,33 @@ async def connected(options: Namespace, name: str) -> AsyncIterator[JetStream]:
 
 
 @asynccontextmanager
-async def connected_role(options: Namespace, settings: Settings, name: str) -> AsyncIterator[JetStream]:
-    """As `connected`, for a process that writes: configure the broker's streams first."""
+async def connected_role(
+    options: Namespace,
+    settings: Settings,
+    name: str,
+    *,
+    archive: Archive | None = None,
+    database: Path | None = None,
+) -> AsyncIterator[JetStream]:
+    """As `connected`, for a process that writes: configure the broker's streams first.
+
+    With an archive, also check that the log continues it and the database. Raises CommandFailed.
+    """
     async with connected(options, name) as log:
+        if archive is not None:
+            await _check_log(log, archive, database, options.data)
         await ensure_streams(log, settings)
         yield log
+
+
+async def _check_log(log: JetStream, archive: Archive, database: Path | None, folder: Path) -> None:
+    try:
+        await continuity.check(log, archive, database, shards=range(SHARDS))
+    except WrongLog as error:
+        raise CommandFailed(
+            f"the log at {log.server_address} is not the log of {folder}: {error}; name its broker with "
+            "--nats, or another folder with --data, or restore the broker's data and the folder together"
+        ) from error
 
 
 def with_log(options: Namespace, ask: Callable[[JetStream], Awaitable[Result]]) -> Result:

@@ -39,7 +39,7 @@ def control(options: Namespace) -> None:
     kept = archive(options, keep_content=settings.archive_content)
 
     async def serve(stop: anyio.Event) -> None:
-        async with connected_role(options, settings, "control") as log:
+        async with connected_role(options, settings, "control", archive=kept, database=database) as log:
             config = ControlConfig(
                 retention_days=settings.retention_days,
                 scaling=model_scaling(settings),

@@ -8,7 +8,7 @@ import anyio
 from events import ids
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_workers
-from rift.cli.connection import connected, connected_role, installation, load_settings
+from rift.cli.connection import archive, connected, connected_role, installation, load_settings
 from rift.gateway import process
 from rift.gateway.state import GatewayConfig
 
@@ -26,7 +26,7 @@ def gateway(options: Namespace) -> None:
 
     async def serve(stop: anyio.Event) -> None:
         async with (
-            connected_role(options, settings, "gateway") as log,
+            connected_role(options, settings, "gateway", archive=archive(options)) as log,
             connected(options, "gateway-history") as history_log,
         ):
             config = GatewayConfig(

@@ -22,9 +22,15 @@ def up(options: Namespace) -> None:
     folder = installation(options)
     folder.make()
     folder.lock()
+    tightened = folder.tighten()
 
     def notify(text: str) -> None:
         print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    if tightened:
+        notify(
+            f"tightened the permissions of {tightened} files and folders in {folder.folder} to 0600 and 0700"
+        )
 
     def greet(url: str, key: str) -> None:
         if options.json:

@@ -82,7 +82,7 @@ class Projector:
         if applied > last:
             raise LogBehind(
                 f"{stream} ends at {last}, but the database has applied it up to {applied}, so it was made "
-                "from another log; delete the database file"
+                "from another log: restore both from one backup"
             )
         if applied + 1 < first:
             raise LogTrimmed(

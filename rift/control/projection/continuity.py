@@ -1,0 +1,149 @@
+"""Check at a start that the log is the one that the archive and the database were made from.
+
+With an empty log, an older copy of it, or the log of another installation, everything would start, and then
+control would stop and bills would be wrong. Each file names the last record that it holds of each stream,
+with its stored time. So the check reads a few records and takes milliseconds. It finds
+
+- a log that is shorter than the archive or the database, or whose records of these sequences came later
+- an archive whose last segment is not the one that the log's book names
+- a stream that is missing, or shorter than the other streams say
+
+It cannot find an older copy of the whole log if no file is ahead of it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from anyio import to_thread
+
+from events import codec, subjects
+from events.log import Log, Stored
+from events.schema import RequestAccepted, SegmentSealed
+from replay.archive.archive import Archive
+from replay.archive.manifest import ArchiveDamaged, Manifest
+from replay.warehouse.warehouse import applied_marks
+from rift.data_dir import RESTORE, DataDir, DataDirError
+from rift.errors import RiftError
+from rift.settings import SHARDS
+
+Event = TypeVar("Event")
+
+
+class WrongLog(RiftError):
+    """The log is not the one that the files belong to; the message gives the difference."""
+
+
+class Mark(NamedTuple):
+    """The last record that a file holds of a stream. `at_ns` is the largest stored time up to it."""
+
+    file: Path
+    stream: str
+    sequence: int
+    at_ns: int
+
+
+async def check_folder(log: Log, installation: DataDir) -> None:
+    """As `check`, for the embedded broker's log and its folder. Raises DataDirError, with a remedy."""
+    archive = Archive(installation.archive, key=installation.archive_key())
+    try:
+        await check(log, archive, installation.database, shards=range(SHARDS))
+    except WrongLog as error:
+        raise DataDirError(
+            f"{installation.nats} is not the log of this folder: {error}; {RESTORE}"
+        ) from error
+
+
+async def check(log: Log, archive: Archive, database: Path | None, *, shards: Sequence[int]) -> None:
+    """Raise WrongLog if the log does not continue the archive and the database. Streams may be missing.
+
+    A database that cannot be read now is left out: whoever opens it reports the reason. Raises LogError.
+    """
+    # The files come first: control may fold and seal meanwhile.
+    heads = await to_thread.run_sync(_heads, archive)
+    marks = [Mark(archive.folder, head.stream, head.last, head.at_ns) for head in heads]
+    if database is not None:
+        applied = await to_thread.run_sync(applied_marks, database)
+        marks += [Mark(database, stream, *mark) for stream, mark in applied.items()]
+    existing = await log.streams()
+    lasts = {
+        stream: await log.last_sequence(stream) if stream in existing else 0
+        for stream in subjects.folded(shards)
+    }
+    longest = max(lasts, key=lambda stream: lasts[stream])
+    # Records are appended only after all streams were created, perhaps just now.
+    if lasts[longest] and (missing := sorted(lasts.keys() - existing - await log.streams())):
+        raise WrongLog(f"the log has no stream {missing[0]}, but holds {longest} up to {lasts[longest]}")
+    for mark in marks:
+        await _check_mark(log, mark, lasts.get(mark.stream, 0))
+    if lasts[subjects.BOOK]:
+        await _check_streams(log, shards, lasts)
+        for head in heads:
+            await _check_head(log, head)
+
+
+async def _check_mark(log: Log, mark: Mark, last: int) -> None:
+    if last < mark.sequence:
+        raise WrongLog(f"{mark.file} holds {mark.stream} up to {mark.sequence}, but the log ends at {last}")
+    stored = await log.get(mark.stream, mark.sequence)
+    if stored is not None and stored.stored_at_ns > mark.at_ns:
+        raise WrongLog(f"{mark.file} holds another record {mark.stream}:{mark.sequence} than the log")
+
+
+async def _check_streams(log: Log, shards: Iterable[int], lasts: Mapping[str, int]) -> None:
+    """Compare each stream with what the others say about it."""
+    for stream, last in lasts.items():
+        anchor = await _anchor(log, stream)
+        if anchor is not None and anchor.last > last:
+            raise WrongLog(
+                f"the log's book names records of {stream} up to {anchor.last}, but it ends at {last}"
+            )
+    book = lasts[subjects.BOOK]
+    for shard in shards:
+        stream = subjects.shard_stream(shard)
+        accepted = _event(await log.last(stream, subjects.queue(shard, "*")), RequestAccepted)
+        if accepted is not None and accepted.book > book:
+            raise WrongLog(f"{stream} names the book's record {accepted.book}, but the book ends at {book}")
+
+
+async def _check_head(log: Log, head: Manifest) -> None:
+    """Raise WrongLog unless the book names the archive's last segment, or does not name it yet."""
+    anchor = await _anchor(log, head.stream)
+    # The book names a segment before control seals the next one.
+    if anchor is None or anchor.last < head.last or head.sha256 == anchor.manifest:
+        return
+    subject = subjects.ANCHORS + head.stream.lower()
+    target = await log.last_sequence(subjects.BOOK, subject)
+    async with aclosing(log.scan(subjects.BOOK, [subject], first=1, target=target)) as batches:
+        async for batch in batches:
+            for stored in batch:
+                named = _event(stored, SegmentSealed)
+                if named is not None and named.manifest == head.sha256:
+                    return
+    raise WrongLog(
+        f"the log's book does not name the archive's segment {head.first} to {head.last} of {head.stream}"
+    )
+
+
+def _heads(archive: Archive) -> list[Manifest]:
+    """Return the last manifest of each stream. Control reports one that cannot be read."""
+    heads: list[Manifest] = []
+    for stream in archive.streams():
+        with suppress(ArchiveDamaged):
+            if (head := archive.head(stream)) is not None:
+                heads.append(head)
+    return heads
+
+
+async def _anchor(log: Log, stream: str) -> SegmentSealed | None:
+    return _event(await log.last(subjects.BOOK, subjects.ANCHORS + stream.lower()), SegmentSealed)
+
+
+def _event(stored: Stored | None, kind: type[Event]) -> Event | None:
+    """Return a record's first event of a kind. None if it cannot be read, which others report."""
+    try:
+        events = () if stored is None else codec.decode(stored.data)[1]
+    except codec.RecordUnreadable:
+        return None
+    return next((event for event in events if isinstance(event, kind)), None)
