@@ -26,8 +26,10 @@ from rift.control.projection import continuity
 from rift.data_dir import DataDir, DataDirError
 from rift.fleet.decision_reader import drive
 from rift.fleet.local import Host, LocalFleet
+from rift.log_disk.reserve import Reserve
+from rift.log_disk.watch import Broker, LogDisk, ask_health, trouble
 from rift.settings import Settings
-from rift.supervisor import Child, Guard, Parent
+from rift.supervisor import LOGS_POLL_S, Child, Guard, Parent, shorten_logs
 
 PROMPT = "Explain quantum computing to a 12-year-old."
 
@@ -65,6 +67,8 @@ class Launcher:
         self._parent = Parent(installation.logs, Guard(), notify)
         temporary = str(installation.temporary)
         self._environment = {"TMPDIR": temporary, "VLLM_RPC_BASE_PATH": temporary}
+        self._children: dict[str, Child] = {}
+        self._fleet: LocalFleet | None = None
 
     async def run(self) -> None:
         """Run until SIGINT, SIGTERM or SIGHUP, and stop everything. Raises what prevents a start."""
@@ -91,19 +95,22 @@ class Launcher:
         settings = self._settings
         folder = self._installation.folder
         self._notify(f"rift {__version__} in {folder}: starting nats-server, control, gateway")
-        nats_server.configure(self._installation.nats)
+        reserve = self._reserved()
+        address = nats_server.configure(self._installation.nats)
         start = partial(self._start_child, tasks, started)
         start("nats", lambda: nats_server.command(self._installation.nats))
         log = await startup.connected(self._installation)
         started.push_async_callback(log.close)
         await continuity.check_folder(log, self._installation)
+        tasks.start_soon(self._disk(reserve, address).watch)
+        tasks.start_soon(self._shorten_logs)
         await startup.ensure_streams(log, settings)
         key = await startup.write_book(log, self._installation, settings, self._notify)
         if settings.fleet == "local":
             await startup.write_fleet(log)
         start("control", partial(self._role, "control", *self._serving))
         if settings.fleet == "local":
-            fleet = LocalFleet(log, self._host())
+            fleet = self._fleet = LocalFleet(log, self._host())
             started.push_async_callback(self._stop_workers, fleet)
             tasks.start_soon(fleet.run)
             tasks.start_soon(drive, log, fleet)
@@ -121,10 +128,36 @@ class Launcher:
     def _start_child(
         self, tasks: TaskGroup, started: AsyncExitStack, name: str, command: Callable[[], Sequence[str]]
     ) -> None:
-        child = Child(name, command, self._parent, environment=self._environment)
+        child = self._children[name] = Child(name, command, self._parent, environment=self._environment)
         child.start()
         started.push_async_callback(child.stop, STOP_S[name])
         tasks.start_soon(child.supervise)
+
+    def _reserved(self) -> Reserve:
+        """Return the reserve once it is whole. Raises DataDirError if the disk has no room for it."""
+        reserve = self._installation.reserve(None, {})
+        assert reserve is not None, "the broker is embedded"
+        try:
+            reserve.file.parent.mkdir(parents=True, exist_ok=True)
+            reserve.restore()
+        except OSError as error:
+            raise DataDirError(f"{trouble(reserve)} ({error.strerror})") from error
+        return reserve
+
+    def _disk(self, reserve: Reserve, address: nats_server.Address) -> LogDisk:
+        assert address.monitor is not None, "the broker is embedded"
+
+        def hurry() -> None:
+            for child in (*self._children.values(), *(self._fleet.children if self._fleet else ())):
+                child.hurry()
+
+        broker = Broker(partial(ask_health, address.monitor), self._children["nats"].restart, hurry)
+        return LogDisk(reserve, broker, self._notify)
+
+    async def _shorten_logs(self) -> None:
+        while True:
+            shorten_logs(self._installation.logs)
+            await anyio.sleep(LOGS_POLL_S)
 
     async def _stop_workers(self, fleet: LocalFleet) -> None:
         async with anyio.create_task_group() as tasks:

@@ -33,6 +33,7 @@ authorization {{ token: "{token}" }}
 jetstream {{
   store_dir: {store}
   sync_interval: always
+  max_file_store: {file_bytes}
 }}
 """
 
@@ -58,13 +59,15 @@ def configure(folder: Path) -> Address:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     token = _token(folder / "token")
     port, monitor_port = _free_ports(2)
+    store = (folder / "store").resolve()
     write_secret(
         folder / "nats.conf",
         CONFIGURATION.format(
             port=port,
             monitor_port=monitor_port,
             token=token,
-            store=msgspec.json.encode(str((folder / "store").resolve())).decode(),
+            store=msgspec.json.encode(str(store)).decode(),
+            file_bytes=_file_bytes_max(store),
             max_payload=MESSAGE_BYTES_MAX,
             max_pending=MAX_PENDING_BYTES,
         ),
@@ -144,6 +147,16 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _file_bytes_max(store: Path) -> int:
+    """Return how much the broker may store: what it has, and three quarters of what is free.
+
+    nats-server's own default leaves out what it has. A broker that was restarted on a full disk would then
+    refuse every append, even with the disk empty again.
+    """
+    stored = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    return stored + shutil.disk_usage(store.parent).free * 3 // 4
 
 
 def _free_ports(count: int) -> list[int]:

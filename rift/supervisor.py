@@ -9,11 +9,12 @@ kills the groups it was given.
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -38,6 +39,10 @@ KILLED_BY_HOST = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # After a run of this length, back-off starts again from its first step.
 WELL_S = 60.0
 BACK_OFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+# Logs are looked at this often, and shortened above this size. One older file of each is kept.
+LOGS_POLL_S = 10.0
+LOG_BYTES_MAX = 16 * 1024 * 1024
 
 # How much of a log is searched for the last message. Libraries may write after it.
 LAST_BYTES = 16384
@@ -76,6 +81,23 @@ class Guard:
             self._shell.kill()
 
 
+def shorten_logs(logs: Path) -> None:
+    """Move the content of each log that is larger than LOG_BYTES_MAX to one older file.
+
+    The children append to open files, so the content is copied. Lines written during the copy are lost. If
+    the disk has no room for a copy, the content is dropped: a log must not keep a disk full.
+    """
+    for log in logs.glob("*.log"):
+        with contextlib.suppress(OSError):
+            if log.stat().st_size > LOG_BYTES_MAX:
+                older = log.with_suffix(".log.1")
+                try:
+                    shutil.copyfile(log, older)
+                except OSError:
+                    older.unlink(missing_ok=True)
+                os.truncate(log, 0)
+
+
 class Parent(NamedTuple):
     """Shared by the children of this process: the folder of their logs, the guard that kills them if this
     process dies, and `notify`, which shows the operator one line."""
@@ -108,13 +130,14 @@ class Child:
         self._log_start = 0
         self._is_stopping = False
         self._is_retiring = False
+        self._hurry = anyio.Event()
 
     @property
     def runs(self) -> bool:
         return self._process is not None
 
     def start(self) -> None:
-        with self._log.open("ab") as output:
+        with self._output() as output:
             self._log_start = output.tell()
             self._process = subprocess.Popen(
                 self._command(),
@@ -125,6 +148,13 @@ class Child:
                 env={**os.environ, **self._environment},
             )
         self._parent.guard.add(self._process.pid)
+
+    def _output(self) -> BinaryIO:
+        """Open the log. A disk that takes no new file must not keep the child from running."""
+        try:
+            return self._log.open("ab")
+        except OSError:
+            return open(os.devnull, "ab")  # the caller closes it
 
     async def supervise(self) -> None:
         """Restart the child whenever it ends, with back-off, until `stop` or `retire`."""
@@ -143,15 +173,28 @@ class Child:
             failures = 0 if anyio.current_time() - started_s > WELL_S else failures
             pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
             failures += 1
-            self._parent.notify(f"{self.name} ended ({words(status)}): {self.last_line()}")
-            self._parent.notify(f"restarting it in {pause_s:g} s; its log is {self._log}")
-            await anyio.sleep(pause_s)
+            if not self._hurry.is_set():
+                self._parent.notify(f"{self.name} ended ({words(status)}): {self.last_line()}")
+                self._parent.notify(f"restarting it in {pause_s:g} s; its log is {self._log}")
+            with anyio.move_on_after(pause_s):
+                await self._hurry.wait()
+            self._hurry = anyio.Event()
             if self._is_stopping or self._is_retiring:
                 return
             try:
                 self.start()
             except OSError as error:
                 self._parent.notify(f"{self.name} cannot be started: {error}")
+
+    def restart(self) -> None:
+        """Kill the child, and start it again at once and without a message."""
+        self._hurry.set()
+        self._signal(signal.SIGKILL)
+
+    def hurry(self) -> None:
+        """End the back-off of a child that has ended, because the reason is gone."""
+        if not self.runs:
+            self._hurry.set()
 
     async def stop(self, within_s: float) -> None:
         """Send SIGTERM, and kill the whole group when the child has ended or after `within_s`."""
@@ -180,7 +223,9 @@ class Child:
         """Return the last line in the log since this start: Rift's own last message, else any last line."""
         try:
             with self._log.open("rb") as file:
-                file.seek(max(self._log_start, file.seek(0, os.SEEK_END) - LAST_BYTES))
+                end = file.seek(0, os.SEEK_END)
+                start = self._log_start if self._log_start <= end else 0  # the log was shortened meanwhile
+                file.seek(max(start, end - LAST_BYTES))
                 lines = [line.strip() for line in file.read().decode(errors="replace").split("\n")]
         except OSError as error:
             return str(error)

@@ -3,6 +3,7 @@
 import json
 import sys
 from argparse import ArgumentParser, Namespace
+from contextlib import suppress
 
 from rift import launcher
 from rift.cli import signals
@@ -25,7 +26,9 @@ def up(options: Namespace) -> None:
     tightened = folder.tighten()
 
     def notify(text: str) -> None:
-        print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
+        # The output may be a file on a full disk, which must not end the installation.
+        with suppress(OSError):
+            print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
 
     if tightened:
         notify(

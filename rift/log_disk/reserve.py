@@ -5,10 +5,12 @@ The supervisor therefore releases the reserve before it restarts the broker. The
 must still store while new requests are refused: the ends and cancellations of running requests, lane and
 replica reports, and entries of the book.
 
-The file itself is the state that all processes of the machine share. If it has its full size, requests are
-accepted. If it is empty, it was released. A missing file means that nobody keeps a reserve here.
+The file itself is the state that all processes of the machine share. With its full size, requests are
+accepted. Empty, it was released. Missing, nobody keeps a reserve here.
 """
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -22,41 +24,61 @@ MARGIN_BYTES = 64 * 1024 * 1024
 
 class Reserve:
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
 
     def is_whole(self) -> bool:
-        """Return whether new requests may be stored: the reserve was not released, and can be.
+        """Return whether new requests may be stored: the reserve was not released, and could be.
 
-        One or two system calls, so each request can ask.
+        It takes two system calls, so each request can ask.
         """
         try:
-            size = self._file.stat().st_size
+            size = self.file.stat().st_size
         except FileNotFoundError:
             return True
         except OSError:
             return False
-        return size >= RESERVE_BYTES and not os.statvfs(self._file).f_flag & os.ST_RDONLY
+        return size >= RESERVE_BYTES and not os.statvfs(self.file).f_flag & os.ST_RDONLY
+
+    @property
+    def free_bytes(self) -> int:
+        """Return what is free on the disk, without the reserve. Raises OSError."""
+        state = os.statvfs(self.file.parent)
+        return state.f_bavail * state.f_frsize
 
     def release(self) -> None:
-        """Free the space. Does nothing without a reserve. Raises OSError."""
-        if self._file.exists():
-            os.truncate(self._file, 0)
+        """Free the space, and note that it is released. Raises OSError."""
+        os.close(os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
 
-    def restore(self) -> None:
-        """Allocate the space, unless it is allocated. Raises OSError if the disk has no room for it and
-        MARGIN_BYTES, or cannot be written to."""
-        if self._file.exists() and self.is_whole():
+    def restore(self, *, only_try: bool = False) -> None:
+        """Allocate the space, unless it is allocated. Raises OSError if the disk cannot be written to, or has
+        no room for the reserve and MARGIN_BYTES.
+
+        With `only_try`, check whether that would work.
+        """
+        if self.file.exists() and self.file.stat().st_size >= RESERVE_BYTES:
+            _write(self.file)
             return
-        temporary = self._file.with_name(f".{self._file.name}")
+        if self.free_bytes < RESERVE_BYTES + MARGIN_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
+        temporary = self.file.with_name(f".{self.file.name}")
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            try:
-                # Allocating the margin too is the only check that also respects a quota.
-                os.posix_fallocate(descriptor, 0, RESERVE_BYTES + MARGIN_BYTES)
-                os.truncate(descriptor, RESERVE_BYTES)
-            finally:
-                os.close(descriptor)
-            temporary.replace(self._file)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+            temporary.touch(mode=0o600)
+            # Besides the free space, a quota may be the limit.
+            _write(temporary, RESERVE_BYTES + MARGIN_BYTES)
+            os.truncate(temporary, RESERVE_BYTES)
+            if not only_try:
+                temporary.replace(self.file)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _write(file: Path, allocate_bytes: int = 1) -> None:
+    """Allocate bytes from the start of the file, and let the disk confirm a write. Raises OSError."""
+    descriptor = os.open(file, os.O_WRONLY)
+    try:
+        os.posix_fallocate(descriptor, 0, allocate_bytes)
+        os.write(descriptor, b"\0")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
