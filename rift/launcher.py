@@ -104,7 +104,8 @@ class Launcher:
         await continuity.check_folder(log, self._installation)
         tasks.start_soon(self._disk(reserve, address).watch)
         tasks.start_soon(self._shorten_logs)
-        await startup.ensure_streams(log, settings)
+        check = await startup.prepared(log, settings, address.monitor)
+        tasks.start_soon(check.watch)
         key = await startup.write_book(log, self._installation, settings, self._notify)
         if settings.fleet == "local":
             await startup.write_fleet(log)

@@ -3,6 +3,7 @@
 An invalid setting prevents the start. The error names its key, its value and the valid values.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +22,12 @@ SHARDS = 1
 # work than the requests.
 REPLICAS_MAX = 64
 
-Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+PORT_MAX = 65_535
+Port = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
+# Plain HTTP without a password, which is all that nats-server's monitoring offers by default.
+MONITOR = re.compile(
+    r"http://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._/-]*)?"
+)
 Replicas = Annotated[int, msgspec.Meta(ge=0, le=REPLICAS_MAX)]
 # `N`, or `MIN..MAX`.
 Workers = Replicas | Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,2}(\.\.[0-9]{1,2})?$")]
@@ -67,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hardware: str = "cpu"
     fleet: Literal["local", "kubernetes", "none"] = "local"
     drain_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
+    nats_monitor: str = ""
+    broker_unchecked: bool = False
     log_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     # Gateways refuse requests below 64 MiB of room, and the archiver makes room before that.
     log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 28)] = 4 << 30
@@ -81,6 +89,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return every model that this installation knows, the default first."""
         known = {**catalogue.shipped(), **self.models}
         return {self.model: known[self.model], **known}
+
+    def monitors(self) -> list[str]:
+        """Return the monitoring URL of each server of a broker that is not embedded."""
+        return [url.strip() for url in self.nats_monitor.split(",") if url.strip()]
 
     def scales(self) -> dict[str, Scale]:
         """Return every model that this installation serves, the default first.
@@ -121,10 +133,22 @@ def parsed(data: bytes, overrides: dict[str, Any], *, where: str) -> Settings:
             raise InvalidSettings(
                 f"model {settings.model!r} is not in the catalogue; known models: {', '.join(known)}"
             )
+        for url in settings.monitors():
+            _check_monitor(url)
         scale = _checked_scale(settings, tables.get("scale", {}), has_option="workers" in overrides)
     except (msgspec.ValidationError, InvalidCatalogue) as error:
         raise InvalidSettings(f"{where}: {error}") from error
     return msgspec.structs.replace(settings, scale=scale)
+
+
+def _check_monitor(url: str) -> None:
+    """Raises InvalidSettings."""
+    match = MONITOR.fullmatch(url)
+    if match is None or not 0 < int(match["port"] or 80) <= PORT_MAX:
+        raise InvalidSettings(
+            "nats_monitor: must be http://HOST:PORT of each nats-server's monitoring, separated by commas, "
+            f"got {url!r}"
+        )
 
 
 def _checked_scale(settings: Settings, tables: Mapping[str, Any], *, has_option: bool) -> dict[str, Scale]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -9,7 +10,7 @@ import anyio
 from events import book as books
 from events import fleet as fleets
 from events import subjects
-from events.jetstream import JetStream, connect
+from events.jetstream import BrokerCheck, JetStream, connect
 from events.log import Log, LogError
 from events.publisher import Publisher
 from events.schema import ReplicaLost
@@ -38,14 +39,27 @@ async def connected(installation: DataDir) -> JetStream:
     raise DataDirError(f"nats-server does not answer; see {installation.logs / 'nats.log'}")
 
 
-async def ensure_streams(log: JetStream, settings: Settings) -> None:
-    """Create or adjust the log's streams. Raises LogError."""
-    await log.ensure_streams(
-        shards=SHARDS,
-        replicas=settings.log_replicas,
-        max_bytes=settings.log_bytes_max,
-        retention_days=settings.retention_days,
+async def prepared(log: JetStream, settings: Settings, monitor: str | None) -> BrokerCheck:
+    """Check the broker's settings, and create or adjust the log's streams.
+
+    `monitor` is the embedded broker's monitoring URL. The caller runs the returned check's `watch`. Raises
+    LogError.
+    """
+    wanted = {
+        "shards": SHARDS,
+        "replicas": settings.log_replicas,
+        "max_bytes": settings.log_bytes_max,
+        "retention_days": settings.retention_days,
+    }
+    check = BrokerCheck(
+        log,
+        [monitor] if monitor else settings.monitors(),
+        partial(log.compare_streams, **wanted),
+        unchecked=settings.broker_unchecked,
     )
+    await check.check_servers()
+    await log.ensure_streams(**wanted)
+    return check
 
 
 async def write_book(

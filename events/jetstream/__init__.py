@@ -4,6 +4,7 @@ It uses JetStream's own JSON API over plain requests, because times, consumer se
 integers there. Nothing here may depend on the content of records.
 
     connection      the connection, streams and appends
+    broker_check    the servers' settings, at their monitoring ports
     appends         pipelines and batches appends
     push_reader     live readers that notice every gap
     polling_reader  live readers that fetch at a pace
@@ -13,6 +14,7 @@ integers there. Nothing here may depend on the content of records.
     wire            JetStream's subjects, headers and statuses
 """
 
+from events.jetstream.broker_check import BrokerCheck, BrokerUnreadable
 from events.jetstream.connection import InvalidBroker, JetStream, connect
 
-__all__ = ["InvalidBroker", "JetStream", "connect"]
+__all__ = ["BrokerCheck", "BrokerUnreadable", "InvalidBroker", "JetStream", "connect"]

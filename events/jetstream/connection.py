@@ -23,6 +23,7 @@ from events.jetstream.push_reader import PushReader
 from events.jetstream.request_reply import Replies
 from events.jetstream.wire import ApiError
 from events.log import API_TIMEOUT_S, LogError, NoResponders, OutcomeUnknown, Stored
+from events.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,41 @@ def stream_config(
     } | other
 
 
+def stream_configs(
+    shards: int, replicas: int, max_bytes: int, retention_days: int
+) -> Sequence[dict[str, Any]]:
+    """Return the settings of every stream. `max_bytes` is the space of one shard."""
+    keys_bytes = max_bytes // KEYS_FRACTION
+    book_bytes = max_bytes // BOOK_FRACTION
+    return [
+        *(
+            stream_config(
+                names.shard_stream(shard), f"rift.{shard}.>", replicas=replicas, max_bytes=max_bytes
+            )
+            for shard in range(shards)
+        ),
+        stream_config(names.FLEET, "rift.fleet.>", replicas=replicas, max_bytes=book_bytes),
+        stream_config(names.BOOK, "rift.book.>", replicas=replicas, max_bytes=book_bytes),
+        stream_config(
+            names.KEYS,
+            "rift.keys.>",
+            replicas=replicas,
+            max_bytes=keys_bytes,
+            max_age_s=int(IDEMPOTENCY_S),
+        ),
+        # Single keys can be erased; a full stream discards its oldest key, and with it that content.
+        stream_config(
+            names.SECRETS,
+            "rift.secret.>",
+            replicas=replicas,
+            max_bytes=keys_bytes,
+            max_age_s=(retention_days + 1) * DAY_S,
+            discard="old",
+            deny_delete=False,
+        ),
+    ]
+
+
 async def connect(url: str, *, token: str | None, name: str) -> "JetStream":
     """Return the log at `url` (several with commas), which reconnects while it is open. Raises LogError."""
     opened = JetStream()
@@ -97,6 +133,7 @@ async def connect(url: str, *, token: str | None, name: str) -> "JetStream":
                 max_outstanding_pings=2,
                 allow_reconnect=True,
                 disconnected_cb=opened.on_disconnected,
+                reconnected_cb=opened.on_reconnected,
                 error_cb=opened.on_error,
                 token=token,
             )
@@ -112,13 +149,14 @@ async def connect(url: str, *, token: str | None, name: str) -> "JetStream":
 
 
 class JetStream:
-    """`epoch` counts how often the connection was lost."""
+    """`epoch` counts how often the connection was lost; `reconnected` is set when it is there again."""
 
     def __init__(self) -> None:
         self.client = Client()
         self.replies = Replies(self.client)
         self._appends = Appends(self.client, self.replies)
         self.epoch = 0
+        self.reconnected = Wakeup()
         self.connecting: anyio.CancelScope | None = None
         self.problem: Exception | None = None
         self._readers: set[PushReader | PollingReader | Jobs] = set()
@@ -131,6 +169,11 @@ class JetStream:
     def server_version(self) -> str:
         version = self.client.connected_server_version
         return f"{version.major}.{version.minor}.{version.patch}"
+
+    @property
+    def server_id(self) -> str:
+        """The id of the server that this connection was last with. A server gets a new one at each start."""
+        return str(self.client._server_info.get("server_id", ""))
 
     @property
     def server_address(self) -> str:
@@ -149,6 +192,9 @@ class JetStream:
         for reader in self._readers:
             reader.interrupt()
         self._appends.connection_lost()
+
+    async def on_reconnected(self) -> None:
+        self.reconnected.set()
 
     async def on_error(self, error: Exception) -> None:
         self.problem = error
@@ -181,61 +227,38 @@ class JetStream:
         version = self.client.connected_server_version
         if (version.major, version.minor) < SERVER_VERSION_MIN:
             raise InvalidBroker(f"nats-server {version} is too old: install 2.15 or newer")
-        keys_bytes = max_bytes // KEYS_FRACTION
-        book_bytes = max_bytes // BOOK_FRACTION
-        configs = [
-            stream_config(
-                names.shard_stream(shard), f"rift.{shard}.>", replicas=replicas, max_bytes=max_bytes
-            )
-            for shard in range(shards)
-        ]
-        configs += [
-            stream_config(names.FLEET, "rift.fleet.>", replicas=replicas, max_bytes=book_bytes),
-            stream_config(names.BOOK, "rift.book.>", replicas=replicas, max_bytes=book_bytes),
-            stream_config(
-                names.KEYS,
-                "rift.keys.>",
-                replicas=replicas,
-                max_bytes=keys_bytes,
-                max_age_s=int(IDEMPOTENCY_S),
-            ),
-            # Single keys can be erased; a full stream discards its oldest key, and with it that content.
-            stream_config(
-                names.SECRETS,
-                "rift.secret.>",
-                replicas=replicas,
-                max_bytes=keys_bytes,
-                max_age_s=(retention_days + 1) * DAY_S,
-                discard="old",
-                deny_delete=False,
-            ),
-        ]
-        for config in configs:
+        for config in stream_configs(shards, replicas, max_bytes, retention_days):
             await self._ensure_stream(config["name"], config)
 
-    async def _ensure_stream(self, name: str, config: dict[str, Any]) -> None:
+    async def compare_streams(
+        self, *, shards: int, replicas: int, max_bytes: int, retention_days: int = 7
+    ) -> None:
+        """As `ensure_streams`, but change nothing. Raises LogError for a missing stream: it is lost."""
+        for config in stream_configs(shards, replicas, max_bytes, retention_days):
+            name = config["name"]
+            if (current := await self._stream(name)) is None:
+                raise LogError(
+                    f"stream {name} is gone: the broker came back without its records; stop all processes "
+                    "and restore its store"
+                )
+            _compare(name, current, config | _extended(current, config))
+
+    async def _stream(self, name: str) -> dict[str, Any] | None:
+        """Return a stream's settings, or None if there is no such stream."""
         try:
-            current = (await self._api(f"STREAM.INFO.{name}"))["config"]
+            config: dict[str, Any] = (await self._api(f"STREAM.INFO.{name}"))["config"]
         except ApiError as error:
             if error.err_code != ERR_STREAM_NOT_FOUND:
                 raise
-            current = await self._put_stream("CREATE", name, config)
-        # An older Rift created the stream, or one with less space. Space is never reduced: stored records may
-        # need it.
-        bytes_max = current["max_bytes"]
-        extended = {
-            "allow_atomic": True,
-            "max_bytes": bytes_max if bytes_max < 0 else max(bytes_max, config["max_bytes"]),
-        }
-        if config["max_age"]:
-            extended["max_age"] = max(current["max_age"], config["max_age"])
+            return None
+        return config
+
+    async def _ensure_stream(self, name: str, config: dict[str, Any]) -> None:
+        current = await self._stream(name) or await self._put_stream("CREATE", name, config)
+        extended = _extended(current, config)
         if current != current | extended:
             current = await self._put_stream("UPDATE", name, current | extended)
-        required = config | {"persist_mode": "default"} | extended
-        for field, value in required.items():
-            absent = value if value == "default" else type(value)()
-            if (actual := current.get(field, absent)) != value:
-                raise InvalidBroker(f"stream {name}: {field} is {actual!r}, Rift needs {value!r}")
+        _compare(name, current, config | extended)
 
     async def _put_stream(self, verb: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -390,6 +413,30 @@ class JetStream:
                 # Without this, the broker would keep sending questions to a cancelled handler.
                 with anyio.CancelScope(shield=True):
                     await subscription.unsubscribe()
+
+
+def _extended(current: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a stream must have beyond its `config`.
+
+    An older Rift may have created it, or one with less space. Space is never reduced: stored records may
+    need it.
+    """
+    bytes_max = current["max_bytes"]
+    extended = {
+        "allow_atomic": True,
+        "max_bytes": bytes_max if bytes_max < 0 else max(bytes_max, config["max_bytes"]),
+    }
+    if config["max_age"]:
+        extended["max_age"] = max(current["max_age"], config["max_age"])
+    return extended
+
+
+def _compare(name: str, current: dict[str, Any], required: dict[str, Any]) -> None:
+    """Raise InvalidBroker naming the first setting of a stream that differs."""
+    for field, value in (required | {"persist_mode": "default"}).items():
+        absent = value if value == "default" else type(value)()
+        if (actual := current.get(field, absent)) != value:
+            raise InvalidBroker(f"stream {name}: {field} is {actual!r}, Rift needs {value!r}")
 
 
 def _stored(message: dict[str, Any] | None) -> Stored | None:

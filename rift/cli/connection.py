@@ -21,7 +21,7 @@ from rift.control.projection.continuity import WrongLog
 from rift.data_dir import DataDir
 from rift.rpc import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask_leader
 from rift.settings import SHARDS, Settings
-from rift.startup import ensure_streams
+from rift.startup import prepared
 
 OVERRIDES = ("host", "port", "model", "engine", "workers")
 
@@ -82,15 +82,20 @@ async def connected_role(
     archive: Archive | None = None,
     database: Path | None = None,
 ) -> AsyncIterator[JetStream]:
-    """As `connected`, for a process that writes: configure the broker's streams first.
+    """As `connected`, for a process that writes: check the broker and prepare its streams first.
 
-    With an archive, also check that the log continues it and the database. Raises CommandFailed.
+    With an archive, also check that the log continues it and the database. Raises CommandFailed, and LogError
+    also later, out of the context, if the broker comes back with other settings.
     """
+    address = installation(options).log_address(options.nats, os.environ)
     async with connected(options, name) as log:
         if archive is not None:
             await _check_log(log, archive, database, options.data)
-        await ensure_streams(log, settings)
-        yield log
+        check = await prepared(log, settings, address.monitor)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(check.watch)
+            yield log
+            tasks.cancel_scope.cancel()
 
 
 async def _check_log(log: JetStream, archive: Archive, database: Path | None, folder: Path) -> None:

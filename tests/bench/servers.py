@@ -41,6 +41,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 CONFIG = """
 model = "{model}"
+broker_unchecked = {unchecked}
 [models.{model}]
 title = "The benchmark's model"
 source = {source}
@@ -115,6 +116,7 @@ def rift(
     config.write_text(
         CONFIG.format(
             model=MODEL,
+            unchecked=json.dumps(not durable),
             source=json.dumps(str(served.path)),
             context_tokens=served.context_tokens,
             tool_parser=json.dumps(served.tool_parser),

@@ -26,6 +26,7 @@ STREAMS = ("RIFT_0", "RIFT_FLEET", "RIFT_BOOK")
 
 CONFIGURATION = """\
 listen: "127.0.0.1:{port}"
+http: "127.0.0.1:{monitor}"
 server_name: {name}
 max_payload: {max_payload}
 max_pending: {max_pending}
@@ -55,6 +56,7 @@ class Apart(Rig):
         self._token = secrets.token_hex(16)
         self._names = [f"nats-{number}" for number in range(self.servers)]
         self._ports = {name: free_port() for name in self._names}
+        self._monitors = {name: free_port() for name in self._names}
         self._routes = {name: free_port() for name in self._names}
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
         self._children: list[supervisor.Child] = []
@@ -64,8 +66,10 @@ class Apart(Rig):
         supervisor.WELL_S = 0.0
         installation = DataDir(self.folder)
         installation.make()
+        monitors = ",".join(f"http://127.0.0.1:{port}" for port in self._monitors.values())
         (self.folder / "rift.toml").write_text(
             f'fleet = "none"\nlog_replicas = {self.servers}\nlog_bytes_max = {LOG_BYTES_MAX}\n'
+            f'nats_monitor = "{monitors}"\n'
         )
         for name in self._names:
             self._configure(name)
@@ -151,6 +155,7 @@ class Apart(Rig):
             folder / "nats.conf",
             configuration.format(
                 port=self._ports[name],
+                monitor=self._monitors[name],
                 name=name,
                 max_payload=MESSAGE_BYTES_MAX,
                 max_pending=nats_server.MAX_PENDING_BYTES,

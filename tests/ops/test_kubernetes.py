@@ -246,6 +246,11 @@ def test_every_role_finds_every_nats_server() -> None:
         if name != "rift-nats":
             assert told["RIFT_NATS_URL"] == ",".join(urls)
             assert list(told).index("NATS_TOKEN") < list(told).index("RIFT_NATS_URL"), "or it stays as it is"
+    ports = {port["name"]: port["port"] for port in named("Service")[service]["spec"]["ports"]}
+    given = tomllib.loads(named("ConfigMap")["rift"]["data"]["rift.toml"])["nats_monitor"]
+    monitors = [f"http://rift-nats-{n}.{service}:{ports['monitor']}" for n in range(servers)]
+    assert given == ",".join(monitors)
+    assert f'http: "0.0.0.0:{ports["monitor"]}"' in named("ConfigMap")["rift-nats"]["data"]["nats.conf"]
     routes = [value for key, value in nats_environment() if key.startswith("ROUTE_")]
     assert routes == [f"nats://rift:rift-5e1f@rift-nats-{n}.{service}:6222" for n in range(servers)]
 

@@ -1,5 +1,6 @@
 """Settings: served models with their replica bounds, and errors that name the setting."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,31 @@ def test_the_default_model_has_the_configured_workers(
 ) -> None:
     (scale,) = settings(tmp_path, f"workers = {workers}").scales().values()
     assert (scale.min, scale.max) == bounds
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8222",
+        "https://nats:8222",
+        "nats://nats:8222",
+        "http://",
+        "http://user:secret@nats:8222",
+        "http://nats:0",
+        "http://nats:65536",
+        "http://nats:8222/varz?a=b",
+        "http://nats:8222/ HTTP/1.1",
+    ],
+)
+def test_a_monitoring_url_that_cannot_be_read_is_named(tmp_path: Path, url: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"nats_monitor: must be http://HOST:PORT .*{re.escape(url)}"):
+        settings(tmp_path, f'nats_monitor = "http://nats-0:8222,{url}"')
+
+
+def test_each_server_of_a_cluster_has_its_monitoring_url(tmp_path: Path) -> None:
+    assert Settings().monitors() == []
+    urls = ["http://nats-0.nats:8222", "http://[::1]:8222/base"]
+    assert settings(tmp_path, f'nats_monitor = "{", ".join(urls)},"').monitors() == urls
 
 
 def test_by_default_one_worker_serves_the_default_model() -> None:

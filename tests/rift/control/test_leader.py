@@ -301,6 +301,7 @@ class Installation:
     def __init__(self, server: Any, folder: Path) -> None:
         self.folder = folder
         data_dir.DataDir(folder).make()
+        (folder / "rift.toml").write_text(f'nats_monitor = "{server.address.monitor}"\n')
         url = server.address.url.replace("://", f"://{server.address.token}@")
         self.options = ["--data", str(folder), "--nats", url]
         self.processes: list[subprocess.Popen[bytes]] = []

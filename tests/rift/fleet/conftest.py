@@ -93,11 +93,12 @@ class Place:
         installation.secret()
         self.config = folder / "served.toml"
         models = "".join(MODEL.format(name=name, pace=pace) for name, pace in PACES.items())
-        self.config.write_text(SERVED + models)
-        self._by_hand = folder / "by-hand.toml"
-        self._by_hand.write_text('fleet = "none"\nmodel = "cold"\n' + models)
         (folder / "nats").mkdir()
         self.server = Server(folder / "nats")
+        monitor = f'nats_monitor = "{self.server.address.monitor}"\n'
+        self.config.write_text(monitor + SERVED + models)
+        self._by_hand = folder / "by-hand.toml"
+        self._by_hand.write_text(monitor + 'fleet = "none"\nmodel = "cold"\n' + models)
         self.guard = Guard()
         self._roles: list[subprocess.Popen[bytes]] = []
 
