@@ -5,6 +5,7 @@ them does not answer, the command names it, shows what the other knows, and exit
 """
 
 import json
+import os
 import platform
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from rift.cli.arguments import Commands, add_command
 from rift.cli.connection import installation, select, with_log
 from rift.cli.output import CommandFailed, first_message, table
 from rift.data_dir import DataDirError
+from rift.log_disk.watch import trouble
 from rift.rpc import AnyQuestion, AskLanes, AskLeader, QuestionRefused, ask_leader
 from rift.settings import SHARDS
 
@@ -54,6 +56,12 @@ def status(options: Namespace) -> None:
         report |= with_log(options, _report)
     except* (DataDirError, LogError) as silent:
         report["problems"].append(first_message(silent))
+    if (reserve := installation(options).reserve(options.nats, os.environ)) and reserve.file.exists():
+        report["disk"] = {"folder": str(reserve.file.parent), "free_bytes": reserve.free_bytes}
+        try:
+            reserve.check()
+        except OSError as error:
+            report["problems"].append(f"{trouble(reserve)} ({error.strerror})")
     print(json.dumps(report, ensure_ascii=False) if options.json else _text(report))
     if report["problems"]:
         raise CommandFailed("; ".join(report["problems"]))
@@ -149,6 +157,8 @@ async def _rows(log: JetStream, name: str) -> Rows:
 
 def _text(report: dict[str, Any]) -> str:
     lines = [f"rift {report['rift']}, Python {report['python']}, in {report['data']}"]
+    if disk := report.get("disk"):
+        lines.append(f"disk      {disk['free_bytes'] >> 20} MiB free for {disk['folder']}")
     if "streams" in report:
         leader = report["leader"]
         lines += [

@@ -39,6 +39,12 @@ class Reserve:
             return False
         return size >= RESERVE_BYTES and not os.statvfs(self.file).f_flag & os.ST_RDONLY
 
+    def check(self) -> None:
+        """Write to the reserve. Raises OSError if it was released, or if the disk takes no write."""
+        if self.file.stat().st_size < RESERVE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
+        _write(self.file)
+
     @property
     def free_bytes(self) -> int:
         """Return what is free on the disk, without the reserve. Raises OSError."""
@@ -56,7 +62,7 @@ class Reserve:
         With `only_try`, check whether that would work.
         """
         if self.file.exists() and self.file.stat().st_size >= RESERVE_BYTES:
-            _write(self.file)
+            self.check()
             return
         if self.free_bytes < RESERVE_BYTES + MARGIN_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
