@@ -27,7 +27,7 @@ from rift.data_dir import DataDir, DataDirError
 from rift.fleet.decision_reader import drive
 from rift.fleet.local import Host, LocalFleet
 from rift.log_disk.reserve import Reserve
-from rift.log_disk.watch import Broker, LogDisk, ask_health, trouble
+from rift.log_disk.watch import Broker, LogDisk, ask_health
 from rift.settings import Settings
 from rift.supervisor import LOGS_POLL_S, Child, Guard, Parent, shorten_logs
 
@@ -142,7 +142,7 @@ class Launcher:
             reserve.file.parent.mkdir(parents=True, exist_ok=True)
             reserve.restore()
         except OSError as error:
-            raise DataDirError(f"{trouble(reserve)} ({error.strerror})") from error
+            raise DataDirError(f"{reserve.trouble()} ({error.strerror})") from error
         return reserve
 
     def _disk(self, reserve: Reserve, address: nats_server.Address) -> LogDisk:

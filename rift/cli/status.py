@@ -24,7 +24,6 @@ from rift.cli.arguments import Commands, add_command
 from rift.cli.connection import installation, select, with_log
 from rift.cli.output import CommandFailed, first_message, table
 from rift.data_dir import DataDirError
-from rift.log_disk.watch import trouble
 from rift.rpc import AnyQuestion, AskLanes, AskLeader, QuestionRefused, ask_leader
 from rift.settings import SHARDS
 
@@ -61,7 +60,7 @@ def status(options: Namespace) -> None:
         try:
             reserve.check()
         except OSError as error:
-            report["problems"].append(f"{trouble(reserve)} ({error.strerror})")
+            report["problems"].append(f"{reserve.trouble()} ({error.strerror})")
     print(json.dumps(report, ensure_ascii=False) if options.json else _text(report))
     if report["problems"]:
         raise CommandFailed("; ".join(report["problems"]))

@@ -78,6 +78,17 @@ class Reserve:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
+    def trouble(self) -> str:
+        """Return a message about a reserve that was released or cannot be written to, with the remedy."""
+        try:
+            free = f"{self.free_bytes >> 20} MiB are free"
+        except OSError as error:
+            free = str(error.strerror)
+        return (
+            f"the disk of {self.file.parent} is full or cannot be written to ({free}): new requests are "
+            f"refused until {(RESERVE_BYTES + MARGIN_BYTES) >> 20} MiB are free"
+        )
+
 
 def _write(file: Path, allocate_bytes: int = 1) -> None:
     """Allocate bytes from the start of the file, and let the disk confirm a write. Raises OSError."""

@@ -19,7 +19,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from rift.log_disk.reserve import MARGIN_BYTES, RESERVE_BYTES, Reserve
+from rift.log_disk.reserve import Reserve
 
 POLL_S = 0.25
 ANSWER_S = 2.0
@@ -106,7 +106,7 @@ class LogDisk:
             self._broker.restart()
         except OSError as error:
             problem = f"{error.strerror}; {problem}"
-        self._notify(f"{trouble(self._reserve)} ({problem})")
+        self._notify(f"{self._reserve.trouble()} ({problem})")
 
     async def _restore(self) -> None:
         """Return once the broker can write and the reserve is whole."""
@@ -139,15 +139,3 @@ class LogDisk:
         except OSError:
             return False
         return True
-
-
-def trouble(reserve: Reserve) -> str:
-    """Return a message about a disk whose reserve is not whole, with the remedy."""
-    try:
-        free = f"{reserve.free_bytes >> 20} MiB are free"
-    except OSError as error:
-        free = str(error.strerror)
-    return (
-        f"the disk of {reserve.file.parent} is full or cannot be written to ({free}): new requests are "
-        f"refused until {(RESERVE_BYTES + MARGIN_BYTES) >> 20} MiB are free"
-    )
