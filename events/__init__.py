@@ -19,6 +19,7 @@ encryption       sealed content and its keys
 redaction        events without content, and their hashes
 merkle           Merkle trees and proofs
 log              the log as a protocol
+append_health    for how long the log has stored nothing
 publisher        appends an event where its type belongs
 stream_fold      keeps a fold current with a stream
 broker_clock     the broker's time, from stored times

@@ -66,6 +66,13 @@ assert RESERVE_AFTER_REPORT_S + ACCEPT_S + sum(LATE_LANDING_S) < CREDIT_LANE_SIL
 CLIENT_GRACE_S = 15.0
 CLIENT_ATTACHED_S = CLIENT_GRACE_S / 3
 
+# A gateway ends its clients' streams once the log has stored nothing for this long. No stream ends for a
+# restart of the broker (3 s), the election of a cluster's leader (5 s), or a full disk whose reserve is
+# released before the broker is restarted (10 s).
+LOG_OUTAGE_S = 15.0
+
+assert LOG_OUTAGE_S > ACCEPT_S, "a stream waits for the log at least as long as a new request"
+
 # The key of sealed content is kept this long after the end: a client that polls is slower than one that
 # resumes.
 CONTENT_KEY_GRACE_S = 60.0

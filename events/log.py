@@ -108,6 +108,10 @@ class Log(Protocol):
         """Store durably and return the sequence. `expect_last` is the last sequence the subject must
         have (0: none). Raises OutcomeUnknown, LogFull, Conflict."""
 
+    def unwritable_s(self, stream: str) -> float:
+        """Return for how long appends of this connection to the stream have waited or failed without one
+        that was stored; 0 if none has."""
+
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
         """Return the stream's (or a subject's) last sequence as the stream's leader states it; 0: none."""
 

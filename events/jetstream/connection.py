@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events import subjects as names
+from events.append_health import AppendHealth
 from events.contracts import IDEMPOTENCY_S, SECOND_NS
 from events.jetstream import deliveries, wire
 from events.jetstream.appends import Appends
@@ -155,6 +156,7 @@ class JetStream:
         self.client = Client()
         self.replies = Replies(self.client)
         self._appends = Appends(self.client, self.replies)
+        self._health = AppendHealth()
         self.epoch = 0
         self.reconnected = Wakeup()
         self.connecting: anyio.CancelScope | None = None
@@ -275,7 +277,11 @@ class JetStream:
         return set((await self._api("STREAM.NAMES"))["streams"] or ())
 
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
-        return await self._appends.append(stream, subject, data, expect_last=expect_last)
+        with self._health.measured(stream):
+            return await self._appends.append(stream, subject, data, expect_last=expect_last)
+
+    def unwritable_s(self, stream: str) -> float:
+        return self._health.unwritable_s(stream)
 
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
         if subject is None:

@@ -76,6 +76,8 @@ class MemoryBroker:
         self.now_ns = now_ns
         self.faults = faults
         self.is_full = False
+        # As on a disk that cannot be written to: no append is stored or answered, and all else works.
+        self.is_unwritable = False
         self.streams = {names.shard_stream(shard): Stream(f"rift.{shard}.") for shard in range(shards)}
         self.streams |= {names.FLEET: Stream("rift.fleet."), names.BOOK: Stream("rift.book.")}
         self.streams |= {names.KEYS: Stream("rift.keys."), names.SECRETS: Stream("rift.secret.")}

@@ -7,6 +7,7 @@ import anyio
 import anyio.lowlevel
 
 from events import subjects as names
+from events.append_health import AppendHealth
 from events.contracts import MESSAGE_BYTES_MAX
 from events.log import (
     API_TIMEOUT_S,
@@ -41,6 +42,7 @@ class MemoryLog:
     def __init__(self, broker: MemoryBroker) -> None:
         self.connection = broker.connect()
         self._broker = broker
+        self._health = AppendHealth()
         self._arrives_at_s = 0.0
 
     @property
@@ -57,6 +59,13 @@ class MemoryLog:
     # --- appends -------------------------------------------------------------------------------------
 
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
+        with self._health.measured(stream):
+            return await self._append(stream, subject, data, expect_last)
+
+    def unwritable_s(self, stream: str) -> float:
+        return self._health.unwritable_s(stream)
+
+    async def _append(self, stream: str, subject: str, data: bytes, expect_last: int | None) -> int:
         await self.connection.thawed()
         if len(data) > MESSAGE_BYTES_MAX:
             raise RecordTooLarge(f"a record of {len(data)} bytes is larger than the broker's limit")
@@ -99,6 +108,8 @@ class MemoryLog:
         if broker.happens(faults.disconnects):
             connection.disconnect(broker.some(faults.down_s))
         await anyio.sleep_until(due_at_s)
+        if broker.is_unwritable:
+            return
         cut = epoch != connection.epoch
         if (cut and broker.happens(LOST_WITH_CONNECTION)) or broker.happens(faults.lost):
             return

@@ -1,5 +1,6 @@
 """`rift gateway`: one gateway process."""
 
+import os
 import secrets
 from argparse import ArgumentParser, Namespace
 
@@ -35,6 +36,7 @@ def gateway(options: Namespace) -> None:
                 models=settings.catalogue(),
                 served=frozenset(settings.scales()),
                 seal_content=settings.seal_content,
+                reserve=installation(options).reserve(options.nats, os.environ),
                 entropy=secrets.token_bytes,
             )
             await process.run(log, history_log, config, host=settings.host, port=settings.port, stop=stop)

@@ -34,9 +34,11 @@ from rift.gateway.app import Gateway
 from rift.gateway.asgi.server import serve
 from rift.gateway.dialects.dialect import RESPONSES
 from rift.gateway.state import GatewayConfig, LogState
-from rift.gateway.streams.delivery import STOPPING, Delivery
+from rift.gateway.streams.cancellation import Cancellation
+from rift.gateway.streams.delivery import LOG_OUTAGE, STOPPING, Delivery
 from rift.gateway.streams.lane_registry import LaneRegistry
 from rift.gateway.streams.live_gateways import LiveGateways
+from rift.gateway.streams.log_health import LogHealth
 from rift.gateway.streams.own_lane import OwnLane
 from rift.gateway.streams.queue_status import QueueStatus
 from rift.gateway.submission.acceptance import AcceptanceBuilder
@@ -61,8 +63,7 @@ class Opened(NamedTuple):
     async def end_streams(self) -> None:
         """Accept nothing more, and end every stream with the place to resume it."""
         self.stopping.set()
-        for lane in self.lanes.every():
-            lane.break_off_all(STOPPING)
+        self.lanes.break_off_all(STOPPING)
         await anyio.sleep(LAST_FRAMES_S)
 
     async def close(self) -> None:
@@ -79,7 +80,16 @@ async def run(
     Raises LogError, OSError (the port), codec.RecordUnreadable.
     """
     async with anyio.create_task_group() as tasks:
-        opened = await open_gateway(log, history_log, config, tasks)
+        async with anyio.create_task_group() as opening:
+
+            async def cancel_when_stopped() -> None:
+                await stop.wait()
+                tasks.cancel_scope.cancel()
+
+            # The lane opens once the log stores records, which may be never.
+            opening.start_soon(cancel_when_stopped)
+            opened = await open_gateway(log, history_log, config, tasks)
+            opening.cancel_scope.cancel()
 
         # Objects that exist now stay, so the collector need not look at them again.
         gc.freeze()
@@ -114,13 +124,17 @@ def build(
     holds = LaneCredit(state, config, own.clock, reported_at_s=lambda: lane.reported_at_s)
     credit = CreditReservations(holds, lanes, state.book, tasks)
     auth = Authenticator(state.book, freshness, rate_limits, own.clock)
-    room = LogRoom(state.log, config.shard, stopping)
+    health = LogHealth(state.log, config.shard)
+    room = LogRoom(state.log, config, health, stopping)
     queue = QueueShare(state.book, state.fleet, own, gateways)
     reservations = Reservations(state.log, config, own, (rate_limits, credit))
     admission = Admission(state, config, auth, room, queue, reservations)
     queue_status = QueueStatus(state.fleet, lanes.nudge, own.clock.now_ns)
     publisher = Publisher(state.log, config.lane, shard=config.shard)
-    delivery = Delivery(publisher, book=state.book, queue_status=queue_status, tasks=tasks, stopping=stopping)
+    cancellation = Cancellation(publisher, health, tasks)
+    delivery = Delivery(
+        cancellation, book=state.book, queue_status=queue_status, tasks=tasks, stopping=stopping
+    )
     stored = StoredRequests(state, config, lanes, auth)
     responses = StoredRequests(state, config, lanes, auth, only=RESPONSES)
     handlers = Handlers(
@@ -128,14 +142,14 @@ def build(
             admission,
             IdempotencyKeys(state, config.secret),
             AcceptanceBuilder(state.book, config, own),
-            AcceptanceWriter(state, config, delivery.cancellation),
+            AcceptanceWriter(state, config, health, cancellation),
             Responder(state.book, lanes, delivery),
         ),
         requests=RequestRoutes(state, stored, delivery),
         responses=ResponseRoutes(state, responses, delivery),
         models=ModelRoutes(state, config.models, admission),
         billing=BillingRoutes(state.log, auth, secret=config.secret),
-        health=HealthRoutes(state, config.models, auth, openapi.document(ROUTES)),
+        health=HealthRoutes(state, config.models, auth, room, openapi.document(ROUTES)),
     )
     ended_keys = len(state.book.revoked)
 
@@ -145,7 +159,7 @@ def build(
         freshness.moved()
         for key in state.book.revoked[ended_keys:]:
             for reader in lanes.every():
-                delivery.cancellation.revoke(reader.open_of(key))
+                cancellation.revoke(reader.open_of(key))
             delivery.revoke(key)
         ended_keys = len(state.book.revoked)
 
@@ -158,5 +172,6 @@ def build(
     start_fold(shard, subjects.lane(config.shard, "*"), gateways, lambda: None)
     tasks.start_soon(freshness.confirm)
     tasks.start_soon(holds.keep)
-    tasks.start_soon(room.watch)
+    tasks.start_soon(health.ask)
+    tasks.start_soon(health.watch, lambda: lanes.break_off_all(LOG_OUTAGE))
     return Opened(Gateway(ROUTES, handlers, config.entropy), lane, lanes, credit, stopping)

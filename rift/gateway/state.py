@@ -9,6 +9,7 @@ from events.fleet import Fleet
 from events.log import Log
 from events.request_history import HistoryReader
 from rift.catalogue import Catalogue
+from rift.log_disk.reserve import Reserve
 
 
 class LogState(msgspec.Struct, frozen=True):
@@ -23,7 +24,8 @@ class LogState(msgspec.Struct, frozen=True):
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`lane` is the id of this process's lane. `served` names the models that are accepted even without a
-    replica. With `seal_content` the content of every request is encrypted."""
+    replica. With `seal_content` the content of every request is encrypted. `reserve` is that of the log's
+    disk, None if the log is another installation's."""
 
     lane: str
     secret: bytes
@@ -31,5 +33,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     served: Collection[str]
     seal_content: bool = False
     shard: int = 0
+    reserve: Reserve | None = None
     # Random bytes, for ids and keys.
     entropy: Callable[[int], bytes]

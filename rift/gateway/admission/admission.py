@@ -3,6 +3,8 @@
 Everything is refused here or by a reservation, before anything is stored.
 """
 
+from contextlib import AbstractContextManager
+
 from rift.gateway.admission.auth import Authenticator
 from rift.gateway.admission.log_room import LogRoom
 from rift.gateway.admission.prompt_size import check_fits
@@ -39,7 +41,12 @@ class Admission:
         """
         self._admit(parsed, choices[0].account, choices[0].key)
         # Without a pause in between, or requests that come at once would not count each other.
-        return await self._reservations.reserve(choices, store=parsed.store)
+        with self.while_writable():
+            return await self._reservations.reserve(choices, store=parsed.store)
+
+    def while_writable(self) -> AbstractContextManager[None]:
+        """Raise OutcomeUnknown in the block as soon as the log is seen to store nothing."""
+        return self._room.health.while_writable()
 
     def check_model(self, model: str, key: str) -> None:
         """Raise HTTPError (403, 404) unless the model is known and the key may use it."""

@@ -8,15 +8,21 @@ import msgspec
 from rift import __version__
 from rift.catalogue import Catalogue
 from rift.gateway.admission.auth import Authenticator
-from rift.gateway.asgi.errors import HTTPError, retry_after
+from rift.gateway.admission.log_room import LogRoom
 from rift.gateway.asgi.request import Request
 from rift.gateway.state import LogState
 
 
 class HealthRoutes:
     def __init__(
-        self, state: LogState, models: Catalogue, auth: Authenticator, document: Mapping[str, Any]
+        self,
+        state: LogState,
+        models: Catalogue,
+        auth: Authenticator,
+        room: LogRoom,
+        document: Mapping[str, Any],
     ) -> None:
+        self._room = room
         self._state = state
         self._models = models
         self._auth = auth
@@ -26,10 +32,11 @@ class HealthRoutes:
         await request.answer(200, {"status": "ok"})
 
     async def ready(self, request: Request) -> None:
-        """Answer 200 if the gateway can accept requests, whether or not a replica is ready."""
-        if not self._state.log.is_connected:
-            message = "the log does not answer"
-            raise HTTPError(503, message, code="log_unavailable", headers=retry_after(1))
+        """Answer 200 if the gateway can accept requests, whether or not a replica is ready.
+
+        The proof is a stored record: the lane's report, every few seconds.
+        """
+        self._room.check()
         self._auth.check_book()
         ready = [name for name in self._models if self._state.fleet.is_ready(name)]
         await request.answer(200, {"status": "ready", "models_ready": ready})

@@ -43,11 +43,13 @@ class ResponseRoutes:
 
     async def cancel(self, request: Request, id: str) -> None:
         lane, stream = await self._attach(request, id)
-        if not stream.is_over:
-            await self._delivery.cancellation.cancel(stream.answer.id, "client")
-        with anyio.move_on_after(CANCELLED_S):
-            await stream.wait_for_end()
-        lane.close(stream)
+        try:
+            if not stream.is_over:
+                await self._delivery.cancellation.cancel_for_client(stream.answer.id)
+            with anyio.move_on_after(CANCELLED_S):
+                await stream.wait_for_end()
+        finally:
+            lane.close(stream)
         await request.answer(200, response(stream.answer))
 
     async def remove(self, request: Request, id: str) -> None:

@@ -1,4 +1,9 @@
-"""Cancel requests on behalf of a client, of its absence, or of a revoked key."""
+"""Cancel requests on behalf of a client, of its absence, or of a revoked key.
+
+A cancellation that the log does not store is repeated for as long as the process lives, because a client
+that received an error must not be charged. If it is stored after the request has ended, control corrects the
+charge (`rift/control/duties/usage_correction.py`).
+"""
 
 import logging
 from collections.abc import Iterable
@@ -6,29 +11,66 @@ from collections.abc import Iterable
 import anyio
 from anyio.abc import TaskGroup
 
-from events.contracts import LATE_LANDING_S
-from events.log import LogError
+from events.contracts import ACCEPT_S, LATE_LANDING_S
+from events.log import LogError, OutcomeUnknown
 from events.publisher import Publisher
 from events.schema import CancelReason, CancelRequested, ClientAttached
 from rift.gateway.choices import Choices
+from rift.gateway.streams.log_health import LogHealth
 
 logger = logging.getLogger(__name__)
 
-# A client that received an error must not be charged, so keep retrying the cancellation this long.
-RETRY_S = 300.0
 RETRY_PAUSE_S = 1.0
+
+# Cancellations that wait for the log, a few kB each. A gateway accepts nothing during an outage, so only the
+# requests that were open before can add to them.
+PENDING_MAX = 100_000
 
 
 class Cancellation:
     """`tasks` outlives each client."""
 
-    def __init__(self, publisher: Publisher, tasks: TaskGroup) -> None:
+    def __init__(self, publisher: Publisher, health: LogHealth, tasks: TaskGroup) -> None:
+        self.health = health
         self._publisher = publisher
         self._tasks = tasks
+        self._pending = 0
 
     async def cancel(self, request: str, why: CancelReason) -> None:
-        """Ask for a request's end; return once that is stored, or was retried for RETRY_S."""
-        await publish_patiently(self._publisher, CancelRequested(request=request, why=why))
+        """Ask for a request's end; return once that is stored, or if PENDING_MAX others wait.
+
+        If the log does not store it within ACCEPT_S, the client was not served as promised: the request may
+        go on meanwhile, so it is cancelled as unanswered and costs nothing.
+        """
+        if self._pending >= PENDING_MAX:
+            logger.error("%s is not cancelled: %d cancellations wait for the log", request, PENDING_MAX)
+            return
+        self._pending += 1
+        try:
+            with anyio.move_on_after(ACCEPT_S):
+                await self.keep_publishing(CancelRequested(request=request, why=why))
+                return
+            late: CancelReason = "revoked" if why == "revoked" else "unanswered"
+            await self.keep_publishing(CancelRequested(request=request, why=late))
+        finally:
+            self._pending -= 1
+
+    async def cancel_for_client(self, request: str) -> None:
+        """Cancel a request that its client no longer wants; return once that is stored.
+
+        Raises OutcomeUnknown if the log does not store it in time; it is then repeated in the background.
+        """
+        stored = anyio.Event()
+
+        async def cancel() -> None:
+            await self.cancel(request, "client")
+            stored.set()
+
+        self._tasks.start_soon(cancel)
+        with anyio.move_on_after(ACCEPT_S), self.health.while_writable():
+            await stored.wait()
+            return
+        raise OutcomeUnknown(f"the cancellation of {request} is not stored yet")
 
     def cancel_unanswered(self, group: Choices) -> None:
         """Cancel requests that may be stored although the client received an error, so that none is charged.
@@ -50,16 +92,16 @@ class Cancellation:
         for request in requests:
             self._tasks.start_soon(self.cancel, request, "revoked")
 
-
-async def publish_patiently(publisher: Publisher, event: CancelRequested | ClientAttached) -> None:
-    """Append an event, retrying whatever the log answers; log an error after RETRY_S."""
-    with anyio.move_on_after(RETRY_S) as timer:
+    async def keep_publishing(self, event: CancelRequested | ClientAttached) -> None:
+        """Append an event; repeat it until it is stored, whatever the log answers."""
+        is_logged = False
         while True:
             try:
-                await publisher.publish(event, within_s=RETRY_S)
+                await self._publisher.publish(event, within_s=ACCEPT_S)
                 return
             except LogError as error:
-                logger.warning("%s is not stored yet: %s", event, error)
-                await anyio.sleep(RETRY_PAUSE_S)
-    if timer.cancelled_caught:
-        logger.error("%s could not be stored", event)
+                if not is_logged:
+                    logger.warning("%s is not stored yet: %s", event, error)
+                is_logged = True
+            await anyio.sleep(RETRY_PAUSE_S)
+            await self.health.wait_writable()

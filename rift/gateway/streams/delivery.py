@@ -3,6 +3,10 @@
 a detached request   (in the background, or with an idempotency key) continues
 a resumable stream   is cancelled unless a client attaches to it, at any gateway, within a grace period
 any other request    is cancelled at once
+
+If the log stores nothing, every stream ends with an error, and the grace period begins once the log stores
+again. A request that is cancelled because its client left during such an outage counts as unanswered: it
+costs nothing, even if it has ended by then.
 """
 
 import anyio
@@ -10,13 +14,13 @@ from anyio.abc import TaskGroup
 
 from events.book import Book
 from events.contracts import CLIENT_ATTACHED_S, CLIENT_GRACE_S
-from events.publisher import Publisher
+from events.pricing import is_chargeable
 from events.schema import CancelReason, ClientAttached, Problem
 from rift.gateway.asgi.cors import server_timing
 from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after
 from rift.gateway.asgi.request import Request
 from rift.gateway.dialects import dialect as dialects
-from rift.gateway.streams.cancellation import Cancellation, publish_patiently
+from rift.gateway.streams.cancellation import Cancellation
 from rift.gateway.streams.lane_reader import LaneReader
 from rift.gateway.streams.queue_status import QueueStatus, Status
 from rift.gateway.streams.subscription import Subscription
@@ -40,6 +44,10 @@ FINAL_CODES = ("poison", "prompt_unreadable", "content_removed")
 STOPPING = Problem(
     code="gateway_stopping", message="this gateway is shutting down; resume the stream, or fetch the answer"
 )
+LOG_OUTAGE = Problem(
+    code="log_unavailable",
+    message="the log stores nothing, so the rest of this answer cannot be shown now; try again later",
+)
 REVOKED = Problem(code="revoked_api_key", message="the API key that reads this stream was revoked")
 SSE_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 
@@ -49,15 +57,15 @@ class Delivery:
 
     def __init__(
         self,
-        publisher: Publisher,
+        cancellation: Cancellation,
         *,
         book: Book,
         queue_status: QueueStatus,
         tasks: TaskGroup,
         stopping: anyio.Event,
     ) -> None:
-        self.cancellation = Cancellation(publisher, tasks)
-        self._publisher = publisher
+        self.cancellation = cancellation
+        self._health = cancellation.health
         self._book = book
         self._queue_status = queue_status
         self._tasks = tasks
@@ -114,6 +122,8 @@ class Delivery:
         await subscription.wait_for_end()
         if subscription.problem is REVOKED:
             return http_error(401, REVOKED)
+        if subscription.problem is LOG_OUTAGE:
+            return HTTPError(503, LOG_OUTAGE.message, code=LOG_OUTAGE.code, headers=retry_after(5))
         if failure := subscription.failure():
             return http_error(*failure)
         if subscription.open_requests():
@@ -175,28 +185,50 @@ class Delivery:
             await subscription.wait_for_attachment()
         accepted = subscription.answer.accepted
         while not accepted.detached:
-            await publish_patiently(self._publisher, ClientAttached(request=accepted.request))
+            await self.cancellation.keep_publishing(ClientAttached(request=accepted.request))
             await anyio.sleep(CLIENT_ATTACHED_S)
 
     async def _client_gone(self, reader: LaneReader, subscription: Subscription, resumed: bool) -> None:
         """Cancel requests that no client waits for, after a grace period if the client may resume."""
         accepted = subscription.answer.accepted
+        left_at_s = anyio.current_time()
+        if subscription.problem is LOG_OUTAGE or not self._health.is_writable:
+            self._health.note_failure()
         if subscription.failure() is not None:
             # The client received an error for one choice, so none of the others may be charged.
             await self._cancel(subscription, "unanswered")
         elif not accepted.detached:
             is_needed = reader.has_client(accepted.request)
             if resumed or (dialects.of(accepted.kind).is_resumable and accepted.stream):
-                with anyio.move_on_after(CLIENT_GRACE_S):
-                    await subscription.wait_for_end(or_attachment=True)
-                    is_needed = True
+                with reader.expecting_client(accepted.request) as attached:
+                    is_needed = await self._comes_back(subscription, attached, left_at_s) or is_needed
             reader.close(subscription)
             if not is_needed and not reader.has_client(accepted.request):
-                await self._cancel(subscription, "disconnect")
+                is_unread = self._health.failed_at_s >= left_at_s
+                await self._cancel(subscription, "unanswered" if is_unread else "disconnect")
+
+    async def _comes_back(self, subscription: Subscription, attached: anyio.Event, left_at_s: float) -> bool:
+        """Return whether a client attaches, or the answer is complete, within a grace period during which the
+        log stores records."""
+        while True:
+            await self._health.wait_writable()
+            began_at_s = anyio.current_time()
+            with anyio.move_on_after(CLIENT_GRACE_S):
+                if self._health.failed_at_s >= left_at_s:
+                    # Nobody has read an end that comes after the outage.
+                    await attached.wait()
+                else:
+                    await subscription.wait_for_end(or_attachment=True)
+                return True
+            if self._health.failed_at_s < began_at_s:
+                return False
 
     async def _cancel(self, subscription: Subscription, why: CancelReason) -> None:
-        for answer in subscription.open_requests():
-            await self.cancellation.cancel(answer.id, why)
+        """Cancel the requests of a group; as unanswered, also those that have ended and may be charged."""
+        async with anyio.create_task_group() as tasks:
+            for answer in subscription.answers.values():
+                if answer.life.phase != "ended" or (why == "unanswered" and is_chargeable(answer.life)):
+                    tasks.start_soon(self.cancellation.cancel, answer.id, why)
 
 
 async def _cancel_at_disconnect(request: Request, scope: anyio.CancelScope) -> None:

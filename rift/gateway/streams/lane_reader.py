@@ -5,8 +5,11 @@ in the log.
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+import anyio
 
 from events import codec, subjects
 from events.broker_clock import BrokerClock
@@ -45,6 +48,8 @@ class LaneReader:
         self._subscriptions: dict[str, list[Subscription]] = {}
         # Requests whose acceptance is being appended.
         self._unconfirmed: set[str] = set()
+        # Requests, ended or not, whose next client someone waits for.
+        self._expected: dict[str, list[anyio.Event]] = {}
         # The number of calls that read histories, and the events that arrived meanwhile.
         self._joining = 0
         self._missed: list[tuple[Any, subjects.Address, int]] = []
@@ -60,7 +65,7 @@ class LaneReader:
 
     @property
     def is_idle(self) -> bool:
-        return not self._subscriptions and not self._joining
+        return not (self._subscriptions or self._joining or self._expected)
 
     @property
     def followed(self) -> list[str]:
@@ -87,6 +92,18 @@ class LaneReader:
     def has_client(self, request: str) -> bool:
         """Whether a client of this gateway waits for the request."""
         return any(one.client is not None for one in self._subscriptions.get(request, []))
+
+    @contextmanager
+    def expecting_client(self, request: str) -> Iterator[anyio.Event]:
+        """Return an event that is set once another client attaches, even after the request's end."""
+        attached = anyio.Event()
+        self._expected.setdefault(request, []).append(attached)
+        try:
+            yield attached
+        finally:
+            self._expected[request].remove(attached)
+            if not self._expected[request]:
+                del self._expected[request]
 
     # --- subscribing -----------------------------------------------------------------------------------
 
@@ -204,6 +221,8 @@ class LaneReader:
                     elif isinstance(event, ClientAttached):
                         for subscription in self._subscriptions.get(event.request, []):
                             subscription.note_attachment()
+                        for attached in self._expected.get(event.request, []):
+                            attached.set()
             self._flush()
 
     def _fold(self, event: Any, at: subjects.Address, stored_at_ns: int) -> None:

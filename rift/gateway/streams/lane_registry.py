@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from events import subjects
 from events.log import Log
 from events.request_history import HistoryReader
+from events.schema import Problem
 from rift.gateway.streams.lane_reader import LaneReader
 
 # Another gateway's lane without subscriptions is read this much longer: the next client to resume there
@@ -55,6 +56,11 @@ class LaneRegistry:
 
     def every(self) -> list[LaneReader]:
         return list(self._readers.values())
+
+    def break_off_all(self, problem: Problem) -> None:
+        """End the streams of all clients."""
+        for reader in self.every():
+            reader.break_off_all(problem)
 
     def nudge(self, models: Collection[str]) -> None:
         """Wake the clients that wait for one of these models."""

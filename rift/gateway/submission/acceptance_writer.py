@@ -12,11 +12,15 @@ from rift.gateway.asgi.errors import FINAL, HTTPError, retry_after
 from rift.gateway.choices import Choices
 from rift.gateway.state import GatewayConfig, LogState
 from rift.gateway.streams.cancellation import Cancellation
+from rift.gateway.streams.log_health import LogHealth
 from rift.gateway.streams.subscription import Subscription
 
 
 class AcceptanceWriter:
-    def __init__(self, state: LogState, config: GatewayConfig, cancellation: Cancellation) -> None:
+    def __init__(
+        self, state: LogState, config: GatewayConfig, health: LogHealth, cancellation: Cancellation
+    ) -> None:
+        self._health = health
         self._log = state.log
         self._book = state.book
         self._publisher = Publisher(state.log, config.lane, shard=config.shard)
@@ -27,7 +31,8 @@ class AcceptanceWriter:
         choices = reservation.choices
         reservation.follow(subscription)
         try:
-            await self._append(choices, subscription)
+            with self._health.while_writable():
+                await self._append(choices, subscription)
         except LogError as error:
             refusal = _not_stored(error)
             if refusal.code == "log_unavailable" or len(choices) > 1:
@@ -48,7 +53,8 @@ class AcceptanceWriter:
         Raises HTTPError.
         """
         try:
-            await self._append(reservation.choices)
+            with self._health.while_writable():
+                await self._append(reservation.choices)
         except LogError as error:
             raise _not_stored(error) from error
         finally:

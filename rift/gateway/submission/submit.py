@@ -72,7 +72,8 @@ class Submission:
             is_new = False
             try:
                 entry = replace(entry, sealed=reservation.choices[0].sealed)
-                claim = await self._keys.claim(digest, entry, replaces=claim.sequence if claim else 0)
+                with self._admission.while_writable():
+                    claim = await self._keys.claim(digest, entry, replaces=claim.sequence if claim else 0)
                 is_new = claim.is_new
             finally:
                 if not is_new:

@@ -1,0 +1,62 @@
+"""For how long the log has stored nothing of what one connection appends, by stream.
+
+A broker whose disk is full or read-only answers questions, but no append. Each process therefore measures its
+own appends: an append that is stored proves that the stream takes records, and nothing else does.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+import msgspec
+
+from events.log import LogFull, OutcomeUnknown
+
+
+class _Stream(msgspec.Struct):
+    """When an append was last stored, and when each append under way, and the first that failed since, began.
+
+    An append that began before the last stored one proves nothing: its own answer was lost.
+    """
+
+    stored_at_s: float = -math.inf
+    failed_since_s: float | None = None
+    pending: dict[int, float] = {}
+    begun: int = 0
+
+    @property
+    def since_s(self) -> float | None:
+        if self.failed_since_s is not None:
+            return self.failed_since_s
+        return next((at_s for at_s in self.pending.values() if at_s >= self.stored_at_s), None)
+
+
+class AppendHealth:
+    def __init__(self) -> None:
+        self._streams: dict[str, _Stream] = {}
+
+    @contextmanager
+    def measured(self, stream: str) -> Iterator[None]:
+        """Measure one append, from its begin to its outcome. A refusal for another reason proves nothing."""
+        state = self._streams.setdefault(stream, _Stream())
+        began_at_s = anyio.current_time()
+        number = state.begun = state.begun + 1
+        state.pending[number] = began_at_s
+        try:
+            yield
+        except (OutcomeUnknown, LogFull):
+            if began_at_s >= state.stored_at_s:
+                state.failed_since_s = min(began_at_s, state.failed_since_s or began_at_s)
+            raise
+        else:
+            state.stored_at_s = anyio.current_time()
+            state.failed_since_s = None
+        finally:
+            del state.pending[number]
+
+    def unwritable_s(self, stream: str) -> float:
+        """Return for how long appends have waited or failed without one that was stored; 0 if none has."""
+        state = self._streams.get(stream)
+        since_s = None if state is None else state.since_s
+        return 0.0 if since_s is None else anyio.current_time() - since_s
