@@ -23,7 +23,7 @@ STREAM_S = 120.0
 RETRY_S = 0.1
 CANCEL_POLL_S = 0.02
 # Error codes that end the stream but not the request.
-BROKEN_OFF = frozenset({"gateway_stopping", "slow_reader"})
+BROKEN_OFF = frozenset({"gateway_stopping", "slow_reader", "log_unavailable"})
 # Statuses of a request that was not accepted: the client may retry, and is not charged.
 REFUSED = frozenset({429, 503})
 

@@ -19,6 +19,9 @@ from tests.simulation.promise import hold
 TRIES_MAX = 600
 RETRY_S = 3.0
 
+# The codes with which a gateway ends a stream whose request goes on.
+BROKEN_OFF = ("gateway_stopping", "slow_reader", "log_unavailable")
+
 # Longer than any deadline: a gateway that stays silent for this long is broken.
 SILENT_S = 1500.0
 
@@ -276,7 +279,7 @@ class Client:
             self.request = frame.data["id"]
         hold(frame.data["id"] == self.request, f"a frame of {frame.data['id']} to {self.request}")
         entry = self._entry(self.request)
-        if frame.kind == "error" and frame.data["error"]["code"] in ("gateway_stopping", "slow_reader"):
+        if frame.kind == "error" and frame.data["error"]["code"] in BROKEN_OFF:
             passed = entry.events[self._last_id : frame.number]
             missed = any(isinstance(event, TokensGenerated | RequestFinished) for event in passed)
             hold(not missed, f"a client that resumes after {frame} misses tokens")
