@@ -28,9 +28,9 @@ from replay.archive.manifest import (
     file_name,
     measure,
     read_manifest,
-    sync,
 )
 from replay.archive.parquet import ROWS, Event, Record, Segments, SegmentUnreadable
+from replay.disk import naming, sync
 from replay.facts.fold import Read, decoded
 
 
@@ -94,14 +94,16 @@ class Archive:
         """Archive all messages after the last archived one up to `last`, in order.
 
         A `quarantined` message that cannot be read is kept as the hash of its bytes. When this returns, the
-        segment is on disk. DuckDB's limit bounds the memory. Raises ArchiveError, ArchiveDamaged.
+        segment is on disk. DuckDB's limit bounds the memory.
+
+        Raises ArchiveError, ArchiveDamaged, DiskRefused.
         """
         folder = self.folder / stream
-        folder.mkdir(parents=True, exist_ok=True)
-        sync(self.folder)
-        with alone(folder), Segments(self.folder) as segments:
-            for leftover in folder.glob("*.part"):
-                leftover.unlink()
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            sync(self.folder)
+        with naming(folder), alone(folder), Segments(self.folder) as segments:
+            _remove_parts(folder)
             paths = self._manifest_paths(stream)
             before = read_manifest(paths[-1]) if paths else None
             sealing = _Sealing(self, stream, before, quarantined)
@@ -110,9 +112,13 @@ class Archive:
                     f"{stream} is archived up to {sealing.first - 1}: nothing to seal up to {last}"
                 )
             segments.begin()
-            for rows in sealing.rows(messages, last):
-                segments.add(*rows)
-            return sealing.finish(segments, folder)
+            try:
+                for rows in sealing.rows(messages, last):
+                    segments.add(*rows)
+                return sealing.finish(segments, folder)
+            finally:
+                # On a full disk they would occupy what others need.
+                _remove_parts(folder)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -357,6 +363,12 @@ class _Sealing:
         sync(folder)
         create(folder / file_name(self.first), manifest.encoded)
         return manifest
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove the files of a segment that was not finished."""
+    for part in folder.glob("*.part"):
+        part.unlink()
 
 
 def _chain_problems(folder: Path, stream: str, manifests: Sequence[Manifest]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from replay.disk import sync
 from replay.errors import ReplayError
 
 VERSION = 1
@@ -94,14 +95,6 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     except BlockingIOError as error:
         raise ArchiveError(f"another process is sealing into {folder}") from error
-    finally:
-        os.close(handle)
-
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import duckdb
 
+from replay.disk import naming
 from replay.errors import ReplayError
 from replay.sql_files import sql
 
@@ -36,6 +37,16 @@ Record = tuple[int, int, str, str, str, int, str]
 Event = tuple[int, int, int, str, str]
 
 
+# DuckDB's errors when a file system refuses a write, or an earlier refusal invalidated the database. A failed
+# commit is a TransactionException.
+DISK_ERRORS = (
+    duckdb.IOException,
+    duckdb.FatalException,
+    duckdb.TransactionException,
+    duckdb.OutOfMemoryException,
+)
+
+
 class SegmentUnreadable(ReplayError):
     """A file of a segment cannot be read; the message is DuckDB's."""
 
@@ -44,6 +55,7 @@ class Segments:
     """One connection, for one thread at a time. It reads and writes only in its folder."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._connection = duckdb.connect(
             ":memory:", config=CONFIG | {"temp_directory": str(folder / ".spill")}
         )
@@ -68,17 +80,19 @@ class Segments:
     def add(self, records: list[Record], events: list[Event], content: list[tuple[int, bytes]]) -> None:
         for table, rows in (("records", records), ("events", events), ("content", content)):
             if rows:
-                appender = self._connection.appender(f"sealed_{table}")
-                appender.append_rows(rows)
-                appender.flush()
+                with naming(self._folder, *DISK_ERRORS):
+                    appender = self._connection.appender(f"sealed_{table}")
+                    appender.append_rows(rows)
+                    appender.flush()
 
     def write(self, *, records: Path, events: Path, content: Path | None) -> None:
-        """Write the added rows."""
+        """Write the added rows. Raises DiskRefused."""
         selects = {records: "from sealed_records order by sequence", events: sql("archive/seal")}
         if content is not None:
             selects[content] = "from sealed_content order by sequence"
         for path, select in selects.items():
-            self._connection.execute(f"copy ({select}) to {_quoted(path)} ({PARQUET})")
+            with naming(self._folder, *DISK_ERRORS):
+                self._connection.execute(f"copy ({select}) to {_quoted(path)} ({PARQUET})")
 
     def wrong(self, stream: str, *, records: Path, events: Path) -> list[int]:
         """Return the records whose hash does not follow from their rows. Raises SegmentUnreadable."""
@@ -120,10 +134,11 @@ class Segments:
     def _rows(self, name: str, parameters: dict[str, Any]) -> Iterator[Any]:
         cursor = self._connection.cursor()
         try:
-            cursor.execute(sql("archive/macros"))
-            cursor.execute(sql(f"archive/{name}"), parameters)
-            while rows := cursor.fetchmany(ROWS):
-                yield from rows
+            with naming(self._folder, *DISK_ERRORS):
+                cursor.execute(sql("archive/macros"))
+                cursor.execute(sql(f"archive/{name}"), parameters)
+                while rows := cursor.fetchmany(ROWS):
+                    yield from rows
         except duckdb.Error as error:
             raise SegmentUnreadable(str(error).partition("\n")[0]) from error
         finally:

@@ -40,7 +40,7 @@ def rebuild(archive: Archive, path: Path, *, book: Iterable[Sequence[Stored]] = 
 
     `book` are the records of the book in the log, in batches, because requests may have been admitted under
     entries that are not archived yet. Raises ArchiveDamaged if files differ from their manifests or from the
-    segments that the book names, BookBehind, ProjectionStopped, WarehouseError.
+    segments that the book names, BookBehind, ProjectionStopped, WarehouseError, DiskRefused.
     """
     if path.exists():
         raise WarehouseError(f"{path} exists already")
@@ -63,6 +63,7 @@ def rebuild(archive: Archive, path: Path, *, book: Iterable[Sequence[Stored]] = 
                 _fold_all(warehouse, archive, stream)
             elif stream != subjects.BOOK and sealed:
                 _settle_all(warehouse, archive, sealed)
+        warehouse.checkpoint()
     part.rename(path)
 
 

@@ -3,26 +3,31 @@
 One process has the file open, and one thread at a time writes to it. Facts and position commit in one
 transaction, so the process may die at any time and the next one continues where the file ends. The file
 holds nothing that the log does not, so deleting it costs only the time to fold the log again.
+
+When the disk is full or read-only, a write raises DiskRefused and leaves no trace. DuckDB invalidates a
+database whose checkpoint failed: the file is closed then, and the next use opens it again.
 """
 
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import NamedTuple, NoReturn, Self
 
 import duckdb
 
 from events.log import Stored
 from replay.archive import parquet
+from replay.archive.parquet import DISK_ERRORS
+from replay.disk import naming, refusal
 from replay.errors import ReplayError
 from replay.facts import fold
-from replay.facts.fold import Batch, Changes, Stop
+from replay.facts.fold import Batch, Changes, Position, Stop
 from replay.sql_files import checks, sql
 from replay.warehouse.fact_tables import FactTables
 from replay.warehouse.queries import ROWS_MAX, TIME_MAX_S, Queries, Question
-from replay.warehouse.result import QueryResult
+from replay.warehouse.result import QueryRefused, QueryResult
 
 # In the order of creation: each may read those before it.
 RELATIONS = (
@@ -41,6 +46,11 @@ DIGESTED = (
     *("requests", "attempts", "usage", "latency", "prices", "accounts", "keys", "limits", "corrections"),
     *("periods", "charges", "invoice_lines", "balances"),
 )
+
+# A DuckDB file begins with three headers of 4 KiB, the first with a checksum and this mark.
+HEADERS_BYTES = 3 * 4096
+MARK = b"DUCK"
+MARK_AT = 8
 
 # A pivot over more columns takes memory that DuckDB's limit does not cover.
 PIVOT_MAX = 1_000
@@ -81,65 +91,106 @@ def schema_version() -> str:
     return f"{FOLD_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
+class _Opened(NamedTuple):
+    """The open file: its connection, the writer's cursor, the fold and the queries."""
+
+    connection: duckdb.DuckDBPyConnection
+    writer: duckdb.DuckDBPyConnection
+    tables: FactTables
+    queries: Queries
+
+    def close(self) -> None:
+        """Refuse the queries that are running, then close the file."""
+        self.queries.close()
+        self.writer.close()
+        self.connection.close()
+
+
 class Warehouse:
     """Open it with `Warehouse.open`. Any thread may query; one thread at a time may write."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
-        self._writer = connection.cursor()
+    def __init__(self, path: Path, *, reading: Path | None = None) -> None:
+        """Open nothing yet: `ensure_open` does, and the first use."""
+        self._path = path
+        self._reading = reading
         self._lock = threading.Lock()
         self._is_closed = False
-        self._queries = Queries(connection, parquet.MEMORY_MAX)
-        self._tables = FactTables(self._writer)
+        self._opened: _Opened | None = None
+        # The committed positions while the file is not open.
+        self._positions: dict[str, Position] = {}
 
     @classmethod
     def open(cls, path: Path, *, reading: Path | None = None) -> Self:
         """Open or create the file; its folder must exist. SQL may read files in `reading` and no others.
 
-        Raises WarehouseError, WarehouseBusy.
+        Raises WarehouseError, WarehouseBusy, DiskRefused.
         """
-        try:
-            connection = _connected(path, reading)
-        except duckdb.Error as error:
-            if "Conflicting lock" in str(error):
-                raise WarehouseBusy(f"{path} is open in another process; stop that process first") from error
-            raise WarehouseError(f"{path} cannot be opened: {error}") from error
-        try:
-            _create_or_check(connection, path)
-            return cls(connection)
-        except BaseException:
-            connection.close()
-            raise
+        warehouse = cls(path, reading=reading)
+        warehouse.ensure_open()
+        return warehouse
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened is not None
+
+    def ensure_open(self) -> None:
+        """Open or create the file unless it is open. Raises as `open`."""
+        with self._lock:
+            self._open_once()
+
+    def _open_once(self) -> _Opened:
+        """As `ensure_open`, for a caller that holds the lock."""
+        if self._is_closed:
+            raise WarehouseError(f"{self._path} is closed")
+        if self._opened is None:
+            opened = _open(self._path, self._reading)
+            positions = opened.tables.fold.positions
+            for stream, before in self._positions.items():
+                if stream not in positions or positions[stream].sequence < before.sequence:
+                    opened.close()
+                    raise WarehouseError(
+                        f"{self._path} has lost what it had applied of {stream} up to {before.sequence}; "
+                        "restart control, and it continues from what the file holds"
+                    )
+            self._opened = opened
+        return self._opened
 
     def close(self) -> None:
         """Refuse the queries that are running, then close the file."""
-        self._queries.close()
+        if self._opened is not None:
+            self._opened.queries.close()
         with self._lock:
             self._is_closed = True
-            self._writer.close()
-            self._connection.close()
+            if self._opened is not None:
+                self._opened.close()
 
     # --- writing ---------------------------------------------------------------------------------
 
     def positions(self) -> dict[str, int]:
         """Return by stream the sequence up to which it is applied; a stream without records is missing."""
-        return {stream: position.sequence for stream, position in self._tables.fold.positions.items()}
+        opened = self._opened
+        positions = self._positions if opened is None else opened.tables.fold.positions
+        return {stream: position.sequence for stream, position in positions.items()}
 
     def quarantined(self, stream: str) -> Set[int]:
         """Return the records of a stream that are skipped if they cannot be read."""
-        return self._tables.fold.quarantined(stream)
+        opened = self._opened
+        return frozenset() if opened is None else opened.tables.fold.quarantined(stream)
 
     def apply(self, stream: str, messages: Sequence[Stored]) -> None:
         """Fold messages of one stream, in its order; skip those that were applied before.
 
         Raises ProjectionStopped at a record that cannot be folded, after committing everything before it;
-        raises BookBehind without any change.
+        raises BookBehind and DiskRefused without any change. After DiskRefused the messages may be applied
+        nevertheless, and can be applied again.
         """
+        self.ensure_open()
         self.apply_batch(fold.read(stream, messages, self.quarantined(stream)))
 
     def apply_batch(self, batch: Batch) -> None:
         """Apply decoded records as `apply` does."""
-        known = self._tables.look_up(batch)
+        with self._writing() as opened:
+            known = opened.tables.look_up(batch)
         with self.transaction() as tables:
             changes = tables.apply(batch, known)
         if changes.stop is not None:
@@ -158,30 +209,55 @@ class Warehouse:
         with self.transaction() as tables:
             tables.write_heads(heads)
 
+    def checkpoint(self) -> None:
+        """Write everything into the file itself, so that it can be moved: closing it may leave a part in the
+        log beside it without a word. Raises DiskRefused."""
+        with self._writing() as opened:
+            opened.writer.execute("checkpoint")
+
     @contextmanager
     def transaction(self) -> Iterator[FactTables]:
-        """Commit everything that the block does to the tables and the fold, or nothing if it raises."""
-        with self._lock:
-            self._writer.begin()
+        """Commit everything that the block does to the tables and the fold, or nothing if it raises.
+
+        Raises DiskRefused if the file system refuses the write.
+        """
+        with self._writing() as opened:
+            opened.writer.begin()
             try:
-                yield self._tables
-                self._writer.commit()
+                yield opened.tables
+                opened.writer.commit()
             except BaseException:
-                self._writer.rollback()
-                self._tables.restore()
+                # A commit that failed has rolled back already.
+                with suppress(duckdb.TransactionException):
+                    opened.writer.rollback()
+                opened.tables.restore()
+                raise
+
+    @contextmanager
+    def _writing(self) -> Iterator[_Opened]:
+        """Yield the open file to its only writer. Close it if DuckDB has invalidated the database, which
+        happens when a checkpoint fails: the next use opens it again. Raises DiskRefused."""
+        with self._lock, naming(self._path, *DISK_ERRORS):
+            opened = self._open_once()
+            before = dict(opened.tables.fold.positions)
+            try:
+                yield opened
+            except duckdb.FatalException:
+                self._positions = before
+                self._opened = None
+                opened.close()
                 raise
 
     # --- querying --------------------------------------------------------------------------------
 
     def query(self, text: str, *, rows_max: int = ROWS_MAX, time_max_s: float = TIME_MAX_S) -> QueryResult:
         """Answer a user's SELECT as of now, on a connection of its own. Raises QueryRefused."""
-        return self._queries.query(
-            text, f"allowed is one SELECT over {', '.join(RELATIONS)}", rows_max, time_max_s
-        )
+        allowed = f"allowed is one SELECT over {', '.join(RELATIONS)}"
+        return self._queries().query(text, allowed, rows_max, time_max_s)
 
     def read(self, *questions: Question) -> list[QueryResult]:
         """Answer several queries as of the same moment. Raises QueryRefused."""
-        return self._queries.read(questions)
+        return self._queries().read(questions)
 
     def failed_checks(self) -> Iterator[str]:
         """Yield what is wrong in the file, by the `.check.sql` files. Raises QueryRefused."""
@@ -192,7 +268,49 @@ class Warehouse:
     def digests(self, *questions: Question) -> tuple[dict[str, str], list[QueryResult]]:
         """Return a SHA-256 over each relation's rows, independent of their order, and the answers to
         `questions` as of the same moment. Raises QueryRefused."""
-        return self._queries.digests(DIGESTED, questions)
+        return self._queries().digests(DIGESTED, questions)
+
+    def _queries(self) -> Queries:
+        """Raises QueryRefused if the file is closed or cannot be opened."""
+        try:
+            return (self._opened or self._reopened()).queries
+        except ReplayError as error:
+            raise QueryRefused(str(error)) from error
+
+    def _reopened(self) -> _Opened:
+        with self._lock:
+            return self._open_once()
+
+
+def _open(path: Path, reading: Path | None) -> _Opened:
+    _remove_torn(path)
+    with naming(path, *DISK_ERRORS):
+        try:
+            connection = _connected(path, reading)
+        except duckdb.Error as error:
+            if "Conflicting lock" in str(error):
+                raise WarehouseBusy(f"{path} is open in another process; stop that process first") from error
+            if refusal(path, error) is not None:
+                raise
+            raise WarehouseError(f"{path} cannot be opened: {error}") from error
+        try:
+            _create_or_check(connection, path)
+            writer = connection.cursor()
+            return _Opened(connection, writer, FactTables(writer), Queries(connection, parquet.MEMORY_MAX))
+        except BaseException:
+            connection.close()
+            raise
+
+
+def _remove_torn(path: Path) -> None:
+    """Remove a file whose creation ended in its headers, on a full disk or by a kill: DuckDB takes it for
+    damaged for ever, and it holds nothing."""
+    with suppress(OSError):
+        if path.stat().st_size < HEADERS_BYTES:
+            with path.open("rb") as file:
+                head = file.read(MARK_AT + len(MARK))
+            if not head or head[MARK_AT:] == MARK:
+                path.unlink()
 
 
 def applied_marks(path: Path) -> dict[str, tuple[int, int]]:

@@ -219,7 +219,9 @@ async def test_replay_finds_changes_of_the_file(rig: Rig) -> None:
     async with controlling(rig):
         await rig.ask(ClosePeriod(PERIOD))
     warehouse = Warehouse.open(rig.folder / "rift.duckdb")
-    warehouse._writer.execute("update facts.ended_requests set charge_nanousd = charge_nanousd + 1")
+    warehouse._reopened().writer.execute(
+        "update facts.ended_requests set charge_nanousd = charge_nanousd + 1"
+    )
     warehouse.close()
     async with controlling(rig):
         problems = await by_replay(rig, await rig.ask(Digests()))

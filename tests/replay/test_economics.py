@@ -312,10 +312,12 @@ BROKEN = {
 @pytest.mark.parametrize("wrong", BROKEN)
 def test_the_check_finds_what_must_not_count(wrong: str, warehouse: Warehouse) -> None:
     for epoch in (1, 2):
-        warehouse._writer.execute("insert into facts.held_elections values (?, 'a', true, 'x', 1)", [epoch])
+        warehouse._reopened().writer.execute(
+            "insert into facts.held_elections values (?, 'a', true, 'x', 1)", [epoch]
+        )
     for number, (model, before, now, epoch) in enumerate(BROKEN[wrong]):
         values = [model, before, now, epoch, f"RIFT_FLEET:{number + 9}.0"]
-        warehouse._writer.execute(
+        warehouse._reopened().writer.execute(
             "insert into facts.scale_decisions values (?, ?, ?, '', '', '{}', '{}', ?, true, 1, ?, 1)", values
         )
     [[problem, position]] = warehouse.query(sql("decisions.check")).rows
