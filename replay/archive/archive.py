@@ -86,6 +86,10 @@ class Archive:
             return []
         return sorted(path for path in folder.iterdir() if _MANIFEST.fullmatch(path.name))
 
+    def newest(self) -> dict[str, int]:
+        """Return the first sequence of the last segment of each stream, from the names of the files."""
+        return {stream: int(self._manifest_paths(stream)[-1].stem) for stream in self.streams()}
+
     # --- sealing ---------------------------------------------------------------------------------
 
     def seal(
@@ -193,18 +197,22 @@ class Archive:
         *,
         anchors: Mapping[str, Sequence[SegmentSealed]] | None = None,
         log_first: Mapping[str, int] | None = None,
+        newest: Mapping[str, int] | None = None,
     ) -> Iterator[str]:
         """Yield every problem, a line each.
 
         `anchors` are the segments that the book names, `log_first` is the first sequence that each stream's
-        log still holds. Without anchors, the loss of the last segments cannot be detected.
+        log still holds. Without anchors, the loss of the last segments cannot be detected. The book must name
+        every segment up to `newest`, which was read before the book.
         """
         anchors = anchors or {}
         log_first = log_first or {}
+        newest = newest or {}
         for stream in sorted({*self.streams(), *anchors, *log_first}):
             manifests, problems = self._chain(stream)
             yield from problems
             yield from _anchor_problems(stream, manifests, anchors.get(stream, ()))
+            yield from _unnamed(manifests, anchors.get(stream, ()), newest.get(stream, 0))
             archived = manifests[-1].last if manifests else 0
             if (log_start := log_first.get(stream, 1)) > archived + 1:
                 gap = f"sequences {archived + 1} to {log_start - 1}"
@@ -397,6 +405,15 @@ def _anchor_problems(
         elif (manifest.last, manifest.sha256) != (anchor.last, anchor.manifest):
             span = f"{anchor.first} to {anchor.last}"
             yield f"{stream}: the manifest of {span} is not the one that the book names"
+
+
+def _unnamed(manifests: Sequence[Manifest], anchors: Sequence[SegmentSealed], newest: int) -> Iterator[str]:
+    """Yield the segments up to the one that begins at `newest` which the book does not name."""
+    named = {anchor.first for anchor in anchors}
+    for manifest in manifests:
+        if manifest.first <= newest and manifest.first not in named:
+            span = f"{manifest.stream}: the segment of {manifest.first} to {manifest.last}"
+            yield f"{span} is not named by the book; if it is the last one, verify again in a minute"
 
 
 def _row_problems(

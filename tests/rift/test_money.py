@@ -213,6 +213,33 @@ def test_replay_gives_the_same_results(service: Service) -> None:
     done(service, "replay", "--rebuild")
     assert done(service, "replay", "--digest") == first
     assert "verified up to RIFT_0:" in done(service, "replay", "--verify")
-    assert "verified" in done(service, "archive", "verify")
     state = done(service, "replay", "--until", "RIFT_0:1", "--json", "select count(*) as many from requests")
     assert json.loads(state) == [{"many": 0}]
+
+
+def test_an_archive_is_verified_only_against_its_log(service: Service) -> None:
+    infer(service)
+    done(
+        service,
+        "audit",
+        "export",
+        "--account",
+        "dev",
+        "--period",
+        period_of(service),
+        str(service.folder / "export"),
+    )
+    archive = service.folder / "archive"
+    aside = service.folder / "aside"
+    assert "verified: every hash matches" in done(service, "archive", "verify")
+    assert "verified" not in done(service, "archive", "verify", "--offline")
+    archive.rename(aside)
+    try:
+        lost = service.rift("archive", "verify")
+        assert (lost.returncode, lost.stdout) == (1, "")
+        assert "holds no segment, but the log's book names" in lost.stderr
+    finally:
+        aside.rename(archive)
+    silent = service.rift("archive", "verify", "--nats", "nats://127.0.0.1:1")
+    assert (silent.returncode, silent.stdout) == (1, "")
+    assert "nothing was verified, because the archive cannot be compared with the log" in silent.stderr

@@ -373,6 +373,16 @@ def test_a_lost_stream_is_found_by_its_anchors(archive: Archive, tmp_path: Path)
     assert Archive(tmp_path / "none", key=KEY).streams() == []
 
 
+def test_a_segment_that_the_book_does_not_name_is_found(archive: Archive) -> None:
+    known = anchors(archive) | {"RIFT_0": anchors(archive)["RIFT_0"][:2]}
+    newest = archive.newest()
+    assert newest == {"RIFT_0": 22, subjects.BOOK: 1}
+    assert list(archive.verify(anchors=known, newest={"RIFT_0": 21})) == [], "sealed after the book was read"
+    (problem,) = archive.verify(anchors=known, newest=newest)
+    assert problem.startswith("RIFT_0: the segment of 22 to 60 is not named by the book")
+    assert len(list(archive.verify(anchors={}, newest=newest))) == 4, "an archive of another log"
+
+
 def test_an_archive_written_anew_is_found_by_its_anchors(
     archive: Archive, chaos: Any, tmp_path: Path
 ) -> None:

@@ -1,0 +1,231 @@
+"""The check at a start: which logs continue the archive and the database, and which do not."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import anyio
+import pytest
+
+from events import codec, memory, subjects
+from events.memory import MemoryBroker
+from events.publisher import destination
+from events.schema import AccountOpened, AnyEvent, Price, PricePublished, SegmentSealed
+from events.subjects import BOOK, FLEET
+from replay.archive.archive import Archive
+from replay.warehouse.warehouse import Warehouse
+from rift.control.projection import continuity
+from rift.control.projection.continuity import WrongLog
+from tests.replay.conftest import AT, START_NS, Scribe
+
+pytestmark = pytest.mark.anyio
+
+SHARD = "RIFT_0"
+
+
+class Installation:
+    """A log in memory, and the folder of its archive and its database."""
+
+    def __init__(self, broker: MemoryBroker, folder: Path) -> None:
+        self.broker = broker
+        self.archive = Archive(folder / "archive", key=b"k" * 32)
+        self.database = folder / "rift.duckdb"
+        self.now_ns = START_NS
+
+    def begin(self, *, start_ns: int = START_NS, accounts: int = 1) -> None:
+        """Replace the log by one with some accounts and a request under the last of them."""
+        for name in (SHARD, FLEET, BOOK):
+            stream = self.broker.streams[name]
+            self.broker.streams[name] = type(stream)(stream.prefix)
+        self.now_ns = start_ns
+        price = Price(model="tiny:1", prompt_nanousd=1, output_nanousd=1)
+        self.add(PricePublished(id="price.1", version=1, prices=(price,)))
+        for number in range(accounts):
+            self.add(AccountOpened(id=f"account.{number}", account=f"account-{number}"))
+        self.broker.streams[FLEET].add(subjects.LEADER, codec.encode("test", ()), self.now_ns)
+        self.accept()
+
+    def add(self, event: AnyEvent) -> None:
+        stream, subject = destination(event)
+        self.now_ns += 1_000
+        self.broker.streams[stream].add(subject, codec.encode("test", [event]), self.now_ns)
+
+    def accept(self) -> None:
+        scribe = Scribe()
+        accepted = scribe.accepted(scribe.request_id(), book=self.broker.streams[BOOK].last_sequence)
+        self.now_ns += 1_000
+        self.broker.streams[SHARD].add(subjects.request(AT), codec.encode("test", [accepted]), self.now_ns)
+
+    def project(self) -> None:
+        warehouse = Warehouse.open(self.database)
+        for name in (BOOK, FLEET, SHARD):
+            warehouse.apply(name, self.broker.streams[name].messages)
+        warehouse.close()
+
+    def seal(self, stream: str = SHARD, *, is_named: bool = True) -> None:
+        """Archive all of a stream, and name the segment in the book."""
+        log = self.broker.streams[stream]
+        records = log.messages[self.archive.last(stream) :]
+        sealed = self.archive.seal(stream, records, last=log.last_sequence)
+        if is_named:
+            self.add(
+                SegmentSealed(
+                    id=f"segment.{stream}.{sealed.first}",
+                    stream=stream,
+                    first=sealed.first,
+                    last=sealed.last,
+                    manifest=sealed.sha256,
+                )
+            )
+
+    def lose(self, stream: str, last: int = 0) -> None:
+        """Keep the stream's records up to `last`, and remove it if that is 0."""
+        log = self.broker.streams[stream]
+        log.messages = log.messages[:last]
+        log.last = {stored.subject: stored.sequence for stored in log.messages}
+        if not last:
+            del self.broker.streams[stream]
+
+    async def check(self) -> None:
+        await continuity.check(memory.connect(self.broker), self.archive, self.database, shards=[0])
+
+
+@pytest.fixture
+async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
+    async with anyio.create_task_group() as tasks:
+        made = Installation(MemoryBroker(tasks, lambda: START_NS), tmp_path)
+        made.begin()
+        yield made
+
+
+async def test_a_log_that_continues_its_files_is_accepted(installation: Installation) -> None:
+    await installation.check()
+    installation.project()
+    installation.seal()
+    installation.seal(BOOK)
+    await installation.check()
+    installation.accept()
+    installation.seal(is_named=False)
+    await installation.check()
+    installation.project()
+    installation.accept()
+    await installation.check()
+
+
+async def test_a_new_broker_is_accepted(installation: Installation) -> None:
+    for stream in list(installation.broker.streams):
+        del installation.broker.streams[stream]
+    await installation.check()
+
+
+async def test_a_trimmed_log_is_accepted(installation: Installation) -> None:
+    installation.project()
+    installation.seal()
+    installation.broker.streams[SHARD].trim(1)
+    await installation.check()
+
+
+async def test_an_archive_that_lacks_the_last_segments_is_accepted(
+    installation: Installation, tmp_path: Path
+) -> None:
+    """Control reports it and trims nothing, and the log goes on."""
+    installation.seal()
+    installation.accept()
+    installation.seal()
+    for file in (tmp_path / "archive" / SHARD).glob("00000000000000000002*"):
+        file.unlink()
+    await installation.check()
+
+
+def keep_the_database(installation: Installation) -> None:
+    installation.project()
+
+
+def keep_the_archive(installation: Installation) -> None:
+    for stream in (SHARD, FLEET, BOOK):
+        installation.seal(stream)
+
+
+@pytest.mark.parametrize("keep", [keep_the_database, keep_the_archive])
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ({SHARD: 0, FLEET: 0, BOOK: 0}, "up to [0-9]+, but the log ends at 0"),
+        ({SHARD: 0}, "the log has no stream RIFT_0, but holds RIFT_BOOK up to [0-9]"),
+        ({FLEET: 0}, "the log has no stream RIFT_FLEET, but holds RIFT_BOOK up to [0-9]"),
+        ({BOOK: 0}, "the log has no stream RIFT_BOOK, but holds RIFT_[0F].* up to 1"),
+        ({BOOK: 1}, "holds RIFT_BOOK up to [0-9], but the log ends at 1"),
+    ],
+)
+async def test_a_log_that_lost_records_is_refused(
+    installation: Installation,
+    keep: Callable[[Installation], None],
+    lost: Mapping[str, int],
+    words: str,
+) -> None:
+    keep(installation)
+    for stream, last in lost.items():
+        installation.lose(stream, last)
+    with pytest.raises(WrongLog, match=words):
+        await installation.check()
+
+
+async def test_a_book_that_is_shorter_than_its_requests_know_is_refused(installation: Installation) -> None:
+    installation.lose(BOOK, 1)
+    with pytest.raises(WrongLog, match="RIFT_0 names the book's record 2, but the book ends at 1"):
+        await installation.check()
+
+
+async def test_a_stream_that_is_shorter_than_its_anchor_is_refused(
+    installation: Installation, tmp_path: Path
+) -> None:
+    installation.accept()
+    installation.seal()
+    installation.archive = Archive(tmp_path / "none", key=b"k" * 32)
+    installation.lose(SHARD, 1)
+    with pytest.raises(WrongLog, match="book names records of RIFT_0 up to 2, but it ends at 1"):
+        await installation.check()
+
+
+@pytest.mark.parametrize("keep", [keep_the_database, keep_the_archive])
+async def test_a_longer_log_of_another_installation_is_refused(
+    installation: Installation, keep: Callable[[Installation], None]
+) -> None:
+    keep(installation)
+    installation.begin(start_ns=START_NS + 10**12, accounts=9)
+    for _ in range(9):
+        installation.accept()
+        installation.broker.streams[FLEET].add(subjects.LEADER, codec.encode("test", ()), installation.now_ns)
+    with pytest.raises(WrongLog, match=r"holds another record RIFT_[A-Z0-9]+:[0-9]+ than the log"):
+        await installation.check()
+
+
+async def test_an_archive_of_another_log_is_refused_whatever_its_times(
+    installation: Installation, tmp_path: Path
+) -> None:
+    installation.begin(start_ns=START_NS + 10**12)
+    installation.seal()
+    other = installation.archive
+    installation.archive = Archive(tmp_path / "own", key=b"k" * 32)
+    installation.begin()
+    for _ in range(2):
+        installation.accept()
+        installation.seal()
+    await installation.check()
+    installation.archive = other
+    with pytest.raises(WrongLog, match="book does not name the archive's segment 1 to 1 of RIFT_0"):
+        await installation.check()
+
+
+async def test_files_that_cannot_be_read_are_left_to_control(
+    installation: Installation, tmp_path: Path
+) -> None:
+    installation.seal()
+    (manifest,) = (tmp_path / "archive" / SHARD).glob("*.json")
+    manifest.write_bytes(b"{")
+    installation.database.write_bytes(b"not a database")
+    await installation.check()
+    installation.database.unlink()
+    installation.project()
+    holder = Warehouse.open(installation.database)
+    await installation.check()
+    holder.close()
