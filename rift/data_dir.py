@@ -81,9 +81,9 @@ class DataDir:
             version = (self.folder / "version").read_text(errors="replace").strip()
         except FileNotFoundError:
             return
+        except NotADirectoryError as error:
+            raise DataDirError(f"{self.folder} is not a folder: name another one with --data") from error
         except OSError as error:
-            if self.folder.exists() and not self.folder.is_dir():
-                raise DataDirError(f"{self.folder} is not a folder: name another one with --data") from error
             self._check_owner()
             raise DataDirError(f"{self.folder}/version cannot be read: {error.strerror}") from error
         if version != VERSION:

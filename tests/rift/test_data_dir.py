@@ -1,12 +1,17 @@
-"""The data folder: its archive key, its retention settings and its version."""
+"""The data folder: its version, its parts and their keys, and who may read them."""
 
 import hashlib
 import hmac
+import os
+import shutil
+import socket
+import stat
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from rift import settings
+from rift import nats_server, settings
 from rift.data_dir import DataDir, DataDirError
 from rift.settings import InvalidSettings
 
@@ -58,3 +63,172 @@ def test_any_other_version_is_refused(tmp_path: Path, version: str) -> None:
         with pytest.raises(DataDirError, match="another folder with --data"):
             use()
     assert [file.name for file in tmp_path.iterdir()] == ["version"]
+
+
+# --- parts that belong together --------------------------------------------------------------------
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> DataDir:
+    """A folder as an installation leaves it."""
+    folder = DataDir(tmp_path / "data")
+    folder.make()
+    (folder.nats / "store" / "jetstream").mkdir(parents=True)
+    (folder.archive / "RIFT_0").mkdir(parents=True)
+    for name in ("dev.key", "rift.duckdb"):
+        (folder.folder / name).write_text("x")
+    folder.make()
+    return folder
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("lost", ["nats", "nats/store", "nats/store/jetstream", "secret"])
+@pytest.mark.parametrize("kept", ["dev.key", "rift.duckdb", "archive"])
+def test_a_folder_that_lacks_a_part_is_refused_unchanged(used: DataDir, lost: str, kept: str) -> None:
+    remove(used.folder / lost)
+    for other in {"dev.key", "rift.duckdb", "archive"} - {kept}:
+        remove(used.folder / other)
+    before = sorted(used.folder.rglob("*"))
+    with pytest.raises(DataDirError) as refused:
+        used.make()
+    missing = used.folder / ("secret" if lost == "secret" else "nats/store")
+    words = f"there is {used.folder / kept}, but {missing} is missing or empty: restore the whole folder"
+    assert str(refused.value).startswith(words)
+    assert sorted(used.folder.rglob("*")) == before
+
+
+def test_a_secret_that_is_lost_beside_a_log_is_refused(used: DataDir) -> None:
+    for name in ("dev.key", "rift.duckdb", "archive", "secret"):
+        remove(used.folder / name)
+    with pytest.raises(DataDirError, match=r"nats/store, but .*/secret is missing"):
+        used.make()
+
+
+def test_a_start_that_was_cut_off_continues(tmp_path: Path) -> None:
+    folder = DataDir(tmp_path)
+    (tmp_path / "version").write_text("1\n")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "archive").mkdir()
+    (tmp_path / ".secret.123").write_text("a start that died left this")
+    folder.make()
+    assert len(folder.secret()) == 32
+
+
+@pytest.mark.parametrize("text", ["", "\n", "00" * 31, "00" * 31 + "0", "zz" * 32])
+def test_a_secret_that_is_cut_or_changed_is_never_replaced(used: DataDir, text: str) -> None:
+    file = used.folder / "secret"
+    file.write_text(text)
+    for use in (used.make, used.secret, used.archive_key):
+        with pytest.raises(
+            DataDirError, match="secret does not hold 64 hex digits: restore the whole folder"
+        ):
+            use()
+    assert file.read_text() == text
+
+
+def test_a_token_that_is_empty_is_refused_and_one_that_is_missing_is_made(tmp_path: Path) -> None:
+    token = nats_server.configure(tmp_path).token
+    assert nats_server.configure(tmp_path).token == token
+    (tmp_path / "token").unlink()
+    assert nats_server.configure(tmp_path).token != token
+    for text in ("", " \n", "short", 'x" }' + "0" * 40):
+        (tmp_path / "token").write_text(text)
+        with pytest.raises(
+            nats_server.TokenUnusable, match="token does not hold the broker's token: delete it"
+        ):
+            nats_server.configure(tmp_path)
+
+
+def test_a_secret_is_created_once_and_not_through_a_link(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("kept")
+    (tmp_path / f".secret.{os.getpid()}").symlink_to(elsewhere)
+    nats_server.create_secret(file, "one")
+    with pytest.raises(FileExistsError):
+        nats_server.create_secret(file, "two")
+    assert file.read_text() == "one\n"
+    nats_server.write_secret(file, "three")
+    assert file.read_text() == "three\n"
+    assert elsewhere.read_text() == "kept"
+    assert mode(file) == 0o600
+    assert {path.name for path in tmp_path.iterdir()} == {"secret", "elsewhere"}
+
+
+# --- who may use it --------------------------------------------------------------------------------
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def test_an_open_folder_is_tightened_once(used: DataDir, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    foreign = used.folder / "notes"
+    foreign.mkdir()
+    (foreign / "mine.txt").touch()
+    (used.logs / "control.log").touch()
+    (used.logs / "link").symlink_to(outside / "file")
+    (used.folder / "dev.key.abc").touch()
+    (used.folder / "rift.toml").symlink_to(outside / "file")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(used.logs / "socket"))
+    os.mkfifo(used.logs / "pipe")
+    for path in (*used.folder.rglob("*"), used.folder, *outside.rglob("*"), outside):
+        if not path.is_symlink():
+            path.chmod(0o777 if path.is_dir() else 0o666)
+    assert used.tighten() > 10
+    closed = [used.folder, used.logs, used.nats, used.nats / "store", used.archive / "RIFT_0"]
+    assert {mode(path) for path in closed} == {0o700}
+    files = [used.folder / name for name in ("secret", "dev.key", "dev.key.abc", "rift.duckdb", "version")]
+    assert {mode(path) for path in (*files, used.logs / "control.log", used.logs / "pipe")} == {0o600}
+    assert (mode(foreign), mode(foreign / "mine.txt")) == (0o777, 0o666), "not ours to close"
+    assert (mode(outside), mode(outside / "file")) == (0o777, 0o666), "links are not followed"
+    assert used.tighten() == 0
+
+
+@pytest.mark.parametrize("name", ["", "nats", "dev.key"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_folder_of_another_user_is_refused(used: DataDir, name: str) -> None:
+    os.chown(used.folder / name, 4321, -1)
+    with pytest.raises(DataDirError, match="belongs to user 4321, but Rift runs as root: start Rift as 4321"):
+        used.make()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_link_of_another_user_is_refused(used: DataDir, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(used.folder)
+    DataDir(link).make()
+    os.lchown(link, 4321, -1)
+    with pytest.raises(DataDirError, match="link belongs to user 4321"):
+        DataDir(link).make()
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name, words in (
+        ("file", "file is not a folder"),
+        ("dangling", "dangling is in the way"),
+        ("file/below", "below is not a folder"),
+    ):
+        with pytest.raises(DataDirError, match=words):
+            DataDir(tmp_path / name).make()
+
+
+def test_the_temporary_folder_cannot_be_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first, again, other = DataDir(tmp_path / "a"), DataDir(tmp_path / "a"), DataDir(tmp_path / "b")
+    assert first.temporary != again.temporary
+    for folder in (first, other):
+        folder.temporary.mkdir()
+        (folder.temporary / "socket").touch()
+    again.clear_temporary()
+    assert not first.temporary.exists(), "an earlier start left it"
+    assert other.temporary.exists()
