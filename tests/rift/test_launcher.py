@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.conftest import Server
 from tests.service import MODEL, Service, environment, frames, joined
 
 pytestmark = pytest.mark.slow
@@ -242,6 +244,53 @@ def test_a_stopping_worker_hands_its_answers_over(folder: Path) -> None:
         assert [row["outcome"] for row in found] == ["draining", "finished"], found
     finally:
         service.stop()
+
+
+def test_a_start_without_its_log_is_refused_and_changes_nothing(service: Service, server: Server) -> None:
+    answer(service)
+    service.stop()
+    nats, aside = service.folder / "nats", service.folder.parent / "aside"
+    nats.rename(aside)
+    lost = service.rift("up", "--port", "0", "--engine", "sim")
+    assert lost.returncode == 1
+    assert f"{nats / 'store'} is missing or empty: restore the whole folder" in lost.stderr
+    assert not nats.exists()
+    (nats / "store" / "jetstream").mkdir(parents=True)
+    empty = service.rift("up", "--port", "0", "--engine", "sim")
+    assert empty.returncode == 1
+    assert "rift.duckdb holds RIFT_BOOK up to" in empty.stderr
+    assert "but the log ends at 0; restore the whole folder" in empty.stderr
+    assert not list((nats / "store" / "jetstream").rglob("RIFT_*"))
+    url = server.address.url.replace("://", f"://{server.address.token}@")
+    control = service.rift("control", "--nats", url)
+    assert control.returncode == 1
+    assert control.stderr.startswith(
+        f"rift: the log at {url.rpartition('@')[2]} is not the log of {service.folder}"
+    )
+    assert service.key == (service.folder / "dev.key").read_text().strip()
+    shutil.rmtree(nats)
+    aside.rename(nats)
+    assert answer_after_restart(service)["finish_reason"] == "length"
+
+
+def test_a_first_key_that_is_no_longer_valid_is_kept_beside_another(service: Service) -> None:
+    key_id = service.key.split("_")[1]
+    assert service.rift("keys", "revoke", key_id).returncode == 0
+    service.stop()
+    service.folder.chmod(0o755)
+    again = Service(service.folder, "--engine", "sim").start()
+    try:
+        answer(again)
+        kept = service.folder / f"dev.key.{key_id}"
+        assert kept.read_text() == service.key + "\n"
+        assert (service.folder / "dev.key").read_text() == again.key + "\n"
+        assert again.key != service.key
+        assert again.screen[0].startswith("tightened the permissions of 1 files and folders in ")
+        assert f"is revoked: it is now in {kept}, and another key is issued" in again.screen[2]
+        open_to_others = [path for path in service.folder.rglob("*") if path.lstat().st_mode & 0o077]
+        assert open_to_others == []
+    finally:
+        again.stop()
 
 
 def test_a_second_up_in_the_same_folder_is_refused(service: Service) -> None:
