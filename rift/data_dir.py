@@ -69,7 +69,7 @@ class DataDir:
         self.database = self.folder / "rift.duckdb"
         self.archive = self.folder / "archive"
         digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
-        # The system's temporary directory belongs to all users, so that nobody may know the name before.
+        # Any user could create a folder of a known name in the system's temporary directory first.
         self._temporary_prefix = f"rift-{digest}-"
         self.temporary = Path(tempfile.gettempdir()) / f"{self._temporary_prefix}{secrets.token_hex(4)}"
         self.first_key = self.folder / "dev.key"
@@ -116,7 +116,7 @@ class DataDir:
         self.secret()
 
     def _check_owner(self) -> None:
-        """Raise DataDirError if the folder or a part belongs to another user, who could change it."""
+        """Raise DataDirError if the folder or a part belongs to another user: that user could change it."""
         user = _user(os.geteuid())
         for path in (self.folder, self.folder.resolve(), *(self.folder / name for name in PARTS)):
             if os.path.lexists(path) and (owner := path.lstat().st_uid) != os.geteuid():

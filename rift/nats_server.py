@@ -131,7 +131,7 @@ def create_secret(path: Path, text: str) -> None:
 def _written(path: Path, text: str) -> Path:
     """Return a new file beside `path` with this text."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # A process that died may have left one, or somebody else a link.
+    # A process that died may have left one, or another user may have put a link there.
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(handle, "w") as file:

@@ -58,7 +58,7 @@ async def check_folder(log: Log, installation: DataDir) -> None:
 async def check(log: Log, archive: Archive, database: Path | None, *, shards: Sequence[int]) -> None:
     """Raise WrongLog if the log does not continue the archive and the database. Streams may be missing.
 
-    A database that cannot be read now is left out: whoever opens it reports the reason. Raises LogError.
+    A database that cannot be read now is left out: control reports the reason when it opens it. Raises LogError.
     """
     # The files come first: control may fold and seal meanwhile.
     heads = await to_thread.run_sync(_heads, archive)
@@ -92,7 +92,7 @@ async def _check_mark(log: Log, mark: Mark, last: int) -> None:
 
 
 async def _check_streams(log: Log, shards: Iterable[int], lasts: Mapping[str, int]) -> None:
-    """Compare each stream with what the others say about it."""
+    """Compare the end of each stream with the records that the other streams name."""
     for stream, last in lasts.items():
         anchor = await _anchor(log, stream)
         if anchor is not None and anchor.last > last:
