@@ -208,6 +208,10 @@ def test_a_link_of_another_user_is_refused(used: DataDir, tmp_path: Path) -> Non
     os.lchown(link, 4321, -1)
     with pytest.raises(DataDirError, match="link belongs to user 4321"):
         DataDir(link).make()
+    os.lchown(link, os.geteuid(), -1)
+    os.chown(used.folder, 4321, -1)
+    with pytest.raises(DataDirError, match="data belongs to user 4321"):
+        DataDir(link).make()
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:

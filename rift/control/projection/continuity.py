@@ -58,7 +58,8 @@ async def check_folder(log: Log, installation: DataDir) -> None:
 async def check(log: Log, archive: Archive, database: Path | None, *, shards: Sequence[int]) -> None:
     """Raise WrongLog if the log does not continue the archive and the database. Streams may be missing.
 
-    A database that cannot be read now is left out: control reports the reason when it opens it. Raises LogError.
+    A database that cannot be read now is left out: control reports the reason when it opens it. Raises
+    LogError.
     """
     # The files come first: control may fold and seal meanwhile.
     heads = await to_thread.run_sync(_heads, archive)
