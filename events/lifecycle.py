@@ -16,6 +16,9 @@ disagree on what counts, because order is the only fence: no lock, clock or deli
                                    output_tokens == next_index
     RequestFinished of control     open                                       ended, usage is what was counted
     anything else, or after        never                                      nothing
+
+A `CancelRequested` with the reason `unanswered` that comes after the end does not count either, but obliges
+control to correct the charge: the client received an error in place of the answer.
 """
 
 from collections.abc import Callable

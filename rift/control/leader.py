@@ -9,7 +9,8 @@ Two processes may lead for a moment, after one was frozen or cut off, so every d
 
 - decisions carry their epoch and count only while it is the latest (`events/fleet.py`)
 - the janitor's events count only if the requests' fold agrees
-- a hold is settled and a month is closed by the first event; a second leader's would be equal
+- a hold is settled, a charge is corrected and a month is closed by the first event; a second leader's would
+  be equal
 - the archiver locks its folder and only continues it; a segment that may be trimmed stays so
 - an answer covers every record before its question, or names the missing ones, whichever leader gives it;
   all leaders are asked, so one that hangs cannot block the others

@@ -10,6 +10,7 @@ from rift.control.duties.autoscaler import Autoscaler
 from rift.control.duties.credit_settlement import CreditSettlement
 from rift.control.duties.janitor import Janitor
 from rift.control.duties.key_erasure import KeyErasure
+from rift.control.duties.usage_correction import UsageCorrection
 from rift.control.projection.warehouse_host import Projection
 from rift.control.rpc.handlers import Handlers
 from rift.control.rpc.server import serving
@@ -31,4 +32,6 @@ async def lead(log: Log, projection: Projection, archive: Archive, config: Contr
             tasks.start_soon(drive, log, config.driver)
         tasks.start_soon(archiver.run)
         tasks.start_soon(CreditSettlement(log, projection.query).run)
+        for shard in config.shards:
+            tasks.start_soon(UsageCorrection(log, projection.query, shard=shard).run)
         tasks.start_soon(KeyErasure(log, projection.query).run)

@@ -310,6 +310,7 @@ class Client:
         chunk = json.loads(data)
         if "error" in chunk:
             self.outcome = chunk["error"]["code"]
+            self.was_not_accepted = self.outcome == "log_unavailable" and self.idempotency is None
             return False
         self._ledger.catch_up()
         for choice in chunk["choices"]:

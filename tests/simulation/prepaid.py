@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -21,13 +20,12 @@ from events.credit import Balance
 from events.log import LogError
 from events.memory import Faults, MemoryBroker, MemoryLog
 from events.schema import AccountOpened, AnyEvent, CreditGranted, KeyIssued, LimitsSet, Price, PricePublished
-from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
 from rift import keys
 from rift.control.duties.credit_settlement import CreditSettlement
-from rift.control.projection.warehouse_host import Query
 from tests.simulation import clock, service
 from tests.simulation.client import Call
+from tests.simulation.corrections import inline
 from tests.simulation.ledger import STREAM, Ledger
 from tests.simulation.processes import MODEL
 from tests.simulation.promise import Violation, hold
@@ -42,15 +40,6 @@ GRANTED = ASKERS * TOKENS_MAX * PRICE.output_nanousd // 4
 # Covers the silence of a lost lane (60 s) and the wait for an acceptance of unknown outcome (45 s).
 BACK_S = 300.0
 PROJECT_S = 10.0
-
-
-def inline(warehouse: Warehouse) -> Query:
-    """Query the warehouse without a thread, which the simulated clock does not allow."""
-
-    async def query(*questions: Any) -> list[QueryResult]:
-        return warehouse.read(*questions)
-
-    return query
 
 
 def write_book(broker: MemoryBroker, chance: random.Random, limits: Sequence[AnyEvent]) -> str:
@@ -141,7 +130,8 @@ class Prepaid(service.Service):
         most = min(n for n in (standing.granted_nanousd, standing.budget_nanousd) if n is not None)
         hold(charged <= most, f"{charged} nano-USD charged, {most} granted")
         hold(not standing.holds, f"never settled: {standing.holds}")
-        hold(standing.spent_nanousd == charged, f"{charged} charged, {standing.spent_nanousd} settled")
+        spent = charged + sum(self.corrected.values())
+        hold(standing.spent_nanousd == spent, f"{spent} charged, {standing.spent_nanousd} settled")
 
 
 CREDIT = (CreditGranted(id="grant", account=ACCOUNT, nanousd=GRANTED),)

@@ -25,6 +25,7 @@ from rift import keys
 from rift.engines import sim
 from tests.simulation import clock
 from tests.simulation.client import Client
+from tests.simulation.corrections import correct, unanswered
 from tests.simulation.ledger import STREAM, Entry, Ledger
 from tests.simulation.processes import (
     MODEL,
@@ -99,6 +100,8 @@ class Service:
         self.ledger = Ledger(self.broker, PRICE)
         self.clients: list[Client] = []
         self.mishaps: Counter[str] = Counter()
+        # What control has corrected at the end, by request.
+        self.corrected: dict[str, int] = {}
         self._tasks = tasks
         self._key = ""
         self._skew_ns = 0
@@ -124,7 +127,12 @@ class Service:
                     unrest.start_soon(self._start_clients, clients)
             self._calm()
         await self._settle()
+        if any(self.ledger.charge_nanousd(self.ledger.entries[each]) for each in self._unanswered()):
+            self.corrected = await correct(self.broker)
         self._check()
+
+    def _unanswered(self) -> list[str]:
+        return [request for request in unanswered(self.broker) if request in self.ledger.entries]
 
     async def _write_book(self) -> None:
         key = keys.new_key(self.chance.randbytes(keys.ID_BYTES + keys.SECRET_BYTES))
@@ -221,11 +229,16 @@ class Service:
         await anyio.sleep(self.chance.uniform(0.0, 12.0))
         self.broker.is_full = False
 
+    async def stop_the_disk(self) -> None:
+        self.broker.is_unwritable = True
+        await anyio.sleep(self.chance.uniform(0.0, 45.0))
+        self.broker.is_unwritable = False
+
     # --- the end -------------------------------------------------------------------------------------
 
     def _calm(self) -> None:
         self.broker.faults = Faults(append_s=0.005)
-        self.broker.is_full = False
+        self.broker.is_full = self.broker.is_unwritable = False
         self._supervisor.is_calm = True
         for process in list(self._supervisor.processes):
             process.thaw()
@@ -258,12 +271,18 @@ class Service:
                 answer_of(entry, whole=whole) == entry.text,
                 f"{entry.id} differs from one engine's text",
             )
+        unread = {
+            request: self.ledger.charge_nanousd(self.ledger.entries[request])
+            for request in self._unanswered()
+        }
+        owed = {request: -charge for request, charge in unread.items() if charge}
+        hold(self.corrected == owed, f"{owed} is owed, {self.corrected} is corrected")
         for client in self.clients:
             mine = [entry for entry in entries if entry.prompt == client.prompt]
             charged = [entry for entry in mine if self.ledger.charge_nanousd(entry)]
             hold(len(charged) <= 1, f"{client.prompt}: charged {len(charged)} times")
-            if client.was_not_accepted and charged:
-                # The request ended before its gateway could append the cancellation.
+            if client.was_not_accepted and charged and charged[0].id not in self.corrected:
+                # Its gateway was lost before it could append the cancellation.
                 hold(
                     charged[0].life.wanted is None,
                     f"{client.prompt}: {client.outcome}, and charged",
@@ -309,6 +328,7 @@ MISHAPS = {
     "cut a connection": Service.cut_a_connection,
     "restart the broker": Service.restart_the_broker,
     "fill the disk": Service.fill_the_disk,
+    "stop the disk": Service.stop_the_disk,
 }
 
 

@@ -7,6 +7,7 @@ scaling_inputs     the inputs of a decision, from the projection
 replica_reports    the fleet, and which replicas are silent
 archiver           archives segments and trims the log
 credit_settlement  settles the credit holds of lost gateways
+usage_correction   corrects the charges of answers that no client could read
 key_erasure        erases the keys of encrypted content
 period_close       makes a month's invoices final
 """

@@ -26,7 +26,7 @@ from events.subjects import Address
 from replay.warehouse.warehouse import Warehouse
 from rift.control.duties.credit_settlement import CreditSettlement
 from tests.simulation import clock
-from tests.simulation.prepaid import inline
+from tests.simulation.corrections import inline
 
 START_NS = 1_700_000_000_000_000_000
 SHARD = "RIFT_0"

@@ -17,7 +17,7 @@ from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
 from rift.control.duties.key_erasure import TICK_S, KeyErasure
 from tests.simulation import clock
-from tests.simulation.prepaid import inline
+from tests.simulation.corrections import inline
 
 AT = Address(0, "lane1234", "m")
 
