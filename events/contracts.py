@@ -24,6 +24,13 @@ REPLY_BYTES_MAX = 8_000_000
 assert 4 * TOKEN_RECORD_BYTES_MAX <= MESSAGE_BYTES_MAX, "one event past the limit must still fit"
 assert REPLY_BYTES_MAX < MESSAGE_BYTES_MAX, "a reply must fit into a message"
 
+# --- the room of the log ----------------------------------------------------------------------------------
+
+# Records stay this long even if the log is short of room, because a reader that lost its connection finds
+# the ends of its requests only there. Within LOG_TRIM_S more, control has archived and trimmed them.
+LOG_KEPT_S = 900.0
+LOG_TRIM_S = 120.0
+
 # --- a gateway's lane -------------------------------------------------------------------------------------
 
 # A gateway reports its lane this often. After three missing reports, every reader takes the gateway for lost:
@@ -126,6 +133,8 @@ UNUSED_CONTENT_KEY_S = IDEMPOTENCY_S + 15 * 60.0
 assert IDEMPOTENCY_S + ACCEPT_S + sum(LATE_LANDING_S) < UNUSED_CONTENT_KEY_S, (
     "no content key may be erased while an acceptance can still name it"
 )
+
+assert LOG_KEPT_S > DEADLINE_S, "the end of a request must stay in the log for its readers"
 
 # --- replicas ---------------------------------------------------------------------------------------------
 

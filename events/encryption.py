@@ -13,7 +13,6 @@ The callers decide which requests are sealed and when a key is erased.
 
 import base64
 import hmac
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -34,6 +33,8 @@ class Secret(msgspec.Struct, frozen=True):
 
     requests: tuple[str, ...]
     key: bytes
+    # Whose content it is, so that gateways can count each account's keys.
+    account: str = ""
 
 
 _secret = msgspec.json.Decoder(Secret)
@@ -82,14 +83,13 @@ class Cipher:
             ) from error
 
 
-async def keep(log: Log, subject: str, requests: Sequence[str], key: bytes) -> int:
+async def keep(log: Log, subject: str, secret: Secret) -> int:
     """Append a key and return its sequence.
 
-    Raises LogError: then encrypt nothing with it, since it may be stored any number of times, at unknown
-    sequences.
+    Raises LogFull: then nothing is stored. Raises another LogError: then encrypt nothing with the key, since
+    it may be stored any number of times, at unknown sequences.
     """
-    data = msgspec.json.encode(Secret(tuple(requests), key))
-    return await log.append(subjects.SECRETS, subject, data)
+    return await log.append(subjects.SECRETS, subject, msgspec.json.encode(secret))
 
 
 async def secret(log: Log, sequence: int) -> Secret | None:

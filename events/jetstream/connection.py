@@ -105,14 +105,13 @@ def stream_configs(
             max_bytes=keys_bytes,
             max_age_s=int(IDEMPOTENCY_S),
         ),
-        # Single keys can be erased; a full stream discards its oldest key, and with it that content.
+        # Single keys can be erased. A full stream refuses more keys: an older one may be in use.
         stream_config(
             names.SECRETS,
             "rift.secret.>",
             replicas=replicas,
             max_bytes=keys_bytes,
             max_age_s=(retention_days + 1) * DAY_S,
-            discard="old",
             deny_delete=False,
         ),
     ]
@@ -432,6 +431,8 @@ def _extended(current: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]
         "allow_atomic": True,
         "max_bytes": bytes_max if bytes_max < 0 else max(bytes_max, config["max_bytes"]),
     }
+    if config["name"] == names.SECRETS:
+        extended["discard"] = "new"
     if config["max_age"]:
         extended["max_age"] = max(current["max_age"], config["max_age"])
     return extended

@@ -51,21 +51,28 @@ class PricePublished(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Limits(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
-    """Limits per minute and of concurrent requests, over all gateways. An absent limit is unlimited."""
+    """Limits per minute and of concurrent requests, over all gateways.
+
+    Without `log_bytes_per_minute` an account has a share of the log; every other absent limit is unlimited.
+    """
 
     account: Account
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
     concurrent: Limit | None = None
+    log_bytes_per_minute: Limit | None = None
 
 
 class LimitsSet(Limits, frozen=True, kw_only=True, omit_defaults=True):
     """All limits of an account. The budget is for a calendar month (UTC). `queue_share_percent` is the
-    account's largest share of a model's queue; if absent, the default applies."""
+    account's largest share of a model's queue. `idempotency_keys` and `content_keys` are the most keys that
+    the log holds for it. If one of these is absent, its default applies."""
 
     plan: Plan = "per_token"
     budget_nanousd: Natural | None = None
     queue_share_percent: Percent | None = None
+    idempotency_keys: Limit | None = None
+    content_keys: Limit | None = None
 
 
 class KeyLimitsSet(Limits, frozen=True, kw_only=True, omit_defaults=True):

@@ -37,6 +37,7 @@ def gateway(options: Namespace) -> None:
                 served=frozenset(settings.scales()),
                 seal_content=settings.seal_content,
                 reserve=installation(options).reserve(options.nats, os.environ),
+                retention_days=settings.retention_days,
                 entropy=secrets.token_bytes,
             )
             await process.run(log, history_log, config, host=settings.host, port=settings.port, stop=stop)

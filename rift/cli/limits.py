@@ -15,8 +15,9 @@ from rift.cli.connection import with_log
 from rift.cli.output import CommandFailed, money, print_list
 
 # The limits by their names in the book's events. The second group applies to accounts only.
-RATES = ("requests_per_minute", "tokens_per_minute", "concurrent")
-OF_ACCOUNT = ("queue_share_percent", "budget_nanousd", "plan")
+RATES = ("requests_per_minute", "tokens_per_minute", "log_bytes_per_minute", "concurrent")
+KEYS = ("idempotency_keys", "content_keys")
+OF_ACCOUNT = (*KEYS, "queue_share_percent", "budget_nanousd", "plan")
 COUNT_MAX = 2**53
 
 
@@ -32,9 +33,16 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
     for name, text in (
         ("requests-per-minute", "requests accepted in any 60 s"),
         ("tokens-per-minute", "prompt and output tokens in any 60 s"),
+        ("log-bytes-per-minute", "bytes stored in any 60 s (default: a share of the log)"),
         ("concurrent", "requests running or queued at once"),
     ):
         change.add_argument(f"--{name}", metavar="N", help=f"{text}, or none")
+    for name, text in (
+        ("idempotency-keys", "idempotency keys that the log holds"),
+        ("content-keys", "keys of sealed content that the log holds"),
+    ):
+        help_text = f"{text}, or none (default: a share of the log)"
+        change.add_argument(f"--{name}", metavar="N", help=help_text)
     change.add_argument(
         "--queue-share", metavar="PERCENT", help="share of a model's queue, or none (default: 33)"
     )
@@ -77,7 +85,7 @@ def _changed(options: Namespace) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     if options.plan is not None:
         changed["plan"] = options.plan
-    for name in RATES:
+    for name in (*RATES, *KEYS):
         if (text := getattr(options, name)) is not None:
             changed[name] = _number(text, f"--{name.replace('_', '-')}", COUNT_MAX)
     if options.queue_share is not None:

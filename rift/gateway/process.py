@@ -17,8 +17,10 @@ from rift.gateway.admission.admission import Admission
 from rift.gateway.admission.auth import Authenticator
 from rift.gateway.admission.book_freshness import BookFreshness
 from rift.gateway.admission.credit import CreditReservations
+from rift.gateway.admission.key_limits import KeyLimits
 from rift.gateway.admission.lane_credit import LaneCredit
 from rift.gateway.admission.log_room import LogRoom
+from rift.gateway.admission.log_share import LogShare, capacity
 from rift.gateway.admission.queue_share import QueueShare
 from rift.gateway.admission.rate_limits import RateLimits
 from rift.gateway.admission.reservation import Reservations
@@ -106,28 +108,35 @@ async def run(
 async def open_gateway(log: Log, history_log: Log, config: GatewayConfig, tasks: TaskGroup) -> Opened:
     """Open the lane and start the background tasks. Raises as `run`, but for the port."""
     state = LogState(log, HistoryReader(history_log), await book.read(log), await fleet.read(log))
+    share = LogShare(await capacity(log, config.shard), state.book)
     lane = await OwnLane.open(log, config)
     lanes = await LaneRegistry.open(log, state.histories, shard=config.shard, lane=config.lane, tasks=tasks)
     tasks.start_soon(lane.report)
-    return build(state, config, lane, lanes, tasks)
+    return build(state, config, share, lane, lanes, tasks)
 
 
 def build(
-    state: LogState, config: GatewayConfig, lane: OwnLane, lanes: LaneRegistry, tasks: TaskGroup
+    state: LogState,
+    config: GatewayConfig,
+    share: LogShare,
+    lane: OwnLane,
+    lanes: LaneRegistry,
+    tasks: TaskGroup,
 ) -> Opened:
     """Construct and connect the parts, and start what follows the log for them."""
     own = lanes.own
     stopping = anyio.Event()
     freshness = BookFreshness(state.log, state.book)
     gateways = LiveGateways(config.lane, own.position)
-    rate_limits = RateLimits(own, book=state.book, gateways=gateways)
+    rate_limits = RateLimits(own, book=state.book, gateways=gateways, share=share)
     holds = LaneCredit(state, config, own.clock, reported_at_s=lambda: lane.reported_at_s)
     credit = CreditReservations(holds, lanes, state.book, tasks)
     auth = Authenticator(state.book, freshness, rate_limits, own.clock)
     health = LogHealth(state.log, config.shard)
     room = LogRoom(state.log, config, health, stopping)
     queue = QueueShare(state.book, state.fleet, own, gateways)
-    reservations = Reservations(state.log, config, own, (rate_limits, credit))
+    key_limits = KeyLimits(config, share, own.clock)
+    reservations = Reservations(state.log, config, own, (rate_limits, key_limits, credit))
     admission = Admission(state, config, auth, room, queue, reservations)
     queue_status = QueueStatus(state.fleet, lanes.nudge, own.clock.now_ns)
     publisher = Publisher(state.log, config.lane, shard=config.shard)
@@ -140,7 +149,7 @@ def build(
     handlers = Handlers(
         submission=Submission(
             admission,
-            IdempotencyKeys(state, config.secret),
+            IdempotencyKeys(state, config.secret, own.clock),
             AcceptanceBuilder(state.book, config, own),
             AcceptanceWriter(state, config, health, cancellation),
             Responder(state.book, lanes, delivery),
@@ -171,6 +180,7 @@ def build(
     shard = subjects.shard_stream(config.shard)
     start_fold(shard, subjects.lane(config.shard, "*"), gateways, lambda: None)
     tasks.start_soon(freshness.confirm)
+    tasks.start_soon(key_limits.follow_log, state.log)
     tasks.start_soon(holds.keep)
     tasks.start_soon(health.ask)
     tasks.start_soon(health.watch, lambda: lanes.break_off_all(LOG_OUTAGE))

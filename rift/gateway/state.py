@@ -32,6 +32,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     models: Catalogue
     served: Collection[str]
     seal_content: bool = False
+    # Content keys are kept a day longer.
+    retention_days: int = 7
     shard: int = 0
     reserve: Reserve | None = None
     # Random bytes, for ids and keys.

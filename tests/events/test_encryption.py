@@ -69,7 +69,9 @@ async def test_a_key_that_is_erased_opens_nothing_any_more() -> None:
         log = MemoryLog(MemoryBroker(tasks, lambda: 1))
         accepted: RequestAccepted = event(GOLDEN[[path.stem for path in GOLDEN].index("RequestAccepted.3")])
         assert await encryption.opened(log, accepted) == (accepted, None)
-        sequence = await encryption.keep(log, subjects.SECRET_PASSING, [accepted.request], KEY)
+        sequence = await encryption.keep(
+            log, subjects.SECRET_PASSING, encryption.Secret((accepted.request,), KEY)
+        )
         accepted = replace(accepted, sealed=sequence)
         closed: AnyEvent = Cipher(accepted.request, KEY).closed(accepted)
         assert isinstance(closed, RequestAccepted)

@@ -88,6 +88,22 @@ async def test_a_stream_without_a_limit_gets_none(log: JetStream) -> None:
     await log._api(f"STREAM.UPDATE.{name}", limited)
 
 
+async def test_a_full_stream_of_content_keys_refuses_a_key_and_keeps_the_others(log: JetStream) -> None:
+    name = subjects.SECRETS
+    config = (await log._api(f"STREAM.INFO.{name}"))["config"]
+    assert config["discard"] == "new"
+    # An older Rift created it so.
+    await log._api(f"STREAM.UPDATE.{name}", config | {"discard": "old"})
+    await log.ensure_streams(shards=1, replicas=1, max_bytes=64 * MIB)
+    first = await log.append(name, subjects.SECRET_PASSING, b"x" * MIB)
+    for _ in range(2):
+        await log.append(name, subjects.SECRET_PASSING, b"x" * MIB)
+    with pytest.raises(LogFull):
+        await log.append(name, subjects.SECRET_PASSING, b"x" * MIB)
+    assert await log.get(name, first) is not None
+    await log._api(f"STREAM.PURGE.{name}", {})
+
+
 async def test_room_that_the_broker_has_not_stops_the_start(log: JetStream) -> None:
     with pytest.raises(InvalidBroker, match=r"stream RIFT_0 of [0-9]+ bytes: .*insufficient"):
         await log.ensure_streams(shards=1, replicas=1, max_bytes=1 << 60)

@@ -117,16 +117,19 @@ def test_limits_of_accounts_and_keys(service: Service) -> None:
     done(service, *of_account, "--requests-per-minute", "60", "--concurrent", "8", "--queue-share", "40")
     done(service, *of_account, "--tokens-per-minute", "9000", "--concurrent", "none", "--budget", "2")
     done(service, *of_account, "--key", made["id"], "--requests-per-minute", "2")
+    done(service, *of_account, "--log-bytes-per-minute", "70000", "--idempotency-keys", "7")
     lines = json.loads(done(service, "limits", "list", "--json"))
     assert [line for line in lines if line["account"] == "rated"] == [
         {
             "account": "rated", "key": None, "plan": "per_token", "requests_per_minute": 60,
-            "tokens_per_minute": 9000, "concurrent": None, "queue_share_percent": 40,
+            "tokens_per_minute": 9000, "log_bytes_per_minute": 70_000, "concurrent": None,
+            "idempotency_keys": 7, "content_keys": None, "queue_share_percent": 40,
             "budget_nanousd": 2 * 10**9,
         },
         {
             "account": "rated", "key": made["id"], "plan": None, "requests_per_minute": 2,
-            "tokens_per_minute": None, "concurrent": None, "queue_share_percent": None,
+            "tokens_per_minute": None, "log_bytes_per_minute": None, "concurrent": None,
+            "idempotency_keys": None, "content_keys": None, "queue_share_percent": None,
             "budget_nanousd": None,
         },
     ]  # fmt: skip

@@ -22,7 +22,7 @@ import msgspec
 from anyio import to_thread
 
 from events import codec, subjects
-from events.contracts import DEADLINE_S, SECOND_NS
+from events.contracts import LOG_KEPT_S, LOG_TRIM_S, SECOND_NS
 from events.log import Log, LogError, Stored
 from events.publisher import Publisher
 from events.schema import SegmentSealed
@@ -50,11 +50,8 @@ SEGMENT_AGE_S = 3600.0
 # 4 GiB is far above the 64 MiB below which gateways reject requests, so there is time to archive and trim.
 ROOM_PART = 4
 SHORT_AGE_S = 60.0
-# Kept even then, and with a retention of 0 days: a reader that lost its connection finds the ends of its
-# requests only in the log.
-KEPT_NS = 900 * SECOND_NS
-
-assert KEPT_NS > DEADLINE_S * SECOND_NS, "the end of a request must stay in the log for its readers"
+# Kept even then, and with a retention of 0 days.
+KEPT_NS = int(LOG_KEPT_S) * SECOND_NS
 
 # How often the book's room is checked. The last quarter lasts for months (ops/README.md).
 BOOK_LOOK_S = 600.0
@@ -63,6 +60,9 @@ BOOK_LOOK_S = 600.0
 LOOK_S = 5.0
 # The wait after a failure, such as a full disk or an unreachable log.
 RETRY_S = 30.0
+
+assert SHORT_AGE_S + LOOK_S + RETRY_S < LOG_TRIM_S, "gateways count on room within this time"
+
 APPEND_S = 5.0
 
 FAILURES = (ArchiveError, LogError, OSError, QueryRefused, codec.RecordUnreadable)

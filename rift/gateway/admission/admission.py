@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 
 from rift.gateway.admission.auth import Authenticator
 from rift.gateway.admission.log_room import LogRoom
-from rift.gateway.admission.prompt_size import check_fits
 from rift.gateway.admission.queue_share import QueueShare
+from rift.gateway.admission.request_size import check_fits, check_record
 from rift.gateway.admission.reservation import Reservation, Reservations
 from rift.gateway.asgi.errors import HTTPError, retry_after
 from rift.gateway.choices import Choices
@@ -40,6 +40,7 @@ class Admission:
         Raises HTTPError, LogError: then nothing is reserved.
         """
         self._admit(parsed, choices[0].account, choices[0].key)
+        check_record(choices[0], sealed=self._config.seal_content or not parsed.store)
         # Without a pause in between, or requests that come at once would not count each other.
         with self.while_writable():
             return await self._reservations.reserve(choices, store=parsed.store)

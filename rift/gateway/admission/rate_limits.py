@@ -1,12 +1,21 @@
 """The rate limits of accounts and keys at this gateway. `rate_window.py` has the rules."""
 
+from typing import Any
+
 import anyio
+from msgspec.structs import replace
 
 from events.book import Book
-from events.schema import RequestAccepted
-from rift.catalogue import OUTPUT_TOKENS_DEFAULT
-from rift.gateway.admission import max_cost, rate_window
-from rift.gateway.admission.rate_window import Exceeded, LimitShare, RateReservation, RateWindow
+from events.lifecycle import Life
+from rift.gateway.admission import rate_window, request_size
+from rift.gateway.admission.log_share import LogShare
+from rift.gateway.admission.rate_window import (
+    Exceeded,
+    LimitShare,
+    RateReservation,
+    RateWindow,
+    WindowEntry,
+)
 from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after_ms
 from rift.gateway.choices import Choices
 from rift.gateway.completion import Completion
@@ -14,15 +23,13 @@ from rift.gateway.streams.lane_reader import LaneReader
 from rift.gateway.streams.live_gateways import LiveGateways
 from rift.gateway.streams.subscription import Subscription
 
-# About the bytes of a prompt in one token, in most languages and tokenizers.
-TOKEN_BYTES = 4
-
 # When a request will end is not known; a short answer ends within this.
 SOON_MS = 1000
 
 UNITS = {
     "requests_per_minute": "requests per minute",
     "tokens_per_minute": "tokens per minute",
+    "log_bytes_per_minute": "bytes of the log per minute",
     "concurrent": "concurrent requests",
 }
 
@@ -30,8 +37,9 @@ UNITS = {
 class RateLimits:
     """Implements `reservation.Limit`. A limit is divided among `gateways`."""
 
-    def __init__(self, lane: LaneReader, *, book: Book, gateways: LiveGateways) -> None:
+    def __init__(self, lane: LaneReader, *, book: Book, gateways: LiveGateways, share: LogShare) -> None:
         self._lane = lane
+        self._share = share
         self._book = book
         self._gateways = gateways
         self._window = RateWindow()
@@ -43,9 +51,8 @@ class RateLimits:
         """Count the requests against their limits. Raises HTTPError (429): then nothing is counted."""
         first = choices[0]
         if shares := self._shares(first.account, first.key):
-            reserved = self._window.reserve(
-                shares, _now_ns(), requests=len(choices), tokens=_estimate(choices)
-            )
+            asked = _asked(choices)
+            reserved = self._window.reserve(shares, asked)
             if isinstance(reserved, Exceeded):
                 raise _refusal(reserved, choices)
             self._reserved.setdefault(first.request, []).append(reserved)
@@ -55,7 +62,7 @@ class RateLimits:
         """Replace the estimate with the actual tokens, once the requests have ended on the own lane."""
         if choices[0].request in self._reserved:
             answers = [Completion.of(accepted, self._book, keep_text=False) for accepted in choices]
-            watcher = self._watchers[choices[0].request] = Subscription(answers, on_end=self._at_end)
+            watcher = self._watchers[choices[0].request] = EndWatcher(answers, on_end=self._at_end)
             self._lane.join(watcher)
 
     def release(self, choices: Choices) -> None:
@@ -66,7 +73,7 @@ class RateLimits:
     def unknown(self, choices: Choices) -> None:
         """Count the estimate for requests that may run elsewhere, but not as concurrent."""
         if (reserved := self._forget(choices)) is not None:
-            reserved.end(tokens=None)
+            reserved.end(None)
 
     def _forget(self, choices: Choices) -> RateReservation | None:
         request = choices[0].request
@@ -94,41 +101,47 @@ class RateLimits:
 
     def _shares(self, account: str, key: str) -> dict[str, LimitShare]:
         """Return this gateway's share of each limit, by its owner."""
-        limits = self._book.limits_of(account, key)
-        if not limits:
-            return {}
         gateways = len(self._gateways)
+        limits = self._book.limits_of(account, key)
         shares = {owner: rate_window.share(limit, gateways) for owner, limit in limits.items()}
+        if (log_bytes := self._share.bytes_per_minute(account)) is not None:
+            owner = f"account {account}"
+            own = shares.get(owner, LimitShare())
+            shares[owner] = replace(own, log_bytes=max(1, log_bytes // gateways))
         return {owner: share for owner, share in shares.items() if share != LimitShare()}
 
     def _at_end(self, watcher: Subscription) -> None:
         request = watcher.answer.id
         self._watchers.pop(request, None)
         if (reserved := self._take(request)) is not None:
-            reserved.end(tokens=_tokens(watcher))
+            reserved.end(_answered(list(watcher.answers.values())))
 
 
-def _estimate(choices: Choices) -> int:
-    """Return about how many tokens a group uses: its prompt once, and the most output of each choice."""
-    prompt = -(-max_cost.prompt_bytes(choices[0]) // TOKEN_BYTES)
-    return prompt + len(choices) * _output_max(choices[0])
+class EndWatcher(Subscription):
+    """Follows requests for their ends only, so that it costs next to nothing while they run."""
+
+    def push(self, request: str, event: Any, life: Life, stored_at_ns: int) -> None:
+        if life.phase == "ended":
+            super().push(request, event, life, stored_at_ns)
 
 
-def _output_max(accepted: RequestAccepted) -> int:
-    return accepted.parameters.max_tokens or min(OUTPUT_TOKENS_DEFAULT, accepted.prompt_tokens_max)
+def _asked(choices: Choices) -> WindowEntry:
+    tokens = request_size.tokens(choices)
+    return WindowEntry(_now_ns(), len(choices), tokens, request_size.stored_bytes(choices))
 
 
-def _tokens(watcher: Subscription) -> int:
-    """Return the tokens of ended requests. A group's prompt counts once, as on the bill."""
-    lives = [answer.life for answer in watcher.answers.values()]
-    return max(life.prompt_tokens for life in lives) + sum(life.next_index for life in lives)
+def _answered(answers: list[Completion]) -> WindowEntry:
+    """Return what ended requests have used. A group's prompt counts once, as on the bill."""
+    tokens = max(answer.life.prompt_tokens for answer in answers)
+    tokens += sum(answer.life.next_index for answer in answers)
+    return WindowEntry(_now_ns(), tokens=tokens, log_bytes=request_size.answer_bytes(answers))
 
 
 def _refusal(exceeded: Exceeded, choices: Choices) -> HTTPError:
     limit = f"{exceeded.owner} has a limit of {exceeded.limit} {UNITS[exceeded.name]} at this gateway"
     code = "concurrent_requests" if exceeded.name == "concurrent" else exceeded.name
     if exceeded.wait_ns == -1:
-        size = _estimate(choices) if exceeded.name == "tokens_per_minute" else len(choices)
+        size = request_size.tokens(choices) if exceeded.name == "tokens_per_minute" else len(choices)
         message = f"{limit}, and this request alone needs {size}: send a smaller request"
         return HTTPError(429, message, code=code, headers=FINAL)
     if exceeded.wait_ns is None:

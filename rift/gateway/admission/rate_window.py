@@ -1,16 +1,20 @@
 """The rate limits of accounts and keys as a sliding window. Pure: times are monotonic nanoseconds.
 
-    requests_per_minute   accepted in any 60 s; `n` choices are n requests
-    tokens_per_minute     of the requests accepted in any 60 s: estimated until they end, then exact
-    concurrent            running at once
+    requests_per_minute    accepted in any 60 s; `n` choices are n requests
+    tokens_per_minute      of the requests accepted in any 60 s: estimated until they end, then exact
+    log_bytes_per_minute   stored in any 60 s: acceptances, and answers once they have ended
+    concurrent             running at once
 
 The window slides, unlike a token bucket, so a limit holds in every 60 s and the wait in an error is exact.
+Only bytes may exceed their limit: a request that comes after a minute without any is accepted, however large
+it is, and answers are counted after they were stored. Those that follow wait.
 Each gateway counts the requests that it accepts, against its share: the limit divided by the number of live
 gateways, rounded down, but at least one.
 """
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Literal
 
 import msgspec
@@ -20,8 +24,8 @@ from events.schema import Limits
 MINUTE_NS = 60_000_000_000
 MS_NS = 1_000_000
 
-WindowCount = Literal["requests", "tokens"]
-LimitName = Literal["requests_per_minute", "tokens_per_minute", "concurrent"]
+WindowCount = Literal["requests", "tokens", "log_bytes"]
+LimitName = Literal["requests_per_minute", "tokens_per_minute", "log_bytes_per_minute", "concurrent"]
 
 
 class LimitShare(msgspec.Struct, frozen=True):
@@ -30,6 +34,7 @@ class LimitShare(msgspec.Struct, frozen=True):
     requests: int | None = None
     tokens: int | None = None
     concurrent: int | None = None
+    log_bytes: int | None = None
 
 
 def share(limits: Limits, gateways: int) -> LimitShare:
@@ -37,16 +42,20 @@ def share(limits: Limits, gateways: int) -> LimitShare:
         return None if limit is None else max(1, limit // gateways)
 
     return LimitShare(
-        divide(limits.requests_per_minute), divide(limits.tokens_per_minute), divide(limits.concurrent)
+        divide(limits.requests_per_minute),
+        divide(limits.tokens_per_minute),
+        divide(limits.concurrent),
+        divide(limits.log_bytes_per_minute),
     )
 
 
 class WindowEntry(msgspec.Struct):
-    """Requests that were accepted at one moment."""
+    """Requests that were accepted, or answers that ended, at one moment."""
 
     at_ns: int
-    requests: int
-    tokens: int
+    requests: int = 0
+    tokens: int = 0
+    log_bytes: int = 0
     is_past: bool = False
 
 
@@ -56,27 +65,35 @@ class Usage:
     def __init__(self) -> None:
         self.requests = 0
         self.tokens = 0
+        self.log_bytes = 0
         self.running = 0
         self._entries: deque[WindowEntry] = deque()
 
     def forget(self, now_ns: int) -> None:
         """Drop the entries that are older than a minute."""
         while self._entries and self._entries[0].at_ns + MINUTE_NS <= now_ns:
-            self.correct(self._entries[0], requests=0, tokens=0)
+            self.remove(self._entries[0])
             self._entries.popleft().is_past = True
 
-    def add(self, now_ns: int, requests: int, tokens: int) -> WindowEntry:
-        entry = WindowEntry(now_ns, 0, 0)
+    def add(self, entry: WindowEntry) -> WindowEntry:
         self._entries.append(entry)
-        self.correct(entry, requests=requests, tokens=tokens)
+        self.requests += entry.requests
+        self.tokens += entry.tokens
+        self.log_bytes += entry.log_bytes
         return entry
 
-    def correct(self, entry: WindowEntry, *, requests: int, tokens: int) -> None:
-        """Replace an entry's estimate with the actual usage. Entries older than a minute are ignored."""
+    def remove(self, entry: WindowEntry) -> None:
+        """Count nothing for an entry. Entries older than a minute are ignored."""
         if not entry.is_past:
-            self.requests += requests - entry.requests
+            self.requests -= entry.requests
+            self.log_bytes -= entry.log_bytes
+            entry.requests = entry.log_bytes = 0
+            self.correct(entry, tokens=0)
+
+    def correct(self, entry: WindowEntry, *, tokens: int) -> None:
+        """Replace an entry's estimate with the actual tokens. Entries older than a minute are ignored."""
+        if not entry.is_past:
             self.tokens += tokens - entry.tokens
-            entry.requests = requests
             entry.tokens = tokens
 
     def wait_ns(self, now_ns: int, count: WindowCount, excess: int) -> int:
@@ -115,18 +132,23 @@ class RateReservation(msgspec.Struct, frozen=True):
     requests: int
     entries: Sequence[tuple[Usage, WindowEntry]]
 
-    def end(self, *, tokens: int | None) -> None:
-        """Count the requests as ended, with these tokens. None keeps the estimate."""
+    def end(self, answer: WindowEntry | None) -> None:
+        """Count the requests as ended.
+
+        `answer` has the requests' tokens, and the bytes that were stored after the acceptances. None keeps
+        the estimate of the tokens.
+        """
         for usage, entry in self.entries:
             usage.running -= self.requests
-            if tokens is not None:
-                usage.correct(entry, requests=self.requests, tokens=tokens)
+            if answer is not None:
+                usage.correct(entry, tokens=answer.tokens)
+                usage.add(WindowEntry(answer.at_ns, log_bytes=answer.log_bytes))
 
     def undo(self) -> None:
         """Count nothing: the requests are not accepted."""
         for usage, entry in self.entries:
             usage.running -= self.requests
-            usage.correct(entry, requests=0, tokens=0)
+            usage.remove(entry)
 
 
 class RateWindow:
@@ -138,15 +160,16 @@ class RateWindow:
         usage.forget(now_ns)
         return usage
 
-    def reserve(
-        self, shares: Mapping[str, LimitShare], now_ns: int, *, requests: int, tokens: int
-    ) -> RateReservation | Exceeded:
+    def reserve(self, shares: Mapping[str, LimitShare], asked: WindowEntry) -> RateReservation | Exceeded:
         """Count requests against the shares of all owners, or against none if one has no room.
 
         The limit returned is the one with the longest wait. After it, all have room, unless other requests
         have taken it.
         """
         exceeded: list[Exceeded] = []
+        now_ns = asked.at_ns
+        requests = asked.requests
+        tokens = asked.tokens
         for owner, limit in shares.items():
             usage = self.usage(owner, now_ns)
             if limit.requests is not None and (excess := usage.requests + requests - limit.requests) > 0:
@@ -156,6 +179,11 @@ class RateWindow:
             if limit.tokens is not None and (excess := usage.tokens + tokens - limit.tokens) > 0:
                 wait_ns = usage.wait_ns(now_ns, "tokens", excess) if tokens <= limit.tokens else -1
                 exceeded.append(Exceeded(owner, "tokens_per_minute", limit.tokens, wait_ns))
+            if limit.log_bytes is not None and usage.log_bytes:
+                excess = min(usage.log_bytes, usage.log_bytes + asked.log_bytes - limit.log_bytes)
+                if excess > 0:
+                    wait_ns = usage.wait_ns(now_ns, "log_bytes", excess)
+                    exceeded.append(Exceeded(owner, "log_bytes_per_minute", limit.log_bytes, wait_ns))
             if limit.concurrent is not None and usage.running + requests > limit.concurrent:
                 fits = requests <= limit.concurrent
                 exceeded.append(Exceeded(owner, "concurrent", limit.concurrent, None if fits else -1))
@@ -165,7 +193,7 @@ class RateWindow:
         for owner in shares:
             usage = self.usage(owner, now_ns)
             usage.running += requests
-            entries.append((usage, usage.add(now_ns, requests, tokens)))
+            entries.append((usage, usage.add(copy(asked))))
         return RateReservation(requests, entries)
 
 

@@ -13,7 +13,8 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from events import encryption, subjects
-from events.log import Log
+from events.log import Log, LogFull
+from rift.gateway.asgi.errors import HTTPError, retry_after
 from rift.gateway.choices import Choices
 from rift.gateway.state import GatewayConfig
 from rift.gateway.streams.lane_reader import LaneReader
@@ -105,11 +106,19 @@ class Reservations:
         return Reservation(choices, self._lane, self._limits)
 
     async def _with_content_key(self, choices: Choices, *, store: bool) -> Choices:
-        """Return the acceptances with a key to seal them, if they need one. Raises LogError."""
+        """Return the acceptances with a key to seal them, if they need one.
+
+        Raises HTTPError (503), LogError.
+        """
         if (store and not self._config.seal_content) or choices[0].sealed is not None:
             return choices
-        requests = [accepted.request for accepted in choices]
+        requests = tuple(accepted.request for accepted in choices)
         key = self._config.entropy(encryption.KEY_BYTES)
         subject = subjects.SECRET_KEPT if store else subjects.SECRET_PASSING
-        sealed = await encryption.keep(self._log, subject, requests, key)
+        secret = encryption.Secret(requests, key, choices[0].account)
+        try:
+            sealed = await encryption.keep(self._log, subject, secret)
+        except LogFull as error:
+            message = "the log can store no more keys of sealed content; try again later"
+            raise HTTPError(503, message, code="content_keys_full", headers=retry_after(60)) from error
         return tuple(replace(accepted, sealed=sealed) for accepted in choices)

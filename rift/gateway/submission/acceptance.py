@@ -38,6 +38,7 @@ class AcceptanceBuilder:
             price_version=self._book.price_version,
             book=self._book.position,
             plan=self._book.credits.of(account).plan,
+            account=account,
         )
 
     def build(

@@ -17,11 +17,13 @@ import msgspec
 from msgspec.structs import replace
 
 from events import ids, subjects
+from events.broker_clock import BrokerClock
+from events.contracts import IDEMPOTENCY_S, SECOND_NS
 from events.lifecycle import Life
-from events.log import Conflict, OutcomeUnknown
+from events.log import Conflict, LogFull, OutcomeUnknown
 from events.schema import Plan
 from rift.gateway import choices as groups
-from rift.gateway.asgi.errors import FINAL, HTTPError
+from rift.gateway.asgi.errors import FINAL, HTTPError, retry_after_ms
 from rift.gateway.choices import Choices
 from rift.gateway.state import LogState
 
@@ -41,6 +43,8 @@ class KeyEntry(msgspec.Struct, frozen=True):
     book: int
     plan: Plan = "per_token"
     sealed: int | None = None
+    # Whose key it is, so that gateways can count each account's.
+    account: str = ""
 
 
 class KeyClaim(msgspec.Struct, frozen=True):
@@ -55,7 +59,8 @@ _entry = msgspec.json.Decoder(KeyEntry)
 
 
 class IdempotencyKeys:
-    def __init__(self, state: LogState, secret: bytes) -> None:
+    def __init__(self, state: LogState, secret: bytes, clock: BrokerClock) -> None:
+        self._clock = clock
         self._log = state.log
         self._histories = state.histories
         self._secret = secret
@@ -97,7 +102,7 @@ class IdempotencyKeys:
     async def claim(self, digest: str, entry: KeyEntry, *, replaces: int) -> KeyClaim:
         """Store `entry` in place of the one at sequence `replaces` (0: none), or return the first claim.
 
-        Raises HTTPError (422), LogError.
+        Raises HTTPError (422, 503), LogError.
         """
         data = msgspec.json.encode(entry)
         subject = subjects.idempotency(digest)
@@ -107,12 +112,31 @@ class IdempotencyKeys:
                 return KeyClaim(entry, True, sequence)
             except Conflict:
                 if (claim := await self.find(digest, entry)) is not None:
+                    if entry.sealed not in (None, claim.entry.sealed):
+                        # Nothing names the content key of this try: it must not fill its stream for a day.
+                        await self._log.erase(subjects.SECRETS, entry.sealed)
                     return claim
                 replaces = 0
+            except LogFull as error:
+                raise await self._full() from error
             except OutcomeUnknown:
                 if attempt == CLAIMS_MAX - 1:
                     raise
         raise OutcomeUnknown("the key's entry was created and removed meanwhile; try again")
+
+    async def _full(self) -> HTTPError:
+        """Return the answer while no key can be stored: until the oldest expires. Raises LogError."""
+        wait_ns = 0
+        oldest = await self._log.get(subjects.KEYS, await self._log.first_sequence(subjects.KEYS))
+        if oldest is not None:
+            expires_ns = oldest.stored_at_ns + int(IDEMPOTENCY_S * SECOND_NS)
+            wait_ns = expires_ns - self._clock.now_ns()
+        wait_ms = max(1000, -(-wait_ns // 1_000_000))
+        message = (
+            "the log can store no more idempotency keys: send the request without the header "
+            f"Idempotency-Key, or try again in {wait_ms // 1000} s, when the oldest key has expired"
+        )
+        return HTTPError(503, message, code="idempotency_keys_full", headers=retry_after_ms(wait_ms))
 
     async def failed_by_us(self, claim: KeyClaim, choices: Choices) -> bool:
         """Return whether the key's request failed by our fault: then the key may be claimed again.

@@ -57,7 +57,7 @@ class Scene:
         self.broker.store(subjects.BOOK, "rift.book.price.list", codec.encode("test", [price]), None)
 
     async def keep(self, *requests: str, topic: str = subjects.SECRET_PASSING) -> int:
-        return await encryption.keep(self.log, topic, requests, b"k" * 32)
+        return await encryption.keep(self.log, topic, encryption.Secret(tuple(requests), b"k" * 32))
 
     def apply(self) -> None:
         for stream in (subjects.BOOK, "RIFT_0"):

@@ -14,6 +14,7 @@ from rift.gateway.admission.rate_window import (
     LimitShare,
     RateReservation,
     RateWindow,
+    WindowEntry,
 )
 
 SECOND_NS = 1_000_000_000
@@ -27,6 +28,10 @@ class Call(NamedTuple):
     tokens: int
     counted: int
     lasts: int
+
+
+def asked(at_ns: int, call: Call) -> WindowEntry:
+    return WindowEntry(at_ns, call.requests, call.tokens)
 
 
 class Admitted(NamedTuple):
@@ -64,17 +69,18 @@ def test_no_minute_exceeds_a_limit_and_the_wait_is_exact(
         now_ns += call.after_ms * MS_NS
         for earlier in admitted:
             if earlier.ends == number:
-                earlier.reservation.end(tokens=min(earlier.call.tokens, earlier.call.counted))
-        outcome = window.reserve(shares, now_ns, requests=call.requests, tokens=call.tokens)
+                tokens = min(earlier.call.tokens, earlier.call.counted)
+                earlier.reservation.end(WindowEntry(now_ns, tokens=tokens))
+        outcome = window.reserve(shares, asked(now_ns, call))
         if isinstance(outcome, Exceeded):
             _check_exceeded(shares, outcome, call)
             if not outcome.wait_ns or outcome.wait_ns < 0:
                 continue
             early_ns = now_ns + outcome.wait_ns - 1
-            early = window.reserve(shares, early_ns, requests=call.requests, tokens=call.tokens)
+            early = window.reserve(shares, asked(early_ns, call))
             assert isinstance(early, Exceeded)
             now_ns += outcome.wait_ns
-            outcome = window.reserve(shares, now_ns, requests=call.requests, tokens=call.tokens)
+            outcome = window.reserve(shares, asked(now_ns, call))
             if isinstance(outcome, Exceeded):
                 assert (outcome.name, outcome.wait_ns) == ("concurrent", None), (
                     "only running requests are left"
@@ -103,28 +109,28 @@ def _check_exceeded(shares: dict[str, LimitShare], exceeded: Exceeded, call: Cal
 def test_a_request_that_exceeds_one_limit_counts_against_none() -> None:
     window = RateWindow()
     shares = {"account": LimitShare(requests=5), "key": LimitShare(requests=1)}
-    assert isinstance(window.reserve(shares, 0, requests=1, tokens=0), RateReservation)
-    assert isinstance(window.reserve(shares, 1, requests=1, tokens=0), Exceeded)
+    assert isinstance(window.reserve(shares, WindowEntry(0, 1, 0)), RateReservation)
+    assert isinstance(window.reserve(shares, WindowEntry(1, 1, 0)), Exceeded)
     assert window.usage("account", 1).requests == 1
 
 
 def test_an_undone_reservation_leaves_no_trace() -> None:
     window = RateWindow()
     shares = {"account": LimitShare(requests=1, tokens=10, concurrent=1)}
-    reservation = window.reserve(shares, 0, requests=1, tokens=10)
+    reservation = window.reserve(shares, WindowEntry(0, 1, 10))
     assert isinstance(reservation, RateReservation)
     reservation.undo()
-    assert isinstance(window.reserve(shares, 0, requests=1, tokens=10), RateReservation)
+    assert isinstance(window.reserve(shares, WindowEntry(0, 1, 10)), RateReservation)
 
 
 def test_a_request_that_ends_after_its_minute_only_frees_its_concurrent_place() -> None:
     window = RateWindow()
     shares = {"account": LimitShare(requests=9, tokens=100, concurrent=1)}
-    reservation = window.reserve(shares, 0, requests=1, tokens=50)
+    reservation = window.reserve(shares, WindowEntry(0, 1, 50))
     assert isinstance(reservation, RateReservation)
     late_ns = MINUTE_NS + 1
-    assert isinstance(window.reserve(shares, late_ns, requests=1, tokens=0), Exceeded)
-    reservation.end(tokens=5)
+    assert isinstance(window.reserve(shares, WindowEntry(late_ns, 1, 0)), Exceeded)
+    reservation.end(WindowEntry(late_ns, tokens=5))
     usage = window.usage("account", late_ns)
     assert (usage.requests, usage.tokens, usage.running) == (0, 0, 0)
 
@@ -132,8 +138,8 @@ def test_a_request_that_ends_after_its_minute_only_frees_its_concurrent_place() 
 def test_the_headers_show_the_limit_with_the_least_left() -> None:
     window = RateWindow()
     shares = {"account": LimitShare(requests=10, tokens=1000), "key": LimitShare(requests=3, concurrent=4)}
-    window.reserve(shares, 0, requests=1, tokens=400)
-    window.reserve(shares, SECOND_NS, requests=1, tokens=100)
+    window.reserve(shares, WindowEntry(0, 1, 400))
+    window.reserve(shares, WindowEntry(SECOND_NS, 1, 100))
     now_ns = 2 * SECOND_NS
     usages = {owner: (share, window.usage(owner, now_ns)) for owner, share in shares.items()}
     assert dict(rate_window.headers(usages, now_ns)) == {
@@ -152,12 +158,12 @@ def test_the_headers_show_the_limit_with_the_least_left() -> None:
 def test_undone_requests_and_tokens_do_not_delay_a_reset() -> None:
     window = RateWindow()
     share = LimitShare(requests=9, tokens=900)
-    window.reserve({"key": share}, 0, requests=1, tokens=100)
-    without_tokens = window.reserve({"key": share}, 10 * SECOND_NS, requests=1, tokens=100)
-    undone = window.reserve({"key": share}, 30 * SECOND_NS, requests=1, tokens=100)
+    window.reserve({"key": share}, WindowEntry(0, 1, 100))
+    without_tokens = window.reserve({"key": share}, WindowEntry(10 * SECOND_NS, 1, 100))
+    undone = window.reserve({"key": share}, WindowEntry(30 * SECOND_NS, 1, 100))
     assert isinstance(without_tokens, RateReservation)
     assert isinstance(undone, RateReservation)
-    without_tokens.end(tokens=0)
+    without_tokens.end(WindowEntry(30 * SECOND_NS))
     undone.undo()
     now_ns = 31 * SECOND_NS
     headers = dict(rate_window.headers({"key": (share, window.usage("key", now_ns))}, now_ns))
@@ -166,7 +172,35 @@ def test_undone_requests_and_tokens_do_not_delay_a_reset() -> None:
 
 
 def test_each_gateway_has_an_equal_share_of_at_least_one() -> None:
-    limits = LimitsSet(id="l", account="a", requests_per_minute=7, tokens_per_minute=100, concurrent=2)
-    assert rate_window.share(limits, 1) == LimitShare(7, 100, 2)
-    assert rate_window.share(limits, 3) == LimitShare(2, 33, 1)
+    limits = LimitsSet(
+        id="l",
+        account="a",
+        requests_per_minute=7,
+        tokens_per_minute=100,
+        concurrent=2,
+        log_bytes_per_minute=1000,
+    )
+    assert rate_window.share(limits, 1) == LimitShare(7, 100, 2, 1000)
+    assert rate_window.share(limits, 3) == LimitShare(2, 33, 1, 333)
     assert rate_window.share(LimitsSet(id="l", account="a"), 3) == LimitShare()
+
+
+def test_bytes_wait_for_one_another_and_a_single_request_never_waits() -> None:
+    window = RateWindow()
+    share = {"account": LimitShare(log_bytes=100)}
+
+    def reserve(at_s: int, log_bytes: int) -> RateReservation | Exceeded:
+        return window.reserve(share, WindowEntry(at_s * SECOND_NS, 1, log_bytes=log_bytes))
+
+    first = reserve(0, 700)
+    assert isinstance(first, RateReservation), "no smaller request would be admitted earlier"
+    refused = reserve(1, 1)
+    assert refused == Exceeded("account", "log_bytes_per_minute", 100, 59 * SECOND_NS)
+    first.undo()
+    assert isinstance(reserve(2, 60), RateReservation)
+    last = reserve(3, 40)
+    assert isinstance(last, RateReservation)
+    last.end(WindowEntry(10 * SECOND_NS, log_bytes=500))
+    # A large one waits for all of them, and an answer counts from its end on.
+    assert reserve(11, 300) == Exceeded("account", "log_bytes_per_minute", 100, 59 * SECOND_NS)
+    assert isinstance(reserve(70, 300), RateReservation)

@@ -7,7 +7,7 @@ import pytest
 from events import subjects
 from events.schema import Message, Parameters
 from rift.catalogue import Model
-from rift.gateway.admission import prompt_size
+from rift.gateway.admission import request_size
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.dialects import native
 from rift.gateway.dialects.sampling import ParsedRequest
@@ -59,20 +59,20 @@ def test_every_route_refuses_before_anything_is_stored(text: str, tokens: int, c
 
 
 def test_a_prompt_of_the_longest_tokens_is_left_to_the_engine() -> None:
-    prompt_size.check_fits(parsed("x" * 20_000), SMALL)
+    request_size.check_fits(parsed("x" * 20_000), SMALL)
     with pytest.raises(HTTPError) as refused:
-        prompt_size.check_fits(parsed("x" * 20_001), SMALL)
+        request_size.check_fits(parsed("x" * 20_001), SMALL)
     assert refused.value.message == (
         "messages has 20001 bytes, which are at least 10001 tokens; the limit is 10000 tokens: send a "
         "shorter prompt"
     )
     # A byte is not a character.
     with pytest.raises(HTTPError):
-        prompt_size.check_fits(parsed("é" * 10_001), SMALL)
+        request_size.check_fits(parsed("é" * 10_001), SMALL)
     # The limit of the native route is its own.
     native_only = {"kind": "inference", "prompt_tokens_max": native.PROMPT_TOKENS_MAX}
     with pytest.raises(HTTPError, match="the limit is 8192 tokens"):
-        prompt_size.check_fits(parsed("x" * 20_000, **native_only), SMALL)
+        request_size.check_fits(parsed("x" * 20_000, **native_only), SMALL)
 
 
 def test_text_that_a_template_may_leave_out_does_not_count() -> None:
@@ -83,11 +83,11 @@ def test_text_that_a_template_may_leave_out_does_not_count() -> None:
         Message(role="developer", content="x" * 40_000),
         Message(role="assistant", content=thought),
     )
-    assert prompt_size.prompt_bytes(turns) == 9 + len("answer")
-    prompt_size.check_fits(parsed(turns), SMALL)
+    assert request_size.prompt_bytes(turns) == 9 + len("answer")
+    request_size.check_fits(parsed(turns), SMALL)
 
 
 def test_max_tokens_and_the_fewest_tokens_of_the_prompt_must_fit_together() -> None:
-    prompt_size.check_fits(parsed("x" * 200, parameters=Parameters(max_tokens=9_900)), SMALL)
+    request_size.check_fits(parsed("x" * 200, parameters=Parameters(max_tokens=9_900)), SMALL)
     with pytest.raises(HTTPError, match="max_tokens is 9901; the context of m is 10000 tokens, and the"):
-        prompt_size.check_fits(parsed("x" * 200, parameters=Parameters(max_tokens=9_901)), SMALL)
+        request_size.check_fits(parsed("x" * 200, parameters=Parameters(max_tokens=9_901)), SMALL)

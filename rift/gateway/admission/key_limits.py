@@ -1,0 +1,148 @@
+"""How many idempotency keys, and keys of sealed content, the log may hold for one account.
+
+The log itself is the counter: a gateway folds the keys' streams, so its counts include those of other
+gateways, and a restart loses none. Keys that are stored at the same moment may exceed a limit by as many.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+from anyio import create_task_group
+
+from events import stream_fold, subjects
+from events.broker_clock import BrokerClock
+from events.contracts import IDEMPOTENCY_S, SECOND_NS
+from events.log import Log, Stored
+from rift.gateway.admission.log_share import LogShare
+from rift.gateway.asgi.errors import HTTPError, retry_after_ms
+from rift.gateway.choices import Choices
+from rift.gateway.state import GatewayConfig
+
+DAY_S = 24 * 3600
+
+# Keys are counted in this many steps of their lifetime, so that a hint is at most a minute late in 24 hours.
+STEPS = 1440
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """What this module reads of a key: older ones have no account, and count for none."""
+
+    account: str = ""
+
+
+_owned = msgspec.json.Decoder(Owned)
+
+
+class KeyCounts:
+    """A fold: the keys that each account has stored within `kept_s`."""
+
+    def __init__(self, kept_s: float) -> None:
+        self.position = 0
+        self.newest_ns = 0
+        self._kept_ns = int(kept_s * SECOND_NS)
+        self._step_ns = self._kept_ns // STEPS
+        # By account, and by the step in which they were stored.
+        self._counts: dict[str, dict[int, int]] = {}
+
+    def fold(self, stored: Stored) -> None:
+        self.position = stored.sequence
+        self.newest_ns = max(self.newest_ns, stored.stored_at_ns)
+        if account := _owned.decode(stored.data).account:
+            counts = self._counts.setdefault(account, {})
+            step = stored.stored_at_ns // self._step_ns
+            counts[step] = counts.get(step, 0) + 1
+
+    def count(self, account: str, now_ns: int) -> int:
+        return sum(number for _, number in self._kept(account, now_ns))
+
+    def wait_ns(self, account: str, now_ns: int, excess: int) -> int:
+        """Return the time until `excess` keys have expired."""
+        wait_ns = 0
+        for step, number in self._kept(account, now_ns):
+            if excess <= 0:
+                break
+            excess -= number
+            wait_ns = self._expires_ns(step) - now_ns
+        return wait_ns
+
+    def _kept(self, account: str, now_ns: int) -> Iterator[tuple[int, int]]:
+        """Yield the steps with keys, oldest first, and forget those that have expired."""
+        counts = self._counts.get(account, {})
+        for step in list(counts):
+            if self._expires_ns(step) <= now_ns:
+                del counts[step]
+        yield from counts.items()
+
+    def _expires_ns(self, step: int) -> int:
+        return (step + 1) * self._step_ns + self._kept_ns
+
+
+class KeyLimits:
+    """Implements `reservation.Limit`. A key is only stored after its request was reserved."""
+
+    def __init__(self, config: GatewayConfig, share: LogShare, clock: BrokerClock) -> None:
+        self._share = share
+        self._clock = clock
+        self._seals = config.seal_content
+        self._idempotency = KeyCounts(IDEMPOTENCY_S)
+        self._content = KeyCounts((config.retention_days + 1) * DAY_S)
+
+    async def follow_log(self, log: Log) -> None:
+        """Count keys until cancelled. Raises LogError."""
+        async with create_task_group() as tasks:
+            tasks.start_soon(_follow, log, subjects.KEYS, "rift.keys.>", self._idempotency)
+            if self._seals:
+                tasks.start_soon(_follow, log, subjects.SECRETS, subjects.SECRET_KEPT, self._content)
+
+    async def reserve(self, choices: Choices) -> Choices:
+        """Raises HTTPError (429) if the account may store no more keys of a kind that the request needs."""
+        first = choices[0]
+        if first.idempotency_hash is not None:
+            excess, wait_ns = self._excess(
+                self._idempotency, first.account, self._share.idempotency_keys(first.account)
+            )
+            if excess > 0:
+                message = (
+                    f"account {first.account} has used all its idempotency keys of 24 hours: send the "
+                    f"request without the header Idempotency-Key, or try again in {wait_ns // SECOND_NS} s"
+                )
+                raise _refusal(message, "idempotency_keys", wait_ns)
+        if self._seals and first.sealed is None:
+            excess, wait_ns = self._excess(
+                self._content, first.account, self._share.content_keys(first.account)
+            )
+            if excess > 0:
+                message = (
+                    f"the log holds as many keys of sealed content as account {first.account} may have: "
+                    f"try again in {wait_ns // SECOND_NS} s, or ask for a larger limit"
+                )
+                raise _refusal(message, "content_keys", wait_ns)
+        return choices
+
+    def follow(self, choices: Choices) -> None:
+        """Do nothing: a key stays when its request ends."""
+
+    def release(self, choices: Choices) -> None:
+        """Do nothing: only stored keys are counted."""
+
+    def unknown(self, choices: Choices) -> None:
+        """Do nothing: only stored keys are counted."""
+
+    def _excess(self, counts: KeyCounts, account: str, limit: int | None) -> tuple[int, int]:
+        """Return by how many keys one more would exceed the limit, and the time until it would not."""
+        if limit is None:
+            return 0, 0
+        # A gateway that has just started learns the time with its first report.
+        now_ns = max(self._clock.now_ns(), counts.newest_ns)
+        excess = counts.count(account, now_ns) + 1 - limit
+        return excess, counts.wait_ns(account, now_ns, excess)
+
+
+async def _follow(log: Log, stream: str, topic: str, counts: KeyCounts) -> None:
+    # What is there is read by pull: a large stream must not be pushed at a gateway that has just started.
+    await stream_fold.read(log, stream, [topic], counts)
+    await stream_fold.follow(log, stream, [topic], counts, changed=lambda: None)
+
+
+def _refusal(message: str, code: str, wait_ns: int) -> HTTPError:
+    return HTTPError(429, message, code=code, headers=retry_after_ms(-(-wait_ns // 1_000_000)))

@@ -1,0 +1,115 @@
+"""What a request counts as before an engine has seen it: pure functions. Gateways have no tokenizer.
+
+For the fewest tokens of a prompt only text counts that every chat template writes, without the spaces around
+it, which many templates drop. So a prompt that an engine would accept is never refused for its size here.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from events.contracts import MESSAGE_BYTES_MAX
+from events.schema import Message, RequestAccepted
+from rift.catalogue import OUTPUT_TOKENS_DEFAULT, Model
+from rift.gateway.admission import max_cost
+from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.choices import Choices
+from rift.gateway.completion import Completion
+from rift.gateway.dialects.sampling import ParsedRequest
+
+# Templates leave out roles that they do not know, such as `developer`.
+WRITTEN_ROLES = ("system", "user", "assistant", "tool")
+# Templates of reasoning models leave out what an earlier answer has up to this mark.
+REASONING_END = "</think>"
+
+# About the bytes of a prompt in one token, in most languages and tokenizers.
+TOKEN_BYTES = 4
+
+# A request's records but its acceptance, and about what a token takes in them, alone and with each logprob.
+# Answers are counted from their tokens, because only the reader of the lane sees their records.
+ENDS_BYTES = 1024
+TOKEN_LOG_BYTES = 171
+LOGPROB_LOG_BYTES = 64
+
+# A record around its event: the writer, the sealed event's own fields, and their names.
+ENVELOPE_BYTES = 16 * 1024
+
+PARAMS = {"inference": "prompt", "completion": "prompt", "chat": "messages", "response": "input"}
+
+
+def check_fits(parsed: ParsedRequest, model: Model) -> None:
+    """Raise HTTPError (400) if the prompt, or the prompt with `max_tokens`, cannot fit into the context."""
+    written = prompt_bytes(parsed.input)
+    tokens = max(1, -(-written // model.prompt_bytes_per_token_max))
+    limit = min(model.context_tokens, parsed.prompt_tokens_max or model.context_tokens)
+    if tokens > limit:
+        param = PARAMS[parsed.kind]
+        message = (
+            f"{param} has {written} bytes, which are at least {tokens} tokens; the limit is {limit} tokens: "
+            "send a shorter prompt"
+        )
+        raise HTTPError(400, message, code="prompt_too_long", param=param)
+    output = parsed.parameters.max_tokens
+    if output is not None and tokens + output > model.context_tokens:
+        param = parsed.max_tokens_param
+        message = (
+            f"{param} is {output}; the context of {parsed.model} is {model.context_tokens} tokens, and the "
+            f"prompt has at least {tokens} of them"
+        )
+        raise HTTPError(400, message, code="max_tokens_too_large", param=param)
+
+
+def prompt_bytes(prompt: str | tuple[Message, ...]) -> int:
+    """Return the bytes of text that any template writes into the prompt."""
+    if isinstance(prompt, str):
+        return _size(prompt.strip())
+    return sum(_size(_written(turn)) for turn in prompt)
+
+
+def _written(turn: Message) -> str:
+    if turn.role not in WRITTEN_ROLES:
+        return ""
+    return turn.content.rpartition(REASONING_END)[2].strip()
+
+
+def _size(text: str) -> int:
+    # Half a surrogate pair is refused later, by name.
+    return len(text.encode(errors="surrogatepass"))
+
+
+def check_record(accepted: RequestAccepted, *, sealed: bool) -> None:
+    """Raise HTTPError (413) if the acceptance is larger than a record: its keys are stored before it is."""
+    size = len(msgspec.json.encode(accepted))
+    # Sealed content is base64.
+    size = -(-4 * size // 3) if sealed else size
+    if size > MESSAGE_BYTES_MAX - ENVELOPE_BYTES:
+        message = (
+            f"the request takes {size} bytes in the log, and the limit is {MESSAGE_BYTES_MAX}: send a "
+            "shorter prompt"
+        )
+        raise HTTPError(413, message, code="body_too_large")
+
+
+def tokens(choices: Choices) -> int:
+    """Return about how many tokens a group uses: its prompt once, and the most output of each choice."""
+    prompt = -(-max_cost.prompt_bytes(choices[0]) // TOKEN_BYTES)
+    return prompt + len(choices) * _output_max(choices[0])
+
+
+def _output_max(accepted: RequestAccepted) -> int:
+    return accepted.parameters.max_tokens or min(OUTPUT_TOKENS_DEFAULT, accepted.prompt_tokens_max)
+
+
+def stored_bytes(choices: Choices) -> int:
+    """Return about the bytes of the acceptances: each has the prompt. Sealed, they are a third larger."""
+    return len(choices) * len(msgspec.json.encode(choices[0]))
+
+
+def answer_bytes(answers: Iterable[Completion]) -> int:
+    """Return about the bytes that were stored for ended requests after their acceptances."""
+    size = 0
+    for answer in answers:
+        logprobs = answer.accepted.parameters.logprobs
+        each = TOKEN_LOG_BYTES + (0 if logprobs is None else LOGPROB_LOG_BYTES * (1 + logprobs))
+        size += ENDS_BYTES + each * answer.life.next_index
+    return size
