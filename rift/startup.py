@@ -87,6 +87,8 @@ async def write_book(
         kept = file.with_name(f"{file.name}.{entry.event.key}")
         file.rename(kept)
         notify(f"the key in {file} is {state}: it is now in {kept}, and another key is issued")
+    elif any(held.event.account == FIRST_ACCOUNT for held in book.keys.values()):
+        notify(f"{file} is missing, so another key is issued; `rift keys list` shows those that stay valid")
     key = await book_admin.issue_key(log, FIRST_ACCOUNT)
     nats_server.create_secret(file, key.text)
     return key.text

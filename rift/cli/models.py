@@ -4,10 +4,10 @@
 """
 
 import json
-import os
 import re
 import shutil
 import sys
+import tempfile
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
@@ -180,8 +180,10 @@ def _text(text: str) -> str:
 def _replace(file: Path, data: bytes) -> None:
     """Replace the file atomically, and keep its mode."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_bytes(data)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    with open(handle, "wb") as opened:
+        opened.write(data)
+    temporary = Path(name)
     if file.exists():
         shutil.copymode(file, temporary)
     temporary.replace(file)

@@ -202,7 +202,7 @@ def give(path: Path, user: int) -> None:
 @pytest.mark.parametrize("name", ["", "nats", "dev.key"])
 def test_a_folder_of_another_user_is_refused(used: DataDir, name: str) -> None:
     give(used.folder / name, 4321)
-    with pytest.raises(DataDirError, match="belongs to user 4321, but Rift runs as .*: start Rift as 4321"):
+    with pytest.raises(DataDirError, match=r"belongs to user 4321, but Rift runs as .*: start Rift as 4321"):
         used.make()
     give(used.folder / name, os.geteuid())
 
