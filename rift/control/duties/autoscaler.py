@@ -138,6 +138,7 @@ class Autoscaler:
             logger.info("%s: %d → %d: %s", model, event.from_replicas, event.to_replicas, event.reason)
             await self._publish(event)
         except LogError as error:
+            self._reports.note_outage()
             logger.warning("no decision on %s: %s", model, error)
             self._requested.add(model)
 
@@ -153,6 +154,7 @@ class Autoscaler:
                 why = f"silent for {silent_s} s"
                 await self._publish(ReplicaLost(replica=name, model=model, why=why, cause="host"))
         except LogError as error:
+            self._reports.note_outage()
             logger.warning("a silent replica is not declared lost yet: %s", error)
 
     async def _publish(self, event: AnyEvent) -> None:

@@ -154,6 +154,8 @@ class Janitor:
                 case event:
                     await self._publisher.publish(event, within_s=APPEND_S)
         except LogError as error:
+            # Nor could anyone else append meanwhile.
+            self._supervision.note_outage(self._clock.now_ns())
             logger.warning("%s failed and will be repeated: %s", type(action).__name__, error)
 
     async def _redeliver(self, action: Redelivery) -> None:

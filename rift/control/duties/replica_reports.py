@@ -33,6 +33,10 @@ class ReplicaReports:
             if (replica := getattr(event, "replica", None)) is not None:
                 self._reported_at_s[replica] = anyio.current_time()
 
+    def note_outage(self) -> None:
+        """Begin to listen anew: the log stored nothing, so no replica could report."""
+        self._listening_epoch = -1
+
     def silent(self) -> list[tuple[str, str, int]]:
         """Return model, name and seconds of silence of each live replica that has been silent too long while
         this process was listening."""

@@ -152,6 +152,8 @@ class Supervision:
         self.replicas = ReplicaLosses()
         # When the janitor began to act: clients of a lane that was lost earlier have their grace from then.
         self._began_at_ns = 0
+        # When the log last stored nothing: every silence counts from then.
+        self._outage_at_ns = 0
         self._lives = RequestStates()
         self._open: dict[str, OpenRequest] = {}
         # Kept until the deadline: a late repeat of an acceptance must not open the request again.
@@ -168,6 +170,10 @@ class Supervision:
     def begin(self, now_ns: int) -> None:
         """Note that actions are carried out from this time on."""
         self._began_at_ns = now_ns
+
+    def note_outage(self, now_ns: int) -> None:
+        """Note that the log stores nothing now, so that silent processes need not be lost."""
+        self._outage_at_ns = now_ns
 
     def fold_book(self, event: Any) -> None:
         if isinstance(event, KeyRevoked):
@@ -236,7 +242,7 @@ class Supervision:
         silent = [
             lane
             for lane, reported_at_ns in self._lanes.items()
-            if _s(now_ns - reported_at_ns) > LANE_LOST_S
+            if _s(now_ns - max(reported_at_ns, self._outage_at_ns)) > LANE_LOST_S
             and _s(now_ns - self._declared_at_ns.get(lane, 0)) > REPEAT_S
         ]
         self._declared_at_ns.update(dict.fromkeys(silent, now_ns))
@@ -278,7 +284,10 @@ class Supervision:
         lost_at_ns = self._lost_lanes.get(opened.at.lane)
         if opened.detached or lost_at_ns is None:
             return False
-        return _s(now_ns - max(lost_at_ns, opened.attached_at_ns, self._began_at_ns)) > CLIENT_GRACE_S
+        return (
+            _s(now_ns - max(lost_at_ns, opened.attached_at_ns, self._began_at_ns, self._outage_at_ns))
+            > CLIENT_GRACE_S
+        )
 
     def _why_unavailable(self, opened: OpenRequest) -> str | None:
         """Return why no replica will take a waiting request: starts failed in a row, the last one after the
@@ -299,7 +308,8 @@ class Supervision:
             other.life.prompt_tokens for other in self._open.values() if other.worker == opened.worker
         )
         bound_s = STALLED_S + prompt_tokens * STALLED_PER_PROMPT_TOKEN_S
-        return "stalled" if _s(now_ns - opened.progress_at_ns) > bound_s else None
+        silent_s = _s(now_ns - max(opened.progress_at_ns, self._outage_at_ns))
+        return "stalled" if silent_s > bound_s else None
 
 
 def _s(duration_ns: int) -> float:

@@ -224,6 +224,19 @@ def test_a_stalled_attempt_is_released_after_the_time_to_read_its_prompt() -> No
     assert due.event.why == "stalled"
 
 
+def test_the_time_of_an_outage_of_the_log_is_nobodys_silence() -> None:
+    story = Story()
+    story.start()
+    for _ in range(20):
+        assert story.after(9, lane_lives=False) == []
+        story.watch.note_outage(story.now_ns)
+    assert story.after(9, lane_lives=False) == []
+    assert story.after(2, lane_lives=False) == [LaneLost(lane=AT.lane)]
+    assert story.after(50) == []
+    (due,) = story.after(2)
+    assert due.event.why == "stalled"
+
+
 def test_an_unanswered_cancellation_is_carried_out_after_10_s() -> None:
     story = Story()
     story.start()
