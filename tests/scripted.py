@@ -174,7 +174,7 @@ class Served:
                 await opened.end_streams()
 
             tasks.start_soon(self._announce_ready, ready)
-            await serve(opened.app, host="127.0.0.1", port=self.port, stopped=stopped)
+            await serve(opened.app, opened.connections, host="127.0.0.1", port=self.port, stopped=stopped)
             tasks.cancel_scope.cancel()
 
     def stop(self) -> None:

@@ -25,10 +25,6 @@ class Gateway:
         self._routes = [(each.method, _pattern(each), each.handler(handlers)) for each in routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})
-        if scope["type"] != "http":
-            return
         request = Request(scope, receive, send, own_id=self._entropy(ids.RANDOM_BYTES).hex())
         try:
             try:

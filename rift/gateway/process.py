@@ -33,6 +33,7 @@ from rift.gateway.api.responses import ResponseRoutes
 from rift.gateway.api.routes import ROUTES, Handlers
 from rift.gateway.api.stored_requests import StoredRequests
 from rift.gateway.app import Gateway
+from rift.gateway.asgi.connections import Connections, connections_max
 from rift.gateway.asgi.server import serve
 from rift.gateway.dialects.dialect import RESPONSES
 from rift.gateway.state import GatewayConfig, LogState
@@ -57,6 +58,7 @@ class Opened(NamedTuple):
     """A gateway whose lane is open and whose background tasks run: it accepts requests."""
 
     app: Gateway
+    connections: Connections
     lane: OwnLane
     lanes: LaneRegistry
     credit: CreditReservations
@@ -100,7 +102,7 @@ async def run(
             await stop.wait()
             await opened.end_streams()
 
-        await serve(opened.app, host=host, port=port, stopped=stopped)
+        await serve(opened.app, opened.connections, host=host, port=port, stopped=stopped)
         await opened.close()
         tasks.cancel_scope.cancel()
 
@@ -146,6 +148,7 @@ def build(
     )
     stored = StoredRequests(state, config, lanes, auth)
     responses = StoredRequests(state, config, lanes, auth, only=RESPONSES)
+    connections = Connections(connections_max())
     handlers = Handlers(
         submission=Submission(
             admission,
@@ -158,7 +161,7 @@ def build(
         responses=ResponseRoutes(state, responses, delivery),
         models=ModelRoutes(state, config.models, admission),
         billing=BillingRoutes(state.log, auth, secret=config.secret),
-        health=HealthRoutes(state, config.models, auth, room, openapi.document(ROUTES)),
+        health=HealthRoutes(state, config.models, auth, room, connections, openapi.document(ROUTES)),
     )
     ended_keys = len(state.book.revoked)
 
@@ -177,11 +180,10 @@ def build(
 
     start_fold(subjects.BOOK, "rift.book.>", state.book, book_changed)
     start_fold(subjects.FLEET, "rift.fleet.>", state.fleet, queue_status.refresh)
-    shard = subjects.shard_stream(config.shard)
-    start_fold(shard, subjects.lane(config.shard, "*"), gateways, lambda: None)
+    start_fold(subjects.shard_stream(config.shard), subjects.lane(config.shard, "*"), gateways, lambda: None)
     tasks.start_soon(freshness.confirm)
     tasks.start_soon(key_limits.follow_log, state.log)
     tasks.start_soon(holds.keep)
     tasks.start_soon(health.ask)
     tasks.start_soon(health.watch, lambda: lanes.break_off_all(LOG_OUTAGE))
-    return Opened(Gateway(ROUTES, handlers, config.entropy), lane, lanes, credit, stopping)
+    return Opened(Gateway(ROUTES, handlers, config.entropy), connections, lane, lanes, credit, stopping)

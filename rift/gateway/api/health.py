@@ -9,6 +9,7 @@ from rift import __version__
 from rift.catalogue import Catalogue
 from rift.gateway.admission.auth import Authenticator
 from rift.gateway.admission.log_room import LogRoom
+from rift.gateway.asgi.connections import Connections
 from rift.gateway.asgi.request import Request
 from rift.gateway.state import LogState
 
@@ -20,12 +21,14 @@ class HealthRoutes:
         models: Catalogue,
         auth: Authenticator,
         room: LogRoom,
+        connections: Connections,
         document: Mapping[str, Any],
     ) -> None:
         self._room = room
         self._state = state
         self._models = models
         self._auth = auth
+        self._connections = connections
         self._document = msgspec.Raw(msgspec.json.encode(document))
 
     async def alive(self, request: Request) -> None:
@@ -39,7 +42,8 @@ class HealthRoutes:
         self._room.check()
         self._auth.check_book()
         ready = [name for name in self._models if self._state.fleet.is_ready(name)]
-        await request.answer(200, {"status": "ready", "models_ready": ready})
+        connections = {"open": self._connections.open, "max": self._connections.limit}
+        await request.answer(200, {"status": "ready", "models_ready": ready, "connections": connections})
 
     async def version(self, request: Request) -> None:
         await request.answer(200, {"version": __version__})

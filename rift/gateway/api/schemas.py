@@ -359,9 +359,15 @@ class ModelList(ResponseSchema, frozen=True, kw_only=True):
     data: list[Model]
 
 
+class OpenConnections(ResponseSchema, frozen=True, kw_only=True):
+    open: Count
+    max: Count
+
+
 class Health(ResponseSchema, frozen=True, kw_only=True):
     status: Literal["ok", "ready"]
     models_ready: list[str] = []
+    connections: OpenConnections | None = None
 
 
 class Version(ResponseSchema, frozen=True, kw_only=True):

@@ -4,5 +4,6 @@ request       a request with a bounded body, and its answer
 errors        errors in OpenAI's form
 cors          headers for browsers: CORS and timing
 static_files  the playground and the API reference, from `static/`
-server        hypercorn
+connections   sockets: their number, deadlines and buffers
+server        HTTP/1.1 by hypercorn
 """

@@ -1,74 +1,273 @@
-"""Hypercorn as the gateway runs it. No other module imports it."""
+"""HTTP/1.1, by hypercorn's protocol over our own connections. No other module imports hypercorn.
 
+Hypercorn's own server keeps the socket of a client that has left until its idle timer ends, limits neither
+the number of connections nor their buffers, and always speaks HTTP/2 and WebSocket. So only its parser and
+the order of its events are used: bytes come from `connections`, and requests run in our task group.
+"""
+
+import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
 import anyio
-from hypercorn.asyncio import serve as hypercorn_serve
+from anyio.abc import TaskGroup
+from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.typing import ConnectionState
 
-from rift.gateway.asgi.request import WRITE_CHUNK, Scope, Send, WriteChunk
+from rift.gateway.asgi.connections import WRITE_BYTES, WRITE_S, ClientConnection, Connections
+from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.asgi.request import WRITE_CHUNK, Receive, Scope, Send, WriteChunk
 
-# How long an idle connection is kept: shorter than the limit of any proxy.
-KEEP_ALIVE_S = 75
+logger = logging.getLogger(__name__)
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # The gateway ends its streams before the server stops, so the server cuts the rest soon.
 GRACEFUL_S = 2
 
-# The size of a connection's buffer from which a writer waits: asyncio's default.
-WRITE_BUFFER_BYTES = 64 * 1024
-
 # Connections that may wait to be accepted while the loop is busy.
 BACKLOG = 1024
 
+# A connection sees only the bytes that the system has not taken, so the system gets bounds of its own.
+SOCKET_OPTIONS = {
+    # A client that acknowledges nothing, or has no room for more, is gone after this time, in milliseconds.
+    "TCP_USER_TIMEOUT": WRITE_S * 1000,
+    # The system takes this many bytes ahead of the client. By default it takes megabytes, and asks for more
+    # only when a third of them is gone: a slow client would seem to read nothing for minutes.
+    "TCP_NOTSENT_LOWAT": WRITE_BYTES,
+}
 
-async def serve(app: Any, *, host: str, port: int, stopped: Callable[[], Awaitable[None]]) -> None:
-    """Serve until `stopped` returns. `read_timeout` stays unset: it would cut streams."""
+# The most bytes of a body that wait for the app. The client waits behind them.
+BODY_BYTES = 64 * 1024
 
-    async def with_chunks(scope: Any, receive: Any, send: Any) -> None:
-        if (write := chunk_writer(scope, send)) is not None:
-            scope["extensions"] = {**scope.get("extensions", {}), WRITE_CHUNK: write}
-        await app(scope, receive, send)
+# The longest head of a request, in bytes.
+HEAD_BYTES = 16 * 1024
 
+REFUSALS = {
+    400: ("malformed_http", "the request is not valid HTTP/1.1; correct its head or the chunks of its body"),
+    431: (
+        "headers_too_large",
+        f"a request's head may have {HEAD_BYTES} bytes; send fewer or shorter headers",
+    ),
+    501: ("encoding_unsupported", "this transfer encoding is not supported; use `chunked` or content-length"),
+    505: ("http_version", "this gateway speaks HTTP/1.1; for HTTP/2, put a proxy in front of it"),
+}
+WEBSOCKET = "this gateway has no WebSockets; set `stream` to true to receive server-sent events"
+
+
+async def serve(
+    app: App,
+    connections: Connections,
+    *,
+    host: str,
+    port: int,
+    stopped: Callable[[], Awaitable[None]],
+) -> None:
+    """Serve until `stopped` returns. Raises OSError (the port)."""
+    config = _config(host, port)
+    (listener,) = config.create_sockets().insecure_sockets
+    _limit_unread(listener)
+    async with anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as requests:
+            server = _Server(app, connections, config, tasks, requests)
+            loop = asyncio.get_running_loop()
+            listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
+            bound = listener.getsockname()[1]
+            logger.info("listening on port %d for up to %d connections", bound, connections.limit)
+            tasks.start_soon(connections.check)
+            await stopped()
+            listening.close()
+            await server.end_idle()
+            requests.cancel_scope.deadline = anyio.current_time() + GRACEFUL_S
+        connections.abort_all()
+        tasks.cancel_scope.cancel()
+
+
+def _config(host: str, port: int) -> Config:
     config = Config()
     config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
-    config.keep_alive_timeout = KEEP_ALIVE_S
-    config.graceful_timeout = GRACEFUL_S
-    config.shutdown_timeout = GRACEFUL_S
-    config.backlog = BACKLOG
     config.include_server_header = False
+    config.h11_max_incomplete_size = HEAD_BYTES
     config.errorlog = logging.getLogger("hypercorn.error")
-    # In its own task, because hypercorn cancels the task that called it.
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(partial(hypercorn_serve, with_chunks, config, shutdown_trigger=stopped, mode="asgi"))
+    return config
 
 
-def chunk_writer(scope: Scope, send: Send) -> WriteChunk | None:
+def _limit_unread(listener: socket.socket) -> None:
+    """Set options that accepted sockets inherit, where the system has them."""
+    for name, value in SOCKET_OPTIONS.items():
+        if (option := getattr(socket, name, None)) is not None:
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class _Server:
+    def __init__(
+        self, app: App, connections: Connections, config: Config, tasks: TaskGroup, requests: TaskGroup
+    ) -> None:
+        self._app = app
+        self._connections = connections
+        self._config = config
+        self._tasks = tasks
+        self._requests = requests
+        self._context = WorkerContext(None)
+
+    def connect(self) -> ClientConnection:
+        """Return the protocol of a new socket."""
+
+        def start(connection: ClientConnection) -> None:
+            self._tasks.start_soon(self._converse, connection)
+
+        return ClientConnection(self._connections, start)
+
+    async def end_idle(self) -> None:
+        """Close every connection without a request, and each of the others after its answer."""
+        await self._context.terminated.set()
+        self._connections.close_waiting()
+
+    async def _converse(self, connection: ClientConnection) -> None:
+        protocol = _Protocol(connection, self._config, self._context, partial(self._spawn, connection))
+        try:
+            with connection.reading, contextlib.suppress(_Refused):
+                while data := await connection.read():
+                    await protocol.handle(RawData(data))
+            await protocol.handle(Closed())
+        except Exception:
+            logger.exception("a connection failed")
+        finally:
+            connection.close()
+
+    def _spawn(self, connection: ClientConnection, scope: Scope, send: Send) -> "_Inbox":
+        if (write := chunk_writer(connection, scope)) is not None:
+            scope["extensions"] = {**scope.get("extensions", {}), WRITE_CHUNK: write}
+        inbox = _Inbox()
+        self._requests.start_soon(self._answer, scope, inbox, send)
+        return inbox
+
+    async def _answer(self, scope: Scope, inbox: "_Inbox", send: Callable[[Any], Awaitable[None]]) -> None:
+        try:
+            try:
+                await self._app(scope, inbox.receive, send)
+            except Exception:
+                logger.exception("%s %s failed", scope["method"], scope["path"])
+            # Answers with 500 if the app did not answer, and ends the request.
+            await send(None)
+        except Exception:
+            logger.exception("the end of a request failed")
+
+
+class _Refused(Exception):
+    """The connection was answered with an error and closed."""
+
+
+class _Protocol(H11Protocol):
+    """Hypercorn's HTTP/1.1, without its ways to HTTP/2 and WebSocket, and with errors in our form."""
+
+    def __init__(
+        self,
+        connection: ClientConnection,
+        config: Config,
+        context: WorkerContext,
+        spawn: Callable[[Scope, Send], "_Inbox"],
+    ) -> None:
+        super().__init__(
+            None,  # type: ignore[arg-type]  # the app: `spawn` has it
+            config,
+            context,
+            self,  # type: ignore[arg-type]  # the task group: hypercorn calls `spawn_app` only
+            ConnectionState({}),
+            ssl=False,
+            client=None,
+            server=None,
+            send=self._on_event,
+        )
+        self._client = connection
+        self._spawn = spawn
+
+    async def spawn_app(self, app: None, config: Config, scope: Scope, send: Send) -> Any:
+        return self._spawn(scope, send).put
+
+    async def _on_event(self, event: Event) -> None:
+        match event:
+            case RawData(data=data):
+                await self._client.write(data)
+            case Updated(idle=True):
+                self._client.end_request()
+            case Updated():
+                self._client.begin_request()
+            case Closed():
+                self._client.close()
+
+    async def _check_protocol(self, event: Any) -> None:
+        """Refuse what is not HTTP/1.1. An offer of HTTP/2 (`Upgrade: h2c`) is ignored."""
+        if event.http_version not in (b"1.0", b"1.1"):
+            self._refuse(505)
+            raise _Refused
+        # Hypercorn would change to its WebSocket stream.
+        if any(name == b"upgrade" and value.strip().lower() == b"websocket" for name, value in event.headers):
+            self._client.refuse(HTTPError(400, WEBSOCKET, code="websocket_unsupported"))
+            raise _Refused
+
+    async def _send_error_response(self, status_code: int) -> None:
+        self._refuse(status_code)
+
+    def _refuse(self, status: int) -> None:
+        code, message = REFUSALS.get(status, REFUSALS[400])
+        self._client.refuse(HTTPError(status, message, code=code))
+
+
+class _Inbox:
+    """The messages to one request. Unlike a queue it is bounded by bytes, and a body that the app does not
+    read cannot delay the end of the connection."""
+
+    def __init__(self) -> None:
+        self._body = bytearray()
+        self._is_whole = self._is_read = False
+        self._is_gone = False
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def put(self, message: Mapping[str, Any]) -> None:
+        """Add a message, and wait while the app has too many bytes to read."""
+        if message["type"] == "http.disconnect":
+            self._is_gone = True
+        else:
+            self._body += message["body"]
+            self._is_whole = not message["more_body"]
+        self._changed.set()
+        if self._is_gone:
+            self._room.set()
+        elif len(self._body) > BODY_BYTES:
+            self._room.clear()
+            await self._room.wait()
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the body's next bytes. If the client has left, return them only if the body is whole."""
+        while True:
+            has_more = bool(self._body) or (self._is_whole and not self._is_read)
+            if has_more and (self._is_whole or not self._is_gone):
+                data, self._body = bytes(self._body), bytearray()
+                self._is_read = self._is_whole
+                self._room.set()
+                return {"type": "http.request", "body": data, "more_body": not self._is_whole}
+            if self._is_gone:
+                return {"type": "http.disconnect"}
+            self._changed.clear()
+            await self._changed.wait()
+
+
+def chunk_writer(connection: ClientConnection, scope: Scope) -> WriteChunk | None:
     """Return a function that writes a chunk to the socket, or returns False if the client is slow.
 
-    Between a message and the socket, hypercorn makes a dozen calls and three awaits in a task of its own;
-    for an answer of many small chunks that is most of the work. Return None if the response is not chunked.
-    Call the function only after the head of the response was sent.
+    Between a message and the socket, hypercorn makes a dozen calls and three awaits; for an answer of many
+    small chunks that is most of the work. Return None if the response is not chunked. Call the function only
+    after the head of the response was sent.
     """
-    protocol = getattr(getattr(getattr(send, "__self__", None), "send", None), "__self__", None)
-    if not isinstance(protocol, H11Protocol) or scope["http_version"] != "1.1" or scope["method"] == "HEAD":
+    if scope["http_version"] != "1.1" or scope["method"] == "HEAD":
         return None
-    connection = getattr(getattr(protocol.send, "__self__", None), "writer", None)
-    if connection is None:
-        return None
-    transport = connection.transport
-
-    def write(data: bytes) -> bool:
-        if transport.is_closing() or transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
-            return False
-        try:
-            transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        except (RuntimeError, OSError):
-            # The connection's own task notices that it is closed; the lane's reader must not fail.
-            return False
-        return True
-
-    return write
+    return lambda data: connection.write_now(b"%x\r\n%b\r\n" % (len(data), data))

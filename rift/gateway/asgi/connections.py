@@ -1,0 +1,334 @@
+"""The sockets of clients: how many there are, how long each may wait, and how much each may buffer.
+
+A client needs no key to connect, so every wait has a deadline and every buffer a size. This module knows
+nothing of HTTP but the answers to requests that no protocol can answer.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import resource
+from collections.abc import Callable
+
+import anyio
+import msgspec
+
+from rift.gateway.asgi.cors import ALWAYS
+from rift.gateway.asgi.errors import HTTPError, retry_after
+
+logger = logging.getLogger(__name__)
+
+# More connections than one process can stream to; each may buffer about 200 KB.
+CONNECTIONS_MAX = 8192
+
+# Files that are kept for everything else: the log's connections, the process's own files, and the
+# connections that are being refused.
+FILES_RESERVED = 256
+
+# Connections beyond the limit that may receive their refusal. Others are closed without an answer.
+REFUSED_MAX = 64
+
+# How long a client may take to send the head of a request, from its connection or from its first byte on.
+HEAD_S = 10
+
+# How long an idle connection is kept after an answer: longer than most clients and proxies keep theirs.
+KEEP_ALIVE_S = 75
+
+# In this time a client must read WRITE_BYTES, or everything that waits for it: about 2 KB/s. A deadline for
+# the whole buffer would cut slow clients off from long answers; one for any progress could be met by reading
+# one byte now and then.
+WRITE_S = 30
+
+# The size of a connection's buffer from which a writer waits: asyncio's default.
+WRITE_BYTES = 64 * 1024
+
+# The most bytes that are read before the server takes them.
+READ_BYTES = 64 * 1024
+
+# How long a client may take to close its side after the last answer. Closing at once, with bytes unread,
+# would reset the connection, and the reset can overtake the answer.
+LINGER_S = 2
+
+# How long the requests that arrived before the end of the client's side are still read.
+EOF_S = 1
+
+# The pause between two checks of all deadlines.
+CHECK_S = 1
+
+# At most one line in the log in this time says that connections are refused or closed.
+REPORT_S = 60
+
+# One buffer for all sockets: the loop reads one at a time, and the bytes are copied at once.
+_BUFFER = memoryview(bytearray(READ_BYTES))
+
+
+def connections_max() -> int:
+    """Raise this process's limit of open files as far as allowed, and return the connections it leaves."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Some systems refuse a limit that they report as possible.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    files = CONNECTIONS_MAX + FILES_RESERVED if soft == resource.RLIM_INFINITY else soft
+    return min(CONNECTIONS_MAX, max(files - FILES_RESERVED, files // 2))
+
+
+def refusal(error: HTTPError) -> bytes:
+    """Return a whole HTTP/1.1 answer after which the connection is closed."""
+    body = msgspec.json.encode(error.body())
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+        *ALWAYS,
+        *error.headers,
+    ]
+    head = b"".join(b"%b: %b\r\n" % each for each in headers)
+    return b"HTTP/1.1 %d \r\n%b\r\n%b" % (error.status, head, body)
+
+
+class Connections:
+    """All connections of one gateway. At the limit, a new one takes the place of the one that has waited
+    longest without a request; if all have requests, the new one is refused."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._open: dict[ClientConnection, None] = {}
+        # Those without a request, the longest wait first.
+        self._waiting: dict[ClientConnection, None] = {}
+        self._closed = self._refused = 0
+        self._report_at_s = 0.0
+
+    @property
+    def open(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: "ClientConnection") -> None:
+        """Accept, refuse or close a new connection."""
+        is_full = len(self._open) >= self.limit
+        self._open[connection] = None
+        if is_full and self._waiting:
+            self._closed += 1
+            next(iter(self._waiting)).abort()
+        elif is_full:
+            self._refused += 1
+            self._refuse(connection)
+        self.wait(connection)
+        if is_full:
+            self._report()
+
+    def _refuse(self, connection: "ClientConnection") -> None:
+        if len(self._open) > self.limit + REFUSED_MAX:
+            return connection.abort()
+        message = f"all {self.limit} connections of this gateway have a request in progress; try again"
+        error = HTTPError(503, message, code="too_many_connections", headers=retry_after(2))
+        connection.refuse(error)
+
+    def wait(self, connection: "ClientConnection") -> None:
+        """Note that a connection has no request from now on."""
+        if connection in self._open:
+            self._waiting.pop(connection, None)
+            self._waiting[connection] = None
+
+    def begin(self, connection: "ClientConnection") -> None:
+        """Note that a connection has a request."""
+        self._waiting.pop(connection, None)
+
+    def remove(self, connection: "ClientConnection") -> None:
+        self._open.pop(connection, None)
+        self._waiting.pop(connection, None)
+
+    def close_waiting(self) -> None:
+        for connection in list(self._waiting):
+            connection.close()
+
+    def abort_all(self) -> None:
+        for connection in list(self._open):
+            connection.abort()
+
+    async def check(self) -> None:
+        """End every connection whose deadline has passed, for ever."""
+        while True:
+            await anyio.sleep(CHECK_S)
+            now_s = anyio.current_time()
+            for connection in list(self._open):
+                connection.check(now_s)
+
+    def _report(self) -> None:
+        now_s = anyio.current_time()
+        if now_s < self._report_at_s:
+            return
+        logger.warning(
+            "all %d connections are in use: closed %d without a request, refused %d; "
+            "raise the limit of open files (ulimit -n) or add a gateway",
+            self.limit,
+            self._closed,
+            self._refused,
+        )
+        self._report_at_s = now_s + REPORT_S
+        self._closed = self._refused = 0
+
+
+class ClientConnection(asyncio.BufferedProtocol):
+    """One client's socket. `reading` is the scope of the task that reads it; it ends when the client closes
+    its side, or `close` or `abort` is called."""
+
+    def __init__(self, connections: Connections, start: Callable[["ClientConnection"], object]) -> None:
+        self._connections = connections
+        self._start = start
+        self._transport: asyncio.Transport
+        self._received = bytearray()
+        self._arrived = asyncio.Event()
+        self._at_eof = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._closing = False
+        # By when the head of a request must be here, or the client must have closed; none during a request.
+        self._deadline_s = math.inf
+        self._is_head_begun = False
+        self._written = _Progress()
+        self.reading = anyio.CancelScope()
+
+    # --- called by the loop ----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._deadline_s = anyio.current_time() + HEAD_S
+        self._connections.add(self)
+        self._start(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.remove(self)
+        self._closing = True
+        self._writable.set()
+        self.reading.cancel()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _BUFFER if self._closing else _BUFFER[: READ_BYTES - len(self._received)]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._closing:
+            return
+        # Further bytes of a head do not extend its deadline.
+        if self._deadline_s < math.inf and not self._is_head_begun:
+            self._is_head_begun = True
+            self._deadline_s = min(self._deadline_s, anyio.current_time() + HEAD_S)
+        self._received += _BUFFER[:nbytes]
+        self._arrived.set()
+        if len(self._received) == READ_BYTES:
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Return whether the socket stays open: until what has arrived is read."""
+        self._at_eof = True
+        self._arrived.set()
+        self.reading.deadline = anyio.current_time() + EOF_S
+        return not self._closing
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    # --- called by the server --------------------------------------------------------------------------
+
+    async def read(self) -> bytes:
+        """Return the next bytes, or b"" at the end."""
+        await self._arrived.wait()
+        data = bytes(self._received)
+        self._received = bytearray()
+        if not self._at_eof:
+            self._arrived.clear()
+            self._transport.resume_reading()
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Write, and wait while the client is slow. Do nothing if the connection is closed."""
+        if not self._closing:
+            self._transport.write(data)
+            self._written.bytes += len(data)
+            await self._writable.wait()
+
+    def write_now(self, data: bytes) -> bool:
+        """Write without waiting. Return False, and write nothing, if the client is slow or gone."""
+        if self._closing or self._transport.get_write_buffer_size() > WRITE_BYTES:
+            return False
+        self._transport.write(data)
+        self._written.bytes += len(data)
+        return True
+
+    def begin_request(self) -> None:
+        if not self._closing:
+            self._deadline_s = math.inf
+            self._is_head_begun = False
+            self._connections.begin(self)
+
+    def end_request(self) -> None:
+        if not self._closing:
+            self._deadline_s = anyio.current_time() + KEEP_ALIVE_S
+            self._connections.wait(self)
+
+    def refuse(self, error: HTTPError) -> None:
+        """Answer with an error and close."""
+        if not self._closing:
+            self._transport.write(refusal(error))
+            self.close()
+
+    def close(self) -> None:
+        """Read nothing more, and close when the client has read everything."""
+        if self._closing:
+            return
+        self._closing = True
+        self.reading.cancel()
+        self._deadline_s = anyio.current_time() + LINGER_S
+        self._connections.wait(self)
+        if self._at_eof:
+            self._transport.close()
+        elif not self._transport.is_closing():
+            self._transport.write_eof()
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close now, and discard what the client has not read."""
+        self._closing = True
+        self._connections.remove(self)
+        self.reading.cancel()
+        self._transport.abort()
+
+    # --- deadlines -------------------------------------------------------------------------------------
+
+    def check(self, now_s: float) -> None:
+        """End the connection if a deadline has passed."""
+        unread = self._transport.get_write_buffer_size()
+        if self._written.is_stuck(unread, now_s):
+            self.abort()
+        elif now_s < self._deadline_s:
+            return
+        elif self._closing:
+            # What is unread has its own deadline.
+            if not unread:
+                self.abort()
+        elif self._is_head_begun:
+            message = f"the head of the request did not arrive within {HEAD_S} s; send it again"
+            self.refuse(HTTPError(408, message, code="head_timeout"))
+        else:
+            self.close()
+
+
+class _Progress:
+    """How much a client reads of what is written to it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._goal = 0
+        self._goal_at_s = 0.0
+
+    def is_stuck(self, unread: int, now_s: float) -> bool:
+        """Return whether the client has missed its goal for WRITE_S, and set the next goal if it has not."""
+        read = self.bytes - unread
+        if read >= self._goal:
+            self._goal = min(self.bytes, read + WRITE_BYTES)
+            self._goal_at_s = now_s
+        return now_s > self._goal_at_s + WRITE_S
