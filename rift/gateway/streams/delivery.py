@@ -9,16 +9,18 @@ again. A request that is cancelled because its client left during such an outage
 costs nothing, even if it has ended by then.
 """
 
+from collections.abc import Iterable
+
 import anyio
 from anyio.abc import TaskGroup
 
 from events.book import Book
 from events.contracts import CLIENT_ATTACHED_S, CLIENT_GRACE_S
-from events.pricing import is_chargeable
 from events.schema import CancelReason, ClientAttached, Problem
 from rift.gateway.asgi.cors import server_timing
 from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after
 from rift.gateway.asgi.request import Request
+from rift.gateway.completion import Completion
 from rift.gateway.dialects import dialect as dialects
 from rift.gateway.streams.cancellation import Cancellation
 from rift.gateway.streams.lane_reader import LaneReader
@@ -196,7 +198,7 @@ class Delivery:
             self._health.note_failure()
         if subscription.failure() is not None:
             # The client received an error for one choice, so none of the others may be charged.
-            await self._cancel(subscription, "unanswered")
+            await self._cancel(subscription.open_requests(), "unanswered")
         elif not accepted.detached:
             is_needed = reader.has_client(accepted.request)
             if resumed or (dialects.of(accepted.kind).is_resumable and accepted.stream):
@@ -204,8 +206,11 @@ class Delivery:
                     is_needed = await self._comes_back(subscription, attached, left_at_s) or is_needed
             reader.close(subscription)
             if not is_needed and not reader.has_client(accepted.request):
-                is_unread = self._health.failed_at_s >= left_at_s
-                await self._cancel(subscription, "unanswered" if is_unread else "disconnect")
+                if self._health.failed_at_s < left_at_s:
+                    await self._cancel(subscription.open_requests(), "disconnect")
+                else:
+                    # Also those that have ended meanwhile: nobody has read the whole answer.
+                    await self._cancel(subscription.answers.values(), "unanswered")
 
     async def _comes_back(self, subscription: Subscription, attached: anyio.Event, left_at_s: float) -> bool:
         """Return whether a client attaches, or the answer is complete, within a grace period during which the
@@ -223,12 +228,10 @@ class Delivery:
             if self._health.failed_at_s < began_at_s:
                 return False
 
-    async def _cancel(self, subscription: Subscription, why: CancelReason) -> None:
-        """Cancel the requests of a group; as unanswered, also those that have ended and may be charged."""
+    async def _cancel(self, answers: Iterable[Completion], why: CancelReason) -> None:
         async with anyio.create_task_group() as tasks:
-            for answer in subscription.answers.values():
-                if answer.life.phase != "ended" or (why == "unanswered" and is_chargeable(answer.life)):
-                    tasks.start_soon(self.cancellation.cancel, answer.id, why)
+            for answer in answers:
+                tasks.start_soon(self.cancellation.cancel, answer.id, why)
 
 
 async def _cancel_at_disconnect(request: Request, scope: anyio.CancelScope) -> None:
