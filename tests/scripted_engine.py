@@ -19,6 +19,7 @@ class ScriptedEngine:
     model_digest = "scripted"
     slots = 64
     context_tokens = 100_000
+    token_bytes_max = 4
 
     def __init__(
         self,
@@ -38,9 +39,9 @@ class ScriptedEngine:
         self._grammar = grammar
 
     async def render(
-        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
+        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool, tokens_max: int
     ) -> Rendered:
-        del prompt, raw
+        del prompt, raw, tokens_max
         return Rendered([1, 2, 3], parameters, grammar=self._grammar)
 
     def decoder(self) -> Decoder:

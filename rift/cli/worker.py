@@ -46,7 +46,7 @@ def worker(options: Namespace) -> None:
 
     async def serve() -> None:
         async with connected_role(options, settings, replica) as log:
-            start = partial(start_engine, settings.engine, model, profile)
+            start = partial(start_engine, settings.engine, settings.model, model, profile)
             await process.serve(log, start, starting, shards=SHARDS, shutdown=shutdown)
 
     handlers: dict[signal.Signals, Callable[[], None]] = {

@@ -1,14 +1,15 @@
 """The engine interface: tokens and text of one model. Engines know nothing of requests, lanes or the log.
 
-vllm         the real engine
-vllm_client  runs requests in vLLM's engine process
-chat         chat templates, tools, reasoning and logprobs, all by vLLM's own code
-schemas      limits on JSON schemas and patterns
-tokens       token ids to text
-sim          the simulated engine
-start        starts the configured engine
-prepare      models on disk
-progress     the progress bar of a preparation
+vllm           the real engine
+vllm_client    runs requests in vLLM's engine process
+chat           chat templates, tools, reasoning and logprobs, all by vLLM's own code
+schemas        limits on JSON schemas and patterns
+prompt_limits  limits on the size of a prompt
+tokens         token ids to text
+sim            the simulated engine
+start          starts the configured engine
+prepare        models on disk
+progress       the progress bar of a preparation
 """
 
 from collections.abc import Callable, Sequence
@@ -102,7 +103,8 @@ class Engine(Protocol):
     """One model on this process's hardware.
 
     `name` is "vllm" or "sim", `model_digest` identifies the weights, `slots` is the number of concurrent
-    requests, and `context_tokens` bounds prompt and output together.
+    requests, and `context_tokens` bounds prompt and output together. No token of a prompt stands for more
+    than `token_bytes_max` bytes of text.
     """
 
     name: str
@@ -110,14 +112,15 @@ class Engine(Protocol):
     model_digest: str
     slots: int
     context_tokens: int
+    token_bytes_max: int
 
     async def render(
-        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
+        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool, tokens_max: int
     ) -> Rendered:
-        """Encode the prompt. Raises InvalidRequest.
+        """Encode the prompt. Raises InvalidRequest, also if it has more than `tokens_max` tokens.
 
         Messages go through the model's chat template. So does a str, as one user turn, unless `raw` or the
-        model has no template.
+        model has no template. Long prompts are encoded one at a time, and short ones need not wait for them.
         """
 
     def decoder(self) -> Decoder:

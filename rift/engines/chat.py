@@ -14,6 +14,7 @@ import msgspec
 from events.schema import Logprob, Message, Parameters, ToolCallDelta
 from rift.catalogue import Model
 from rift.engines import Decoder, Delta, InvalidRequest, Rendered
+from rift.engines.prompt_limits import check_tokens, param_of
 from rift.engines.schemas import check_schemas
 from rift.engines.tokens import Tokenizer
 
@@ -91,7 +92,9 @@ class Chat:
             isinstance(prompt, str) or (self._takes_strings and all(map(_is_plain, prompt)))
         )
 
-    async def render(self, prompt: str | tuple[Message, ...], parameters: Parameters) -> Rendered:
+    async def render(
+        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, tokens_max: int
+    ) -> Rendered:
         """Render messages as vLLM's server does. Raises InvalidRequest."""
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
         from vllm.exceptions import VLLMClientError
@@ -112,6 +115,7 @@ class Chat:
             )
         (engine_input,) = result[1]
         ids = engine_input["prompt_token_ids"]
+        check_tokens(len(ids), param_of(prompt), tokens_max=tokens_max)
         if (grammar := request.extract_structured_outputs()) is None:
             return Rendered(ids, parameters, private=RenderedChat(request))
         check_schemas(parameters)

@@ -17,6 +17,7 @@ import anyio
 from events.schema import Logprob, Message, Parameters, ToolCallDelta
 from rift.catalogue import Model, Pace, Profile
 from rift.engines import Decoder, Delta, Emit, InvalidRequest, Parser, Rendered, Step
+from rift.engines.prompt_limits import check_tokens, param_of
 
 PROMPT_BYTES_PER_TOKEN = 4
 SLOTS = 64
@@ -155,6 +156,7 @@ class SimEngine:
         profile = profile or Profile()
         self.slots = profile.sim.running_max or int(profile.args.get("max_num_seqs", SLOTS))
         self.context_tokens = model.context_tokens
+        self.token_bytes_max = PROMPT_BYTES_PER_TOKEN
         self._pace = profile.sim
         self._sleep = sleep
         self._now = now
@@ -168,24 +170,26 @@ class SimEngine:
         await engine._sleep(profile.sim.start_ms / 1000)
         return engine
 
-    def encode(self, prompt: str | tuple[Message, ...], *, raw: bool) -> list[int]:
+    def encode(self, prompt: str | tuple[Message, ...], *, raw: bool, tokens_max: int) -> list[int]:
         """Return one id for every 4 bytes, at least one. Without a chat template `raw` changes nothing."""
         del raw
+        param = param_of(prompt)
         text = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            param = "prompt" if isinstance(prompt, str) else "messages"
             raise InvalidRequest(
                 f"{param} is not valid text: {error.reason}", code="invalid_text", param=param
             ) from error
         size = PROMPT_BYTES_PER_TOKEN
+        check_tokens(-(-len(data) // size), param, tokens_max=tokens_max)
         return [int.from_bytes(data[at : at + size], "big") for at in range(0, len(data), size)] or [0]
 
     async def render(
-        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
+        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool, tokens_max: int
     ) -> Rendered:
-        return Rendered(self.encode(prompt, raw=raw), parameters, private=_forced(parameters))
+        ids = self.encode(prompt, raw=raw, tokens_max=tokens_max)
+        return Rendered(ids, parameters, private=_forced(parameters))
 
     def decoder(self) -> SimDecoder:
         return SimDecoder()

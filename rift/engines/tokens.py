@@ -8,10 +8,13 @@ from typing import Any
 
 from events.schema import Message
 from rift.engines import InvalidRequest
+from rift.engines.prompt_limits import check_bytes, check_tokens, param_of
 
 # A UTF-8 character has at most 4 bytes, so 32 ids without a character are garbage. Each further id would make
 # the tokenizer decode all of them again.
 UNFINISHED_IDS_MAX = 32
+
+PIECE_CHARACTERS = 64 * 1024
 
 
 class Tokenizer:
@@ -25,6 +28,7 @@ class Tokenizer:
         self.silent_ids = frozenset(
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         )
+        self.bytes_max = longest_token(tokenizer.backend_tokenizer)
         self._hf = tokenizer
         self._template = str(tokenizer.chat_template or "")
 
@@ -35,26 +39,57 @@ class Tokenizer:
         """Return whether the prompt goes through the chat template."""
         return not isinstance(prompt, str) or (bool(self._template) and not raw)
 
-    def encode(self, prompt: str | tuple[Message, ...], *, raw: bool) -> list[int]:
-        """Return the ids of a prompt whose turns have only a role and text. Takes 1 s for 1 MB."""
+    def encode(self, prompt: str | tuple[Message, ...], *, raw: bool, tokens_max: int) -> list[int]:
+        """Return the ids of a prompt whose turns have only a role and text. Takes seconds for 1 MB."""
         templated = self.is_templated(prompt, raw=raw)
+        param = param_of(prompt)
         if isinstance(prompt, str):
-            param = "prompt"
             turns = [{"role": "user", "content": prompt}]
         else:
-            param = "messages"
             turns = [{"role": message.role, "content": message.content} for message in prompt]
         try:
             text = self._render(turns) if templated else turns[0]["content"]
-            text.encode()  # raises for half a surrogate pair
-            # The batch form releases the interpreter; a template writes its own special tokens.
-            (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=not templated)
+            size = len(text.encode())  # raises for half a surrogate pair
+            check_bytes(size, param, tokens_max=tokens_max, token_bytes_max=self.bytes_max)
+            # A template writes its own special tokens.
+            ids = self._ids(text, param, special=not templated, tokens_max=tokens_max)
         except UnicodeEncodeError as error:
             raise InvalidRequest(
                 f"{param} is not valid text: {error.reason}", code="invalid_text", param=param
             ) from error
-        if not encoding.ids:
+        if not ids:
             raise InvalidRequest(f"{param} is empty: it has no tokens", code="empty_prompt", param=param)
+        return ids
+
+    def check_pieces(self, text: str, param: str, *, tokens_max: int) -> None:
+        """Raise InvalidRequest if a text has more than `tokens_max` tokens beyond doubt, in little memory.
+
+        The text is encoded in pieces. A cut can change some tokens beside it, but never double their number.
+        """
+        count = 0
+        for start in range(0, len(text), PIECE_CHARACTERS):
+            piece = text[start : start + PIECE_CHARACTERS]
+            count += self._count(piece)
+            if count > 2 * tokens_max:
+                raise InvalidRequest(
+                    f"{param} has more than {tokens_max} tokens, which is the limit: send a shorter prompt",
+                    code="prompt_too_long",
+                    param=param,
+                )
+
+    def _count(self, text: str) -> int:
+        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=False)
+        return len(encoding)
+
+    def _ids(self, text: str, param: str, *, special: bool, tokens_max: int) -> list[int]:
+        """Return the ids of a text that has at most `tokens_max` tokens. Raises InvalidRequest."""
+        # The batch form releases the interpreter.
+        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=special)
+        if (count := len(encoding)) > tokens_max:
+            # A list of millions of ids would hold the interpreter for a part of a second. The error's frames
+            # can live long, and an encoding takes a hundred times the memory of its text.
+            del encoding
+            check_tokens(count, param, tokens_max=tokens_max)
         ids: list[int] = encoding.ids
         return ids
 
@@ -76,6 +111,18 @@ class Tokenizer:
                 param="messages",
             ) from error
         return text
+
+
+def longest_token(backend: Any) -> int:
+    """Return the bytes of text that the vocabulary's longest token stands for.
+
+    A byte-level vocabulary writes each byte as one character, except in added tokens.
+    """
+    is_byte_level = "ByteLevel" in repr(backend.decoder)
+    added = backend.get_added_tokens_decoder()
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    longest = max((len(token) if is_byte_level else len(token.encode()) for token in vocabulary), default=1)
+    return max([longest, *(len(token.content.encode()) for token in added.values())])
 
 
 class VllmDecoder:

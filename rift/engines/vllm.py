@@ -9,10 +9,12 @@ The heavy imports are inside functions, because the environment has to be set be
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import anyio
 import anyio.to_thread
 
 from events.schema import Message, Parameters
@@ -20,6 +22,14 @@ from rift.catalogue import Model, Profile
 from rift.engines import Decoder, Emit, EngineFailed, InvalidRequest, Parser, Rendered, RequestAborted, Step
 from rift.engines.chat import Chat, RenderedChat, invalid, logit_bias, no_grammar, structured_outputs
 from rift.engines.prepare import digest_of
+from rift.engines.prompt_limits import (
+    check_bytes,
+    check_token_bytes,
+    check_turns,
+    param_of,
+    text_bytes,
+    texts,
+)
 from rift.engines.tokens import Tokenizer
 from rift.engines.vllm_client import VllmClient
 
@@ -44,14 +54,23 @@ SAMPLED = (
     "repetition_penalty",
 )
 # Encoding this much text takes about a millisecond. Longer texts are encoded in a thread.
-ENCODE_INLINE_CHARACTERS = 4096
+ENCODE_INLINE_BYTES = 4096
+# Encoding this much takes 65 ms and 5 MB of memory. Longer prompts are rendered and encoded one at a time.
+LONG_BYTES = 64 * 1024
+# A chat template takes as long for a message as the tokenizer for so many bytes.
+TURN_BYTES = 32
+# A prompt of more bytes for each allowed token is probably too long: texts have 4 to 5 bytes per token.
+CERTAIN_BYTES_PER_TOKEN = 4
 # A killed process disappears within milliseconds.
 CLOSE_S = 2.0
 
 
+Result = TypeVar("Result")
+
+
 class LoadedModel(NamedTuple):
     llm: Any
-    tokenizer: Any
+    tokenizer: Tokenizer
     model_digest: str
     processes: tuple[Any, ...]
 
@@ -70,22 +89,27 @@ class VllmEngine:
         self._llm = loaded.llm
         self._client = VllmClient(loaded.llm.engine_core)
         self._processes = loaded.processes
-        self._tokenizer = Tokenizer(loaded.tokenizer)
+        self._tokenizer = loaded.tokenizer
+        self.token_bytes_max = self._tokenizer.bytes_max
+        self._long_prompts = anyio.Lock()
+        self._grammars = anyio.CapacityLimiter(1)
         self._chat = Chat(loaded.llm, model, self._tokenizer)
         # Defaults of a request: the catalogue, then the model's generation config, as in `vllm serve`.
         self._defaults: dict[str, Any] = config.model_config.get_diff_sampling_param() | model.sampling
         self._defaults.pop("max_tokens", None)
 
     @classmethod
-    async def start(cls, model_path: str | Path, model: Model, profile: Profile) -> "VllmEngine":
-        """Load the model in a thread (seconds to minutes) and generate one token with it.
+    async def start(
+        cls, model_path: str | Path, model: Model, profile: Profile, *, name: str
+    ) -> "VllmEngine":
+        """Load the catalogue's model `name` in a thread (seconds to minutes) and generate one token with it.
 
         `model_path` is a folder or a model hub's id. Raises EngineFailed. A cancelled start continues in its
         thread and may leave processes behind, so the caller must end the process group.
         """
         try:
             await anyio.to_thread.run_sync(_import, str(model_path), profile)
-            loaded = await anyio.to_thread.run_sync(_load, str(model_path), model, profile)
+            loaded = await anyio.to_thread.run_sync(_load, str(model_path), name, model, profile)
             engine = cls(loaded, model)
             rendered = Rendered([0], Parameters())
             await engine.generate(
@@ -96,20 +120,49 @@ class VllmEngine:
         return engine
 
     async def render(
-        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool
+        self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool, tokens_max: int
     ) -> Rendered:
+        check_turns(prompt, tokens_max=tokens_max)
+        around = text_bytes((), parameters)
+        size = text_bytes(prompt, Parameters()) + around
+        param = "tools" if parameters.tools and 2 * around > size else param_of(prompt)
+        check_bytes(size, param, tokens_max=tokens_max, token_bytes_max=self.token_bytes_max)
+        # Each message takes its time too, however short it is.
+        effort = size + (0 if isinstance(prompt, str) else TURN_BYTES * len(prompt))
+
+        def check() -> None:
+            if size > CERTAIN_BYTES_PER_TOKEN * tokens_max:
+                text = "\n".join(texts(prompt, parameters))
+                self._tokenizer.check_pieces(text, param, tokens_max=tokens_max)
+
         templated = self._tokenizer.is_templated(prompt, raw=raw)
         if templated and not self._chat.is_plain(prompt, parameters):
-            return await self._chat.render(prompt, parameters)
+            # vLLM parses and renders on an event loop. A long request gets a loop of its own, in a thread.
+            render = partial(self._chat.render, prompt, parameters, tokens_max=tokens_max)
+            if effort <= LONG_BYTES:
+                return await render()
+            return await self._run_long(check, lambda: anyio.run(render))
         grammar = None if templated else structured_outputs(parameters)
-        size = len(prompt) if isinstance(prompt, str) else sum(len(turn.content) for turn in prompt)
-        if size > ENCODE_INLINE_CHARACTERS:
-            ids = await anyio.to_thread.run_sync(lambda: self._tokenizer.encode(prompt, raw=raw))
+        encode = partial(self._tokenizer.encode, prompt, raw=raw, tokens_max=tokens_max)
+        if effort <= ENCODE_INLINE_BYTES:
+            ids = encode()
+        elif effort <= LONG_BYTES:
+            ids = await anyio.to_thread.run_sync(encode)
         else:
-            ids = self._tokenizer.encode(prompt, raw=raw)
+            ids = await self._run_long(check, encode)
         return Rendered(
             ids, parameters, grammar=grammar is not None, private=RenderedChat(structured_outputs=grammar)
         )
+
+    async def _run_long(self, check: Callable[[], None], render: Callable[[], Result]) -> Result:
+        """Return the result of `render`, in a thread and after that of all earlier long prompts."""
+
+        def run() -> Result:
+            check()
+            return render()
+
+        async with self._long_prompts:
+            return await anyio.to_thread.run_sync(run)
 
     def decoder(self) -> Decoder:
         return self._tokenizer.decoder()
@@ -168,8 +221,11 @@ class VllmEngine:
             return self._llm.input_processor.process_inputs(attempt, prompt, sampling, supported_tasks=tasks)
 
         try:
-            # This compiles the grammar, to check it.
-            request = await anyio.to_thread.run_sync(build) if rendered.grammar else build()
+            # This compiles the grammar, to check it, which takes up to seconds of a core.
+            if rendered.grammar:
+                request = await anyio.to_thread.run_sync(build, limiter=self._grammars)
+            else:
+                request = build()
         except (VLLMClientError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise invalid(error, parameters) from error
         request.external_req_id = attempt
@@ -261,9 +317,8 @@ def mend_cpu_seeds() -> None:
     GPUModelRunner._bookkeeping_sync = bookkeeping_sync
 
 
-def _load(model_path: str, model: Model, profile: Profile) -> LoadedModel:
+def _load(model_path: str, name: str, model: Model, profile: Profile) -> LoadedModel:
     import psutil
-    from transformers import AutoTokenizer
     from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -271,24 +326,38 @@ def _load(model_path: str, model: Model, profile: Profile) -> LoadedModel:
     arguments = {
         "max_model_len": model.context_tokens,
         "disable_log_stats": True,
+        # One thread stays free for short prompts while another one tokenizes a long one.
+        "renderer_num_workers": 2,
         "reasoning_parser": model.reasoning_parser,
         # By default vLLM lets the first request with a grammar choose the backend for all others.
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
         **profile.args,
     }
+    engine_arguments = AsyncEngineArgs(model=model_path, **arguments)
+    tokenizer = _tokenizer(engine_arguments.create_model_config())
+    # Before the weights, whose loading can take minutes.
+    check_token_bytes(tokenizer.bytes_max, name, model)
     others = set(psutil.Process().children(recursive=True))
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model_path, **arguments))
+    llm = AsyncLLM.from_engine_args(engine_arguments)
     # Collected now, because the children of a killed engine process lose their parent.
     processes = set(psutil.Process().children(recursive=True)) - others
     config = llm.vllm_config.model_config
-    tokenizer = AutoTokenizer.from_pretrained(
-        config.tokenizer, revision=config.tokenizer_revision, trust_remote_code=config.trust_remote_code
-    )
     if Path(model_path).is_dir():
         digest = digest_of(Path(model_path))
     else:
         digest = str(getattr(config.hf_config, "_commit_hash", None) or config.revision or "unknown")[:16]
     return LoadedModel(llm, tokenizer, digest, tuple(processes))
+
+
+def _tokenizer(config: Any) -> Tokenizer:
+    """Load the tokenizer that vLLM's `ModelConfig` names."""
+    from transformers import AutoTokenizer
+
+    return Tokenizer(
+        AutoTokenizer.from_pretrained(
+            config.tokenizer, revision=config.tokenizer_revision, trust_remote_code=config.trust_remote_code
+        )
+    )
 
 
 def _shutdown(llm: Any, processes: Sequence[Any]) -> None:

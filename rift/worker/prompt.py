@@ -31,17 +31,10 @@ class PreparedRequest(msgspec.Struct, frozen=True):
 
 async def prepare(engine: Engine, accepted: RequestAccepted) -> PreparedRequest:
     """Encode the prompt and check that prompt and output fit. Raises InvalidRequest."""
-    prompt = accepted.input
     raw = accepted.parameters.raw or accepted.kind == "completion"
-    rendered = await engine.render(prompt, accepted.parameters, raw=raw)
-    count = len(rendered.prompt_ids)
     limit = min(accepted.prompt_tokens_max, engine.context_tokens - 1)
-    if count > limit:
-        raise InvalidRequest(
-            f"the prompt has {count} tokens; the limit is {limit}",
-            code="prompt_too_long",
-            param="prompt" if isinstance(prompt, str) else "messages",
-        )
+    rendered = await engine.render(accepted.input, accepted.parameters, raw=raw, tokens_max=limit)
+    count = len(rendered.prompt_ids)
     room = engine.context_tokens - count
     max_tokens = accepted.parameters.max_tokens
     if max_tokens is not None and max_tokens > room:

@@ -25,7 +25,7 @@ async def answer(prompt: str, *, seed: int, max_tokens: int) -> Expected:
         return True
 
     parameters = Parameters(max_tokens=max_tokens, seed=seed)
-    rendered = await engine.render(prompt, parameters, raw=False)
+    rendered = await engine.render(prompt, parameters, raw=False, tokens_max=100_000)
     await engine.generate("", rendered, (), max_tokens=max_tokens, salt="", emit=emit)
     pieces[-1] += decoder.flush()
     assert len(pieces) == max_tokens, "the simulated engine runs to max_tokens"

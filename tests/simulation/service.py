@@ -309,7 +309,7 @@ class Service:
 
 def answer_of(entry: Entry, *, whole: bool) -> str:
     """Return the text that an uninterrupted engine generates for as many tokens as the log holds."""
-    ids = MODEL_ENGINE.encode(entry.prompt, raw=False)
+    ids = MODEL_ENGINE.encode(entry.prompt, raw=False, tokens_max=100_000)
     decoder = MODEL_ENGINE.decoder()
     key = sim._key(ids, entry.accepted.parameters.seed)
     text = "".join(decoder.feed(sim._token(key, index)) for index in range(len(entry.token_ids)))

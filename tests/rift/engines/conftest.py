@@ -32,7 +32,7 @@ async def start(path: Path, model: Model = MODEL, profile: Profile = PROFILE) ->
     with warnings.catch_warnings():
         # torch and vLLM warn about each other's deprecated features during import.
         warnings.simplefilter("ignore")
-        return await VllmEngine.start(path, model, profile)
+        return await VllmEngine.start(path, model, profile, name="tiny")
 
 
 async def stop(engine: VllmEngine) -> None:

@@ -86,7 +86,7 @@ async def test_a_chat_has_the_ids_that_vllms_server_gives_it(
     engine: VllmEngine, messages: tuple[Message, ...]
 ) -> None:
     _, (theirs,) = await engine._chat._renderer.render_chat(chat_request(messages, Parameters()))
-    ours = await engine.render(messages, Parameters(), raw=False)
+    ours = await engine.render(messages, Parameters(), raw=False, tokens_max=100_000)
     assert list(ours.prompt_ids) == list(theirs["prompt_token_ids"])
 
 
@@ -98,14 +98,16 @@ async def test_template_arguments_reach_the_template(engine: VllmEngine) -> None
 
 async def test_a_prompt_is_a_chat_of_one_turn_unless_it_is_raw(engine: VllmEngine) -> None:
     (turn,) = QUESTION
-    chat = await engine.render(QUESTION, Parameters(), raw=False)
-    assert (await engine.render(turn.content, Parameters(), raw=False)).prompt_ids == chat.prompt_ids
-    with_tools = await engine.render(turn.content, Parameters(tools=TOOLS), raw=False)
+    chat = await engine.render(QUESTION, Parameters(), raw=False, tokens_max=100_000)
+    assert (
+        await engine.render(turn.content, Parameters(), raw=False, tokens_max=100_000)
+    ).prompt_ids == chat.prompt_ids
+    with_tools = await engine.render(turn.content, Parameters(tools=TOOLS), raw=False, tokens_max=100_000)
     assert with_tools.prompt_ids == chat.prompt_ids, "the model's template ignores tools"
-    raw = await engine.render(turn.content, Parameters(), raw=True)
+    raw = await engine.render(turn.content, Parameters(), raw=True, tokens_max=100_000)
     assert len(raw.prompt_ids) < len(chat.prompt_ids)
     with pytest.raises(InvalidRequest, match="messages"):
-        await engine.render(turn.content, Parameters(tools=TOOLS), raw=True)
+        await engine.render(turn.content, Parameters(tools=TOOLS), raw=True, tokens_max=100_000)
 
 
 # --- grammars ------------------------------------------------------------------------------------

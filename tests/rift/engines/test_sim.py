@@ -142,13 +142,15 @@ def test_it_stops_once_emit_returns_false() -> None:
     [("", 1), ("a", 1), ("abcd", 1), ("abcde", 2), ("🌊", 1), ("a🌊", 2), ("x" * 8192, 2048)],
 )
 def test_a_prompt_has_one_token_for_every_four_bytes(prompt: str, tokens: int) -> None:
-    assert len(SimEngine(MODEL).encode(prompt, raw=False)) == tokens
+    assert len(SimEngine(MODEL).encode(prompt, raw=False, tokens_max=100_000)) == tokens
 
 
 def test_messages_are_encoded_by_their_content() -> None:
     engine = SimEngine(MODEL)
     messages = (Message(role="system", content="ab"), Message(role="user", content="cd"))
-    assert engine.encode(messages, raw=False) == engine.encode("ab\ncd", raw=True)
+    assert engine.encode(messages, raw=False, tokens_max=100_000) == engine.encode(
+        "ab\ncd", raw=True, tokens_max=100_000
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_messages_are_encoded_by_their_content() -> None:
 )
 def test_invalid_unicode_is_rejected(prompt: str | tuple[Message, ...], param: str) -> None:
     with pytest.raises(InvalidRequest) as rejected:
-        SimEngine(MODEL).encode(prompt, raw=False)
+        SimEngine(MODEL).encode(prompt, raw=False, tokens_max=100_000)
     assert rejected.value.param == param
 
 
@@ -227,7 +229,7 @@ def forced(parameters: Parameters) -> list[Step]:
         return True
 
     async def ask() -> None:
-        rendered = await engine.render("any", parameters, raw=False)
+        rendered = await engine.render("any", parameters, raw=False, tokens_max=100_000)
         await engine.generate("a", rendered, [], max_tokens=1000, salt="s", emit=emit)
 
     anyio.run(ask)

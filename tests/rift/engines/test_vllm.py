@@ -3,7 +3,7 @@
 import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import anyio
 import msgspec
 import pytest
 
-from events.schema import Parameters
+from events.schema import Message, Parameters, Tool
 from rift.catalogue import Profile
-from rift.engines import Engine, EngineFailed, InvalidRequest, Rendered, Step
+from rift.engines import Engine, EngineFailed, InvalidRequest, Rendered, Step, vllm
 from rift.engines.prepare import digest_of
 from rift.engines.vllm import VllmEngine
-from tests.rift.engines.conftest import MODEL, start, stop
+from tests.rift.engines.conftest import MODEL, PROFILE, start, stop
 
 psutil = pytest.importorskip("psutil")  # it comes with vLLM
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
@@ -311,7 +311,73 @@ async def test_a_killed_engine_fails_its_requests_and_leaves_no_process(tiny: Pa
 
 async def test_a_failed_start_names_the_cause(tiny: Path) -> None:
     with pytest.raises(EngineFailed, match="no_such_argument"):
-        await VllmEngine.start(tiny, MODEL, Profile(args={"no_such_argument": 1}))
+        await VllmEngine.start(tiny, MODEL, Profile(args={"no_such_argument": 1}), name="tiny")
+
+
+async def test_a_start_names_a_bound_that_is_below_the_longest_token(tiny: Path) -> None:
+    model = msgspec.structs.replace(MODEL, prompt_bytes_per_token_max=15)
+    bound = r'models."tiny".prompt_bytes_per_token_max is 15, .* has 16 bytes: set it to 16'
+    with pytest.raises(EngineFailed, match=bound):
+        await VllmEngine.start(tiny, model, PROFILE, name="tiny")
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+TOOL = Parameters(tools=(Tool(name="f"),), tool_choice="none")
+
+
+@pytest.mark.parametrize("parameters", [Parameters(), TOOL], ids=["plain", "chat"])
+async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_read(
+    engine: VllmEngine, parameters: Parameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_tokenizer", None)
+    monkeypatch.setattr(engine, "_chat", None)
+    text = Message(role="user", content="x" * (100 * engine.token_bytes_max + 1))
+    for prompt in ((text,), (Message(role="user", content=""),) * 101):
+        with pytest.raises(InvalidRequest) as refused:
+            await engine.render(prompt, parameters, raw=False, tokens_max=100)
+        assert (refused.value.code, refused.value.param) == ("prompt_too_long", "messages")
+
+
+@pytest.mark.parametrize("parameters", [Parameters(), TOOL], ids=["plain", "chat"])
+async def test_long_prompts_are_encoded_one_at_a_time_and_short_ones_pass_them(
+    engine: VllmEngine, parameters: Parameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The long ones fit by their bytes: only a tokenizer sees that they have too many tokens."""
+    monkeypatch.setattr(vllm, "CERTAIN_BYTES_PER_TOKEN", 100)
+    text = "x" * (MODEL.context_tokens - 1000) * 8
+    running: list[str] = []
+    at_once: list[int] = []
+    ends: list[str] = []
+    run_long = engine._run_long
+
+    async def watched(check: Callable[[], None], render: Callable[[], Any]) -> Any:
+        def counted() -> Any:
+            running.append("long")
+            at_once.append(len(running))
+            try:
+                return render()
+            finally:
+                running.pop()
+
+        return await run_long(check, counted)
+
+    monkeypatch.setattr(engine, "_run_long", watched)
+
+    async def render(name: str, content: str) -> None:
+        prompt = (Message(role="user", content=content),)
+        try:
+            await engine.render(prompt, parameters, raw=False, tokens_max=MODEL.context_tokens - 1)
+            ends.append(name)
+        except InvalidRequest:
+            ends.append(f"{name} refused")
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(render, "long", text)
+        tasks.start_soon(render, "short", "hello")
+    assert ends == ["short", *["long refused"] * 4]
+    assert at_once == [1] * 4
 
 
 async def test_a_seed_and_a_prompt_of_several_steps_do_not_harm_the_engine(engine: VllmEngine) -> None:

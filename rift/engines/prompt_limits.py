@@ -1,0 +1,87 @@
+"""Limits on the size of a prompt: pure functions.
+
+A tokenizer takes up to five seconds and 120 MB of memory for each megabyte of text, so a prompt that cannot
+fit is refused by its bytes, before it is encoded.
+"""
+
+from collections.abc import Iterator
+
+from events.schema import Message, Parameters
+from rift.catalogue import Model
+from rift.engines import EngineFailed, InvalidRequest
+
+
+def check_bytes(size: int, param: str, *, tokens_max: int, token_bytes_max: int) -> None:
+    """Raise InvalidRequest if so many bytes of text are more than `tokens_max` tokens in any case."""
+    least = -(-size // token_bytes_max)
+    if least > tokens_max:
+        raise InvalidRequest(
+            f"{param} has {size} bytes, which are at least {least} tokens; the limit is {tokens_max} tokens: "
+            "send a shorter prompt",
+            code="prompt_too_long",
+            param=param,
+        )
+
+
+def check_turns(prompt: str | tuple[Message, ...], *, tokens_max: int) -> None:
+    """Raise InvalidRequest if there are more messages than tokens: templates write at least one for each."""
+    if not isinstance(prompt, str) and len(prompt) > tokens_max:
+        raise InvalidRequest(
+            f"messages has {len(prompt)} entries, which are at least as many tokens; the limit is "
+            f"{tokens_max} tokens: send fewer messages",
+            code="prompt_too_long",
+            param="messages",
+        )
+
+
+def check_tokens(count: int, param: str, *, tokens_max: int) -> None:
+    """Raise InvalidRequest if a prompt has more than `tokens_max` tokens."""
+    if count > tokens_max:
+        raise InvalidRequest(
+            f"the prompt has {count} tokens; the limit is {tokens_max}", code="prompt_too_long", param=param
+        )
+
+
+def check_token_bytes(needed: int, name: str, model: Model) -> None:
+    """Raise EngineFailed if the bound of the catalogue's model `name` is below its tokenizer's longest token.
+
+    Gateways, which have no tokenizer, would then refuse prompts that fit.
+    """
+    configured = model.prompt_bytes_per_token_max
+    if configured < needed:
+        raise EngineFailed(
+            f'models."{name}".prompt_bytes_per_token_max is {configured}, but the longest token of its '
+            f"tokenizer has {needed} bytes: set it to {needed}, and restart the gateways too"
+        )
+
+
+def param_of(prompt: str | tuple[Message, ...]) -> str:
+    return "prompt" if isinstance(prompt, str) else "messages"
+
+
+def text_bytes(prompt: str | tuple[Message, ...], parameters: Parameters) -> int:
+    """Return the bytes of all text that a chat template may write."""
+    return sum(map(_size, texts(prompt, parameters)))
+
+
+def texts(prompt: str | tuple[Message, ...], parameters: Parameters) -> Iterator[str]:
+    """Yield all text that a chat template may write."""
+    if isinstance(prompt, str):
+        yield prompt
+    else:
+        for turn in prompt:
+            yield turn.content
+            yield turn.reasoning
+            for call in turn.tool_calls:
+                yield call.name
+                yield call.arguments
+    for tool in parameters.tools:
+        yield tool.name
+        yield tool.description or ""
+        yield tool.parameters or ""
+    yield parameters.template or ""
+
+
+def _size(text: str) -> int:
+    # Half a surrogate pair is refused later, by name.
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
