@@ -33,6 +33,7 @@ from rift.gateway.api.responses import ResponseRoutes
 from rift.gateway.api.routes import ROUTES, Handlers
 from rift.gateway.api.stored_requests import StoredRequests
 from rift.gateway.app import Gateway
+from rift.gateway.asgi.body_budget import return_memory
 from rift.gateway.asgi.connections import Connections, connections_max
 from rift.gateway.asgi.server import serve
 from rift.gateway.dialects.dialect import RESPONSES
@@ -83,6 +84,7 @@ async def run(
 
     Raises LogError, OSError (the port), codec.RecordUnreadable.
     """
+    return_memory()
     async with anyio.create_task_group() as tasks:
         async with anyio.create_task_group() as opening:
 

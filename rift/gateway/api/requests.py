@@ -42,7 +42,7 @@ class RequestRoutes:
         parsed = self._stored.verify(request, id)
         after = event_id(request)
         # Read the body before subscribing: a client that disconnects here leaves no subscription open.
-        await request.body()
+        await request.drain()
 
         def make(lane: LaneReader, accepted: RequestAccepted) -> Subscription:
             answer = Completion.of(accepted, self._book, keep_text=False)

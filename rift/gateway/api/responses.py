@@ -37,7 +37,7 @@ class ResponseRoutes:
             message = f"starting_after: an event's number has 1 to 9 digits, got {after!r}"
             raise HTTPError(400, message, code="invalid_value", param="starting_after")
         # Read the body before subscribing: a client that disconnects here leaves no subscription open.
-        await request.body()
+        await request.drain()
         lane, stream = await self._attach(request, id, after=int(after))
         await self._delivery.deliver(request, lane, stream, resumed=True)
 

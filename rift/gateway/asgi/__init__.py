@@ -1,6 +1,7 @@
 """HTTP, without any knowledge of inference.
 
 request       a request with a bounded body, and its answer
+body_budget   how many bytes of bodies may be under way
 errors        errors in OpenAI's form
 cors          headers for browsers: CORS and timing
 static_files  the playground and the API reference, from `static/`

@@ -9,6 +9,7 @@ import anyio
 import msgspec
 
 from events.contracts import BODY_BYTES_MAX
+from rift.gateway.asgi.body_budget import BodyHold
 from rift.gateway.asgi.errors import ClientGone, Headers, HTTPError
 
 Scope = MutableMapping[str, Any]
@@ -24,6 +25,11 @@ CLIENT_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
 # A body that takes longer than this is rejected.
 BODY_S = 30.0
+# So is a larger one that stalls: after SLOW_S it must have arrived at BYTES_PER_S_MIN. The largest needs four
+# times that rate to arrive in time.
+SLOW_BYTES = 64 * 1024
+SLOW_S = 5.0
+BYTES_PER_S_MIN = 64 * 1024
 
 
 class Request:
@@ -61,33 +67,35 @@ class Request:
     def query(self) -> dict[str, str]:
         return dict(parse_qsl(self._scope["query_string"].decode("latin-1")))
 
-    async def body(self) -> bytes:
-        """Return the whole body. Raises HTTPError (413, 408) and ClientGone."""
-        chunks = []
-        size = 0
-        too_large = False
-        declared = self.header(b"content-length") or "0"
-        with anyio.move_on_after(BODY_S) as timer:
-            more = not self._body_read
-            while more:
+    async def body(self, hold: BodyHold) -> bytearray:
+        """Return the whole body, counted in `hold`. Raises HTTPError (408, 413, 429, 503) and ClientGone."""
+        data = bytearray()
+        declared = self.header(b"content-length") or ""
+        # Refused before it is read, if its size is known.
+        hold.grow(int(declared) if declared.isdecimal() else 0)
+        began_at_s = anyio.current_time()
+        more = True
+        while more:
+            due_at_s = began_at_s + BODY_S
+            if hold.size > SLOW_BYTES:
+                due_at_s = min(due_at_s, began_at_s + SLOW_S + len(data) / BYTES_PER_S_MIN)
+            message: MutableMapping[str, Any] = {}
+            with anyio.move_on_at(due_at_s):
                 message = await self.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                size += len(message.get("body", b""))
-                too_large = too_large or size > BODY_BYTES_MAX
-                if not too_large:
-                    chunks.append(message.get("body", b""))
-                more = message.get("more_body", False) and size <= 2 * BODY_BYTES_MAX
+            if not message:
+                self._body_read = True
+                raise HTTPError(
+                    408,
+                    f"the body did not arrive within {BODY_S:.0f} s, or stalled; send it again",
+                    code="body_timeout",
+                )
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            hold.grow(len(data) + len(message.get("body", b"")))
+            data += message.get("body", b"")
+            more = message.get("more_body", False)
         self._body_read = True
-        if timer.cancelled_caught:
-            raise HTTPError(
-                408, f"the body did not arrive within {BODY_S:.0f} s; send it again", code="body_timeout"
-            )
-        if too_large:
-            sent = declared if declared.isdigit() and int(declared) else f"more than {BODY_BYTES_MAX}"
-            problem = f"the body has {sent} bytes, and the limit is {BODY_BYTES_MAX}; send a smaller one"
-            raise HTTPError(413, problem, code="body_too_large")
-        return b"".join(chunks)
+        return data
 
     async def drain(self) -> None:
         """Skip the rest of the body: some clients fail if the answer comes before they have sent it.

@@ -26,7 +26,7 @@ from rift.gateway.dialects.openai_fields import (
     tool,
     with_tools,
 )
-from rift.gateway.dialects.sampling import MaxTokens, ParsedRequest, Text, decode, wrong
+from rift.gateway.dialects.sampling import Body, MaxTokens, ParsedRequest, Text, decode, wrong
 
 
 class ChatTool(msgspec.Struct, frozen=True):
@@ -106,7 +106,7 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
     web_search_options: Refused = None
 
 
-def parse_chat(data: bytes) -> ParsedRequest:
+def parse_chat(data: Body) -> ParsedRequest:
     """Raises HTTPError."""
     body = decode(data, _chat)
     refuse_unserved(body, body.unserved)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from events.schema import Kind, Message, Parameters
 from rift.gateway.dialects.openai_fields import Alternatives, Biases, Metadata, Refused, refuse_unserved
-from rift.gateway.dialects.sampling import ParsedRequest, Sampling, Text, decode, parameters, wrong
+from rift.gateway.dialects.sampling import Body, ParsedRequest, Sampling, Text, decode, parameters, wrong
 
 # An engine with 8 slots runs this many choices at once; more would wait for one another.
 CHOICES_MAX = 8
@@ -66,7 +66,7 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
     suffix: Refused = None
 
 
-def parse_completion(data: bytes) -> ParsedRequest:
+def parse_completion(data: Body) -> ParsedRequest:
     """Raises HTTPError."""
     body = decode(data, _completion)
     refuse_unserved(body, body.unserved)

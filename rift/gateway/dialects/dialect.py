@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from events.contracts import BODY_BYTES_MAX
 from events.schema import Kind, Problem
 from rift.gateway.completion import Completion
 from rift.gateway.dialects import (
@@ -17,7 +18,7 @@ from rift.gateway.dialects import (
     responses_request,
     responses_response,
 )
-from rift.gateway.dialects.sampling import ParsedRequest
+from rift.gateway.dialects.sampling import Body, ParsedRequest
 
 
 class StreamFormat(Protocol):
@@ -49,7 +50,9 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     # The documented type of a request's body.
     body: type[msgspec.Struct]
     # A body's bytes to a request. Raises HTTPError.
-    parse: Callable[[bytes], ParsedRequest]
+    parse: Callable[[Body], ParsedRequest]
+    # The most bytes of a body.
+    body_bytes_max: int = BODY_BYTES_MAX
     stream: Callable[[Sequence[Completion], ParsedRequest], StreamFormat]
     # All choices, ended, to the API's object.
     whole: Callable[[Sequence[Completion]], dict[str, Any]]
@@ -69,6 +72,7 @@ NATIVE = Dialect(
     kind="inference",
     body=native.NativeBody,
     parse=native.parse,
+    body_bytes_max=native.BODY_BYTES_MAX,
     stream=lambda answers, parsed: native.NativeStream(answers[0]),
     whole=lambda answers: native.inference(answers[0]),
     background=lambda answer: (202, native.status(answer, answer.status)),

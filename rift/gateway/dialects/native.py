@@ -10,12 +10,17 @@ from typing import Any
 import msgspec
 
 from events.schema import AttemptStarted, Problem, TokensGenerated
+from rift.catalogue import PROMPT_BYTES_PER_TOKEN_MAX
 from rift.gateway.asgi.errors import HTTPError, error_body
 from rift.gateway.completion import Completion
-from rift.gateway.dialects.sampling import ParsedRequest, Sampling, Text, decode, parameters
+from rift.gateway.dialects.sampling import Body, ParsedRequest, Sampling, Text, decode, parameters
 
 # The native route accepts prompts of up to this many tokens; the worker counts them.
 PROMPT_TOKENS_MAX = 8192
+
+# Holds a prompt of PROMPT_TOKENS_MAX tokens, each as long as the longest of a model that does not say it.
+# Text with an escape for nearly every character may not fit.
+BODY_BYTES_MAX = PROMPT_TOKENS_MAX * PROMPT_BYTES_PER_TOKEN_MAX
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -42,7 +47,7 @@ class NativeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _body = msgspec.json.Decoder(NativeBody)
 
 
-def parse(data: bytes) -> ParsedRequest:
+def parse(data: Body) -> ParsedRequest:
     """Raises HTTPError."""
     try:
         body = decode(data, _body)

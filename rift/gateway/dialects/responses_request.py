@@ -29,7 +29,16 @@ from rift.gateway.dialects.openai_fields import (
     tool,
     with_tools,
 )
-from rift.gateway.dialects.sampling import MaxTokens, ParsedRequest, Sampling, Text, decode, parameters, wrong
+from rift.gateway.dialects.sampling import (
+    Body,
+    MaxTokens,
+    ParsedRequest,
+    Sampling,
+    Text,
+    decode,
+    parameters,
+    wrong,
+)
 
 LOGPROBS = "message.output_text.logprobs"
 Role = Literal["system", "developer", "user", "assistant"]
@@ -105,7 +114,7 @@ class ResponseBody(Sampling, frozen=True, kw_only=True):
     prompt: Refused = None
 
 
-def parse(data: bytes) -> ParsedRequest:
+def parse(data: Body) -> ParsedRequest:
     """Raises HTTPError."""
     body = decode(data, _body)
     refuse_unserved(body, body.unserved)

@@ -24,7 +24,9 @@ Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 StopString = Annotated[str, msgspec.Meta(min_length=1, max_length=STOP_CHARACTERS_MAX)]
 Stop = StopString | Annotated[list[StopString], msgspec.Meta(max_length=STOPS_MAX)] | None
 Text = Annotated[str, msgspec.Meta(min_length=1)]
-Body = TypeVar("Body")
+Decoded = TypeVar("Decoded")
+# The bytes of a body.
+Body = bytes | bytearray
 
 
 class ParsedRequest(msgspec.Struct, frozen=True):
@@ -62,7 +64,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
 
 
-def decode(data: bytes, decoder: "msgspec.json.Decoder[Body]") -> Body:
+def decode(data: Body, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded:
     """Raises HTTPError."""
     try:
         return decoder.decode(data)

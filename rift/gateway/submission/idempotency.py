@@ -25,6 +25,7 @@ from events.schema import Plan
 from rift.gateway import choices as groups
 from rift.gateway.asgi.errors import FINAL, HTTPError, retry_after_ms
 from rift.gateway.choices import Choices
+from rift.gateway.dialects.sampling import Body
 from rift.gateway.state import LogState
 
 KEY_CHARACTERS_MAX = 255
@@ -79,9 +80,12 @@ class IdempotencyKeys:
             )
         return hmac.new(self._secret, f"{account}\0{key}".encode(), hashlib.sha256).hexdigest()[:32]
 
-    def body_digest(self, path: str, body: bytes) -> str:
+    def body_digest(self, path: str, body: Body) -> str:
         """Return a keyed hash of a body: without the secret, guesses at the body cannot be checked."""
-        return hmac.digest(self._secret, path.encode() + b"\0" + body, "sha256").hex()
+        digest = hmac.new(self._secret, path.encode() + b"\0", hashlib.sha256)
+        # Not joined, because a body may be large.
+        digest.update(body)
+        return digest.hexdigest()
 
     async def find(self, digest: str, entry: KeyEntry) -> KeyClaim | None:
         """Return the claim of a key, if it is for the same body. Raises HTTPError (422), LogError."""

@@ -12,13 +12,13 @@ from msgspec.structs import replace
 from events.schema import KeyIssued
 from rift.gateway.admission.admission import Admission
 from rift.gateway.admission.reservation import Reservation
-from rift.gateway.asgi.errors import Headers, HTTPError
 from rift.gateway.asgi.request import Request
 from rift.gateway.choices import Choices
 from rift.gateway.dialects.dialect import Dialect
 from rift.gateway.dialects.sampling import ParsedRequest
 from rift.gateway.submission.acceptance import AcceptanceBuilder
 from rift.gateway.submission.acceptance_writer import AcceptanceWriter
+from rift.gateway.submission.body_reader import BodyReader
 from rift.gateway.submission.idempotency import IdempotencyKeys
 from rift.gateway.submission.responder import Responder
 
@@ -39,21 +39,14 @@ class Submission:
         self._builder = builder
         self._writer = writer
         self._responder = responder
+        self._bodies = BodyReader(admission, keys)
 
     async def infer(self, dialect: Dialect, request: Request) -> None:
         """Accept a request and answer it. Raises HTTPError, LogError, ClientGone."""
         issued = self._admission.auth.authenticate(request)
-        content_type = (request.header(b"content-type") or "").partition(";")[0].strip().lower()
-        if content_type != "application/json":
-            message = "send the body with `Content-Type: application/json`"
-            raise HTTPError(415, message, code="unsupported_media_type")
-        body = await request.body()
-        parsed = dialect.parse(body)
-        # An id contains the model's name, so none is made for an unknown model.
-        self._admission.check_model(parsed.model, issued.key)
+        parsed, body_digest = await self._bodies.read(dialect, request, issued)
         if (key := request.header(b"idempotency-key")) is not None:
             digest = self._keys.key_digest(issued.account, key)
-            body_digest = self._keys.body_digest(request.path, body)
             await self._infer_once(request, parsed, issued, digest, body_digest)
             return
         choices = self._builder.build(parsed, issued, self._builder.entry(parsed, issued.account))
@@ -81,9 +74,9 @@ class Submission:
             if is_new:
                 await self._answer_new(request, parsed, reservation)
                 return
-        headers = REPLAYED if claim.entry.nonce != entry.nonce else ()
+        is_replayed = claim.entry.nonce != entry.nonce
         choices = self._builder.build(parsed, issued, claim.entry, digest=digest)
-        await self._answer_again(request, parsed, choices, headers)
+        await self._answer_again(request, parsed, choices, is_replayed=is_replayed)
 
     async def _answer_new(self, request: Request, parsed: ParsedRequest, reservation: Reservation) -> None:
         subscription = self._responder.subscribe(parsed, reservation.choices)
@@ -91,7 +84,7 @@ class Submission:
         await self._responder.respond(request, parsed, subscription)
 
     async def _answer_again(
-        self, request: Request, parsed: ParsedRequest, choices: Choices, headers: Headers
+        self, request: Request, parsed: ParsedRequest, choices: Choices, *, is_replayed: bool
     ) -> None:
         """Attach to the request of an idempotency key; append the acceptances that are missing."""
         subscription = await self._responder.attach(parsed, choices)
@@ -101,4 +94,4 @@ class Submission:
             await self._writer.complete(await self._admission.reserve(parsed, choices))
             subscription = await self._responder.attach(parsed, choices)
             assert subscription is not None, "an acceptance that was appended is found"
-        await self._responder.respond(request, parsed, subscription, headers)
+        await self._responder.respond(request, parsed, subscription, REPLAYED if is_replayed else ())

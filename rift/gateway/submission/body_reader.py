@@ -1,0 +1,34 @@
+"""A new request's body: counted while it arrives, then parsed and forgotten."""
+
+from events.schema import KeyIssued
+from rift.gateway.admission.admission import Admission
+from rift.gateway.asgi.body_budget import BodyBudget
+from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.asgi.request import Request
+from rift.gateway.dialects.dialect import Dialect
+from rift.gateway.dialects.sampling import ParsedRequest
+from rift.gateway.submission.idempotency import IdempotencyKeys
+
+
+class BodyReader:
+    def __init__(self, admission: Admission, keys: IdempotencyKeys) -> None:
+        self._admission = admission
+        self._keys = keys
+        self._budget = BodyBudget()
+
+    async def read(self, dialect: Dialect, request: Request, issued: KeyIssued) -> tuple[ParsedRequest, str]:
+        """Return the parsed body of an authenticated request and, for an idempotency key, its digest.
+
+        An answer may take minutes, so nothing keeps the body itself. Raises HTTPError, ClientGone.
+        """
+        content_type = (request.header(b"content-type") or "").partition(";")[0].strip().lower()
+        if content_type != "application/json":
+            message = "send the body with `Content-Type: application/json`"
+            raise HTTPError(415, message, code="unsupported_media_type")
+        with self._budget.hold(issued.account, dialect.body_bytes_max) as hold:
+            body = await request.body(hold)
+            parsed = dialect.parse(body)
+            # An id contains the model's name, so none is made for an unknown model.
+            self._admission.check_model(parsed.model, issued.key)
+            has_key = request.header(b"idempotency-key") is not None
+            return parsed, self._keys.body_digest(request.path, body) if has_key else ""
