@@ -199,7 +199,7 @@ async def read_server(url: str) -> MonitoredServer:
                         raise MonitorSilent(f"{url} answers with more than {MONITOR_BYTES_MAX} bytes")
     except TimeoutError as error:
         raise MonitorSilent(f"{url} does not answer within {MONITOR_S:.0f} s") from error
-    except (OSError, anyio.BrokenResourceError) as error:
+    except (OSError, UnicodeError, anyio.BrokenResourceError) as error:
         raise MonitorSilent(f"{url} cannot be reached: {error or type(error).__name__}") from error
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
     status = head.partition(b"\r\n")[0].decode("latin-1")

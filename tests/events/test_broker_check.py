@@ -135,6 +135,12 @@ async def test_a_port_that_is_not_a_monitor_is_named(
             tasks.cancel_scope.cancel()
 
 
+async def test_a_host_that_is_no_name_is_named() -> None:
+    for host in ("no-such-host.invalid", "a..b", "a" * 64):
+        with pytest.raises(MonitorSilent, match=f"http://{host}:8222 cannot be reached"):
+            await read_server(f"http://{host}:8222")
+
+
 async def test_a_broker_that_comes_back_with_other_settings_ends_the_watch(own: Server) -> None:
     own.start()
 
