@@ -30,7 +30,9 @@ class RequestRoutes:
         answer = await self._stored.read(request, id)
         if answer.life.phase == "ended":
             return await request.answer(200, native.stored_inference(answer))
-        await self._delivery.cancellation.cancel_for_client(answer.id)
+        # Repeating it would append the same record again.
+        if answer.life.wanted is None:
+            await self._delivery.cancellation.cancel_for_client(answer.id)
         await request.answer(202, native.status(answer, "cancelling"))
 
     async def remove(self, request: Request, id: str) -> None:

@@ -44,7 +44,7 @@ class ResponseRoutes:
     async def cancel(self, request: Request, id: str) -> None:
         lane, stream = await self._attach(request, id)
         try:
-            if not stream.is_over:
+            if not stream.is_over and stream.answer.life.wanted is None:
                 await self._delivery.cancellation.cancel_for_client(stream.answer.id)
             with anyio.move_on_after(CANCELLED_S):
                 await stream.wait_for_end()

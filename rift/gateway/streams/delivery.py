@@ -33,6 +33,9 @@ KEEP_ALIVE_S = 12.0
 # How often an estimate is refreshed: often enough for a screen to look alive, and cheap for a crowd.
 STATUS_S = 2.0
 
+# A gateway reports the clients of one request at most this often: far more often than a grace period.
+REPORT_PAUSE_S = 1.0
+
 # A stream answers with headers after this time at the latest. A request that fails earlier is answered with
 # an HTTP error.
 STATUS_LINE_S = 1.0
@@ -71,6 +74,8 @@ class Delivery:
         self._book = book
         self._queue_status = queue_status
         self._tasks = tasks
+        # When each request's clients were last reported, oldest first; for REPORT_PAUSE_S.
+        self._reported: dict[str, float] = {}
         # The key with which each client reads.
         self._keys: dict[Subscription, str] = {}
         self._stopping = stopping
@@ -187,8 +192,24 @@ class Delivery:
             await subscription.wait_for_attachment()
         accepted = subscription.answer.accepted
         while not accepted.detached:
-            await self.cancellation.keep_publishing(ClientAttached(request=accepted.request))
+            await self._report_attached(accepted.request)
             await anyio.sleep(CLIENT_ATTACHED_S)
+
+    async def _report_attached(self, request: str) -> None:
+        """Append a report unless this gateway has just reported another client of the request.
+
+        Clients may reconnect at any rate, and each report is a record.
+        """
+        now_s = anyio.current_time()
+        while self._reported and next(iter(self._reported.values())) + REPORT_PAUSE_S <= now_s:
+            del self._reported[next(iter(self._reported))]
+        if (at_s := self._reported.get(request)) is not None:
+            await anyio.sleep_until(at_s + REPORT_PAUSE_S)
+            if self._reported.get(request, at_s) > at_s:
+                return
+            self._reported.pop(request, None)
+        self._reported[request] = anyio.current_time()
+        await self.cancellation.keep_publishing(ClientAttached(request=request))
 
     async def _client_gone(self, reader: LaneReader, subscription: Subscription, resumed: bool) -> None:
         """Cancel requests that no client waits for, after a grace period if the client may resume."""

@@ -1,0 +1,62 @@
+"""What clients of a stored request append is bounded, however often they come and go."""
+
+import anyio
+
+from events import codec
+from events.schema import CancelRequested, ClientAttached
+from tests.rift.gateway.admission.test_credit import World, live
+from tests.rift.gateway.admission.test_rate_limits import ask, get, whole
+from tests.simulation.client import Call
+from tests.simulation.processes import WorkerProcess
+
+
+def stored(world: World, kind: type) -> int:
+    records = world.broker.stream("RIFT_0").messages
+    return sum(isinstance(event, kind) for one in records for event in codec.decode(one.data)[1])
+
+
+def test_clients_that_reconnect_all_the_time_append_one_report_a_second() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        first = ask(world, gateway, world.key, tokens=400, stream=True)
+        while not first.data:
+            await first.more()
+        request = first.take()[0].data["id"]
+        began_s = anyio.current_time()
+        for _ in range(10):
+            calls = [get(gateway, f"/v1/inference/{request}/events", world.key) for _ in range(20)]
+            await anyio.sleep(0.25)
+            assert all(call.data for call in calls)
+            for call in calls:
+                call.leave()
+        passed_s = anyio.current_time() - began_s
+        assert 1 <= stored(world, ClientAttached) <= passed_s + 2
+        # The request goes on, and a client that stays keeps it.
+        first.leave()
+        reader = get(gateway, f"/v1/inference/{request}/events", world.key)
+        await anyio.sleep(25)
+        assert reader.take()[-1].kind == "done"
+
+    live(test)
+
+
+def test_a_request_that_is_cancelled_again_and_again_is_cancelled_once() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        worker = WorkerProcess(world.broker, world.chance, "worker")
+        world.tasks.start_soon(worker.run)
+        await anyio.sleep(0.1)
+        first = ask(world, gateway, world.key, tokens=400, background=True)
+        request = (await whole(first))[1]["id"]
+        await anyio.sleep(1)
+        # It ends once its worker continues.
+        worker.freeze()
+        for _ in range(5):
+            headers = {"authorization": f"Bearer {world.key}"}
+            call = Call("DELETE", f"/v1/inference/{request}", headers=headers)
+            gateway.serve(call)
+            assert (await whole(call))[0] == 202
+        assert stored(world, CancelRequested) == 1
+
+    live(test)
