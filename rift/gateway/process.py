@@ -24,7 +24,7 @@ from rift.gateway.admission.log_share import LogShare, capacity
 from rift.gateway.admission.queue_share import QueueShare
 from rift.gateway.admission.rate_limits import RateLimits
 from rift.gateway.admission.reservation import Reservations
-from rift.gateway.api import openapi
+from rift.gateway.api import account_turns, openapi
 from rift.gateway.api.billing import BillingRoutes
 from rift.gateway.api.health import HealthRoutes
 from rift.gateway.api.models import ModelRoutes
@@ -143,13 +143,13 @@ def build(
     reservations = Reservations(state.log, config, own, (rate_limits, key_limits, credit))
     admission = Admission(state, config, auth, room, queue, reservations)
     queue_status = QueueStatus(state.fleet, lanes.nudge, own.clock.now_ns)
-    publisher = Publisher(state.log, config.lane, shard=config.shard)
-    cancellation = Cancellation(publisher, health, tasks)
+    cancellation = Cancellation(Publisher(state.log, config.lane, shard=config.shard), health, tasks)
     delivery = Delivery(
         cancellation, book=state.book, queue_status=queue_status, tasks=tasks, stopping=stopping
     )
-    stored = StoredRequests(state, config, lanes, auth)
-    responses = StoredRequests(state, config, lanes, auth, only=RESPONSES)
+    readers = account_turns.readers().take
+    stored = StoredRequests(state, config, lanes, auth, readers)
+    responses = StoredRequests(state, config, lanes, auth, readers, only=RESPONSES)
     connections = Connections(connections_max())
     handlers = Handlers(
         submission=Submission(

@@ -2,6 +2,7 @@
 
 routes           the route table: method, path, handler, documented answers
 stored_requests  a stored request by its id, for all APIs
+account_turns    how many calls an account may have in progress
 content_erasure  erases the content of a sealed request
 requests         the native routes of stored requests
 responses        the routes of stored responses

@@ -1,24 +1,18 @@
 """`/v1/invoices`, `/v1/usage` and the list at `/v1/inference`: the control process answers them."""
 
 import re
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from events import ids
 from events.log import Log, LogError
 from rift.gateway.admission.auth import Authenticator
+from rift.gateway.api.account_turns import questions
 from rift.gateway.asgi.errors import HTTPError, retry_after
 from rift.gateway.asgi.request import Request
 from rift.rpc import AnswerFailed, AskInvoice, AskRequests, AskUsage, QuestionRefused, ask
 
 # How long a client waits for the control process.
 ANSWER_S = 5.0
-
-# The control process answers one query at a time. With one running and one waiting, an account loses no time;
-# with more, it would make other accounts wait.
-QUESTIONS_MAX = 2
 
 # Requests in a page; a row has about 330 bytes.
 PAGE = 20
@@ -36,7 +30,7 @@ class BillingRoutes:
         self._log = log
         self._auth = auth
         self._secret = secret
-        self._under_way: Counter[str] = Counter()
+        self._turns = questions()
 
     async def invoice(self, request: Request, period: str) -> None:
         issued = self._auth.authenticate(request, "usage")
@@ -70,7 +64,7 @@ class BillingRoutes:
 
     async def _ask(self, question: AskInvoice | AskUsage | AskRequests, code: str) -> Any:
         try:
-            with self._turn(question.account):
+            with self._turns.take(question.account):
                 return await ask(self._log, question, timeout_s=ANSWER_S)
         except AnswerFailed as error:
             message = "the query failed; try again, or ask for less"
@@ -80,19 +74,3 @@ class BillingRoutes:
         except LogError as error:
             message = "the control process does not answer; try again"
             raise HTTPError(503, message, code="control_unavailable", headers=retry_after(5)) from error
-
-    @contextmanager
-    def _turn(self, account: str) -> Iterator[None]:
-        """Raises HTTPError (429) if QUESTIONS_MAX queries of the account are in progress."""
-        if self._under_way[account] >= QUESTIONS_MAX:
-            message = (
-                f"{QUESTIONS_MAX} queries of account {account} are in progress; try again once one has ended"
-            )
-            raise HTTPError(429, message, code="concurrent_questions", headers=retry_after(1))
-        self._under_way[account] += 1
-        try:
-            yield
-        finally:
-            self._under_way[account] -= 1
-            if not self._under_way[account]:
-                del self._under_way[account]

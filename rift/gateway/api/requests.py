@@ -50,17 +50,18 @@ class RequestRoutes:
             answer = Completion.of(accepted, self._book, keep_text=False)
             return Subscription([answer], lane.client(native.NativeStream(answer), after=after))
 
-        lane, stream = await self._stored.attach(id, parsed, make)
-        counted = stream.answer.life.counted
-        if after > counted:
-            lane.close(stream)
-            message = f"after: this request has no event {after} yet; the last one is {counted}"
-            raise HTTPError(400, message, code="invalid_event_id", param="after")
-        if stream.is_over and after == counted:
-            lane.close(stream)
-            await request.start(204, b"text/event-stream")
-            return await request.write(b"", more=False)
-        await self._delivery.deliver(request, lane, stream, resumed=True)
+        with self._stored.reading(request):
+            lane, stream = await self._stored.attach(id, parsed, make)
+            counted = stream.answer.life.counted
+            if after > counted:
+                lane.close(stream)
+                message = f"after: this request has no event {after} yet; the last one is {counted}"
+                raise HTTPError(400, message, code="invalid_event_id", param="after")
+            if stream.is_over and after == counted:
+                lane.close(stream)
+                await request.start(204, b"text/event-stream")
+                return await request.write(b"", more=False)
+            await self._delivery.deliver(request, lane, stream, resumed=True)
 
 
 def event_id(request: Request) -> int:

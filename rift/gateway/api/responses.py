@@ -38,18 +38,22 @@ class ResponseRoutes:
             raise HTTPError(400, message, code="invalid_value", param="starting_after")
         # Read the body before subscribing: a client that disconnects here leaves no subscription open.
         await request.drain()
-        lane, stream = await self._attach(request, id, after=int(after))
-        await self._delivery.deliver(request, lane, stream, resumed=True)
+        self._stored.verify(request, id)
+        with self._stored.reading(request):
+            lane, stream = await self._attach(request, id, after=int(after))
+            await self._delivery.deliver(request, lane, stream, resumed=True)
 
     async def cancel(self, request: Request, id: str) -> None:
-        lane, stream = await self._attach(request, id)
-        try:
-            if not stream.is_over and stream.answer.life.wanted is None:
-                await self._delivery.cancellation.cancel_for_client(stream.answer.id)
-            with anyio.move_on_after(CANCELLED_S):
-                await stream.wait_for_end()
-        finally:
-            lane.close(stream)
+        self._stored.verify(request, id)
+        with self._stored.reading(request):
+            lane, stream = await self._attach(request, id)
+            try:
+                if not stream.is_over and stream.answer.life.wanted is None:
+                    await self._delivery.cancellation.cancel_for_client(stream.answer.id)
+                with anyio.move_on_after(CANCELLED_S):
+                    await stream.wait_for_end()
+            finally:
+                lane.close(stream)
         await request.answer(200, response(stream.answer))
 
     async def remove(self, request: Request, id: str) -> None:

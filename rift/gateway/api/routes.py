@@ -21,7 +21,7 @@ Handler = Callable[..., Awaitable[None]]
 
 # Statuses of errors that each kind of route can answer. Every route can answer 405 and 503 too.
 SUBMITTED = (400, 401, 402, 404, 408, 410, 413, 415, 422, 429, 500, 504)
-READ = (401, 404, 408)
+READ = (401, 404, 408, 429)
 READ_CONTENT = (*READ, 410)
 REMOVED = (*READ, 409)
 BILLED = (400, 401, 403, 408, 429)

@@ -1,6 +1,7 @@
 """A stored request by its id: verified, read, attached to, erased. Shared by the routes of all APIs."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from events import ids
 from events.ids import RequestId
@@ -26,6 +27,7 @@ class StoredRequests:
         config: GatewayConfig,
         lanes: LaneRegistry,
         auth: Authenticator,
+        readers: Callable[[str], AbstractContextManager[None]],
         *,
         only: Dialect | None = None,
     ) -> None:
@@ -33,6 +35,7 @@ class StoredRequests:
         self._secret = config.secret
         self._lanes = lanes
         self._auth = auth
+        self._readers = readers
         self._only = only
 
     def verify(self, request: Request, id: str) -> RequestId:
@@ -44,9 +47,15 @@ class StoredRequests:
             raise unknown(id)
         return parsed
 
+    def reading(self, request: Request) -> AbstractContextManager[None]:
+        """Count a verified request as a reader while the context is open. Raises HTTPError (429)."""
+        return self._readers(self._state.book.keys[request.key].event.account)
+
     async def read(self, request: Request, id: str) -> Completion:
         """Return a request with its answer so far. Raises HTTPError, LogError."""
-        past = await self._state.histories.read(self.verify(request, id))
+        parsed = self.verify(request, id)
+        with self.reading(request):
+            past = await self._state.histories.read(parsed)
         answer = Completion.of(self._checked(past.accepted, id), self._state.book, keep_text=True)
         for counted in past.counted:
             answer.add(counted.event, counted.life, counted.stored_at_ns)

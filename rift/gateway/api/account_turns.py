@@ -1,0 +1,50 @@
+"""How many calls of one kind an account may have in progress at this gateway."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rift.gateway.asgi.connections import CONNECTIONS_MAX
+from rift.gateway.asgi.errors import HTTPError, retry_after
+
+# The control process answers one query at a time. With one running and one waiting, an account loses no time;
+# with more, it would make other accounts wait.
+QUESTIONS_MAX = 2
+
+# Clients that read stored requests, most of them streams: a quarter of all connections.
+READERS_MAX = CONNECTIONS_MAX // 4
+
+RETRY_S = 1
+
+
+class AccountTurns:
+    """`code` and `calls` name the calls in the error."""
+
+    def __init__(self, most: int, *, code: str, calls: str) -> None:
+        self._most = most
+        self._code = code
+        self._calls = calls
+        self._under_way: Counter[str] = Counter()
+
+    @contextmanager
+    def take(self, account: str) -> Iterator[None]:
+        """Raises HTTPError (429) if as many calls of the account as it may have are in progress."""
+        if self._under_way[account] >= self._most:
+            calls = f"{self._most} {self._calls} of account {account}"
+            message = f"{calls} are in progress; try again once one has ended"
+            raise HTTPError(429, message, code=self._code, headers=retry_after(RETRY_S))
+        self._under_way[account] += 1
+        try:
+            yield
+        finally:
+            self._under_way[account] -= 1
+            if not self._under_way[account]:
+                del self._under_way[account]
+
+
+def questions() -> AccountTurns:
+    return AccountTurns(QUESTIONS_MAX, code="concurrent_questions", calls="queries")
+
+
+def readers() -> AccountTurns:
+    return AccountTurns(READERS_MAX, code="concurrent_readers", calls="readers")

@@ -1,0 +1,34 @@
+"""One account cannot take every connection by reading stored requests."""
+
+import anyio
+import pytest
+
+from rift.gateway.api import account_turns
+from tests.rift.gateway.admission.test_credit import World, live
+from tests.rift.gateway.admission.test_rate_limits import OTHER, ask, get, key_of, whole
+from tests.simulation.processes import MODEL
+
+
+def test_readers_of_one_account_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account_turns, "READERS_MAX", 3)
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway(served=(MODEL,))
+        other = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+        request = (await whole(ask(world, gateway, world.key, background=True)))[1]["id"]
+        events = f"/v1/inference/{request}/events"
+        readers = [get(gateway, events, world.key) for _ in range(3)]
+        await anyio.sleep(0.5)
+        assert all(reader.status == 200 for reader in readers)
+        for path in (events, f"/v1/inference/{request}"):
+            refused = get(gateway, path, world.key)
+            assert await whole(refused) == (429, "concurrent_readers")
+            assert refused.headers[b"retry-after"] == b"1"
+        theirs = (await whole(ask(world, gateway, other.text, background=True)))[1]["id"]
+        assert (await whole(get(gateway, f"/v1/inference/{theirs}", other.text)))[0] == 200
+        readers[0].leave()
+        await anyio.sleep(0.1)
+        assert (await whole(get(gateway, f"/v1/inference/{request}", world.key)))[0] == 200
+
+    live(test)
