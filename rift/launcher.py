@@ -139,8 +139,7 @@ class Launcher:
         reserve = self._installation.reserve(None, {})
         assert reserve is not None, "the broker is embedded"
         try:
-            reserve.file.parent.mkdir(parents=True, exist_ok=True)
-            reserve.restore()
+            reserve.prepare()
         except OSError as error:
             raise DataDirError(f"{reserve.trouble()} ({error.strerror})") from error
         return reserve

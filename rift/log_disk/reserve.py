@@ -21,6 +21,9 @@ RESERVE_BYTES = 64 * 1024 * 1024
 # Restored only if this much stays free beside it: otherwise the next records would fill the disk again.
 MARGIN_BYTES = 64 * 1024 * 1024
 
+# A start writes less than this: configuration, the first entries of the book, the opening of the database.
+START_BYTES = 16 * 1024 * 1024
+
 
 class Reserve:
     def __init__(self, file: Path) -> None:
@@ -42,7 +45,7 @@ class Reserve:
     def check(self) -> None:
         """Write to the reserve. Raises OSError if it was released, or if the disk takes no write."""
         if self.file.stat().st_size < RESERVE_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
+            raise _no_space(self.file)
         _write(self.file)
 
     @property
@@ -50,6 +53,13 @@ class Reserve:
         """Return what is free on the disk, without the reserve. Raises OSError."""
         state = os.statvfs(self.file.parent)
         return state.f_bavail * state.f_frsize
+
+    def prepare(self) -> None:
+        """Make the reserve whole for a start. Raises OSError as `restore`, or if the start has no room."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.restore()
+        if self.free_bytes < START_BYTES:
+            raise _no_space(self.file)
 
     def release(self) -> None:
         """Free the space, and note that it is released. Raises OSError."""
@@ -65,7 +75,7 @@ class Reserve:
             self.check()
             return
         if self.free_bytes < RESERVE_BYTES + MARGIN_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
+            raise _no_space(self.file)
         temporary = self.file.with_name(f".{self.file.name}")
         try:
             temporary.touch(mode=0o600)
@@ -88,6 +98,10 @@ class Reserve:
             f"the disk of {self.file.parent} is full or cannot be written to ({free}): new requests are "
             f"refused until {(RESERVE_BYTES + MARGIN_BYTES) >> 20} MiB are free"
         )
+
+
+def _no_space(file: Path) -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
 
 
 def _write(file: Path, allocate_bytes: int = 1) -> None:
