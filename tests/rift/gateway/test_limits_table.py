@@ -1,0 +1,80 @@
+"""The table "What one account can hold" has the numbers and codes of the code."""
+
+import re
+from pathlib import Path
+
+from events.book import Book
+from events.contracts import BODY_BYTES_MAX, LOG_KEPT_S, LOG_TRIM_S, MESSAGE_BYTES_MAX
+from events.jetstream.connection import KEYS_FRACTION
+from rift import gateway
+from rift.gateway.admission import log_room, log_share, queue_share, rate_limits
+from rift.gateway.admission.log_share import LogCapacity, LogShare
+from rift.gateway.api import account_turns
+from rift.gateway.asgi import body_budget, connections, request
+from rift.gateway.dialects import native
+from rift.gateway.streams import delivery
+from rift.settings import Settings
+
+FOLDER = Path(next(iter(gateway.__path__)))
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
+SECTION = README.partition("**What one account can hold.**")[2].partition("**Several gateways**")[0]
+ROWS = [line.split(" | ") for line in SECTION.splitlines() if line.startswith("| ")]
+LOG_BYTES = Settings().log_bytes_max
+
+
+def row(begin: str) -> str:
+    (found,) = [" | ".join(cells) for cells in ROWS if cells[0].startswith(f"| {begin}")]
+    return found
+
+
+def mib(size: float) -> str:
+    return f"{size / 1024 / 1024:.0f} MiB"
+
+
+def share(*accounts: str) -> LogShare:
+    book = Book()
+    book.accounts = dict.fromkeys(accounts, 0)
+    keys = LOG_BYTES // KEYS_FRACTION
+    return LogShare(LogCapacity(LOG_BYTES, keys, keys), book)
+
+
+def test_the_numbers_are_those_of_the_code() -> None:
+    alone, several = share("a"), share("a", "b")
+    minute = [mib(one.bytes_per_minute("a") or 0) for one in (alone, several)]
+    keys = [f"{one.idempotency_keys('a'):,}" for one in (alone, several)]
+    content = [f"{one.content_keys('a'):,}" for one in (alone, several)]
+    sizes = f"| {mib(native.BODY_BYTES_MAX)} (`/v1/inference`), {mib(BODY_BYTES_MAX)} (other routes) |"
+    assert sizes in row("a body")
+    assert f"| {mib(MESSAGE_BYTES_MAX)}; sealed" in row("a request as it is stored")
+    bodies = row("bodies being read")
+    assert f"each at least {body_budget.BODY_BYTES_MIN // 1024} KiB |" in bodies
+    assert f"| {mib(body_budget.ACCOUNT_BODIES_BYTES_MAX)} | {mib(body_budget.BODIES_BYTES_MAX)} |" in bodies
+    assert bodies.endswith(f"after {body_budget.SOON_S} s |")
+    pace = f"above {request.SLOW_BYTES // 1024} KiB also {request.BYTES_PER_S_MIN // 1024} KiB/s after"
+    assert f"| {request.BODY_S:.0f} s; {pace} {request.SLOW_S:.0f} s |" in row("the time of a body")
+    stored = row("bytes stored per minute")
+    assert f"| {minute[0]} if it is alone, else {minute[1]}, or" in stored
+    assert f"the log less {mib(log_room.ROOM_BYTES_MIN)} |" in stored
+    assert f"| {keys[0]} if it is alone, else {keys[1]}, or" in row("idempotency keys")
+    assert f"| {content[0]} if it is alone, else {content[1]}, or" in row("content keys")
+    for name in ("idempotency keys", "content keys"):
+        assert f"| {mib(LOG_BYTES // KEYS_FRACTION)} |" in row(name)
+    queue = f"| {queue_share.QUEUE_MAX:,}, and {mib(queue_share.QUEUE_BYTES_MAX)} |"
+    assert queue in row("requests that wait")
+    assert f"after {rate_limits.SOON_MS // 1000} s" in row("requests that wait")
+    assert f"| {account_turns.READERS_MAX:,} |" in row("clients that read")
+    assert account_turns.READERS_MAX == connections.CONNECTIONS_MAX // 4
+    assert f"| {account_turns.QUESTIONS_MAX} |" in row("questions")
+    for name in ("clients that read", "questions"):
+        assert row(name).endswith(f"after {account_turns.RETRY_S} s |")
+    assert delivery.REPORT_PAUSE_S == 1
+    assert f"after {LOG_KEPT_S / 60:.0f} minutes, and is within {LOG_TRIM_S / 60:.0f} more" in SECTION
+    assert f"fills the log in these {log_share.FILL_MINUTES} minutes" in SECTION
+    assert log_share.ACCOUNT_PART == 4
+
+
+def test_every_code_of_the_table_is_answered_by_the_gateway() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted(FOLDER.rglob("*.py")))
+    codes = re.findall(r"[45]\d\d `(\w+)`", SECTION)
+    assert len(codes) > 10
+    assert not [code for code in codes if f'"{code}"' not in source]
