@@ -24,6 +24,9 @@ REPLY_BYTES_MAX = 8_000_000
 assert 4 * TOKEN_RECORD_BYTES_MAX <= MESSAGE_BYTES_MAX, "one event past the limit must still fit"
 assert REPLY_BYTES_MAX < MESSAGE_BYTES_MAX, "a reply must fit into a message"
 
+# The text of a question in SQL, so that nobody sends a program.
+SQL_BYTES_MAX = 256 * 1024
+
 # --- the room of the log ----------------------------------------------------------------------------------
 
 # Records stay this long even if the log is short of room, because a reader that lost its connection finds
@@ -135,6 +138,27 @@ assert IDEMPOTENCY_S + ACCEPT_S + sum(LATE_LANDING_S) < UNUSED_CONTENT_KEY_S, (
 )
 
 assert LOG_KEPT_S > DEADLINE_S, "the end of a request must stay in the log for its readers"
+
+# --- operators' SQL ---------------------------------------------------------------------------------------
+
+# A question waits at most this long for the questions before it,
+SQL_QUEUE_S = 15.0
+
+# then for its process to start, and to apply every record that was stored before the question,
+SQL_START_S = 10.0
+SQL_CATCH_UP_S = 20.0
+
+# then for its answer. DuckDB is interrupted after this time, and the process killed if it still works.
+SQL_ANSWER_S = 10.0
+SQL_KILL_S = 10.5
+
+# A client waits longer than all of it, so that it learns which limit it met.
+SQL_TIMEOUT_S = 60.0
+
+assert SQL_ANSWER_S < SQL_KILL_S, "an interrupted question must have time to say so"
+assert SQL_QUEUE_S + SQL_START_S + SQL_CATCH_UP_S + SQL_KILL_S < SQL_TIMEOUT_S, (
+    "a client must not stop waiting before it can be told what happened"
+)
 
 # --- replicas ---------------------------------------------------------------------------------------------
 

@@ -175,9 +175,11 @@ class Log(Protocol):
         """
 
     def answer(
-        self, subject: str, handler: Callable[[bytes], Awaitable[bytes]]
+        self, subject: str, handler: Callable[[bytes], Awaitable[bytes]], *, concurrent: bool = False
     ) -> AbstractAsyncContextManager[None]:
-        """Answer questions on `subject`, one at a time, while the context is open.
+        """Answer questions on `subject`, one at a time or `concurrent`, while the context is open.
+
+        A concurrent handler bounds how many questions it accepts. It must not raise.
 
         If several processes answer, every one receives the question, so one that hangs cannot block the rest.
         """

@@ -6,6 +6,7 @@ secret      signs request ids
 dev.key     first key of the first account; dev.key.ID is an earlier one, which is no longer valid
 rift.toml   settings
 rift.duckdb projections; rebuilt from the log and the archive
+rift-sql.duckdb  the same again for operators' SQL; may be deleted while Rift is stopped
 archive/    facts without contents, kept permanently; cannot be rebuilt
 nats/       embedded broker: configuration, token, url, monitor, store, reserve
 logs/       one file per process

@@ -8,3 +8,15 @@ class RiftError(Exception):
     """
 
     exit_status = 1
+
+
+def printable(text: str, *, kept: str = "") -> str:
+    """Return text for a terminal: its control characters are escaped, except those in `kept`.
+
+    A terminal obeys control characters, and names, answers and errors may hold a client's.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in kept else one.encode("unicode_escape").decode() for one in text
+    )

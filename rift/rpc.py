@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 import anyio
 import msgspec
 
+from events.contracts import SQL_TIMEOUT_S
 from events.log import Log, LogError, NoResponders
 from rift.errors import RiftError
 
-# Long enough for a SQL answer (at most 10 s, `warehouse/queries.py`) and another one queued before it.
+# Control mostly answers in milliseconds, but an invoice over ten million requests takes some seconds, and one
+# question of the same kind may be answered before it.
 TIMEOUT_S = 25.0
 # A leader that hangs is replaced within this time (`control/leader.py`). Meanwhile ask this often who leads.
 TAKEOVER_S = 6.0
@@ -31,15 +33,25 @@ class AnswerFailed(QuestionRefused):
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A question; `topic` is the subject it is sent to."""
+    """A question; `topic` is the subject it is sent to, and `timeout_s` how long to wait for its answer."""
 
     topic: ClassVar[str]
+    timeout_s: ClassVar[float] = TIMEOUT_S
 
 
 class Sql(Question, frozen=True, forbid_unknown_fields=True):
+    """Ask an operator's question in SQL; a process of its own answers it."""
+
     topic = "rift.ask.sql"
+    timeout_s = SQL_TIMEOUT_S
 
     sql: str
+
+
+class AskStatus(Question, frozen=True, forbid_unknown_fields=True):
+    """Ask for the queues, the replicas and the lag of control's own projection."""
+
+    topic = "rift.ask.status"
 
 
 class AskInvoice(Question, frozen=True, forbid_unknown_fields=True):
@@ -107,6 +119,7 @@ class AskLanes(Question, frozen=True, forbid_unknown_fields=True):
 AnyQuestion = (
     AskLeader
     | AskLanes
+    | AskStatus
     | Sql
     | AskInvoice
     | AskUsage
@@ -118,7 +131,7 @@ AnyQuestion = (
 )
 
 
-async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:
+async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float | None = None) -> Any:
     """As `ask`, but first wait for a leader that answers, so that one that hangs costs TAKEOVER_S at most."""
     with anyio.move_on_after(TAKEOVER_S):
         while True:
@@ -132,13 +145,18 @@ async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float = TIME
     return await ask(log, question, timeout_s=timeout_s)
 
 
-async def ask(log: Log, question: AnyQuestion, *, timeout_s: float = TIMEOUT_S) -> Any:
-    """Return the answer as JSON values.
+async def ask(log: Log, question: AnyQuestion, *, timeout_s: float | None = None) -> Any:
+    """Return the answer as JSON values; wait `timeout_s`, or as long as such a question may take.
 
     Raises QuestionRefused, AnswerFailed, LogError if no process answers.
     """
     topic = question.topic
-    data = await log.ask(topic, msgspec.json.encode(question), timeout_s=timeout_s)
+    data = await log.ask(topic, msgspec.json.encode(question), timeout_s=timeout_s or question.timeout_s)
+    return answer_of(topic, data)
+
+
+def answer_of(topic: str, data: bytes) -> Any:
+    """Return the answer in a reply. Raises QuestionRefused, AnswerFailed, LogError if it is not a reply."""
     try:
         # msgspec cannot decode integers beyond 64 bits, and sums of money can be larger.
         reply = json.loads(data)

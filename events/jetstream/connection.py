@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import anyio
 import nats.errors
+from anyio.abc import TaskGroup
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -403,11 +404,34 @@ class JetStream:
             raise LogError(f"no answer on {subject}: {error or type(error).__name__}") from error
 
     @asynccontextmanager
-    async def answer(self, subject: str, handler: Callable[[bytes], Awaitable[bytes]]) -> AsyncIterator[None]:
-        async def on_message(message: Msg) -> None:
-            await self.client.publish(message.reply, await handler(message.data))
+    async def answer(
+        self, subject: str, handler: Callable[[bytes], Awaitable[bytes]], *, concurrent: bool = False
+    ) -> AsyncIterator[None]:
+        if concurrent:
+            async with anyio.create_task_group() as tasks, self._answer(subject, handler, tasks):
+                yield
+                tasks.cancel_scope.cancel()
+        else:
+            async with self._answer(subject, handler, None):
+                yield
 
-        subscription = await self.client.subscribe(subject, cb=on_message)
+    @asynccontextmanager
+    async def _answer(
+        self, subject: str, handler: Callable[[bytes], Awaitable[bytes]], tasks: TaskGroup | None
+    ) -> AsyncIterator[None]:
+        """Answer questions in `tasks`, or one at a time in the client library's task."""
+
+        async def on_message(message: Msg) -> None:
+            try:
+                await self.client.publish(message.reply, await handler(message.data))
+            except nats.errors.Error as error:
+                logger.warning("an answer on %s was lost: %s", subject, error or type(error).__name__)
+
+        async def start(message: Msg) -> None:
+            assert tasks is not None, "only with a task group"
+            tasks.start_soon(on_message, message)
+
+        subscription = await self.client.subscribe(subject, cb=on_message if tasks is None else start)
         try:
             # Until the broker has read the subscription, it reports that there are no responders. The
             # client's flush can overtake unsent messages; a request cannot.

@@ -173,18 +173,23 @@ class Connection:
             await self.running()
 
 
-class Answerer:
-    """Answers the questions on a subject one at a time, and none while its process is frozen."""
+# More than any test asks at once.
+CONCURRENT_MAX = 1000
 
-    def __init__(self, connection: Connection, handler: Handler) -> None:
+
+class Answerer:
+    """Answers the questions on a subject, one at a time unless `concurrent`, and none while its process is
+    frozen."""
+
+    def __init__(self, connection: Connection, handler: Handler, *, concurrent: bool) -> None:
         self.connection = connection
         self._handler = handler
-        self._one_at_a_time = anyio.Lock()
+        self._under_way = anyio.Semaphore(CONCURRENT_MAX if concurrent else 1)
 
     async def answer(self, data: bytes, answered: list[bytes], first: anyio.Event) -> None:
         """Answer even if the asker no longer waits, as a process does that cannot know."""
         with suppress(OutcomeUnknown):
-            async with self._one_at_a_time:
+            async with self._under_way:
                 await self.connection.running()
                 answer = await self._handler(data)
                 await self.connection.running()

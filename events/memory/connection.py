@@ -242,8 +242,10 @@ class MemoryLog:
         raise LogError(f"no answer on {subject} within {timeout_s:g} s")
 
     @asynccontextmanager
-    async def answer(self, subject: str, handler: Handler) -> AsyncIterator[None]:
-        answerer = Answerer(self.connection, handler)
+    async def answer(
+        self, subject: str, handler: Handler, *, concurrent: bool = False
+    ) -> AsyncIterator[None]:
+        answerer = Answerer(self.connection, handler, concurrent=concurrent)
         answerers = self._broker.answers.setdefault(subject, [])
         answerers.append(answerer)
         try:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Self
+from typing import ClassVar, NamedTuple, NoReturn, Self
 
 import duckdb
 
@@ -109,6 +109,8 @@ class _Opened(NamedTuple):
 class Warehouse:
     """Open it with `Warehouse.open`. Any thread may query; one thread at a time may write."""
 
+    config: ClassVar[parquet.Config] = CONFIG
+
     def __init__(self, path: Path, *, reading: Path | None = None) -> None:
         """Open nothing yet: `ensure_open` does, and the first use."""
         self._path = path
@@ -143,7 +145,7 @@ class Warehouse:
         if self._is_closed:
             raise WarehouseError(f"{self._path} is closed")
         if self._opened is None:
-            opened = _open(self._path, self._reading)
+            opened = _open(self._path, self.config, self._reading)
             positions = opened.tables.fold.positions
             for stream, before in self._positions.items():
                 if stream not in positions or positions[stream].sequence < before.sequence:
@@ -282,11 +284,11 @@ class Warehouse:
             return self._open_once()
 
 
-def _open(path: Path, reading: Path | None) -> _Opened:
+def _open(path: Path, config: parquet.Config, reading: Path | None) -> _Opened:
     _remove_torn(path)
     with naming(path, *DISK_ERRORS):
         try:
-            connection = _connected(path, reading)
+            connection = _connected(path, config, reading)
         except duckdb.Error as error:
             if "Conflicting lock" in str(error):
                 raise WarehouseBusy(f"{path} is open in another process; stop that process first") from error
@@ -296,7 +298,7 @@ def _open(path: Path, reading: Path | None) -> _Opened:
         try:
             _create_or_check(connection, path)
             writer = connection.cursor()
-            return _Opened(connection, writer, FactTables(writer), Queries(connection, parquet.MEMORY_MAX))
+            return _Opened(connection, writer, FactTables(writer), Queries(connection))
         except BaseException:
             connection.close()
             raise
@@ -329,15 +331,15 @@ def applied_marks(path: Path) -> dict[str, tuple[int, int]]:
     return {stream: (sequence, stored_at_ns) for stream, sequence, stored_at_ns in rows if sequence}
 
 
-def _connected(path: Path, reading: Path | None) -> duckdb.DuckDBPyConnection:
+def _connected(path: Path, config: parquet.Config, reading: Path | None) -> duckdb.DuckDBPyConnection:
     if reading is None:
-        return duckdb.connect(str(path), config=CONFIG)
+        return duckdb.connect(str(path), config=config)
     closing = ("enable_external_access", "lock_configuration")
-    connection = duckdb.connect(str(path), config={k: v for k, v in CONFIG.items() if k not in closing})
+    connection = duckdb.connect(str(path), config={k: v for k, v in config.items() if k not in closing})
     folder = str(reading).replace("'", "''")
     connection.execute(f"set allowed_directories = ['{folder}']")
     for name in closing:
-        connection.execute(f"set {name} = {str(CONFIG[name]).lower()}")
+        connection.execute(f"set {name} = {str(config[name]).lower()}")
     return connection
 
 

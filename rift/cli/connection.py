@@ -19,7 +19,7 @@ from rift.cli.output import CommandFailed
 from rift.control.projection import continuity
 from rift.control.projection.continuity import WrongLog
 from rift.data_dir import DataDir
-from rift.rpc import TIMEOUT_S, AnyQuestion, QuestionRefused, Sql, ask_leader
+from rift.rpc import AnyQuestion, QuestionRefused, Sql, ask_leader
 from rift.settings import SHARDS, Settings
 from rift.startup import prepared
 
@@ -118,7 +118,7 @@ def with_log(options: Namespace, ask: Callable[[JetStream], Awaitable[Result]]) 
     return anyio.run(run, backend_options={"use_uvloop": True})
 
 
-async def ask_control(log: JetStream, question: AnyQuestion, timeout_s: float = TIMEOUT_S) -> Any:
+async def ask_control(log: JetStream, question: AnyQuestion, timeout_s: float | None = None) -> Any:
     """Return control's answer. Raises CommandFailed with the reason if control refuses, LogError."""
     try:
         return await ask_leader(log, question, timeout_s=timeout_s)

@@ -13,6 +13,7 @@ from rift.cli.connection import archive, connected_role, installation, load_sett
 from rift.control import process
 from rift.control.config import ControlConfig
 from rift.control.scaling_config import model_scaling
+from rift.control.sql.frames import SqlSetup
 from rift.fleet import Driver
 from rift.fleet.cluster import Cluster
 from rift.fleet.kubernetes import KubernetesFleet
@@ -41,6 +42,7 @@ def control(options: Namespace) -> None:
     async def serve(stop: anyio.Event) -> None:
         async with connected_role(options, settings, "control", archive=kept, database=database) as log:
             config = ControlConfig(
+                sql=_sql(options, database),
                 retention_days=settings.retention_days,
                 scaling=model_scaling(settings),
                 driver=_driver(settings),
@@ -48,6 +50,19 @@ def control(options: Namespace) -> None:
             await process.run(log, database, kept, config, stop=stop)
 
     signals.run_until_stopped(serve)
+
+
+def _sql(options: Namespace, database: Path) -> SqlSetup:
+    """Return what the process that answers SQL needs. Its file is beside this process's."""
+    folder = installation(options)
+    address = folder.log_address(options.nats, os.environ)
+    return SqlSetup(
+        database=str(database.with_stem(f"{database.stem}-sql").absolute()),
+        url=address.url,
+        token=address.token,
+        archive=str(folder.archive),
+        archive_key=folder.archive_key(),
+    )
 
 
 def _driver(settings: Settings) -> Driver | None:

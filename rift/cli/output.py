@@ -1,6 +1,7 @@
 """How commands print lists, tables, money and times."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from events.contracts import SECOND_NS
 from events.money import usd
 from replay.warehouse.result import QueryResult
-from rift.errors import RiftError
+from rift.errors import RiftError, printable
 
 # How a table writes the values of a column, by the column's name.
 Formats = dict[str, Callable[[Any], str | None]]
@@ -26,19 +27,25 @@ def print_result(result: QueryResult, *, as_json: bool) -> None:
     if duplicates := [name for name in result.columns if result.columns.count(name) > 1]:
         raise CommandFailed(f"two columns are named {duplicates[0]!r}; rename one with `as`")
     rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
-    print(json.dumps(rows, ensure_ascii=False))
+    print(_json(rows))
 
 
 def print_list(lines: Sequence[Mapping[str, Any]], *, as_json: bool, formats: Formats) -> None:
     """Print lines that all have the same fields. A table drops the unit from a field's name."""
     if as_json:
-        print(json.dumps(lines, ensure_ascii=False))
+        print(_json(lines))
         return
     columns = [name.removesuffix("_nanousd") for name in lines[0]] if lines else ["nothing yet"]
     rows = [
         [formats[name](value) if name in formats else value for name, value in line.items()] for line in lines
     ]
     print(table(columns, rows))
+
+
+def _json(value: object) -> str:
+    """Return JSON in one line, without control characters: JSON leaves U+007F to U+009F as they are."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def first_message(group: BaseExceptionGroup[Any]) -> str:
@@ -65,7 +72,8 @@ def positions(applied: Mapping[str, int]) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return columns under their names, numbers right-aligned."""
-    texts = [["" if value is None else str(value) for value in row] for row in rows]
+    columns = [printable(name) for name in columns]
+    texts = [["" if value is None else printable(str(value)) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
     numeric = [all(isinstance(row[index], int | float) for row in rows) for index in range(len(widths))]
     lines = [columns, ["-" * width for width in widths], *texts]

@@ -29,7 +29,7 @@ from rift.cli import (
     up,
     worker,
 )
-from rift.errors import RiftError
+from rift.errors import RiftError, printable
 
 # Each adds its commands with `add_parser`. `rift --help` lists them in this order.
 COMMANDS = (
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except* (EventsError, ReplayError, RiftError, OSError) as failed:
         for error in _leaves(failed):
-            print(f"rift: {error}", file=sys.stderr)
+            print("rift:", printable(str(error), kept="\n"), file=sys.stderr)
             exit_status = max(exit_status, error.exit_status if isinstance(error, RiftError) else 1)
     return exit_status
 

@@ -5,15 +5,16 @@ from argparse import ArgumentParser, Namespace
 from anyio import to_thread
 
 from events.jetstream import JetStream
-from replay.warehouse.result import QueryRefused, QueryResult
+from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
 from rift.cli import verify
 from rift.cli.arguments import Commands, add_command
 from rift.cli.connection import archive, ask_control, with_log
 from rift.cli.fresh_warehouse import temporary_file
 from rift.cli.output import CommandFailed, first_message, positions, print_result
+from rift.cli.sql import ask_file
 from rift.control.projection.time_travel import fold_until, parse
-from rift.rpc import LONG_TIMEOUT_S, Digests, Rebuild
+from rift.rpc import LONG_TIMEOUT_S, Digests, QuestionRefused, Rebuild
 from rift.settings import SHARDS
 
 
@@ -77,11 +78,11 @@ def until(options: Namespace) -> None:
             warehouse = await to_thread.run_sync(Warehouse.open, path)
             try:
                 await fold_until(log, source, warehouse, position, range(SHARDS))
-                return await to_thread.run_sync(warehouse.query, options.select or "from lag")
             finally:
                 await to_thread.run_sync(warehouse.close)
+            return await ask_file(path, options.select or "from lag")
 
     try:
         print_result(with_log(options, ask), as_json=options.json)
-    except* QueryRefused as refused:
+    except* QuestionRefused as refused:
         raise CommandFailed(first_message(refused)) from refused

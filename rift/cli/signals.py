@@ -3,13 +3,15 @@
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import anyio
 
+Result = TypeVar("Result")
 
-def run(main: Callable[[], Awaitable[Any]]) -> None:
-    anyio.run(main, backend_options={"use_uvloop": True})
+
+def run(main: Callable[[], Awaitable[Result]]) -> Result:
+    return anyio.run(main, backend_options={"use_uvloop": True})
 
 
 def run_until_stopped(serve: Callable[[anyio.Event], Awaitable[None]]) -> None:

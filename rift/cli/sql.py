@@ -1,17 +1,20 @@
 """SQL questions and unreadable records: `rift sql`, `rift quarantine`."""
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from events.jetstream import JetStream
 from events.log import LogError
-from replay.warehouse.result import QueryRefused, QueryResult
-from replay.warehouse.warehouse import Warehouse, WarehouseError
+from replay.warehouse.result import QueryResult
 from rift import book_admin
+from rift.cli import signals
 from rift.cli.arguments import Commands, add_command
 from rift.cli.connection import installation, with_log
 from rift.cli.output import CommandFailed, first_message, print_result
 from rift.control.projection.time_travel import parse as parse_position
-from rift.rpc import QuestionRefused, Sql, ask_leader
+from rift.control.sql.frames import SqlSetup
+from rift.control.sql.host import ask_once
+from rift.rpc import QuestionRefused, Sql, answer_of, ask_leader
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
@@ -38,7 +41,7 @@ def sql(options: Namespace) -> None:
             result = QueryResult(**with_log(options, lambda log: ask_leader(log, Sql(options.select))))
         except* LogError as silent:
             result = _query_file(options, silent)
-    except* (QueryRefused, QuestionRefused, WarehouseError) as refused:
+    except* QuestionRefused as refused:
         raise CommandFailed(first_message(refused)) from refused
     print_result(result, as_json=options.json)
 
@@ -47,11 +50,18 @@ def _query_file(options: Namespace, silent: BaseExceptionGroup[LogError]) -> Que
     database = installation(options).database
     if options.nats or not database.exists():
         raise CommandFailed(first_message(silent))
-    warehouse = Warehouse.open(database)
-    try:
-        return warehouse.query(options.select)
-    finally:
-        warehouse.close()
+
+    async def ask() -> QueryResult:
+        return await ask_file(database, options.select)
+
+    return signals.run(ask)
+
+
+async def ask_file(database: Path, select: str) -> QueryResult:
+    """Answer a question from a database file that no process has open, within the bounds of control's SQL
+    process. Raises QuestionRefused."""
+    reply = await ask_once(SqlSetup(str(database)), select)
+    return QueryResult(**answer_of(Sql.topic, reply))
 
 
 def quarantine(options: Namespace) -> None:

@@ -21,10 +21,10 @@ from events.jetstream import JetStream
 from events.log import LogError
 from rift import __version__
 from rift.cli.arguments import Commands, add_command
-from rift.cli.connection import installation, select, with_log
+from rift.cli.connection import installation, with_log
 from rift.cli.output import CommandFailed, first_message, table
 from rift.data_dir import DataDirError
-from rift.rpc import AnyQuestion, AskLanes, AskLeader, QuestionRefused, ask_leader
+from rift.rpc import AnyQuestion, AskLanes, AskLeader, AskStatus, QuestionRefused, ask_leader
 from rift.settings import SHARDS
 
 # How long the command waits for one answer. Control answers in about a tenth of a second.
@@ -75,25 +75,21 @@ async def _report(log: JetStream) -> dict[str, Any]:
     problems: list[str] = []
     leader: dict[str, Any] | None = None
     lanes: dict[str, int] | None = None
-    queues: Rows = []
-    replicas: Rows = []
-    lag: Rows = []
+    projected: Mapping[str, Rows] = {"queues": [], "replicas": [], "lag": []}
     try:
         leader = await _ask(log, AskLeader())
         lanes = await _lanes(log)
-        queues = await _rows(log, "status_queues")
-        replicas = await _rows(log, "status_replicas")
-        lag = await _rows(log, "status_lag")
+        projected = await _ask(log, AskStatus())
     except (LogError, QuestionRefused) as error:
         problems.append(f"no control process answers as leader: {error}")
     problems += [
         f"the projection of {row['stream']} stopped: {row['stopped_why']}"
-        for row in lag
+        for row in projected["lag"]
         if row["stopped_why"]
     ]
     if lanes is not None and not any(silent_ms <= LANE_SILENT_S * 1000 for silent_ms in lanes.values()):
         problems.append("no gateway is alive")
-    folded = {row.pop("stream"): row for row in lag}
+    folded = {row.pop("stream"): row for row in projected["lag"]}
     return {
         "nats_server": log.server_version,
         "nats": log.server_address,
@@ -101,8 +97,8 @@ async def _report(log: JetStream) -> dict[str, Any]:
         "gateways": None
         if lanes is None
         else [{"lane": lane, "silent_ms": ms} for lane, ms in lanes.items()],
-        "models": _models(fleet, queues, has_leader=leader is not None),
-        "replicas": replicas,
+        "models": _models(fleet, projected["queues"], has_leader=leader is not None),
+        "replicas": projected["replicas"],
         "streams": [{"stream": name, **size, **folded.get(name, {})} for name, size in streams.items()],
         "problems": problems,
     }
@@ -144,11 +140,6 @@ async def _lanes(log: JetStream) -> dict[str, int]:
 
 async def _ask(log: JetStream, question: AnyQuestion) -> Any:
     return await ask_leader(log, question, timeout_s=ANSWER_S)
-
-
-async def _rows(log: JetStream, name: str) -> Rows:
-    answer = await _ask(log, select(name))
-    return [dict(zip(answer["columns"], row, strict=True)) for row in answer["rows"]]
 
 
 # --- text output -----------------------------------------------------------------------------------------

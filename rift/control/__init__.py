@@ -8,4 +8,5 @@ leader_duties   starts the duties of an elected leader
 projection/     keeps the warehouse up to date
 duties/         background tasks of the leader
 rpc/            answers questions from gateways and commands
+sql/            the process that answers operators' SQL
 """

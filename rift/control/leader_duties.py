@@ -13,7 +13,7 @@ from rift.control.duties.key_erasure import KeyErasure
 from rift.control.duties.usage_correction import UsageCorrection
 from rift.control.projection.warehouse_host import Projection
 from rift.control.rpc.handlers import Handlers
-from rift.control.rpc.server import serving
+from rift.control.rpc.operators import Operators
 from rift.fleet.decision_reader import drive
 
 
@@ -22,8 +22,9 @@ async def lead(log: Log, projection: Projection, archive: Archive, config: Contr
     archiver = Archiver(log, archive, projection, retention_days=config.retention_days)
     autoscaler = Autoscaler(log, projection, config.scaling, epoch=epoch)
     janitors = [Janitor(log, shard=shard, accepted=autoscaler.request_accepted) for shard in config.shards]
-    handlers = Handlers(log, projection, archiver, janitors)
-    async with serving(log, handlers.by_question()), anyio.create_task_group() as tasks:
+    operators = Operators(projection, config.sql)
+    handlers = Handlers(log, projection, archiver, janitors, operators)
+    async with handlers.serving(), anyio.create_task_group() as tasks:
         for janitor in janitors:
             tasks.start_soon(janitor.run, projection.first_open)
         tasks.start_soon(autoscaler.run)

@@ -410,6 +410,29 @@ async def test_questions_are_answered_one_at_a_time(twin: Twin) -> None:
             tasks.start_soon(lambda: twin.log.ask("rift.ask.slow", b"x", timeout_s=5))
 
 
+async def test_concurrent_questions_do_not_wait_for_each_other(twin: Twin) -> None:
+    all_asked = anyio.Event()
+    under_way = 0
+
+    async def answer(data: bytes) -> bytes:
+        nonlocal under_way
+        under_way += 1
+        if under_way == 3:
+            all_asked.set()
+        await all_asked.wait()
+        return data
+
+    answers: list[bytes] = []
+
+    async def ask(data: bytes) -> None:
+        answers.append(await twin.log.ask("rift.ask.many", data, timeout_s=5))
+
+    async with twin.log.answer("rift.ask.many", answer, concurrent=True), anyio.create_task_group() as tasks:
+        for data in (b"1", b"2", b"3"):
+            tasks.start_soon(ask, data)
+    assert sorted(answers) == [b"1", b"2", b"3"]
+
+
 async def test_a_connection_says_that_it_is_there(twin: Twin) -> None:
     log = await twin.connect()
     assert log.is_connected

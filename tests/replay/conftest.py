@@ -327,7 +327,9 @@ class ListLog:
         return sequence
 
     @asynccontextmanager
-    async def answer(self, subject: str, handler: Callable[[bytes], Awaitable[bytes]]) -> AsyncIterator[None]:
+    async def answer(
+        self, subject: str, handler: Callable[[bytes], Awaitable[bytes]], *, concurrent: bool = False
+    ) -> AsyncIterator[None]:
         self.handlers[subject] = handler
         try:
             yield

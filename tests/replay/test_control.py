@@ -261,6 +261,6 @@ async def test_a_reply_too_large_for_the_broker_is_refused(
 ) -> None:
     log = list_log(scribe.streams)
     async with controlling(log, tmp_path / "db"):
-        with pytest.raises(QuestionRefused, match="more than 8000000; use LIMIT"):
+        with pytest.raises(QuestionRefused, match="more than 8000000 bytes; use LIMIT"):
             await ask_sql(log, "select repeat('x', 1000) from range(9000)")
         assert REPLY_BYTES_MAX < MESSAGE_BYTES_MAX

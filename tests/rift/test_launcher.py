@@ -228,6 +228,7 @@ def resumed(service: Service, path: str) -> Iterator[dict[str, object]]:
 def test_a_stopping_worker_hands_its_answers_over(folder: Path) -> None:
     service = Service(folder, "--engine", "sim", "--workers", "2").start()
     try:
+        service.sql("select 1")  # the first question waits for its process to start
         body = BODY | {"parameters": {"max_tokens": 150}, "stream": True}
         with service.client() as client, client.stream("POST", "/v1/inference", json=body) as response:
             events = []

@@ -51,6 +51,10 @@ class Projector:
         """The sequence up to which each stream is applied and committed; a missing stream has none."""
         return self._writer.applied
 
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped
+
     async def run(self) -> None:
         """Apply the book, the fleet and every shard from the applied positions on, until cancelled.
 

@@ -59,6 +59,11 @@ class Projection:
         """The sequence up to which each stream is applied and committed; a missing stream has none."""
         return self._projector.applied
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing is applied now, because a record cannot be folded."""
+        return self._projector.is_stopped
+
     async def run(self) -> None:
         """Project until cancelled; first rebuild from the archive if the log was trimmed.
 
@@ -188,7 +193,7 @@ class Projection:
             await to_thread.run_sync(self.warehouse.close)
             remove(self._database)
             os.replace(_fresh(self._database), self._database)
-            self._use(await to_thread.run_sync(Warehouse.open, self._database))
+            self._use(await to_thread.run_sync(type(self.warehouse).open, self._database))
             self._settled.set()
 
 

@@ -1,23 +1,27 @@
 """The answers to questions. An answer covers every record that was stored before its question."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
 
 from events.log import Log
 from replay.billing import invoice
 from replay.billing.request_list import listing
 from replay.errors import ReplayError
-from replay.warehouse.result import QueryResult
 from rift.control.duties import period_close
 from rift.control.duties.archiver import Archiver
 from rift.control.duties.janitor import Janitor
 from rift.control.projection.projector import LogTrimmed
 from rift.control.projection.warehouse_host import Projection
+from rift.control.rpc import server
+from rift.control.rpc.operators import Operators
 from rift.control.rpc.server import Handler
 from rift.rpc import (
     AskInvoice,
     AskLanes,
     AskRequests,
+    AskStatus,
     AskUsage,
     ClosePeriod,
     Digests,
@@ -28,37 +32,45 @@ from rift.rpc import (
     Sql,
 )
 
-# With more invoice lines than this, an answer holds only their digest and cannot name the ones that differ.
-# A line takes a quarter of a kilobyte.
-LINES_MAX = 10_000
-
 
 class Handlers:
     """`janitors` supervise one shard each."""
 
     def __init__(
-        self, log: Log, projection: Projection, archiver: Archiver, janitors: Sequence[Janitor]
+        self,
+        log: Log,
+        projection: Projection,
+        archiver: Archiver,
+        janitors: Sequence[Janitor],
+        operators: Operators,
     ) -> None:
         self._log = log
         self._projection = projection
         self._archiver = archiver
         self._janitors = janitors
+        self._operators = operators
 
-    def by_question(self) -> Mapping[type[Question], Handler]:
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Answer questions while the context is open."""
+        async with anyio.create_task_group() as tasks, server.serving(self._log, self._by_question()):
+            tasks.start_soon(self._operators.run)
+            yield
+            tasks.cancel_scope.cancel()
+
+    def _by_question(self) -> Mapping[type[Question], Handler]:
         return {
-            Sql: self._sql,
+            Sql: self._operators.sql,
+            AskStatus: self._operators.status,
             AskInvoice: self._invoice,
             AskUsage: self._usage,
             AskRequests: self._requests,
-            Digests: self._digests,
+            Digests: self._operators.digests,
             ClosePeriod: self._close,
             SealSegment: self._seal,
             Rebuild: self._rebuild,
             AskLanes: self._lanes,
         }
-
-    async def _sql(self, question: Sql) -> object:
-        return await self._projection.read(lambda warehouse: warehouse.query(question.sql))
 
     async def _invoice(self, question: AskInvoice) -> object:
         return await self._projection.read(
@@ -74,16 +86,6 @@ class Handlers:
     async def _requests(self, question: AskRequests) -> object:
         page = question.account, question.limit, question.after
         return await self._projection.read(lambda warehouse: listing(warehouse.read, *page))
-
-    async def _digests(self, question: Digests) -> dict[str, Any]:
-        digests, (positions, lines) = await self._projection.read(
-            lambda warehouse: warehouse.digests(
-                ("select stream, sequence from lag", []), ("from invoice_lines", [])
-            )
-        )
-        if len(lines.rows) > LINES_MAX:
-            lines = QueryResult(lines.columns, [])
-        return {"positions": dict(positions.rows), "digests": digests, "invoice_lines": lines}
 
     async def _close(self, question: ClosePeriod) -> object:
         return await period_close.close(self._log, question.period, self._projection, self._archive_now)

@@ -1,6 +1,5 @@
 """Receive the questions of `rift/rpc.py` and reply, in the process that has the warehouse open."""
 
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,15 +8,19 @@ from typing import Any
 
 import msgspec
 
-from events.contracts import REPLY_BYTES_MAX
 from events.log import Log
 from replay.billing.invoice import BillingRefused
 from replay.warehouse.result import QueryRefused
+from rift.control.rpc import replies
 from rift.rpc import Question, QuestionRefused, Sql
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Any], Awaitable[object]]
+"""Returns an answer, or the bytes of a whole reply."""
+
+# Handlers that bound and queue their questions themselves. All others get one at a time.
+CONCURRENT = (Sql,)
 
 
 @asynccontextmanager
@@ -25,7 +28,8 @@ async def serving(log: Log, handlers: Mapping[type[Question], Handler]) -> Async
     """Answer each kind of question by its handler while the context is open."""
     async with AsyncExitStack() as stack:
         for kind, handler in handlers.items():
-            await stack.enter_async_context(log.answer(kind.topic, partial(_reply, kind, handler)))
+            reply = partial(_reply, kind, handler)
+            await stack.enter_async_context(log.answer(kind.topic, reply, concurrent=kind in CONCURRENT))
         yield
 
 
@@ -35,23 +39,15 @@ async def _reply(kind: type[Question], handler: Handler, data: bytes) -> bytes:
         question = msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         fields = ", ".join(kind.__struct_fields__)
-        return _error(f"{kind.topic} takes JSON with {fields or 'no fields'}: {error}")
+        return replies.error(f"{kind.topic} takes JSON with {fields or 'no fields'}: {error}")
     try:
-        answer = msgspec.to_builtins(await handler(question))
+        answer = await handler(question)
+        # Another process encoded it: control must not spend its time on the rows of an answer.
+        return answer if isinstance(answer, bytes) else replies.answered(answer, failed=kind is not Sql)
     except (BillingRefused, QuestionRefused) as refused:
-        return _error(str(refused))
+        return replies.error(str(refused))
     except QueryRefused as refused:
-        return _error(str(refused), failed=kind is not Sql)
+        return replies.error(str(refused), failed=kind is not Sql)
     except Exception as error:  # a defect of one handler must not end control
         logger.exception("%s could not be answered", kind.topic)
-        return _error(f"control failed to answer: {type(error).__name__}: {error}", failed=True)
-    reply = json.dumps({"answer": answer}, ensure_ascii=False).encode()
-    if len(reply) > REPLY_BYTES_MAX:
-        why = f"the answer is {len(reply)} bytes, more than {REPLY_BYTES_MAX}"
-        return _error(f"{why}; use LIMIT or name fewer columns", failed=kind is not Sql)
-    return reply
-
-
-def _error(message: str, *, failed: bool = False) -> bytes:
-    """`failed`: the question was valid, but control could not answer it."""
-    return json.dumps({"error": message, "failed": failed}, ensure_ascii=False).encode()
+        return replies.error(f"control failed to answer: {type(error).__name__}: {error}", failed=True)
