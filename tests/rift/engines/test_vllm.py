@@ -16,7 +16,7 @@ from rift.catalogue import Profile
 from rift.engines import Engine, EngineFailed, InvalidRequest, Rendered, Step, vllm
 from rift.engines.prepare import digest_of
 from rift.engines.vllm import VllmEngine
-from tests.rift.engines.conftest import MODEL, PROFILE, start, stop
+from tests.rift.engines.conftest import MODEL, start, stop
 
 psutil = pytest.importorskip("psutil")  # it comes with vLLM
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
@@ -318,7 +318,7 @@ async def test_a_start_names_a_bound_that_is_below_the_longest_token(tiny: Path)
     model = msgspec.structs.replace(MODEL, prompt_bytes_per_token_max=15)
     bound = r'models."tiny".prompt_bytes_per_token_max is 15, .* has 16 bytes: set it to 16'
     with pytest.raises(EngineFailed, match=bound):
-        await VllmEngine.start(tiny, model, PROFILE, name="tiny")
+        await start(tiny, model)
 
 
 # --- prompts -------------------------------------------------------------------------------------
