@@ -290,11 +290,7 @@ def _open(path: Path, config: parquet.Config, reading: Path | None) -> _Opened:
         try:
             connection = _connected(path, config, reading)
         except duckdb.Error as error:
-            if "Conflicting lock" in str(error):
-                raise WarehouseBusy(f"{path} is open in another process; stop that process first") from error
-            if refusal(path, error) is not None:
-                raise
-            raise WarehouseError(f"{path} cannot be opened: {error}") from error
+            raise _unopened(path, error) from error
         try:
             _create_or_check(connection, path)
             writer = connection.cursor()
@@ -302,6 +298,17 @@ def _open(path: Path, config: parquet.Config, reading: Path | None) -> _Opened:
         except BaseException:
             connection.close()
             raise
+
+
+def _unopened(path: Path, error: duckdb.Error) -> Exception:
+    """Return what to raise for an error of opening the file: the error itself if the disk caused it."""
+    if "Conflicting lock" in str(error):
+        return WarehouseBusy(f"{path} is open in another process; stop that process first")
+    if refusal(path, error) is not None:
+        return error
+    return WarehouseError(
+        f"{path} cannot be opened: {error}; move the file away, and the log and the archive rebuild it"
+    )
 
 
 def _remove_torn(path: Path) -> None:
@@ -316,19 +323,22 @@ def _remove_torn(path: Path) -> None:
 
 
 def applied_marks(path: Path) -> dict[str, tuple[int, int]]:
-    """Return by stream the last applied sequence and the largest stored time up to it, of any version's file.
+    """Return by stream the last applied sequence, and the largest stored time up to it.
 
-    The result is empty if the file is missing or cannot be read, for example because it is open elsewhere:
-    `Warehouse.open` gives the reason.
+    The file may be another version's. The result is empty if it is missing. Raises WarehouseError, WarehouseBusy.
     """
+    _remove_torn(path)
     if not path.exists():
         return {}
-    try:
-        with duckdb.connect(str(path), read_only=True, config=CONFIG) as connection:
+    with naming(path, *DISK_ERRORS):
+        try:
+            connection = duckdb.connect(str(path), read_only=True, config=CONFIG)
+        except duckdb.Error as error:
+            raise _unopened(path, error) from error
+        with connection, suppress(duckdb.CatalogException):
             rows = connection.execute("select stream, sequence, stored_at_ns from facts.applied").fetchall()
-    except duckdb.Error:
-        return {}
-    return {stream: (sequence, stored_at_ns) for stream, sequence, stored_at_ns in rows if sequence}
+            return {stream: (sequence, stored_at_ns) for stream, sequence, stored_at_ns in rows if sequence}
+    return {}
 
 
 def _connected(path: Path, config: parquet.Config, reading: Path | None) -> duckdb.DuckDBPyConnection:

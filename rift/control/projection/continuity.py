@@ -23,7 +23,7 @@ from events.log import Log, Stored
 from events.schema import RequestAccepted, SegmentSealed
 from replay.archive.archive import Archive
 from replay.archive.manifest import ArchiveDamaged, Manifest
-from replay.warehouse.warehouse import applied_marks
+from replay.warehouse.warehouse import WarehouseBusy, applied_marks
 from rift.data_dir import RESTORE, DataDir, DataDirError
 from rift.errors import RiftError
 from rift.settings import SHARDS
@@ -45,7 +45,7 @@ class Mark(NamedTuple):
 
 
 async def check_folder(log: Log, installation: DataDir) -> None:
-    """As `check`, for the embedded broker's log and its folder. Raises DataDirError, with a remedy."""
+    """As `check`, for the embedded broker's log and its folder; raises DataDirError, with a remedy."""
     archive = Archive(installation.archive, key=installation.archive_key())
     try:
         await check(log, archive, installation.database, shards=range(SHARDS))
@@ -58,15 +58,15 @@ async def check_folder(log: Log, installation: DataDir) -> None:
 async def check(log: Log, archive: Archive, database: Path | None, *, shards: Sequence[int]) -> None:
     """Raise WrongLog if the log does not continue the archive and the database. Streams may be missing.
 
-    A database that cannot be read now is left out: control reports the reason when it opens it. Raises
-    LogError.
+    A database that is open elsewhere is left out. Raises WarehouseError, LogError.
     """
     # The files come first: control may fold and seal meanwhile.
     heads = await to_thread.run_sync(_heads, archive)
     marks = [Mark(archive.folder, head.stream, head.last, head.at_ns) for head in heads]
     if database is not None:
-        applied = await to_thread.run_sync(applied_marks, database)
-        marks += [Mark(database, stream, *mark) for stream, mark in applied.items()]
+        with suppress(WarehouseBusy):
+            applied = await to_thread.run_sync(applied_marks, database)
+            marks += [Mark(database, stream, *mark) for stream, mark in applied.items()]
     existing = await log.streams()
     lasts = {
         stream: await log.last_sequence(stream) if stream in existing else 0

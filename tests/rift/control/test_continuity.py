@@ -1,9 +1,13 @@
 """The check at a start: which logs continue the archive and the database, and which do not."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import duckdb
 import pytest
 
 from events import codec, memory, subjects
@@ -12,7 +16,7 @@ from events.publisher import destination
 from events.schema import AccountOpened, AnyEvent, Price, PricePublished, SegmentSealed
 from events.subjects import BOOK, FLEET
 from replay.archive.archive import Archive
-from replay.warehouse.warehouse import Warehouse
+from replay.warehouse.warehouse import Warehouse, WarehouseError
 from rift.control.projection import continuity
 from rift.control.projection.continuity import WrongLog
 from tests.replay.conftest import AT, START_NS, Scribe
@@ -20,6 +24,13 @@ from tests.replay.conftest import AT, START_NS, Scribe
 pytestmark = pytest.mark.anyio
 
 SHARD = "RIFT_0"
+
+HOLDER = """
+import duckdb, sys
+held = duckdb.connect(sys.argv[1])
+print("open", flush=True)
+sys.stdin.read()
+"""
 
 
 class Installation:
@@ -216,16 +227,37 @@ async def test_an_archive_of_another_log_is_refused_whatever_its_times(
         await installation.check()
 
 
-async def test_files_that_cannot_be_read_are_left_to_control(
+async def test_a_damaged_database_is_refused(installation: Installation) -> None:
+    installation.database.write_bytes(b"x" * 50_000)
+    with pytest.raises(
+        WarehouseError, match=r"cannot be opened: .*; move the file away, and the log and the"
+    ):
+        await installation.check()
+    installation.database.write_bytes(b"")
+    await installation.check()
+    with duckdb.connect(installation.database) as other:
+        other.execute("create table x (y int)")
+    await installation.check()
+
+
+@contextmanager
+def held(database: Path) -> Iterator[None]:
+    """Keep the file open in another process."""
+    command = [sys.executable, "-c", HOLDER, str(database)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"open\n"
+        yield
+        holder.kill()
+
+
+async def test_files_that_cannot_be_read_now_are_left_to_control(
     installation: Installation, tmp_path: Path
 ) -> None:
     installation.seal()
     (manifest,) = (tmp_path / "archive" / SHARD).glob("*.json")
     manifest.write_bytes(b"{")
-    installation.database.write_bytes(b"not a database")
     await installation.check()
-    installation.database.unlink()
     installation.project()
-    holder = Warehouse.open(installation.database)
-    await installation.check()
-    holder.close()
+    with held(installation.database):
+        await installation.check()
