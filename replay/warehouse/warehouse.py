@@ -325,7 +325,8 @@ def _remove_torn(path: Path) -> None:
 def applied_marks(path: Path) -> dict[str, tuple[int, int]]:
     """Return by stream the last applied sequence, and the largest stored time up to it.
 
-    The file may be another version's. The result is empty if it is missing. Raises WarehouseError, WarehouseBusy.
+    The file may be another version's. The result is empty if it is missing. Raises WarehouseError,
+    WarehouseBusy.
     """
     _remove_torn(path)
     if not path.exists():
