@@ -177,9 +177,16 @@ def test_an_answer_that_cannot_be_resumed_is_cancelled_as_unanswered(is_stream: 
     during(test)
 
 
-def test_a_client_that_left_during_the_outage_is_not_charged() -> None:
+@pytest.mark.parametrize("is_resumable", [True, False])
+def test_a_client_that_left_during_the_outage_is_not_charged(is_resumable: bool) -> None:
+    """It leaves before the gateway can know that the log stores nothing."""
+
     async def test(world: World, gateway: GatewayProcess) -> None:
-        call = world.ask(gateway, prompt="hello", stream=True, parameters={"max_tokens": 30})
+        if is_resumable:
+            call = world.ask(gateway, prompt="hello", stream=True, parameters={"max_tokens": 30})
+        else:
+            messages = [{"role": "user", "content": "hello"}]
+            call = world.ask(gateway, "/v1/chat/completions", messages=messages, stream=True, max_tokens=30)
         await anyio.sleep(0.5)
         world.broker.is_unwritable = True
         await anyio.sleep(1.0)

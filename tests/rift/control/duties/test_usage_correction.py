@@ -27,6 +27,7 @@ from events.schema import (
 )
 from events.subjects import Address
 from replay.warehouse.warehouse import Warehouse
+from rift.control.duties import usage_correction
 from rift.control.duties.usage_correction import UsageCorrection
 from tests.simulation import clock
 from tests.simulation.corrections import inline
@@ -85,7 +86,7 @@ class World:
             if messages := self.broker.stream(stream).messages[applied:]:
                 self.warehouse.apply(stream, messages)
 
-    async def correct(self, *, leaders: int = 1) -> dict[str, int]:
+    async def correct(self, *, leaders: int = 1, project_s: float = 2.5) -> dict[str, int]:
         """Run the duty of several leaders at once, and return what counts, by request."""
         async with anyio.create_task_group() as tasks:
             for _ in range(leaders):
@@ -93,7 +94,7 @@ class World:
                 tasks.start_soon(duty.run)
             for _ in range(10):
                 self.project()
-                await anyio.sleep(2.5)
+                await anyio.sleep(project_s)
             tasks.cancel_scope.cancel()
         self.project()
         [result] = self.warehouse.read(("select request_id, nanousd from corrections", []))
@@ -211,6 +212,43 @@ def test_seconds_that_a_read_answer_shares_stay_charged(unread: int) -> None:
         charged_seconds = 0 if unread == 4 else 2
         assert world.billed() == charged_seconds * SECOND
         assert sum(corrected.values()) == -(3 - charged_seconds) * SECOND
+
+    live(test)
+
+
+def test_seconds_that_two_unread_answers_share_are_corrected_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each correction sees the ones before it, also if the projection is late or a next leader makes it."""
+    monkeypatch.setattr(usage_correction, "REQUESTS_A_QUERY", 1)
+
+    async def test(world: World) -> None:
+        requests = [world.begin(plan="per_second") for _ in range(4)]
+        await anyio.sleep(1.9)
+        for request in requests:
+            world.end(request)
+        world.cancel(requests[0])
+        assert await world.correct() == {requests[0]: 0}
+        for request in requests[1:]:
+            world.cancel(request)
+        corrected = await world.correct(project_s=15.0)
+        assert sum(corrected.values()) == -2 * SECOND
+        assert world.billed() == 0
+
+    live(test)
+
+
+def test_the_end_of_an_open_request_is_awaited() -> None:
+    async def test(world: World) -> None:
+        request = world.begin()
+        world.cancel(request, "disconnect")
+        world.cancel(request)
+
+        async def end_later() -> None:
+            await anyio.sleep(8.0)
+            world.end(request)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(end_later)
+            assert await world.correct() == {request: -32}
 
     live(test)
 
