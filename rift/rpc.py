@@ -32,6 +32,10 @@ class AnswerFailed(QuestionRefused):
     """The question is valid, but control could not answer it; the message gives the reason."""
 
 
+class ProjectionBlocked(AnswerFailed):
+    """Control's disk refuses writes, so the answer would lack records; the message names the disk."""
+
+
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A question; `topic` is the subject it is sent to, and `timeout_s` how long to wait for its answer."""
 
@@ -110,6 +114,12 @@ class AskLeader(Question, frozen=True, forbid_unknown_fields=True):
     topic = "rift.ask.leader"
 
 
+class AskProblems(Question, frozen=True, forbid_unknown_fields=True):
+    """Ask what keeps the leader from projecting or archiving, a sentence each."""
+
+    topic = "rift.ask.problems"
+
+
 class AskLanes(Question, frozen=True, forbid_unknown_fields=True):
     """Ask which gateways are alive, by lane, and how many milliseconds each has been silent."""
 
@@ -120,6 +130,7 @@ AnyQuestion = (
     AskLeader
     | AskLanes
     | AskStatus
+    | AskProblems
     | Sql
     | AskInvoice
     | AskUsage
@@ -148,7 +159,7 @@ async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float | None
 async def ask(log: Log, question: AnyQuestion, *, timeout_s: float | None = None) -> Any:
     """Return the answer as JSON values; wait `timeout_s`, or as long as such a question may take.
 
-    Raises QuestionRefused, AnswerFailed, LogError if no process answers.
+    Raises QuestionRefused, AnswerFailed, ProjectionBlocked, LogError if no process answers.
     """
     topic = question.topic
     data = await log.ask(topic, msgspec.json.encode(question), timeout_s=timeout_s or question.timeout_s)
@@ -164,6 +175,8 @@ def answer_of(topic: str, data: bytes) -> Any:
         raise LogError(f"{topic} answered with invalid JSON: {error}") from error
     if not isinstance(reply, dict) or not reply.keys() & {"answer", "error"}:
         raise LogError(f"{topic} answered with neither answer nor error: {data[:100]!r}")
+    if reply.get("blocked"):
+        raise ProjectionBlocked(reply["error"])
     if "error" in reply:
         raise (AnswerFailed if reply.get("failed") else QuestionRefused)(reply["error"])
     return reply["answer"]

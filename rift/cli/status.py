@@ -24,7 +24,16 @@ from rift.cli.arguments import Commands, add_command
 from rift.cli.connection import installation, with_log
 from rift.cli.output import CommandFailed, first_message, table
 from rift.data_dir import DataDirError
-from rift.rpc import AnyQuestion, AskLanes, AskLeader, AskStatus, QuestionRefused, ask_leader
+from rift.rpc import (
+    AnyQuestion,
+    AskLanes,
+    AskLeader,
+    AskProblems,
+    AskStatus,
+    ProjectionBlocked,
+    QuestionRefused,
+    ask_leader,
+)
 from rift.settings import SHARDS
 
 # How long the command waits for one answer. Control answers in about a tenth of a second.
@@ -79,7 +88,11 @@ async def _report(log: JetStream) -> dict[str, Any]:
     try:
         leader = await _ask(log, AskLeader())
         lanes = await _lanes(log)
+        problems += await _ask(log, AskProblems())
         projected = await _ask(log, AskStatus())
+    except ProjectionBlocked as blocked:
+        # The first problem names the disk already.
+        problems = problems or [str(blocked)]
     except (LogError, QuestionRefused) as error:
         problems.append(f"no control process answers as leader: {error}")
     problems += [

@@ -5,6 +5,7 @@ A standby projects too, so it can take over at once.
 
 import logging
 import secrets
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from anyio import to_thread
 
 from events.log import Log
 from replay.archive.archive import Archive
+from replay.disk import DiskRefused, naming
 from replay.warehouse.warehouse import Warehouse, WarehouseOutdated
 from rift.control.config import ControlConfig
 from rift.control.leader import Leadership
@@ -50,13 +52,18 @@ async def run(
 
 
 def _opened(database: Path) -> Warehouse:
-    """Open the warehouse; start an empty one if another version of Rift made the file.
+    """Open the warehouse; start an empty one if another version of Rift made the file. The projection opens
+    it later if the disk is full or read-only.
 
     Raises WarehouseError.
     """
-    try:
-        return Warehouse.open(database)
-    except WarehouseOutdated as outdated:
-        logger.warning("%s It is removed and built again.", outdated)
-        remove(database)
-        return Warehouse.open(database)
+    warehouse = Warehouse(database)
+    with suppress(DiskRefused):
+        try:
+            warehouse.ensure_open()
+        except WarehouseOutdated as outdated:
+            logger.warning("%s It is removed and built again.", outdated)
+            with naming(database):
+                remove(database)
+            warehouse.ensure_open()
+    return warehouse

@@ -28,6 +28,7 @@ from events.publisher import Publisher
 from events.schema import SegmentSealed
 from replay.archive.archive import Archive
 from replay.archive.manifest import ArchiveError, Manifest
+from replay.disk import DiskRefused
 from replay.warehouse.result import QueryRefused
 from rift.control.projection.warehouse_host import Projection
 
@@ -58,14 +59,16 @@ BOOK_LOOK_S = 600.0
 
 # One look asks the broker a question or two for each stream.
 LOOK_S = 5.0
-# The wait after a failure, such as a full disk or an unreachable log.
+# The wait after a failure, such as an unreachable log, and after a refused write. Each try reads the segment
+# from the log again.
 RETRY_S = 30.0
+DISK_RETRY_S = 10.0
 
 assert SHORT_AGE_S + LOOK_S + RETRY_S < LOG_TRIM_S, "gateways count on room within this time"
 
 APPEND_S = 5.0
 
-FAILURES = (ArchiveError, LogError, OSError, QueryRefused, codec.RecordUnreadable)
+FAILURES = (ArchiveError, DiskRefused, LogError, OSError, QueryRefused, codec.RecordUnreadable)
 
 PUT_BACK = "if its folder was emptied or replaced, put back the one that belongs to this log"
 
@@ -85,6 +88,8 @@ class ArchivedStream(msgspec.Struct):
     trimmed_for: int = -1
     trimmed_at_s: float = 0.0
     retry_at_s: float = 0.0
+    # The last try's failure, "" after a success.
+    failure: str = ""
     room_check_at_s: float = 0.0
 
 
@@ -100,8 +105,14 @@ class Archiver:
         self._one_at_a_time = anyio.Lock()
         self._thread_lock = threading.Lock()
 
+    @property
+    def problems(self) -> list[str]:
+        """What keeps streams from being archived, a sentence each."""
+        return [_failed(stream) for stream in self._streams if stream.failure]
+
     async def run(self) -> None:
-        """Archive and trim until cancelled. A failure is logged and retried; its stream is not trimmed."""
+        """Archive and trim until cancelled. A failure is logged when it begins or changes, and retried; its
+        stream is not trimmed."""
         while True:
             for stream in self._streams:
                 if anyio.current_time() >= stream.retry_at_s:
@@ -111,7 +122,7 @@ class Archiver:
     async def archive_now(self) -> dict[str, Manifest]:
         """Archive every record that is projected now, and return each stream's last manifest.
 
-        Raises ArchiveError, LogError, OSError.
+        Raises ArchiveError, DiskRefused, LogError, OSError.
         """
         projected = dict(self._projection.applied)
         manifests = {}
@@ -130,15 +141,20 @@ class Archiver:
             async with self._one_at_a_time:
                 await self._keep(stream)
         except FAILURES as error:
-            logger.error(
-                "%s is not archived, and so not trimmed: %s; trying again in %d s",
-                stream.name,
-                error,
-                RETRY_S,
-            )
+            retry_s = DISK_RETRY_S if isinstance(error, DiskRefused) else RETRY_S
+            if stream.failure != str(error):
+                stream.failure = str(error)
+                logger.error("%s; trying again in %d s", _failed(stream), retry_s)
+            if isinstance(error, LogError):
+                # The log's outages are named by those who wait for it.
+                stream.failure = ""
             stream.is_known = False
             stream.trimmed_for = -1
-            stream.retry_at_s = anyio.current_time() + RETRY_S
+            stream.retry_at_s = anyio.current_time() + retry_s
+        else:
+            if stream.failure:
+                logger.info("%s is archived again", stream.name)
+            stream.failure = ""
 
     async def _keep(self, stream: ArchivedStream) -> None:
         is_book = stream.name == subjects.BOOK
@@ -355,6 +371,10 @@ class Archiver:
                 needed_from,
                 KEPT_NS // SECOND_NS // 60,
             )
+
+
+def _failed(stream: ArchivedStream) -> str:
+    return f"{stream.name} is not archived, and so not trimmed: {stream.failure}"
 
 
 def _from(first: int, manifests: Sequence[Manifest]) -> list[Manifest]:

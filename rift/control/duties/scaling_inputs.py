@@ -14,11 +14,14 @@ from replay.warehouse.result import QueryRefused
 from replay.warehouse.warehouse import Warehouse
 from rift.control.projection.warehouse_host import Projection
 from rift.control.scaling_config import ModelScaling
+from rift.rpc import ProjectionBlocked
 
 logger = logging.getLogger(__name__)
 
 # The projection usually lacks the leader's own election for a moment.
 ELECTION_RETRY_S = 0.05
+# The projection logs once that its disk refuses writes.
+BLOCKED_RETRY_S = 1.0
 
 
 async def read_fleet(projection: Projection, epoch: int) -> Fleet:
@@ -28,6 +31,8 @@ async def read_fleet(projection: Projection, epoch: int) -> Fleet:
             fleet = await projection.read(fleet_of)
             if fleet.epoch >= epoch:
                 return fleet
+        except ProjectionBlocked:
+            await anyio.sleep(BLOCKED_RETRY_S)
         except QueryRefused as error:
             logger.warning("the fleet cannot be read: %s", error)
         await anyio.sleep(ELECTION_RETRY_S)
@@ -41,7 +46,8 @@ async def read_inputs(
     replicas = demand_query.replicas(fleet, model, scaling.hardware)
     if not await projection.catch_up():
         # A shard that is not applied yet may hold requests: its model must not look idle.
-        logger.warning("no decision on %s: the projection is behind the log", model)
+        if projection.problem is None:
+            logger.warning("no decision on %s: the projection is behind the log", model)
         return None
     positions = dict(projection.applied)
     positions.pop(subjects.BOOK, None)
@@ -58,6 +64,8 @@ async def read_inputs(
 
     try:
         return await projection.read(observe, catch_up=False)
+    except ProjectionBlocked:
+        return None
     except QueryRefused as error:
         logger.warning("no decision on %s: %s", model, error)
         return None

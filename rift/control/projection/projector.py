@@ -4,6 +4,7 @@ This module only schedules. The fold defines what a record means, and the wareho
 """
 
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import anyio
 from anyio import to_thread
@@ -11,8 +12,10 @@ from anyio import to_thread
 from events import subjects
 from events.log import Follower, Log, LogError, Stored
 from events.wakeup import Wakeup
+from replay.disk import DiskRefused
 from replay.facts.fold import BookBehind, Stop
 from replay.warehouse.warehouse import Warehouse
+from rift.control.projection.disk_watch import DISK_RETRY_S, DiskWatch
 from rift.errors import RiftError
 
 # A transaction costs about as much as folding a thousand events, so a busy stream should need few of them.
@@ -36,9 +39,13 @@ class LogTrimmed(RiftError):
 
 
 class Projector:
-    def __init__(self, log: Log, warehouse: Warehouse, shards: Iterable[int]) -> None:
+    """While the disk refuses a batch, the projector repeats it, and `disk` notes that."""
+
+    def __init__(
+        self, log: Log, warehouse: Warehouse, shards: Iterable[int], disk: DiskWatch | None = None
+    ) -> None:
         self._log = log
-        self._writer = _Writer(log, warehouse)
+        self._writer = _Writer(log, warehouse, disk or DiskWatch("the projection"))
         self._subjects = subjects.folded(shards)
         self._readers: dict[str, Follower] = {}
         self._stopped = False
@@ -125,8 +132,10 @@ class Projector:
             if last is not None and last.sequence > self.applied.get(stream, 0):
                 heads[stream] = last.sequence, last.stored_at_ns
         if heads != self._heads:
-            await self._writer.note_heads(heads)
-        self._heads = heads
+            # If the disk refuses that, the next question tries again.
+            with suppress(DiskRefused):
+                await self._writer.note_heads(heads)
+                self._heads = heads
 
     async def _follow(self, stream: str, stream_subjects: str) -> None:
         after = self.applied.get(stream, 0)
@@ -182,11 +191,12 @@ class _Writer:
     """The only writer of the warehouse. It applies one batch at a time in a thread, and the book before the
     requests that were admitted under it. `changed` wakes its waiters whenever `applied` grows."""
 
-    def __init__(self, log: Log, warehouse: Warehouse) -> None:
+    def __init__(self, log: Log, warehouse: Warehouse, disk: DiskWatch) -> None:
         self.applied = dict(warehouse.positions())
         self.changed = Wakeup()
         self._log = log
         self._warehouse = warehouse
+        self._disk = disk
         self._one_at_a_time = anyio.CapacityLimiter(1)
         self._book_grew = Wakeup()
 
@@ -198,8 +208,12 @@ class _Writer:
             except BookBehind as behind:
                 await self._check_book(behind)
                 await book_grew.wait()
+            except DiskRefused as refused:
+                self._disk.refused(stream, refused)
+                await anyio.sleep(DISK_RETRY_S)
             else:
                 break
+        self._disk.accepted(stream)
         if stream == subjects.BOOK:
             self._book_grew.set()
         self.applied[stream] = messages[-1].sequence

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,9 @@ from replay.warehouse.queries import Question
 from replay.warehouse.result import QueryRefused, QueryResult
 from replay.warehouse.warehouse import ProjectionStopped, Warehouse
 from rift.control.projection.catch_up import fold_tail, rebuilt
+from rift.control.projection.disk_watch import DISK_RETRY_S, DiskWatch
 from rift.control.projection.projector import Projector
+from rift.rpc import ProjectionBlocked
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +33,20 @@ Query = Callable[..., Awaitable[list[QueryResult]]]
 # How often a stopped projection checks whether the book has grown.
 BOOK_POLL_S = 1.0
 
+# How often a question that waits for a file checks whether the disk refuses it.
+SETTLE_POLL_S = 0.2
+
+# A build that ran out of space is repeated this often: it costs minutes of a core.
+BUILD_RETRY_S = 10.0
+
 
 class Projection:
     """`warehouse` may be another object after every await: a rebuild replaces it. `streams` maps each stream
-    to the subjects that are projected."""
+    to the subjects that are projected.
+
+    While the disk of the database is full or read-only, the projection waits and repeats what was refused. An
+    answer that would lack records then raises ProjectionBlocked.
+    """
 
     def __init__(
         self, log: Log, database: Path, warehouse: Warehouse, archive: Archive, shards: Iterable[int]
@@ -43,6 +56,7 @@ class Projection:
         self._shards = tuple(shards)
         self.streams = subjects.folded(self._shards)
         self._archive = archive
+        self._disk = DiskWatch("the projection")
         self._use(warehouse)
         self._scope = anyio.CancelScope()
         self._one_at_a_time = anyio.Lock()
@@ -52,7 +66,7 @@ class Projection:
 
     def _use(self, warehouse: Warehouse) -> None:
         self.warehouse = warehouse
-        self._projector = Projector(self._log, warehouse, self._shards)
+        self._projector = Projector(self._log, warehouse, self._shards, self._disk)
 
     @property
     def applied(self) -> Mapping[str, int]:
@@ -64,6 +78,11 @@ class Projection:
         """Whether nothing is applied now, because a record cannot be folded."""
         return self._projector.is_stopped
 
+    @property
+    def problem(self) -> str | None:
+        """Why the projection waits for its disk, as a sentence, or None."""
+        return self._disk.problem
+
     async def run(self) -> None:
         """Project until cancelled; first rebuild from the archive if the log was trimmed.
 
@@ -72,9 +91,12 @@ class Projection:
 
         Raises LogError, LogBehind, LogTrimmed, ArchiveError, WarehouseError.
         """
+        await self._disk.until_accepted("the file", self._open)
         if await self._projector.is_trimmed():
             logger.info("the log was trimmed past the database's positions: rebuilding from the archive")
-            await self._build(_fresh(self._database))
+            await self._disk.until_accepted(
+                "a fresh file", partial(self._build, _fresh(self._database)), BUILD_RETRY_S
+            )
             await self._change()
         self._settled.set()
         while True:
@@ -86,6 +108,10 @@ class Projection:
                 await self._change()
                 self._switch.set()
                 self._switch = None
+
+    async def _open(self) -> None:
+        await to_thread.run_sync(self.warehouse.ensure_open)
+        self._use(self.warehouse)
 
     async def _project(self) -> None:
         """Project until a record stops the projection, then wait until the book has grown."""
@@ -104,7 +130,10 @@ class Projection:
             with contextlib.suppress(LogError):
                 last = await self._log.last_sequence(subjects.BOOK)
                 if last > self.warehouse.positions().get(subjects.BOOK, 0):
-                    await fold_tail(self._log, self.warehouse, self._shards, until={subjects.BOOK: last})
+                    fold_book = partial(
+                        fold_tail, self._log, self.warehouse, self._shards, until={subjects.BOOK: last}
+                    )
+                    await self._disk.until_accepted(subjects.BOOK, fold_book)
                     return
             await anyio.sleep(BOOK_POLL_S)
 
@@ -113,31 +142,55 @@ class Projection:
         projector = None
         caught_up = False
         while projector is not self._projector:
-            await self._settled.wait()
+            if not await self._is_settled():
+                return False
             projector = self._projector
             caught_up = await projector.catch_up()
         return caught_up
 
+    async def _is_settled(self) -> bool:
+        """Wait for a file to query; return False if the disk refuses it."""
+        while not self._settled.is_set():
+            if self.problem is not None:
+                return False
+            with anyio.move_on_after(SETTLE_POLL_S):
+                await self._settled.wait()
+        return True
+
     async def read(self, read: Callable[[Warehouse], Result], *, catch_up: bool = True) -> Result:
-        """Return the result of `read`, called in a thread after `catch_up`. Raises what `read` raises."""
+        """Return the result of `read`, called in a thread after `catch_up`.
+
+        Raises what `read` raises, and ProjectionBlocked if the disk refuses writes and either records are
+        missing after `catch_up` or the file is not open.
+        """
         while True:
-            if catch_up:
-                await self.catch_up()
+            is_complete = not catch_up or await self.catch_up()
+            if not is_complete and self.problem is not None:
+                raise ProjectionBlocked(self.problem)
             warehouse = self.warehouse
             try:
                 return await to_thread.run_sync(read, warehouse)
-            except QueryRefused:
+            except QueryRefused as refused:
+                if not warehouse.is_open and self.problem is not None:
+                    raise ProjectionBlocked(self.problem) from refused
                 # A rebuild may have closed the file.
                 if warehouse is self.warehouse and self._settled.is_set():
                     raise
-                await self._settled.wait()
+                await self._is_settled()
 
     async def query(self, *questions: Question) -> list[QueryResult]:
-        """Answer SQL from the warehouse as it is, all as of one moment. Raises QueryRefused."""
-        return await self.read(lambda warehouse: warehouse.read(*questions), catch_up=False)
+        """Answer SQL from the warehouse as it is, all as of one moment.
+
+        Waits while the disk refuses the file, which the log names once. Raises QueryRefused.
+        """
+        while True:
+            with contextlib.suppress(ProjectionBlocked):
+                return await self.read(lambda warehouse: warehouse.read(*questions), catch_up=False)
+            await anyio.sleep(DISK_RETRY_S)
 
     async def first_open(self, stream: str) -> int:
-        """Return a sequence of a shard at or before every open request. Raises QueryRefused."""
+        """Return a sequence of a shard at or before every open request: the log's first one while the
+        database cannot be opened. Raises QueryRefused, LogError."""
 
         def read(warehouse: Warehouse) -> int:
             # Read first: a request that is accepted meanwhile has a later sequence.
@@ -146,7 +199,10 @@ class Projection:
             [[first]] = result.rows
             return after if first is None else min(int(first), after)
 
-        return await self.read(read, catch_up=False)
+        try:
+            return await self.read(read, catch_up=False)
+        except ProjectionBlocked:
+            return await self._log.first_sequence(stream)
 
     async def needed_from(self, stream: str) -> int:
         """Return the first sequence that a reader may still need: an open request's or a live replica's.
@@ -164,7 +220,7 @@ class Projection:
     async def rebuild(self) -> None:
         """Build a fresh file from the archive and the log while the one in use answers, then switch to it.
 
-        Raises ArchiveError, LogError, LogTrimmed, WarehouseError, and then nothing has changed.
+        Raises ArchiveError, LogError, LogTrimmed, WarehouseError, DiskRefused, and then nothing has changed.
         """
         # The start may build the same file.
         await self._settled.wait()
@@ -183,6 +239,7 @@ class Projection:
         warehouse = await rebuilt(self._log, self._archive, fresh)
         try:
             await fold_tail(self._log, warehouse, self._shards)
+            await to_thread.run_sync(warehouse.checkpoint)
         finally:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(warehouse.close)
@@ -193,8 +250,10 @@ class Projection:
             await to_thread.run_sync(self.warehouse.close)
             remove(self._database)
             os.replace(_fresh(self._database), self._database)
-            self._use(await to_thread.run_sync(type(self.warehouse).open, self._database))
-            self._settled.set()
+            self.warehouse = type(self.warehouse)(self._database)
+        await self._disk.until_accepted("the file", self._open)
+        self._disk.clear()
+        self._settled.set()
 
 
 def remove(database: Path) -> None:

@@ -20,6 +20,7 @@ from rift.control.rpc.server import Handler
 from rift.rpc import (
     AskInvoice,
     AskLanes,
+    AskProblems,
     AskRequests,
     AskStatus,
     AskUsage,
@@ -70,6 +71,7 @@ class Handlers:
             SealSegment: self._seal,
             Rebuild: self._rebuild,
             AskLanes: self._lanes,
+            AskProblems: self._problems,
         }
 
     async def _invoice(self, question: AskInvoice) -> object:
@@ -111,6 +113,11 @@ class Handlers:
         except (ReplayError, LogTrimmed) as error:
             raise QuestionRefused(f"nothing was changed: {error}") from error
         return self._projection.applied
+
+    async def _problems(self, question: AskProblems) -> object:
+        await self._projection.catch_up()
+        projection = self._projection.problem
+        return [*([] if projection is None else [projection]), *self._archiver.problems]
 
     async def _lanes(self, question: AskLanes) -> object:
         return {lane: silent_ms for janitor in self._janitors for lane, silent_ms in janitor.lanes().items()}

@@ -16,6 +16,8 @@ def answered(answer: object, *, failed: bool) -> bytes:
     return reply
 
 
-def error(message: str, *, failed: bool = False) -> bytes:
-    """Return the reply with an error. `failed`: the question was valid, but could not be answered."""
-    return json.dumps({"error": message, "failed": failed}, ensure_ascii=False).encode()
+def error(message: str, *, failed: bool = False, blocked: bool = False) -> bytes:
+    """Return the reply with an error. `failed`: the question was valid, but could not be answered. `blocked`:
+    as `failed`, because the disk of the database refuses writes."""
+    reply = {"error": message, "failed": failed, "blocked": blocked}
+    return json.dumps(reply, ensure_ascii=False).encode()

@@ -12,7 +12,7 @@ from events.log import Log
 from replay.billing.invoice import BillingRefused
 from replay.warehouse.result import QueryRefused
 from rift.control.rpc import replies
-from rift.rpc import Question, QuestionRefused, Sql
+from rift.rpc import ProjectionBlocked, Question, QuestionRefused, Sql
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ async def _reply(kind: type[Question], handler: Handler, data: bytes) -> bytes:
         answer = await handler(question)
         # Another process encoded it: control must not spend its time on the rows of an answer.
         return answer if isinstance(answer, bytes) else replies.answered(answer, failed=kind is not Sql)
+    except ProjectionBlocked as blocked:
+        return replies.error(str(blocked), failed=True, blocked=True)
     except (BillingRefused, QuestionRefused) as refused:
         return replies.error(str(refused))
     except QueryRefused as refused:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from events.contracts import SQL_CATCH_UP_S
 from events.jetstream import JetStream, connect
 from replay.archive import parquet
 from replay.archive.archive import Archive
+from replay.disk import DiskRefused, naming
 from replay.warehouse.warehouse import CONFIG, Warehouse, WarehouseBusy, WarehouseError
 from rift.control.projection.warehouse_host import Projection, remove
 from rift.control.sql.frames import SqlSetup
@@ -96,6 +98,8 @@ class Standby:
                 if (projection := self._projection) is not None:
                     if await projection.catch_up():
                         return
+                    if projection.problem is not None:
+                        raise QuestionRefused(projection.problem)
                     if self._failure is None and (projection.is_stopped or not _is_connected(self._log)):
                         return
                 await anyio.sleep(POLL_S)
@@ -118,15 +122,20 @@ def _is_connected(log: JetStream | None) -> bool:
 
 
 def _opened(database: Path) -> Warehouse:
-    """Open the database. The log holds everything in it, so an unusable file is replaced.
+    """Open the database. The log holds everything in it, so an unusable file is replaced. The projection
+    opens it later if the disk is full or read-only.
 
     Raises WarehouseError.
     """
-    try:
-        return SqlWarehouse.open(database)
-    except WarehouseBusy:
-        raise
-    except WarehouseError as error:
-        logger.warning("%s: it is built again", error)
-        remove(database)
-        return SqlWarehouse.open(database)
+    warehouse = SqlWarehouse(database)
+    with suppress(DiskRefused):
+        try:
+            warehouse.ensure_open()
+        except WarehouseBusy:
+            raise
+        except WarehouseError as error:
+            logger.warning("%s: it is built again", error)
+            with naming(database):
+                remove(database)
+            warehouse.ensure_open()
+    return warehouse

@@ -9,7 +9,7 @@ from rift.gateway.admission.auth import Authenticator
 from rift.gateway.api.account_turns import questions
 from rift.gateway.asgi.errors import HTTPError, retry_after
 from rift.gateway.asgi.request import Request
-from rift.rpc import AnswerFailed, AskInvoice, AskRequests, AskUsage, QuestionRefused, ask
+from rift.rpc import AnswerFailed, AskInvoice, AskRequests, AskUsage, ProjectionBlocked, QuestionRefused, ask
 
 # How long a client waits for the control process.
 ANSWER_S = 5.0
@@ -66,6 +66,12 @@ class BillingRoutes:
         try:
             with self._turns.take(question.account):
                 return await ask(self._log, question, timeout_s=ANSWER_S)
+        except ProjectionBlocked as error:
+            message = (
+                "the answer would lack the latest records: the disk of the control process is full or "
+                "read-only, so it cannot apply them; try again later"
+            )
+            raise HTTPError(503, message, code="projection_blocked", headers=retry_after(5)) from error
         except AnswerFailed as error:
             message = "the query failed; try again, or ask for less"
             raise HTTPError(503, message, code="answer_failed", headers=retry_after(5)) from error

@@ -49,3 +49,19 @@ def test_requests_are_listed_for_a_key_of_any_scope(scope: str) -> None:
         assert await whole(get(gateway, LIST, none.text)) == (403, "insufficient_scope")
 
     live(test)
+
+
+def test_a_full_disk_of_control_has_a_code_and_shows_no_path() -> None:
+    async def blocked(data: bytes) -> bytes:
+        return b'{"error": "no space left on /data (0 MB free)", "failed": true, "blocked": true}'
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await anyio.sleep(0.1)
+        log = MemoryLog(world.broker)
+        async with log.answer(AskUsage.topic, blocked):
+            call = get(gateway, USAGE, world.key)
+            assert await whole(call) == (503, "projection_blocked")
+            assert call.headers[b"retry-after"] == b"5"
+
+    live(test)
