@@ -57,6 +57,9 @@ SAMPLED = (
 ENCODE_INLINE_BYTES = 4096
 # Encoding this much takes 65 ms and 5 MB of memory. Longer prompts are rendered and encoded one at a time.
 LONG_BYTES = 64 * 1024
+# Threads that encode prompts and check grammars. More would take the cores from the event loop, which reads
+# every stream.
+THREADS = 2
 # A chat template takes as long for a message as the tokenizer for so many bytes.
 TURN_BYTES = 32
 # A prompt of more bytes for each allowed token is probably too long: texts have 4 to 5 bytes per token.
@@ -92,7 +95,7 @@ class VllmEngine:
         self._tokenizer = loaded.tokenizer
         self.token_bytes_max = self._tokenizer.bytes_max
         self._long_prompts = anyio.Lock()
-        self._grammars = anyio.CapacityLimiter(1)
+        self._threads = anyio.CapacityLimiter(THREADS)
         self._chat = Chat(loaded.llm, model, self._tokenizer)
         # Defaults of a request: the catalogue, then the model's generation config, as in `vllm serve`.
         self._defaults: dict[str, Any] = config.model_config.get_diff_sampling_param() | model.sampling
@@ -147,7 +150,7 @@ class VllmEngine:
         if effort <= ENCODE_INLINE_BYTES:
             ids = encode()
         elif effort <= LONG_BYTES:
-            ids = await anyio.to_thread.run_sync(encode)
+            ids = await anyio.to_thread.run_sync(encode, limiter=self._threads)
         else:
             ids = await self._run_long(check, encode)
         return Rendered(
@@ -223,7 +226,7 @@ class VllmEngine:
         try:
             # This compiles the grammar, to check it, which takes up to seconds of a core.
             if rendered.grammar:
-                request = await anyio.to_thread.run_sync(build, limiter=self._grammars)
+                request = await anyio.to_thread.run_sync(build, limiter=self._threads)
             else:
                 request = build()
         except (VLLMClientError, ValueError, TypeError, OverflowError, RecursionError) as error:
