@@ -47,7 +47,8 @@ class AppendHealth:
             yield
         except (OutcomeUnknown, LogFull):
             if began_at_s >= state.stored_at_s:
-                state.failed_since_s = min(began_at_s, state.failed_since_s or began_at_s)
+                earlier_s = state.failed_since_s
+                state.failed_since_s = began_at_s if earlier_s is None else min(earlier_s, began_at_s)
             raise
         else:
             state.stored_at_s = anyio.current_time()
