@@ -9,6 +9,7 @@ database whose checkpoint failed: the file is closed then, and the next use open
 """
 
 import hashlib
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
@@ -291,6 +292,8 @@ def _open(path: Path, config: parquet.Config, reading: Path | None) -> _Opened:
             connection = _connected(path, config, reading)
         except duckdb.Error as error:
             raise _unopened(path, error) from error
+        # A killed process leaves what it had spilled, and DuckDB removes it only when it spills again.
+        shutil.rmtree(f"{path}.tmp", ignore_errors=True)
         try:
             _create_or_check(connection, path)
             writer = connection.cursor()

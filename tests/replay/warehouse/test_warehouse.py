@@ -294,6 +294,15 @@ def test_closing_ends_what_is_being_asked(tmp_path: Path) -> None:
         opened.query("select 1")
 
 
+def test_what_a_killed_process_had_spilled_is_removed(tmp_path: Path) -> None:
+    spilled = tmp_path / "db.tmp" / "duckdb_temp_1_0_storage_DEFAULT-0.tmp"
+    spilled.parent.mkdir()
+    spilled.write_bytes(b"x" * 1000)
+    opened = Warehouse.open(tmp_path / "db")
+    assert not spilled.exists()
+    opened.close()
+
+
 # --- SQL and docs --------------------------------------------------------------------------------
 
 

@@ -16,6 +16,8 @@ import pytest
 from events import subjects
 from events.jetstream import JetStream, connect
 from events.jetstream.wire import ApiError
+from events.schema import SegmentSealed
+from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse
 from rift.control.sql import host as hosts
 from rift.control.sql import standby as standbys
@@ -257,6 +259,22 @@ async def test_a_file_of_another_log_is_built_again(operator: Operator, scribe: 
 async def test_a_damaged_file_is_built_again(operator: Operator) -> None:
     await anyio.Path(operator.setup.database).write_bytes(b"not a database" * 1000)
     assert await operator.ask(REQUESTS) == [[0]]
+
+
+async def test_a_trimmed_log_is_built_from_the_archive(operator: Operator, scribe: Any) -> None:
+    scribe.prices()
+    for _ in range(3):
+        scribe.finished_request()
+    await operator.append(scribe)
+    archive = Archive(Path(operator.setup.archive), key=operator.setup.archive_key)
+    shard = scribe.streams["RIFT_0"]
+    manifest = archive.seal("RIFT_0", shard, last=len(shard))
+    scribe.book(SegmentSealed(id="a", stream="RIFT_0", first=1, last=len(shard), manifest=manifest.sha256))
+    scribe.finished_request()
+    await operator.append(scribe)
+    await operator.log.trim("RIFT_0", manifest.last)
+    assert await operator.ask(REQUESTS) == [[4]]
+    assert await operator.ask("select max(behind) from lag") == [[0]]
 
 
 async def test_a_long_first_build_is_told(
