@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from events import ids
-from events.log import LogError
+from events.log import LogError, LogFull
 from rift.gateway.api.routes import Handlers, Route
 from rift.gateway.asgi import cors
 from rift.gateway.asgi.errors import ClientGone, HTTPError, retry_after
@@ -29,6 +29,9 @@ class Gateway:
         try:
             try:
                 await self._route(request)
+            except LogFull as error:
+                message = "the log is full; try again later"
+                raise HTTPError(503, message, code="log_full", headers=retry_after(60)) from error
             except LogError as error:
                 logger.warning("%s %s: %s", request.method, request.path, error)
                 message = "the log does not answer; try again"

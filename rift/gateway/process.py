@@ -72,7 +72,7 @@ class Opened(NamedTuple):
         await anyio.sleep(LAST_FRAMES_S)
 
     async def close(self) -> None:
-        """Return the unused credit and report the lane lost. Raises LogError."""
+        """Return the unused credit and report the lane lost, as far as the log stores that at once."""
         await self.credit.holds.settle_all()
         await self.lane.close()
 

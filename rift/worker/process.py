@@ -103,8 +103,10 @@ async def _run(
     workers: Sequence[Worker], engine: Engine, replica: ReplicaAnnouncer, shutdown: Shutdown
 ) -> None:
     async def announce() -> None:
-        await replica.ready(engine)
-        await shutdown.wait()
+        async with anyio.create_task_group() as announcing:
+            announcing.start_soon(replica.ready, engine)
+            await shutdown.wait()
+            announcing.cancel_scope.cancel()
         await replica.draining()
 
     async with anyio.create_task_group() as tasks:

@@ -23,6 +23,7 @@ from rift.worker.claims import Load
 # Long enough for a broker's restart; a worker that exits has less time.
 APPEND_S = 60.0
 LAST_APPEND_S = 2.0
+RETRY_S = 1.0
 
 # Readers of the fleet see one line of a failure, however long an engine's own message is.
 WHY_CHARACTERS = 300
@@ -42,7 +43,10 @@ class ReplicaAnnouncer:
         return await self._publisher.publish(self._starting, within_s=APPEND_S)
 
     async def ready(self, engine: Engine) -> None:
-        """Raises LogError."""
+        """Publish that the replica is ready; return once that is stored.
+
+        An engine takes minutes to start, so an outage of the log must not end it.
+        """
         event = ReplicaReady(
             replica=self.name,
             model=self.model,
@@ -50,7 +54,8 @@ class ReplicaAnnouncer:
             context_tokens=engine.context_tokens,
             start_ns=self._lived_ns(),
         )
-        await self._publisher.publish(event, within_s=APPEND_S)
+        while not await self._publisher.try_publish(event, within_s=APPEND_S):  # noqa: ASYNC110
+            await anyio.sleep(RETRY_S)
 
     async def draining(self) -> None:
         await self._try_publish(ReplicaDraining(replica=self.name, model=self.model))
