@@ -30,6 +30,7 @@ from events.ids import parse_request_id
 from events.subjects import Address
 from replay.archive.archive import Archive, SealedRecord
 from replay.archive.manifest import Manifest
+from replay.disk import naming, replacing
 from replay.errors import ReplayError
 
 SHARED = frozenset({"PricePublished", "PeriodClosed"})
@@ -143,11 +144,23 @@ def export(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int]
     - requests that ended earlier and share a group (n > 1) with one of the former
     - requests of plan per_second that an earlier period charged for seconds in which one of the former ran
 
-    Raises AuditError. `invoice.json` is written last, so a folder without it is not a complete export.
+    Raises AuditError, DiskRefused, and then leaves no file. `invoice.json` is written last, so a folder
+    without it is not a complete export.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise AuditError(f"{folder} is not empty: an export needs a folder of its own")
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise AuditError(f"{folder} is not empty: an export needs a folder of its own")
+        try:
+            _write(archive, invoice, ends, folder)
+        except BaseException:
+            # Half an export would occupy the disk, and the next try refuses a folder that is not empty.
+            for file in folder.iterdir():
+                file.unlink()
+            raise
+
+
+def _write(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int], folder: Path) -> None:
     account = invoice["account"]
     period = invoice["period"]
     chains = _chains(archive, invoice)
@@ -176,7 +189,8 @@ def export(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int]
         raise AuditError(f"the close of {period} is not archived yet: seal {subjects.BOOK} first")
     (folder / "README.txt").write_text(README.format(account=account, period=period))
     heads = {stream: chain[-1].sha256 for stream, chain in chains.items()}
-    (folder / "invoice.json").write_bytes(_line(**invoice, heads=heads))
+    with replacing(folder / "invoice.json") as beside:
+        beside.write_bytes(_line(**invoice, heads=heads))
 
 
 def _shards(account: str, ends: Mapping[str, int]) -> dict[str, _Shard]:

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,15 +54,20 @@ def naming(path: Path, *kinds: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, and put it in the place of `path` once it is on disk.
+    """Yield an empty file beside `path` to write to, and put it in the place of `path` once it is on disk.
 
-    If that fails, `path` is unchanged. Raises DiskRefused, OSError.
+    It is readable by its owner only, or by those who could read `path`. If anything fails, `path` is
+    unchanged. Raises DiskRefused, OSError.
     """
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with naming(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+        beside = Path(name)
         try:
             yield beside
             sync(beside)
+            if path.exists():
+                shutil.copymode(path, beside)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)

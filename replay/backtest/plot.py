@@ -7,6 +7,7 @@ This is the only module that imports matplotlib, which is optional. It must not 
 from pathlib import Path
 
 from replay.backtest.simulator import SimulatedFleet
+from replay.disk import replacing
 from replay.errors import ReplayError
 
 # Number of bars that a trace is divided into: more would be too thin to see.
@@ -18,7 +19,10 @@ class PlotMissing(ReplayError):
 
 
 def plot(fleet: SimulatedFleet, path: Path, *, title: str, ttft_ms: int) -> None:
-    """Draw a run to `path`, whose suffix selects the file format. Raises PlotMissing, OSError, ValueError."""
+    """Draw a run to `path`, whose suffix selects the file format.
+
+    Raises PlotMissing, DiskRefused, OSError, ValueError.
+    """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as missing:
@@ -47,4 +51,5 @@ def plot(fleet: SimulatedFleet, path: Path, *, title: str, ttft_ms: int) -> None
     late.fill_between(hours, [count / width_s for count in missed], step="post", color="tab:red")
     late.set_ylabel(f"requests/s later than {ttft_ms} ms")
     late.set_xlabel("hours")
-    figure.savefig(path)
+    with replacing(path) as beside:
+        figure.savefig(beside)

@@ -5,11 +5,8 @@
 
 import json
 import re
-import shutil
 import sys
-import tempfile
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import Any
 
 from events import book as books
@@ -18,6 +15,7 @@ from events.book import Book
 from events.fleet import Fleet
 from events.jetstream import JetStream
 from events.log import LogError
+from replay.disk import replacing
 from rift import settings
 from rift.catalogue import Catalogue, nanousd_per_token
 from rift.cli.arguments import Commands, add_command, add_config, add_group, positive
@@ -118,7 +116,9 @@ def add(options: Namespace) -> None:
         settings.parsed(after, {}, where=str(file))
     except InvalidSettings as error:
         raise CommandFailed(f"nothing was added: {error}") from error
-    _replace(file, after)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with replacing(file) as beside:
+        beside.write_bytes(after)
     if options.json:
         print(json.dumps({"model": options.name, "file": str(file)}))
         return
@@ -175,15 +175,3 @@ def _key(text: str) -> str:
 def _text(text: str) -> str:
     """Return a TOML string. JSON's escapes are valid in TOML."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def _replace(file: Path, data: bytes) -> None:
-    """Replace the file atomically, and keep its mode."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    with open(handle, "wb") as opened:
-        opened.write(data)
-    temporary = Path(name)
-    if file.exists():
-        shutil.copymode(file, temporary)
-    temporary.replace(file)

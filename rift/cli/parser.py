@@ -71,7 +71,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for error in _leaves(failed):
             print("rift:", printable(str(error), kept="\n"), file=sys.stderr)
             exit_status = max(exit_status, error.exit_status if isinstance(error, RiftError) else 1)
+    if (lost := _flush()) and not exit_status:
+        print(f"rift: the output is not complete: {lost}", file=sys.stderr)
+        exit_status = 1
     return exit_status
+
+
+def _flush() -> str:
+    """Write out what was printed, and return why that failed, or "". After a failure the rest is dropped: the
+    interpreter would try again at its end and print a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error.strerror or str(error)
+    return ""
 
 
 def build_parser() -> argparse.ArgumentParser:

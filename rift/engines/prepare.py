@@ -167,7 +167,13 @@ def _make(weights: Path, folder: Path, progress: Progress, convert: Convert) -> 
     if shutil.disk_usage(folder.parent).free < FREE_BYTES_MIN:
         raise _no_space(folder.parent)
     partial.mkdir()
-    convert(weights, partial, progress)
+    try:
+        convert(weights, partial, progress)
+    except Exception as error:  # the libraries raise errors of their own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise _no_space(folder.parent) from error
+        raise
     with progress.stage("hashing", expected_s=1):
         (partial / DIGEST_FILE).write_text(_digest(partial, weights_content=True) + "\n")
         # The content must be durable before the name, or a power cut could leave an empty model.
