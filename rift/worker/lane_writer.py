@@ -154,11 +154,14 @@ class LaneWriter:
     async def _persist(self, data: bytes) -> int:
         stream = subjects.shard_stream(self._at.shard)
         subject = subjects.work(self._at)
+        is_logged = False
         while True:
             try:
                 return await append_until_known(self._log, stream, subject, data, within_s=BLOCKED_S)
             except LogError as error:
-                logger.error("%s accepts no records, trying again: %s", subject, error)
+                if not is_logged:
+                    logger.error("%s accepts no records, trying again until it does: %s", subject, error)
+                is_logged = True
                 self._blocked()
                 await anyio.sleep(RETRY_S)
 

@@ -13,7 +13,7 @@ from rift.gateway.streams import log_health
 from tests.rift.gateway.admission.test_credit import World, live
 from tests.simulation.client import Call, Frame
 from tests.simulation.ledger import STREAM
-from tests.simulation.processes import GatewayProcess
+from tests.simulation.processes import SLOTS, GatewayProcess, WorkerProcess
 
 Test = Callable[[World, GatewayProcess], Awaitable[None]]
 
@@ -215,6 +215,31 @@ def test_a_cancellation_is_refused_and_takes_effect_when_the_log_is_back() -> No
         assert frames[-1].data["finish_reason"] == "cancelled"
 
     during(test)
+
+
+def test_a_worker_keeps_its_engine_and_little_in_memory_for_minutes() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        process = WorkerProcess(world.broker, world.chance, "worker")
+        world.tasks.start_soon(process.run)
+        await anyio.sleep(1.0)
+        for _ in range(2 * SLOTS):
+            world.ask(gateway, prompt="hello", background=True, parameters={"max_tokens": 200})
+        await anyio.sleep(2.0)
+        world.broker.is_unwritable = True
+        waiting = []
+        for _ in range(30):
+            await anyio.sleep(10.0)
+            assert process.worker is not None
+            waiting.append(sum(len(writer._queue) for writer in process.worker._writers.values()))
+        assert waiting[-1] == waiting[2] <= 6 * SLOTS
+        world.broker.is_unwritable = False
+        await anyio.sleep(60.0)
+        assert not process.ended.is_set()
+        world.ledger.catch_up()
+        assert [entry.life.reason for entry in world.ledger.entries.values()] == ["length"] * 2 * SLOTS
+
+    live(test)
 
 
 def test_a_restart_of_the_broker_ends_no_stream() -> None:
