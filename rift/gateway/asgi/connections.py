@@ -10,6 +10,7 @@ import logging
 import math
 import resource
 from collections.abc import Callable
+from typing import Literal
 
 import anyio
 import msgspec
@@ -59,6 +60,9 @@ CHECK_S = 1
 # At most one line in the log in this time says that connections are refused or closed.
 REPORT_S = 60
 
+# What a connection waits for or does. A closed one only sends what it has left, and discards the rest.
+Phase = Literal["idle", "head", "body", "answer", "closed"]
+
 # One buffer for all sockets: the loop reads one at a time, and the bytes are copied at once.
 _BUFFER = memoryview(bytearray(READ_BYTES))
 
@@ -90,12 +94,13 @@ def refusal(error: HTTPError) -> bytes:
 
 class Connections:
     """All connections of one gateway. At the limit, a new one takes the place of the one that has waited
-    longest without a request; if all have requests, the new one is refused."""
+    longest for its client: for a request, for the rest of its body, or for the client to read. If all
+    clients wait for the gateway, the new one is refused."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._open: dict[ClientConnection, None] = {}
-        # Those without a request, the longest wait first.
+        # Those that wait for their clients, the longest wait first.
         self._waiting: dict[ClientConnection, None] = {}
         self._closed = self._refused = 0
         self._report_at_s = 0.0
@@ -121,18 +126,17 @@ class Connections:
     def _refuse(self, connection: "ClientConnection") -> None:
         if len(self._open) > self.limit + REFUSED_MAX:
             return connection.abort()
-        message = f"all {self.limit} connections of this gateway have a request in progress; try again"
+        message = f"all {self.limit} connections of this gateway are busy with requests; try again"
         error = HTTPError(503, message, code="too_many_connections", headers=retry_after(2))
         connection.refuse(error)
 
     def wait(self, connection: "ClientConnection") -> None:
-        """Note that a connection has no request from now on."""
+        """Note that a connection waits for its client from now on, or still."""
         if connection in self._open:
-            self._waiting.pop(connection, None)
-            self._waiting[connection] = None
+            self._waiting.setdefault(connection)
 
-    def begin(self, connection: "ClientConnection") -> None:
-        """Note that a connection has a request."""
+    def work(self, connection: "ClientConnection") -> None:
+        """Note that the client waits for the gateway."""
         self._waiting.pop(connection, None)
 
     def remove(self, connection: "ClientConnection") -> None:
@@ -160,11 +164,12 @@ class Connections:
         if now_s < self._report_at_s:
             return
         logger.warning(
-            "all %d connections are in use: closed %d without a request, refused %d; "
-            "raise the limit of open files (ulimit -n) or add a gateway",
+            "all %d connections are in use: closed %d that waited for their clients, refused %d; "
+            "add a gateway, or raise the hard limit of open files if it is below %d",
             self.limit,
             self._closed,
             self._refused,
+            CONNECTIONS_MAX + FILES_RESERVED,
         )
         self._report_at_s = now_s + REPORT_S
         self._closed = self._refused = 0
@@ -183,10 +188,9 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._at_eof = False
         self._writable = asyncio.Event()
         self._writable.set()
-        self._closing = False
+        self._phase: Phase = "idle"
         # By when the head of a request must be here, or the client must have closed; none during a request.
         self._deadline_s = math.inf
-        self._is_head_begun = False
         self._written = _Progress()
         self.reading = anyio.CancelScope()
 
@@ -200,19 +204,19 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.remove(self)
-        self._closing = True
+        self._phase = "closed"
         self._writable.set()
         self.reading.cancel()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _BUFFER if self._closing else _BUFFER[: READ_BYTES - len(self._received)]
+        return _BUFFER if self._is_closed else _BUFFER[: READ_BYTES - len(self._received)]
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._closing:
+        if self._is_closed:
             return
         # Further bytes of a head do not extend its deadline.
-        if self._deadline_s < math.inf and not self._is_head_begun:
-            self._is_head_begun = True
+        if self._phase == "idle":
+            self._phase = "head"
             self._deadline_s = min(self._deadline_s, anyio.current_time() + HEAD_S)
         self._received += _BUFFER[:nbytes]
         self._arrived.set()
@@ -224,15 +228,22 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._at_eof = True
         self._arrived.set()
         self.reading.deadline = anyio.current_time() + EOF_S
-        return not self._closing
+        return not self._is_closed
 
     def pause_writing(self) -> None:
         self._writable.clear()
+        self._connections.wait(self)
 
     def resume_writing(self) -> None:
         self._writable.set()
+        if self._phase == "answer":
+            self._connections.work(self)
 
     # --- called by the server --------------------------------------------------------------------------
+
+    @property
+    def _is_closed(self) -> bool:
+        return self._phase == "closed"
 
     async def read(self) -> bytes:
         """Return the next bytes, or b"" at the end."""
@@ -246,41 +257,50 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     async def write(self, data: bytes) -> None:
         """Write, and wait while the client is slow. Do nothing if the connection is closed."""
-        if not self._closing:
+        if not self._is_closed:
             self._transport.write(data)
             self._written.bytes += len(data)
             await self._writable.wait()
 
     def write_now(self, data: bytes) -> bool:
         """Write without waiting. Return False, and write nothing, if the client is slow or gone."""
-        if self._closing or self._transport.get_write_buffer_size() > WRITE_BYTES:
+        if self._is_closed or self._transport.get_write_buffer_size() > WRITE_BYTES:
             return False
         self._transport.write(data)
         self._written.bytes += len(data)
         return True
 
-    def begin_request(self) -> None:
-        if not self._closing:
+    def begin_body(self) -> None:
+        """The head of a request has arrived."""
+        if not self._is_closed:
+            self._phase = "body"
             self._deadline_s = math.inf
-            self._is_head_begun = False
-            self._connections.begin(self)
 
-    def end_request(self) -> None:
-        if not self._closing:
+    def begin_answer(self) -> None:
+        """The request has arrived."""
+        if self._phase == "body":
+            self._phase = "answer"
+            if self._writable.is_set():
+                self._connections.work(self)
+
+    def end_answer(self) -> None:
+        """Keep the connection for another request."""
+        if not self._is_closed:
+            self._phase = "idle"
             self._deadline_s = anyio.current_time() + KEEP_ALIVE_S
             self._connections.wait(self)
 
     def refuse(self, error: HTTPError) -> None:
         """Answer with an error and close."""
-        if not self._closing:
+        if not self._is_closed:
             self._transport.write(refusal(error))
             self.close()
 
     def close(self) -> None:
         """Read nothing more, and close when the client has read everything."""
-        if self._closing:
+        if self._is_closed:
             return
-        self._closing = True
+        self._phase = "closed"
         self.reading.cancel()
         self._deadline_s = anyio.current_time() + LINGER_S
         self._connections.wait(self)
@@ -292,7 +312,7 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close now, and discard what the client has not read."""
-        self._closing = True
+        self._phase = "closed"
         self._connections.remove(self)
         self.reading.cancel()
         self._transport.abort()
@@ -306,11 +326,11 @@ class ClientConnection(asyncio.BufferedProtocol):
             self.abort()
         elif now_s < self._deadline_s:
             return
-        elif self._closing:
+        elif self._is_closed:
             # What is unread has its own deadline.
             if not unread:
                 self.abort()
-        elif self._is_head_begun:
+        elif self._phase == "head":
             message = f"the head of the request did not arrive within {HEAD_S} s; send it again"
             self.refuse(HTTPError(408, message, code="head_timeout"))
         else:

@@ -145,7 +145,7 @@ class _Server:
     def _spawn(self, connection: ClientConnection, scope: Scope, send: Send) -> "_Inbox":
         if (write := chunk_writer(connection, scope)) is not None:
             scope["extensions"] = {**scope.get("extensions", {}), WRITE_CHUNK: write}
-        inbox = _Inbox()
+        inbox = _Inbox(connection.begin_answer)
         self._requests.start_soon(self._answer, scope, inbox, send)
         return inbox
 
@@ -197,9 +197,9 @@ class _Protocol(H11Protocol):
             case RawData(data=data):
                 await self._client.write(data)
             case Updated(idle=True):
-                self._client.end_request()
+                self._client.end_answer()
             case Updated():
-                self._client.begin_request()
+                self._client.begin_body()
             case Closed():
                 self._client.close()
 
@@ -223,9 +223,10 @@ class _Protocol(H11Protocol):
 
 class _Inbox:
     """The messages to one request. Unlike a queue it is bounded by bytes, and a body that the app does not
-    read cannot delay the end of the connection."""
+    read cannot delay the end of the connection. It calls `arrived` when the body is whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, arrived: Callable[[], None]) -> None:
+        self._arrived = arrived
         self._body = bytearray()
         self._is_whole = self._is_read = False
         self._is_gone = False
@@ -239,6 +240,8 @@ class _Inbox:
         else:
             self._body += message["body"]
             self._is_whole = not message["more_body"]
+            if self._is_whole:
+                self._arrived()
         self._changed.set()
         if self._is_gone:
             self._room.set()

@@ -25,6 +25,7 @@ from tests.chaos.rig import free_port
 
 pytestmark = pytest.mark.anyio
 
+WAIT = b"GET /wait HTTP/1.1\r\nHost: rift\r\n\r\n"
 HEAD = b"GET / HTTP/1.1\r\nHost: rift\r\n\r\n"
 
 
@@ -378,8 +379,8 @@ async def test_at_the_limit_the_longest_wait_ends_first(caplog: pytest.LogCaptur
     caplog.set_level(logging.WARNING)
     app = Paths()
     async with serving(app, limit=3) as running:
-        busy = await running.connect(b"GET /stream HTTP/1.1\r\nHost: rift\r\n\r\n")
-        await busy.receive()
+        await running.connect(WAIT)
+        await until(lambda: app.begun == 1)
         silent = await running.connect()
         await until(lambda: running.connections.open == 2)
         idle = await running.connect(HEAD)
@@ -391,17 +392,35 @@ async def test_at_the_limit_the_longest_wait_ends_first(caplog: pytest.LogCaptur
         assert await is_answered(idle)
         later = [await running.connect(HEAD) for _ in range(5)]
         assert await is_answered(later[-1])
-        assert running.connections.open == 3, running.connections.open
-        await busy.receive()
+        assert running.connections.open == 3
+        assert app.gone == 0
     assert len(caplog.records) == 1
     assert "all 3 connections are in use" in caplog.text
 
 
+BODY = b"POST /body HTTP/1.1\r\nHost: rift\r\nContent-Length: 3\r\n\r\n"
+
+
+@pytest.mark.parametrize("request_", [BODY, BODY + b"12", b"GET /9000000 HTTP/1.1\r\nHost: rift\r\n\r\n" * 9])
+async def test_at_the_limit_clients_that_do_nothing_give_way(request_: bytes) -> None:
+    """They need no key to send half a body, or to read nothing."""
+    app = Paths()
+    async with serving(app, limit=2) as running:
+        await running.connect(WAIT)
+        stuck = await running.connect(request_)
+        await until(lambda: app.begun == 2)
+        await anyio.sleep(0.1)
+        newest = await running.connect(BODY + b"123")
+        assert await is_answered(newest)
+        assert running.connections.open == 2
+        await rest(stuck)
+
+
 async def test_a_connection_is_refused_if_all_others_have_requests() -> None:
-    async with serving(Paths(), limit=2) as running:
-        busy = [await running.connect(b"GET /stream HTTP/1.1\r\nHost: rift\r\n\r\n") for _ in range(2)]
-        for each in busy:
-            await each.receive()
+    app = Paths()
+    async with serving(app, limit=2) as running:
+        busy = [await running.connect(WAIT) for _ in range(2)]
+        await until(lambda: app.begun == 2)
         found = await running.ask(HEAD)
         assert error(found) == (503, "too_many_connections")
         assert b"\r\nretry-after: 2\r\n" in found
@@ -413,9 +432,10 @@ async def test_a_connection_is_refused_if_all_others_have_requests() -> None:
 
 async def test_the_refused_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REFUSED_MAX", 3)
-    async with serving(Paths(), limit=1) as running:
-        busy = await running.connect(b"GET /stream HTTP/1.1\r\nHost: rift\r\n\r\n")
-        await busy.receive()
+    app = Paths()
+    async with serving(app, limit=1) as running:
+        await running.connect(WAIT)
+        await until(lambda: app.begun == 1)
         for _ in range(10):
             await running.connect()
         await anyio.sleep(0.1)
