@@ -42,8 +42,14 @@ def check_fits(parsed: ParsedRequest, model: Model) -> None:
     written = prompt_bytes(parsed.input)
     tokens = max(1, -(-written // model.prompt_bytes_per_token_max))
     limit = min(model.context_tokens, parsed.prompt_tokens_max or model.context_tokens)
+    param = PARAMS[parsed.kind]
+    if not isinstance(parsed.input, str) and len(parsed.input) > limit:
+        message = (
+            f"{param} has {len(parsed.input)} entries, which are at least as many tokens; the limit is "
+            f"{limit} tokens: send fewer"
+        )
+        raise HTTPError(400, message, code="prompt_too_long", param=param)
     if tokens > limit:
-        param = PARAMS[parsed.kind]
         message = (
             f"{param} has {written} bytes, which are at least {tokens} tokens; the limit is {limit} tokens: "
             "send a shorter prompt"

@@ -115,18 +115,29 @@ class IdempotencyKeys:
                 sequence = await self._log.append(subjects.KEYS, subject, data, expect_last=replaces)
                 return KeyClaim(entry, True, sequence)
             except Conflict:
-                if (claim := await self.find(digest, entry)) is not None:
-                    if entry.sealed not in (None, claim.entry.sealed):
-                        # Nothing names the content key of this try: it must not fill its stream for a day.
-                        await self._log.erase(subjects.SECRETS, entry.sealed)
+                try:
+                    claim = await self.find(digest, entry)
+                except HTTPError:
+                    await self._discard_content_key(entry)
+                    raise
+                if claim is not None:
+                    if entry.sealed != claim.entry.sealed:
+                        await self._discard_content_key(entry)
                     return claim
                 replaces = 0
             except LogFull as error:
+                if attempt == 0:
+                    await self._discard_content_key(entry)
                 raise await self._full() from error
             except OutcomeUnknown:
                 if attempt == CLAIMS_MAX - 1:
                     raise
         raise OutcomeUnknown("the key's entry was created and removed meanwhile; try again")
+
+    async def _discard_content_key(self, entry: KeyEntry) -> None:
+        """Erase the content key of a try that is not stored: it would stay for a day. Raises LogError."""
+        if entry.sealed is not None:
+            await self._log.erase(subjects.SECRETS, entry.sealed)
 
     async def _full(self) -> HTTPError:
         """Return the answer while no key can be stored: until the oldest expires. Raises LogError."""

@@ -173,15 +173,25 @@ def test_full_streams_of_keys_say_so_and_other_requests_go_on() -> None:
 
 def test_a_try_that_loses_its_claim_leaves_no_content_key() -> None:
     async def test(world: World) -> None:
-        tell(world, free_queue(ACCOUNT))
         gateway = await world.gateway(served=(MODEL,))
         calls = [keyed(world, gateway, "one", world.key, store=False) for _ in range(10)]
         assert {(await whole(call))[0] for call in calls} == {202}
-        kept = [each for each in world.broker.stream(subjects.SECRETS).messages if each.subject]
-        assert len(kept) == 1
+        secrets = world.broker.stream(subjects.SECRETS)
+        assert len([each for each in secrets.messages if each.subject]) == 1
         assert world.broker.stream(subjects.KEYS).last_sequence == 1
+        # With other bodies, all but one are refused.
+        calls = [
+            keyed(world, gateway, "two", world.key, store=False, prompt=f"prompt {number}")
+            for number in range(5)
+        ]
+        assert sorted([(await whole(call))[0] for call in calls]) == [202, 422, 422, 422, 422]
+        assert len([each for each in secrets.messages if each.subject]) == 2
+        world.broker.stream(subjects.KEYS).bytes_max = 0
+        refused = keyed(world, gateway, "three", world.key, store=False)
+        assert await whole(refused) == (503, "idempotency_keys_full")
+        assert len([each for each in secrets.messages if each.subject]) == 2
 
-    live(test)
+    live(test, free_queue(ACCOUNT, idempotency_keys=100))
 
 
 def test_a_record_that_is_too_large_leaves_no_key() -> None:

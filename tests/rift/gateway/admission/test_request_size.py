@@ -69,6 +69,12 @@ def test_a_prompt_of_the_longest_tokens_is_left_to_the_engine() -> None:
     # A byte is not a character.
     with pytest.raises(HTTPError):
         request_size.check_fits(parsed("é" * 10_001), SMALL)
+    # Templates write at least one token for each message.
+    turns = tuple(Message(role="user", content="") for _ in range(10_001))
+    assert request_size.prompt_bytes(turns) == 0
+    request_size.check_fits(parsed(turns[1:]), SMALL)
+    with pytest.raises(HTTPError, match="messages has 10001 entries"):
+        request_size.check_fits(parsed(turns), SMALL)
     # The limit of the native route is its own.
     native_only = {"kind": "inference", "prompt_tokens_max": native.PROMPT_TOKENS_MAX}
     with pytest.raises(HTTPError, match="the limit is 8192 tokens"):
