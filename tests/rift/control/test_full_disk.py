@@ -279,7 +279,14 @@ def test_the_command_survives_a_full_disk_and_status_names_it(server: Server, di
             assert time.monotonic() < deadline, (found, control_log.read_text())
         return found
 
+    def logged(text: str) -> None:
+        deadline = time.monotonic() + 20
+        while text not in control_log.read_text():
+            assert time.monotonic() < deadline, control_log.read_text()
+            time.sleep(0.1)
+
     control_log = disk.path.with_name("control.log")
+    disk.fill()
     with control_log.open("wb") as output:
         control = subprocess.Popen(
             [sys.executable, "-m", "rift", "control", "--engine", "sim", *options],
@@ -288,6 +295,10 @@ def test_the_command_survives_a_full_disk_and_status_names_it(server: Server, di
             env=environment(),
         )
     try:
+        logged("leads in epoch 1")
+        logged(f"the projection stopped: no space left on {disk.path}")
+        disk.free()
+        logged("the projection continues")
         until(lambda found: found == ["no gateway is alive"])
         disk.fill()
         anyio.run(partial(open_accounts, address.url, address.token, 200))
@@ -305,4 +316,4 @@ def test_the_command_survives_a_full_disk_and_status_names_it(server: Server, di
         control.wait(10)
     text = control_log.read_text()
     assert "Traceback" not in text
-    assert text.count("the projection stopped: ") == text.count("the projection continues") == 1
+    assert text.count("the projection stopped: ") == text.count("the projection continues") == 2
