@@ -102,7 +102,7 @@ class BrokerCheck:
         self._compare_streams = compare_streams
         self._unchecked = unchecked
         self._checked: set[str] = set()
-        self._warning = ""
+        self._warnings: dict[str, str] = {}
 
     async def check_servers(self) -> None:
         """Check every server that answers. The one that we are connected to must be among them, or have been.
@@ -114,7 +114,7 @@ class BrokerCheck:
         except (InvalidBroker, BrokerUnreadable) as error:
             if not self._unchecked:
                 raise
-            self._warn(f"broker_unchecked is set: {error}")
+            self._warn("servers", f"broker_unchecked is set: {error}")
 
     async def watch(self) -> None:
         """Check servers and streams at each reconnect and every RECHECK_S.
@@ -129,6 +129,7 @@ class BrokerCheck:
                 await self.check_servers()
                 unreadable = 0
                 await self._compare_streams()
+                self._warn("streams", "")
                 pause_s = RECHECK_S
             except InvalidBroker:
                 raise
@@ -138,7 +139,7 @@ class BrokerCheck:
                 if unreadable >= UNREADABLE_CHECKS_MAX:
                     raise
             except LogError as error:
-                self._warn(f"the streams cannot be compared: {error}")
+                self._warn("streams", f"the streams cannot be compared: {error}")
             with anyio.move_on_after(pause_s):
                 await reconnected.wait()
 
@@ -156,10 +157,10 @@ class BrokerCheck:
             server.check(url)
         ids = {server.server_id for server in servers.values()}
         size = max((server.jetstream.meta.cluster_size for server in servers.values()), default=0)
-        if size > len(ids) + len(failures):
-            raise BrokerUnreadable(
-                f"nats_monitor names {len(ids) + len(failures)} of the cluster's {size} servers: {REMEDY}"
-            )
+        if size > (named := len(ids) + len(failures)):
+            failures.append(f"nats_monitor names {named} of the cluster's {size} servers")
+            # A cluster that grows must not end the processes that it serves.
+            ids &= self._checked
         self._checked |= ids
         if self._log.server_id not in self._checked:
             failures = failures or [f"{', '.join(self._monitors)} belongs to another nats-server"]
@@ -167,13 +168,13 @@ class BrokerCheck:
                 f"whether the broker at {self._log.server_address} has `sync_interval: always` cannot be "
                 f"checked: {'; '.join(failures)}: {REMEDY}"
             )
-        self._warn("; ".join(f"{failure}; its settings are not checked" for failure in failures))
+        self._warn("servers", f"not every nats-server is checked: {'; '.join(failures)}" if failures else "")
 
-    def _warn(self, warning: str) -> None:
+    def _warn(self, about: str, warning: str) -> None:
         """Log a warning when it first appears."""
-        if warning and warning != self._warning:
+        if warning and warning != self._warnings.get(about):
             logger.warning("%s", warning)
-        self._warning = warning
+        self._warnings[about] = warning
 
 
 async def _read(url: str, servers: dict[str, MonitoredServer], failures: list[str]) -> None:

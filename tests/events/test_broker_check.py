@@ -180,7 +180,9 @@ async def test_a_broker_that_comes_back_unreadable_ends_the_watch(
             await check.watch()
 
 
-async def test_a_stream_that_changed_or_went_is_noticed(own: Server) -> None:
+async def test_a_stream_that_changed_or_went_is_noticed(
+    own: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     own.start()
     async with connected(own) as log:
         await log.ensure_streams(**STREAMS)
@@ -193,6 +195,11 @@ async def test_a_stream_that_changed_or_went_is_noticed(own: Server) -> None:
         await log._api("STREAM.DELETE.RIFT_FLEET")
         with pytest.raises(LogError, match="stream RIFT_FLEET is gone"):
             await log.compare_streams(**STREAMS)
+        # The watch goes on, because a restart of this process would create an empty stream.
+        monkeypatch.setattr(broker_check, "RETRY_S", 0.01)
+        with anyio.move_on_after(0.5), caplog.at_level(logging.WARNING):
+            await check_of(log, own.address.monitor).watch()
+        assert caplog.text.count("stream RIFT_FLEET is gone") == 1
 
 
 CLUSTER = """
@@ -233,6 +240,13 @@ async def test_every_server_of_a_cluster_is_checked(
         await check_of(log, *monitors).check_servers()
         with pytest.raises(BrokerUnreadable, match="nats_monitor names 2 of the cluster's 3 servers"):
             await check_of(log, *monitors[:2]).check_servers()
+        # A server that is added later ends no process.
+        grown = check_of(log, *monitors)
+        await grown.check_servers()
+        grown._monitors = monitors[:2]
+        with caplog.at_level(logging.WARNING):
+            await grown.check_servers()
+        assert "nats_monitor names 2 of the cluster's 3 servers" in caplog.text
         # A cluster serves without one of its servers, so a process can start then.
         third.kill()
         check = check_of(log, *monitors)
