@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -12,6 +13,7 @@ import pytest
 
 from rift import supervisor
 from rift.supervisor import Child, Guard, Parent
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
 
@@ -103,3 +105,76 @@ async def test_a_failed_restart_is_retried(tmp_path: Path) -> None:
                 await anyio.sleep(0.05)
         await one.stop(0)
     guard.dismiss()
+
+
+@pytest.mark.anyio
+async def test_a_restart_comes_at_once_and_ends_a_back_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "BACK_OFF_S", (60.0,))
+    guard, said, program = Guard(), list[str](), tmp_path / "program"
+    program.write_text(
+        "#!/bin/sh\n[ -e fails ] || exec sleep 100\nexit 1\n".replace("fails", str(tmp_path / "fails"))
+    )
+    program.chmod(0o700)
+    one = Child("child", lambda: [str(program)], Parent(tmp_path, guard, said.append))
+
+    async def eventually(condition: Callable[[], object]) -> None:
+        with anyio.fail_after(10):
+            while not condition():  # noqa: ASYNC110  # another process
+                await anyio.sleep(0.02)
+
+    one.start()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.supervise)
+        first = one._process
+        one.restart()
+        await eventually(lambda: one.runs and one._process is not first)
+        assert said == []
+        one.hurry()
+        (tmp_path / "fails").touch()
+        one.restart()
+        await eventually(lambda: said)
+        assert not one.runs, "it waits"
+        (tmp_path / "fails").unlink()
+        one.hurry()
+        await eventually(lambda: one.runs)
+        await one.stop(0)
+    guard.dismiss()
+
+
+@pytest.mark.anyio
+async def test_a_child_starts_although_its_log_cannot_be_opened(tmp_path: Path) -> None:
+    guard = Guard()
+    (tmp_path / "child.log").mkdir()
+    one = child(tmp_path, "exec sleep 100", guard, [], [])
+    one.start()
+    assert one.runs
+    await one.stop(0)
+    guard.dismiss()
+
+
+def test_a_large_log_is_moved_to_one_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOG_BYTES_MAX", 10)
+    large, small = tmp_path / "large.log", tmp_path / "small.log"
+    small.write_text("0123456789")
+    with large.open("a") as writer:
+        for text in ("older line\n", "newer line\n"):
+            writer.write(text)
+            writer.flush()
+            supervisor.shorten_logs(tmp_path)
+            assert (large.read_text(), (tmp_path / "large.log.1").read_text()) == ("", text)
+        writer.write("last")
+    assert (large.read_text(), small.read_text()) == ("last", "0123456789")
+
+
+def test_a_large_log_is_dropped_where_its_copy_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LOG_BYTES_MAX", 10)
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        log = disk.path / "a.log"
+        log.write_bytes(bytes(1 << 19))
+        disk.fill()
+        supervisor.shorten_logs(disk.path)
+        assert {file.name: file.stat().st_size for file in disk.path.glob("*log*")} == {"a.log": 0}
