@@ -120,7 +120,10 @@ class DataDir:
         """Raise DataDirError if the folder or a part belongs to another user: that user could change it."""
         user = _user(os.geteuid())
         for path in (self.folder, self.folder.resolve(), *(self.folder / name for name in PARTS)):
-            if os.path.lexists(path) and (owner := path.lstat().st_uid) != os.geteuid():
+            if not os.path.lexists(path) or (owner := path.lstat().st_uid) == os.geteuid():
+                continue
+            # Root may manage the settings of a service.
+            if owner or path.name != "rift.toml":
                 raise DataDirError(
                     f"{path} belongs to user {_user(owner)}, but Rift runs as {user}: start Rift as "
                     f"{_user(owner)}, run chown -R {user} {self.folder}, or name another folder with --data"
@@ -145,6 +148,15 @@ class DataDir:
             return _close(handle) + sum(_tighten(handle, name) for name in names)
         finally:
             os.close(handle)
+
+    def open_parent(self) -> Path | None:
+        """Return a folder above this one in which any user can replace it, None if there is none."""
+        for parent in self.folder.resolve().parents:
+            mode = parent.stat().st_mode
+            # In a sticky folder, such as /tmp, only the owner can rename an entry.
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                return parent
+        return None
 
     def lock(self) -> None:
         """Lock the folder until this process ends. Raises DataDirError if another process holds the lock."""

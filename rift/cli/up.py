@@ -34,6 +34,10 @@ def up(options: Namespace) -> None:
         notify(
             f"tightened the permissions of {tightened} files and folders in {folder.folder} to 0600 and 0700"
         )
+    if (parent := folder.open_parent()) is not None:
+        notify(
+            f"any user can replace {folder.folder}, because {parent} is writable for all: chmod o-w {parent}"
+        )
 
     def greet(url: str, key: str) -> None:
         if options.json:

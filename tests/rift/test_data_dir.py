@@ -218,6 +218,26 @@ def test_a_link_of_another_user_is_refused(used: DataDir, tmp_path: Path) -> Non
         give(path, os.geteuid())
 
 
+def test_settings_may_be_roots(used: DataDir) -> None:
+    file = used.folder / "rift.toml"
+    file.touch()
+    give(file, 0)
+    used.make()
+    give(file, 4321)
+    with pytest.raises(DataDirError, match=r"rift.toml belongs to user 4321"):
+        used.make()
+    give(file, os.geteuid())
+
+
+def test_a_parent_that_any_user_can_write_is_named(used: DataDir, tmp_path: Path) -> None:
+    assert used.open_parent() is None
+    tmp_path.chmod(0o777)
+    assert used.open_parent() == tmp_path
+    tmp_path.chmod(0o1777)
+    assert used.open_parent() is None
+    tmp_path.chmod(0o700)
+
+
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")

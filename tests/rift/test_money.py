@@ -229,6 +229,9 @@ def test_an_archive_is_verified_only_against_its_log(service: Service) -> None:
         period_of(service),
         str(service.folder / "export"),
     )
+    exported = service.folder / "export"
+    open_to_others = [file for file in (exported, *exported.iterdir()) if file.stat().st_mode & 0o077]
+    assert open_to_others == [], "a customer's data is for its owner only"
     archive = service.folder / "archive"
     aside = service.folder / "aside"
     assert "verified: every hash matches" in done(service, "archive", "verify")
