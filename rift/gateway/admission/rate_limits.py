@@ -141,7 +141,11 @@ def _refusal(exceeded: Exceeded, choices: Choices) -> HTTPError:
     limit = f"{exceeded.owner} has a limit of {exceeded.limit} {UNITS[exceeded.name]} at this gateway"
     code = "concurrent_requests" if exceeded.name == "concurrent" else exceeded.name
     if exceeded.wait_ns == -1:
-        size = request_size.tokens(choices) if exceeded.name == "tokens_per_minute" else len(choices)
+        sizes = {
+            "tokens_per_minute": request_size.tokens,
+            "log_bytes_per_minute": request_size.stored_bytes,
+        }
+        size = sizes.get(exceeded.name, len)(choices)
         message = f"{limit}, and this request alone needs {size}: send a smaller request"
         return HTTPError(429, message, code=code, headers=FINAL)
     if exceeded.wait_ns is None:

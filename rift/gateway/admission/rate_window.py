@@ -6,8 +6,8 @@
     concurrent             running at once
 
 The window slides, unlike a token bucket, so a limit holds in every 60 s and the wait in an error is exact.
-Only bytes may exceed their limit: a request that comes after a minute without any is accepted, however large
-it is, and answers are counted after they were stored. Those that follow wait.
+Only bytes may exceed their limit: a request of one message that comes after a minute without any is accepted,
+and answers are counted after they were stored. Those that follow wait.
 Each gateway counts the requests that it accepts, against its share: the limit divided by the number of live
 gateways, rounded down, but at least one.
 """
@@ -19,6 +19,7 @@ from typing import Literal
 
 import msgspec
 
+from events.contracts import MESSAGE_BYTES_MAX
 from events.schema import Limits
 
 MINUTE_NS = 60_000_000_000
@@ -179,7 +180,9 @@ class RateWindow:
             if limit.tokens is not None and (excess := usage.tokens + tokens - limit.tokens) > 0:
                 wait_ns = usage.wait_ns(now_ns, "tokens", excess) if tokens <= limit.tokens else -1
                 exceeded.append(Exceeded(owner, "tokens_per_minute", limit.tokens, wait_ns))
-            if limit.log_bytes is not None and usage.log_bytes:
+            if limit.log_bytes is not None and asked.log_bytes > max(limit.log_bytes, MESSAGE_BYTES_MAX):
+                exceeded.append(Exceeded(owner, "log_bytes_per_minute", limit.log_bytes, -1))
+            elif limit.log_bytes is not None and usage.log_bytes:
                 excess = min(usage.log_bytes, usage.log_bytes + asked.log_bytes - limit.log_bytes)
                 if excess > 0:
                     wait_ns = usage.wait_ns(now_ns, "log_bytes", excess)

@@ -100,7 +100,14 @@ def test_a_flood_of_bytes_is_refused_with_an_exact_hint_and_another_account_goes
         await anyio.sleep(0.1)
         assert await whole(submit(world, gateway, flood.text)) == (429, "log_bytes_per_minute")
         await anyio.sleep(61)
-        # Alone in its minute, a request of any size is accepted.
+        # Alone in its minute, a request of any size is accepted, but not one that stores it several times.
+        turn = {"role": "developer", "content": "x" * 2_000_000}
+        group = {"messages": [turn, {"role": "user", "content": "hi"}], "n": 8}
+        headers = {"authorization": f"Bearer {flood.text}"}
+        call = world.ask(gateway, "/v1/chat/completions", headers=headers, **group)
+        assert await whole(call) == (429, "log_bytes_per_minute")
+        assert call.headers[b"x-should-retry"] == b"false"
+        assert b"needs 16" in call.data
         assert (await whole(submit(world, gateway, flood.text)))[0] == 202
 
     live(test)

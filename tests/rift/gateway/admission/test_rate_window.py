@@ -5,6 +5,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
+from events.contracts import MESSAGE_BYTES_MAX
 from events.schema import LimitsSet
 from rift.gateway.admission import rate_window
 from rift.gateway.admission.rate_window import (
@@ -201,6 +202,8 @@ def test_bytes_wait_for_one_another_and_a_single_request_never_waits() -> None:
     last = reserve(3, 40)
     assert isinstance(last, RateReservation)
     last.end(WindowEntry(10 * SECOND_NS, log_bytes=500))
+    # Choices that each store the same large prompt never fit together.
+    assert reserve(11, MESSAGE_BYTES_MAX + 1) == Exceeded("account", "log_bytes_per_minute", 100, -1)
     # A large one waits for all of them, and an answer counts from its end on.
     assert reserve(11, 300) == Exceeded("account", "log_bytes_per_minute", 100, 59 * SECOND_NS)
     assert isinstance(reserve(70, 300), RateReservation)
