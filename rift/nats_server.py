@@ -134,10 +134,14 @@ def _written(path: Path, text: str) -> Path:
     # A process that died may have left one, or another user may have put a link there.
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(handle, "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(handle)
+    try:
+        with open(handle, "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(handle)
+    except OSError:
+        temporary.unlink()
+        raise
     return temporary
 
 

@@ -26,6 +26,7 @@ from rift.control.sql.host import SqlHost, ask_once
 from rift.control.sql.standby import Standby
 from rift.rpc import QuestionRefused, Sql, answer_of
 from tests.service import environment
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.anyio
 
@@ -314,3 +315,29 @@ async def test_a_file_without_a_service_has_the_same_limits(tmp_path: Path) -> N
     assert answer == {"columns": ["count_star()"], "rows": [[0]]}
     with pytest.raises(QuestionRefused, match="more memory than a question may use"):
         answer_of(Sql.topic, await ask_once(SqlSetup(str(path)), "select len(range(400000000))"))
+
+
+async def test_a_full_disk_is_named_and_the_next_question_is_answered_later(
+    operator: Operator, scribe: Any, tmp_path: Path
+) -> None:
+    scribe.prices()
+    for _ in range(50):
+        scribe.finished_request()
+    await operator.append(scribe)
+    with small_disk(tmp_path / "disk", 16 << 20) as disk:
+        setup = msgspec.structs.replace(operator.setup, database=str(disk.path / "sql.duckdb"))
+        other = Operator(operator.log, setup)
+        try:
+            disk.fill()
+            assert "no space left on" in await other.refused(REQUESTS)
+            process = other.process
+            disk.free()
+            with anyio.fail_after(10):
+                while True:
+                    with contextlib.suppress(QuestionRefused):
+                        assert await other.ask(REQUESTS) == [[50]]
+                        break
+                    await anyio.sleep(0.2)
+            assert other.process == process, "the same process"
+        finally:
+            await other.host.kill()
