@@ -4,7 +4,7 @@ The log itself is the counter: a gateway folds the keys' streams, so its counts 
 gateways, and a restart loses none. Keys that are stored at the same moment may exceed a limit by as many.
 """
 
-from collections.abc import Iterator
+from collections import deque
 
 import msgspec
 from anyio import create_task_group
@@ -33,6 +33,20 @@ class Owned(msgspec.Struct, frozen=True):
 _owned = msgspec.json.Decoder(Owned)
 
 
+class KeyStep(msgspec.Struct):
+    """Keys that were stored at about the same time."""
+
+    number: int
+    keys: int = 0
+
+
+class StoredKeys(msgspec.Struct):
+    """The keys of one account, oldest first."""
+
+    total: int = 0
+    steps: deque[KeyStep] = msgspec.field(default_factory=deque)
+
+
 class KeyCounts:
     """A fold: the keys that each account has stored within `kept_s`."""
 
@@ -41,40 +55,38 @@ class KeyCounts:
         self.newest_ns = 0
         self._kept_ns = int(kept_s * SECOND_NS)
         self._step_ns = self._kept_ns // STEPS
-        # By account, and by the step in which they were stored.
-        self._counts: dict[str, dict[int, int]] = {}
+        self._accounts: dict[str, StoredKeys] = {}
 
     def fold(self, stored: Stored) -> None:
         self.position = stored.sequence
         self.newest_ns = max(self.newest_ns, stored.stored_at_ns)
         if account := _owned.decode(stored.data).account:
-            counts = self._counts.setdefault(account, {})
-            step = stored.stored_at_ns // self._step_ns
-            counts[step] = counts.get(step, 0) + 1
+            keys = self._accounts.setdefault(account, StoredKeys())
+            step = self.newest_ns // self._step_ns
+            if not keys.steps or keys.steps[-1].number != step:
+                keys.steps.append(KeyStep(step))
+            keys.steps[-1].keys += 1
+            keys.total += 1
 
     def count(self, account: str, now_ns: int) -> int:
-        return sum(number for _, number in self._kept(account, now_ns))
+        """Return an account's keys that have not expired, and forget the others."""
+        keys = self._accounts.get(account, StoredKeys())
+        while keys.steps and self._expires_ns(keys.steps[0]) <= now_ns:
+            keys.total -= keys.steps.popleft().keys
+        return keys.total
 
     def wait_ns(self, account: str, now_ns: int, excess: int) -> int:
         """Return the time until `excess` keys have expired."""
         wait_ns = 0
-        for step, number in self._kept(account, now_ns):
+        for step in self._accounts.get(account, StoredKeys()).steps:
             if excess <= 0:
                 break
-            excess -= number
+            excess -= step.keys
             wait_ns = self._expires_ns(step) - now_ns
         return wait_ns
 
-    def _kept(self, account: str, now_ns: int) -> Iterator[tuple[int, int]]:
-        """Yield the steps with keys, oldest first, and forget those that have expired."""
-        counts = self._counts.get(account, {})
-        for step in list(counts):
-            if self._expires_ns(step) <= now_ns:
-                del counts[step]
-        yield from counts.items()
-
-    def _expires_ns(self, step: int) -> int:
-        return (step + 1) * self._step_ns + self._kept_ns
+    def _expires_ns(self, step: KeyStep) -> int:
+        return (step.number + 1) * self._step_ns + self._kept_ns
 
 
 class KeyLimits:
