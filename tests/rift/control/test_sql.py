@@ -84,6 +84,7 @@ async def operator(server: Any, tmp_path: Path) -> AsyncIterator[Operator]:
         tasks.start_soon(found.host.run)
         yield found
         tasks.cancel_scope.cancel()
+    assert found.host._process is None, "whoever stops leading ends it"
     await log.close()
 
 
@@ -245,6 +246,22 @@ async def test_it_dies_with_the_process_that_started_it(operator: Operator) -> N
         await anyio.sleep(0.2)
         parent.kill()
         await until_gone(process)
+
+
+async def test_it_follows_a_broker_that_restarts(operator: Operator, server: Any, scribe: Any) -> None:
+    scribe.prices()
+    scribe.finished_request()
+    await operator.append(scribe)
+    assert await operator.ask(REQUESTS) == [[1]]
+    server.kill()
+    assert await operator.ask(REQUESTS) == [[1]], "as old as the log's silence"
+    server.start()
+    with anyio.fail_after(10):
+        while not operator.log.is_connected:  # noqa: ASYNC110  # another process
+            await anyio.sleep(0.05)
+    scribe.finished_request()
+    await operator.append(scribe)
+    assert await operator.ask(REQUESTS) == [[2]]
 
 
 async def test_a_file_of_another_log_is_built_again(operator: Operator, scribe: Any) -> None:
