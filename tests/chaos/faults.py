@@ -19,7 +19,7 @@ from events.log import APPEND_TIMEOUT_S
 from tests.chaos.client import Client, Progress
 from tests.chaos.cluster import Cluster, Proxied
 from tests.chaos.ledger import EVERYTHING, STREAM
-from tests.chaos.rig import Hanging, Rig, TwoGateways
+from tests.chaos.rig import Hanging, OnSmallDisk, Rig, TwoGateways
 
 # A superseded attempt may still write for this long, until its engine's request is aborted.
 ABORTED_S = 2.0
@@ -113,6 +113,28 @@ async def kill_broker(cycle: Cycle) -> None:
         cycle.note("killed nats-server")
         while victim in cycle.rig.pids("nats-server"):  # noqa: ASYNC110  # another process
             await anyio.sleep(0.01)
+
+
+async def fill_disk(cycle: Cycle) -> None:
+    """Fill the disk and free it again, in a third of cases with the broker killed meanwhile.
+
+    In another third, the filler also takes the space of the released reserve.
+    """
+    assert isinstance(cycle.rig, OnSmallDisk), "only this disk may be filled"
+    (moment,) = cycle.moments(1, until=0.5)
+    await cycle.reach(moment)
+    cycle.rig.disk.fill()
+    cycle.note("filled the disk")
+    how = cycle.chance.choice(("wait", "kill", "again"))
+    if how == "kill":
+        (victim,) = await cycle.rig.alive("nats-server", 1)
+        os.kill(victim, signal.SIGKILL)
+    await cycle.rig.fill_disk()
+    if how == "again":
+        cycle.rig.disk.fill()
+    await anyio.sleep(cycle.chance.uniform(0.0, 3.0))
+    cycle.rig.disk.free()
+    cycle.note(f"freed it ({how})")
 
 
 async def kill_gateway(cycle: Cycle) -> None:
@@ -211,6 +233,7 @@ KINDS = {
     "worker": Kind(Rig, 3, kill_worker),
     "zombie": Kind(Rig, 3, freeze_worker),
     "broker": Kind(Rig, 2, kill_broker, healed=True),
+    "disk": Kind(OnSmallDisk, 2, fill_disk, healed=True, keys=True),
     "cluster": Kind(Cluster, 2, kill_leader, healed=True),
     "gateway": Kind(TwoGateways, 2, kill_gateway, healed=True, keys=True),
     "drain": Kind(TwoGateways, 2, drain, healed=True, keys=True),

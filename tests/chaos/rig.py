@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from events.jetstream import JetStream, connect
 from events.log import LogError
 from rift import nats_server
 from rift import supervisor as processes
+from rift.log_disk.reserve import Reserve
 from rift.supervisor import Child, Guard, Parent
 from tests.chaos.expected import MODEL
 from tests.service import environment, running
+from tests.small_disk import small_disk
 
 READY_S = 180.0
 STOP_S = 20.0
@@ -265,6 +267,35 @@ class Hanging(Rig):
         if hasattr(self, "second"):
             await self.second.stop(STOP_S)
         return await super().stop()
+
+
+class OnSmallDisk(Rig):
+    """`rift up` whose whole folder is on a small disk of its own."""
+
+    # The streams of the smallest log need three quarters of what is free beside the reserve.
+    DISK_BYTES = 800 * 1024 * 1024
+    LOG_BYTES_MAX = 1 << 28
+
+    async def start(self, tasks: TaskGroup) -> None:
+        self._mounted = ExitStack()
+        self.disk = self._mounted.enter_context(small_disk(self.folder.parent / "disk", self.DISK_BYTES))
+        self.folder = self.disk.path / "data"
+        self.folder.mkdir()
+        (self.folder / "rift.toml").write_text(f"log_bytes_max = {self.LOG_BYTES_MAX}\n")
+        await super().start(tasks)
+
+    async def fill_disk(self) -> None:
+        """Fill the disk until the reserve is released. Raises RigBroken."""
+        with anyio.move_on_after(READY_S):
+            while Reserve(self.folder / "nats" / "reserve").is_whole():
+                self.disk.fill()  # a restarted broker frees a few pages
+                await anyio.sleep(POLL_S)
+            return
+        raise RigBroken(f"the full disk was not noticed: {self.screen()}")
+
+    async def stop(self) -> list[str]:
+        with self._mounted:
+            return await super().stop()
 
 
 def free_port() -> int:
