@@ -4,6 +4,7 @@ Its main thread reads questions and answers them, so that DuckDB has the largest
 thread follows the log. It writes nothing but its file, so it may be killed at any time.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -69,7 +70,8 @@ def _be_modest() -> None:
     os.nice(NICE)
     # A question may crash DuckDB, and its core would be gigabytes.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    with contextlib.suppress(OSError):  # a container may not offer it
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
 
 def _answer_from_log(setup: SqlSetup, questions: BinaryIO, answers: BinaryIO) -> NoReturn:
@@ -105,7 +107,10 @@ def _answer_from_file(database: Path, questions: BinaryIO, answers: BinaryIO) ->
 def _reply(warehouse: Warehouse, question: bytes) -> bytes:
     """Answer a question within MEMORY_MAX_BYTES."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_address_space_max(), hard))
+    most = _address_space_max()
+    resource.setrlimit(
+        resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
+    )
     try:
         answer = warehouse.query(question.decode(errors="surrogatepass"))
         return replies.answered(answer, failed=False)
