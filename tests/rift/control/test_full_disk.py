@@ -162,7 +162,7 @@ async def test_control_starts_on_a_full_disk_and_projects_later(
             await charged(log)
         [problem] = await ask(log, AskProblems(), timeout_s=5)
         assert "no space left on" in problem
-        await anyio.sleep(2.5)
+        await anyio.sleep(1.2)
         disk.free()
         assert await until_answered(log) == 50
     assert len(lines(caplog, "stopped: ")) == len(lines(caplog, "the projection continues")) == 1
@@ -299,7 +299,6 @@ def test_the_command_survives_a_full_disk_and_status_names_it(server: Server, di
         logged(f"the projection stopped: no space left on {disk.path}")
         disk.free()
         logged("the projection continues")
-        until(lambda found: found == ["no gateway is alive"])
         disk.fill()
         anyio.run(partial(open_accounts, address.url, address.token, 200))
         found = until(lambda found: len(found) == 2)
