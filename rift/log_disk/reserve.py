@@ -96,7 +96,7 @@ class Reserve:
             free = str(error.strerror)
         return (
             f"the disk of {self.file.parent} is full or cannot be written to ({free}): new requests are "
-            f"refused until {(RESERVE_BYTES + MARGIN_BYTES) >> 20} MiB are free"
+            f"refused until it can be written to and has {(RESERVE_BYTES + MARGIN_BYTES) >> 20} MiB free"
         )
 
 
