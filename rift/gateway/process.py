@@ -147,10 +147,10 @@ def build(
     delivery = Delivery(
         cancellation, book=state.book, queue_status=queue_status, tasks=tasks, stopping=stopping
     )
-    readers = account_turns.readers().take
+    connections = Connections(connections_max())
+    readers = account_turns.readers(connections.limit).take
     stored = StoredRequests(state, config, lanes, auth, readers)
     responses = StoredRequests(state, config, lanes, auth, readers, only=RESPONSES)
-    connections = Connections(connections_max())
     handlers = Handlers(
         submission=Submission(
             admission,

@@ -4,15 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rift.gateway.asgi.connections import CONNECTIONS_MAX
 from rift.gateway.asgi.errors import HTTPError, retry_after
 
 # The control process answers one query at a time. With one running and one waiting, an account loses no time;
 # with more, it would make other accounts wait.
 QUESTIONS_MAX = 2
 
-# Clients that read stored requests, most of them streams: a quarter of all connections.
-READERS_MAX = CONNECTIONS_MAX // 4
+# Of all connections, the part that clients of one account may use to read stored requests, most as streams.
+READERS_SHARE = 4
 
 RETRY_S = 1
 
@@ -46,5 +45,5 @@ def questions() -> AccountTurns:
     return AccountTurns(QUESTIONS_MAX, code="concurrent_questions", calls="queries")
 
 
-def readers() -> AccountTurns:
-    return AccountTurns(READERS_MAX, code="concurrent_readers", calls="readers")
+def readers(connections: int) -> AccountTurns:
+    return AccountTurns(max(1, connections // READERS_SHARE), code="concurrent_readers", calls="readers")

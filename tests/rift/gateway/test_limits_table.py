@@ -10,7 +10,7 @@ from rift import gateway
 from rift.gateway.admission import log_room, log_share, queue_share, rate_limits
 from rift.gateway.admission.log_share import LogCapacity, LogShare
 from rift.gateway.api import account_turns
-from rift.gateway.asgi import body_budget, connections, request
+from rift.gateway.asgi import body_budget, connections, request, server
 from rift.gateway.dialects import native
 from rift.gateway.streams import delivery
 from rift.settings import Settings
@@ -62,8 +62,8 @@ def test_the_numbers_are_those_of_the_code() -> None:
     queue = f"| {queue_share.QUEUE_MAX:,}, and {mib(queue_share.QUEUE_BYTES_MAX)} |"
     assert queue in row("requests that wait")
     assert f"after {rate_limits.SOON_MS // 1000} s" in row("requests that wait")
-    assert f"| {account_turns.READERS_MAX:,} |" in row("clients that read")
-    assert account_turns.READERS_MAX == connections.CONNECTIONS_MAX // 4
+    assert "| a quarter of the connections |" in row("clients that read")
+    assert account_turns.READERS_SHARE == 4
     assert f"| {account_turns.QUESTIONS_MAX} |" in row("questions")
     for name in ("clients that read", "questions"):
         assert row(name).endswith(f"after {account_turns.RETRY_S} s |")
@@ -71,6 +71,19 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert f"after {LOG_KEPT_S / 60:.0f} minutes, and is within {LOG_TRIM_S / 60:.0f} more" in SECTION
     assert f"fills the log in these {log_share.FILL_MINUTES} minutes" in SECTION
     assert log_share.ACCOUNT_PART == 4
+
+
+def test_the_numbers_of_connections_are_those_of_the_code() -> None:
+    most = (
+        f"| {connections.CONNECTIONS_MAX:,}, or the limit of open files less {connections.FILES_RESERVED} |"
+    )
+    assert most in row("connections")
+    assert f"| {connections.HEAD_S} s, or {connections.KEEP_ALIVE_S} s after" in row("a connection without")
+    assert f"| {server.HEAD_BYTES // 1024} KiB and {connections.HEAD_S} s |" in row("the head of")
+    unread = f"| {connections.WRITE_S} s for each {connections.WRITE_BYTES // 1024} KiB |"
+    assert unread in row("an answer that a client")
+    sizes = (connections.READ_BYTES, server.BODY_BYTES, connections.WRITE_BYTES)
+    assert {size // 1024 for size in sizes} == {64}
 
 
 def test_every_code_of_the_table_is_answered_by_the_gateway() -> None:

@@ -3,6 +3,7 @@
 import anyio
 import pytest
 
+from rift.gateway import process
 from rift.gateway.api import account_turns
 from tests.rift.gateway.admission.test_credit import World, live
 from tests.rift.gateway.admission.test_rate_limits import OTHER, ask, get, key_of, whole
@@ -10,7 +11,7 @@ from tests.simulation.processes import MODEL
 
 
 def test_readers_of_one_account_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(account_turns, "READERS_MAX", 3)
+    monkeypatch.setattr(process, "connections_max", lambda: 3 * account_turns.READERS_SHARE)
 
     async def test(world: World) -> None:
         gateway = await world.gateway(served=(MODEL,))
