@@ -75,18 +75,21 @@ async def serve(
     (listener,) = config.create_sockets().insecure_sockets
     _limit_unread(listener)
     async with anyio.create_task_group() as tasks:
-        async with anyio.create_task_group() as requests:
-            server = _Server(app, connections, config, tasks, requests)
-            loop = asyncio.get_running_loop()
-            listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
-            bound = listener.getsockname()[1]
-            logger.info("listening on port %d for up to %d connections", bound, connections.limit)
-            tasks.start_soon(connections.check)
-            await stopped()
-            listening.close()
-            await server.end_idle()
-            requests.cancel_scope.deadline = anyio.current_time() + GRACEFUL_S
-        connections.abort_all()
+        try:
+            async with anyio.create_task_group() as requests:
+                server = _Server(app, connections, config, tasks, requests)
+                loop = asyncio.get_running_loop()
+                listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
+                with contextlib.closing(listening):
+                    bound = listener.getsockname()[1]
+                    logger.info("listening on port %d for up to %d connections", bound, connections.limit)
+                    tasks.start_soon(connections.check)
+                    await stopped()
+                await server.end_idle()
+                requests.cancel_scope.deadline = anyio.current_time() + GRACEFUL_S
+        finally:
+            # The loop cannot end before every socket has: also if this task is cancelled.
+            connections.abort_all()
         tasks.cancel_scope.cancel()
 
 

@@ -515,3 +515,17 @@ async def test_the_server_stops_soon_with_idle_and_silent_clients() -> None:
     assert anyio.current_time() < began_s + 1
     for each in streams:
         await each.aclose()
+
+
+async def test_no_connection_outlives_a_server_that_is_cancelled() -> None:
+    """A socket with unread bytes would keep the loop from ending."""
+    with anyio.CancelScope() as scope:
+        async with serving(Paths()) as running:
+            await running.connect(b"GET /9000000 HTTP/1.1\r\nHost: rift\r\n\r\n")
+            await until(lambda: running.connections.open == 1)
+            await anyio.sleep(0.1)
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert running.connections.open == 0
+    await running.streams[-1].aclose()
+    await anyio.sleep(0.01)
