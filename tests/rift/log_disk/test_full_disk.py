@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rift.log_disk.reserve import RESERVE_BYTES
+from rift.log_disk.reserve import RESERVE_BYTES, Reserve
 from tests.rift.test_launcher import role
 from tests.service import MODEL, Service, frames, joined
 from tests.small_disk import SmallDisk, small_disk
@@ -87,6 +87,13 @@ def is_refused(service: Service) -> bool:
         return response.json()["error"]["code"] == "log_full" and time.monotonic() < began + 1
 
 
+def is_refused_when_full(disk: SmallDisk, service: Service) -> bool:
+    """As `is_refused`. Fill the pages too that processes free meanwhile, but not those of the reserve."""
+    if Reserve(service.folder / "nats" / "reserve").is_whole():
+        disk.fill()
+    return is_refused(service)
+
+
 def is_served(service: Service) -> bool:
     with service.client() as client:
         return client.post("/v1/inference", json=BODY).status_code == 200
@@ -122,7 +129,7 @@ def test_a_disk_that_fills_up_and_is_freed_costs_no_answer_and_no_operator(disk:
                 if kills_the_broker:
                     (broker,) = [pid for pid in service.processes() if role(pid) == "nats-server"]
                     os.kill(broker, signal.SIGKILL)
-                until(lambda: is_refused(service), REFUSED_S, "refusal")
+                until(lambda: is_refused_when_full(disk, service), REFUSED_S, "refusal")
                 assert not is_ready(service)
                 shown = service.rift("status")
                 assert shown.returncode == 1
@@ -179,6 +186,9 @@ def test_a_broker_that_met_a_read_only_disk_is_started_again(disk: SmallDisk, tm
         until(lambda: not is_ready(service), REFUSED_S, "not ready")
         with service.client() as client:
             assert client.post("/v1/inference", json=BODY).status_code == 503
+        shown = service.rift("status")
+        assert shown.returncode == 1
+        assert "Read-only file system" in shown.stderr.splitlines()[-1]
         disk.writable()
         until(lambda: is_ready(service) and is_served(service), BACK_S, "service")
     finally:
