@@ -149,7 +149,6 @@ def build(
     )
     connections = Connections(connections_max())
     readers = account_turns.readers(connections.limit).take
-    stored = StoredRequests(state, config, lanes, auth, readers)
     responses = StoredRequests(state, config, lanes, auth, readers, only=RESPONSES)
     handlers = Handlers(
         submission=Submission(
@@ -158,8 +157,9 @@ def build(
             AcceptanceBuilder(state.book, config, own),
             AcceptanceWriter(state, config, health, cancellation),
             Responder(state.book, lanes, delivery),
+            readers,
         ),
-        requests=RequestRoutes(state, stored, delivery),
+        requests=RequestRoutes(state, StoredRequests(state, config, lanes, auth, readers), delivery),
         responses=ResponseRoutes(state, responses, delivery),
         models=ModelRoutes(state, config.models, admission),
         billing=BillingRoutes(state.log, auth, secret=config.secret),

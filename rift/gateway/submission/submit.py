@@ -7,6 +7,9 @@ group: if not all of its choices are stored, those that are, or may still be, ar
 cost nothing.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 from msgspec.structs import replace
 
 from events.schema import KeyIssued
@@ -26,6 +29,8 @@ REPLAYED = [(b"idempotent-replayed", b"true")]
 
 
 class Submission:
+    """`readers` counts a client of an account that reads what another has stored. Raises HTTPError (429)."""
+
     def __init__(
         self,
         admission: Admission,
@@ -33,7 +38,9 @@ class Submission:
         builder: AcceptanceBuilder,
         writer: AcceptanceWriter,
         responder: Responder,
+        readers: Callable[[str], AbstractContextManager[None]],
     ) -> None:
+        self._readers = readers
         self._admission = admission
         self._keys = keys
         self._builder = builder
@@ -76,7 +83,8 @@ class Submission:
                 return
         is_replayed = claim.entry.nonce != entry.nonce
         choices = self._builder.build(parsed, issued, claim.entry, digest=digest)
-        await self._answer_again(request, parsed, choices, is_replayed=is_replayed)
+        with self._readers(issued.account):
+            await self._answer_again(request, parsed, choices, is_replayed=is_replayed)
 
     async def _answer_new(self, request: Request, parsed: ParsedRequest, reservation: Reservation) -> None:
         subscription = self._responder.subscribe(parsed, reservation.choices)

@@ -33,3 +33,28 @@ def test_readers_of_one_account_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
         assert (await whole(get(gateway, f"/v1/inference/{request}", world.key)))[0] == 200
 
     live(test)
+
+
+def test_clients_that_repeat_an_idempotency_key_are_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "connections_max", lambda: 3 * account_turns.READERS_SHARE)
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway(served=(MODEL,))
+        await anyio.sleep(0.1)
+        headers = {"authorization": f"Bearer {world.key}", "idempotency-key": "one"}
+        calls = []
+        for _ in range(4):
+            calls.append(world.ask(gateway, headers=headers, prompt="a", stream=True))
+            await anyio.sleep(1.5)
+        assert [call.status for call in calls] == [200] * 4
+        assert await whole(world.ask(gateway, headers=headers, prompt="a", stream=True)) == (
+            429,
+            "concurrent_readers",
+        )
+        calls[-1].leave()
+        await anyio.sleep(0.1)
+        again = world.ask(gateway, headers=headers, prompt="a", stream=True)
+        await anyio.sleep(1.5)
+        assert again.status == 200
+
+    live(test)
