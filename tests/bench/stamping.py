@@ -31,6 +31,6 @@ if __name__ == "__main__":
 
     SimEngine.__init__ = stamping
     # Measure the gateway, not Python's speed at tokenizing and hashing a megabyte.
-    SimEngine.encode = lambda engine, prompt, *, raw: [0]
+    SimEngine.encode = lambda engine, prompt, *, raw, tokens_max: [0]
     SimEngine.decoder = lambda engine: StampDecoder()
     sys.exit(cli.main(sys.argv[1:]))
