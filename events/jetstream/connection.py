@@ -438,7 +438,7 @@ class JetStream:
             await self._api("INFO")
             yield
         finally:
-            if self.client.is_connected:
+            if not self.client.is_closed:
                 # Without this, the broker would keep sending questions to a cancelled handler.
                 with anyio.CancelScope(shield=True):
                     await subscription.unsubscribe()

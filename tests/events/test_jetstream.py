@@ -14,7 +14,7 @@ from events import subjects
 from events.jetstream import InvalidBroker, JetStream, appends, connect
 from events.jetstream import connection as jetstream
 from events.jetstream.deliveries import PULL_EXPIRES_S
-from events.log import LogError, LogFull, OutcomeUnknown, Stored, append_until_known
+from events.log import LogError, LogFull, NoResponders, OutcomeUnknown, Stored, append_until_known
 from events.subjects import Address
 from tests.conftest import Server
 
@@ -268,6 +268,25 @@ async def test_a_follower_survives_the_brokers_kill_without_gap_or_repeat(
     assert log.epoch == 1
     # The client leaves the socket of a reconnection that failed to the garbage collector.
     gc.collect()
+
+
+async def test_who_stops_answering_during_an_outage_is_not_asked_after_it(
+    log: JetStream, server: Server
+) -> None:
+    async def answer(data: bytes) -> bytes:
+        return data
+
+    async with log.answer("rift.ask.outage", answer):
+        server.kill()
+        with anyio.fail_after(5):
+            while log.is_connected:  # noqa: ASYNC110  # another process
+                await anyio.sleep(0.01)
+    server.start()
+    with anyio.fail_after(10):
+        while not log.is_connected:  # noqa: ASYNC110  # another process
+            await anyio.sleep(0.01)
+    with pytest.raises(NoResponders):
+        await log.ask("rift.ask.outage", b"", timeout_s=1)
 
 
 async def read(follower: Any, count: int) -> list[Stored]:
