@@ -47,6 +47,10 @@ class SmallDisk:
     def writable(self) -> None:
         _as_root("mount", "-o", "remount,rw", str(self.path))
 
+    def limit_inodes(self, most: int) -> None:
+        """Allow this many files and folders, with the root folder."""
+        _as_root("mount", "-o", f"remount,nr_inodes={most}", str(self.path))
+
 
 @contextmanager
 def small_disk(folder: Path, size_bytes: int) -> Iterator[SmallDisk]:

@@ -1,6 +1,7 @@
 """`rift up`: a whole installation on this machine."""
 
 import json
+import logging
 import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import suppress
@@ -45,6 +46,10 @@ def up(options: Namespace) -> None:
         else:
             notify(launcher.greeting(url, key, settings.model))
 
+    # The supervisor names what ended, and each process has its own log. Without this, the screen would show
+    # ten lines a second while the broker does not run.
+    for part in ("connection", "push_reader"):
+        logging.getLogger(f"events.jetstream.{part}").setLevel(logging.ERROR)
     roles = launcher.role_options(settings, settings_file(options))
     serving = launcher.serving_options(settings, options.workers)
     signals.run(launcher.Launcher(folder, settings, roles, serving=serving, notify=notify, greet=greet).run)

@@ -12,6 +12,7 @@ accepted. Empty, it was released. Missing, nobody keeps a reserve here.
 import contextlib
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 # Gateways keep the same room in the log for running requests (`ROOM_BYTES_MIN`). A restart of the broker also
@@ -73,10 +74,14 @@ class Reserve:
         """
         if self.file.exists() and self.file.stat().st_size >= RESERVE_BYTES:
             self.check()
-            return
+            # Without a free inode, the disk takes writes, but the broker cannot start.
+            with tempfile.TemporaryFile(dir=self.file.parent):
+                return
+        temporary = self.file.with_name(f".{self.file.name}")
+        # A process that was killed here left it, with all the space that is needed.
+        temporary.unlink(missing_ok=True)
         if self.free_bytes < RESERVE_BYTES + MARGIN_BYTES:
             raise _no_space(self.file)
-        temporary = self.file.with_name(f".{self.file.name}")
         try:
             temporary.touch(mode=0o600)
             # Besides the free space, a quota may be the limit.
@@ -91,7 +96,10 @@ class Reserve:
     def trouble(self) -> str:
         """Return a message about a reserve that was released or cannot be written to, with the remedy."""
         try:
+            state = os.statvfs(self.file.parent)
             free = f"{self.free_bytes >> 20} MiB are free"
+            if state.f_files and not state.f_favail:  # not every file system counts them
+                free += ", but no inode"
         except OSError as error:
             free = str(error.strerror)
         return (

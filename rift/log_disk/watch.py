@@ -94,7 +94,7 @@ class LogDisk:
             health = await self._broker.health()
             if health.cannot_write or not (health.answers or await self._is_writable()):
                 relapses = relapses + 1 if anyio.current_time() - restored_at_s < RELAPSE_S else 0
-                self._release(health.problem)
+                self._release(health.problem or "the broker does not answer")
                 await anyio.sleep(PAUSE_S[min(relapses, len(PAUSE_S) - 1)])
                 await self._restore()
                 restored_at_s = anyio.current_time()

@@ -158,6 +158,7 @@ def test_a_disk_that_fills_up_and_is_freed_costs_no_answer_and_no_operator(disk:
         service.process.stdout.close()
     told = [line for line in service.screen if "the disk of" in line]
     assert ["again" in line for line in told] == [False, True, False, True], told
+    assert not [line for line in service.screen if "WARNING" in line], "each process has a log of its own"
     refused_before_the_start(disk, service)
 
 

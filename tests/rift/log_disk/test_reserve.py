@@ -48,6 +48,26 @@ def test_restore_needs_a_margin_and_leaves_nothing_behind(disk: SmallDisk) -> No
     assert {file.name for file in disk.path.iterdir()} == {"reserve", "filler"}
 
 
+def test_what_a_killed_process_left_does_not_keep_the_reserve_from_fitting(disk: SmallDisk) -> None:
+    reserve = Reserve(disk.path / "reserve")
+    (disk.path / ".reserve").write_bytes(bytes(RESERVE_BYTES + MARGIN_BYTES))
+    reserve.restore()
+    assert reserve.is_whole()
+
+
+def test_a_disk_without_a_free_inode_is_refused_and_named(disk: SmallDisk) -> None:
+    reserve = Reserve(disk.path / "reserve")
+    reserve.restore()
+    disk.limit_inodes(2)
+    for only_try in (True, False):
+        with pytest.raises(OSError) as full:
+            reserve.restore(only_try=only_try)
+        assert full.value.errno == errno.ENOSPC
+    assert "MiB are free, but no inode)" in reserve.trouble()
+    disk.limit_inodes(9)
+    reserve.restore()
+
+
 def test_a_read_only_disk_has_no_whole_reserve(disk: SmallDisk) -> None:
     reserve = Reserve(disk.path / "reserve")
     reserve.restore()
