@@ -199,10 +199,12 @@ class JetStream:
         self.reconnected.set()
 
     async def on_error(self, error: Exception) -> None:
+        # While the broker is away, the client fails in the same way ten times a second.
+        is_known = not self.is_connected and str(error) == str(self.problem)
         self.problem = error
         if self.connecting is not None:
             self.connecting.cancel()
-        else:
+        elif not is_known:
             logger.warning("connection to the log: %s", error or type(error).__name__)
 
     async def _api(self, path: str, body: Any = None) -> dict[str, Any]:

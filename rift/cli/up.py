@@ -46,8 +46,7 @@ def up(options: Namespace) -> None:
         else:
             notify(launcher.greeting(url, key, settings.model))
 
-    # The supervisor names what ended, and each process has its own log. Without this, the screen would show
-    # ten lines a second while the broker does not run.
+    # The supervisor names what ended. That this process lost its own connection then adds nothing.
     for part in ("connection", "push_reader"):
         logging.getLogger(f"events.jetstream.{part}").setLevel(logging.ERROR)
     roles = launcher.role_options(settings, settings_file(options))

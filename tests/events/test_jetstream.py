@@ -271,7 +271,7 @@ async def test_a_follower_survives_the_brokers_kill_without_gap_or_repeat(
 
 
 async def test_who_stops_answering_during_an_outage_is_not_asked_after_it(
-    log: JetStream, server: Server
+    log: JetStream, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def answer(data: bytes) -> bytes:
         return data
@@ -281,6 +281,8 @@ async def test_who_stops_answering_during_an_outage_is_not_asked_after_it(
         with anyio.fail_after(5):
             while log.is_connected:  # noqa: ASYNC110  # another process
                 await anyio.sleep(0.01)
+    await anyio.sleep(1)
+    assert caplog.text.count("connection to the log") <= 3, "not a line for each attempt"
     server.start()
     with anyio.fail_after(10):
         while not log.is_connected:  # noqa: ASYNC110  # another process
