@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import anyio
+from msgspec.structs import replace
 
 from events import codec, subjects
 from events.broker_clock import BrokerClock
@@ -150,7 +151,7 @@ class LaneReader:
             if not self._joining:
                 self._missed = []
         stored = [past for past in pasts if past.accepted is not None]
-        accepted = [past.accepted for past in stored if past.accepted is not None]
+        accepted = [self._shown(past.accepted) for past in stored if past.accepted is not None]
         if not accepted:
             return None
         subscription = make(accepted)
@@ -168,6 +169,13 @@ class LaneReader:
                 self._states.follow(answer.id, states[answer.id])
             self._subscriptions.setdefault(answer.id, []).append(subscription)
         return subscription
+
+    def _shown(self, accepted: RequestAccepted) -> RequestAccepted:
+        """Return what answers show of an acceptance: a prompt is large, and many clients may come."""
+        subscribed = self._subscriptions.get(accepted.request)
+        if subscribed and not accepted.content:
+            return subscribed[0].answers[accepted.request].accepted
+        return replace(accepted, input="", parameters=replace(accepted.parameters, template=None))
 
     def release_client(self, subscription: Subscription) -> None:
         """Follow the requests to their end without the client."""

@@ -15,6 +15,7 @@ from tests.rift.gateway.admission.test_rate_limits import (
     OTHER,
     ask,
     first_frame,
+    get,
     key_of,
     reasons,
     revoke,
@@ -55,6 +56,26 @@ async def ended_answer(world: World, gateway: GatewayProcess, **more: Any) -> st
     assert status == 200
     request: str = shown["id"]
     return request
+
+
+def test_clients_that_attach_do_not_keep_the_prompt_again() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway(served=(MODEL,))
+        await anyio.sleep(0.1)
+        waiting = ask(world, gateway, world.key, stream=True)
+        await anyio.sleep(1.5)
+        (request,) = relay_of(gateway).followed
+        readers = [get(gateway, f"/v1/inference/{request}/events", world.key) for _ in range(2)]
+        await anyio.sleep(0.5)
+        followed = relay_of(gateway)._subscriptions[request]
+        first = followed[0].answer.accepted
+        clients = [one for one in followed if one.client is not None]
+        assert len(clients) == 3
+        assert waiting.status == 200
+        assert all(reader.status == 200 for reader in readers)
+        assert all(one.answer.accepted is first for one in clients)
+
+    live(test)
 
 
 @pytest.mark.parametrize("how", ["plain", "with keys", "not stored"])
