@@ -44,6 +44,9 @@ WRITE_S = 30
 # The size of a connection's buffer from which a writer waits: asyncio's default.
 WRITE_BYTES = 64 * 1024
 
+# The bytes that clients have not read yet, of all connections: beyond it the one with the most is closed.
+UNREAD_BYTES_MAX = 256 * 1024 * 1024
+
 # The most bytes that are read before the server takes them.
 READ_BYTES = 64 * 1024
 
@@ -102,6 +105,9 @@ class Connections:
         self._open: dict[ClientConnection, None] = {}
         # Those that wait for their clients, the longest wait first.
         self._waiting: dict[ClientConnection, None] = {}
+        # Those whose clients must read before more is written, with their unread bytes then, and the sum.
+        self._behind: dict[ClientConnection, int] = {}
+        self._unread = 0
         self._closed = self._refused = 0
         self._report_at_s = 0.0
 
@@ -139,7 +145,20 @@ class Connections:
         """Note that the client waits for the gateway."""
         self._waiting.pop(connection, None)
 
+    def fall_behind(self, connection: "ClientConnection") -> None:
+        """Note that a client must read before more is written. All such clients together have a limit."""
+        self.wait(connection)
+        if connection in self._open:
+            self._behind[connection] = connection.unread
+            self._unread += connection.unread
+        while self._unread > UNREAD_BYTES_MAX:
+            max(self._behind, key=self._behind.__getitem__).abort()
+
+    def catch_up(self, connection: "ClientConnection") -> None:
+        self._unread -= self._behind.pop(connection, 0)
+
     def remove(self, connection: "ClientConnection") -> None:
+        self.catch_up(connection)
         self._open.pop(connection, None)
         self._waiting.pop(connection, None)
 
@@ -232,14 +251,20 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._writable.clear()
-        self._connections.wait(self)
+        self._connections.fall_behind(self)
 
     def resume_writing(self) -> None:
         self._writable.set()
+        self._connections.catch_up(self)
         if self._phase == "answer":
             self._connections.work(self)
 
     # --- called by the server --------------------------------------------------------------------------
+
+    @property
+    def unread(self) -> int:
+        """The bytes that the client has not taken."""
+        return self._transport.get_write_buffer_size()
 
     @property
     def _is_closed(self) -> bool:
@@ -264,7 +289,7 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def write_now(self, data: bytes) -> bool:
         """Write without waiting. Return False, and write nothing, if the client is slow or gone."""
-        if self._is_closed or self._transport.get_write_buffer_size() > WRITE_BYTES:
+        if self._is_closed or self.unread > WRITE_BYTES:
             return False
         self._transport.write(data)
         self._written.bytes += len(data)
@@ -321,14 +346,13 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def check(self, now_s: float) -> None:
         """End the connection if a deadline has passed."""
-        unread = self._transport.get_write_buffer_size()
-        if self._written.is_stuck(unread, now_s):
+        if self._written.is_stuck(self.unread, now_s):
             self.abort()
         elif now_s < self._deadline_s:
             return
         elif self._is_closed:
             # What is unread has its own deadline.
-            if not unread:
+            if not self.unread:
                 self.abort()
         elif self._phase == "head":
             message = f"the head of the request did not arrive within {HEAD_S} s; send it again"

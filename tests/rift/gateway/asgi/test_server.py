@@ -363,6 +363,20 @@ async def test_a_slow_client_that_keeps_the_least_rate_gets_a_long_answer() -> N
     assert size > 1_000_000
 
 
+async def test_the_bytes_that_no_client_reads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client with the most to read is closed, the others get their whole answers."""
+    monkeypatch.setattr(module, "UNREAD_BYTES_MAX", 30_000_000)
+    async with serving(Paths()) as running:
+        streams = []
+        for size in (10_000_000, 19_000_000, 10_000_000):
+            streams.append(await running.connect(b"GET /%d HTTP/1.1\r\nHost: rift\r\n\r\n" % size))
+            await anyio.sleep(0.2)
+        await until(lambda: running.connections.open == 2)
+        for stream in (streams[0], streams[2]):
+            assert len(await read(stream, 10_000_000)) == 10_000_000
+        assert await is_answered(await running.connect(HEAD))
+
+
 @contextlib.contextmanager
 def small_buffers(port: int) -> Iterator[socket.socket]:
     with socket.socket() as client:
