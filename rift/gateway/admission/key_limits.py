@@ -67,6 +67,8 @@ class KeyCounts:
                 keys.steps.append(KeyStep(step))
             keys.steps[-1].keys += 1
             keys.total += 1
+            # Also at a gateway that is never asked about this account.
+            self.count(account, self.newest_ns)
 
     def count(self, account: str, now_ns: int) -> int:
         """Return an account's keys that have not expired, and forget the others."""

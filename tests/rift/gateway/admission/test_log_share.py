@@ -231,6 +231,9 @@ def test_keys_are_counted_until_they_expire() -> None:
     assert counts.count("a", DAY_NS + MINUTE_NS - 1) == 3
     assert counts.count("a", DAY_NS + MINUTE_NS) == 1
     assert counts.count("a", DAY_NS + 11 * MINUTE_NS) == 0
+    # Nobody asks about an account at a gateway that it does not use.
+    counts.fold(stored_key("b", 2 * DAY_NS, 6))
+    assert counts._accounts["b"].total == len(counts._accounts["b"].steps) == 1
 
 
 @pytest.mark.anyio
