@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from events.contracts import MESSAGE_BYTES_MAX
+from replay.disk import sync
 from rift.errors import RiftError
 
 # Up to 64 of the largest records may be in flight to one slow client.
@@ -115,7 +116,7 @@ def _token(file: Path) -> str:
 def write_secret(path: Path, text: str) -> None:
     """Write a file atomically and durably, readable by its owner only."""
     _written(path, text).replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def create_secret(path: Path, text: str) -> None:
@@ -125,7 +126,7 @@ def create_secret(path: Path, text: str) -> None:
         os.link(temporary, path)
     finally:
         temporary.unlink()
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _written(path: Path, text: str) -> Path:
@@ -143,14 +144,6 @@ def _written(path: Path, text: str) -> Path:
         temporary.unlink()
         raise
     return temporary
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _file_bytes_max(store: Path) -> int:

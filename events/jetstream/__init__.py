@@ -14,7 +14,15 @@ integers there. Nothing here may depend on the content of records.
     wire            JetStream's subjects, headers and statuses
 """
 
-from events.jetstream.broker_check import BrokerCheck, BrokerUnreadable
+from events.jetstream.broker_check import BrokerCheck, BrokerUnreadable, MonitorSilent, ask_monitor
 from events.jetstream.connection import InvalidBroker, JetStream, connect
 
-__all__ = ["BrokerCheck", "BrokerUnreadable", "InvalidBroker", "JetStream", "connect"]
+__all__ = [
+    "BrokerCheck",
+    "BrokerUnreadable",
+    "InvalidBroker",
+    "JetStream",
+    "MonitorSilent",
+    "ask_monitor",
+    "connect",
+]

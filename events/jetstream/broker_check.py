@@ -39,7 +39,7 @@ class BrokerUnreadable(LogError):
 
 
 class MonitorSilent(LogError):
-    """A monitoring URL does not show a nats-server's settings."""
+    """A monitoring URL does not answer as a nats-server does."""
 
 
 class _JetStreamSettings(msgspec.Struct, frozen=True):
@@ -187,11 +187,22 @@ async def _read(url: str, servers: dict[str, MonitoredServer], failures: list[st
 
 async def read_server(url: str) -> MonitoredServer:
     """Return what the monitoring port at an `http:` URL shows. Raises MonitorSilent."""
+    status, body = await ask_monitor(url, "/varz", within_s=MONITOR_S)
+    if status.split()[1:2] != ["200"]:
+        raise MonitorSilent(f"{url} answers {status[:80]!r} to GET /varz instead of 200")
+    try:
+        return msgspec.json.decode(body, type=MonitoredServer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MonitorSilent(f"{url} does not show the settings of a nats-server: {error}") from error
+
+
+async def ask_monitor(url: str, path: str, *, within_s: float) -> tuple[str, bytes]:
+    """Return the status line and the body of a monitoring port's answer. Raises MonitorSilent."""
     parts = urlsplit(url)
-    request = f"GET {parts.path.rstrip('/')}/varz HTTP/1.0\r\nHost: {parts.netloc}\r\n\r\n"
+    request = f"GET {parts.path.rstrip('/')}{path} HTTP/1.0\r\nHost: {parts.netloc}\r\n\r\n"
     answer = bytearray()
     try:
-        with anyio.fail_after(MONITOR_S):
+        with anyio.fail_after(within_s):
             async with await anyio.connect_tcp(parts.hostname or "", parts.port or 80) as stream:
                 await stream.send(request.encode())
                 async for piece in stream:
@@ -199,14 +210,8 @@ async def read_server(url: str) -> MonitoredServer:
                     if len(answer) > MONITOR_BYTES_MAX:
                         raise MonitorSilent(f"{url} answers with more than {MONITOR_BYTES_MAX} bytes")
     except TimeoutError as error:
-        raise MonitorSilent(f"{url} does not answer within {MONITOR_S:.0f} s") from error
+        raise MonitorSilent(f"{url} does not answer within {within_s:.0f} s") from error
     except (OSError, UnicodeError, anyio.BrokenResourceError) as error:
         raise MonitorSilent(f"{url} cannot be reached: {error or type(error).__name__}") from error
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
-    status = head.partition(b"\r\n")[0].decode("latin-1")
-    if status.split()[1:2] != ["200"]:
-        raise MonitorSilent(f"{url} answers {status[:80]!r} to GET /varz instead of 200")
-    try:
-        return msgspec.json.decode(body, type=MonitoredServer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MonitorSilent(f"{url} does not show the settings of a nats-server: {error}") from error
+    return head.partition(b"\r\n")[0].decode("latin-1"), body

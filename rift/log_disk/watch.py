@@ -13,12 +13,12 @@ If the disk is read-only, a restart does not help, and the broker continues to s
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 import msgspec
 
+from events.jetstream import MonitorSilent, ask_monitor
 from rift.log_disk.reserve import Reserve
 
 POLL_S = 0.25
@@ -49,19 +49,10 @@ class BrokerHealth(NamedTuple):
 
 async def ask_health(monitor: str) -> BrokerHealth:
     """Ask nats-server's monitoring URL once."""
-    parts = urlsplit(monitor)
-    answer = b""
-    with anyio.move_on_after(ANSWER_S):
-        try:
-            async with await anyio.connect_tcp(parts.hostname or "", parts.port or 80) as stream:
-                await stream.send(b"GET /healthz HTTP/1.0\r\n\r\n")
-                async for part in stream:
-                    answer += part
-        except (OSError, anyio.BrokenResourceError):
-            return BrokerHealth(answers=False)
     try:
-        health = msgspec.json.decode(answer.partition(b"\r\n\r\n")[2], type=_Healthz)
-    except msgspec.DecodeError:
+        _, body = await ask_monitor(monitor, "/healthz", within_s=ANSWER_S)
+        health = msgspec.json.decode(body, type=_Healthz)
+    except (MonitorSilent, msgspec.DecodeError, UnicodeDecodeError):
         return BrokerHealth(answers=False)
     # A broker that still reads its store answers with the status "error".
     return BrokerHealth(health.status != "error", health.error)
