@@ -46,11 +46,29 @@ def test_all_problems_are_shown_at_once() -> None:
     assert not ended.stdout
 
 
-@pytest.mark.parametrize("options", [("--port", "x"), ("--port=65536",), ("--engine=tpu",), ("--port",)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--port", "x"),
+        ("--port=65536",),
+        ("--engine=tpu",),
+        ("--port",),
+        ("--workers", "x"),
+        ("--workers=1..",),
+        ("--workers", ""),
+    ],
+)
 def test_a_wrong_option_is_wrong_usage(options: tuple[str, ...]) -> None:
     ended = run(str(OPS / "run"), *options)
     assert ended.returncode == 2
     assert options[0].partition("=")[0] in ended.stderr
+
+
+@pytest.mark.parametrize("options", [("--workers", "0..4"), ("--workers=0..4",), ("--workers", "2")])
+def test_every_number_of_workers_that_rift_up_takes_is_accepted(options: tuple[str, ...]) -> None:
+    """The run ends with the next check, which finds no Python."""
+    ended = run(str(OPS / "run"), *options, RIFT_PYTHON="/bin/false")
+    assert (ended.returncode, "RIFT_PYTHON" in ended.stderr) == (1, True), ended.stderr
 
 
 def test_an_unsupported_python_is_named() -> None:
