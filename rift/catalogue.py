@@ -21,6 +21,10 @@ OUTPUT_TOKENS_DEFAULT = 1024
 # most of them serves a model that does not say it; too large a value only makes refusals later.
 PROMPT_BYTES_PER_TOKEN_MAX = 256
 
+# The native route accepts prompts of up to this many tokens, unless `native_prompt_tokens_max` sets another
+# number; the worker counts them. The other routes accept what fits into the model's context.
+NATIVE_PROMPT_TOKENS_MAX = 8192
+
 NANOUSD_DIGITS = 3
 # Up to a million USD per million tokens, so that a price with digits too many is refused.
 PRICE = re.compile(r"(?P<whole>[0-9]{1,6})(?:\.(?P<part>[0-9]{1,3})0*)?")
@@ -31,6 +35,15 @@ Argument = bool | int | float | str
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+def native_limit(tokens_max: int, context_tokens: int) -> str:
+    """Return the end of the message that refuses a prompt only because of the native route's limit."""
+    return (
+        f"; {tokens_max} tokens is the limit of /v1/inference (setting native_prompt_tokens_max): use "
+        "/v1/chat/completions, /v1/completions or /v1/responses, which accept the model's whole context of "
+        f"{context_tokens} tokens"
+    )
 
 
 class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

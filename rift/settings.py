@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from events.contracts import BODY_BYTES_MAX
 from replay.scaling.hardware import Hardware
 from rift import catalogue
 from rift.catalogue import Catalogue, InvalidCatalogue, Model, Natural, Positive
@@ -72,6 +73,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: Literal["vllm", "sim"] = "vllm"
     hardware: str = "cpu"
     fleet: Literal["local", "kubernetes", "none"] = "local"
+    # A smaller limit would leave too little room for a body's other fields.
+    native_prompt_tokens_max: Annotated[int, msgspec.Meta(ge=1024, le=BODY_BYTES_MAX)] = (
+        catalogue.NATIVE_PROMPT_TOKENS_MAX
+    )
     drain_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
     nats_monitor: str = ""
     broker_unchecked: bool = False

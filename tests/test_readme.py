@@ -42,6 +42,10 @@ def run(service: Service, command: str) -> str:
     return done.stdout
 
 
+def test_the_limit_of_the_native_route_is_the_default_of_its_setting() -> None:
+    assert f"`prompt` (up to {Settings().native_prompt_tokens_max:,} tokens, a setting)" in README
+
+
 def test_it_is_short() -> None:
     assert len(README.splitlines()) <= 150
 

@@ -32,8 +32,9 @@ from rift.settings import Settings
 
 # Prompt lengths start here and double. Shorter prompts would measure the way to the worker and back.
 PROMPT_TOKENS_MIN = 64
-# The native route accepts 8,192 tokens, including the chat template's few.
 PROMPT_TOKENS_MAX = 8000
+# The native route counts the tokens of the chat template, too.
+TEMPLATE_TOKENS = 192
 # The share of the time for prompts; streams get the rest. Each length counts once, by its median answer, and
 # more than nine rounds do not make the median more certain.
 PROMPTS_SHARE = 0.4
@@ -93,9 +94,7 @@ def run(options: Namespace) -> None:
     replica = _replica(options, settings.model)
     url = options.url or _gateway_url(settings)
     key = options.key or _first_key(options)
-    measure = partial(
-        _measure, url, key, settings.model, replica, float(options.seconds), options.concurrency_max
-    )
+    measure = partial(_measure, url, key, settings, replica, float(options.seconds), options.concurrency_max)
     try:
         prompts, running = anyio.run(measure, backend_options={"use_uvloop": True})
     except* httpx.HTTPError as failed:
@@ -128,7 +127,7 @@ def _replica(options: Namespace, model: str) -> Replica:
 
 
 async def _measure(
-    url: str, key: str, model: str, replica: Replica, seconds: float, concurrency_max: int | None
+    url: str, key: str, settings: Settings, replica: Replica, seconds: float, concurrency_max: int | None
 ) -> tuple[list[Prompt], list[Running]]:
     """Measure prompts and steps within about `seconds`. Raises CommandFailed, httpx.HTTPError."""
     async with httpx.AsyncClient(
@@ -138,8 +137,9 @@ async def _measure(
         timeout=STUCK_S,
         trust_env=False,
     ) as client:
-        bench = _Bench(client, model)
-        prompt_tokens_max = min(PROMPT_TOKENS_MAX, replica.context_tokens // 2)
+        bench = _Bench(client, settings.model)
+        accepted_max = settings.native_prompt_tokens_max - TEMPLATE_TOKENS
+        prompt_tokens_max = min(PROMPT_TOKENS_MAX, accepted_max, replica.context_tokens // 2)
         running_max = min(replica.slots, concurrency_max or replica.slots)
         try:
             with anyio.fail_after(2 * seconds + STUCK_S):
@@ -148,7 +148,7 @@ async def _measure(
                 return prompts, await bench.steps(running_max, until_s=start_s + seconds)
         except TimeoutError as error:
             raise CommandFailed(
-                f"{model} answers too slowly for --seconds {seconds:g}; allow more seconds"
+                f"{settings.model} answers too slowly for --seconds {seconds:g}; allow more seconds"
             ) from error
 
 

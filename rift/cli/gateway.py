@@ -38,6 +38,7 @@ def gateway(options: Namespace) -> None:
                 seal_content=settings.seal_content,
                 reserve=installation(options).reserve(options.nats, os.environ),
                 retention_days=settings.retention_days,
+                native_prompt_tokens_max=settings.native_prompt_tokens_max,
                 entropy=secrets.token_bytes,
             )
             await process.run(log, history_log, config, host=settings.host, port=settings.port, stop=stop)

@@ -36,7 +36,7 @@ from rift.gateway.app import Gateway
 from rift.gateway.asgi.body_budget import return_memory
 from rift.gateway.asgi.connections import Connections, connections_max
 from rift.gateway.asgi.server import serve
-from rift.gateway.dialects.dialect import RESPONSES
+from rift.gateway.dialects.dialect import RESPONSES, native_dialect
 from rift.gateway.state import GatewayConfig, LogState
 from rift.gateway.streams.cancellation import Cancellation
 from rift.gateway.streams.delivery import LOG_OUTAGE, STOPPING, Delivery
@@ -159,6 +159,7 @@ def build(
             Responder(state.book, lanes, delivery),
             readers,
         ),
+        native=native_dialect(config.native_prompt_tokens_max),
         requests=RequestRoutes(state, StoredRequests(state, config, lanes, auth, readers), delivery),
         responses=ResponseRoutes(state, responses, delivery),
         models=ModelRoutes(state, config.models, admission),

@@ -8,7 +8,7 @@ from events.book import Book
 from events.fleet import Fleet
 from events.log import Log
 from events.request_history import HistoryReader
-from rift.catalogue import Catalogue
+from rift.catalogue import NATIVE_PROMPT_TOKENS_MAX, Catalogue
 from rift.log_disk.reserve import Reserve
 
 
@@ -34,6 +34,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     seal_content: bool = False
     # Content keys are kept a day longer.
     retention_days: int = 7
+    native_prompt_tokens_max: int = NATIVE_PROMPT_TOKENS_MAX
     shard: int = 0
     reserve: Reserve | None = None
     # Random bytes, for ids and keys.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from events.schema import FinishReason, Problem, RequestAccepted
-from rift.catalogue import OUTPUT_TOKENS_DEFAULT
+from rift.catalogue import OUTPUT_TOKENS_DEFAULT, native_limit
 from rift.engines import Engine, InvalidRequest, Rendered
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,17 @@ async def prepare(engine: Engine, accepted: RequestAccepted) -> PreparedRequest:
     """Encode the prompt and check that prompt and output fit. Raises InvalidRequest."""
     raw = accepted.parameters.raw or accepted.kind == "completion"
     limit = min(accepted.prompt_tokens_max, engine.context_tokens - 1)
-    rendered = await engine.render(accepted.input, accepted.parameters, raw=raw, tokens_max=limit)
+    try:
+        rendered = await engine.render(accepted.input, accepted.parameters, raw=raw, tokens_max=limit)
+    except InvalidRequest as error:
+        if (
+            error.code != "prompt_too_long"
+            or accepted.kind != "inference"
+            or limit == engine.context_tokens - 1
+        ):
+            raise
+        message = error.message + native_limit(limit, engine.context_tokens)
+        raise InvalidRequest(message, code=error.code, param=error.param) from error
     count = len(rendered.prompt_ids)
     room = engine.context_tokens - count
     max_tokens = accepted.parameters.max_tokens

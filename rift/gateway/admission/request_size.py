@@ -10,7 +10,7 @@ import msgspec
 
 from events.contracts import MESSAGE_BYTES_MAX
 from events.schema import Message, RequestAccepted
-from rift.catalogue import OUTPUT_TOKENS_DEFAULT, Model
+from rift.catalogue import OUTPUT_TOKENS_DEFAULT, Model, native_limit
 from rift.gateway.admission import max_cost
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.choices import Choices
@@ -41,18 +41,20 @@ def check_fits(parsed: ParsedRequest, model: Model) -> None:
     """Raise HTTPError (400) if the prompt, or the prompt with `max_tokens`, cannot fit into the context."""
     written = prompt_bytes(parsed.input)
     tokens = max(1, -(-written // model.prompt_bytes_per_token_max))
-    limit = min(model.context_tokens, parsed.prompt_tokens_max or model.context_tokens)
+    context = model.context_tokens
+    limit = min(context, parsed.prompt_tokens_max or context)
+    remedy = "" if limit == context else native_limit(limit, context)
     param = PARAMS[parsed.kind]
     if not isinstance(parsed.input, str) and len(parsed.input) > limit:
         message = (
             f"{param} has {len(parsed.input)} entries, which are at least as many tokens; the limit is "
-            f"{limit} tokens: send fewer"
+            f"{limit} tokens: send fewer{remedy}"
         )
         raise HTTPError(400, message, code="prompt_too_long", param=param)
     if tokens > limit:
         message = (
             f"{param} has {written} bytes, which are at least {tokens} tokens; the limit is {limit} tokens: "
-            "send a shorter prompt"
+            f"send a shorter prompt{remedy}"
         )
         raise HTTPError(400, message, code="prompt_too_long", param=param)
     output = parsed.parameters.max_tokens

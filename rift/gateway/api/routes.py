@@ -30,6 +30,7 @@ PUBLIC = (408,)
 
 class Handlers(NamedTuple):
     submission: Submission
+    native: Dialect
     requests: RequestRoutes
     responses: ResponseRoutes
     models: ModelRoutes
@@ -86,7 +87,7 @@ ROUTES = (
     Route(
         method="POST",
         path="/v1/inference",
-        handler=_submit(NATIVE),
+        handler=lambda to: partial(to.submission.infer, to.native),
         summary="Generate text.",
         body=NATIVE.body,
         parameters=(IDEMPOTENCY_KEY,),

@@ -100,4 +100,9 @@ class BodyBudget:
 
 def too_large(size: int, limit: int) -> HTTPError:
     problem = f"the body has {size} bytes or more, and the limit is {limit}; send a smaller one"
+    if limit < BODY_BYTES_MAX:
+        problem += (
+            f": this is the limit of /v1/inference, and /v1/chat/completions, /v1/completions and "
+            f"/v1/responses accept {BODY_BYTES_MAX} bytes"
+        )
     return HTTPError(413, problem, code="body_too_large")

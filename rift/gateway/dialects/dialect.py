@@ -9,6 +9,7 @@ import msgspec
 
 from events.contracts import BODY_BYTES_MAX
 from events.schema import Kind, Problem
+from rift.catalogue import NATIVE_PROMPT_TOKENS_MAX
 from rift.gateway.completion import Completion
 from rift.gateway.dialects import (
     chat_request,
@@ -72,7 +73,7 @@ NATIVE = Dialect(
     kind="inference",
     body=native.NativeBody,
     parse=native.parse,
-    body_bytes_max=native.BODY_BYTES_MAX,
+    body_bytes_max=native.body_bytes_max(NATIVE_PROMPT_TOKENS_MAX),
     stream=lambda answers, parsed: native.NativeStream(answers[0]),
     whole=lambda answers: native.inference(answers[0]),
     background=lambda answer: (202, native.status(answer, answer.status)),
@@ -106,6 +107,15 @@ RESPONSES = Dialect(
 )
 
 _BY_KIND: dict[str, Dialect] = {each.kind: each for each in (NATIVE, COMPLETIONS, CHAT, RESPONSES)}
+
+
+def native_dialect(prompt_tokens_max: int) -> Dialect:
+    """Return the native dialect of an installation that sets this limit."""
+    return msgspec.structs.replace(
+        NATIVE,
+        parse=partial(native.parse, prompt_tokens_max=prompt_tokens_max),
+        body_bytes_max=native.body_bytes_max(prompt_tokens_max),
+    )
 
 
 def of(kind: Kind) -> Dialect:

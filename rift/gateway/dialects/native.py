@@ -5,22 +5,21 @@ names a point in the log, reveals nothing about other traffic, and is the same f
 replayed.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from events.contracts import BODY_BYTES_MAX
 from events.schema import AttemptStarted, Problem, TokensGenerated
-from rift.catalogue import PROMPT_BYTES_PER_TOKEN_MAX
+from rift.catalogue import NATIVE_PROMPT_TOKENS_MAX, PROMPT_BYTES_PER_TOKEN_MAX
 from rift.gateway.asgi.errors import HTTPError, error_body
 from rift.gateway.completion import Completion
 from rift.gateway.dialects.sampling import Body, ParsedRequest, Sampling, Text, decode, parameters
 
-# The native route accepts prompts of up to this many tokens; the worker counts them.
-PROMPT_TOKENS_MAX = 8192
-
-# Holds a prompt of PROMPT_TOKENS_MAX tokens, each as long as the longest of a model that does not say it.
-# Text with an escape for nearly every character may not fit.
-BODY_BYTES_MAX = PROMPT_TOKENS_MAX * PROMPT_BYTES_PER_TOKEN_MAX
+PROMPT = (
+    f"The text, of up to {NATIVE_PROMPT_TOKENS_MAX:,} tokens (the default of the setting "
+    "`native_prompt_tokens_max`) and at most the model's context. The OpenAI routes accept the whole context."
+)
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -37,7 +36,7 @@ class NativeParameters(Sampling, frozen=True, kw_only=True, forbid_unknown_field
 
 class NativeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
-    prompt: Text
+    prompt: Annotated[Text, msgspec.Meta(description=PROMPT)]
     parameters: NativeParameters = NativeParameters()
     stream: bool = False
     background: bool = False
@@ -47,7 +46,16 @@ class NativeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _body = msgspec.json.Decoder(NativeBody)
 
 
-def parse(data: Body) -> ParsedRequest:
+def body_bytes_max(prompt_tokens_max: int) -> int:
+    """Return the most bytes of a body whose prompt has up to so many tokens.
+
+    Each may be as long as the longest of a model that does not say it. Text with an escape for nearly every
+    character may not fit.
+    """
+    return min(BODY_BYTES_MAX, prompt_tokens_max * PROMPT_BYTES_PER_TOKEN_MAX)
+
+
+def parse(data: Body, prompt_tokens_max: int = NATIVE_PROMPT_TOKENS_MAX) -> ParsedRequest:
     """Raises HTTPError."""
     try:
         body = decode(data, _body)
@@ -70,7 +78,7 @@ def parse(data: Body) -> ParsedRequest:
         stream=body.stream,
         background=body.background,
         store=body.store,
-        prompt_tokens_max=PROMPT_TOKENS_MAX,
+        prompt_tokens_max=prompt_tokens_max,
         max_tokens_param="parameters.max_tokens",
     )
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from rift.gateway.api.schemas import InferenceList
-from rift.gateway.dialects import native
+from rift.gateway.dialects.dialect import NATIVE
 from tests.service import Service, frames, until
 
 MODEL = "smollm2:135m"
@@ -190,7 +190,7 @@ def test_other_refusals(client: httpx.Client) -> None:
 def test_a_body_over_the_limit_is_413_and_the_next_request_is_served(client: httpx.Client) -> None:
     response = client.post("/v1/inference", json=body(prompt="x" * 9_000_000))
     assert response.status_code == 413
-    assert f"limit is {native.BODY_BYTES_MAX}" in problem(response)["message"]
+    assert f"limit is {NATIVE.body_bytes_max}" in problem(response)["message"]
     assert client.post("/v1/inference", json=body()).status_code == 200
 
 

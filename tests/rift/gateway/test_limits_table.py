@@ -11,7 +11,7 @@ from rift.gateway.admission import log_room, log_share, queue_share, rate_limits
 from rift.gateway.admission.log_share import LogCapacity, LogShare
 from rift.gateway.api import account_turns
 from rift.gateway.asgi import body_budget, connections, request, server
-from rift.gateway.dialects import native
+from rift.gateway.dialects.dialect import NATIVE
 from rift.gateway.streams import delivery
 from rift.settings import Settings
 
@@ -43,7 +43,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
     minute = [mib(one.bytes_per_minute("a") or 0) for one in (alone, several)]
     keys = [f"{one.idempotency_keys('a'):,}" for one in (alone, several)]
     content = [f"{one.content_keys('a'):,}" for one in (alone, several)]
-    sizes = f"| {mib(native.BODY_BYTES_MAX)} (`/v1/inference`), {mib(BODY_BYTES_MAX)} (other routes) |"
+    sizes = f"| {mib(NATIVE.body_bytes_max)} (`/v1/inference`), {mib(BODY_BYTES_MAX)} (other routes) |"
     assert sizes in row("a body")
     assert f"| {mib(MESSAGE_BYTES_MAX)}; sealed" in row("a request as it is stored")
     bodies = row("bodies being read")

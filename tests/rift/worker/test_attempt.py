@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from events.schema import RequestFinished, ResponseFormat, TokensGenerated, Tool
@@ -89,6 +90,18 @@ async def test_a_prompt_or_limit_that_does_not_fit_is_invalid(
 ) -> None:
     with pytest.raises(InvalidRequest):
         await prepare(SimEngine(MODEL), accepted(prompt, **parameters))
+
+
+@pytest.mark.parametrize(("limit", "has_remedy"), [(99, True), (4096, False)])
+async def test_the_native_routes_own_limit_names_the_routes_that_accept_more(
+    limit: int, has_remedy: bool
+) -> None:
+    asked = msgspec.structs.replace(accepted("x" * 4 * 4096), prompt_tokens_max=limit)
+    with pytest.raises(InvalidRequest) as refused:
+        await prepare(SimEngine(MODEL), asked)
+    assert (refused.value.code, refused.value.param) == ("prompt_too_long", "prompt")
+    assert ("99 tokens is the limit of /v1/inference" in refused.value.message) is has_remedy
+    assert ("/v1/chat/completions" in refused.value.message) is has_remedy
 
 
 # --- tool calls, grammars and logprobs ------------------------------------------------------------

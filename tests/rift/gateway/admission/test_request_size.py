@@ -1,18 +1,20 @@
 """A prompt that cannot fit is refused before anything is stored, and one that might fit never is."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from events import subjects
 from events.schema import Message, Parameters
-from rift.catalogue import Model
+from rift.catalogue import NATIVE_PROMPT_TOKENS_MAX, Model
 from rift.gateway.admission import request_size
 from rift.gateway.asgi.errors import HTTPError
-from rift.gateway.dialects import native
+from rift.gateway.dialects.dialect import native_dialect
 from rift.gateway.dialects.sampling import ParsedRequest
 from tests.rift.gateway.admission.test_credit import World, live
 from tests.rift.gateway.admission.test_rate_limits import whole
+from tests.simulation import processes
 from tests.simulation.processes import MODEL, MODELS
 
 CONTEXT = MODELS[MODEL].context_tokens
@@ -75,10 +77,44 @@ def test_a_prompt_of_the_longest_tokens_is_left_to_the_engine() -> None:
     request_size.check_fits(parsed(turns[1:]), SMALL)
     with pytest.raises(HTTPError, match="messages has 10001 entries"):
         request_size.check_fits(parsed(turns), SMALL)
-    # The limit of the native route is its own.
-    native_only = {"kind": "inference", "prompt_tokens_max": native.PROMPT_TOKENS_MAX}
-    with pytest.raises(HTTPError, match="the limit is 8192 tokens"):
+
+
+def test_the_native_routes_own_limit_names_the_routes_that_accept_more() -> None:
+    native_only = {"kind": "inference", "prompt_tokens_max": NATIVE_PROMPT_TOKENS_MAX}
+    others = "limit of /v1/inference .*use /v1/chat/completions, .* context of 10000 tokens"
+    with pytest.raises(HTTPError, match=f"the limit is 8192 tokens: .*8192 tokens is the {others}"):
         request_size.check_fits(parsed("x" * 20_000, **native_only), SMALL)
+    # Where the context is the limit, no route accepts more.
+    with pytest.raises(HTTPError, match=r"send a shorter prompt$"):
+        request_size.check_fits(parsed("x" * 20_001, kind="inference", prompt_tokens_max=10_000), SMALL)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(CONTEXT, "max_tokens_too_large"), (20, "body_too_large")])
+def test_the_setting_limits_the_native_route_only(
+    limit: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = partial(processes.GatewayConfig, native_prompt_tokens_max=limit)
+    monkeypatch.setattr(processes, "GatewayConfig", config)
+    text = "x" * 21 * MODELS[MODEL].prompt_bytes_per_token_max
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway(served=(MODEL,))
+        codes = []
+        for path, body in bodies(text, CONTEXT).items():
+            _, code = await whole(world.ask(gateway, path, **body))
+            codes.append(code)
+        assert codes == [expected, *["max_tokens_too_large"] * 3]
+
+    live(test)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size"), [(1024, 256 << 10), (8192, 2 << 20), (16_384, 4 << 20), (10**6, 8 << 20)]
+)
+def test_a_body_of_the_native_route_has_room_for_its_longest_prompt(tokens: int, size: int) -> None:
+    dialect = native_dialect(tokens)
+    assert dialect.body_bytes_max == size
+    assert dialect.parse(b'{"model":"m","prompt":"x"}').prompt_tokens_max == tokens
 
 
 def test_text_that_a_template_may_leave_out_does_not_count() -> None:

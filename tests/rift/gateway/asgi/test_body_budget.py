@@ -18,7 +18,7 @@ from rift.gateway.asgi.body_budget import (
 )
 from rift.gateway.asgi.errors import ClientGone, HTTPError
 from rift.gateway.asgi.request import Request
-from rift.gateway.dialects import native
+from rift.gateway.dialects.dialect import NATIVE
 from tests.scripted import MODEL, Served
 
 pytestmark = pytest.mark.anyio
@@ -156,9 +156,10 @@ async def test_bodies_that_are_held_open_stop_their_account_only(served: Served)
             assert time.monotonic() < deadline_s
         # The native route accepts short prompts only, so its bodies are smaller.
         native_body = b'{"model":"%b","prompt":"hi","parameters":{}%b}'
-        padded = native_body % (MODEL.encode(), b" " * native.BODY_BYTES_MAX)
+        padded = native_body % (MODEL.encode(), b" " * NATIVE.body_bytes_max)
         refused = client.post("/v1/inference", content=padded, headers={"content-type": "application/json"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
+        assert f"/v1/responses accept {BODY_BYTES_MAX} bytes" in refused.json()["error"]["message"]
 
 
 async def test_a_body_without_a_valid_key_is_not_kept(
