@@ -7,9 +7,11 @@ Readers stream line by line, and their errors name the file and the line.
 import csv
 import gzip
 import hashlib
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +22,10 @@ from replay.errors import ReplayError
 
 # A larger time is in another unit, or infinite.
 SECONDS_MAX = 1e11
+AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+SERVEGEN_COLUMNS = ("t_s", "client", "input_tokens", "output_tokens")
+# Spreadsheets separate with semicolons where a comma marks the fraction.
+DELIMITERS = ",;\t"
 FORMATS = ("azure", "mooncake", "servegen", "log")
 
 
@@ -65,11 +71,13 @@ def of_rows(rows: Iterable[tuple[int, int, int]]) -> list[TraceRequest]:
 
 def guessed(path: Path) -> str:
     """Return the format that a file's name implies. Raises InvalidTrace."""
-    if path.suffix == ".jsonl":
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith((".jsonl", ".ndjson")):
         return "mooncake"
-    if path.name.endswith((".csv", ".csv.gz")):
+    if name.endswith(".csv"):
         with _opened(path) as lines:
-            return "azure" if lines.readline().startswith("TIMESTAMP") else "servegen"
+            _, header = _csv(lines)
+            return "azure" if AZURE_COLUMNS[0].casefold() in header else "servegen"
     raise InvalidTrace(f"{path}: say what it is with --trace-format: {', '.join(FORMATS)}")
 
 
@@ -79,36 +87,41 @@ def keeps(client: str, thin: int) -> bool:
 
 
 def _azure(path: Path, lines: TextIO, thin: int) -> Iterator[TraceRequest]:
-    """Columns: TIMESTAMP, ContextTokens, GeneratedTokens."""
+    """AZURE_COLUMNS; a time without a zone is UTC."""
 
     def seconds(text: str) -> float:
-        # The fraction has seven digits, one more than datetime accepts.
-        return datetime.fromisoformat(text[:26] + "+00:00").timestamp()
+        iso = text.removesuffix("UTC").rstrip().replace(" +", "+").replace(" -", "-")
+        at = datetime.fromisoformat(iso)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
-    for number, row in _rows(path, lines, ("TIMESTAMP", "ContextTokens", "GeneratedTokens")):
-        yield _asked(path, number, seconds, row)
+    for number, (at, prompt, output) in _rows(path, lines, AZURE_COLUMNS):
+        yield _asked(path, number, seconds, (at, prompt, output), AZURE_COLUMNS[1:])
 
 
 def _servegen(path: Path, lines: TextIO, thin: int) -> Iterator[TraceRequest]:
-    """Columns: t_s, client, input_tokens, output_tokens; further columns are ignored."""
+    """SERVEGEN_COLUMNS."""
     clients: dict[str, bool] = {}
-    for number, row in _rows(path, lines, ("t_s", "client", "input_tokens", "output_tokens")):
-        kept = clients.get(row[1])
+    for number, (at, client, prompt, output) in _rows(path, lines, SERVEGEN_COLUMNS):
+        kept = clients.get(client)
         if kept is None:
-            kept = clients[row[1]] = keeps(row[1], thin)
+            kept = clients[client] = keeps(client, thin)
         if kept:
-            yield _asked(path, number, float, (row[0], row[2], row[3]))
+            yield _asked(path, number, float, (at, prompt, output), SERVEGEN_COLUMNS[2:])
 
 
 def _mooncake(path: Path, lines: TextIO, thin: int) -> Iterator[TraceRequest]:
     """JSON lines: timestamp in ms, input_length, output_length."""
-    decoder = msgspec.json.Decoder(_Mooncake)
+    # Some writers quote numbers.
+    names = ("input_length", "output_length")
+    decoder = msgspec.json.Decoder(_Mooncake, strict=False)
     for number, line in enumerate(lines, start=1):
+        if line.isspace():
+            continue
         try:
             one = decoder.decode(line)
         except msgspec.DecodeError as error:
             raise InvalidTrace(f"{path}:{number}: {error}") from error
-        yield _asked(path, number, float, (one.timestamp / 1000, one.input_length, one.output_length))
+        yield _asked(path, number, float, (one.timestamp / 1000, one.input_length, one.output_length), names)
 
 
 READERS: dict[str, Callable[[Path, TextIO, int], Iterator[TraceRequest]]] = {
@@ -120,27 +133,48 @@ READERS: dict[str, Callable[[Path, TextIO, int], Iterator[TraceRequest]]] = {
 
 def _opened(path: Path) -> TextIO:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _csv(lines: TextIO) -> tuple[Iterator[tuple[int, list[str]]], list[str]]:
+    """Return the rows that are not blank, each with its last line number, and the folded header."""
+    blank, first = 0, ""
+    for first in lines:
+        if not first.isspace():
+            break
+        blank += 1
+    delimiter = max(DELIMITERS, key=first.count)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=True)
+    rows = ((blank + reader.line_num, [value.strip() for value in row]) for row in reader)
+    filled = ((number, row) for number, row in rows if any(row))
+    _, header = next(filled, (1, []))
+    return filled, [name.casefold() for name in header]
 
 
 def _rows(path: Path, lines: TextIO, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    rows = csv.reader(lines)
-    header = next(rows, [])
-    if header[: len(columns)] != list(columns):
+    """Yield the named columns of each row; their order is free, and further columns are ignored."""
+    rows, header = _csv(lines)
+    try:
+        indexes = [header.index(name.casefold()) for name in columns]
+    except ValueError as error:
         raise InvalidTrace(
             f"{path}:1: the columns are {','.join(header)!r}; expected are {','.join(columns)!r}"
-        )
-    for number, row in enumerate(rows, start=2):
-        if len(row) < len(columns):
-            raise InvalidTrace(f"{path}:{number}: {len(row)} values, expected are {len(columns)}")
-        yield number, row
+        ) from error
+    for number, row in rows:
+        if len(row) <= max(indexes):
+            raise InvalidTrace(f"{path}:{number}: {len(row)} values, expected are {max(indexes) + 1}")
+        yield number, [row[index] for index in indexes]
 
 
-def _asked(path: Path, number: int, seconds: Callable[[Any], float], row: Sequence[Any]) -> TraceRequest:
+def _asked(
+    path: Path, number: int, seconds: Callable[[Any], float], row: Sequence[Any], names: Sequence[str]
+) -> TraceRequest:
+    """`names` are those of the two counts, for messages."""
     try:
+        prompt, output = map(_count, row[1:], names)
         # A request without output tokens still costs its prefill.
-        one = TraceRequest(seconds(row[0]), int(row[1]), max(1, int(row[2])))
+        one = TraceRequest(seconds(row[0]), prompt, max(1, output))
     except ValueError as error:
         raise InvalidTrace(f"{path}:{number}: {error}") from error
     if not 0 <= one.at_s < SECONDS_MAX or one.prompt_tokens < 0:
@@ -148,6 +182,17 @@ def _asked(path: Path, number: int, seconds: Callable[[Any], float], row: Sequen
             f"{path}:{number}: expected a time in seconds and a count, got {row[0]} and {row[1]}"
         )
     return one
+
+
+def _count(value: Any, name: str) -> int:
+    """Return a count. Programs write those of a column with gaps as 12.0. Raises ValueError."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return int(number)
 
 
 def _from_zero(found: list[TraceRequest], where: Path | str) -> list[TraceRequest]:

@@ -35,6 +35,72 @@ def test_each_format_is_read_in_order_of_time_from_its_first_request(tmp_path: P
     assert traces.read(servegen, "servegen") == [TraceRequest(0.0, 235, 1), TraceRequest(0.25, 274, 395)]
 
 
+TIMES = ("2023-11-16 18:15:46.6805900", "2023-11-16 18:15:48.1805900")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        TIMES,
+        ("2024-05-10 00:00:00+00:00", "2024-05-10 00:00:01.500000+00:00"),
+        ("2024-05-10 00:00:00.0099300+00:00", "2024-05-10 00:00:01.5099300+00:00"),
+        ("2024-05-10T00:00:00Z", "2024-05-10T00:00:01.5Z"),
+        ("2024-05-10T02:00:00+02:00", "2024-05-10T00:00:01.5Z"),
+        ("2024-05-10 02:00:00 +0200", "2024-05-10 00:00:01.5 UTC"),
+        ("2024-05-10 00:00:00", "2024-05-10 00:00:01.5"),
+    ],
+)
+def test_times_are_read_with_and_without_zone_and_fraction(tmp_path: Path, first: str, second: str) -> None:
+    text = f"TIMESTAMP,ContextTokens,GeneratedTokens\n{first},374,44\n{second},396,109\n"
+    assert traces.read(written(tmp_path, "a.csv", text), "azure") == [
+        TraceRequest(0.0, 374, 44),
+        TraceRequest(pytest.approx(1.5), 396, 109),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n{0},374,44\n{1},396,109",
+        "\ufeffTIMESTAMP,ContextTokens,GeneratedTokens\r\n{0},374,44\r\n{1},396,109\r\n",
+        "TIMESTAMP,ContextTokens,GeneratedTokens\r{0},374,44\r{1},396,109\r",
+        "\nTIMESTAMP,ContextTokens,GeneratedTokens\n\n{0},374,44\n , ,\n{1},396,109\n\n\n",
+        '"TIMESTAMP","ContextTokens","GeneratedTokens"\n"{0}","374","44"\n"{1}","396","109"\n',
+        "TIMESTAMP, ContextTokens , GeneratedTokens\n{0}, 374 , 44\n{1}, 396, 109\n",
+        "timestamp;contexttokens;generatedtokens\n{0};374;44\n{1};396;109\n",
+        "TIMESTAMP\tContextTokens\tGeneratedTokens\n{0}\t374.0\t44.0\n{1}\t396\t109\n",
+        'note,GeneratedTokens,TIMESTAMP,ContextTokens\n"a\nb",44,{0},374\nx,109,{1},396\n',
+    ],
+)
+def test_csv_is_read_as_common_programs_write_it(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, "A.CSV", text.format(*TIMES))
+    assert traces.guessed(path) == "azure"
+    assert traces.read(path, "azure") == [
+        TraceRequest(0.0, 374, 44),
+        TraceRequest(pytest.approx(1.5), 396, 109),
+    ]
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz", "m.ndjson"])
+def test_json_lines_are_read_as_common_programs_write_them(tmp_path: Path, name: str) -> None:
+    text = (
+        '\ufeff{"output_length": 500.0, "timestamp": 1500.0, "input_length": 6758, "extra": {}}\r\n\r\n'
+        ' {"timestamp": "2000", "input_length": "6758", "output_length": "500"} \r\n \n'
+    )
+    path = written(tmp_path, name, text)
+    assert traces.guessed(path) == "mooncake"
+    assert traces.read(path, "mooncake") == [TraceRequest(0.0, 6758, 500), TraceRequest(0.5, 6758, 500)]
+
+
+def test_a_wrong_line_has_its_number_in_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", 'TIMESTAMP,ContextTokens,GeneratedTokens\n\n"x\ny",1,2\n')
+    with pytest.raises(InvalidTrace, match=r"a\.csv:4: "):
+        traces.read(path, "azure")
+    path = written(tmp_path, "m.jsonl", "\n\n{")
+    with pytest.raises(InvalidTrace, match=r"m\.jsonl:3: "):
+        traces.read(path, "mooncake")
+
+
 def test_the_logs_rows(tmp_path: Path) -> None:
     rows = [(7_000_000_000, 10, 20), (5_000_000_000, 1, 0)]
     assert traces.of_rows(rows) == [TraceRequest(0.0, 1, 1), TraceRequest(2.0, 10, 20)]
@@ -55,7 +121,12 @@ def test_thinning_keeps_whole_clients_and_the_same_ones(tmp_path: Path) -> None:
     ("name", "kind", "text", "message"),
     [
         ("a.csv", "azure", AZURE + "yesterday,1,2\n", "a.csv:3: Invalid isoformat"),
-        ("a.csv", "azure", AZURE + "2023-11-16 18:15:48,x,2\n", "a.csv:3: invalid literal"),
+        (
+            "a.csv",
+            "azure",
+            AZURE + "2023-11-16 18:15:48,x,2\n",
+            "a.csv:3: ContextTokens must be a whole number, got 'x'",
+        ),
         ("a.csv", "azure", AZURE + "2023-11-16 18:15:48,1\n", "a.csv:3: 2 values, expected are 3"),
         ("a.csv", "azure", "time,in,out\n", "a.csv:1: the columns are 'time,in,out'"),
         ("a.csv", "azure", AZURE.splitlines()[0], "a.csv: it contains no request"),
