@@ -125,6 +125,14 @@ def parsed(data: bytes, overrides: dict[str, Any], *, where: str) -> Settings:
         tables = msgspec.toml.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidSettings(f"{where}: {error}") from error
+    # The processes of an installation do not all get the same options, so the file must be valid by itself.
+    settings = _checked(tables, {}, where)
+    return _checked(tables, overrides, where) if overrides else settings
+
+
+def _checked(tables: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Settings:
+    """Return the settings of a decoded file and options. Raises InvalidSettings."""
+    tables = dict(tables)
     try:
         if "replicas" in tables:
             if "log_replicas" in tables:
@@ -138,12 +146,25 @@ def parsed(data: bytes, overrides: dict[str, Any], *, where: str) -> Settings:
             raise InvalidSettings(
                 f"model {settings.model!r} is not in the catalogue; known models: {', '.join(known)}"
             )
+        _check_hardware(settings)
         for url in settings.monitors():
             _check_monitor(url)
         scale = _checked_scale(settings, tables.get("scale", {}), has_option="workers" in overrides)
     except (msgspec.ValidationError, InvalidCatalogue) as error:
         raise InvalidSettings(f"{where}: {error}") from error
     return msgspec.structs.replace(settings, scale=scale)
+
+
+def _check_hardware(settings: Settings) -> None:
+    """Raise InvalidSettings if no model has a profile of the hardware."""
+    name = settings.hardware
+    profiles = {profile for model in settings.catalogue().values() for profile in model.profiles}
+    # A model without profiles runs on the CPU.
+    if name not in (known := sorted({"cpu", *profiles})):
+        raise InvalidSettings(
+            f"hardware: no model has a profile for {name!r}; known: {', '.join(known)}; to add one, see "
+            f"`rift models add --help`, or write models.NAME.profiles.{name} in rift.toml"
+        )
 
 
 def _check_monitor(url: str) -> None:

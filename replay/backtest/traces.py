@@ -138,7 +138,7 @@ def _opened(path: Path) -> TextIO:
 
 
 def _csv(lines: TextIO) -> tuple[Iterator[tuple[int, list[str]]], list[str]]:
-    """Return the rows that are not blank, each with its last line number, and the folded header."""
+    """Return the rows that are not blank, each with its last line number, and the lower-case header."""
     blank, first = 0, ""
     for first in lines:
         if not first.isspace():

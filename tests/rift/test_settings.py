@@ -48,6 +48,35 @@ def test_a_monitoring_url_that_cannot_be_read_is_named(tmp_path: Path, url: str)
         settings(tmp_path, f'nats_monitor = "http://nats-0:8222,{url}"')
 
 
+@pytest.mark.parametrize(
+    ("toml", "option", "message"),
+    [
+        ('port = "x"', {"port": 0}, "port"),
+        ("port = 70000", {"port": 0}, "port"),
+        ("host = 1", {"host": "::1"}, "host"),
+        ('engine = "tpu"', {"engine": "sim"}, "engine"),
+        ('model = "none"', {"model": "deepseek-v3"}, "model 'none' is not in the catalogue"),
+        ('workers = "4..1"', {"workers": "2"}, "workers: must be N or MIN..MAX"),
+        ('workers = "x"', {"workers": "2"}, "workers"),
+    ],
+)
+def test_an_option_does_not_hide_an_invalid_setting(
+    tmp_path: Path, toml: str, option: dict[str, Any], message: str
+) -> None:
+    """The processes of an installation do not all get the option, so another one would refuse the file."""
+    with pytest.raises(InvalidSettings, match=message):
+        settings(tmp_path, toml, **option)
+
+
+def test_hardware_without_a_profile_is_refused_with_the_known_names(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"hardware: .*'h100'; known: cpu, mi300x; .*profiles\.h100"):
+        settings(tmp_path, 'hardware = "h100"')
+    assert settings(tmp_path, 'hardware = "mi300x"').hardware == "mi300x"
+    own = 'hardware = "h100"\n[models."m:1"]\nsource = "a/b"\ncontext_tokens = 512\nprompt_usd = "1"\n'
+    own += 'output_usd = "1"\n[models."m:1".profiles.h100]\ngpus = 1\n'
+    assert settings(tmp_path, own).hardware == "h100"
+
+
 def test_each_server_of_a_cluster_has_its_monitoring_url(tmp_path: Path) -> None:
     assert Settings().monitors() == []
     urls = ["http://nats-0.nats:8222", "http://[::1]:8222/base"]
