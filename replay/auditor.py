@@ -1,8 +1,8 @@
 """Check an invoice without trusting its issuer: `python auditor.py DIR`, where DIR is an audit export.
 
 This file is for the customer. It needs Python 3.9 or newer and the standard library, and shares no code with
-the service behind the invoice. Exit status 0: the invoice is right. 1: it differs; each difference is a line.
-2: a file is missing or malformed. DIR holds:
+the service behind the invoice. Exit status 0: the invoice is right. 1: it differs; each difference is a line,
+but of a log that is wrong itself only the first problem. 2: a file is missing or malformed. DIR holds:
 
     invoice.json   the invoice that is claimed
     chain.jsonl    the manifest of each segment of the log; each names the SHA-256 of the one before it
@@ -13,8 +13,6 @@ Two things cannot be checked here: whether the printed heads of the chains are t
 them), and whether the operator withheld a record.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
@@ -24,6 +22,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# An older Python reads the file up to here, so nothing above or below has syntax that 3.6 does not know.
+if sys.version_info < (3, 9):  # noqa: UP036
+    sys.exit(print("auditor.py needs Python 3.9 or newer: run it with another one", file=sys.stderr) or 2)
 
 CHARGEABLE = ("stop", "length", "tool_calls", "cancelled", "revoked", "expired")
 SECOND_NS = 10**9
@@ -42,7 +44,7 @@ class Terms(NamedTuple):
     model: str
     plan: str
     price_version: int
-    group: str | None
+    group: "str | None"
     book: int
 
 
@@ -67,9 +69,7 @@ class AuditedRequest:
         self.finish_reason = ""
         self.ended_by = ""
         self.end: tuple[Place, int] = (("", 0, 0), 0)  # the last event so far and its time
-        self.prompt_tokens = 0
-        self.cached_tokens = 0
-        self.output_tokens = 0
+        self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
 
     def fold(self, event: Any, place: Place, at_ns: int) -> None:
         if self.finish_reason:
@@ -216,8 +216,8 @@ class Audit:
         self.folder = folder
         self.at = ""
         self.wrong: list[str] = []
-        self.account = ""
-        self.period = ""
+        self.is_log_wrong = True  # until it is read
+        self.account = self.period = ""
         self.records = 0
         self.chain = Chain()
         self.book = AuditedBook()
@@ -232,12 +232,12 @@ class Audit:
         self.read_chain()
         self.read_records({(row["stream"], row["first"]): row["nodes"] for row in self.read("proofs.jsonl")})
         self.check_terms()
+        self.is_log_wrong = bool(self.wrong)
         computed = self.invoice()
         claimed_values = dict(leaves(claimed))
         computed_values = dict(leaves(computed))
         for name in sorted({*claimed_values, *computed_values}):
-            claim = claimed_values.get(name)
-            value = computed_values.get(name)
+            claim, value = claimed_values.get(name), computed_values.get(name)
             if claim != value:
                 self.wrong.append(f"invoice{name} is {claim}, by the log it is {value}")
         return computed
@@ -245,10 +245,10 @@ class Audit:
     def read(self, name: str) -> Iterator[Any]:
         """Yield the values of a file, one a line."""
         self.at = name
-        with Path(self.folder, name).open(encoding="utf-8", newline="\n") as file:
+        with Path(self.folder, name).open("rb") as file:
             for number, line in enumerate(file, 1):
                 self.at = f"{name} line {number}"
-                yield parse(line)
+                yield parse(line.decode())
 
     def read_chain(self) -> None:
         for row in self.read("chain.jsonl"):
@@ -262,17 +262,22 @@ class Audit:
             stream, first = segment
             last, root = self.chain.segments.get(segment, (0, ""))
             hashes: dict[int, bytes] = {}  # by the record's index in the segment
+            # Problems of rows and proof come before those of the events, which may follow from them.
+            place = len(self.wrong)
             for row in rows:
                 position = (row["stream"], row["sequence"])
                 if position <= before or not first <= row["sequence"] <= last:
-                    self.wrong.append(f"{self.at}: out of order, here twice, or in no segment of the chain")
+                    self.wrong.insert(place, f"{self.at}: out of order, twice, or in no segment of the chain")
+                    place += 1
                     continue
                 before = position
                 hashes[row["sequence"] - first] = record_hash(row)
                 self.fold_record(row)
             self.records += len(hashes)
             if root != merkle_root(last - first + 1, hashes, proofs.pop(segment, ["00"])):
-                self.wrong.append(f"records.jsonl: no proof of {stream}:{first} to {last}")
+                self.wrong.insert(
+                    place, f"records.jsonl: no proof of {stream}:{first} to {last}: one is missing or changed"
+                )
         self.wrong += [f"proofs.jsonl: {stream}:{first} belongs to no record" for stream, first in proofs]
 
     def fold_record(self, row: Any) -> None:
@@ -421,15 +426,8 @@ def record_hash(row: Any) -> bytes:
     events = [sha256(event["json"]) if isinstance(event, dict) else event for event in row["events"]]
     if any(len(event) != 64 for event in events):
         raise ValueError("an event is neither JSON nor a SHA-256")
-    fields = [
-        row["stream"],
-        row["sequence"],
-        row["at_ns"],
-        row["content"],
-        "".join(events) or "-",
-        row["subject"],
-        row["writer"],
-    ]
+    fields = [row["stream"], row["sequence"], row["at_ns"], row["content"], "".join(events) or "-"]
+    fields += [row["subject"], row["writer"]]
     return bytes.fromhex(sha256(" ".join(map(str, fields))))
 
 
@@ -459,9 +457,7 @@ def whole_seconds(spans: list[list[int]], older: list[list[int]]) -> int:
     for (start, end), weight in weighted:
         changes.append((start, weight))
         changes.append((end, -weight))
-    running = 0
-    since = 0
-    seconds = 0
+    running = since = seconds = 0
     for at_ns, group in groupby(sorted(changes), lambda change: change[0]):
         before = running
         running = running + sum(weight for _, weight in group)
@@ -477,10 +473,16 @@ def main(folder: str = ".") -> int:
     try:
         bill = audit.check()
     except NONSENSE as error:
-        print(*audit.wrong, f"unreadable: {audit.at}: {error!r}", sep="\n", file=sys.stderr)
-        return 2
+        why = getattr(error, "strerror", None) or (
+            f"{error} is missing" if type(error) is KeyError else error
+        )
+        if not audit.wrong:
+            print(f"unreadable: {audit.at}: {why}", file=sys.stderr)
+            return 2
+    if audit.is_log_wrong:
+        del audit.wrong[1:]  # the others may only follow from the first
     if audit.wrong:
-        print("different:", *audit.wrong, sep="\n")
+        print("different:", *audit.wrong, sep="\n" if audit.wrong[1:] else " ")
         return 1
     total = bill["total_nanousd"]
     usd = f"{'-' if total < 0 else ''}{abs(total) // 10**9}.{abs(total) % 10**9:09}"

@@ -250,7 +250,7 @@ def test_bug_the_price_in_force_is_not_taken(scribe: Scribe, tmp_path: Path, cap
         cheated.now_ns = scribe.now_ns
         request = cheated.finished_request(**fields)
         code, output = run(exported(cheated, tmp_path / str(number)), capsys)
-        assert (code, output) == (1, f"different:\n{request}: {words}\n")
+        assert (code, output) == (1, f"different: {request}: {words}\n")
 
 
 # --- rules that random histories seldom reach
