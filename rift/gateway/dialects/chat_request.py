@@ -163,10 +163,9 @@ def _message(message: ChatMessage, param: str) -> Message:
         raise wrong(f"{param}.function_call", "use `tool_calls` instead", code="unsupported")
     if message.tool_calls and message.role != "assistant":
         raise wrong(f"{param}.tool_calls", "only an assistant message may have tool calls")
-    if message.content is None and not (
-        message.role == "assistant" and (message.tool_calls or message.refusal)
-    ):
-        raise wrong(f"{param}.content", "text is required, except in an assistant message with tool calls")
+    # An assistant's turn that ended within its reasoning, or before any text, has none.
+    if message.content is None and message.role != "assistant":
+        raise wrong(f"{param}.content", "text is required, except in an assistant message")
     if message.role == "tool" and not message.tool_call_id:
         raise wrong(f"{param}.tool_call_id", "a tool message must name the call that it answers")
     calls = (

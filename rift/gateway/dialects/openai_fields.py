@@ -64,14 +64,15 @@ TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", 
 
 
 def text_of(content: str | list[Part] | None, param: str) -> str:
-    """Return the text of a message. Raises HTTPError."""
+    """Return the text of a message: each part that has text is a line, as in vLLM. Raises HTTPError."""
     if content is None or isinstance(content, str):
         return content or ""
     for at, part in enumerate(content):
         if part.type not in TEXT_PARTS:
             words = f"only text is supported, got {part.type!r}"
             raise wrong(f"{param}[{at}].type", words, code="unsupported")
-    return "".join(part.text or part.refusal for part in content)
+    texts = (part.text or part.refusal for part in content)
+    return "\n".join(text for text in texts if text)
 
 
 def tool(function: Function, param: str) -> Tool:

@@ -70,12 +70,75 @@ def test_a_conversation_with_tools_becomes_messages() -> None:
     call = ToolCall(id="call_1", name="weather", arguments="{}")
     assert said.input == (
         Message(role="developer", content="be brief"),
-        Message(role="user", content="ab"),
+        Message(role="user", content="a\nb"),
         Message(role="assistant", reasoning="hm", tool_calls=(call,)),
         Message(role="tool", content="rain", tool_call_id="call_1"),
     )
     assert said.parameters.tools == (Tool(name="weather", parameters='{"type": "object"}'),)
     assert (said.parameters.tool_choice, said.parameters.tool_name) == ("function", "weather")
+
+
+@pytest.mark.parametrize("kind", ["text", "refusal"])
+def test_text_parts_are_lines_of_a_chats_turn(kind: str) -> None:
+    parts = [{"type": kind, kind: text} for text in ("one", "", "two")]
+    assert chat(messages=[{"role": "assistant", "content": parts}]).input == (
+        Message(role="assistant", content="one\ntwo"),
+    )
+
+
+def test_text_parts_are_lines_of_a_responses_items() -> None:
+    parts = [{"type": "input_text", "text": text} for text in ("one", "", "two")]
+    said = response(
+        input=[
+            {"role": "user", "content": parts},
+            {"type": "reasoning", "summary": parts},
+            {"type": "function_call", "call_id": "1", "name": "weather", "arguments": ""},
+            {"type": "function_call_output", "call_id": "1", "output": parts},
+        ]
+    )
+    call = ToolCall(id="1", name="weather", arguments="")
+    assert said.input == (
+        Message(role="user", content="one\ntwo"),
+        Message(role="assistant", reasoning="one\ntwo", tool_calls=(call,)),
+        Message(role="tool", content="one\ntwo", tool_call_id="1"),
+    )
+
+
+@pytest.mark.parametrize("content", [{"content": None}, {"content": ""}, {"content": []}, {}])
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        ({"reasoning": "hm"}, {"reasoning": "hm"}),
+        ({"reasoning_content": "hm", "tool_calls": []}, {"reasoning": "hm"}),
+        ({"tool_calls": [CALL]}, {"tool_calls": (ToolCall(id="call_1", name="weather", arguments="{}"),)}),
+        ({"refusal": "no"}, {"content": "no"}),
+        ({"reasoning": None, "tool_calls": None}, {}),
+    ],
+)
+def test_an_assistants_turn_needs_no_text(
+    turn: dict[str, Any], said: dict[str, Any], content: dict[str, Any]
+) -> None:
+    messages = [{"role": "assistant"} | content | turn, {"role": "user", "content": "go on"}]
+    assert chat(messages=messages).input == (
+        Message(role="assistant", **said),
+        Message(role="user", content="go on"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({"type": "reasoning", "summary": [], "content": None}, {}),
+        ({"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]}, {"reasoning": "hm"}),
+        ({"role": "assistant", "content": None}, {}),
+        ({"role": "assistant", "content": []}, {}),
+    ],
+)
+def test_an_assistants_item_needs_no_text(item: dict[str, Any], said: dict[str, Any]) -> None:
+    assert response(input=[item, {"role": "user", "content": "go on"}]).input == (
+        Message(role="assistant", **said),
+        Message(role="user", content="go on"),
+    )
 
 
 def test_a_tool_choice_without_tools_is_dropped() -> None:
@@ -153,7 +216,7 @@ def test_many_calls_of_one_turn_are_read_in_a_moment() -> None:
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
-        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "system", "content": None}]}, "messages[0].content"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
