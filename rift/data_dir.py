@@ -170,6 +170,20 @@ class DataDir:
         except OSError as error:
             raise DataDirError(f"{self.folder}/lock cannot be used: {error.strerror}") from error
 
+    def is_locked(self) -> bool:
+        """Return whether a `rift up` runs here."""
+        try:
+            handle = os.open(self.folder / "lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
     def clear_temporary(self) -> None:
         """Remove what the engines of this or an earlier start left behind."""
         for path in self.temporary.parent.glob(f"{self._temporary_prefix}*"):

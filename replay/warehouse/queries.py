@@ -22,6 +22,8 @@ ROWS_MAX = 100_000
 TIME_MAX_S = SQL_ANSWER_S
 # The JSON of an answer's columns and rows.
 BYTES_MAX = REPLY_BYTES_MAX
+# DuckDB's messages repeat values of the question, however long they are.
+ERROR_CHARACTERS_MAX = 2000
 # A chunk of DuckDB has 2,048 rows. This many become Python's objects at a time, so that a wide answer is
 # refused before it takes memory.
 FETCH_ROWS = 64
@@ -86,7 +88,8 @@ class Queries:
         except (duckdb.PermissionException, duckdb.TransactionException) as error:
             raise QueryRefused(f"{_first_line(error)}; {allowed}") from error
         except duckdb.Error as error:
-            raise QueryRefused(ZONED if "pytz" in str(error) else str(error)) from error
+            words = ZONED if "pytz" in str(error) else str(error)[:ERROR_CHARACTERS_MAX]
+            raise QueryRefused(words) from error
 
     def read(self, questions: Iterable[Question]) -> list[QueryResult]:
         """Answer queries of this package, all as of the same moment. Raises QueryRefused."""
@@ -109,8 +112,10 @@ class Queries:
     ) -> QueryResult:
         statements = cursor.extract_statements(text)
         kinds = [statement.type.name for statement in statements]
+        if not kinds:
+            raise QueryRefused(f"the question is empty; {allowed}")
         if kinds != ["SELECT"]:
-            raise QueryRefused(f"{' and '.join(kinds) or 'nothing'} is not answered; {allowed}")
+            raise QueryRefused(f"{' and '.join(kinds)} is not answered; {allowed}")
         self._check_names(cursor, text, allowed)
         cursor.execute("begin transaction read only")
         cursor.execute(statements[0])

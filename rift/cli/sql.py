@@ -47,8 +47,10 @@ def sql(options: Namespace) -> None:
 
 
 def _query_file(options: Namespace, silent: BaseExceptionGroup[LogError]) -> QueryResult:
-    database = installation(options).database
-    if options.nats or not database.exists():
+    folder = installation(options)
+    database = folder.database
+    # Under `rift up` control is starting again: it will answer, and has the file open.
+    if options.nats or folder.is_locked() or not database.exists():
         raise CommandFailed(first_message(silent))
 
     async def ask() -> QueryResult:

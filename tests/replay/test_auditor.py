@@ -306,10 +306,11 @@ def test_an_event_that_stands_elsewhere_is_nobodys(
     assert run(exported(scribe, tmp_path / "sound"), capsys)[0] == 0
     monkeypatch.setattr(audit_export._Shard, "shown", lambda part, record: [True for _ in record.events])
     folder = tmp_path / "shown"
-    # The exporter checks itself, and removes a failed export, which is the forged one here.
-    with monkeypatch.context() as kept, pytest.raises(audit_export.AuditError, match="does not hold request"):
+    # The exporter checks itself and removes a failed export, which is the forged one here.
+    with monkeypatch.context() as kept:
         kept.setattr(Path, "unlink", lambda file: None)
-        exported(scribe, folder)
+        with pytest.raises(audit_export.AuditError, match="does not hold request"):
+            exported(scribe, folder)
     (tmp_path / "sound" / "records.jsonl").write_bytes((folder / "records.jsonl").read_bytes())
     (tmp_path / "sound" / "proofs.jsonl").write_bytes((folder / "proofs.jsonl").read_bytes())
     code, output = run(tmp_path / "sound", capsys)

@@ -8,11 +8,15 @@ import socket
 import stat
 import subprocess
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from events.log import LogError
 from rift import nats_server, settings
+from rift.cli import sql
+from rift.cli.output import CommandFailed
 from rift.data_dir import DataDir, DataDirError
 from rift.settings import InvalidSettings
 
@@ -64,6 +68,16 @@ def test_any_other_version_is_refused(tmp_path: Path, version: str) -> None:
         with pytest.raises(DataDirError, match="another folder with --data"):
             use()
     assert [file.name for file in tmp_path.iterdir()] == ["version"]
+
+
+def test_a_running_service_is_not_asked_past(used: DataDir) -> None:
+    """While control starts again, its open file would be reported as the reason."""
+    options = Namespace(data=used.folder, nats=None, select="select 1")
+    silent = ExceptionGroup("", [LogError("no process answers")])
+    used.lock()
+    assert DataDir(used.folder).is_locked()
+    with pytest.raises(CommandFailed, match="no process answers"):
+        sql._query_file(options, silent)
 
 
 # --- parts that belong together --------------------------------------------------------------------

@@ -78,8 +78,8 @@ def _answer_from_log(setup: SqlSetup, questions: BinaryIO, answers: BinaryIO) ->
     standby = Standby(setup)
     with start_blocking_portal(backend="asyncio", backend_options={"use_uvloop": True}) as portal:
         portal.start_task_soon(standby.run)
-        while not standby.failed and (question := _read(questions)) is not None:
-            standby.is_asked = True
+        while (question := _read(questions)) is not None:
+            standby.is_idle = False
             try:
                 portal.call(standby.catch_up)
             except QuestionRefused as refused:
@@ -91,7 +91,9 @@ def _answer_from_log(setup: SqlSetup, questions: BinaryIO, answers: BinaryIO) ->
             else:
                 _write(answers, BEGUN)
                 _write(answers, REPLY, _reply(standby.warehouse, question))
-            standby.is_asked = False
+            if standby.failed:
+                break
+            standby.is_idle = True
         # Without waiting for the other thread: the file is whole at any moment.
         os._exit(int(standby.failed))
 

@@ -39,12 +39,13 @@ class SqlWarehouse(Warehouse):
 class Standby:
     """The database of this process, and the task that follows the log into it.
 
-    `is_asked` while a question waits. At any other time a failure ends the process at once, so that the next
-    question starts a new one.
+    `is_idle` after an answer, until the next question. A failure then ends the process at once, so that the
+    next question starts a new one. At any other time a question is told the reason: the first one starts the
+    process, so it always comes.
     """
 
     def __init__(self, setup: SqlSetup) -> None:
-        self.is_asked = False
+        self.is_idle = False
         self._setup = setup
         self._log: JetStream | None = None
         self._projection: Projection | None = None
@@ -67,7 +68,7 @@ class Standby:
         except Exception as error:  # the next question is told, or starts another process
             self._failure = error
             logger.exception("the SQL database cannot follow the log")
-            if not self.is_asked:
+            if self.is_idle:
                 os._exit(1)
 
     async def _follow(self, log: JetStream) -> None:

@@ -2,6 +2,7 @@
 
 request       a request with a bounded body, and its answer
 body_budget   how many bytes of bodies may be under way
+parse_turns   when a large body may be parsed
 errors        errors in OpenAI's form
 cors          headers for browsers: CORS and timing
 static_files  the playground and the API reference, from `static/`

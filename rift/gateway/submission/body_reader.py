@@ -4,6 +4,7 @@ from events.schema import KeyIssued
 from rift.gateway.admission.admission import Admission
 from rift.gateway.asgi.body_budget import BodyBudget
 from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.asgi.parse_turns import ParseTurns
 from rift.gateway.asgi.request import Request
 from rift.gateway.dialects.dialect import Dialect
 from rift.gateway.dialects.sampling import ParsedRequest
@@ -15,6 +16,7 @@ class BodyReader:
         self._admission = admission
         self._keys = keys
         self._budget = BodyBudget()
+        self._turns = ParseTurns()
 
     async def read(self, dialect: Dialect, request: Request, issued: KeyIssued) -> tuple[ParsedRequest, str]:
         """Return the parsed body of an authenticated request and, for an idempotency key, its digest.
@@ -27,7 +29,8 @@ class BodyReader:
             raise HTTPError(415, message, code="unsupported_media_type")
         with self._budget.hold(issued.account, dialect.body_bytes_max) as hold:
             body = await request.body(hold)
-            parsed = dialect.parse(body)
+            async with self._turns.turn(issued.account, len(body)):
+                parsed = dialect.parse(body)
             # An id contains the model's name, so none is made for an unknown model.
             self._admission.check_model(parsed.model, issued.key)
             has_key = request.header(b"idempotency-key") is not None

@@ -149,7 +149,7 @@ HOSTILE = {
     "from checkpoint()": "checkpoint is not answered",
     "from truncate_duckdb_logs()": "truncate_duckdb_logs is not answered",
     "from duckdb_settings()": "duckdb_settings is not answered",
-    "": "nothing is not answered",
+    "": "the question is empty",
 }
 # These never look at DuckDB's clock, or never end.
 ENDLESS = (
