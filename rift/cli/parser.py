@@ -69,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except* (EventsError, ReplayError, RiftError, OSError) as failed:
         for error in _leaves(failed):
+            if isinstance(error, BrokenPipeError):
+                # The reader of the output, such as `head`, has all that it wants.
+                exit_status = max(exit_status, 1)
+                continue
             print("rift:", printable(str(error), kept="\n"), file=sys.stderr)
             exit_status = max(exit_status, error.exit_status if isinstance(error, RiftError) else 1)
     if (lost := _flush()) and not exit_status:
@@ -82,6 +86,8 @@ def _flush() -> str:
     interpreter would try again at its end and print a traceback."""
     try:
         sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error.strerror or str(error)

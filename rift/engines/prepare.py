@@ -86,7 +86,9 @@ def prepare(source: str, *, progress: Progress | None = None, convert: Convert |
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise _no_space(folder.parent) from error
-        raise PrepareFailed(f"{folder} cannot be written: {error}") from error
+        raise PrepareFailed(
+            f"{folder} cannot be written ({error.strerror}): set XDG_CACHE_HOME to a writable folder"
+        ) from error
     return folder
 
 

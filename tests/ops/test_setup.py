@@ -1,6 +1,7 @@
 """The check of the machine shows every problem with its remedy, and a wrong option fails at once."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,33 @@ def test_every_number_of_workers_that_rift_up_takes_is_accepted(options: tuple[s
     """The run ends with the next check, which finds no Python."""
     ended = run(str(OPS / "run"), *options, RIFT_PYTHON="/bin/false")
     assert (ended.returncode, "RIFT_PYTHON" in ended.stderr) == (1, True), ended.stderr
+
+
+def test_a_python_that_cannot_run_is_not_called_a_wrong_version(tmp_path: Path) -> None:
+    """A shim of pyenv is on the path, although no version is selected that has it."""
+    for name in ("python3.11", "python3.12", "python3.13", "python3"):
+        shim = tmp_path / name
+        shim.write_text(f"#!/bin/sh\necho 'pyenv: {name}: command not found' >&2\nexit 127\n")
+        shim.chmod(0o755)
+    for name in ("dirname", "uname", "sort", "head", "sed", "df", "awk", "grep", "flock", "cat", "mkdir"):
+        (tmp_path / name).symlink_to(Path(shutil.which(name) or name))
+    bash = shutil.which("bash") or "bash"
+    ended = run(bash, str(OPS / "run"), "--engine", "sim", PATH=str(tmp_path))
+    assert ended.returncode == 1
+    assert f"{tmp_path}/python3.11 cannot run (pyenv: python3.11: command not found)" in ended.stderr
+    ended = run(str(OPS / "run"), "--engine", "sim", RIFT_PYTHON=str(tmp_path / "python3.11"))
+    assert ended.returncode == 1
+    assert "cannot run (pyenv: python3.11: command not found)" in ended.stderr
+    assert "not supported" not in ended.stderr
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", ""])
+def test_a_home_that_cannot_be_written_is_named_with_the_remedy(home: str) -> None:
+    script = '. "$1/setup"; check_cache; stop_if_problems'
+    ended = run("bash", "-c", script, "bash", str(OPS), HOME=home, XDG_CACHE_HOME="")
+    assert ended.returncode == 1
+    assert f"{home}/.cache" in ended.stderr if home else "HOME" in ended.stderr
+    assert "set XDG_CACHE_HOME" in ended.stderr
 
 
 def test_an_unsupported_python_is_named() -> None:

@@ -1,6 +1,9 @@
 """What a terminal is sent: never a control character that a client or a file chose."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -33,3 +36,21 @@ def test_an_error_keeps_only_its_line_breaks(
     captured = capsys.readouterr()
     assert "\x1b" not in captured.err
     assert "/nowhere/\\x1b[31m" in captured.err
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_leaves_early_is_no_failure_to_report(lines: int) -> None:
+    """`rift status | head` ends without a message, whether the output fits into the buffer or not."""
+    code = f"""
+import sys, types
+from rift.cli import parser
+
+options = types.SimpleNamespace(run=lambda _: print("x\\n" * {lines}))
+parser.build_parser = lambda: types.SimpleNamespace(parse_args=lambda _: options)
+sys.exit(parser.main([]))
+"""
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert ended.stderr == b""

@@ -37,6 +37,13 @@ def write_model(weights: Path, into: Path, progress: Progress) -> None:
         (into / "model.safetensors").write_bytes(b"weights")
 
 
+def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    remedy = r"/proc/nowhere/\S+ cannot be written \(No such file or directory\): set XDG_CACHE_HOME"
+    with pytest.raises(PrepareFailed, match=remedy):
+        prepared()
+
+
 def quiet() -> Progress:
     return Progress(io.StringIO())
 
