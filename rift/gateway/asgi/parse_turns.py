@@ -1,46 +1,93 @@
-"""When a large body may be parsed, so that one account cannot keep the event loop busy.
+"""When a large body may be parsed, so that parsing cannot keep the event loop busy.
 
-The parser stops everything else while it runs. A body of 8 MiB that is one text takes 3 ms, but one of half a
-million small values takes 0.4 s, and may be refused then. So the large bodies of one account are parsed one
-after the other, each with a rest in proportion to the time that the last one took.
+The parser stops everything else while it runs, in a thread too, because it keeps the interpreter's lock. A
+body of 8 MiB that is one text takes 3 ms, but one of half a million small values takes 0.4 s, and may be
+refused then. So large bodies are parsed one after the other, each with a rest in proportion to the time that
+the last one took. An account has one body in the queue of all accounts, so they take turns.
 """
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 
-# Smaller bodies are parsed within 4 ms, whatever is in them.
-SMALL_BYTES = 64 * 1024
+from rift.gateway.asgi.errors import ClientGone
+
+# Smaller bodies are parsed within 1 ms, whatever is in them: no longer than the rest of a request takes.
+SMALL_BYTES = 16 * 1024
 
 # An account rests four times as long as its last large body took: it gets a fifth of the event loop.
-REST = 4
+ACCOUNT_REST = 4
+
+# All accounts together rest as long as the last large body took: they get half of the event loop.
+REST = 1
+
+# A shorter rest is added to the next one: the loop's timers count milliseconds, and most bodies take less.
+REST_S_MIN = 0.005
 
 
-class _Turn:
-    def __init__(self) -> None:
-        self.lock = anyio.Lock()
-        self.due_at_s = 0.0
+class _Share:
+    """A part of the loop's time, for one body at a time."""
+
+    def __init__(self, rest: int) -> None:
+        self._rest = rest
+        self._lock = anyio.Lock()
+        self._due_at_s = 0.0
+
+    @contextlib.asynccontextmanager
+    async def ready(self) -> AsyncIterator[None]:
+        async with self._lock:
+            await anyio.sleep_until(self._due_at_s - REST_S_MIN)
+            yield
+
+    def rest(self, took_s: float) -> None:
+        now_s = anyio.current_time()
+        self._due_at_s = max(self._due_at_s, now_s) + self._rest * took_s
 
 
 class ParseTurns:
     def __init__(self) -> None:
+        self._all = _Share(REST)
         # One for each account of the book that ever sent a large body.
-        self._turns: dict[str, _Turn] = {}
+        self._accounts: dict[str, _Share] = {}
 
     @contextlib.asynccontextmanager
-    async def turn(self, account: str, size: int) -> AsyncIterator[None]:
-        """Wait until the account may parse a body of this many bytes. The block must not wait."""
+    async def turn(self, account: str, size: int, gone: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        """Wait until the account may parse a body of this many bytes. The block must not wait.
+
+        Raises ClientGone if `gone` returns before.
+        """
         if size <= SMALL_BYTES:
             yield
             return
-        turn = self._turns.setdefault(account, _Turn())
-        async with turn.lock:
-            await anyio.sleep_until(turn.due_at_s)
+        shares = (self._accounts.setdefault(account, _Share(ACCOUNT_REST)), self._all)
+        async with contextlib.AsyncExitStack() as held:
+            await _enter(held, shares, gone)
             began_s = time.perf_counter()
             try:
                 yield
             finally:
                 took_s = time.perf_counter() - began_s
-                turn.due_at_s = anyio.current_time() + REST * took_s
+                for share in shares:
+                    share.rest(took_s)
+
+
+async def _enter(
+    held: contextlib.AsyncExitStack, shares: tuple[_Share, ...], gone: Callable[[], Awaitable[None]]
+) -> None:
+    """Raises ClientGone."""
+    is_gone = True
+    async with anyio.create_task_group() as tasks:
+
+        async def leave() -> None:
+            await gone()
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(leave)
+        for share in shares:
+            await held.enter_async_context(share.ready())
+        is_gone = False
+        tasks.cancel_scope.cancel()
+    if is_gone:
+        raise ClientGone

@@ -29,7 +29,7 @@ class BodyReader:
             raise HTTPError(415, message, code="unsupported_media_type")
         with self._budget.hold(issued.account, dialect.body_bytes_max) as hold:
             body = await request.body(hold)
-            async with self._turns.turn(issued.account, len(body)):
+            async with self._turns.turn(issued.account, len(body), request.disconnected):
                 parsed = dialect.parse(body)
             # An id contains the model's name, so none is made for an unknown model.
             self._admission.check_model(parsed.model, issued.key)

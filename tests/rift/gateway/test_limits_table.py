@@ -10,7 +10,7 @@ from rift import gateway
 from rift.gateway.admission import log_room, log_share, queue_share, rate_limits
 from rift.gateway.admission.log_share import LogCapacity, LogShare
 from rift.gateway.api import account_turns
-from rift.gateway.asgi import body_budget, connections, request, server
+from rift.gateway.asgi import body_budget, connections, parse_turns, request, server
 from rift.gateway.dialects.dialect import NATIVE
 from rift.gateway.streams import delivery
 from rift.settings import Settings
@@ -52,6 +52,10 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert bodies.endswith(f"after {body_budget.SOON_S} s |")
     pace = f"above {request.SLOW_BYTES // 1024} KiB also {request.BYTES_PER_S_MIN // 1024} KiB/s after"
     assert f"| {request.BODY_S:.0f} s; {pace} {request.SLOW_S:.0f} s |" in row("the time of a body")
+    parsing = row("parsing of bodies")
+    assert f"above {parse_turns.SMALL_BYTES // 1024} KiB |" in parsing
+    assert f"a rest of {parse_turns.ACCOUNT_REST} times as long after each |" in parsing
+    assert (parse_turns.REST, "| one at a time, with a rest as long" in parsing) == (1, True)
     stored = row("bytes stored per minute")
     assert f"| {minute[0]} if it is alone, else {minute[1]}, or" in stored
     assert f"the log less {mib(log_room.ROOM_BYTES_MIN)} |" in stored

@@ -1,4 +1,4 @@
-"""One account's large bodies leave most of the event loop's time to others."""
+"""Large bodies, of one account and of all, leave most of the event loop's time to others."""
 
 import itertools
 import time
@@ -6,7 +6,8 @@ import time
 import anyio
 import pytest
 
-from rift.gateway.asgi.parse_turns import REST, SMALL_BYTES, ParseTurns
+from rift.gateway.asgi.errors import ClientGone
+from rift.gateway.asgi.parse_turns import ACCOUNT_REST, REST, REST_S_MIN, SMALL_BYTES, ParseTurns
 
 pytestmark = pytest.mark.anyio
 
@@ -15,32 +16,72 @@ LARGE = SMALL_BYTES + 1
 
 
 async def parse(
-    turns: ParseTurns, account: str, size: int, began_at_s: list[float], refusal: Exception | None = None
+    turns: ParseTurns, account: str, size: int, began: list[tuple[str, float]], refusal: str | None = None
 ) -> None:
-    async with turns.turn(account, size):
-        began_at_s.append(time.perf_counter())
+    async with turns.turn(account, size, anyio.sleep_forever):
+        began.append((account, time.perf_counter()))
         time.sleep(PARSED_S)  # noqa: ASYNC251  # a parser does not wait
         if refusal is not None:
-            raise refusal
+            raise ValueError(refusal)
+
+
+def pauses_s(began: list[tuple[str, float]]) -> list[float]:
+    return [later - earlier for (_, earlier), (_, later) in itertools.pairwise(began)]
+
+
+def pause_s(rest: int) -> float:
+    """Return the least time from one begin to the next."""
+    return (1 + rest) * PARSED_S - REST_S_MIN - 0.001
 
 
 async def test_large_bodies_of_an_account_are_parsed_with_rests() -> None:
     turns = ParseTurns()
-    large: list[float] = []
-    others: list[float] = []
+    large: list[tuple[str, float]] = []
+    others: list[tuple[str, float]] = []
     async with anyio.create_task_group() as tasks:
         for _ in range(3):
             tasks.start_soon(parse, turns, "one", LARGE, large)
         tasks.start_soon(parse, turns, "one", SMALL_BYTES, others)
         tasks.start_soon(parse, turns, "two", LARGE, others)
-    assert all(later - earlier > (1 + REST) * PARSED_S * 0.9 for earlier, later in itertools.pairwise(large))
-    assert max(others) < large[1], "small bodies and other accounts wait for no rest"
+    assert min(pauses_s(large)) > pause_s(ACCOUNT_REST)
+    assert others[-1][1] < large[1][1], "small bodies and other accounts do not wait for an account's rest"
+
+
+async def test_all_accounts_together_rest_and_take_turns() -> None:
+    turns = ParseTurns()
+    began: list[tuple[str, float]] = []
+    accounts = [f"account-{number}" for number in range(2 + ACCOUNT_REST)]
+    async with anyio.create_task_group() as tasks:
+        for account in accounts:
+            for _ in range(2):
+                tasks.start_soon(parse, turns, account, LARGE, began)
+    assert min(pauses_s(began)) > pause_s(REST)
+    assert [account for account, _ in began] == accounts * 2
 
 
 async def test_a_refused_body_counts_too() -> None:
     turns = ParseTurns()
-    began_at_s: list[float] = []
-    with pytest.raises(ValueError, match="the parser"):
-        await parse(turns, "one", LARGE, began_at_s, refusal=ValueError("the parser"))
-    await parse(turns, "one", LARGE, began_at_s)
-    assert began_at_s[1] - began_at_s[0] > (1 + REST) * PARSED_S * 0.9
+    began: list[tuple[str, float]] = []
+    with pytest.raises(ValueError, match="too deep"):
+        await parse(turns, "one", LARGE, began, refusal="too deep")
+    await parse(turns, "one", LARGE, began)
+    assert min(pauses_s(began)) > pause_s(ACCOUNT_REST)
+
+
+async def test_a_client_that_leaves_gives_up_its_place() -> None:
+    turns = ParseTurns()
+    began: list[tuple[str, float]] = []
+    left = anyio.Event()
+
+    async def leave() -> None:
+        with pytest.raises(ClientGone):
+            async with turns.turn("one", LARGE, left.wait):
+                raise AssertionError("the body of a client that left was parsed")
+
+    with anyio.fail_after(5):
+        async with turns.turn("one", LARGE, anyio.sleep_forever), anyio.create_task_group() as tasks:
+            tasks.start_soon(leave)
+            await anyio.wait_all_tasks_blocked()
+            left.set()
+    await parse(turns, "one", LARGE, began)
+    assert began
