@@ -6,6 +6,7 @@ nothing of HTTP but the answers to requests that no protocol can answer.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import resource
@@ -27,8 +28,20 @@ CONNECTIONS_MAX = 8192
 # connections that are being refused.
 FILES_RESERVED = 256
 
-# Connections beyond the limit that may receive their refusal. Others are closed without an answer.
+# Connections beyond the limit that may take time to read their refusal. Others are closed at once, which
+# can reset the connection before the refusal is read.
 REFUSED_MAX = 64
+
+# The most connections that the loop accepts at once, as a part of the limit. Further ones are accepted after
+# those before them have been read.
+BACKLOG_SHARE = 4
+BACKLOG_MAX = 1024
+
+# A connection that has waited for less time is not closed for another: its client may be sending.
+WAIT_S_MIN = 0.25
+
+# How many waiting connections are looked at to find one that can be closed.
+CANDIDATES = 16
 
 # How long a client may take to send the head of a request, from its connection or from its first byte on.
 HEAD_S = 10
@@ -81,6 +94,11 @@ def connections_max() -> int:
     return min(CONNECTIONS_MAX, max(files - FILES_RESERVED, files // 2))
 
 
+def backlog(limit: int) -> int:
+    """Return how many connections may wait to be accepted while the loop is busy."""
+    return max(1, min(BACKLOG_MAX, limit // BACKLOG_SHARE))
+
+
 def refusal(error: HTTPError) -> bytes:
     """Return a whole HTTP/1.1 answer after which the connection is closed."""
     body = msgspec.json.encode(error.body())
@@ -98,13 +116,16 @@ def refusal(error: HTTPError) -> bytes:
 class Connections:
     """All connections of one gateway. At the limit, a new one takes the place of the one that has waited
     longest for its client: for a request, for the rest of its body, or for the client to read. If all
-    clients wait for the gateway, the new one is refused."""
+    clients wait for the gateway, the new one is refused.
+
+    Many connections may be accepted before the first is read. So one whose bytes have arrived waits for the
+    gateway, and each has WAIT_S_MIN to send."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._open: dict[ClientConnection, None] = {}
-        # Those that wait for their clients, the longest wait first.
-        self._waiting: dict[ClientConnection, None] = {}
+        # Those that wait for their clients, and since when, the longest wait first.
+        self._waiting: dict[ClientConnection, float] = {}
         # Those whose clients must read before more is written, with their unread bytes then, and the sum.
         self._behind: dict[ClientConnection, int] = {}
         self._unread = 0
@@ -119,9 +140,9 @@ class Connections:
         """Accept, refuse or close a new connection."""
         is_full = len(self._open) >= self.limit
         self._open[connection] = None
-        if is_full and self._waiting:
+        if is_full and (idle := self._longest_wait()):
             self._closed += 1
-            next(iter(self._waiting)).abort()
+            idle.abort()
         elif is_full:
             self._refused += 1
             self._refuse(connection)
@@ -129,17 +150,22 @@ class Connections:
         if is_full:
             self._report()
 
+    def _longest_wait(self) -> "ClientConnection | None":
+        until_s = anyio.current_time() - WAIT_S_MIN
+        candidates = itertools.islice(self._waiting.items(), CANDIDATES)
+        return next(
+            (each for each, since_s in candidates if since_s <= until_s and not each.is_pending), None
+        )
+
     def _refuse(self, connection: "ClientConnection") -> None:
-        if len(self._open) > self.limit + REFUSED_MAX:
-            return connection.abort()
         message = f"all {self.limit} connections of this gateway are busy with requests; try again"
         error = HTTPError(503, message, code="too_many_connections", headers=retry_after(2))
-        connection.refuse(error)
+        connection.refuse(error, lingers=len(self._open) <= self.limit + REFUSED_MAX)
 
     def wait(self, connection: "ClientConnection") -> None:
         """Note that a connection waits for its client from now on, or still."""
         if connection in self._open:
-            self._waiting.setdefault(connection)
+            self._waiting.setdefault(connection, anyio.current_time())
 
     def work(self, connection: "ClientConnection") -> None:
         """Note that the client waits for the gateway."""
@@ -267,6 +293,11 @@ class ClientConnection(asyncio.BufferedProtocol):
         return self._transport.get_write_buffer_size()
 
     @property
+    def is_pending(self) -> bool:
+        """Return whether the client has sent bytes that the server had no time to read."""
+        return bool(self._received) and self._writable.is_set() and not self._is_closed
+
+    @property
     def _is_closed(self) -> bool:
         return self._phase == "closed"
 
@@ -315,11 +346,13 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._deadline_s = anyio.current_time() + KEEP_ALIVE_S
             self._connections.wait(self)
 
-    def refuse(self, error: HTTPError) -> None:
-        """Answer with an error and close."""
+    def refuse(self, error: HTTPError, *, lingers: bool = True) -> None:
+        """Answer with an error and close. Without `lingers`, do not wait for the client to close too."""
         if not self._is_closed:
             self._transport.write(refusal(error))
             self.close()
+            if not lingers:
+                self._transport.close()
 
     def close(self) -> None:
         """Read nothing more, and close when the client has read everything."""

@@ -21,7 +21,7 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 
-from rift.gateway.asgi.connections import WRITE_BYTES, WRITE_S, ClientConnection, Connections
+from rift.gateway.asgi.connections import WRITE_BYTES, WRITE_S, ClientConnection, Connections, backlog
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.asgi.request import WRITE_CHUNK, Receive, Scope, Send, WriteChunk
 
@@ -31,9 +31,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # The gateway ends its streams before the server stops, so the server cuts the rest soon.
 GRACEFUL_S = 2
-
-# Connections that may wait to be accepted while the loop is busy.
-BACKLOG = 1024
 
 # A connection sees only the bytes that the system has not taken, so the system gets bounds of its own.
 SOCKET_OPTIONS = {
@@ -79,7 +76,8 @@ async def serve(
             async with anyio.create_task_group() as requests:
                 server = _Server(app, connections, config, tasks, requests)
                 loop = asyncio.get_running_loop()
-                listening = await loop.create_server(server.connect, sock=listener, backlog=BACKLOG)
+                waiting = backlog(connections.limit)
+                listening = await loop.create_server(server.connect, sock=listener, backlog=waiting)
                 with contextlib.closing(listening):
                     bound = listener.getsockname()[1]
                     logger.info("listening on port %d for up to %d connections", bound, connections.limit)

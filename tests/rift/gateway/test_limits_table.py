@@ -82,6 +82,7 @@ def test_the_numbers_of_connections_are_those_of_the_code() -> None:
         f"| {connections.CONNECTIONS_MAX:,}, or the limit of open files less {connections.FILES_RESERVED} |"
     )
     assert most in row("connections")
+    assert f"for its client, at least {connections.WAIT_S_MIN} s, is closed" in row("connections")
     assert f"| {mib(connections.UNREAD_BYTES_MAX)} |" in row("bytes that wait")
     assert f"| {connections.HEAD_S} s, or {connections.KEEP_ALIVE_S} s after" in row("a connection without")
     assert f"| {server.HEAD_BYTES // 1024} KiB and {connections.HEAD_S} s |" in row("the head of")

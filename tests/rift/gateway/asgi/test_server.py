@@ -389,7 +389,10 @@ def small_buffers(port: int) -> Iterator[socket.socket]:
 # --- the number of connections -------------------------------------------------------------------------
 
 
-async def test_at_the_limit_the_longest_wait_ends_first(caplog: pytest.LogCaptureFixture) -> None:
+async def test_at_the_limit_the_longest_wait_ends_first(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAIT_S_MIN", 0)
     caplog.set_level(logging.WARNING)
     app = Paths()
     async with serving(app, limit=3) as running:
@@ -415,9 +418,14 @@ async def test_at_the_limit_the_longest_wait_ends_first(caplog: pytest.LogCaptur
 BODY = b"POST /body HTTP/1.1\r\nHost: rift\r\nContent-Length: 3\r\n\r\n"
 
 
-@pytest.mark.parametrize("request_", [BODY, BODY + b"12", b"GET /9000000 HTTP/1.1\r\nHost: rift\r\n\r\n" * 9])
-async def test_at_the_limit_clients_that_do_nothing_give_way(request_: bytes) -> None:
+@pytest.mark.parametrize(
+    "request_", [BODY, BODY + b"12", b"GET /9000000 HTTP/1.1\r\nHost: rift\r\n\r\n" * 5000]
+)
+async def test_at_the_limit_clients_that_do_nothing_give_way(
+    request_: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They need no key to send half a body, or to read nothing."""
+    monkeypatch.setattr(module, "WAIT_S_MIN", 0)
     app = Paths()
     async with serving(app, limit=2) as running:
         await running.connect(WAIT)
@@ -442,6 +450,43 @@ async def test_a_connection_is_refused_if_all_others_have_requests() -> None:
         await until(lambda: running.connections.open == 1)
         async with await running.connect(HEAD) as stream:
             assert await is_answered(stream)
+
+
+async def test_every_connection_of_a_burst_is_answered() -> None:
+    """Many are accepted before the first is read."""
+    async with serving(Paths(), limit=40) as running, contextlib.AsyncExitStack() as stack:
+        burst: list[socket.socket] = []
+        for _ in range(7):
+            burst += [stack.enter_context(connect(running.port)) for _ in range(10)]
+            await anyio.sleep(0.01)
+        for client in burst:
+            client.sendall(HEAD)
+        answers = [await anyio.to_thread.run_sync(client.recv, 10_000) for client in burst]
+        assert {answer[:12] for answer in answers} == {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+
+
+async def test_a_request_that_arrives_with_a_new_connection_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "WAIT_S_MIN", 0)
+    async with serving(Paths(), limit=1) as running, contextlib.AsyncExitStack() as stack:
+        idle = stack.enter_context(connect(running.port))
+        idle.sendall(HEAD)
+        assert await anyio.to_thread.run_sync(idle.recv, 10_000)
+        # The loop does not run between these two.
+        newest = stack.enter_context(connect(running.port))
+        idle.sendall(HEAD)
+        assert (await anyio.to_thread.run_sync(idle.recv, 10_000)).startswith(b"HTTP/1.1 200")
+        assert (await anyio.to_thread.run_sync(newest.recv, 10_000)).startswith(b"HTTP/1.1 503")
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.parametrize(("limit", "waiting"), [(2, 1), (768, 192), (8192, 1024)])
+def test_the_loop_accepts_few_connections_at_once(limit: int, waiting: int) -> None:
+    assert module.backlog(limit) == waiting
 
 
 async def test_the_refused_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
