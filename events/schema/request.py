@@ -119,6 +119,8 @@ class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
     traceparent: str | None = None
     # The client's own labels, returned with the request.
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    # The id that the client gave this request in the header X-Request-Id.
+    client_request_id: str | None = None
     # A sealed request: the sequence of its content key in RIFT_SECRETS. Its content is in `content`
     # (encryption.py).
     sealed: Natural | None = None

@@ -74,6 +74,7 @@ def accepted_row(event: schema.RequestAccepted, origin: EventOrigin) -> RequestR
         group_id=event.group,
         choice=event.choice,
         allowance=event.allowance,
+        client_request_id=event.client_request_id,
         accepted_at_ns=origin.at_ns,
         accepted_sequence=origin.sequence,
         accepted_position=origin.position,

@@ -39,6 +39,7 @@ class RequestRow(Row):
     group_id: str | None
     choice: int
     allowance: str | None
+    client_request_id: str | None
     accepted_at_ns: int
     accepted_sequence: int
     accepted_position: str

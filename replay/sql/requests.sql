@@ -33,6 +33,7 @@ select
     group_id,
     choice,
     allowance,
+    client_request_id,
     itl_counts,
     accepted_at_ns,
     started_at_ns,

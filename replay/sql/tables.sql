@@ -34,6 +34,7 @@ create table facts.ended_requests (
     group_id varchar,
     choice bigint not null,
     allowance varchar,
+    client_request_id varchar,
     accepted_at_ns bigint not null,
     accepted_sequence bigint not null,
     accepted_position varchar not null,

@@ -202,6 +202,7 @@ class Chaos:
             account=self.dice.choice(("dev", "acme")),
             price_version=self.dice.randint(1, self.versions),
             plan=self.dice.choice(("per_token", "per_token", "per_token", "per_second")),
+            client_request_id=self.dice.choice((None, "c-1", '"\\')),
         )
         return accepted
 

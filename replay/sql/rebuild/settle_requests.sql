@@ -145,6 +145,7 @@ select
     group_id,
     coalesce(choice, 0) as choice,
     allowance,
+    client_request_id,
     accepted_at_ns,
     accepted_pos >> 20 as accepted_sequence,
     concat($stream, ':', accepted_pos >> 20, '.', accepted_pos & 1048575) as accepted_position,

@@ -36,6 +36,7 @@ ALWAYS = (405, 503)
 
 HEADERS = {
     "x-request-id": "The id that the client sent in this header, or the request's own.",
+    "rift-request-id": "The request's own id, once it is accepted; with `n` > 1 that of the first choice.",
     "openai-processing-ms": "Milliseconds until the answer began.",
 }
 

@@ -51,7 +51,7 @@ class RequestRoutes:
             return Subscription([answer], lane.client(native.NativeStream(answer), after=after))
 
         with self._stored.reading(request):
-            lane, stream = await self._stored.attach(id, parsed, make)
+            lane, stream = await self._stored.attach(request, id, parsed, make)
             counted = stream.answer.life.counted
             if after > counted:
                 lane.close(stream)

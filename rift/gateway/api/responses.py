@@ -70,4 +70,4 @@ class ResponseRoutes:
             format = None if after is None else ResponsesStream(answer, after=after)
             return Subscription([answer], lane.client(format))
 
-        return await self._stored.attach(id, self._stored.verify(request, id), make)
+        return await self._stored.attach(request, id, self._stored.verify(request, id), make)

@@ -56,13 +56,18 @@ class StoredRequests:
         parsed = self.verify(request, id)
         with self.reading(request):
             past = await self._state.histories.read(parsed)
-        answer = Completion.of(self._checked(past.accepted, id), self._state.book, keep_text=True)
+        accepted = self._checked(request, past.accepted, id)
+        answer = Completion.of(accepted, self._state.book, keep_text=True)
         for counted in past.counted:
             answer.add(counted.event, counted.life, counted.stored_at_ns)
         return answer
 
     async def attach(
-        self, id: str, parsed: RequestId, make: Callable[[LaneReader, RequestAccepted], Subscription]
+        self,
+        request: Request,
+        id: str,
+        parsed: RequestId,
+        make: Callable[[LaneReader, RequestAccepted], Subscription],
     ) -> tuple[LaneReader, Subscription]:
         """Follow a verified request from its first event. Raises HTTPError, LogError."""
         lane = await self._lanes.of(parsed.at.shard, parsed.at.lane)
@@ -70,7 +75,7 @@ class StoredRequests:
         if subscription is None:
             raise unknown(id)
         try:
-            self._checked(subscription.answer.accepted, id)
+            self._checked(request, subscription.answer.accepted, id)
         except HTTPError:
             lane.close(subscription)
             raise
@@ -79,11 +84,12 @@ class StoredRequests:
     async def erase(self, request: Request, id: str) -> None:
         """Erase a request's content. Raises HTTPError, LogError."""
         past = await self._state.histories.read(self.verify(request, id))
-        await erase_content(self._state, self._checked(past.accepted, id))
+        await erase_content(self._state, self._checked(request, past.accepted, id))
 
-    def _checked(self, accepted: RequestAccepted | None, id: str) -> RequestAccepted:
+    def _checked(self, request: Request, accepted: RequestAccepted | None, id: str) -> RequestAccepted:
         if accepted is None or (self._only is not None and accepted.kind != self._only.kind):
             raise unknown(id)
+        request.request_id = accepted.request
         return accepted
 
 

@@ -20,8 +20,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 WRITE_CHUNK = "rift.write_chunk"
 WriteChunk = Callable[[bytes], bool]
 
-# A client's id is echoed only if it is harmless in a shell or a page.
-CLIENT_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+# A client's own id is stored and echoed only if it is visible ASCII, without spaces.
+CLIENT_ID = re.compile(r"[!-~]{1,128}")
 
 # A body that takes longer than this is rejected.
 BODY_S = 30.0
@@ -35,9 +35,9 @@ BYTES_PER_S_MIN = 64 * 1024
 class Request:
     """One HTTP request. `body` may be read once.
 
-    `own_id` names the answer unless the client named it in `x-request-id`. `key` is the id of the
-    authenticated key, and `limits` returns the headers of its rate limits at the moment an answer begins.
-    `always` are headers of every answer.
+    `own_id` names the answer unless it has a `request_id`, which an answer about an accepted request has, or
+    the client named it in `x-request-id`. `key` is the id of the authenticated key, and `limits` returns the
+    headers of its rate limits at the moment an answer begins. `always` are headers of every answer.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, own_id: str) -> None:
@@ -49,6 +49,7 @@ class Request:
         self.send = send
         self._body_read = False
         self.own_id = own_id
+        self.request_id: str | None = None
         self.key = ""
         self.limits: Callable[[], Headers] = tuple
         self.always: Headers = ()
@@ -63,6 +64,12 @@ class Request:
             if key.lower() == name:
                 return str(value, "latin-1")
         return None
+
+    @property
+    def client_id(self) -> str | None:
+        """The client's `X-Request-Id`, or None if it is missing or not valid."""
+        sent = self.header(b"x-request-id")
+        return sent if sent is not None and CLIENT_ID.fullmatch(sent) else None
 
     def query(self) -> dict[str, str]:
         return dict(parse_qsl(self._scope["query_string"].decode("latin-1")))
@@ -121,11 +128,11 @@ class Request:
 
     async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
         took_ms = (anyio.current_time() - self._began_at_s) * 1000
-        client_id = self.header(b"x-request-id") or ""
-        answer_id = client_id if CLIENT_ID.fullmatch(client_id) else self.own_id
+        rift_id = [(b"rift-request-id", self.request_id.encode())] if self.request_id else []
         named = [
             (b"content-type", content_type),
-            (b"x-request-id", answer_id.encode()),
+            (b"x-request-id", (self.client_id or self.request_id or self.own_id).encode()),
+            *rift_id,
             (b"openai-processing-ms", b"%d" % took_ms),
             *self.limits(),
             (b"server-timing", b"app;dur=%.1f" % took_ms),

@@ -21,8 +21,10 @@ class AcceptanceBuilder:
         self._config = config
         self._lane = lane
 
-    def entry(self, parsed: ParsedRequest, account: str, *, body: str = "") -> KeyEntry:
-        """Return what the first try of a request fixes: its id, and the book and prices in force."""
+    def entry(
+        self, parsed: ParsedRequest, account: str, client_id: str | None, *, body: str = ""
+    ) -> KeyEntry:
+        """Return what the first try of a request fixes: its ids, and the book and prices in force."""
         config = self._config
         request = ids.new_request_id(
             secret=config.secret,
@@ -39,6 +41,7 @@ class AcceptanceBuilder:
             book=self._book.position,
             plan=self._book.credits.of(account).plan,
             account=account,
+            client_request_id=client_id,
         )
 
     def build(
@@ -64,5 +67,6 @@ class AcceptanceBuilder:
             sealed=entry.sealed,
             detached=parsed.background or digest is not None,
             metadata=parsed.metadata,
+            client_request_id=entry.client_request_id,
         )
         return groups.of(first, parsed.choices, secret=self._config.secret)

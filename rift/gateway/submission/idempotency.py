@@ -35,7 +35,8 @@ CLAIMS_MAX = 5
 
 
 class KeyEntry(msgspec.Struct, frozen=True):
-    """The request of a key. `price_version`, `book`, `plan` and `sealed` go into the acceptance unchanged."""
+    """The request of a key. `price_version`, `book`, `plan`, `sealed` and `client_request_id` go into the
+    acceptance unchanged."""
 
     request: str
     body: str
@@ -46,6 +47,7 @@ class KeyEntry(msgspec.Struct, frozen=True):
     sealed: int | None = None
     # Whose key it is, so that gateways can count each account's.
     account: str = ""
+    client_request_id: str | None = None
 
 
 class KeyClaim(msgspec.Struct, frozen=True):

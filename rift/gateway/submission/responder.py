@@ -54,7 +54,7 @@ class Responder:
     ) -> None:
         """Send the answer, or at once the status of a background request. Raises HTTPError, LogError."""
         answer = subscription.answer
-        request.own_id = answer.id
+        request.request_id = answer.id
         at = ids.parsed(answer.id).at
         lane = await self._lanes.of(at.shard, at.lane)
         if parsed.background and not parsed.stream:

@@ -56,14 +56,16 @@ class Submission:
             digest = self._keys.key_digest(issued.account, key)
             await self._infer_once(request, parsed, issued, digest, body_digest)
             return
-        choices = self._builder.build(parsed, issued, self._builder.entry(parsed, issued.account))
+        choices = self._builder.build(
+            parsed, issued, self._builder.entry(parsed, issued.account, request.client_id)
+        )
         await self._answer_new(request, parsed, await self._admission.reserve(parsed, choices))
 
     async def _infer_once(
         self, request: Request, parsed: ParsedRequest, issued: KeyIssued, digest: str, body_digest: str
     ) -> None:
         """Answer the one request of an idempotency key, by whichever client and gateway it was created."""
-        entry = self._builder.entry(parsed, issued.account, body=body_digest)
+        entry = self._builder.entry(parsed, issued.account, request.client_id, body=body_digest)
         choices = self._builder.build(parsed, issued, entry, digest=digest)
         claim = await self._keys.find(digest, entry)
         if claim is None or await self._keys.failed_by_us(claim, choices):

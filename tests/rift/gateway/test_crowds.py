@@ -10,6 +10,7 @@ from events.log import OutcomeUnknown
 from events.schema import LimitsSet
 from rift.gateway.admission import queue_share
 from rift.gateway.streams.lane_reader import SLOW, LaneReader
+from rift.gateway.submission.acceptance_writer import AcceptanceWriter
 from tests.rift.gateway.admission.test_credit import World, live
 from tests.rift.gateway.admission.test_rate_limits import (
     OTHER,
@@ -237,5 +238,30 @@ def test_a_request_whose_content_key_is_gone_is_not_stored(monkeypatch: pytest.M
         assert await ask_again() == (410, "content_removed")
         await anyio.sleep(60)
         assert not reasons(world)
+
+    live(test)
+
+
+def test_a_repeat_that_completes_another_gateways_request_keeps_its_client_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+
+        async def died(*_: object) -> None:
+            raise OutcomeUnknown("the gateway died")
+
+        async def ask_as(client_id: str) -> tuple[int, Any]:
+            given = {"authorization": f"Bearer {world.key}", "idempotency-key": "left"}
+            return await whole(world.ask(gateway, headers=given | {"x-request-id": client_id}, prompt="hi"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(AcceptanceWriter, "accept", died)
+            assert await ask_as("first") == (503, "log_unavailable")
+        assert (await ask_as("again"))[0] == 200
+        world.ledger.catch_up()
+        [entry] = world.ledger.entries.values()
+        assert entry.accepted.client_request_id == "first"
 
     live(test)

@@ -162,16 +162,18 @@ def test_a_background_request_needs_no_client(client: httpx.Client) -> None:
 
 def test_a_key_repeats_the_answer_with_one_charge(client: httpx.Client, service: Service) -> None:
     headers = {"Idempotency-Key": "one"}
-    first = client.post("/v1/inference", json=body(5), headers=headers)
-    again = client.post("/v1/inference", json=body(5), headers=headers)
+    first = client.post("/v1/inference", json=body(5), headers=headers | {"X-Request-Id": "first"})
+    again = client.post("/v1/inference", json=body(5), headers=headers | {"X-Request-Id": "again"})
+    assert [answer.headers["x-request-id"] for answer in (first, again)] == ["first", "again"]
+    assert first.headers["rift-request-id"] == again.headers["rift-request-id"] == first.json()["id"]
     assert "idempotent-replayed" not in first.headers
     assert again.headers["idempotent-replayed"] == "true"
     assert again.json() == first.json()
     other = client.post("/v1/inference", json=body(6), headers=headers)
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
     assert other.headers["x-should-retry"] == "false"
-    rows = service.sql(f"select 1 from requests where request_id = '{first.json()['id']}'")
-    assert len(rows) == 1
+    rows = service.sql(f"select client_request_id from requests where request_id = '{first.json()['id']}'")
+    assert rows == [{"client_request_id": "first"}]
 
 
 def test_a_repeated_request_streams_from_the_first_token(client: httpx.Client, service: Service) -> None:

@@ -263,11 +263,14 @@ def test_a_request_that_stopped_its_engine_three_times_must_not_be_retried(serve
 
 @pytest.mark.parametrize(
     ("sent", "kept"),
-    [("abc-123", True), ("a" * 128, True), ("a" * 129, False), ("a b", False), ("<x>", False), (None, False)],
+    [
+        *(("abc-123", True), ("!~", True), ('<x>"\\', True), ("a" * 128, True), ("a" * 129, False)),
+        *(("a b", False), ("a\tb", False), ("\x7f", False), ("ä", False), ("", False), (None, False)),
+    ],
 )
-def test_a_harmless_request_id_is_echoed(served: Served, sent: str | None, kept: bool) -> None:
+def test_a_visible_request_id_is_stored_and_echoed(served: Served, sent: str | None, kept: bool) -> None:
     served.script = hello
-    headers = {"x-request-id": sent} if sent else {}
+    headers = {} if sent is None else {"x-request-id": sent.encode("latin-1")}
     with served.client() as client:
         body = {"model": MODEL, "prompt": "hi"}
         answers = [
@@ -275,12 +278,49 @@ def test_a_harmless_request_id_is_echoed(served: Served, sent: str | None, kept:
             client.post("/v1/completions", json={}, headers=headers),
             client.get("/v1/models", headers=headers),
         ]
+    assert served.accepted[0].client_request_id == (sent if kept else None)
     for answer in answers:
         assert (answer.headers["x-request-id"] == sent) == kept
         assert int(answer.headers["openai-processing-ms"]) >= 0
+    assert ["rift-request-id" in answer.headers for answer in answers] == [True, False, False]
+    assert answers[0].headers["rift-request-id"] == answers[0].json()["id"]
     if not kept:
         assert answers[0].headers["x-request-id"] == answers[0].json()["id"]
         assert len({answer.headers["x-request-id"] for answer in answers}) == 3
+
+
+def test_every_answer_about_a_request_has_its_rift_id(served: Served) -> None:
+    served.script = hello
+    mine = {"x-request-id": "mine"}
+    with served.client() as client:
+
+        def rift_id(method: str, path: str, **body: Any) -> str | None:
+            answer = client.request(method, path, headers=mine, **({"json": body} if body else {}))
+            assert answer.headers["x-request-id"] == "mine"
+            return answer.headers.get("rift-request-id")
+
+        for path, prompt in (
+            ("/v1/inference", {"prompt": "hi"}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+            ("/v1/responses", {"input": "hi"}),
+        ):
+            for stream in (False, True):
+                request = rift_id("POST", path, model=MODEL, stream=stream, **prompt)
+                assert request is not None
+                assert request.startswith("req_")
+                for again in ("", "/events"):
+                    assert rift_id("GET", f"/v1/inference/{request}{again}") == request
+            response = request.replace("req_", "resp_")
+            expected = request if path == "/v1/responses" else None
+            assert rift_id("GET", f"/v1/responses/{response}") == expected
+        assert rift_id("POST", f"/v1/responses/{response}/cancel") == request
+        assert rift_id("DELETE", f"/v1/inference/{request}") == request
+        group = rift_id("POST", "/v1/completions", model=MODEL, prompt="hi", n=2)
+        assert rift_id("GET", f"/v1/inference/{group}") == group
+        served.script = lambda accepted: [End("failed")]
+        failed = rift_id("POST", "/v1/completions", model=MODEL, prompt="hi")
+        assert rift_id("GET", f"/v1/inference/{failed}") == failed is not None
+        assert rift_id("GET", "/v1/inference/req_x") is None
 
 
 def wait_for(true: Any, within_s: float = 10.0) -> None:
