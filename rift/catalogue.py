@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from events.money import InvalidMoney, nanousd
+from events.schema import Problem
 from events.subjects import slug
 from rift.errors import RiftError
 
@@ -37,13 +38,36 @@ Natural = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
-def native_limit(tokens_max: int, context_tokens: int) -> str:
-    """Return the end of the message that refuses a prompt only because of the native route's limit."""
-    return (
-        f"; {tokens_max} tokens is the limit of /v1/inference (setting native_prompt_tokens_max): use "
-        "/v1/chat/completions, /v1/completions or /v1/responses, which accept the model's whole context of "
-        f"{context_tokens} tokens"
+def context_overflow(
+    prompt: int, max_tokens: int | None, *, context: int, limit: int, at_least: bool
+) -> Problem | None:
+    """Return the problem of a request that does not fit into a model's context, or None if it fits.
+
+    `prompt` is the number of its tokens, or with `at_least` a lower bound. `limit` is the most tokens of a
+    prompt. Clients of OpenAI's APIs recognize the words "This model's maximum context length is" and "exceeds
+    the context window", and then shorten the conversation.
+    """
+    output = max_tokens or 1
+    if prompt <= limit and prompt + output <= context:
+        return None
+    if prompt > limit and limit < context - 1:
+        least = "at least " if at_least else ""
+        message = (
+            f"the prompt has {least}{prompt} tokens; {limit} tokens is the limit of /v1/inference (setting "
+            "native_prompt_tokens_max): send a shorter prompt, or use /v1/chat/completions, /v1/completions "
+            f"or /v1/responses, which accept the model's whole context of {context} tokens"
+        )
+        return Problem(code="prompt_too_long", message=message)
+    least = "at least " if at_least or max_tokens is None else ""
+    too_long = (
+        "prompt" if prompt >= context else "completion" if output >= context else "prompt or completion"
     )
+    message = (
+        f"This model's maximum context length is {context} tokens. However, you requested {least}"
+        f"{prompt + output} tokens ({prompt} in the prompt, {output} in the completion), which exceeds the "
+        f"context window. Reduce the length of the {too_long}."
+    )
+    return Problem(code="prompt_too_long" if prompt >= context else "max_tokens_too_large", message=message)
 
 
 class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -31,6 +31,20 @@ class InvalidRequest(RiftError):
         self.param = param
 
 
+class PromptTooLong(InvalidRequest):
+    """The prompt has more than `tokens_max` tokens: `tokens`, or with `at_least` perhaps more."""
+
+    def __init__(self, tokens: int, param: str, *, tokens_max: int, at_least: bool = True) -> None:
+        least = "at least " if at_least else ""
+        super().__init__(
+            f"the prompt has {least}{tokens} tokens; the limit is {tokens_max}",
+            code="prompt_too_long",
+            param=param,
+        )
+        self.tokens = tokens
+        self.at_least = at_least
+
+
 class RequestAborted(RiftError):
     """The engine cannot finish this one request. Other requests continue."""
 
@@ -117,7 +131,7 @@ class Engine(Protocol):
     async def render(
         self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool, tokens_max: int
     ) -> Rendered:
-        """Encode the prompt. Raises InvalidRequest, also if it has more than `tokens_max` tokens.
+        """Encode the prompt. Raises InvalidRequest; PromptTooLong if it has more than `tokens_max` tokens.
 
         Messages go through the model's chat template. So does a str, as one user turn, unless `raw` or the
         model has no template. Long prompts are encoded one at a time, and short ones need not wait for them.

@@ -13,7 +13,7 @@ import msgspec
 
 from events.schema import Logprob, Message, Parameters, ToolCallDelta
 from rift.catalogue import Model
-from rift.engines import Decoder, Delta, InvalidRequest, Rendered
+from rift.engines import Decoder, Delta, InvalidRequest, PromptTooLong, Rendered
 from rift.engines.prompt_limits import check_tokens, param_of
 from rift.engines.schemas import check_schemas
 from rift.engines.tokens import Tokenizer
@@ -106,6 +106,9 @@ class Chat:
             request = chat_request(messages, parameters)
             result = await self._renderer.render_chat(request)
         except (VLLMClientError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            if getattr(error, "parameter", None) in ("input_tokens", "input_text"):
+                # vLLM stops counting once the prompt exceeds the context.
+                raise PromptTooLong(tokens_max + 1, param_of(prompt), tokens_max=tokens_max) from error
             raise invalid(error, parameters) from error
         if isinstance(result, ErrorResponse):
             raise InvalidRequest(
@@ -330,8 +333,6 @@ def invalid(error: Exception, parameters: Parameters) -> InvalidRequest:
         param = ".".join(map(str, first["loc"]))
         message = first["msg"]
     param = str(param or message.split(" ", 1)[0]).partition(".")[0]
-    if param in ("input_tokens", "input_text"):
-        return InvalidRequest(message, code="context_length_exceeded", param="messages")
     param = PARAMS.get(param, param)
     known = param in Parameters.__struct_fields__ or param == "messages"
     return _invalid_value(message, param if known else _likely_param(parameters))

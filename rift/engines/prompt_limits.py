@@ -8,38 +8,26 @@ from collections.abc import Iterator
 
 from events.schema import Message, Parameters
 from rift.catalogue import Model
-from rift.engines import EngineFailed, InvalidRequest
+from rift.engines import EngineFailed, PromptTooLong
 
 
 def check_bytes(size: int, param: str, *, tokens_max: int, token_bytes_max: int) -> None:
-    """Raise InvalidRequest if so many bytes of text are more than `tokens_max` tokens in any case."""
+    """Raise PromptTooLong if so many bytes of text are more than `tokens_max` tokens in any case."""
     least = -(-size // token_bytes_max)
     if least > tokens_max:
-        raise InvalidRequest(
-            f"{param} has {size} bytes, which are at least {least} tokens; the limit is {tokens_max} tokens: "
-            "send a shorter prompt",
-            code="prompt_too_long",
-            param=param,
-        )
+        raise PromptTooLong(least, param, tokens_max=tokens_max)
 
 
 def check_turns(prompt: str | tuple[Message, ...], *, tokens_max: int) -> None:
-    """Raise InvalidRequest if there are more messages than tokens: templates write at least one for each."""
+    """Raise PromptTooLong if there are more messages than tokens: templates write at least one for each."""
     if not isinstance(prompt, str) and len(prompt) > tokens_max:
-        raise InvalidRequest(
-            f"messages has {len(prompt)} entries, which are at least as many tokens; the limit is "
-            f"{tokens_max} tokens: send fewer messages",
-            code="prompt_too_long",
-            param="messages",
-        )
+        raise PromptTooLong(len(prompt), "messages", tokens_max=tokens_max)
 
 
 def check_tokens(count: int, param: str, *, tokens_max: int) -> None:
-    """Raise InvalidRequest if a prompt has more than `tokens_max` tokens."""
+    """Raise PromptTooLong if a prompt has more than `tokens_max` tokens."""
     if count > tokens_max:
-        raise InvalidRequest(
-            f"the prompt has {count} tokens; the limit is {tokens_max}", code="prompt_too_long", param=param
-        )
+        raise PromptTooLong(count, param, tokens_max=tokens_max, at_least=False)
 
 
 def check_token_bytes(needed: int, name: str, model: Model) -> None:

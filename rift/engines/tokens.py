@@ -7,7 +7,7 @@ never share one.
 from typing import Any
 
 from events.schema import Message
-from rift.engines import InvalidRequest
+from rift.engines import InvalidRequest, PromptTooLong
 from rift.engines.prompt_limits import check_bytes, check_tokens, param_of
 
 # A UTF-8 character has at most 4 bytes, so 32 ids without a character are garbage. Each further id would make
@@ -62,7 +62,7 @@ class Tokenizer:
         return ids
 
     def check_pieces(self, text: str, param: str, *, tokens_max: int) -> None:
-        """Raise InvalidRequest if a text has more than `tokens_max` tokens beyond doubt, in little memory.
+        """Raise PromptTooLong if a text has more than `tokens_max` tokens beyond doubt, in little memory.
 
         The text is encoded in pieces. A cut can change some tokens beside it, but never double their number.
         """
@@ -71,18 +71,14 @@ class Tokenizer:
             piece = text[start : start + PIECE_CHARACTERS]
             count += self._count(piece)
             if count > 2 * tokens_max:
-                raise InvalidRequest(
-                    f"{param} has more than {tokens_max} tokens, which is the limit: send a shorter prompt",
-                    code="prompt_too_long",
-                    param=param,
-                )
+                raise PromptTooLong(-(-count // 2), param, tokens_max=tokens_max)
 
     def _count(self, text: str) -> int:
         (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=False)
         return len(encoding)
 
     def _ids(self, text: str, param: str, *, special: bool, tokens_max: int) -> list[int]:
-        """Return the ids of a text that has at most `tokens_max` tokens. Raises InvalidRequest."""
+        """Return the ids of a text that has at most `tokens_max` tokens. Raises PromptTooLong."""
         # The batch form releases the interpreter.
         (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=special)
         if (count := len(encoding)) > tokens_max:

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
 from events.schema import FinishReason, Problem, RequestAccepted
-from rift.catalogue import OUTPUT_TOKENS_DEFAULT, native_limit
-from rift.engines import Engine, InvalidRequest, Rendered
+from rift.catalogue import OUTPUT_TOKENS_DEFAULT, context_overflow
+from rift.engines import Engine, InvalidRequest, PromptTooLong, Rendered
 
 logger = logging.getLogger(__name__)
 
@@ -31,29 +32,24 @@ class PreparedRequest(msgspec.Struct, frozen=True):
 
 async def prepare(engine: Engine, accepted: RequestAccepted) -> PreparedRequest:
     """Encode the prompt and check that prompt and output fit. Raises InvalidRequest."""
+    context = engine.context_tokens
+    limit = min(accepted.prompt_tokens_max, context - 1)
+    max_tokens = accepted.parameters.max_tokens
+    is_native = accepted.kind == "inference"
+    own_limit = limit if is_native else context - 1
+    fit = partial(context_overflow, max_tokens=max_tokens, context=context, limit=own_limit)
     raw = accepted.parameters.raw or accepted.kind == "completion"
-    limit = min(accepted.prompt_tokens_max, engine.context_tokens - 1)
     try:
         rendered = await engine.render(accepted.input, accepted.parameters, raw=raw, tokens_max=limit)
-    except InvalidRequest as error:
-        if (
-            error.code != "prompt_too_long"
-            or accepted.kind != "inference"
-            or limit == engine.context_tokens - 1
-        ):
+    except PromptTooLong as error:
+        if (overflow := fit(error.tokens, at_least=error.at_least)) is None:
             raise
-        message = error.message + native_limit(limit, engine.context_tokens)
-        raise InvalidRequest(message, code=error.code, param=error.param) from error
+        raise InvalidRequest(overflow.message, code=error.code, param=error.param) from error
     count = len(rendered.prompt_ids)
-    room = engine.context_tokens - count
-    max_tokens = accepted.parameters.max_tokens
-    if max_tokens is not None and max_tokens > room:
-        raise InvalidRequest(
-            f"max_tokens is {max_tokens}, but {count} prompt tokens leave room for {room} in the model's "
-            f"context of {engine.context_tokens}",
-            code="max_tokens_too_large",
-            param="parameters.max_tokens" if accepted.kind == "inference" else "max_tokens",
-        )
+    if (overflow := fit(count, at_least=False)) is not None:
+        param = "parameters.max_tokens" if is_native else "max_tokens"
+        raise InvalidRequest(overflow.message, code=overflow.code, param=param)
+    room = context - count
     return PreparedRequest(accepted, rendered, max_tokens or min(OUTPUT_TOKENS_DEFAULT, room))
 
 

@@ -83,3 +83,11 @@ async def test_without_blocking(options: dict[str, Any]) -> None:
         model = langchain_openai.ChatOpenAI(http_async_client=client, **options)
         assert (await model.ainvoke("hi")).text == "Hello, world 🌊!"
         assert "".join([chunk.text async for chunk in model.astream("hi")]) == "Hello, world 🌊!"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_does_not_fit_is_a_context_overflow(model: Any, stream: bool) -> None:
+    from langchain_core.exceptions import ContextOverflowError
+
+    with pytest.raises(ContextOverflowError, match="context_length_exceeded"):
+        list(model.stream("too long")) if stream else model.invoke("too long")

@@ -10,11 +10,12 @@ import msgspec
 
 from events.contracts import MESSAGE_BYTES_MAX
 from events.schema import Message, RequestAccepted
-from rift.catalogue import OUTPUT_TOKENS_DEFAULT, Model, native_limit
+from rift.catalogue import OUTPUT_TOKENS_DEFAULT, Model, context_overflow
 from rift.gateway.admission import max_cost
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.choices import Choices
 from rift.gateway.completion import Completion
+from rift.gateway.dialects import dialect
 from rift.gateway.dialects.sampling import ParsedRequest
 
 # Templates leave out roles that they do not know, such as `developer`.
@@ -39,32 +40,18 @@ PARAMS = {"inference": "prompt", "completion": "prompt", "chat": "messages", "re
 
 def check_fits(parsed: ParsedRequest, model: Model) -> None:
     """Raise HTTPError (400) if the prompt, or the prompt with `max_tokens`, cannot fit into the context."""
-    written = prompt_bytes(parsed.input)
-    tokens = max(1, -(-written // model.prompt_bytes_per_token_max))
+    tokens = max(1, -(-prompt_bytes(parsed.input) // model.prompt_bytes_per_token_max))
+    if not isinstance(parsed.input, str):
+        # Templates write at least one token for each message.
+        tokens = max(tokens, len(parsed.input))
     context = model.context_tokens
-    limit = min(context, parsed.prompt_tokens_max or context)
-    remedy = "" if limit == context else native_limit(limit, context)
-    param = PARAMS[parsed.kind]
-    if not isinstance(parsed.input, str) and len(parsed.input) > limit:
-        message = (
-            f"{param} has {len(parsed.input)} entries, which are at least as many tokens; the limit is "
-            f"{limit} tokens: send fewer{remedy}"
-        )
-        raise HTTPError(400, message, code="prompt_too_long", param=param)
-    if tokens > limit:
-        message = (
-            f"{param} has {written} bytes, which are at least {tokens} tokens; the limit is {limit} tokens: "
-            f"send a shorter prompt{remedy}"
-        )
-        raise HTTPError(400, message, code="prompt_too_long", param=param)
+    limit = min(context - 1, parsed.prompt_tokens_max or context)
     output = parsed.parameters.max_tokens
-    if output is not None and tokens + output > model.context_tokens:
-        param = parsed.max_tokens_param
-        message = (
-            f"{param} is {output}; the context of {parsed.model} is {model.context_tokens} tokens, and the "
-            f"prompt has at least {tokens} of them"
-        )
-        raise HTTPError(400, message, code="max_tokens_too_large", param=param)
+    overflow = context_overflow(tokens, output, context=context, limit=limit, at_least=True)
+    if overflow is not None:
+        param = PARAMS[parsed.kind] if tokens > limit else parsed.max_tokens_param
+        problem = dialect.of(parsed.kind).shown(msgspec.structs.replace(overflow, param=param))
+        raise HTTPError(400, problem.message, code=problem.code, param=problem.param)
 
 
 def prompt_bytes(prompt: str | tuple[Message, ...]) -> int:

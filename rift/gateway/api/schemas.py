@@ -275,7 +275,7 @@ class ResponseItem(ResponseSchema, frozen=True, kw_only=True):
 
 
 class ResponseProblem(ResponseSchema, frozen=True, kw_only=True):
-    code: Literal["server_error", "invalid_prompt"]
+    code: Literal["server_error", "invalid_prompt", "context_length_exceeded"]
     message: str
     param: str | None
     type: str

@@ -13,6 +13,7 @@ from events.lifecycle import Life
 from events.schema import Logprob, Problem, TokensGenerated, ToolCallDelta
 from rift.gateway.asgi.errors import error_body
 from rift.gateway.completion import Completion
+from rift.gateway.dialects import openai_errors
 from rift.gateway.dialects.native import KEEP_ALIVE
 from rift.gateway.dialects.sampling import ParsedRequest
 
@@ -33,6 +34,8 @@ class TextLayout:
     has_role = False
     # The content of a chunk that adds no text.
     empty: ClassVar[dict[str, Any]] = {"text": ""}
+    # The API's names of fields, where they differ from the log's.
+    params: ClassVar[dict[str, str]] = {}
 
     def whole(self, answer: Completion) -> dict[str, Any]:
         return {"text": answer.text}
@@ -67,6 +70,7 @@ class ChatLayout:
     closing = b"}"
     has_role = True
     empty: ClassVar[dict[str, Any]] = {"delta": {}}
+    params: ClassVar[dict[str, str]] = {"logprobs": "top_logprobs", "template": "chat_template_kwargs"}
 
     def whole(self, answer: Completion) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
@@ -162,7 +166,9 @@ class ChunkStream:
             frames = choice.tokens(event)
             return self._with_usage(choice, frames) if self._continuous_usage and frames else frames
         if failure := answer.failure():
-            return b"data: " + _encode(error_body(*failure)) + b"\n\n" + DONE
+            status, problem = failure
+            shown = openai_errors.shown(problem, self._layout.params)
+            return b"data: " + _encode(error_body(status, shown)) + b"\n\n" + DONE
         if answer.life.phase == "ended":
             self._open_choices -= 1
             frames = choice.end()

@@ -11,6 +11,7 @@ import msgspec
 
 from events.schema import Parameters, Problem, ResponseFormat, TokensGenerated
 from rift.gateway.completion import Completion, Segment
+from rift.gateway.dialects import openai_errors
 from rift.gateway.dialects.chat_response import chat_logprobs
 from rift.gateway.dialects.native import KEEP_ALIVE
 
@@ -24,6 +25,15 @@ TEXT_EVENT = {
     "reasoning": "response.reasoning_text",
     "text": "response.output_text",
     "call": "response.function_call_arguments",
+}
+
+# The API's names of fields, where they differ from the log's.
+PARAMS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "logprobs": "top_logprobs",
 }
 
 _encode = msgspec.json.Encoder().encode
@@ -249,8 +259,10 @@ def _part(segment: Segment) -> dict[str, Any]:
 def _error(answer: Completion) -> dict[str, Any] | None:
     if (failure := answer.failure()) is None:
         return None
-    status, problem = failure
+    status, problem = failure[0], openai_errors.shown(failure[1], PARAMS)
     code = "invalid_prompt" if status == 400 else "server_error"
+    if problem.code == openai_errors.CONTEXT_LENGTH:
+        code = problem.code
     return {"code": code, "message": problem.message, "param": problem.param, "type": problem.code}
 
 

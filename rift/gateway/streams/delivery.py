@@ -131,8 +131,8 @@ class Delivery:
             return http_error(401, REVOKED)
         if subscription.problem is LOG_OUTAGE:
             return HTTPError(503, LOG_OUTAGE.message, code=LOG_OUTAGE.code, headers=retry_after(5))
-        if failure := subscription.failure():
-            return http_error(*failure)
+        if failure := _failure(subscription):
+            return failure
         if subscription.open_requests():
             message = (
                 f"this gateway is shutting down; fetch the answer at /v1/inference/{subscription.answer.id}"
@@ -154,8 +154,8 @@ class Delivery:
         if not resumed:
             with anyio.move_on_after(STATUS_LINE_S):
                 await subscription.wait_for_start()
-            if subscription.is_over and (failure := subscription.failure()):
-                return http_error(*failure)
+            if subscription.is_over and (failure := _failure(subscription)):
+                return failure
         timed = [*headers, *server_timing(subscription.answer.timing())]
         await request.start(200, b"text/event-stream", [*SSE_HEADERS, *timed])
         client.note_sent()
@@ -257,6 +257,14 @@ class Delivery:
 async def _cancel_at_disconnect(request: Request, scope: anyio.CancelScope) -> None:
     await request.disconnected()
     scope.cancel()
+
+
+def _failure(subscription: Subscription) -> HTTPError | None:
+    """Return the failure of the request, in the words of its API."""
+    if (failure := subscription.failure()) is None:
+        return None
+    status, problem = failure
+    return http_error(status, dialects.of(subscription.answer.accepted.kind).shown(problem))
 
 
 def http_error(status: int, problem: Problem) -> HTTPError:

@@ -5,7 +5,7 @@ import pytest
 
 from events.schema import Message, Parameters, Tool, ToolCall
 from rift.catalogue import Model, Profile
-from rift.engines import EngineFailed, InvalidRequest
+from rift.engines import EngineFailed, PromptTooLong
 from rift.engines.prompt_limits import check_bytes, check_turns, text_bytes
 from rift.engines.sim import PROMPT_BYTES_PER_TOKEN, SimEngine
 from rift.engines.start import start_engine
@@ -21,7 +21,7 @@ def test_a_text_fits_if_the_longest_tokens_could_hold_it(size: int, fits: bool) 
         check_bytes(size, "prompt", tokens_max=100, token_bytes_max=8)
         return
     with pytest.raises(
-        InvalidRequest, match=f"prompt has {size} bytes, .* the limit is 100 tokens"
+        PromptTooLong, match=f"the prompt has at least {-(-size // 8)} tokens; the limit is 100"
     ) as refused:
         check_bytes(size, "prompt", tokens_max=100, token_bytes_max=8)
     assert (refused.value.code, refused.value.param) == ("prompt_too_long", "prompt")
@@ -31,9 +31,7 @@ def test_more_messages_than_tokens_do_not_fit() -> None:
     turns = (Message(role="user", content=""),) * 11
     check_turns(turns[1:], tokens_max=10)
     check_turns("x" * 11, tokens_max=10)
-    with pytest.raises(
-        InvalidRequest, match=r"messages has 11 entries, .* the limit is 10 tokens"
-    ) as refused:
+    with pytest.raises(PromptTooLong, match="the prompt has at least 11 tokens; the limit is 10") as refused:
         check_turns(turns, tokens_max=10)
     assert (refused.value.code, refused.value.param) == ("prompt_too_long", "messages")
 
@@ -55,7 +53,7 @@ async def test_the_simulated_engine_refuses_before_it_encodes() -> None:
     rendered = await engine.render("x" * 400, Parameters(), raw=False, tokens_max=100)
     assert len(rendered.prompt_ids) == 100
     for prompt, param in (("x" * 401, "prompt"), ((Message(role="user", content="x" * 401),), "messages")):
-        with pytest.raises(InvalidRequest, match="the prompt has 101 tokens; the limit is 100") as refused:
+        with pytest.raises(PromptTooLong, match="the prompt has 101 tokens; the limit is 100") as refused:
             await engine.render(prompt, Parameters(), raw=False, tokens_max=100)
         assert (refused.value.code, refused.value.param) == ("prompt_too_long", param)
 

@@ -13,7 +13,7 @@ import pytest
 
 from events.schema import Message, Parameters, Tool
 from rift.catalogue import Profile
-from rift.engines import Engine, EngineFailed, InvalidRequest, Rendered, Step, vllm
+from rift.engines import Engine, EngineFailed, InvalidRequest, PromptTooLong, Rendered, Step, vllm
 from rift.engines.prepare import digest_of
 from rift.engines.vllm import VllmEngine
 from tests.rift.engines.conftest import MODEL, start, stop
@@ -337,6 +337,18 @@ async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_read(
         with pytest.raises(InvalidRequest) as refused:
             await engine.render(prompt, parameters, raw=False, tokens_max=100)
         assert (refused.value.code, refused.value.param) == ("prompt_too_long", "messages")
+
+
+@pytest.mark.parametrize("text", ["x " * 8192, "x" * 200_000], ids=["counted", "by its characters"])
+@pytest.mark.parametrize("parameters", [Parameters(), TOOL], ids=["plain", "chat"])
+async def test_a_prompt_of_too_many_tokens_is_refused_with_their_number(
+    engine: VllmEngine, parameters: Parameters, text: str
+) -> None:
+    limit = MODEL.context_tokens - 1
+    with pytest.raises(PromptTooLong) as refused:
+        await engine.render((Message(role="user", content=text),), parameters, raw=False, tokens_max=limit)
+    assert (refused.value.code, refused.value.param) == ("prompt_too_long", "messages")
+    assert refused.value.tokens > limit
 
 
 @pytest.mark.parametrize("parameters", [Parameters(), TOOL], ids=["plain", "chat"])

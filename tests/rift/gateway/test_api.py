@@ -147,7 +147,7 @@ def test_a_prompt_too_long_names_limit_and_count_and_costs_nothing(
     response = client.post("/v1/inference", json=body(prompt="x" * 4 * 9000))
     assert problem(response)["code"] == "prompt_too_long"
     assert "9000" in problem(response)["message"]
-    assert "8191" in problem(response)["message"]
+    assert "8192" in problem(response)["message"]
     row = until(
         service, "select * from requests where state = 'invalid' order by accepted_at_ns desc limit 1"
     )
@@ -236,6 +236,62 @@ def test_a_chat_stream_in_openais_shape(client: httpx.Client, include_usage: boo
     text = "".join(delta["delta"].get("content", "") for delta in deltas)
     assert text == whole["choices"][0]["message"]["content"]
     assert [delta["finish_reason"] for delta in deltas if delta["finish_reason"]] == ["length"]
+
+
+def openai_bodies(prompt: str, max_tokens: int | None) -> dict[str, dict[str, Any]]:
+    return {
+        "/v1/completions": {"model": MODEL, "prompt": prompt, "max_tokens": max_tokens},
+        "/v1/chat/completions": {
+            "model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens,
+        },
+        "/v1/responses": {"model": MODEL, "input": prompt, "max_output_tokens": max_tokens},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "max_tokens", "asked"),
+    [
+        (9000, None, "at least 9001 tokens (9000 in the prompt, 1 in the completion)"),
+        (8000, 500, "8500 tokens (8000 in the prompt, 500 in the completion)"),
+        (64 * 9000, None, "at least "),
+    ],
+    ids=["counted", "together", "by its bytes"],
+)
+def test_openais_clients_recognize_a_request_that_does_not_fit(
+    client: httpx.Client, tokens: int, max_tokens: int | None, asked: str, stream: bool
+) -> None:
+    for path, sent in openai_bodies("x" * 4 * tokens, max_tokens).items():
+        response = client.post(path, json=sent | {"stream": stream})
+        assert response.status_code == 400
+        refused = problem(response)
+        assert (refused["code"], refused["type"]) == ("context_length_exceeded", "invalid_request_error")
+        # Strands reads the code, LangChain finds it in the message, LangChain.js also the second phrase,
+        # and LiteLLM and Cline the first one.
+        begin = "This model's maximum context length is 8192 tokens. However, you requested "
+        assert refused["message"].startswith(begin + asked)
+        assert "exceeds the context window" in refused["message"]
+        assert "context_length_exceeded" in refused["message"]
+        fields = (
+            {"prompt", "messages", "input"} if max_tokens is None else {"max_tokens", "max_output_tokens"}
+        )
+        assert refused["param"] in fields & set(sent)
+
+
+def test_a_stored_response_that_did_not_fit_says_so(client: httpx.Client) -> None:
+    sent = {"model": MODEL, "input": "x" * 4 * 9000, "background": True}
+    id = client.post("/v1/responses", json=sent).json()["id"]
+    until_s = time.monotonic() + 10
+    while (shown := client.get(f"/v1/responses/{id}").json())["status"] != "failed":
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+    error = shown["error"]
+    assert (error["code"], error["type"], error["param"]) == (*["context_length_exceeded"] * 2, "input")
+    with client.stream("GET", f"/v1/responses/{id}?stream=true") as response:
+        last = list(frames(response))[-1]
+    assert (last["event"], last["data"]["response"]["error"]) == ("response.failed", error)
+    natively = client.get(f"/v1/inference/{id.replace('resp_', 'req_')}").json()
+    assert natively["error"]["code"] == "prompt_too_long"
 
 
 # --- models, health, the bill -------------------------------------------------------------------------------

@@ -84,12 +84,35 @@ async def test_penalties_over_output_tokens_are_not_continued(penalty: str) -> N
         await run(sim(), accepted(**{penalty: 0.5}), past_of(single[:1]))
 
 
-@pytest.mark.parametrize(("prompt", "parameters"), [("x" * 4 * 4096, {}), ("x" * 4000, {"max_tokens": 4000})])
+@pytest.mark.parametrize(
+    ("prompt", "parameters", "code", "asked"),
+    [
+        (
+            4096,
+            {"max_tokens": None},
+            "prompt_too_long",
+            "at least 4097 tokens (4096 in the prompt, 1 in the completion)",
+        ),
+        (1000, {"max_tokens": 3097}, "max_tokens_too_large", "4097 tokens (1000 in the prompt, 3097 in"),
+        (1, {"max_tokens": 4096}, "max_tokens_too_large", "4097 tokens (1 in the prompt, 4096 in"),
+    ],
+)
 async def test_a_prompt_or_limit_that_does_not_fit_is_invalid(
-    prompt: str, parameters: dict[str, int]
+    prompt: int, parameters: dict[str, int], code: str, asked: str
 ) -> None:
-    with pytest.raises(InvalidRequest):
-        await prepare(SimEngine(MODEL), accepted(prompt, **parameters))
+    for kind in ("inference", "chat"):
+        too_long = msgspec.structs.replace(accepted("x" * 4 * prompt, **parameters), kind=kind)
+        with pytest.raises(InvalidRequest) as refused:
+            await prepare(SimEngine(MODEL), too_long)
+        assert refused.value.code == code
+        begin = "This model's maximum context length is 4096 tokens. However, you requested "
+        assert refused.value.message.startswith(begin + asked)
+
+
+async def test_a_reservation_of_fewer_tokens_does_not_claim_that_the_context_is_full() -> None:
+    asked = msgspec.structs.replace(accepted("x" * 4 * 100), kind="chat", prompt_tokens_max=99)
+    with pytest.raises(InvalidRequest, match=r"^the prompt has 100 tokens; the limit is 99$"):
+        await prepare(SimEngine(MODEL), asked)
 
 
 @pytest.mark.parametrize(("limit", "has_remedy"), [(99, True), (4096, False)])

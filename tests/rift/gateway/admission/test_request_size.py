@@ -17,6 +17,7 @@ from tests.rift.gateway.admission.test_rate_limits import whole
 from tests.simulation import processes
 from tests.simulation.processes import MODEL, MODELS
 
+CONTEXT_LENGTH = "context_length_exceeded"
 CONTEXT = MODELS[MODEL].context_tokens
 FITS = CONTEXT * MODELS[MODEL].prompt_bytes_per_token_max
 SMALL = Model(
@@ -51,7 +52,7 @@ def test_every_route_refuses_before_anything_is_stored(text: str, tokens: int, c
         gateway = await world.gateway(served=(MODEL,))
         for path, body in bodies(text, tokens).items():
             call = world.ask(gateway, path, headers={"idempotency-key": path}, **body)
-            assert await whole(call) == (400, code), path
+            assert await whole(call) == (400, code if path == "/v1/inference" else CONTEXT_LENGTH), path
         for stream in (subjects.KEYS, subjects.SECRETS):
             assert world.broker.stream(stream).last_sequence == 0
         stored = [each.subject for each in world.broker.stream("RIFT_0").messages]
@@ -61,32 +62,32 @@ def test_every_route_refuses_before_anything_is_stored(text: str, tokens: int, c
 
 
 def test_a_prompt_of_the_longest_tokens_is_left_to_the_engine() -> None:
-    request_size.check_fits(parsed("x" * 20_000), SMALL)
-    with pytest.raises(HTTPError) as refused:
-        request_size.check_fits(parsed("x" * 20_001), SMALL)
-    assert refused.value.message == (
-        "messages has 20001 bytes, which are at least 10001 tokens; the limit is 10000 tokens: send a "
-        "shorter prompt"
-    )
+    # The answer needs one token of the context.
+    request_size.check_fits(parsed("x" * 19_998), SMALL)
+    with pytest.raises(HTTPError, match=r"at least 10001 tokens \(10000 in the prompt, 1 in ") as refused:
+        request_size.check_fits(parsed("x" * 19_999), SMALL)
+    assert (refused.value.code, refused.value.param) == (CONTEXT_LENGTH, "messages")
     # A byte is not a character.
     with pytest.raises(HTTPError):
-        request_size.check_fits(parsed("é" * 10_001), SMALL)
+        request_size.check_fits(parsed("é" * 10_000), SMALL)
     # Templates write at least one token for each message.
-    turns = tuple(Message(role="user", content="") for _ in range(10_001))
+    turns = tuple(Message(role="user", content="") for _ in range(10_000))
     assert request_size.prompt_bytes(turns) == 0
     request_size.check_fits(parsed(turns[1:]), SMALL)
-    with pytest.raises(HTTPError, match="messages has 10001 entries"):
+    with pytest.raises(HTTPError, match=r"\(10000 in the prompt"):
         request_size.check_fits(parsed(turns), SMALL)
 
 
 def test_the_native_routes_own_limit_names_the_routes_that_accept_more() -> None:
     native_only = {"kind": "inference", "prompt_tokens_max": NATIVE_PROMPT_TOKENS_MAX}
     others = "limit of /v1/inference .*use /v1/chat/completions, .* context of 10000 tokens"
-    with pytest.raises(HTTPError, match=f"the limit is 8192 tokens: .*8192 tokens is the {others}"):
+    with pytest.raises(HTTPError, match=f"at least 10000 tokens; 8192 tokens is the {others}") as refused:
         request_size.check_fits(parsed("x" * 20_000, **native_only), SMALL)
+    assert (refused.value.code, refused.value.param) == ("prompt_too_long", "prompt")
     # Where the context is the limit, no route accepts more.
-    with pytest.raises(HTTPError, match=r"send a shorter prompt$"):
+    with pytest.raises(HTTPError, match=r"Reduce the length of the prompt\.$") as refused:
         request_size.check_fits(parsed("x" * 20_001, kind="inference", prompt_tokens_max=10_000), SMALL)
+    assert refused.value.code == "prompt_too_long"
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(CONTEXT, "max_tokens_too_large"), (20, "body_too_large")])
@@ -103,7 +104,7 @@ def test_the_setting_limits_the_native_route_only(
         for path, body in bodies(text, CONTEXT).items():
             _, code = await whole(world.ask(gateway, path, **body))
             codes.append(code)
-        assert codes == [expected, *["max_tokens_too_large"] * 3]
+        assert codes == [expected, *[CONTEXT_LENGTH] * 3]
 
     live(test)
 
@@ -131,5 +132,6 @@ def test_text_that_a_template_may_leave_out_does_not_count() -> None:
 
 def test_max_tokens_and_the_fewest_tokens_of_the_prompt_must_fit_together() -> None:
     request_size.check_fits(parsed("x" * 200, parameters=Parameters(max_tokens=9_900)), SMALL)
-    with pytest.raises(HTTPError, match="max_tokens is 9901; the context of m is 10000 tokens, and the"):
+    with pytest.raises(HTTPError, match=r"at least 10001 tokens \(100 in the prompt, 9901 in ") as refused:
         request_size.check_fits(parsed("x" * 200, parameters=Parameters(max_tokens=9_901)), SMALL)
+    assert (refused.value.code, refused.value.param) == (CONTEXT_LENGTH, "max_tokens")

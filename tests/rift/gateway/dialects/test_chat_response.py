@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from events.schema import Logprob, Problem, RequestAccepted, ToolCallDelta
-from tests.scripted import MODEL, End, Pause, Served, Tokens, chunks, hello
+from tests.scripted import MODEL, End, Pause, Served, Tokens, by_request, chunks, hello
 
 pytestmark = pytest.mark.slow
 
@@ -247,6 +247,13 @@ def test_a_failure_is_a_status_before_the_first_byte_and_a_chunk_after_it(served
         assert response.json()["error"]["type"] == "server_error"
     response = ask(served, messages=[{"role": "user", "content": "too long"}], stream=True)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
+    late = Problem(code="prompt_too_long", message="late", param="messages")
+    served.script = lambda accepted: [Pause(1.2), End("invalid", late)]
+    response = ask(served, messages=prompt, stream=True)
+    error, done, _ = response.text.removeprefix(": keep-alive\n\n").split("\n\n")
+    shown = json.loads(error.removeprefix("data: "))["error"]
+    assert (shown["code"], done) == ("context_length_exceeded", "data: [DONE]")
+    served.script = by_request
     response = ask(served, messages=[{"role": "user", "content": "fail late"}], stream=True)
     assert response.status_code == 200
     *_, error, done, _ = response.text.split("\n\n")
