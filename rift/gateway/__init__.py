@@ -5,7 +5,7 @@ Folders are layers; each imports only those before it.
     state        shared by all parts: the log, its folds, the configuration
     asgi/        HTTP: requests, errors, CORS, static pages, the server
     completion   one request's counted events
-    choices      the choices of a request with `n` > 1
+    choices      the requests of a body with several prompts or `n` > 1
     dialects/    each API's bodies and frames
     streams/     from a lane's events to waiting clients
     admission/   keys, queue, rate limits, credit, room

@@ -1,38 +1,49 @@
-"""The choices of one request with `n` > 1: a group, each choice accepted and answered as its own request.
+"""The requests of a body with several prompts or `n` > 1, each accepted and answered as a request of its own.
 
-The ids of all choices follow from the first, so any gateway can name the whole group. Frames and objects of a
-group belong to `dialects/chat_response.py`, its cost to `admission/credit_hold.py`.
+The choices of one prompt are a group. The ids of all follow from the first, so any gateway can name them.
+Frames and objects of several choices belong to `dialects/chat_response.py`, their cost to
+`admission/credit_hold.py`.
 """
 
 import hashlib
 import hmac
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 
 from msgspec.structs import replace
 
 from events import ids
-from events.schema import RequestAccepted
+from events.schema import Problem, RequestAccepted
+from rift.gateway.completion import Completion
 
-# One request, or all choices of one group. They are reserved, accepted, followed and charged together.
+# All requests of one body. They are reserved, accepted, followed and answered together.
 Choices = tuple[RequestAccepted, ...]
 
 SEED_MAX = 2**63 - 1
 
 
-def of(first: RequestAccepted, choices: int, *, secret: bytes) -> Choices:
-    """Return `first` alone, or a group with this number of choices that begins with it."""
-    if choices == 1:
-        return (first,)
-    requests = [first.request, *(_sibling(first, choice, secret) for choice in range(1, choices))]
+def of(first: RequestAccepted, more: Sequence[str] = (), *, choices: int, secret: bytes) -> Choices:
+    """Return the acceptances for the prompt of `first` and `more` prompts, each with a number of choices.
+
+    They are in the order of their index in the answer.
+    """
+    requests = request_ids(first, choices * (1 + len(more)), secret=secret)
     return tuple(
         replace(
             first,
             request=request,
-            group=first.request,
-            choice=choice,
-            parameters=replace(first.parameters, seed=_seed(first.parameters.seed, choice)),
+            input=more[at // choices - 1] if at >= choices else first.input,
+            group=requests[at - at % choices] if choices > 1 else None,
+            choice=at,
+            parameters=replace(first.parameters, seed=_seed(first.parameters.seed, at % choices)),
         )
-        for choice, request in enumerate(requests)
+        for at, request in enumerate(requests)
     )
+
+
+def request_ids(first: RequestAccepted, count: int, *, secret: bytes) -> list[str]:
+    """Return the ids of all requests of a body; the first is known."""
+    return [first.request, *(_sibling(first, at, secret) for at in range(1, count))]
 
 
 def _sibling(first: RequestAccepted, choice: int, secret: bytes) -> str:
@@ -48,7 +59,43 @@ def _sibling(first: RequestAccepted, choice: int, secret: bytes) -> str:
 
 
 def _seed(seed: int | None, choice: int) -> int | None:
-    """Return a different seed for each choice, or all would be the same. The first has the client's."""
+    """Return a different seed for each choice of a prompt, or all would be the same. The first has the
+    client's."""
     if seed is None:
         return None
     return seed + choice if seed <= SEED_MAX - choice else seed - choice
+
+
+def prompt_id(accepted: RequestAccepted) -> str:
+    """Return what the choices of one prompt have in common."""
+    return accepted.group or accepted.request
+
+
+def by_prompt(choices: Choices) -> list[Choices]:
+    """Return the choices of each prompt."""
+    return [tuple(group) for _, group in groupby(choices, prompt_id)]
+
+
+def once_a_prompt(answers: Iterable[Completion], count: Callable[[Completion], int]) -> int:
+    """Return the sum of a count that the choices of one prompt share."""
+    counts: dict[str, int] = {}
+    for answer in answers:
+        prompt = prompt_id(answer.accepted)
+        counts[prompt] = max(counts.get(prompt, 0), count(answer))
+    return sum(counts.values())
+
+
+def failure(answer: Completion, answers: Iterable[Completion]) -> tuple[int, Problem] | None:
+    """Return the failure of one of `answers`, if it has failed. Of several prompts, it names the prompt."""
+    prompts = list(dict.fromkeys(prompt_id(each.accepted) for each in answers))
+    if (found := answer.failure()) is None or len(prompts) == 1:
+        return found
+    status, problem = found
+    return status, at_prompt(problem, prompts.index(prompt_id(answer.accepted)))
+
+
+def at_prompt(problem: Problem, at: int) -> Problem:
+    """Return the problem of one of several prompts, with its place."""
+    place = f"prompt[{at}]"
+    param = place if problem.param == "prompt" else problem.param
+    return replace(problem, message=f"{place}: {problem.message}", param=param)

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.scripted import MODEL, Served
+from tests.scripted import MODEL, End, Served, Tokens
 
 langchain_openai = pytest.importorskip(
     "langchain_openai", reason="the langchain-openai package is not installed"
@@ -74,6 +74,26 @@ def test_an_answer_in_a_schema(model: Any) -> None:
     }
     found = model.with_structured_output(schema, method="json_schema").invoke("hi")
     assert found == {"city": "Paris", "people": 2}
+
+
+def test_several_prompts_in_one_request(served: Served) -> None:
+    served.script = lambda accepted: [Tokens(f"{accepted.input}{accepted.choice}"), End()]
+    model = langchain_openai.OpenAI(
+        model=MODEL, api_key=served.key, base_url=f"{served.url}/v1", max_retries=0, batch_size=8
+    )
+    result = model.generate(["a", "b", "a"])
+    assert [[one.text for one in found] for found in result.generations] == [["a0"], ["b1"], ["a2"]]
+    assert result.llm_output["token_usage"]["prompt_tokens"] == 21
+    assert len({accepted.request for accepted in served.accepted}) == 3
+    # Ten prompts are two requests.
+    assert model.batch([str(number) for number in range(10)]) == [
+        *(f"{number}{number}" for number in range(8)), "80", "91"
+    ]  # fmt: skip
+    two = langchain_openai.OpenAI(
+        model=MODEL, api_key=served.key, base_url=f"{served.url}/v1", max_retries=0, n=2, best_of=2
+    )
+    found = two.generate(["a", "b"]).generations
+    assert [[one.text for one in each] for each in found] == [["a0", "a1"], ["b2", "b3"]]
 
 
 @pytest.mark.anyio

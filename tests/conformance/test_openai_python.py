@@ -139,6 +139,27 @@ async def test_chat_without_blocking(aclient: Any) -> None:
 # --- completions, models -----------------------------------------------------------------------------------
 
 
+def test_several_prompts(client: Any, served: Served) -> None:
+    served.script = lambda accepted: [Tokens(f"{accepted.input}{accepted.choice}"), End()]
+    answer = client.completions.create(model=MODEL, prompt=["a", "b", "a"], n=2)
+    assert [choice.index for choice in answer.choices] == list(range(6))
+    assert [choice.text for choice in answer.choices] == ["a0", "a1", "b2", "b3", "a4", "a5"]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (21, 6)
+    strictly(answer)
+    options = {"include_usage": True}
+    create = client.completions.create
+    *chunks, end = create(model=MODEL, prompt=["a", "b"], stream=True, stream_options=options)
+    assert {choice.index: choice.text for chunk in chunks for choice in chunk.choices if choice.text} == {
+        0: "a0",
+        1: "b1",
+    }
+    assert (end.choices, end.usage.total_tokens) == ([], 16)
+    for prompt in ([], ["a", ""], ["a"] * 9, [1, 2], [[1], [2]]):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model=MODEL, prompt=prompt)
+        assert caught.value.param.startswith("prompt")
+
+
 def test_completions(client: Any) -> None:
     answer = client.completions.create(model=MODEL, prompt="hi", logprobs=1, max_tokens=2)
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("Hello,", "length")

@@ -11,7 +11,7 @@ from rift.gateway.admission.queue_share import QueueShare
 from rift.gateway.admission.request_size import check_fits, check_record
 from rift.gateway.admission.reservation import Reservation, Reservations
 from rift.gateway.asgi.errors import HTTPError, retry_after
-from rift.gateway.choices import Choices
+from rift.gateway.choices import Choices, by_prompt
 from rift.gateway.dialects.sampling import ParsedRequest
 from rift.gateway.state import GatewayConfig, LogState
 
@@ -39,8 +39,9 @@ class Admission:
 
         Raises HTTPError, LogError: then nothing is reserved.
         """
-        self._admit(parsed, choices[0].account, choices[0].key)
-        check_record(choices[0], sealed=self._config.seal_content or not parsed.store)
+        self._admit(parsed, choices)
+        for prompt in by_prompt(choices):
+            check_record(prompt[0], sealed=self._config.seal_content or not parsed.store)
         # Without a pause in between, or requests that come at once would not count each other.
         with self.while_writable():
             return await self._reservations.reserve(choices, store=parsed.store)
@@ -60,7 +61,8 @@ class Admission:
         """Return whether a replica runs for a model, or is started for a request."""
         return model in self._config.served or self._fleet.can_serve(model)
 
-    def _admit(self, parsed: ParsedRequest, account: str, key: str) -> None:
+    def _admit(self, parsed: ParsedRequest, choices: Choices) -> None:
+        account, key = choices[0].account, choices[0].key
         self.auth.check_key(key)
         model = self._config.models.get(parsed.model)
         price = self._book.price(parsed.model)
@@ -80,7 +82,7 @@ class Admission:
             )
             raise HTTPError(400, message, code="plan_without_price", param="model")
         self._room.check()
-        self._queue.check(parsed.model, account, parsed.choices)
+        self._queue.check(parsed.model, account, len(choices))
 
     def _unknown_model(self, model: str, key: str) -> HTTPError:
         priced = [name for name in self._config.models if self._book.price(name)]

@@ -46,11 +46,9 @@ class CreditReservations:
         first = choices[0]
         if not self._book.credits.of(first.account).is_limited:
             return choices
-        tokens = max_cost.prompt_tokens(first)
-        first = replace(first, prompt_tokens_max=tokens)
-        cost = max_cost.nanousd(first, self._price(first), choices=len(choices))
-        hold = await self.holds.reserve(first, cost)
-        return tuple(replace(accepted, prompt_tokens_max=tokens, allowance=hold) for accepted in choices)
+        choices = max_cost.bounded(choices)
+        hold = await self.holds.reserve(first, max_cost.nanousd(choices, self._price(first)))
+        return tuple(replace(accepted, allowance=hold) for accepted in choices)
 
     def follow(self, choices: Choices) -> None:
         """Spend the cost of the requests once they have ended on the own lane."""
@@ -129,7 +127,7 @@ class CreditReservations:
         return price
 
     def _spend(self, first: RequestAccepted, subscription: Subscription | None = None) -> None:
-        """Free the reservation of a group, and spend the cost of its ended choices."""
+        """Free the reservation of a body's requests, and spend the cost of those that have ended."""
         finished = subscription.finished if subscription is not None else ()
         metered = [answer for answer in finished if isinstance(answer, MeteredCompletion)]
         if first.allowance is not None:

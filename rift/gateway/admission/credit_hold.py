@@ -20,6 +20,7 @@ from events.schema import (
     TokensGenerated,
 )
 from rift.gateway.asgi.errors import HTTPError, retry_after
+from rift.gateway.choices import prompt_id
 from rift.gateway.completion import Completion
 
 
@@ -62,14 +63,16 @@ class MeteredCompletion(Completion):
 
 
 def charges(answers: Iterable[MeteredCompletion]) -> Iterator[tuple[MeteredCompletion, int]]:
-    """Yield the ended answers of a group with their nano-USD.
+    """Yield the ended answers of one body with their nano-USD.
 
-    They come in the order of their ends, and the first chargeable one pays for the prompt.
+    They come in the order of their ends, and the first chargeable one of each prompt pays for the prompt.
     """
-    with_prompt = True
+    paid: set[str] = set()
     for answer in answers:
-        yield answer, answer.nanousd(with_prompt=with_prompt)
-        with_prompt = with_prompt and not is_chargeable(answer.life)
+        prompt = prompt_id(answer.accepted)
+        yield answer, answer.nanousd(with_prompt=prompt not in paid)
+        if is_chargeable(answer.life):
+            paid.add(prompt)
 
 
 class CreditHold(msgspec.Struct):

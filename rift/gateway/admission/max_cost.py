@@ -1,10 +1,12 @@
 """The most that a request can cost, known before it is accepted: pure functions, in nano-USD."""
 
 import msgspec
+from msgspec.structs import replace
 
 from events.contracts import OVERDUE_S
 from events.schema import Message, Parameters, Price, RequestAccepted
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT
+from rift.gateway.choices import Choices, by_prompt
 from rift.gateway.dialects import dialect as dialects
 
 # Tokens that a chat template adds to a prompt and to each message: a default system prompt, roles, markers.
@@ -40,14 +42,26 @@ def _tool_bytes(parameters: Parameters) -> int:
     return INDENTED * len(msgspec.json.encode(parameters.tools)) if parameters.tools else 0
 
 
-def nanousd(accepted: RequestAccepted, price: Price, *, choices: int = 1) -> int:
-    """Return the highest cost of a request, or of a group, whose prompt is within `prompt_tokens_max`.
+def bounded(choices: Choices) -> Choices:
+    """Return acceptances whose `prompt_tokens_max` is what their prompt can have, for `nanousd`."""
+    return tuple(
+        replace(accepted, prompt_tokens_max=tokens)
+        for prompt in by_prompt(choices)
+        for tokens in [prompt_tokens(prompt[0])]
+        for accepted in prompt
+    )
 
-    A group's prompt, and each second in which it runs, is charged once.
+
+def nanousd(choices: Choices, price: Price) -> int:
+    """Return the highest cost of a body's requests, whose prompts are within `prompt_tokens_max`.
+
+    Each prompt, and each second in which several of them run, is charged once.
     """
-    if accepted.plan == "per_second":
-        seconds = -(-accepted.deadline_ms // 1000) + int(OVERDUE_S)
+    first = choices[0]
+    if first.plan == "per_second":
+        seconds = -(-first.deadline_ms // 1000) + int(OVERDUE_S)
         return seconds * (price.second_nanousd or 0)
     prompt = max(price.prompt_nanousd, price.cached_prompt_nanousd or 0)
-    output = accepted.parameters.max_tokens or OUTPUT_TOKENS_DEFAULT
-    return accepted.prompt_tokens_max * prompt + choices * output * price.output_nanousd
+    output = first.parameters.max_tokens or OUTPUT_TOKENS_DEFAULT
+    prompts = sum(group[0].prompt_tokens_max for group in by_prompt(choices))
+    return prompts * prompt + len(choices) * output * price.output_nanousd

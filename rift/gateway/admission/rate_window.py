@@ -1,6 +1,6 @@
 """The rate limits of accounts and keys as a sliding window. Pure: times are monotonic nanoseconds.
 
-    requests_per_minute    accepted in any 60 s; `n` choices are n requests
+    requests_per_minute    accepted in any 60 s; each choice of each prompt is a request
     tokens_per_minute      of the requests accepted in any 60 s: estimated until they end, then exact
     log_bytes_per_minute   stored in any 60 s: acceptances, and answers once they have ended
     concurrent             running at once

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 import msgspec
 
 from events.contracts import MESSAGE_BYTES_MAX
-from events.schema import Message, RequestAccepted
+from events.schema import Message, Problem, RequestAccepted
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT, Model, context_overflow
 from rift.gateway.admission import max_cost
 from rift.gateway.asgi.errors import HTTPError
-from rift.gateway.choices import Choices
+from rift.gateway.choices import Choices, at_prompt, by_prompt
 from rift.gateway.completion import Completion
 from rift.gateway.dialects import dialect
 from rift.gateway.dialects.sampling import ParsedRequest
@@ -39,19 +39,27 @@ PARAMS = {"inference": "prompt", "completion": "prompt", "chat": "messages", "re
 
 
 def check_fits(parsed: ParsedRequest, model: Model) -> None:
-    """Raise HTTPError (400) if the prompt, or the prompt with `max_tokens`, cannot fit into the context."""
-    tokens = max(1, -(-prompt_bytes(parsed.input) // model.prompt_bytes_per_token_max))
-    if not isinstance(parsed.input, str):
+    """Raise HTTPError (400) if a prompt, or a prompt with `max_tokens`, cannot fit into the context."""
+    for at, prompt in enumerate((parsed.input, *parsed.more)):
+        if (problem := _overflow(parsed, prompt, model)) is not None:
+            named = at_prompt(problem, at) if parsed.more else problem
+            shown = dialect.of(parsed.kind).shown(named)
+            raise HTTPError(400, shown.message, code=shown.code, param=shown.param)
+
+
+def _overflow(parsed: ParsedRequest, prompt: str | tuple[Message, ...], model: Model) -> Problem | None:
+    tokens = max(1, -(-prompt_bytes(prompt) // model.prompt_bytes_per_token_max))
+    if not isinstance(prompt, str):
         # Templates write at least one token for each message.
-        tokens = max(tokens, len(parsed.input))
+        tokens = max(tokens, len(prompt))
     context = model.context_tokens
     limit = min(context - 1, parsed.prompt_tokens_max or context)
     output = parsed.parameters.max_tokens
     overflow = context_overflow(tokens, output, context=context, limit=limit, at_least=True)
-    if overflow is not None:
-        param = PARAMS[parsed.kind] if tokens > limit else parsed.max_tokens_param
-        problem = dialect.of(parsed.kind).shown(msgspec.structs.replace(overflow, param=param))
-        raise HTTPError(400, problem.message, code=problem.code, param=problem.param)
+    if overflow is None:
+        return None
+    param = PARAMS[parsed.kind] if tokens > limit else parsed.max_tokens_param
+    return msgspec.structs.replace(overflow, param=param)
 
 
 def prompt_bytes(prompt: str | tuple[Message, ...]) -> int:
@@ -86,9 +94,9 @@ def check_record(accepted: RequestAccepted, *, sealed: bool) -> None:
 
 
 def tokens(choices: Choices) -> int:
-    """Return about how many tokens a group uses: its prompt once, and the most output of each choice."""
-    prompt = -(-max_cost.prompt_bytes(choices[0]) // TOKEN_BYTES)
-    return prompt + len(choices) * _output_max(choices[0])
+    """Return about how many tokens are used: each prompt once, and the most output of each choice."""
+    prompts = sum(-(-max_cost.prompt_bytes(prompt[0]) // TOKEN_BYTES) for prompt in by_prompt(choices))
+    return prompts + sum(_output_max(accepted) for accepted in choices)
 
 
 def _output_max(accepted: RequestAccepted) -> int:
@@ -96,8 +104,8 @@ def _output_max(accepted: RequestAccepted) -> int:
 
 
 def stored_bytes(choices: Choices) -> int:
-    """Return about the bytes of the acceptances: each has the prompt. Sealed, they are a third larger."""
-    return len(choices) * len(msgspec.json.encode(choices[0]))
+    """Return about the bytes of the acceptances: each has its prompt. Sealed, they are a third larger."""
+    return sum(len(prompt) * len(msgspec.json.encode(prompt[0])) for prompt in by_prompt(choices))
 
 
 def answer_bytes(answers: Iterable[Completion]) -> int:

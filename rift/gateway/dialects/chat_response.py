@@ -11,6 +11,7 @@ import msgspec
 
 from events.lifecycle import Life
 from events.schema import Logprob, Problem, TokensGenerated, ToolCallDelta
+from rift.gateway import choices as groups
 from rift.gateway.asgi.errors import error_body
 from rift.gateway.completion import Completion
 from rift.gateway.dialects import openai_errors
@@ -109,7 +110,10 @@ def whole(layout: Layout, answers: Sequence[Completion]) -> dict[str, Any]:
         logprobs = layout.logprobs(answer.logprobs, 0) if has_logprobs else None
         ending = {"logprobs": logprobs, "finish_reason": finish_reason(answer.life)}
         choices.append({"index": answer.accepted.choice, **layout.whole(answer), **ending})
-    return _head(answers[0], layout.whole_object) | {"choices": choices, "usage": usage(answers)}
+    return _head(answers[0], layout.whole_object, answers[0].id) | {
+        "choices": choices,
+        "usage": usage(answers),
+    }
 
 
 def stream(layout: Layout, answers: Sequence[Completion], parsed: ParsedRequest) -> "ChunkStream":
@@ -124,12 +128,13 @@ def finish_reason(life: Life) -> str:
 
 
 def usage(answers: Iterable[Completion]) -> dict[str, Any]:
-    """Sum over the choices; a group has one prompt."""
+    """Sum over the choices, each prompt once."""
     answers = list(answers)
-    prompt = max(answer.life.prompt_tokens for answer in answers)
+    prompt = groups.once_a_prompt(answers, lambda answer: answer.life.prompt_tokens)
+    cached = groups.once_a_prompt(answers, lambda answer: answer.cached_tokens)
     output = sum(answer.life.next_index for answer in answers)
     return _counted(prompt, output) | {
-        "prompt_tokens_details": {"cached_tokens": max(answer.cached_tokens for answer in answers)},
+        "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": sum(answer.reasoning_tokens for answer in answers)},
     }
 
@@ -153,7 +158,8 @@ class ChunkStream:
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
         self._choices = {
-            answer.id: _ChoiceChunks(layout, answer, include_usage=include_usage) for answer in answers
+            answer.id: _ChoiceChunks(layout, answer, id=answers[0].id, include_usage=include_usage)
+            for answer in answers
         }
         self._open_choices = len(answers)
 
@@ -165,7 +171,7 @@ class ChunkStream:
         if isinstance(event, TokensGenerated):
             frames = choice.tokens(event)
             return self._with_usage(choice, frames) if self._continuous_usage and frames else frames
-        if failure := answer.failure():
+        if failure := groups.failure(answer, self._answers):
             status, problem = failure
             shown = openai_errors.shown(problem, self._layout.params)
             return b"data: " + _encode(error_body(status, shown)) + b"\n\n" + DONE
@@ -188,17 +194,18 @@ class ChunkStream:
     def _end(self) -> bytes:
         if not self._include_usage:
             return DONE
-        head = _head(self._answers[0], self._layout.chunk_object)
+        head = _head(self._answers[0], self._layout.chunk_object, self._answers[0].id)
         return b"data: " + _encode(head | {"choices": [], "usage": usage(self._answers)}) + b"\n\n" + DONE
 
 
 class _ChoiceChunks:
     """The chunks of one choice. Most have only text, so what surrounds the text is encoded once."""
 
-    def __init__(self, layout: Layout, answer: Completion, *, include_usage: bool) -> None:
+    def __init__(self, layout: Layout, answer: Completion, *, id: str, include_usage: bool) -> None:
         self.answer = answer
         self.tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         self._layout = layout
+        self._id = id
         self._head = b""
         self._before_text = b""
         self._after_text = b""
@@ -225,7 +232,7 @@ class _ChoiceChunks:
         return self._chunk(self._layout.empty, None, finish_reason(self.answer.life))
 
     def _begin(self) -> None:
-        head = _encode(_head(self.answer, self._layout.chunk_object))[:-1]
+        head = _encode(_head(self.answer, self._layout.chunk_object, self._id))[:-1]
         self._head = b'data: %b,"choices":[{"index":%d,' % (head, self.answer.accepted.choice)
         self._before_text = self._head + self._layout.opening
         self._after_text = self._layout.closing + b',"logprobs":null,"finish_reason":null}]' + self.tail
@@ -263,9 +270,9 @@ def _counted(prompt: int, output: int) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
-def _head(answer: Completion, name: str) -> dict[str, Any]:
+def _head(answer: Completion, name: str, id: str) -> dict[str, Any]:
     head = {
-        "id": answer.accepted.group or answer.id,
+        "id": id,
         "object": name,
         "created": answer.created,
         "model": answer.accepted.model,

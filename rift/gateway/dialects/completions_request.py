@@ -13,10 +13,12 @@ from events.schema import Kind, Message, Parameters
 from rift.gateway.dialects.openai_fields import Alternatives, Biases, Metadata, Refused, refuse_unserved
 from rift.gateway.dialects.sampling import Body, ParsedRequest, Sampling, Text, decode, parameters, wrong
 
-# An engine with 8 slots runs this many choices at once; more would wait for one another.
+# Of all prompts together. An engine with 8 slots runs this many at once; more would wait for one another.
 CHOICES_MAX = 8
 
 Choices = Annotated[int, msgspec.Meta(ge=1, le=CHOICES_MAX)]
+# How many are too many depends on `n`.
+Prompts = Annotated[list[Text], msgspec.Meta(min_length=1, extra_json_schema={"maxItems": CHOICES_MAX})]
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -60,7 +62,7 @@ class OpenAIBody(Sampling, frozen=True, kw_only=True):
 class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
     unserved: ClassVar[dict[str, object]] = OpenAIBody.unserved | {"suffix": ""}
 
-    prompt: Text | Annotated[list[Text], msgspec.Meta(min_length=1, max_length=1)]
+    prompt: Text | Prompts
     logprobs: Alternatives | None = None
     best_of: Choices | None = None
     suffix: Refused = None
@@ -72,10 +74,13 @@ def parse_completion(data: Body) -> ParsedRequest:
     refuse_unserved(body, body.unserved)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise wrong("best_of", "every choice is returned, so `best_of` must equal `n`; leave it out")
-    prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
-    return parsed_request(
-        "completion", body, prompt, replace(sampling_of(body, body.max_tokens), logprobs=body.logprobs)
-    )
+    first, *more = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    prompts, n = 1 + len(more), body.n or 1
+    if prompts * n > CHOICES_MAX:
+        words = f"{prompts} prompts with `n` {n} are {prompts * n} choices; the limit is {CHOICES_MAX}"
+        raise wrong("prompt", f"{words}: send fewer prompts in one request")
+    sampled = replace(sampling_of(body, body.max_tokens), logprobs=body.logprobs)
+    return replace(parsed_request("completion", body, first, sampled), more=tuple(more))
 
 
 _completion = msgspec.json.Decoder(CompletionBody)

@@ -30,7 +30,10 @@ Body = bytes | bytearray
 
 
 class ParsedRequest(msgspec.Struct, frozen=True):
-    """A body as all APIs have it in common. `kind` names the API."""
+    """A body as all APIs have it in common. `kind` names the API.
+
+    Each of the `more` prompts has `choices` choices too.
+    """
 
     kind: Kind
     model: str
@@ -39,6 +42,7 @@ class ParsedRequest(msgspec.Struct, frozen=True):
     stream: bool
     include_usage: bool = False
     continuous_usage: bool = False
+    more: tuple[str, ...] = ()
     choices: int = 1
     background: bool = False
     metadata: dict[str, str] = {}

@@ -4,6 +4,10 @@ a detached request   (in the background, or with an idempotency key) continues
 a resumable stream   is cancelled unless a client attaches to it, at any gateway, within a grace period
 any other request    is cancelled at once
 
+If one request of a body fails, the answer fails, and the others are cancelled. If the failure is Rift's, what
+the client did not receive costs nothing. If it is the client's, as a prompt that a worker refuses, the others
+are cancelled as for a client that left: they would otherwise be free for one who adds such a prompt.
+
 If the log stores nothing, every stream ends with an error, and the grace period begins once the log stores
 again. A request that is cancelled because its client left during such an outage counts as unanswered: it
 costs nothing, even if it has ended by then.
@@ -45,6 +49,9 @@ HIDDEN = Status("queued")
 
 # A repeat would fail the same way: the request stopped its engine three times, or cannot be read.
 FINAL_CODES = ("poison", "prompt_unreadable", "content_removed")
+
+# The statuses of failures for which nothing may be charged that the client has not received.
+OUR_FAILURES = (500, 503)
 
 STOPPING = Problem(
     code="gateway_stopping", message="this gateway is shutting down; resume the stream, or fetch the answer"
@@ -115,6 +122,8 @@ class Delivery:
             if self._stopping.is_set():
                 # The loss of this gateway's lane covers the clients that disconnect from here on.
                 reader.close(subscription)
+            elif failure is not None and subscription.failure() is not None:
+                self._tasks.start_soon(self._failed, subscription, subscription.answers.values())
             elif not subscription.is_over:
                 self._tasks.start_soon(self._client_gone, reader, subscription, resumed)
         if failure is not None:
@@ -218,8 +227,7 @@ class Delivery:
         if subscription.problem is LOG_OUTAGE or not self._health.is_writable:
             self._health.note_failure()
         if subscription.failure() is not None:
-            # The client received an error for one choice, so none of the others may be charged.
-            await self._cancel(subscription.open_requests(), "unanswered")
+            await self._failed(subscription, subscription.open_requests())
         elif not accepted.detached:
             is_needed = reader.has_client(accepted.request)
             if resumed or (dialects.of(accepted.kind).is_resumable and accepted.stream):
@@ -232,6 +240,15 @@ class Delivery:
                 else:
                     # Also those that have ended meanwhile: nobody has read the whole answer.
                     await self._cancel(subscription.answers.values(), "unanswered")
+
+    async def _failed(self, subscription: Subscription, unread: Iterable[Completion]) -> None:
+        """Cancel the requests that the client did not receive because another one of its body has failed."""
+        failed = subscription.failure()
+        assert failed is not None, "called for a failure"
+        if failed[0] in OUR_FAILURES:
+            await self._cancel([each for each in unread if each.failure() is None], "unanswered")
+        else:
+            await self._cancel(subscription.open_requests(), "disconnect")
 
     async def _comes_back(self, subscription: Subscription, attached: anyio.Event, left_at_s: float) -> bool:
         """Return whether a client attaches, or the answer is complete, within a grace period during which the

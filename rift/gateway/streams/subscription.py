@@ -1,4 +1,4 @@
-"""Follow a request, or the choices of one group, through the lane's events until it ends."""
+"""Follow the requests of one body through the lane's events until they end."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -7,6 +7,7 @@ from events.encryption import Cipher
 from events.lifecycle import Life
 from events.schema import Problem
 from events.wakeup import Wakeup
+from rift.gateway import choices as groups
 from rift.gateway.asgi.request import WriteChunk
 from rift.gateway.completion import Completion
 from rift.gateway.streams.client_buffer import ClientBuffer
@@ -21,9 +22,9 @@ State = Literal["waiting", "running", "ended", "broken"]
 class Subscription:
     """Follows requests to their end, with or without a client.
 
-    `answers` holds one completion for each request (a group's requests are its choices), `answer` is the
-    first, and `finished` are those that have ended, in log order. `on_end` is for subscriptions without a
-    client: it is called once, at the end, and must not close the subscription.
+    `answers` holds one completion for each request, in the order of their choices, `answer` is the first, and
+    `finished` are those that have ended, in log order. `on_end` is for subscriptions without a client: it is
+    called once, at the end, and must not close the subscription.
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class Subscription:
 
     def failure(self) -> tuple[int, Problem] | None:
         """Return the status and the problem of the request that failed first, if one has."""
-        return next((failure for answer in self.finished if (failure := answer.failure())), None)
+        failures = (groups.failure(answer, self.answers.values()) for answer in self.finished)
+        return next((failure for failure in failures if failure), None)
 
     # --- the lane's events -------------------------------------------------------------------------------
 

@@ -69,4 +69,4 @@ class AcceptanceBuilder:
             metadata=parsed.metadata,
             client_request_id=entry.client_request_id,
         )
-        return groups.of(first, parsed.choices, secret=self._config.secret)
+        return groups.of(first, parsed.more, choices=parsed.choices, secret=self._config.secret)

@@ -61,6 +61,11 @@ class AcceptanceWriter:
             # The log decides whose acceptances count.
             reservation.outcome_unknown()
 
+    def discard(self, choices: Choices) -> None:
+        """Charge nothing for requests that others replace because one of them has failed."""
+        if len(choices) > 1:
+            self._cancellation.cancel_unanswered(choices)
+
     async def _append(self, choices: Choices, subscription: Subscription | None = None) -> None:
         """Append each acceptance, encrypted if it has a content key. `subscription` gets the same keys.
 

@@ -161,8 +161,8 @@ class IdempotencyKeys:
         Raises LogError.
         """
         first = replace(choices[0], request=claim.entry.request)
-        named = groups.of(first, len(choices), secret=self._secret)
-        pasts = await self._histories.read_all([ids.parsed(accepted.request) for accepted in named])
+        named = groups.request_ids(first, len(choices), secret=self._secret)
+        pasts = await self._histories.read_all([ids.parsed(request) for request in named])
         return any(_is_our_failure(past.life) for past in pasts)
 
     async def check_kept(self, request: str) -> None:

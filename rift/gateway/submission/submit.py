@@ -68,7 +68,8 @@ class Submission:
         entry = self._builder.entry(parsed, issued.account, request.client_id, body=body_digest)
         choices = self._builder.build(parsed, issued, entry, digest=digest)
         claim = await self._keys.find(digest, entry)
-        if claim is None or await self._keys.failed_by_us(claim, choices):
+        failed = claim if claim is not None and await self._keys.failed_by_us(claim, choices) else None
+        if claim is None or failed is not None:
             # Before the claim, because the acceptance must follow a claim at once.
             reservation = await self._admission.reserve(parsed, choices)
             is_new = False
@@ -81,6 +82,8 @@ class Submission:
                 if not is_new:
                     reservation.release()
             if is_new:
+                if failed is not None:
+                    self._writer.discard(self._builder.build(parsed, issued, failed.entry, digest=digest))
                 await self._answer_new(request, parsed, reservation)
                 return
         is_replayed = claim.entry.nonce != entry.nonce

@@ -47,14 +47,14 @@ def test_ids_of_a_group_are_known_from_the_first() -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         first = world.accepted(gateway)
-        group = groups.of(first, 3, secret=SECRET)
-        assert group == groups.of(first, 3, secret=SECRET)
+        group = groups.of(first, choices=3, secret=SECRET)
+        assert group == groups.of(first, choices=3, secret=SECRET)
         assert len({accepted.request for accepted in group}) == 3
         for accepted in group:
             parsed = ids.verified(accepted.request, secret=SECRET, account=accepted.account)
             assert parsed is not None
             assert (parsed.at, parsed.floor) == (ids.parsed(first.request).at, 0)
-        assert groups.of(first, 1, secret=SECRET) == (first,)
+        assert groups.of(first, choices=1, secret=SECRET) == (first,)
 
     live(test)
 
@@ -63,7 +63,7 @@ def test_ids_of_a_group_are_known_from_the_first() -> None:
 def test_each_choice_has_its_own_seed_if_the_request_has_one(seed: int | None) -> None:
     async def test(world: World) -> None:
         first: RequestAccepted = world.accepted(await world.gateway())
-        group = groups.of(replace(first, parameters=Parameters(seed=seed)), 8, secret=SECRET)
+        group = groups.of(replace(first, parameters=Parameters(seed=seed)), choices=8, secret=SECRET)
         seeds = [accepted.parameters.seed for accepted in group]
         assert seeds[0] == seed
         assert len(set(seeds)) == (1 if seed is None else 8)

@@ -39,13 +39,16 @@ def test_a_prompt_has_at_most_one_token_per_byte_and_those_of_the_template() -> 
 
 def test_the_highest_cost_is_all_tokens_or_all_seconds() -> None:
     price = Price(model=MODEL, prompt_nanousd=2, output_nanousd=3, second_nanousd=7)
-    assert max_cost.nanousd(accepted(prompt_tokens_max=100), price) == 100 * 2 + 1024 * 3
-    assert max_cost.nanousd(accepted(parameters=Parameters(max_tokens=10)), price) == 8192 * 2 + 10 * 3
-    assert max_cost.nanousd(accepted(plan="per_second"), price) == 610 * 7
-    assert max_cost.nanousd(accepted(prompt_tokens_max=100), price, choices=3) == 100 * 2 + 3 * 1024 * 3
-    assert max_cost.nanousd(accepted(plan="per_second"), price, choices=3) == 610 * 7
+    short = accepted(prompt_tokens_max=100)
+    assert max_cost.nanousd((short,), price) == 100 * 2 + 1024 * 3
+    assert max_cost.nanousd((accepted(parameters=Parameters(max_tokens=10)),), price) == 8192 * 2 + 10 * 3
+    assert max_cost.nanousd((accepted(plan="per_second"),), price) == 610 * 7
+    assert max_cost.nanousd((replace(short, group="r"),) * 3, price) == 100 * 2 + 3 * 1024 * 3
+    two = (short, replace(short, request="other", prompt_tokens_max=50))
+    assert max_cost.nanousd(two, price) == 150 * 2 + 2 * 1024 * 3
+    assert max_cost.nanousd((accepted(plan="per_second"),) * 3, price) == 610 * 7
     dear = replace(price, cached_prompt_nanousd=5)
-    assert max_cost.nanousd(accepted(prompt_tokens_max=100), dear) == 100 * 5 + 1024 * 3
+    assert max_cost.nanousd((short,), dear) == 100 * 5 + 1024 * 3
 
 
 def test_the_silence_after_a_lost_attempt_is_not_metered() -> None:

@@ -56,6 +56,17 @@ def test_max_completion_tokens_takes_precedence() -> None:
     assert completion(prompt=["one"], best_of=2, n=2).choices == 2
 
 
+def test_a_completion_has_one_or_several_prompts() -> None:
+    assert completion(prompt="one") == completion(prompt=["one"])
+    said = completion(prompt=["one", "two", "one"], n=2)
+    assert (said.input, said.more, said.choices) == ("one", ("two", "one"), 2)
+    assert len(completion(prompt=["a"] * 8).more) == 7
+    error = refused(completion, {"prompt": ["a"] * 3, "n": 3})
+    assert error.message == (
+        "prompt: 3 prompts with `n` 3 are 9 choices; the limit is 8: send fewer prompts in one request"
+    )
+
+
 def test_a_conversation_with_tools_becomes_messages() -> None:
     said = chat(
         messages=[
@@ -243,8 +254,13 @@ def test_an_invalid_chat_names_its_field(body: dict[str, Any], param: str) -> No
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"prompt": ["a", "b"]}, "prompt"),
-        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", ""]}, "prompt[1]"),
+        ({"prompt": ["a", 1]}, "prompt[1]"),
+        ({"prompt": ["a", None]}, "prompt[1]"),
+        ({"prompt": ["a"] * 9}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt[0]"),
+        ({"prompt": [[1, 2], [3]]}, "prompt[0]"),
         ({"best_of": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
         ({"echo": True}, "echo"),

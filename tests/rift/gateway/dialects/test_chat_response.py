@@ -161,6 +161,32 @@ def test_a_group_is_one_answer_of_several_requests(served: Served) -> None:
         assert client.get(f"/v1/inference/{group[2].request}").json()["output"] == "Hello, world 🌊! 2"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_prompts_are_answered_in_the_order_of_their_index(served: Served, stream: bool) -> None:
+    def script(accepted: RequestAccepted) -> list[Any]:
+        # The first prompts end last, and one has no output.
+        tokens = [Pause(0.4 - 0.05 * accepted.choice), Tokens(f"{accepted.input}{accepted.choice}")]
+        return [End()] if accepted.input == "c" else [*tokens, End()]
+
+    served.script = script
+    sent = {"prompt": ["a", "b", "c", "a"], "n": 2, "seed": 5, "logprobs": 0, "stream": stream}
+    response = ask(served, "/v1/completions", stream_options={"include_usage": True}, **sent)
+    found = chunks(response.text) if stream else [response.json()]
+    texts = [""] * 8
+    for choice in (choice for chunk in found for choice in chunk["choices"]):  # type: ignore[attr-defined]
+        texts[choice["index"]] += choice["text"]
+    assert texts == ["a0", "a1", "b2", "b3", "", "", "a6", "a7"]
+    if not stream:
+        assert [choice["index"] for choice in found[0]["choices"]] == list(range(8))  # type: ignore[attr-defined]
+    usage: Any = found[-1]["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (28, 6, 34)
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 12
+    group = sorted(served.accepted, key=lambda accepted: accepted.choice)
+    assert {chunk["id"] for chunk in found} == {group[0].request} == {response.headers["x-request-id"]}
+    assert [accepted.group for accepted in group] == [group[at - at % 2].request for at in range(8)]
+    assert [accepted.parameters.seed for accepted in group] == [5, 6] * 4
+
+
 def test_a_groups_chunks_carry_their_choice_and_end_once(served: Served) -> None:
     found = streamed(served, n=2, stream_options={"include_usage": True})
     for index in (0, 1):
