@@ -43,6 +43,8 @@ ENVIRONMENT = {
 # vLLM encodes integers in 64 bits on the way to its engine process; a larger one fails there.
 INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
+# vLLM refuses a `top_p` of 0. It always keeps the likeliest token, and this keeps no other.
+TOP_P_MIN = 1e-9
 SAMPLED = (
     "temperature",
     "top_p",
@@ -265,6 +267,8 @@ class VllmEngine:
                     f"{name} must fit 64 bits, got {value}", code="invalid_value", param=name
                 )
         values = {name: getattr(parameters, name) for name in SAMPLED}
+        if values["top_p"] == 0:
+            values["top_p"] = TOP_P_MIN
         return SamplingParams(
             **(self._defaults | {name: value for name, value in values.items() if value is not None}),
             ignore_eos=parameters.ignore_eos,

@@ -50,7 +50,9 @@ async def prepare(engine: Engine, accepted: RequestAccepted) -> PreparedRequest:
         param = "parameters.max_tokens" if is_native else "max_tokens"
         raise InvalidRequest(overflow.message, code=overflow.code, param=param)
     room = context - count
-    return PreparedRequest(accepted, rendered, max_tokens or min(OUTPUT_TOKENS_DEFAULT, room))
+    if max_tokens is None:
+        max_tokens = min(OUTPUT_TOKENS_DEFAULT, room)
+    return PreparedRequest(accepted, rendered, max_tokens)
 
 
 async def prepare_or_refuse(engine: Engine, accepted: RequestAccepted) -> PreparedRequest:

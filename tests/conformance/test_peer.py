@@ -56,6 +56,8 @@ CASES: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any]]] = {
     "logprobs of a chat": (CHAT, {"max_tokens": 6, "logprobs": True, "top_logprobs": 2}),
     "logprobs of a text": (TEXT, {"max_tokens": 6, "logprobs": 2}),
     "a schema": (CHAT, {"max_tokens": 60, "response_format": SCHEMA}),
+    "a schema for a text": (TEXT, {"max_tokens": 60, "response_format": SCHEMA}),
+    "a schema as vLLM has it": (TEXT, {"max_tokens": 60, "structured_outputs": {"json": LEVEL}}),
     "a named tool": (CHAT, {"max_tokens": 60, "tools": [TOOL], "tool_choice": NAMED}),
     "a required tool": (CHAT, {"max_tokens": 90, "tools": [TOOL], "tool_choice": "required"}),
     "penalties": (TEXT, {"max_tokens": 12, "presence_penalty": 1.0, "frequency_penalty": 0.5}),

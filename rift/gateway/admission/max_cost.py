@@ -62,6 +62,8 @@ def nanousd(choices: Choices, price: Price) -> int:
         seconds = -(-first.deadline_ms // 1000) + int(OVERDUE_S)
         return seconds * (price.second_nanousd or 0)
     prompt = max(price.prompt_nanousd, price.cached_prompt_nanousd or 0)
-    output = first.parameters.max_tokens or OUTPUT_TOKENS_DEFAULT
+    output = first.parameters.max_tokens
+    if output is None:
+        output = OUTPUT_TOKENS_DEFAULT
     prompts = sum(group[0].prompt_tokens_max for group in by_prompt(choices))
     return prompts * prompt + len(choices) * output * price.output_nanousd

@@ -100,7 +100,9 @@ def tokens(choices: Choices) -> int:
 
 
 def _output_max(accepted: RequestAccepted) -> int:
-    return accepted.parameters.max_tokens or min(OUTPUT_TOKENS_DEFAULT, accepted.prompt_tokens_max)
+    if (output := accepted.parameters.max_tokens) is not None:
+        return output
+    return min(OUTPUT_TOKENS_DEFAULT, accepted.prompt_tokens_max)
 
 
 def stored_bytes(choices: Choices) -> int:

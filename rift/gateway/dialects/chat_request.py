@@ -1,15 +1,16 @@
 """Parse the body of `/v1/chat/completions`: pure functions. Fields that it shares with completions are in
-`completions_request.py`; the gateway's README lists every field."""
+`completions_request.py`; FIELDS.md lists every field."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec.structs import replace
 
-from events.schema import Message, ResponseFormat, ToolCall
+from events.schema import Message, ToolCall
 from rift.gateway.dialects.completions_request import OpenAIBody, parsed_request, sampling_of
 from rift.gateway.dialects.openai_fields import (
     TOOLS_MAX,
+    VERBOSITY,
     Alternatives,
     Choice,
     Effort,
@@ -17,16 +18,15 @@ from rift.gateway.dialects.openai_fields import (
     Name,
     NamedFunction,
     Part,
-    Refused,
-    Schema,
+    Verbosity,
     answered_calls,
-    refuse_unserved,
-    schema_text,
+    template,
     text_of,
     tool,
     with_tools,
 )
-from rift.gateway.dialects.sampling import Body, MaxTokens, ParsedRequest, Text, decode, wrong
+from rift.gateway.dialects.sampling import Body, MaxTokens, ParsedRequest, Text, decode, note, wrong
+from rift.gateway.dialects.support import ignored, refused
 
 
 class ChatTool(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
     reasoning: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
-    function_call: Refused = None
+    function_call: Any = None
 
 
 class ChatNamedTool(msgspec.Struct, frozen=True):
@@ -62,63 +62,59 @@ class ChatNamedTool(msgspec.Struct, frozen=True):
     function: NamedFunction
 
 
-class JsonSchema(msgspec.Struct, frozen=True):
-    name: Name
-    description: str | None = None
-    schema: Schema = msgspec.field(default_factory=Schema)
-    strict: bool | None = None
-
-
-class ChatFormat(msgspec.Struct, frozen=True):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
 class ChatBody(OpenAIBody, frozen=True, kw_only=True):
-    unserved: ClassVar[dict[str, object]] = OpenAIBody.unserved | {
-        "audio": None,
-        "chat_template": None,
-        "continue_final_message": False,
-        "documents": [],
-        "function_call": "none",
-        "functions": [],
-        "modalities": ["text"],
-        "web_search_options": None,
-    }
-
-    messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
-    max_completion_tokens: MaxTokens | None = None
+    messages: Annotated[
+        list[ChatMessage],
+        msgspec.Meta(
+            min_length=1,
+            description="Roles system, developer, user, assistant and tool. Content is text or parts of type "
+            "text, which a newline joins; other parts are refused. An assistant message may have "
+            "`tool_calls`, `reasoning` or `reasoning_content`, and needs no content; a tool message names a "
+            "call in an earlier message.",
+        ),
+    ]
+    max_completion_tokens: Annotated[MaxTokens | None, note("Takes precedence over `max_tokens`.")] = None
     logprobs: bool | None = None
-    top_logprobs: Alternatives | None = None
-    tools: Annotated[list[ChatTool], msgspec.Meta(max_length=TOOLS_MAX)] | None = None
-    tool_choice: Choice | ChatNamedTool | None = None
+    top_logprobs: Annotated[Alternatives | None, note("With `logprobs`.")] = None
+    tools: Annotated[
+        Annotated[list[ChatTool], msgspec.Meta(max_length=TOOLS_MAX)] | None,
+        note("Functions, up to 128; other types are refused."),
+    ] = None
+    tool_choice: Annotated[
+        Choice | ChatNamedTool | None, note("none, auto, required, or a function by name.")
+    ] = None
     parallel_tool_calls: bool | None = None
-    response_format: ChatFormat | None = None
-    reasoning_effort: Effort | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    audio: Refused = None
-    chat_template: Refused = None
-    continue_final_message: Refused = None
-    documents: Refused = None
-    function_call: Refused = None
-    functions: Refused = None
-    modalities: Refused = None
-    web_search_options: Refused = None
+    reasoning_effort: Annotated[Effort | None, note("Passed to the model's chat template.")] = None
+    verbosity: Annotated[Verbosity | None, note(VERBOSITY)] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, note("Further variables of the chat template.")
+    ] = None
+    add_generation_prompt: Annotated[Any, refused(True)] = None
+    add_special_tokens: Annotated[Any, refused(False)] = None
+    audio: Annotated[Any, refused()] = None
+    chat_template: Annotated[Any, refused()] = None
+    continue_final_message: Annotated[Any, refused(False)] = None
+    documents: Annotated[Any, refused(advice="write them into a message")] = None
+    function_call: Annotated[Any, refused("none", "auto", advice="use `tool_choice`")] = None
+    functions: Annotated[Any, refused(advice="use `tools`")] = None
+    modalities: Annotated[Any, refused(["text"])] = None
+    web_search_options: Annotated[Any, refused()] = None
+    prediction: Annotated[Any, ignored("it is a hint for speed")] = None
 
 
 def parse_chat(data: Body) -> ParsedRequest:
     """Raises HTTPError."""
     body = decode(data, _chat)
-    refuse_unserved(body, body.unserved)
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise wrong("top_logprobs", "set `logprobs` to true to use it")
     choice = body.tool_choice
     sampled = replace(
-        sampling_of(body, body.max_completion_tokens or body.max_tokens),
+        sampling_of(
+            body, body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        ),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        response_format=_format(body.response_format),
         reasoning_effort=body.reasoning_effort,
-        template=_template(body.chat_template_kwargs),
+        template=template(body.chat_template_kwargs, body.verbosity),
     )
     sampled = with_tools(
         sampled,
@@ -131,31 +127,6 @@ def parse_chat(data: Body) -> ParsedRequest:
 
 
 _chat = msgspec.json.Decoder(ChatBody)
-
-
-def _format(format: ChatFormat | None) -> ResponseFormat | None:
-    if format is None or format.type == "text":
-        return None
-    if format.type == "json_object":
-        return ResponseFormat(type="json_object")
-    if format.json_schema is None:
-        raise wrong("response_format.json_schema", "the type json_schema needs it")
-    schema = schema_text(format.json_schema.schema, "response_format.json_schema.schema")
-    return ResponseFormat(
-        type="json_schema",
-        name=format.json_schema.name,
-        schema=schema or "{}",
-        strict=bool(format.json_schema.strict),
-    )
-
-
-def _template(variables: dict[str, Any] | None) -> str | None:
-    if not variables:
-        return None
-    try:
-        return msgspec.json.encode(variables).decode()
-    except OverflowError as error:
-        raise wrong("chat_template_kwargs", f"a number is out of range: {error}") from error
 
 
 def _message(message: ChatMessage, param: str) -> Message:

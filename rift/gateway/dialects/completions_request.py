@@ -1,24 +1,27 @@
 """Parse the body of `/v1/completions`, and the fields it shares with chat: pure functions.
 
-Unknown fields are ignored, as clients expect. Known fields that would change the answer but are not supported
-are rejected. The gateway's README lists every field.
+FIELDS.md lists every field.
 """
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any
 
 import msgspec
 from msgspec.structs import replace
 
 from events.schema import Kind, Message, Parameters
-from rift.gateway.dialects.openai_fields import Alternatives, Biases, Metadata, Refused, refuse_unserved
-from rift.gateway.dialects.sampling import Body, ParsedRequest, Sampling, Text, decode, parameters, wrong
+from rift.gateway.dialects.answer_format import ChatFormat, FormatBody, of_chat, with_structured_outputs
+from rift.gateway.dialects.openai_fields import Alternatives
+from rift.gateway.dialects.sampling import Body, ParsedRequest, Text, decode, note, parameters, wrong
+from rift.gateway.dialects.support import CacheOptions, check_support, refused
 
-# Of all prompts together. An engine with 8 slots runs this many at once; more would wait for one another.
+# The limit is for all prompts of a body. An engine with 8 slots runs this many at once; more would wait for one
+# another.
 CHOICES_MAX = 8
 
 Choices = Annotated[int, msgspec.Meta(ge=1, le=CHOICES_MAX)]
 # How many are too many depends on `n`.
 Prompts = Annotated[list[Text], msgspec.Meta(min_length=1, extra_json_schema={"maxItems": CHOICES_MAX})]
+BestOf = Annotated[int, msgspec.Meta(ge=0, le=CHOICES_MAX)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -26,53 +29,37 @@ class StreamOptions(msgspec.Struct, frozen=True):
     continuous_usage_stats: bool | None = None
 
 
-class OpenAIBody(Sampling, frozen=True, kw_only=True):
+class OpenAIBody(FormatBody, frozen=True, kw_only=True):
     """Fields that both APIs have."""
 
-    unserved: ClassVar[dict[str, object]] = {
-        "echo": False,
-        "use_beam_search": False,
-        "prompt_logprobs": 0,
-        "stop_token_ids": [],
-        "min_tokens": 0,
-        "bad_words": [],
-        "allowed_token_ids": [],
-        "structured_outputs": None,
-        "include_stop_str_in_output": False,
-    }
-
-    model: str
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Choices | None = None
-    logit_bias: Biases | None = None
-    metadata: Metadata | None = None
-    store: bool | None = None
-    echo: Refused = None
-    use_beam_search: Refused = None
-    prompt_logprobs: Refused = None
-    stop_token_ids: Refused = None
-    min_tokens: Refused = None
-    bad_words: Refused = None
-    allowed_token_ids: Refused = None
-    structured_outputs: Refused = None
-    include_stop_str_in_output: Refused = None
+    stream_options: Annotated[
+        StreamOptions | None,
+        note("`include_usage`, and `continuous_usage_stats` with it; `include_obfuscation` is ignored."),
+    ] = None
+    n: Annotated[
+        Choices | None,
+        note("Each choice is a separate request; choice k uses `seed` + k. The limit is for all prompts."),
+    ] = None
+    response_format: Annotated[
+        ChatFormat | None, note("`schema` is an extension for the type json_object.")
+    ] = None
 
 
 class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
-    unserved: ClassVar[dict[str, object]] = OpenAIBody.unserved | {"suffix": ""}
-
-    prompt: Text | Prompts
-    logprobs: Alternatives | None = None
-    best_of: Choices | None = None
-    suffix: Refused = None
+    prompt: Annotated[Text | Prompts, note("A text, or a list of texts. Token ids are refused.")]
+    logprobs: Annotated[Alternatives | None, note("The sampled token is always among the alternatives.")] = (
+        None
+    )
+    best_of: Annotated[BestOf | None, note("Must equal `n`, or be 0.")] = None
+    add_special_tokens: Annotated[Any, refused(True)] = None
+    prompt_embeds: Annotated[Any, refused()] = None
+    suffix: Annotated[Any, refused()] = None
 
 
 def parse_completion(data: Body) -> ParsedRequest:
     """Raises HTTPError."""
     body = decode(data, _completion)
-    refuse_unserved(body, body.unserved)
-    if body.best_of is not None and body.best_of != (body.n or 1):
+    if body.best_of and body.best_of != (body.n or 1):
         raise wrong("best_of", "every choice is returned, so `best_of` must equal `n`; leave it out")
     first, *more = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     prompts, n = 1 + len(more), body.n or 1
@@ -105,4 +92,11 @@ def parsed_request(
 
 
 def sampling_of(body: OpenAIBody, max_tokens: int | None) -> Parameters:
-    return replace(parameters(body, max_tokens), logit_bias=body.logit_bias or {})
+    """Check the fields that both APIs have, and return their sampling parameters. Raises HTTPError."""
+    check_support(body)
+    check_support(body.prompt_cache_options or CacheOptions(), "prompt_cache_options.")
+    return replace(
+        parameters(body, max_tokens),
+        logit_bias=body.logit_bias or {},
+        response_format=with_structured_outputs(body, of_chat(body.response_format), "response_format"),
+    )

@@ -31,16 +31,16 @@ _encode = msgspec.json.Encoder().encode
 
 
 class NativeParameters(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    raw: bool = False
+    raw: bool | None = None
 
 
 class NativeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     prompt: Annotated[Text, msgspec.Meta(description=PROMPT)]
-    parameters: NativeParameters = NativeParameters()
-    stream: bool = False
-    background: bool = False
-    store: bool = True
+    parameters: NativeParameters | None = None
+    stream: bool | None = None
+    background: bool | None = None
+    store: bool | None = None
 
 
 _body = msgspec.json.Decoder(NativeBody)
@@ -70,14 +70,15 @@ def parse(data: Body, prompt_tokens_max: int = NATIVE_PROMPT_TOKENS_MAX) -> Pars
             "at /v1/inference/{id}/events"
         )
         raise HTTPError(400, message, code="invalid_value", param="background")
+    sampling = body.parameters or NativeParameters()
     return ParsedRequest(
         kind="inference",
         model=body.model,
         input=body.prompt,
-        parameters=parameters(body.parameters, body.parameters.max_tokens, raw=body.parameters.raw),
-        stream=body.stream,
-        background=body.background,
-        store=body.store,
+        parameters=parameters(sampling, sampling.max_tokens, raw=bool(sampling.raw), at="parameters."),
+        stream=bool(body.stream),
+        background=bool(body.background),
+        store=body.store is not False,
         prompt_tokens_max=prompt_tokens_max,
         max_tokens_param="parameters.max_tokens",
     )

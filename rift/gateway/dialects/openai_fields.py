@@ -32,9 +32,8 @@ Metadata = Annotated[
 ]
 Effort = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{1,16}$")]
 Choice = Literal["none", "auto", "required"]
-Refused = Annotated[
-    Any, msgspec.Meta(description="Not supported: rejected unless null, empty or the default.")
-]
+Verbosity = Literal["low", "medium", "high"]
+VERBOSITY = "low and high are passed to the model's chat template; medium is every model's default."
 
 
 # JSON as the client wrote it, or empty.
@@ -99,6 +98,17 @@ def schema_text(raw: Schema, param: str) -> str | None:
         ) from error
 
 
+def template(variables: dict[str, Any] | None, verbosity: Verbosity | None) -> str | None:
+    """Return further variables of the chat template as JSON, or None. Raises HTTPError."""
+    named = {} if verbosity in (None, "medium") else {"verbosity": verbosity}
+    if not (given := named | (variables or {})):
+        return None
+    try:
+        return msgspec.json.encode(given).decode()
+    except OverflowError as error:
+        raise wrong("chat_template_kwargs", f"a number is out of range: {error}") from error
+
+
 def with_tools(
     parameters: Parameters,
     tools: tuple[Tool, ...],
@@ -119,14 +129,6 @@ def with_tools(
         tool_name=named,
         parallel_tool_calls=parallel is not False,
     )
-
-
-def refuse_unserved(body: msgspec.Struct, unserved: dict[str, object]) -> None:
-    """Reject the fields in `unserved`, which would change the answer, unless their value is neutral."""
-    for name, neutral in unserved.items():
-        value = getattr(body, name)
-        if value and value != neutral:
-            raise wrong(name, "this field is not supported; leave it out", code="unsupported")
 
 
 def answered_calls(messages: list[Message], param: str) -> tuple[Message, ...]:

@@ -1,31 +1,34 @@
 """Parse the bodies of `/v1/responses`: pure functions, with errors that name the field.
 
-Unknown fields are ignored, as clients expect. Known fields that would change the answer but are not supported
-are rejected. The gateway's README lists every field.
+FIELDS.md lists every field.
 """
 
 from itertools import groupby
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec.structs import replace
 
-from events.schema import Message, ResponseFormat, Tool, ToolCall
+from events.schema import Message, Tool, ToolCall
+from rift.gateway.dialects.answer_format import (
+    FormatBody,
+    TextFormat,
+    of_response,
+    with_structured_outputs,
+)
 from rift.gateway.dialects.openai_fields import (
     TOOLS_MAX,
+    VERBOSITY,
     Alternatives,
     Choice,
     Effort,
     Function,
-    Metadata,
     Name,
     NamedFunction,
     Part,
-    Refused,
-    Schema,
+    Verbosity,
     answered_calls,
-    refuse_unserved,
-    schema_text,
+    template,
     text_of,
     tool,
     with_tools,
@@ -34,12 +37,13 @@ from rift.gateway.dialects.sampling import (
     Body,
     MaxTokens,
     ParsedRequest,
-    Sampling,
     Text,
     decode,
+    note,
     parameters,
     wrong,
 )
+from rift.gateway.dialects.support import CacheOptions, check_support, ignored, refused
 
 LOGPROBS = "message.output_text.logprobs"
 Role = Literal["system", "developer", "user", "assistant"]
@@ -54,20 +58,17 @@ class ResponseNamedTool(msgspec.Struct, frozen=True):
     name: Name
 
 
-class TextFormat(msgspec.Struct, frozen=True):
-    type: Literal["text", "json_object", "json_schema"]
-    name: Name | None = None
-    description: str | None = None
-    schema: Schema = msgspec.field(default_factory=Schema)
-    strict: bool | None = None
-
-
 class TextOptions(msgspec.Struct, frozen=True):
     format: TextFormat | None = None
+    verbosity: Annotated[Verbosity | None, note(VERBOSITY)] = None
 
 
 class ReasoningOptions(msgspec.Struct, frozen=True):
     effort: Effort | None = None
+    context: Annotated[Any, refused("auto")] = None
+    mode: Annotated[Any, refused("standard")] = None
+    summary: Annotated[Any, ignored("the output contains the reasoning")] = None
+    generate_summary: Annotated[Any, ignored("the output contains the reasoning")] = None
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -83,54 +84,82 @@ class Item(msgspec.Struct, frozen=True):
     summary: list[Part] | None = None
 
 
-class ResponseBody(Sampling, frozen=True, kw_only=True):
-    unserved: ClassVar[dict[str, object]] = {
-        "context_management": [],
-        "conversation": None,
-        "image": None,
-        "previous_response_id": None,
-        "prompt": None,
-    }
-
-    model: str
-    input: Text | Annotated[list[Item], msgspec.Meta(min_length=1)]
-    instructions: str | None = None
-    max_output_tokens: MaxTokens | None = None
-    metadata: Metadata | None = None
-    store: bool | None = None
-    stream: bool | None = None
-    background: bool | None = None
-    include: list[str] | None = None
-    tools: Annotated[list[ResponseTool], msgspec.Meta(max_length=TOOLS_MAX)] | None = None
-    tool_choice: Choice | ResponseNamedTool | None = None
+class ResponseBody(FormatBody, frozen=True, kw_only=True):
+    input: Annotated[
+        Text | Annotated[list[Item], msgspec.Meta(min_length=1)],
+        note(
+            "Text, or items: messages, function_call, function_call_output, reasoning. A newline joins the "
+            "text parts of an item."
+        ),
+    ]
+    instructions: Annotated[str | None, note("The first system message.")] = None
+    max_output_tokens: Annotated[
+        MaxTokens | None,
+        note("Takes precedence over `max_tokens`. A response that reaches it is `incomplete`."),
+    ] = None
+    background: Annotated[
+        bool | None,
+        note(
+            "Runs without a client. `GET /v1/responses/{id}` returns the response, and "
+            "`?stream=true&starting_after=N` its events after number N."
+        ),
+    ] = None
+    include: Annotated[
+        list[str] | None,
+        note(
+            f"`{LOGPROBS}`. Others are ignored: reasoning is never encrypted, and there are no other tools."
+        ),
+    ] = None
+    tools: Annotated[
+        Annotated[list[ResponseTool], msgspec.Meta(max_length=TOOLS_MAX)] | None,
+        note("Functions, up to 128; other types are refused."),
+    ] = None
+    tool_choice: Annotated[
+        Choice | ResponseNamedTool | None, note("none, auto, required, or a function by name.")
+    ] = None
     parallel_tool_calls: bool | None = None
-    text: TextOptions | None = None
-    reasoning: ReasoningOptions | None = None
+    text: Annotated[
+        TextOptions | None, note(f"`format`: text, json_object, json_schema. `verbosity`: {VERBOSITY}")
+    ] = None
+    reasoning: Annotated[
+        ReasoningOptions | None,
+        note("`effort`. The summary is ignored, because the output contains the reasoning; other values of "
+             "`context` than auto, and of `mode` than standard, are refused."),
+    ] = None  # fmt: skip
     top_logprobs: Alternatives | None = None
-    truncation: Literal["auto", "disabled"] | None = None
-    context_management: Refused = None
-    conversation: Refused = None
-    image: Refused = None
-    previous_response_id: Refused = None
-    prompt: Refused = None
+    truncation: Annotated[Any, refused("disabled", advice="shorten the input")] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, note("Further variables of the chat template.")
+    ] = None
+    context_management: Annotated[Any, refused()] = None
+    conversation: Annotated[Any, refused(advice="send the messages instead")] = None
+    enable_response_messages: Annotated[Any, refused(False)] = None
+    previous_input_messages: Annotated[Any, refused(advice="send the messages in `input`")] = None
+    previous_response_id: Annotated[Any, refused(advice="send the messages instead")] = None
+    prompt: Annotated[Any, refused(advice="use `input`")] = None
+    access_programs: Annotated[Any, ignored("it is for OpenAI's own models")] = None
+    background_options: Annotated[Any, ignored("all requests have the same priority")] = None
+    image: Annotated[Any, ignored("only text is read")] = None
+    max_tool_calls: Annotated[Any, ignored("it limits OpenAI's own tools, which are refused")] = None
+    stream_options: Annotated[Any, ignored("no event is obfuscated")] = None
 
 
 def parse(data: Body) -> ParsedRequest:
     """Raises HTTPError."""
     body = decode(data, _body)
-    refuse_unserved(body, body.unserved)
-    if body.truncation == "auto":
-        raise wrong(
-            "truncation",
-            "`auto` is not supported; shorten the input",
-            code="unsupported",
-        )
+    text = body.text or TextOptions()
+    reasoning = body.reasoning or ReasoningOptions()
+    check_support(body)
+    check_support(reasoning, "reasoning.")
+    check_support(body.prompt_cache_options or CacheOptions(), "prompt_cache_options.")
     choice = body.tool_choice
     sampled = replace(
-        parameters(body, body.max_output_tokens or body.max_tokens),
+        parameters(body, body.max_tokens if body.max_output_tokens is None else body.max_output_tokens),
+        logit_bias=body.logit_bias or {},
         logprobs=(body.top_logprobs or 0) if body.top_logprobs or LOGPROBS in (body.include or ()) else None,
-        response_format=_format(body.text.format if body.text else None),
-        reasoning_effort=body.reasoning.effort if body.reasoning else None,
+        response_format=with_structured_outputs(body, of_response(text.format), "text.format"),
+        reasoning_effort=reasoning.effort,
+        template=template(body.chat_template_kwargs, text.verbosity),
     )
     sampled = with_tools(
         sampled,
@@ -155,17 +184,6 @@ _body = msgspec.json.Decoder(ResponseBody)
 
 def _tools(tools: list[ResponseTool]) -> tuple[Tool, ...]:
     return tuple(tool(each, f"tools[{at}]") for at, each in enumerate(tools))
-
-
-def _format(format: TextFormat | None) -> ResponseFormat | None:
-    if format is None or format.type == "text":
-        return None
-    if format.type == "json_object":
-        return ResponseFormat(type="json_object")
-    schema = schema_text(format.schema, "text.format.schema")
-    if schema is None or format.name is None:
-        raise wrong("text.format", "the type json_schema needs a name and a schema")
-    return ResponseFormat(type="json_schema", name=format.name, schema=schema, strict=bool(format.strict))
 
 
 def _messages(body: ResponseBody) -> tuple[Message, ...]:

@@ -12,16 +12,18 @@ from rift.gateway.asgi.errors import HTTPError
 OUTPUT_TOKENS_MAX = 1 << 20
 STOPS_MAX = 16
 STOP_CHARACTERS_MAX = 256
+# The ends of 64 bits as OpenAI publishes them and JavaScript writes them: rounded, and so just outside.
+SEED_MAX = 9223372036854776000
 
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
-TopP = Annotated[float, msgspec.Meta(gt=0, le=1)]
+TopP = Annotated[float, msgspec.Meta(ge=0, le=1)]
 MinP = Annotated[float, msgspec.Meta(ge=0, le=1)]
 TopK = Annotated[int, msgspec.Meta(ge=-1, le=1 << 31)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
-RepetitionPenalty = Annotated[float, msgspec.Meta(gt=0, le=2)]
-MaxTokens = Annotated[int, msgspec.Meta(ge=1, le=OUTPUT_TOKENS_MAX)]
-Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-StopString = Annotated[str, msgspec.Meta(min_length=1, max_length=STOP_CHARACTERS_MAX)]
+RepetitionPenalty = Annotated[float, msgspec.Meta(gt=0)]
+MaxTokens = Annotated[int, msgspec.Meta(ge=0, le=OUTPUT_TOKENS_MAX)]
+Seed = Annotated[int, msgspec.Meta(extra_json_schema={"minimum": -SEED_MAX, "maximum": SEED_MAX})]
+StopString = Annotated[str, msgspec.Meta(max_length=STOP_CHARACTERS_MAX)]
 Stop = StopString | Annotated[list[StopString], msgspec.Meta(max_length=STOPS_MAX)] | None
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Decoded = TypeVar("Decoded")
@@ -52,20 +54,30 @@ class ParsedRequest(msgspec.Struct, frozen=True):
     max_tokens_param: str = "max_tokens"
 
 
+def note(words: str) -> msgspec.Meta:
+    """Return the description of a field, for `/openapi.json` and FIELDS.md."""
+    return msgspec.Meta(description=words)
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling fields that every API accepts."""
 
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
+    temperature: Annotated[Temperature | None, note("0 takes the likeliest token.")] = None
+    top_p: Annotated[TopP | None, note("0 takes the likeliest token.")] = None
+    top_k: Annotated[TopK | None, note("0 and -1 are no limit.")] = None
     min_p: MinP | None = None
-    max_tokens: MaxTokens | None = None
-    stop: Stop = None
-    seed: Seed | None = None
+    max_tokens: Annotated[
+        MaxTokens | None, note("Default: 1,024, or the rest of the context if that is less.")
+    ] = None
+    stop: Annotated[
+        Stop,
+        note(f"Up to {STOPS_MAX}, each up to {STOP_CHARACTERS_MAX} characters. Empty ones are left out."),
+    ] = None
+    seed: Annotated[Seed | None, note("A seed outside 64 bits is the nearest within.")] = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
 
 
 def decode(data: Body, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded:
@@ -92,20 +104,28 @@ def wrong(param: str, words: str, *, code: str = "invalid_value") -> HTTPError:
     return HTTPError(400, f"{param}: {words}", code=code, param=param)
 
 
-def parameters(body: Sampling, max_tokens: int | None, *, raw: bool = False) -> Parameters:
-    """Return the sampling parameters of a body. The caller adds those that only its API has."""
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+def parameters(body: Sampling, max_tokens: int | None, *, raw: bool = False, at: str = "") -> Parameters:
+    """Return the sampling parameters of a body. The caller adds those that only its API has.
+
+    `at` is the path of the body's fields. Raises HTTPError.
+    """
+    stop = (body.stop,) if isinstance(body.stop, str) else body.stop or ()
+    seed = body.seed
+    if seed is not None:
+        if abs(seed) > SEED_MAX:
+            raise wrong(f"{at}seed", f"must be between {-SEED_MAX} and {SEED_MAX}")
+        seed = max(-(2**63), min(2**63 - 1, seed))
     return Parameters(
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
         min_p=body.min_p,
         max_tokens=max_tokens,
-        stop=stop,
-        seed=body.seed,
+        stop=tuple(text for text in stop if text),
+        seed=seed,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=body.repetition_penalty,
-        ignore_eos=body.ignore_eos,
+        ignore_eos=bool(body.ignore_eos),
         raw=raw,
     )

@@ -150,6 +150,7 @@ async def test_unset_parameters_have_the_models_defaults(engine: VllmEngine) -> 
     assert engine._sampling(Parameters(), 4).temperature == 0.7
     assert engine._sampling(Parameters(temperature=0.0), 4).temperature == 0.0
     assert engine._sampling(Parameters(), 4).top_p == 1.0
+    assert 0 < engine._sampling(Parameters(top_p=0.0), 4).top_p < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,6 @@ async def test_unset_parameters_have_the_models_defaults(engine: VllmEngine) -> 
     [
         ("temperature", -1.0),
         ("temperature", 2.5),
-        ("top_p", 0.0),
         ("top_p", 1.5),
         ("top_k", -2),
         ("top_k", 2**70),
@@ -191,6 +191,7 @@ async def test_an_error_names_the_value_out_of_range(engine: VllmEngine, name: s
         Parameters(repetition_penalty=1e308, presence_penalty=-2.0, frequency_penalty=-2.0, top_k=1),
         Parameters(repetition_penalty=1e-308),
         Parameters(top_p=1e-300),
+        Parameters(top_p=0.0),
         Parameters(min_p=1.0, temperature=0.01),
     ],
 )

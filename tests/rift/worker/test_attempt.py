@@ -71,6 +71,11 @@ async def test_a_complete_answer_is_ended_without_the_engine() -> None:
     assert (end.reason, end.output_tokens) == ("length", TOKENS)
 
 
+async def test_an_answer_may_have_no_token() -> None:
+    (end,) = await run(sim(), accepted(max_tokens=0))
+    assert (end.reason, end.output_tokens) == ("length", 0)
+
+
 async def test_an_answer_with_different_logged_text_is_not_continued() -> None:
     event = TokensGenerated(attempt="a", index=0, token_ids=(300,), text="something else")
     with pytest.raises(NotContinuable):

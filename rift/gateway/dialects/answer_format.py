@@ -1,0 +1,142 @@
+"""The format of an answer, in all the ways to ask for one. Pure; errors name the field."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from events.schema import ResponseFormat
+from rift.gateway.dialects.openai_fields import Name, Schema, schema_text
+from rift.gateway.dialects.sampling import note, wrong
+from rift.gateway.dialects.support import CommonBody, check_support, refused
+
+# The name of a schema that the client did not name.
+NAME = "answer"
+
+SchemaOrText = Annotated[Schema, msgspec.Meta(extra_json_schema={"type": ["object", "string", "null"]})]
+
+
+class JsonSchema(msgspec.Struct, frozen=True):
+    name: Name
+    description: str | None = None
+    schema: Schema = msgspec.field(default_factory=Schema)
+    strict: bool | None = None
+
+
+class ChatFormat(msgspec.Struct, frozen=True):
+    """The format as chat and completions have it. `schema` is an extension, for the type json_object."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema: Schema = msgspec.field(default_factory=Schema)
+
+
+class TextFormat(msgspec.Struct, frozen=True):
+    """The format as responses have it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Name | None = None
+    description: str | None = None
+    schema: Schema = msgspec.field(default_factory=Schema)
+    strict: bool | None = None
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True):
+    """The format as vLLM has it."""
+
+    json: SchemaOrText = msgspec.field(default_factory=Schema)
+    json_object: bool | None = None
+    regex: Annotated[Any, refused(advice="use a JSON schema with a `pattern`")] = None
+    choice: Annotated[Any, refused(advice="use a JSON schema with an `enum`")] = None
+    grammar: Annotated[Any, refused(advice="use a JSON schema")] = None
+    structural_tag: Annotated[Any, refused()] = None
+    whitespace_pattern: Annotated[Any, refused()] = None
+    disable_any_whitespace: Annotated[Any, refused(False)] = None
+    disable_additional_properties: Annotated[Any, refused(False)] = None
+
+
+class FormatBody(CommonBody, frozen=True, kw_only=True):
+    """A body whose answer may have a format, also by vLLM's fields."""
+
+    structured_outputs: Annotated[
+        StructuredOutputs | None, note("`json` and `json_object`; the other kinds are refused.")
+    ] = None
+    guided_json: Annotated[SchemaOrText, note("The older name of `structured_outputs.json`.")] = (
+        msgspec.field(default_factory=Schema)
+    )
+    guided_choice: Annotated[Any, refused(advice="use a JSON schema with an `enum`")] = None
+    guided_grammar: Annotated[Any, refused(advice="use a JSON schema")] = None
+    guided_regex: Annotated[Any, refused(advice="use a JSON schema with a `pattern`")] = None
+    guided_whitespace_pattern: Annotated[Any, refused()] = None
+
+
+def of_chat(format: ChatFormat | None) -> ResponseFormat | None:
+    """Raises HTTPError."""
+    if format is None:
+        return None
+    schema = schema_text(format.schema, "response_format.schema")
+    if format.type == "json_schema":
+        if format.json_schema is None:
+            raise wrong("response_format.json_schema", "the type json_schema needs it")
+        inner = schema_text(format.json_schema.schema, "response_format.json_schema.schema")
+        named = format.json_schema.name, bool(format.json_schema.strict)
+        return _json_schema(inner or schema or "{}", *named)
+    if format.json_schema is not None:
+        raise wrong(
+            "response_format.json_schema", f"the type {format.type} has no such field; use json_schema"
+        )
+    return _typed(format.type, schema, "response_format.schema")
+
+
+def of_response(format: TextFormat | None) -> ResponseFormat | None:
+    """Raises HTTPError."""
+    if format is None:
+        return None
+    schema = schema_text(format.schema, "text.format.schema")
+    if format.type != "json_schema":
+        return _typed(format.type, schema, "text.format.schema")
+    if schema is None or format.name is None:
+        raise wrong("text.format", "the type json_schema needs a name and a schema")
+    return _json_schema(schema, format.name, bool(format.strict))
+
+
+def with_structured_outputs(
+    body: FormatBody, format: ResponseFormat | None, param: str
+) -> ResponseFormat | None:
+    """Return the one format that a body asks for. `format` is that of the field `param`. Raises HTTPError."""
+    options = body.structured_outputs or StructuredOutputs()
+    check_support(options, "structured_outputs.")
+    asked = {param: format}
+    for name, raw in (("structured_outputs.json", options.json), ("guided_json", body.guided_json)):
+        if schema := schema_text(_unquoted(raw, name), name):
+            asked[name] = _json_schema(schema)
+    if options.json_object:
+        asked["structured_outputs.json_object"] = ResponseFormat(type="json_object")
+    given = {name: one for name, one in asked.items() if one is not None}
+    for name, one in given.items():
+        first, other = next(iter(given.items()))
+        if (one.type, one.schema) != (other.type, other.schema):
+            raise wrong(name, f"`{first}` asks for another format; send one of them")
+    return next(iter(given.values()), None)
+
+
+def _typed(kind: str, schema: str | None, param: str) -> ResponseFormat | None:
+    if kind == "json_object":
+        return _json_schema(schema) if schema else ResponseFormat(type="json_object")
+    if schema:
+        raise wrong(param, "the type text takes no schema; use the type json_schema")
+    return None
+
+
+def _json_schema(schema: str, name: str = NAME, strict: bool = False) -> ResponseFormat:
+    return ResponseFormat(type="json_schema", name=name, schema=schema, strict=strict)
+
+
+def _unquoted(raw: Schema, param: str) -> Schema:
+    """Return a schema that may be a JSON string with the schema's text."""
+    if not bytes(raw).strip().startswith(b'"'):
+        return raw
+    try:
+        text = msgspec.json.decode(bytes(raw), type=str).encode()
+        return msgspec.json.decode(text, type=Schema) if text else Schema()
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise wrong(param, f"not valid JSON: {error}", code="invalid_json") from error
