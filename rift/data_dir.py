@@ -52,8 +52,9 @@ RESTORE = (
 )
 
 # Only these are tightened: the folder may hold other files.
-PART_PREFIXES = ("dev.key.", "rift.duckdb.")
-PARTS = ("version", "lock", "secret", "dev.key", "rift.toml", "rift.duckdb", "archive", "nats", "logs")
+DATABASES = ("rift.duckdb", "rift-sql.duckdb")
+PART_PREFIXES = ("dev.key.", *(f"{name}." for name in DATABASES))
+PARTS = ("version", "lock", "secret", "dev.key", "rift.toml", *DATABASES, "archive", "nats", "logs")
 
 
 class DataDirError(RiftError):
@@ -99,6 +100,7 @@ class DataDir:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_owner()
+            self._check_shared()
             self._check_parts()
             self.logs.mkdir(mode=0o700, exist_ok=True)
             for name, text in (("version", VERSION), ("secret", secrets.token_hex(SECRET_BYTES))):
@@ -129,9 +131,28 @@ class DataDir:
                     f"{_user(owner)}, run chown -R {user} {self.folder}, or name another folder with --data"
                 )
 
+    def _check_shared(self) -> None:
+        """Raise DataDirError if the folder was not made for Rift and other users may need it, such as /etc.
+
+        It would be closed to them.
+        """
+        mode = self.folder.stat().st_mode
+        if not mode & 0o077 or os.path.lexists(self.folder / "version"):
+            return
+        other = next((path for path in self.folder.iterdir() if not _is_part(path.name)), None)
+        if other is not None or mode & stat.S_ISVTX:
+            holds = f" and holds {other.name}" if other else ""
+            raise DataDirError(
+                f"{self.folder} is open to other users{holds}, but a data folder is closed to them: name a "
+                "folder of its own with --data, or first run chmod go-rwx on this one"
+            )
+
     def _check_parts(self) -> None:
         """Raise DataDirError if a part is missing without which the others are of no use."""
         store = self.nats / "store"
+        for path in (self.archive, self.nats, store):
+            if os.path.lexists(path) and not path.is_dir():
+                raise DataDirError(f"{path} is not a folder: {RESTORE}")
         known = [path for path in (self.first_key, self.database, self.archive, store) if _holds_data(path)]
         for path in (self.folder / "secret", store):
             if known and not _holds_data(path):
@@ -144,7 +165,7 @@ class DataDir:
         """
         handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            names = [name for name in os.listdir(handle) if name in PARTS or name.startswith(PART_PREFIXES)]
+            names = [name for name in os.listdir(handle) if _is_part(name)]
             return _close(handle) + sum(_tighten(handle, name) for name in names)
         finally:
             os.close(handle)
@@ -228,6 +249,10 @@ class DataDir:
         """Return the reserve on the log's disk, or None if the log is on another broker's disk."""
         embedded = not (url or environment.get("RIFT_NATS_URL"))
         return Reserve(self.nats / "reserve") if embedded else None
+
+
+def _is_part(name: str) -> bool:
+    return name in PARTS or name.startswith(PART_PREFIXES)
 
 
 def _holds_data(path: Path) -> bool:

@@ -12,8 +12,8 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from rift.fleet.local import Host, LocalFleet
 from rift.log_disk.reserve import Reserve
 from rift.log_disk.watch import Broker, LogDisk, ask_health
 from rift.settings import Settings
-from rift.supervisor import LOGS_POLL_S, Child, Guard, Parent, shorten_logs
+from rift.supervisor import LOGS_POLL_S, Child, Guard, Parent, is_killed, shorten_logs, words
 
 PROMPT = "Explain quantum computing to a 12-year-old."
 
@@ -39,6 +39,11 @@ CORES = "VLLM_CPU_OMP_THREADS_BIND"
 # How long each kind of process may take to stop, together below the 10 s that are promised: the streams' last
 # frames; the attempts' releases and the engine's end; the last transaction; the last write.
 STOP_S = {"gateway": 2.5, "worker": 4.6, "control": 1.8, "nats": 1.0}
+
+
+# The start waits for these, so it gives up if one of them fails this often, which takes 3 s of back-off.
+AWAITED = ("nats", "gateway")
+START_FAILURES_MAX = 4
 
 
 class Launcher:
@@ -66,9 +71,11 @@ class Launcher:
         self._serving = serving
         self._parent = Parent(installation.logs, Guard(), notify)
         temporary = str(installation.temporary)
-        self._environment = {"TMPDIR": temporary, "VLLM_RPC_BASE_PATH": temporary}
+        # Its processes must not use the broker that the variable names for other commands.
+        self._environment = {"TMPDIR": temporary, "VLLM_RPC_BASE_PATH": temporary, "RIFT_NATS_URL": ""}
         self._children: dict[str, Child] = {}
         self._fleet: LocalFleet | None = None
+        self._is_serving = False
 
     async def run(self) -> None:
         """Run until SIGINT, SIGTERM or SIGHUP, and stop everything. Raises what prevents a start."""
@@ -95,13 +102,19 @@ class Launcher:
         settings = self._settings
         folder = self._installation.folder
         self._notify(f"rift {__version__} in {folder}: starting nats-server, control, gateway")
-        reserve = self._reserved()
-        address = nats_server.configure(self._installation.nats)
+        reserve = self._installation.reserve(None, {})
+        assert reserve is not None, "the broker is embedded"
+        with _naming_disk(reserve):
+            self._installation.nats.mkdir(mode=0o700, exist_ok=True)
+            reserve.check_start()
+            address = nats_server.configure(self._installation.nats)
         start = partial(self._start_child, tasks, started)
         start("nats", lambda: nats_server.command(self._installation.nats))
         log = await startup.connected(self._installation)
         started.push_async_callback(log.close)
         await continuity.check_folder(log, self._installation)
+        with _naming_disk(reserve):
+            reserve.restore()
         tasks.start_soon(self._disk(reserve, address).watch)
         tasks.start_soon(self._shorten_logs)
         check = await startup.prepared(log, settings, address.monitor)
@@ -117,8 +130,8 @@ class Launcher:
             tasks.start_soon(drive, log, fleet)
         listen = ["--host", settings.host, "--port", str(port)]
         start("gateway", partial(self._role, "gateway", *self._serving, *listen))
-        while not await startup.gateway_answers(settings.host, port):  # noqa: ASYNC110  # another process
-            await anyio.sleep(0.05)
+        await startup.gateway_ready(settings.host, port, self._notify)
+        self._is_serving = True
         scale = settings.scales().get(settings.model)
         if scale is not None and scale.min and settings.fleet == "local":
             await startup.model_ready(log, settings.model)
@@ -129,20 +142,23 @@ class Launcher:
     def _start_child(
         self, tasks: TaskGroup, started: AsyncExitStack, name: str, command: Callable[[], Sequence[str]]
     ) -> None:
-        child = self._children[name] = Child(name, command, self._parent, environment=self._environment)
+        failures = 0
+
+        async def ended(status: int) -> None:
+            nonlocal failures
+            failures += not is_killed(status)
+            if name in AWAITED and not self._is_serving and failures >= START_FAILURES_MAX:
+                raise DataDirError(
+                    f"{name} ended {failures} times while Rift started, at last with {words(status)}: "
+                    f"{child.last_line()}; its log is {child.log}"
+                )
+
+        child = self._children[name] = Child(
+            name, command, self._parent, environment=self._environment, ended=ended
+        )
         child.start()
         started.push_async_callback(child.stop, STOP_S[name])
         tasks.start_soon(child.supervise)
-
-    def _reserved(self) -> Reserve:
-        """Return the reserve once it is whole. Raises DataDirError if the disk has no room for it."""
-        reserve = self._installation.reserve(None, {})
-        assert reserve is not None, "the broker is embedded"
-        try:
-            reserve.prepare()
-        except OSError as error:
-            raise DataDirError(f"{reserve.trouble()} ({error.strerror})") from error
-        return reserve
 
     def _disk(self, reserve: Reserve, address: nats_server.Address) -> LogDisk:
         assert address.monitor is not None, "the broker is embedded"
@@ -204,6 +220,15 @@ class Launcher:
     def _url(self, port: int) -> str:
         host = self._settings.host
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@contextmanager
+def _naming_disk(reserve: Reserve) -> Iterator[None]:
+    """Raise DataDirError for an OSError of the log's disk, such as one that is full or read-only."""
+    try:
+        yield
+    except OSError as error:
+        raise DataDirError(f"{reserve.trouble()} ({error.strerror})") from error
 
 
 def greeting(url: str, key: str, model: str) -> str:

@@ -104,7 +104,10 @@ def _token(file: Path) -> str:
     """Return the token, and create it if it is missing. Raises TokenUnusable."""
     if not os.path.lexists(file):
         create_secret(file, secrets.token_hex(TOKEN_BYTES))
-    token = file.read_text(errors="replace").strip()
+    try:
+        token = file.read_text(errors="replace").strip()
+    except OSError as error:
+        raise TokenUnusable(f"{file} cannot be read: {error.strerror}") from error
     # With an empty token the broker would let everyone in.
     if len(token) < TOKEN_BYTES or not token.isalnum():
         raise TokenUnusable(

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import anyio
 from events import book as books
 from events import fleet as fleets
 from events import subjects
-from events.jetstream import BrokerCheck, JetStream, connect
+from events.jetstream import BrokerCheck, JetStream, MonitorSilent, ask_monitor, connect
 from events.log import Log, LogError
 from events.publisher import Publisher
 from events.schema import ReplicaLost
@@ -24,6 +25,10 @@ FIRST_ACCOUNT = "dev"
 # A broker with a large store first reads its index. An empty one answers in 0.1 s.
 BROKER_START_S = 60.0
 FLEET_APPEND_S = 30.0
+
+# A gateway that runs is ready within a few seconds, unless it has a long book to read or the log is silent.
+GATEWAY_WAIT_S = 30.0
+GATEWAY_ANSWER_S = 5.0
 
 
 async def connected(installation: DataDir) -> JetStream:
@@ -123,11 +128,19 @@ async def model_ready(log: Log, model: str) -> None:
                 fleet.fold(stored)
 
 
-async def gateway_answers(host: str, port: int) -> bool:
-    """Ask the gateway once whether it is ready."""
-    try:
-        async with await anyio.connect_tcp(host, port) as stream:
-            await stream.send(b"GET /readyz HTTP/1.1\r\nHost: rift\r\nConnection: close\r\n\r\n")
-            return (await stream.receive()).startswith(b"HTTP/1.1 200")
-    except (OSError, anyio.EndOfStream):
-        return False
+async def gateway_ready(host: str, port: int, notify: Callable[[str], None]) -> None:
+    """Return once the gateway is ready. Say what it waits for every GATEWAY_WAIT_S."""
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    waits = 0
+    while True:
+        answer = "no answer"
+        with anyio.move_on_after(GATEWAY_WAIT_S):
+            while True:
+                with suppress(MonitorSilent):
+                    status, body = await ask_monitor(url, "/readyz", within_s=GATEWAY_ANSWER_S)
+                    if status.split()[1:2] == ["200"]:
+                        return
+                    answer = body.decode(errors="replace").strip() or status
+                await anyio.sleep(0.05)
+        waits += 1
+        notify(f"the gateway is not ready after {waits * GATEWAY_WAIT_S:.0f} s; {url}/readyz: {answer}")

@@ -14,7 +14,7 @@ import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -29,6 +29,10 @@ while read -r word group; do
 done
 [ -z "$groups" ] || kill -9 $groups
 """
+
+# A child adds its own group to the guard's list: this process may die before it could. The guard's pipe stays
+# open until then, so the guard also waits for a child that has not come so far.
+CHILD = 'echo "add $$"; exec "$@" >&2'
 
 # Makes a worker claim no further requests, finish those it has, and exit.
 RETIRE = signal.SIGUSR1
@@ -64,7 +68,21 @@ class Guard:
             process_group=0,
         )
 
+    def start(
+        self, command: Sequence[str], *, output: BinaryIO, environment: Mapping[str, str]
+    ) -> "subprocess.Popen[bytes]":
+        """Start a process that leads a group of its own, which is killed once this process is gone."""
+        return subprocess.Popen(
+            ["/bin/sh", "-c", CHILD, "sh", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=self._pipe,
+            stderr=output,
+            process_group=0,
+            env=environment,
+        )
+
     def add(self, group: int) -> None:
+        """Add a group that was started elsewhere."""
         self._send(b"add %d\n" % group)
 
     def ended(self, group: int) -> None:
@@ -72,9 +90,13 @@ class Guard:
         self._send(b"end %d\n" % group)
 
     def _send(self, line: bytes) -> None:
+        self._pipe.write(line)
+        self._pipe.flush()
+
+    @property
+    def _pipe(self) -> IO[bytes]:
         assert self._shell.stdin is not None, "the guard was started with a pipe"
-        self._shell.stdin.write(line)
-        self._shell.stdin.flush()
+        return self._shell.stdin
 
     def dismiss(self) -> None:
         with self._shell:
@@ -124,7 +146,7 @@ class Child:
         self._parent = parent
         self._ended = ended
         self._environment = environment or {}
-        self._log = parent.logs / f"{name}.log"
+        self.log = parent.logs / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._status = 0
         self._log_start = 0
@@ -139,20 +161,14 @@ class Child:
     def start(self) -> None:
         with self._output() as output:
             self._log_start = output.tell()
-            self._process = subprocess.Popen(
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                process_group=0,
-                env={**os.environ, **self._environment},
+            self._process = self._parent.guard.start(
+                self._command(), output=output, environment={**os.environ, **self._environment}
             )
-        self._parent.guard.add(self._process.pid)
 
     def _output(self) -> BinaryIO:
         """Open the log. A disk that takes no new file must not keep the child from running."""
         try:
-            return self._log.open("ab")
+            return self.log.open("ab")
         except OSError:
             return open(os.devnull, "ab")  # the caller closes it
 
@@ -175,7 +191,7 @@ class Child:
             failures += 1
             if not self._hurry.is_set():
                 self._parent.notify(f"{self.name} ended ({words(status)}): {self.last_line()}")
-                self._parent.notify(f"restarting it in {pause_s:g} s; its log is {self._log}")
+                self._parent.notify(f"restarting it in {pause_s:g} s; its log is {self.log}")
             with anyio.move_on_after(pause_s):
                 await self._hurry.wait()
             self._hurry = anyio.Event()
@@ -222,7 +238,7 @@ class Child:
     def last_line(self) -> str:
         """Return the last line in the log since this start: Rift's own last message, else any last line."""
         try:
-            with self._log.open("rb") as file:
+            with self.log.open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
                 start = self._log_start if self._log_start <= end else 0  # the log was shortened meanwhile
                 file.seek(max(start, end - LAST_BYTES))

@@ -42,13 +42,14 @@ def archive(options: Namespace, *, keep_content: bool = False) -> Archive:
 
 
 def settings_file(options: Namespace) -> Path | None:
-    """Return the settings file: the one in `--config`, else `DIR/rift.toml` if it exists.
+    """Return the settings file: the one in `--config`, else `DIR/rift.toml` if there is one, even if its
+    link leads nowhere.
 
     Raises DataDirError.
     """
     default = installation(options).folder / "rift.toml"
     named: Path | None = options.config
-    return named or (default if default.exists() else None)
+    return named or (default if os.path.lexists(default) else None)
 
 
 def load_settings(options: Namespace) -> Settings:
@@ -90,7 +91,7 @@ async def connected_role(
     address = installation(options).log_address(options.nats, os.environ)
     async with connected(options, name) as log:
         if archive is not None:
-            await _check_log(log, archive, database, options.data)
+            await _check_log(log, archive, database, installation(options))
         check = await prepared(log, settings, address.monitor)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(check.watch)
@@ -98,13 +99,13 @@ async def connected_role(
             tasks.cancel_scope.cancel()
 
 
-async def _check_log(log: JetStream, archive: Archive, database: Path | None, folder: Path) -> None:
+async def _check_log(log: JetStream, archive: Archive, database: Path | None, folder: DataDir) -> None:
     try:
-        await continuity.check(log, archive, database, shards=range(SHARDS))
+        await continuity.check(log, archive, database, shards=range(SHARDS), secret=folder.secret())
     except WrongLog as error:
         raise CommandFailed(
-            f"the log at {log.server_address} is not the log of {folder}: {error}; name its broker with "
-            "--nats, or another folder with --data, or restore the broker's data and the folder together"
+            f"the log at {log.server_address} is not the log of {folder.folder}: {error}; name its broker "
+            "with --nats, or another folder with --data, or restore the broker's data and the folder together"
         ) from error
 
 

@@ -10,6 +10,7 @@ from rift import launcher
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_workers
 from rift.cli.connection import installation, load_settings, settings_file
+from rift.cli.output import CommandFailed
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
@@ -20,6 +21,10 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
 
 
 def up(options: Namespace) -> None:
+    if options.nats:
+        raise CommandFailed(
+            "rift up starts a broker of its own: leave out --nats, or start the roles yourself"
+        )
     settings = load_settings(options)
     folder = installation(options)
     folder.make()

@@ -184,7 +184,7 @@ def build(
     start_fold(subjects.BOOK, "rift.book.>", state.book, book_changed)
     start_fold(subjects.FLEET, "rift.fleet.>", state.fleet, queue_status.refresh)
     start_fold(subjects.shard_stream(config.shard), subjects.lane(config.shard, "*"), gateways, lambda: None)
-    for watch in (freshness.confirm, holds.keep, health.ask):
+    for watch in (freshness.confirm, holds.keep, health.ask, room.watch_reserve):
         tasks.start_soon(watch)
     tasks.start_soon(key_limits.follow_log, state.log)
     tasks.start_soon(health.watch, lambda: lanes.break_off_all(LOG_OUTAGE))

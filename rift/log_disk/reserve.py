@@ -31,17 +31,14 @@ class Reserve:
         self.file = file
 
     def is_whole(self) -> bool:
-        """Return whether new requests may be stored: the reserve was not released, and could be.
-
-        It takes two system calls, so each request can ask.
-        """
+        """Return whether new requests may be stored: the reserve was not released, and could be."""
         try:
             size = self.file.stat().st_size
+            return size >= RESERVE_BYTES and not os.statvfs(self.file).f_flag & os.ST_RDONLY
         except FileNotFoundError:
             return True
         except OSError:
             return False
-        return size >= RESERVE_BYTES and not os.statvfs(self.file).f_flag & os.ST_RDONLY
 
     def check(self) -> None:
         """Write to the reserve. Raises OSError if it was released, or if the disk takes no write."""
@@ -55,10 +52,8 @@ class Reserve:
         state = os.statvfs(self.file.parent)
         return state.f_bavail * state.f_frsize
 
-    def prepare(self) -> None:
-        """Make the reserve whole for a start. Raises OSError as `restore`, or if the start has no room."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.restore()
+    def check_start(self) -> None:
+        """Raise OSError if the disk has no room for a start."""
         if self.free_bytes < START_BYTES:
             raise _no_space(self.file)
 

@@ -16,6 +16,7 @@ import pytest
 from events.log import LogError
 from rift import nats_server, settings
 from rift.cli import sql
+from rift.cli.connection import load_settings
 from rift.cli.output import CommandFailed
 from rift.data_dir import DataDir, DataDirError
 from rift.settings import InvalidSettings
@@ -173,6 +174,23 @@ def test_a_secret_is_created_once_and_not_through_a_link(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"secret", "elsewhere"}
 
 
+@pytest.mark.parametrize("name", ["archive", "nats", "nats/store"])
+def test_a_part_that_is_no_folder_is_refused(used: DataDir, name: str) -> None:
+    path = used.folder / name
+    shutil.rmtree(path)
+    for put in (path.touch, lambda: path.symlink_to("nowhere")):
+        put()
+        with pytest.raises(DataDirError, match=f"{path} is not a folder"):
+            used.make()
+        path.unlink()
+
+
+def test_settings_that_a_link_does_not_lead_to_are_not_left_out(used: DataDir) -> None:
+    (used.folder / "rift.toml").symlink_to("nowhere")
+    with pytest.raises(InvalidSettings, match="No such file or directory"):
+        load_settings(Namespace(data=used.folder, config=None))
+
+
 # --- who may use it --------------------------------------------------------------------------------
 
 
@@ -190,6 +208,7 @@ def test_an_open_folder_is_tightened_once(used: DataDir, tmp_path: Path) -> None
     (used.logs / "control.log").touch()
     (used.logs / "link").symlink_to(outside / "file")
     (used.folder / "dev.key.abc").touch()
+    (used.folder / "rift-sql.duckdb").touch()
     (used.folder / "rift.toml").symlink_to(outside / "file")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(used.logs / "socket"))
@@ -200,11 +219,29 @@ def test_an_open_folder_is_tightened_once(used: DataDir, tmp_path: Path) -> None
     assert used.tighten() > 10
     closed = [used.folder, used.logs, used.nats, used.nats / "store", used.archive / "RIFT_0"]
     assert {mode(path) for path in closed} == {0o700}
-    files = [used.folder / name for name in ("secret", "dev.key", "dev.key.abc", "rift.duckdb", "version")]
+    names = ("secret", "dev.key", "dev.key.abc", "rift.duckdb", "rift-sql.duckdb", "version")
+    files = [used.folder / name for name in names]
     assert {mode(path) for path in (*files, used.logs / "control.log", used.logs / "pipe")} == {0o600}
     assert (mode(foreign), mode(foreign / "mine.txt")) == (0o777, 0o666), "not ours to close"
     assert (mode(outside), mode(outside / "file")) == (0o777, 0o666), "links are not followed"
     assert used.tighten() == 0
+
+
+def test_a_folder_that_others_use_is_not_closed_to_them(tmp_path: Path) -> None:
+    shared, sticky, ours = (tmp_path / name for name in ("shared", "sticky", "ours"))
+    for folder, bits in ((shared, 0o755), (sticky, 0o1777), (ours, 0o755)):
+        folder.mkdir()
+        folder.chmod(bits)
+    (shared / "passwd").touch()
+    (ours / "rift.toml").touch()
+    for folder, words in ((shared, "open to other users and holds passwd"), (sticky, "open to other users,")):
+        before = mode(folder)
+        with pytest.raises(DataDirError, match=words):
+            DataDir(folder).make()
+        assert mode(folder) == before
+    DataDir(ours).make()
+    shared.chmod(0o700)
+    DataDir(shared).make()
 
 
 def give(path: Path, user: int) -> None:

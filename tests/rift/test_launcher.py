@@ -256,12 +256,22 @@ def test_a_start_without_its_log_is_refused_and_changes_nothing(service: Service
     assert lost.returncode == 1
     assert f"{nats / 'store'} is missing or empty: restore the whole folder" in lost.stderr
     assert not nats.exists()
+    # A broker that does not start is named at once, with its own words.
+    (nats / "store").mkdir(parents=True)
+    (nats / "store" / "jetstream").touch()
+    began = time.monotonic()
+    broken = service.rift("up", "--port", "0", "--engine", "sim")
+    assert broken.returncode == 1
+    assert "rift: nats ended 4 times while Rift started, at last with exit status 1: " in broken.stderr
+    assert time.monotonic() < began + 40
+    shutil.rmtree(nats)
     (nats / "store" / "jetstream").mkdir(parents=True)
     empty = service.rift("up", "--port", "0", "--engine", "sim")
     assert empty.returncode == 1
     assert "rift.duckdb holds RIFT_BOOK up to" in empty.stderr
     assert "but the log ends at 0; restore the whole folder" in empty.stderr
     assert not list((nats / "store" / "jetstream").rglob("RIFT_*"))
+    assert not (nats / "reserve").exists(), "a refused start takes no space"
     url = server.address.url.replace("://", f"://{server.address.token}@")
     control = service.rift("control", "--nats", url)
     assert control.returncode == 1
@@ -292,6 +302,53 @@ def test_a_first_key_that_is_no_longer_valid_is_kept_beside_another(service: Ser
         assert open_to_others == []
     finally:
         again.stop()
+
+
+def test_up_uses_its_own_broker_whatever_the_environment_names(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = {**environment(), "RIFT_NATS_URL": "nats://127.0.0.1:1"}
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.service.environment", lambda: elsewhere)
+        service = Service(folder, "--engine", "sim").start()
+    try:
+        answer(service)
+    finally:
+        service.stop()
+    named = service.rift("up", "--nats", "nats://127.0.0.1:1")
+    assert named.returncode == 1
+    assert "leave out --nats" in named.stderr
+
+
+def test_up_gives_up_on_a_gateway_that_always_ends(folder: Path) -> None:
+    """Another process takes the port after the check of the port."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port = str(holder.getsockname()[1])
+        command = [
+            sys.executable,
+            "-m",
+            "rift",
+            "up",
+            "--data",
+            str(folder),
+            "--engine",
+            "sim",
+            "--port",
+            port,
+        ]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
+            assert up.stdout is not None
+            assert "starting nats-server" in up.stdout.readline()
+            holder.listen()
+            _, said = up.communicate(timeout=60)
+    assert up.returncode == 1
+    last = said.splitlines()[-1]
+    assert last.startswith("rift: gateway ended 4 times while Rift started, at last with exit status 1: ")
+    assert f"its log is {folder / 'logs' / 'gateway.log'}" in last
+    assert "in use" in last
+    gone(Service(folder))
 
 
 def test_a_second_up_in_the_same_folder_is_refused(service: Service) -> None:

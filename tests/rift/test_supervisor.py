@@ -78,6 +78,23 @@ def test_the_guard_kills_remaining_groups_and_forgets_ended_ones() -> None:
     os.kill(forgotten, signal.SIGKILL)
 
 
+def test_a_child_does_not_outlive_a_parent_that_dies_right_after_its_start(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, os, pathlib; from rift import supervisor; guard = supervisor.Guard();"
+        "folder = pathlib.Path(os.getcwd()); real = subprocess.Popen;"
+        "started = lambda *a, **k: (print(real(*a, **k).pid, flush=True), os.kill(os.getpid(), 9));"
+        "subprocess.Popen = started; parent = supervisor.Parent(folder, guard, print);"
+        "supervisor.Child('child', lambda: ['sleep', '100'], parent).start()"
+    )
+    command = [sys.executable, "-P", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    deadline = time.monotonic() + 5
+    while _runs(int(done.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(int(done.stdout))
+
+
 def _runs(pid: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
@@ -96,7 +113,7 @@ async def test_a_failed_restart_is_retried(tmp_path: Path) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(one.supervise)
         with anyio.fail_after(10):
-            while not any("cannot be started" in line for line in said):  # noqa: ASYNC110  # another process
+            while not any("exit status 127" in line for line in said):  # noqa: ASYNC110  # another process
                 await anyio.sleep(0.05)
         program.write_text("#!/bin/sh\nexec sleep 100\n")
         program.chmod(0o700)

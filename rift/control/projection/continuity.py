@@ -5,6 +5,8 @@ control would stop and bills would be wrong. Each file names the last record tha
 with its stored time. So the check reads a few records and takes milliseconds. It finds
 
 - a log that is shorter than the archive or the database, or whose records of these sequences came later
+- a book that does not hold their last record of it, which came before or after it
+- a secret that did not sign the last request's id
 - an archive whose last segment is not the one that the log's book names
 - a stream that is missing, or shorter than the other streams say
 
@@ -18,7 +20,7 @@ from typing import NamedTuple, TypeVar
 
 from anyio import to_thread
 
-from events import codec, subjects
+from events import codec, ids, subjects
 from events.log import Log, Stored
 from events.schema import RequestAccepted, SegmentSealed
 from replay.archive.archive import Archive
@@ -48,15 +50,18 @@ async def check_folder(log: Log, installation: DataDir) -> None:
     """As `check`, for the embedded broker's log and its folder; raises DataDirError, with a remedy."""
     archive = Archive(installation.archive, key=installation.archive_key())
     try:
-        await check(log, archive, installation.database, shards=range(SHARDS))
+        await check(log, archive, installation.database, shards=range(SHARDS), secret=installation.secret())
     except WrongLog as error:
         raise DataDirError(
             f"{installation.nats} is not the log of this folder: {error}; {RESTORE}"
         ) from error
 
 
-async def check(log: Log, archive: Archive, database: Path | None, *, shards: Sequence[int]) -> None:
-    """Raise WrongLog if the log does not continue the archive and the database. Streams may be missing.
+async def check(
+    log: Log, archive: Archive, database: Path | None, *, shards: Sequence[int], secret: bytes
+) -> None:
+    """Raise WrongLog if the log does not continue the archive and the database, or if another secret signed
+    the ids of its requests. Streams may be missing.
 
     A database that is open elsewhere is left out. Raises WarehouseError, LogError.
     """
@@ -79,7 +84,7 @@ async def check(log: Log, archive: Archive, database: Path | None, *, shards: Se
     for mark in marks:
         await _check_mark(log, mark, lasts.get(mark.stream, 0))
     if lasts[subjects.BOOK]:
-        await _check_streams(log, shards, lasts)
+        await _check_streams(log, shards, lasts, secret)
         for head in heads:
             await _check_head(log, head)
 
@@ -88,11 +93,24 @@ async def _check_mark(log: Log, mark: Mark, last: int) -> None:
     if last < mark.sequence:
         raise WrongLog(f"{mark.file} holds {mark.stream} up to {mark.sequence}, but the log ends at {last}")
     stored = await log.get(mark.stream, mark.sequence)
-    if stored is not None and stored.stored_at_ns > mark.at_ns:
+    is_other = stored is not None and stored.stored_at_ns > mark.at_ns
+    if mark.stream == subjects.BOOK and (stored is None or stored.stored_at_ns < mark.at_ns):
+        # The book is never trimmed. The clock may have been set back since an earlier record.
+        is_other = stored is None or not await _holds_time(log, mark)
+    if is_other:
         raise WrongLog(f"{mark.file} holds another record {mark.stream}:{mark.sequence} than the log")
 
 
-async def _check_streams(log: Log, shards: Iterable[int], lasts: Mapping[str, int]) -> None:
+async def _holds_time(log: Log, mark: Mark) -> bool:
+    """Return whether a record of the book was stored at the mark's time."""
+    async with aclosing(log.scan(mark.stream, ["rift.book.>"], first=1, target=mark.sequence)) as batches:
+        async for batch in batches:
+            if any(stored.stored_at_ns == mark.at_ns for stored in batch):
+                return True
+    return False
+
+
+async def _check_streams(log: Log, shards: Iterable[int], lasts: Mapping[str, int], secret: bytes) -> None:
     """Compare the end of each stream with the records that the other streams name."""
     for stream, last in lasts.items():
         anchor = await _anchor(log, stream)
@@ -104,7 +122,11 @@ async def _check_streams(log: Log, shards: Iterable[int], lasts: Mapping[str, in
     for shard in shards:
         stream = subjects.shard_stream(shard)
         accepted = _event(await log.last(stream, subjects.queue(shard, "*")), RequestAccepted)
-        if accepted is not None and accepted.book > book:
+        if accepted is None:
+            continue
+        if ids.verified(accepted.request, secret=secret, account=accepted.account) is None:
+            raise WrongLog(f"another secret than this folder's signed the last request's id in {stream}")
+        if accepted.book > book:
             raise WrongLog(f"{stream} names the book's record {accepted.book}, but the book ends at {book}")
 
 

@@ -2,6 +2,7 @@
 and has room."""
 
 import anyio
+from anyio import to_thread
 
 from events.log import Log
 from rift.gateway.asgi.errors import HTTPError, retry_after
@@ -11,20 +12,29 @@ from rift.gateway.streams.log_health import LogHealth
 # New requests are rejected below this room: it holds 64 requests of 8 MB, and all their answers.
 ROOM_BYTES_MIN = 64 * 1024 * 1024
 
+RESERVE_CHECK_S = 0.25
+
 
 class LogRoom:
     def __init__(self, log: Log, config: GatewayConfig, health: LogHealth, stopping: anyio.Event) -> None:
         self.health = health
         self._log = log
         self._reserve = config.reserve
+        self._is_reserved = self._reserve is None or self._reserve.is_whole()
         self._stopping = stopping
+
+    async def watch_reserve(self) -> None:
+        """Ask for the reserve again and again, in a thread: a disk on a network may not answer."""
+        while self._reserve is not None:
+            await anyio.sleep(RESERVE_CHECK_S)
+            self._is_reserved = await to_thread.run_sync(self._reserve.is_whole, abandon_on_cancel=True)
 
     def check(self) -> None:
         """Raise HTTPError (503) if nothing new can be stored."""
         if self._stopping.is_set():
             message = "this gateway is stopping; try again"
             raise HTTPError(503, message, code="gateway_stopping", headers=retry_after(1))
-        if self._reserve is not None and not self._reserve.is_whole():
+        if not self._is_reserved:
             message = "the disk of the log is full or read-only; try again later"
             raise HTTPError(503, message, code="log_full", headers=retry_after(60))
         if not self._log.is_connected:

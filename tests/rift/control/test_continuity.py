@@ -41,6 +41,7 @@ class Installation:
         self.archive = Archive(folder / "archive", key=b"k" * 32)
         self.database = folder / "rift.duckdb"
         self.now_ns = START_NS
+        self.secret = b"s" * 32
 
     def begin(self, *, start_ns: int = START_NS, accounts: int = 1) -> None:
         """Replace the log by one with some accounts and a request under the last of them."""
@@ -97,7 +98,8 @@ class Installation:
             del self.broker.streams[stream]
 
     async def check(self) -> None:
-        await continuity.check(memory.connect(self.broker), self.archive, self.database, shards=[0])
+        log = memory.connect(self.broker)
+        await continuity.check(log, self.archive, self.database, shards=[0], secret=self.secret)
 
 
 @pytest.fixture
@@ -207,6 +209,43 @@ async def test_a_longer_log_of_another_installation_is_refused(
         installation.accept()
         installation.broker.streams[FLEET].add(subjects.LEADER, codec.encode("test", ()), installation.now_ns)
     with pytest.raises(WrongLog, match=r"holds another record RIFT_[A-Z0-9]+:[0-9]+ than the log"):
+        await installation.check()
+
+
+@pytest.mark.parametrize("keep", [keep_the_database, keep_the_archive])
+async def test_files_of_another_installation_that_began_later_are_refused(
+    installation: Installation, keep: Callable[[Installation], None]
+) -> None:
+    installation.begin(start_ns=START_NS + 10**12)
+    keep(installation)
+    installation.begin(accounts=9)
+    for _ in range(9):
+        installation.accept()
+    with pytest.raises(WrongLog, match=r"holds another record RIFT_BOOK:[0-9]+ than the log"):
+        await installation.check()
+
+
+async def test_a_book_whose_clock_was_set_back_is_accepted(installation: Installation) -> None:
+    installation.now_ns -= 10**9
+    installation.add(AccountOpened(id="account.late", account="late"))
+    keep_the_database(installation)
+    keep_the_archive(installation)
+    await installation.check()
+
+
+async def test_a_book_that_lost_its_records_but_not_its_end_is_refused(installation: Installation) -> None:
+    keep_the_database(installation)
+    book = installation.broker.streams[BOOK]
+    book.trim(book.last_sequence)
+    with pytest.raises(WrongLog, match="holds another record RIFT_BOOK:2 than the log"):
+        await installation.check()
+
+
+async def test_the_secret_of_another_installation_is_refused(installation: Installation) -> None:
+    installation.secret = b"t" * 32
+    with pytest.raises(
+        WrongLog, match="another secret than this folder's signed the last request's id in RIFT_0"
+    ):
         await installation.check()
 
 
