@@ -40,11 +40,62 @@ def test_all_problems_are_shown_at_once() -> None:
         "AVX2",
         "6 GB of memory",
         "glibc 2.34",
-        "apt-get install -y libnuma1",
+        "libnuma.so.1",
         "10 MB are free",
     ):
         assert word in ended.stderr
     assert not ended.stdout
+    command = ended.stderr.splitlines()[-1].replace("sudo ", "").strip()
+    assert command == "apt-get update && apt-get install -y libnuma1 util-linux"
+
+
+# A machine whose path has no Python except those in the folder $2; os-release says $3.
+OTHER_PYTHON = """
+. "$1/setup"
+os_release() { echo "$system"; }
+has() { true; }
+system=$3
+unset RIFT_PYTHON
+PATH=$2 choose_python
+stop_if_problems
+"""
+
+
+@pytest.mark.parametrize(
+    ("system", "remedy"),
+    [
+        ("debian 12", "apt-get install -y python3 python3-venv"),
+        ("debian 13", "apt-get install -y python3 python3-venv"),
+        ("ubuntu 24.04", "apt-get install -y python3 python3-venv"),
+        ("ubuntu 22.04", "apt-get install -y python3.11 python3.11-venv"),
+        ("fedora 43", "pyenv install 3.13"),
+    ],
+)
+def test_without_a_supported_python_the_remedy_fits_the_system(
+    tmp_path: Path, system: str, remedy: str
+) -> None:
+    ended = run("bash", "-c", OTHER_PYTHON, "bash", str(OPS), str(tmp_path), system)
+    assert (ended.returncode, "none is on the path" in ended.stderr) == (1, True), ended.stderr
+    assert remedy in ended.stderr.replace("sudo ", "")
+
+
+def test_an_unsupported_python_on_the_path_is_named(tmp_path: Path) -> None:
+    other = tmp_path / "python3"
+    other.write_text(f"#!/bin/sh\necho 3.14 {other}\n")
+    other.chmod(0o755)
+    ended = run("bash", "-c", OTHER_PYTHON, "bash", str(OPS), str(tmp_path), "debian 13")
+    assert ended.returncode == 1
+    assert f"needs Python 3.11, 3.12 or 3.13; {other} is Python 3.14" in ended.stderr
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_every_supported_python_runs_the_engine(tmp_path: Path, version: str) -> None:
+    python = tmp_path / f"python{version}"
+    python.write_text(f"#!/bin/sh\necho {version} {python}\n")
+    python.chmod(0o755)
+    script = OTHER_PYTHON + 'echo "$python_version $python"'
+    ended = run("bash", "-c", script, "bash", str(OPS), str(tmp_path), "debian 13")
+    assert (ended.returncode, ended.stdout) == (0, f"{version} {python}\n"), ended.stderr
 
 
 @pytest.mark.parametrize(
