@@ -7,24 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from events import codec, subjects
-from events.schema import CancelRequested, LimitsSet
+from events.schema import AccountOpened, CancelRequested, LimitsSet
 from replay.billing.invoice import invoice
 from replay.warehouse.warehouse import Warehouse
 from rift.engines import RequestAborted
 from rift.gateway import choices as groups
-from rift.gateway.admission import lane_credit
+from rift.gateway.admission import lane_credit, request_size
 from tests.rift.gateway.admission.test_credit import World, granted, live
 from tests.rift.gateway.admission.test_request_size import FITS
 from tests.simulation.client import Call
 from tests.simulation.corrections import correct
 from tests.simulation.ledger import STREAM
 from tests.simulation.prepaid import ACCOUNT, PRICE, standing_of
-from tests.simulation.processes import SECRET, Engine, GatewayProcess, WorkerProcess
+from tests.simulation.processes import MODEL, SECRET, Engine, GatewayProcess, WorkerProcess
 
 PATH = "/v1/completions"
 PERIOD = "2025-06"
@@ -194,14 +195,53 @@ def test_a_limit_counts_each_prompt() -> None:
         call = await post(world, gateway, prompt=["a"] * 2, n=2, max_tokens=1)
         assert call.status == 200
         assert call.headers[b"x-ratelimit-remaining-requests"] == b"6"
-        status, error = await refusal(world, gateway, prompt=["a" * 400] * 4, max_tokens=1)
-        assert (status, error["code"]) == (429, "tokens_per_minute")
+        call = await post(world, gateway, prompt=["a" * 400] * 4, max_tokens=1)
+        error = json.loads(call.data)["error"]
+        assert (call.status, error["code"]) == (429, "tokens_per_minute")
         assert "needs 404" in error["message"]
+        # Two prompts and four choices, of a token each.
+        assert call.headers[b"x-ratelimit-remaining-tokens"] == b"394"
 
     limits = LimitsSet(
         id="limits", account=ACCOUNT, requests_per_minute=10, tokens_per_minute=400, concurrent=4
     )
     live(test, limits)
+
+
+def test_the_queue_counts_each_prompt() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway(served=(MODEL,))
+        for count in (8, 4):
+            world.ask(gateway, PATH, prompt=["a"] * count)
+            await anyio.sleep(1)
+        status, error = await refusal(world, gateway, prompt=["a"] * 5)
+        assert (status, error["code"]) == (429, "queue_share")
+
+    live(test, AccountOpened(id="other", account="other"))
+
+
+def test_the_record_of_each_prompt_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_size, "MESSAGE_BYTES_MAX", request_size.ENVELOPE_BYTES + 1000)
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway(served=(MODEL,))
+        status, error = await refusal(world, gateway, prompt=["a", "b" * 1000], max_tokens=1)
+        assert (status, error["code"]) == (413, "body_too_large")
+        world.ledger.catch_up()
+        assert not world.ledger.entries
+
+    live(test)
+
+
+def test_the_stored_bytes_are_those_of_each_prompt() -> None:
+    async def test(world: World) -> None:
+        first = world.accepted(await world.gateway())
+        choices = groups.of(first, ["b" * 1000, "c"], choices=2, secret=SECRET)
+        size = sum(len(msgspec.json.encode(accepted)) for accepted in choices)
+        # The seed and the index of a choice have few digits.
+        assert abs(request_size.stored_bytes(choices) - size) < 100
+
+    live(test)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -37,6 +37,14 @@ def test_a_prompt_has_at_most_one_token_per_byte_and_those_of_the_template() -> 
     assert max_cost.prompt_tokens(accepted(kind="chat", input=two)) == 512 + 2 * 64 + 5
 
 
+def test_each_prompt_has_a_bound_of_its_own() -> None:
+    pair = tuple(accepted(kind="completion", group="r", choice=choice) for choice in (0, 1))
+    other = replace(accepted(kind="completion", input="another"), request="other")
+    bounded = max_cost.bounded((*pair, other))
+    assert [one.prompt_tokens_max for one in bounded] == [16 + 5, 16 + 5, 16 + 7]
+    assert [one.choice for one in bounded] == [0, 1, 0]
+
+
 def test_the_highest_cost_is_all_tokens_or_all_seconds() -> None:
     price = Price(model=MODEL, prompt_nanousd=2, output_nanousd=3, second_nanousd=7)
     short = accepted(prompt_tokens_max=100)
