@@ -87,6 +87,10 @@ class Delta(msgspec.Struct, frozen=True):
     tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
+# How an answer ends: the model ended it, or a limit or a stop string cut it.
+End = Literal["complete", "cut"]
+
+
 class Decoder(Protocol):
     """Turns output ids, fed one after the other, into text. A pure function of the ids fed so far."""
 
@@ -106,8 +110,11 @@ class Parser(Protocol):
 
     decoder: Decoder
 
-    def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Delta:
-        """Return what the ids and their text add. `finished` marks the last call. Never raises."""
+    def feed(self, text: str, token_ids: Sequence[int], end: End | None = None) -> Delta:
+        """Return what the ids and their text add. `end` marks the last call. Never raises.
+
+        Of a cut answer, nothing is shown that the model did not write.
+        """
 
     def reasoning_tokens(self, output_ids: Sequence[int]) -> int:
         """Return how many of the answer's ids were reasoning."""

@@ -13,7 +13,7 @@ import msgspec
 
 from events.schema import Logprob, Message, Parameters, ToolCallDelta
 from rift.catalogue import Model
-from rift.engines import Decoder, Delta, InvalidRequest, PromptTooLong, Rendered
+from rift.engines import Decoder, Delta, End, InvalidRequest, PromptTooLong, Rendered
 from rift.engines.prompt_limits import check_tokens, param_of
 from rift.engines.schemas import check_schemas
 from rift.engines.tokens import Tokenizer
@@ -173,7 +173,16 @@ class VllmParser:
         self._has_reasoned = False
         self._is_broken = False
 
-    def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Delta:
+    def feed(self, text: str, token_ids: Sequence[int], end: End | None = None) -> Delta:
+        delta = self._parse(text, token_ids, finished=end == "complete")
+        if end == "cut":
+            # At the end vLLM's parsers complete the arguments of a call that has begun, even to an empty
+            # object. Only text that they withheld until now is the model's.
+            withheld = self._parse("", (), finished=True)
+            delta = Delta(delta.text + withheld.text, delta.reasoning + withheld.reasoning, delta.tool_calls)
+        return delta
+
+    def _parse(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Delta:
         if self._is_broken:
             return Delta(text)
         try:

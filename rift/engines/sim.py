@@ -16,7 +16,7 @@ import anyio
 
 from events.schema import Logprob, Message, Parameters, ToolCallDelta
 from rift.catalogue import Model, Pace, Profile
-from rift.engines import Decoder, Delta, Emit, InvalidRequest, Parser, Rendered, Step
+from rift.engines import Decoder, Delta, Emit, End, InvalidRequest, Parser, Rendered, Step
 from rift.engines.prompt_limits import check_tokens, param_of
 
 PROMPT_BYTES_PER_TOKEN = 4
@@ -123,8 +123,8 @@ class SimParser:
         self.decoder: Decoder = SimDecoder()
         self._tool: str | None = tool
 
-    def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Delta:
-        del token_ids, finished
+    def feed(self, text: str, token_ids: Sequence[int], end: End | None = None) -> Delta:
+        del token_ids, end
         name = self._tool
         self._tool = None
         return Delta(tool_calls=(ToolCallDelta(index=0, id=name, name=name, arguments=text),))

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from events.schema import ToolCallDelta
-from rift.engines import Delta, Parser
+from rift.engines import Delta, End, Parser
 from rift.worker.detokenizer import Detokenizer
 
 CALL_ID_BYTES = 12
@@ -44,7 +44,8 @@ class OutputParser:
             is_over = is_last or self._text.stopped
             # A parser compares ids with text, so it gets neither while a part of the text is withheld.
             if is_over or not self._text.is_withholding:
-                deltas.append(self._parse(finished=is_over))
+                is_complete = finish == "stop" and not self._text.stopped
+                deltas.append(self._parse(("complete" if is_complete else "cut") if is_over else None))
             if self._text.stopped:
                 break
         return used, joined(deltas)
@@ -53,8 +54,8 @@ class OutputParser:
     def reasoning_tokens(self) -> int:
         return self._parser.reasoning_tokens(self._ids)
 
-    def _parse(self, *, finished: bool) -> Delta:
-        delta = self._parser.feed(self._piece, self._ids[self._fed :], finished=finished)
+    def _parse(self, end: End | None) -> Delta:
+        delta = self._parser.feed(self._piece, self._ids[self._fed :], end)
         self._piece = ""
         self._fed = len(self._ids)
         if not delta.tool_calls:

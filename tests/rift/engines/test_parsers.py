@@ -147,12 +147,58 @@ async def test_without_parallel_calls_only_the_first_call_remains(hf: Any) -> No
     assert end.reason == "tool_calls"
 
 
-async def test_a_call_that_is_cut_short_ends_with_length(hf: Any) -> None:
-    asked = accepted(tools=(WEATHER,), max_tokens=len(hf.encode(HERMES)) // 2)
+NAMED = {"tool_choice": "function", "tool_name": "get_weather"}
+PYTHONIC = '[get_weather(city="Zürich 🌊", days=[1, None]), get_weather(city="}</tool_call", days=2)]'
+
+
+@pytest.mark.parametrize(
+    ("tools", "text", "choice"),
+    [
+        ("hermes", HERMES, {}),
+        ("hermes", HERMES, {"tool_choice": "required"}),
+        ("hermes", HERMES.partition("</tool_call>")[0], NAMED),
+        ("deepseek_v3", DEEPSEEK_V3, {}),
+        ("llama4_pythonic", PYTHONIC, {}),
+        (
+            "llama4_pythonic",
+            f'[{{"name": "get_weather", "parameters": {WRITTEN[0]}}}]',
+            {"tool_choice": "required"},
+        ),
+        ("llama4_pythonic", WRITTEN[0], NAMED),
+    ],
+)
+async def test_an_answer_cut_at_any_token_shows_only_what_the_model_wrote(
+    hf: Any, tools: str, text: str, choice: dict[str, str]
+) -> None:
+    text = f"<think>{THOUGHT}</think>{text}"
+    ids = hf.encode(text, add_special_tokens=False)
+
+    async def answer(max_tokens: int) -> tuple[Delta, str]:
+        asked = accepted(tools=(WEATHER,), max_tokens=max_tokens, **choice)
+        engine = scripted(hf, text, tools=tools, reasoning="deepseek_r1", parameters=asked.parameters)
+        events = await run(engine, asked)
+        return answer_of(events), events[-1].reason
+
+    whole, _ = await answer(1000)
+    assert whole.tool_calls
+    assert all(json.loads(call.arguments) for call in whole.tool_calls)
+    for cut in range(1, len(ids) + 1):
+        shown, reason = await answer(cut)
+        assert reason == "length"
+        assert whole.reasoning.startswith(shown.reasoning.rstrip("\ufffd")), f"cut at {cut}"
+        assert whole.text.startswith(shown.text.rstrip("\ufffd")), f"cut at {cut}"
+        calls = zip(shown.tool_calls, whole.tool_calls[: len(shown.tool_calls)], strict=True)
+        for call, entire in calls:
+            assert (call.id, call.name) == (entire.id, entire.name)
+            # A character that is cut is shown as U+FFFD.
+            assert entire.arguments.startswith(call.arguments.rstrip("\ufffd")), f"cut at {cut}"
+
+
+async def test_a_stop_string_after_the_name_of_a_call_leaves_it_without_arguments(hf: Any) -> None:
+    asked = accepted(tools=(WEATHER,), stop=(", ",), max_tokens=1000)
     engine = scripted(hf, HERMES, tools="hermes", reasoning=None, parameters=asked.parameters)
-    events = await run(engine, asked)
-    assert events[-1].reason == "length"
-    assert answer_of(events).tool_calls[0].arguments.startswith('{"city')
+    (call,) = answer_of(await run(engine, asked)).tool_calls
+    assert (call.name, call.arguments) == ("get_weather", "")
 
 
 async def test_an_answer_with_different_logged_reasoning_is_not_continued(hf: Any) -> None:
@@ -186,8 +232,8 @@ async def test_after_a_parser_error_the_rest_is_content(hf: Any) -> None:
 
     request = chat_request((Message(role="user", content="x"),), Parameters(tools=(WEATHER,)))
     parser = VllmParser(Raises(), request, [1], Tokenizer(hf).decoder())
-    assert parser.feed("one", [5], finished=False) == Delta("one")
-    assert parser.feed(" two", [6], finished=True) == Delta(" two")
+    assert parser.feed("one", [5]) == Delta("one")
+    assert parser.feed(" two", [6], "complete") == Delta(" two")
 
 
 def test_vllm_has_every_parser_of_the_catalogue(hf: Any) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.schema import ToolCallDelta
-from rift.engines import Delta
+from rift.engines import Delta, End
 from rift.engines.sim import SimDecoder
 from rift.worker.detokenizer import Detokenizer
 from rift.worker.output_parser import OutputParser, joined, rest
@@ -28,11 +28,11 @@ class Halves:
 
     def __init__(self) -> None:
         self.decoder = SimDecoder()
-        self.seen: list[tuple[str, bytes, bool]] = []
+        self.seen: list[tuple[str, bytes, End | None]] = []
         self._text = ""
 
-    def feed(self, text: str, token_ids: Sequence[int], *, finished: bool) -> Delta:
-        self.seen.append((text, bytes(token_ids), finished))
+    def feed(self, text: str, token_ids: Sequence[int], end: End | None = None) -> Delta:
+        self.seen.append((text, bytes(token_ids), end))
         before, self._text = self._text, self._text + text
         if "|" in before:
             return Delta(text)
@@ -66,16 +66,17 @@ def test_every_cut_gives_the_parser_the_same_input(text: str, cuts: list[int], s
         deltas.append(delta)
     assert (position, joined(deltas)) == (used, expected)
     assert once.seen == cut_up.seen
-    assert [finished for _, _, finished in once.seen] == [False] * (len(once.seen) - 1) + [True]
+    end = "cut" if stop and stop[0] in text else "complete"
+    assert [end for _, _, end in once.seen] == [None] * (len(once.seen) - 1) + [end]
     assert b"".join(fed for _, fed, _ in once.seen) == bytes(ids[:used])
 
 
 def test_ids_wait_for_withheld_text() -> None:
     answer, parser = parsed(("|END",))
     answer.feed(b"a|EN", None)
-    assert parser.seen == [("a", b"a", False)]
+    assert parser.seen == [("a", b"a", None)]
     assert answer.feed(b"d", None) == (1, Delta("ENd", ""))
-    assert parser.seen[1] == ("|ENd", b"|ENd", False)
+    assert parser.seen[1] == ("|ENd", b"|ENd", None)
 
 
 def test_only_the_last_id_of_a_cut_answer_has_text() -> None:
@@ -86,7 +87,7 @@ def test_only_the_last_id_of_a_cut_answer_has_text() -> None:
 def test_a_stop_string_ends_all_parts() -> None:
     answer, parser = parsed(("STOP",))
     assert answer.feed(b"a|b STOP c", "length") == (8, Delta("b ", "a"))
-    assert parser.seen[-1] == ("", b"STOP", True)
+    assert parser.seen[-1] == ("", b"STOP", "cut")
     assert answer.reasoning_tokens == 1
 
 

@@ -56,6 +56,28 @@ def test_a_chat_chunk_to_the_byte(served: Served) -> None:
     )
 
 
+@pytest.mark.parametrize("pieces", [[], ["{"], ['{"city', '": "Par']])
+def test_a_call_that_is_cut_has_only_the_arguments_that_were_written(
+    served: Served, pieces: list[str]
+) -> None:
+    call = ToolCallDelta(index=0, id="call_0", name="weather")
+    parts = [ToolCallDelta(index=0, arguments=piece) for piece in pieces]
+    script = [Tokens(tool_calls=(one,)) for one in (call, *parts)]
+    served.script = lambda accepted: [*script, End("length")]
+    (choice,) = ask(served).json()["choices"]
+    function = {"name": "weather", "arguments": "".join(pieces)}
+    assert (choice["message"]["tool_calls"][0]["function"], choice["finish_reason"]) == (function, "length")
+    found = streamed(served)
+    shown = [
+        one["function"].get("arguments") for delta in deltas(found) for one in delta.get("tool_calls", ())
+    ]
+    assert ("".join(shown), found[-1]["choices"][0]["finish_reason"]) == ("".join(pieces), "length")
+    with served.client() as client:
+        answer = client.post("/v1/responses", json={"model": MODEL, "input": "hi"}).json()
+    (item,) = answer["output"]
+    assert (item["arguments"], item["status"], answer["status"]) == ("".join(pieces), *["incomplete"] * 2)
+
+
 def test_an_answer_without_text_still_has_a_role(served: Served) -> None:
     served.script = lambda accepted: [Tokens(""), End()]
     found = streamed(served)
