@@ -6,7 +6,7 @@ stays readable: a sealed event folds, is billed and is archived like any other.
 
     sealed event    the redacted event (`redaction.py`), and in `content` its whole JSON, AES-256-GCM, base64
     nonce           a keyed hash of the plain event, so that an event that is sent again has the same bytes
-    key             random, for one request or one group, named by its sequence in `RIFT_SECRETS`
+    key             random, for all requests of a body, named by its sequence in `RIFT_SECRETS`
 
 The callers decide which requests are sealed and when a key is erased.
 """
@@ -29,7 +29,7 @@ NONCE_BYTES = 12
 
 
 class Secret(msgspec.Struct, frozen=True):
-    """A message of `RIFT_SECRETS`. The choices of a group share one key and are forgotten together."""
+    """A message of `RIFT_SECRETS`. The requests of one body share a key and are forgotten together."""
 
     requests: tuple[str, ...]
     key: bytes

@@ -7,7 +7,7 @@ from rift.gateway.state import LogState
 
 
 async def erase_content(state: LogState, accepted: RequestAccepted) -> None:
-    """Erase the key of a request's content; for a group, the content of all choices.
+    """Erase the key of a request's content, which is also that of the other requests of its body.
 
     Raises HTTPError (409) if the request is not sealed or has not ended; LogError.
     """

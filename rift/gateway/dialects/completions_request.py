@@ -14,8 +14,7 @@ from rift.gateway.dialects.openai_fields import Alternatives
 from rift.gateway.dialects.sampling import Body, ParsedRequest, Text, decode, note, parameters, wrong
 from rift.gateway.dialects.support import CacheOptions, check_support, refused
 
-# The limit is for all prompts of a body. An engine with 8 slots runs this many at once; more would wait for one
-# another.
+# Of all prompts together. An engine with 8 slots runs this many at once; more would wait for one another.
 CHOICES_MAX = 8
 
 Choices = Annotated[int, msgspec.Meta(ge=1, le=CHOICES_MAX)]

@@ -147,7 +147,8 @@ class Delivery:
                 f"this gateway is shutting down; fetch the answer at /v1/inference/{subscription.answer.id}"
             )
             return HTTPError(503, message, code=STOPPING.code, headers=retry_after(1))
-        timed = [*headers, *server_timing(subscription.answer.timing())]
+        # An answer takes as long as the choice that ends last.
+        timed = [*headers, *server_timing(subscription.finished[-1].timing())]
         dialect = dialects.of(subscription.answer.accepted.kind)
         await request.answer(200, dialect.whole(list(subscription.answers.values())), timed)
         return None

@@ -31,16 +31,25 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane_credit, "IDLE_S", 30.0)
 
 
-async def ask(world: World, gateway: GatewayProcess, n: int, **more: Any) -> Call:
-    call = world.ask(gateway, CHAT, messages=HELLO, n=n, **{"max_tokens": TOKENS, **more})
+both_kinds = pytest.mark.parametrize("several", [False, True], ids=["choices", "prompts"])
+
+
+async def ask(world: World, gateway: GatewayProcess, n: int, *, several: bool = False, **more: Any) -> Call:
+    """Ask for n choices, or with `several` for one choice of each of n prompts."""
+    more = {"max_tokens": TOKENS, **more}
+    if several:
+        call = world.ask(gateway, "/v1/completions", prompt=["hello"] * n, **more)
+    else:
+        call = world.ask(gateway, CHAT, messages=HELLO, n=n, **more)
     while await call.more():
         pass
     return call
 
 
-def prompt_tokens(world: World) -> int:
+def cost_of_three(world: World, *, several: bool = False) -> int:
     world.ledger.catch_up()
-    return max(entry.life.prompt_tokens for entry in world.ledger.entries.values())
+    prompt = max(entry.life.prompt_tokens for entry in world.ledger.entries.values())
+    return (3 if several else 1) * prompt * PRICE.prompt_nanousd + 3 * OUTPUT
 
 
 def test_ids_of_a_group_are_known_from_the_first() -> None:
@@ -72,17 +81,18 @@ def test_each_choice_has_its_own_seed_if_the_request_has_one(seed: int | None) -
     live(test)
 
 
-def test_a_groups_prompt_is_charged_once() -> None:
+@both_kinds
+def test_each_prompt_is_charged_once(several: bool) -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
-        call = await ask(world, gateway, 3)
+        call = await ask(world, gateway, 3, several=several)
         assert call.status == 200, call.data
         assert len(json.loads(call.data)["choices"]) == 3, call.data
         await anyio.sleep(100)
         standing = standing_of(world.broker)
         assert not standing.holds
-        assert standing.spent_nanousd == prompt_tokens(world) * PRICE.prompt_nanousd + 3 * OUTPUT
+        assert standing.spent_nanousd == cost_of_three(world, several=several)
 
     live(test, granted(10**6))
 
@@ -100,28 +110,30 @@ def test_a_group_is_reserved_whole_or_refused() -> None:
     live(test, granted(512 * PRICE.prompt_nanousd + 3 * OUTPUT))
 
 
-def test_control_settles_the_group_of_a_lost_gateway_at_the_same_cost() -> None:
+@both_kinds
+def test_control_settles_the_group_of_a_lost_gateway_at_the_same_cost(several: bool) -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
         headers = {"idempotency-key": "key"}
-        world.tasks.start_soon(partial(ask, world, gateway, 3, headers=headers))
+        world.tasks.start_soon(partial(ask, world, gateway, 3, several=several, headers=headers))
         await anyio.sleep(0.5)
         gateway.kill()
         other = await world.gateway()
-        call = await ask(world, other, 3, headers=headers)
+        call = await ask(world, other, 3, several=several, headers=headers)
         assert call.status == 200, call.data
         assert len(json.loads(call.data)["choices"]) == 3, call.data
         await anyio.sleep(200)
         standing = standing_of(world.broker)
         assert not standing.holds
-        assert standing.spent_nanousd == prompt_tokens(world) * PRICE.prompt_nanousd + 3 * OUTPUT
+        assert standing.spent_nanousd == cost_of_three(world, several=several)
 
     live(test, granted(10**6))
 
 
+@both_kinds
 @pytest.mark.parametrize("problem", [LogFull, OutcomeUnknown])
-def test_a_partly_stored_group_is_not_charged(problem: type[Exception]) -> None:
+def test_a_partly_stored_group_is_not_charged(problem: type[Exception], several: bool) -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         await world.work()
@@ -133,7 +145,7 @@ def test_a_partly_stored_group_is_not_charged(problem: type[Exception]) -> None:
             return store(stream, subject, data, expect_last)
 
         world.broker.store = refusing  # type: ignore[method-assign]
-        call = await ask(world, gateway, 3, max_tokens=LONG)
+        call = await ask(world, gateway, 3, several=several, max_tokens=LONG)
         assert call.status == 503
         await anyio.sleep(200)
         world.ledger.catch_up()
@@ -145,7 +157,8 @@ def test_a_partly_stored_group_is_not_charged(problem: type[Exception]) -> None:
     live(test, granted(10**7))
 
 
-def test_repeating_the_key_of_a_partly_stored_group_completes_it() -> None:
+@both_kinds
+def test_repeating_the_key_of_a_partly_stored_group_completes_it(several: bool) -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
         store = world.broker.store
@@ -157,13 +170,13 @@ def test_repeating_the_key_of_a_partly_stored_group_completes_it() -> None:
 
         world.broker.store = losing  # type: ignore[method-assign]
         headers = {"idempotency-key": "key"}
-        world.tasks.start_soon(partial(ask, world, gateway, 3, headers=headers))
+        world.tasks.start_soon(partial(ask, world, gateway, 3, several=several, headers=headers))
         await anyio.sleep(1)
         world.broker.store = store  # type: ignore[method-assign]
         world.ledger.catch_up()
         assert len(world.ledger.entries) < 3
         await world.work()
-        call = await ask(world, await world.gateway(), 3, headers=headers)
+        call = await ask(world, await world.gateway(), 3, several=several, headers=headers)
         assert call.status == 200, call.data
         assert len(json.loads(call.data)["choices"]) == 3, call.data
         await anyio.sleep(200)
@@ -171,6 +184,6 @@ def test_repeating_the_key_of_a_partly_stored_group_completes_it() -> None:
         assert len(world.ledger.entries) == 3
         standing = standing_of(world.broker)
         assert not standing.holds
-        assert standing.spent_nanousd == prompt_tokens(world) * PRICE.prompt_nanousd + 3 * OUTPUT
+        assert standing.spent_nanousd == cost_of_three(world, several=several)
 
     live(test, granted(10**6))

@@ -186,8 +186,9 @@ def test_a_group_is_one_answer_of_several_requests(served: Served) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_several_prompts_are_answered_in_the_order_of_their_index(served: Served, stream: bool) -> None:
     def script(accepted: RequestAccepted) -> list[Any]:
-        # The first prompts end last, and one has no output.
-        tokens = [Pause(0.4 - 0.05 * accepted.choice), Tokens(f"{accepted.input}{accepted.choice}")]
+        # The second prompt ends last, and the third has no output.
+        pause = Pause(0.5 if accepted.input == "b" else 0.02)
+        tokens = [pause, Tokens(f"{accepted.input}{accepted.choice}")]
         return [End()] if accepted.input == "c" else [*tokens, End()]
 
     served.script = script
@@ -199,6 +200,7 @@ def test_several_prompts_are_answered_in_the_order_of_their_index(served: Served
         texts[choice["index"]] += choice["text"]
     assert texts == ["a0", "a1", "b2", "b3", "", "", "a6", "a7"]
     if not stream:
+        assert float(response.headers["server-timing"].partition("total;dur=")[2]) > 400
         assert [choice["index"] for choice in found[0]["choices"]] == list(range(8))  # type: ignore[attr-defined]
     usage: Any = found[-1]["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (28, 6, 34)
