@@ -363,7 +363,7 @@ class JetStream:
             request = {"stream_name": stream, "config": config}
             await self._api(f"CONSUMER.CREATE.{stream}.{consumer}.{subject}", request)
 
-        async with self._open(Jobs(self.client, stream, consumer, create=create)) as jobs:
+        async with self._open(Jobs(self.client, self._api, stream, consumer, create=create)) as jobs:
             yield jobs
 
     @asynccontextmanager

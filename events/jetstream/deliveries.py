@@ -61,10 +61,17 @@ class Jobs:
     """Hand out deliveries, never more than the worker asked for."""
 
     def __init__(
-        self, client: Client, stream: str, consumer: str, *, create: Callable[[], Awaitable[object]]
+        self,
+        client: Client,
+        api: Callable[[str], Awaitable[object]],
+        stream: str,
+        consumer: str,
+        *,
+        create: Callable[[], Awaitable[object]],
     ) -> None:
         self.epoch = 0
         self._client = client
+        self._api = api
         self._create = create
         self._refusals = 0
         self._not_before = 0.0
@@ -79,12 +86,23 @@ class Jobs:
         await self._create()
 
     async def close(self) -> None:
+        """Give back what was not handed out, also the jobs that the broker sends before it learns of this."""
         if self._client.is_closed:
             return
-        for subscription in self._subscriptions:
-            await subscription.unsubscribe()
-        for job in self._received:
-            await self._client.publish(job.ack, b"-NAK")
+        try:
+            if self._client.is_connected:
+                for subscription in self._subscriptions:
+                    # `unsubscribe` would drop what is still on its way, and the client's own drain pings the
+                    # broker before this is sent.
+                    await self._client._send_unsubscribe(subscription._id)
+                await self._api("INFO")
+        except LogError as error:
+            logger.warning("jobs on their way are delivered again after %g s: %s", ACK_WAIT_S, error)
+        finally:
+            for subscription in self._subscriptions:
+                await subscription.unsubscribe()
+            for job in self._received:
+                await self._client.publish(job.ack, b"-NAK")
 
     def want(self, slots: int) -> None:
         self._wanted = slots

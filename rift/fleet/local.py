@@ -38,7 +38,7 @@ WHY_CHARACTERS = 300
 
 # A worker that became ready just before it is stopped may have begun an answer: it has this long to release
 # it.
-UNNEEDED_S = 1.0
+UNNEEDED_S = 4.6
 
 
 class Host(NamedTuple):

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import threading
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ import anyio
 import pytest
 
 from events import subjects
+from events.contracts import ACK_WAIT_S
 from events.jetstream import InvalidBroker, JetStream, appends, connect
 from events.jetstream import connection as jetstream
 from events.jetstream.deliveries import PULL_EXPIRES_S
@@ -132,6 +135,30 @@ async def test_free_slots_are_filled_at_once(log: JetStream) -> None:
             for _ in range(3):
                 await log.ack((await anext(jobs)).ack)
     assert anyio.current_time() - began_at < 1.0
+
+
+async def test_a_job_on_its_way_to_a_worker_that_leaves_is_given_back(log: JetStream, server: Server) -> None:
+    at = Address(0, "leaver12", "model-leaver")
+
+    async def append() -> None:
+        other = await connect(server.address.url, token=server.address.token, name="other")
+        await other.append(STREAM, subjects.request(at), b"x")
+        await other.close()
+
+    async with log.jobs(0, at.model) as jobs, anyio.create_task_group() as tasks:
+        tasks.start_soon(jobs.__anext__)
+        jobs.want(1)
+        await anyio.sleep(0.3)
+        tasks.cancel_scope.cancel()
+        # Without a turn of this loop, so that the job is sent but not received.
+        thread = threading.Thread(target=anyio.run, args=(append,))
+        thread.start()
+        thread.join(10)
+        time.sleep(0.1)  # noqa: ASYNC251
+    async with log.jobs(0, at.model) as jobs:
+        jobs.want(1)
+        with anyio.fail_after(ACK_WAIT_S - 1):
+            assert (await anext(jobs)).stored.data == b"x"
 
 
 async def test_pulls_that_were_served_in_turn_leave_no_slot_empty(log: JetStream) -> None:
