@@ -27,14 +27,16 @@ class OpenHold(msgspec.Struct, frozen=True):
 
 
 class Balance(msgspec.Struct):
-    """One account's balance. `granted_nanousd` is None if it was never granted credit; `sequence` is the last
-    one of its subject."""
+    """One account's balance. `granted_nanousd` is None if it was never granted credit; `spent_nanousd` is the
+    sum of its settled holds, and `corrected_nanousd` of its corrections; `sequence` is the last one of its
+    subject."""
 
     plan: Plan = "per_token"
     budget_nanousd: int | None = None
     granted_nanousd: int | None = None
     holds: dict[str, OpenHold] = {}
     spent_nanousd: int = 0
+    corrected_nanousd: int = 0
     spent_in: dict[str, int] = {}
     sequence: int = 0
 
@@ -50,7 +52,8 @@ class Balance(msgspec.Struct):
         """Return the credit that is neither spent nor held; None if none was ever granted."""
         if self.granted_nanousd is None:
             return None
-        return max(0, self.granted_nanousd - self.spent_nanousd - self.held_nanousd)
+        used = self.spent_nanousd + self.corrected_nanousd + self.held_nanousd
+        return max(0, self.granted_nanousd - used)
 
     def budget_room(self, month: str) -> int | None:
         """Return the part of the month's budget that is neither spent nor held; None without a budget."""
@@ -101,7 +104,7 @@ class Credits:
             case UsageCorrected():
                 # A correction returns credit. It does not change the budget, which limits what a month's
                 # requests cost.
-                self._balance(event.account).spent_nanousd += event.nanousd
+                self._balance(event.account).corrected_nanousd += event.nanousd
             case CreditHeld():
                 self._balance(event.account).holds[event.id] = OpenHold(event, month_of(at_ns))
             case CreditSettled():

@@ -17,7 +17,7 @@ from rift.cli.arguments import Commands, add_account, add_command, add_entry_id,
 from rift.cli.connection import with_log
 from rift.cli.output import CommandFailed, Formats, money, print_list
 
-AMOUNTS = ("budget", "granted", "held", "spent", "available")
+AMOUNTS = ("budget", "granted", "held", "spent", "corrected", "available")
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
@@ -78,6 +78,7 @@ def _line(book: Book, account: str, month: str) -> dict[str, Any]:
         "granted_nanousd": standing.granted_nanousd,
         "held_nanousd": standing.held_nanousd,
         "spent_nanousd": standing.spent_nanousd,
+        "corrected_nanousd": standing.corrected_nanousd,
         "available_nanousd": standing.room(month),
     }
 

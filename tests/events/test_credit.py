@@ -101,6 +101,8 @@ def test_a_correction_is_credit_again_and_no_budget() -> None:
     writer.say(UsageCorrected(id="c", account="acme", nanousd=-20, reason="sorry"))
     assert writer.book.credits.of("acme").credit_room() == 70
     assert writer.book.credits.room("acme", "2026-11") == 0, "a budget of 0 stops an account"
+    balance = writer.book.credits.of("acme")
+    assert (balance.spent_nanousd, balance.corrected_nanousd) == (0, -20)
 
 
 def test_the_sequence_is_the_subjects_whatever_stands_there() -> None:

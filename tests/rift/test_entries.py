@@ -48,7 +48,7 @@ async def broker() -> AsyncIterator[MemoryBroker]:
 
 async def counted(log: MemoryLog) -> int:
     standing = (await books.read(log)).credits.of("acme")
-    return (standing.granted_nanousd or 0) + standing.spent_nanousd
+    return (standing.granted_nanousd or 0) + standing.corrected_nanousd
 
 
 @pytest.mark.parametrize("make", [grant, correction])

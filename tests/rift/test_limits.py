@@ -99,7 +99,7 @@ def test_the_commands(service: Service) -> None:
     assert standing(service, "acme") == {
         "account": "acme", "plan": "per_second", "budget_nanousd": 3 * 10**9,
         "granted_nanousd": 10_500_000_001, "held_nanousd": 0, "spent_nanousd": 0,
-        "available_nanousd": 3 * 10**9,
+        "corrected_nanousd": 0, "available_nanousd": 3 * 10**9,
     }  # fmt: skip
     done(service, "limits", "set", "--account", "acme", "--budget", "none")
     assert standing(service, "acme")["plan"] == "per_second"

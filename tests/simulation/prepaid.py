@@ -130,8 +130,9 @@ class Prepaid(service.Service):
         most = min(n for n in (standing.granted_nanousd, standing.budget_nanousd) if n is not None)
         hold(charged <= most, f"{charged} nano-USD charged, {most} granted")
         hold(not standing.holds, f"never settled: {standing.holds}")
-        spent = charged + sum(self.corrected.values())
-        hold(standing.spent_nanousd == spent, f"{spent} charged, {standing.spent_nanousd} settled")
+        corrected = sum(self.corrected.values())
+        hold(standing.spent_nanousd == charged, f"{charged} charged, {standing.spent_nanousd} settled")
+        hold(standing.corrected_nanousd == corrected, f"corrections: {standing.corrected_nanousd}")
 
 
 CREDIT = (CreditGranted(id="grant", account=ACCOUNT, nanousd=GRANTED),)
