@@ -20,6 +20,10 @@ TIMEOUT_S = 25.0
 # A leader that hangs is replaced within this time (`control/leader.py`). Meanwhile ask this often who leads.
 TAKEOVER_S = 6.0
 LEADER_TIMEOUT_S = 0.5
+# How often a client that waits for an answer asks whether the same process still leads. A leader that
+# reconnects to the broker may be missing once.
+WATCH_S = 1.0
+MISSING_MAX = 2
 # Rebuilds, closings and digests read the whole warehouse.
 LONG_TIMEOUT_S = 1800.0
 
@@ -143,17 +147,46 @@ AnyQuestion = (
 
 
 async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float | None = None) -> Any:
-    """As `ask`, but first wait for a leader that answers, so that one that hangs costs TAKEOVER_S at most."""
+    """As `ask`, but first wait for a leader that answers, so that one that hangs costs TAKEOVER_S at most.
+    Raise AnswerFailed once another process leads, or none."""
+    leader = None
     with anyio.move_on_after(TAKEOVER_S):
-        while True:
+        while leader is None:
             try:
-                await ask(log, AskLeader(), timeout_s=LEADER_TIMEOUT_S)
-                break
+                leader = await ask(log, AskLeader(), timeout_s=LEADER_TIMEOUT_S)
             except NoResponders:
                 break
             except LogError:
                 continue
-    return await ask(log, question, timeout_s=timeout_s)
+    if leader is None:
+        return await ask(log, question, timeout_s=timeout_s)
+    outcome: Any = AnswerFailed("the control process stopped before it answered; ask again")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_watch, log, leader, tasks.cancel_scope)
+        try:
+            outcome = await ask(log, question, timeout_s=timeout_s)
+        except (QuestionRefused, LogError) as error:
+            outcome = error
+        tasks.cancel_scope.cancel()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+async def _watch(log: Log, leader: Any, question: anyio.CancelScope) -> None:
+    """Cancel the question once `leader`, which received it, does not lead any more."""
+    missing = 0
+    while missing < MISSING_MAX:
+        await anyio.sleep(WATCH_S)
+        try:
+            if await ask(log, AskLeader(), timeout_s=WATCH_S) != leader:
+                break
+            missing = 0
+        except NoResponders:
+            missing += 1
+        except LogError:
+            continue  # it hangs; another one soon leads
+    question.cancel()
 
 
 async def ask(log: Log, question: AnyQuestion, *, timeout_s: float | None = None) -> Any:

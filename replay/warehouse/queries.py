@@ -56,6 +56,7 @@ FORBIDDEN_SCALARS = ("current_setting", "write_log", "nextval", "currval", "setv
 
 # A name in DuckDB's JSON of a statement. Inside a string literal the quotes would be escaped.
 _NAME = re.compile(r'"(?:function_name|table_name)":"([^"\\]*)"')
+_FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(\w+)", re.DOTALL)
 
 Question = tuple[str, Sequence[object] | Mapping[str, object]]
 """SQL of this package, and its parameters."""
@@ -111,11 +112,8 @@ class Queries:
         self, cursor: duckdb.DuckDBPyConnection, text: str, allowed: str, rows_max: int
     ) -> QueryResult:
         statements = cursor.extract_statements(text)
-        kinds = [statement.type.name for statement in statements]
-        if not kinds:
-            raise QueryRefused(f"the question is empty; {allowed}")
-        if kinds != ["SELECT"]:
-            raise QueryRefused(f"{' and '.join(kinds)} is not answered; {allowed}")
+        if (problem := _statement_problem(statements)) is not None:
+            raise QueryRefused(f"{problem}; {allowed}")
         self._check_names(cursor, text, allowed)
         cursor.execute("begin transaction read only")
         cursor.execute(statements[0])
@@ -168,6 +166,27 @@ class Queries:
                 cursor.close()
                 self._cursors.remove(cursor)
                 self._condition.notify_all()
+
+
+def _statement_problem(statements: Sequence[duckdb.Statement]) -> str | None:
+    """Return why these statements are not one SELECT, None if they are."""
+    if not statements:
+        return "the question is empty"
+    if len(statements) > 1:
+        return f"the question has {len(statements)} statements; ask one at a time"
+    try:
+        kind = statements[0].type.name
+    except ValueError:  # a kind that this module does not know
+        kind = ""
+    if kind == "MULTI":
+        # DuckDB would write the values into a table first.
+        return (
+            "PIVOT needs its values: write ON column IN (value, …), or count(*) FILTER (WHERE …) in a SELECT"
+        )
+    if kind != "SELECT":
+        word = _FIRST_WORD.match(statements[0].query)
+        return f"{word[1].upper() if word else 'this statement'} is not answered"
+    return None
 
 
 def forbidden_names(cursor: duckdb.DuckDBPyConnection) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Start the SQL process, pass questions to it, and end it: after a while without questions, or at a limit."""
 
 import contextlib
+import os
 import signal
 import sys
 from subprocess import PIPE
@@ -105,7 +106,7 @@ class SqlHost:
             await self.kill()
         if self._process is None:
             # The database is named for people who look at the list of processes.
-            command = [sys.executable, "-P", "-m", PROCESS, self._setup.database]
+            command = [sys.executable, "-P", "-m", PROCESS, self._setup.database, str(os.getpid())]
             self._process = await anyio.open_process(command, stdin=PIPE, stdout=PIPE, stderr=None)
             assert self._process.stdout is not None, "a pipe was asked for"
             self._replies = BufferedByteReceiveStream(self._process.stdout)

@@ -45,7 +45,7 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    _be_modest()
+    _be_modest(parent=int(sys.argv[2]))
     questions = sys.stdin.buffer
     # A library that prints must not write between the frames.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -62,9 +62,11 @@ def main() -> None:
         _write(answers, REPLY, replies.error(str(error), failed=True))
 
 
-def _be_modest() -> None:
-    """Give way to the processes of the service, and die with the process that started this one."""
+def _be_modest(parent: int) -> None:
+    """Give way to the processes of the service, and die with the process `parent`, which started this one."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)  # it died before the line above
     # Ctrl-C is for the process that started this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICE)
@@ -141,8 +143,12 @@ def _read(file: BinaryIO) -> bytes | None:
 
 
 def _write(file: BinaryIO, kind: bytes, data: bytes = b"") -> None:
-    file.write(frame(kind, data))
-    file.flush()
+    """Write a frame; end the process if control closed the pipe."""
+    try:
+        file.write(frame(kind, data))
+        file.flush()
+    except BrokenPipeError:
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse
 from rift.control.sql import host as hosts
 from rift.control.sql import standby as standbys
-from rift.control.sql.frames import SqlSetup
+from rift.control.sql.frames import QUESTION, SETUP, SqlSetup, frame
 from rift.control.sql.host import SqlHost, ask_once
 from rift.control.sql.standby import Standby
 from rift.rpc import QuestionRefused, Sql, answer_of
@@ -246,6 +246,41 @@ async def test_it_dies_with_the_process_that_started_it(operator: Operator) -> N
         await anyio.sleep(0.2)
         parent.kill()
         await until_gone(process)
+
+
+ORPHAN = """
+import os, sys
+import anyio, msgspec
+from rift.control.sql.frames import SqlSetup
+from rift.control.sql.host import SqlHost
+async def main():
+    host = SqlHost(msgspec.json.decode(sys.argv[1], type=SqlSetup))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(host.ask, "select count(*) from range(1000000000) a, range(1000000000) b")
+        while host._process is None:
+            await anyio.sleep(0)
+        print(host._process.pid, flush=True)
+        os._exit(0)
+anyio.run(main)
+"""
+
+
+async def test_it_ends_if_the_process_that_started_it_dies_at_once(operator: Operator) -> None:
+    command = [sys.executable, "-c", ORPHAN, msgspec.json.encode(operator.setup).decode()]
+    orphan = await anyio.run_process(command, env=environment(), stderr=None)
+    await until_gone(int(orphan.stdout))
+
+
+async def test_it_ends_quietly_if_nobody_reads_its_answer(tmp_path: Path) -> None:
+    Warehouse.open(tmp_path / "db").close()
+    setup = msgspec.json.encode(SqlSetup(str(tmp_path / "db")))
+    command = [sys.executable, "-m", hosts.PROCESS, str(tmp_path / "db"), str(os.getpid())]
+    asked = frame(SETUP, setup) + frame(QUESTION, b"select 1")
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write):
+        done = await anyio.run_process(command, input=asked, stdout=write, check=False, env=environment())
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 async def test_it_follows_a_broker_that_restarts(operator: Operator, server: Any, scribe: Any) -> None:

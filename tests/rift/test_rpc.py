@@ -1,0 +1,63 @@
+"""Questions to a leader that ends before it answers."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from events.memory import MemoryBroker, MemoryLog
+from rift.rpc import AnswerFailed, AskLeader, Sql, ask_leader
+from tests.simulation import clock
+
+
+async def never(data: bytes) -> bytes:
+    await anyio.sleep_forever()
+    raise AssertionError
+
+
+def leads(epoch: int) -> Callable[[bytes], Awaitable[bytes]]:
+    async def answer(data: bytes) -> bytes:
+        return msgspec.json.encode({"answer": {"epoch": epoch}})
+
+    return answer
+
+
+@pytest.mark.parametrize("has_successor", [False, True])
+def test_a_client_learns_that_the_process_it_asked_is_gone(has_successor: bool) -> None:
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            broker = MemoryBroker(tasks, lambda: 1)
+            leader, successor = MemoryLog(broker), MemoryLog(broker)
+
+            async def replace() -> None:
+                await anyio.sleep(30)
+                leader.connection.kill()
+                if has_successor:
+                    async with successor.answer(AskLeader.topic, leads(2)):
+                        await anyio.sleep_forever()
+
+            async with leader.answer(AskLeader.topic, leads(1)), leader.answer(Sql.topic, never):
+                tasks.start_soon(replace)
+                with pytest.raises(AnswerFailed, match="stopped before it answered; ask again"):
+                    await ask_leader(MemoryLog(broker), Sql("select 1"))
+                assert 30 <= anyio.current_time() < 33
+            tasks.cancel_scope.cancel()
+
+    clock.run(main)
+
+
+def test_a_leader_that_is_slow_is_waited_for() -> None:
+    async def main() -> None:
+        async def slow(data: bytes) -> bytes:
+            await anyio.sleep(50)
+            return b'{"answer": 1}'
+
+        async with anyio.create_task_group() as tasks:
+            leader: Any = MemoryLog(MemoryBroker(tasks, lambda: 1))
+            async with leader.answer(AskLeader.topic, leads(1)), leader.answer(Sql.topic, slow):
+                assert await ask_leader(leader, Sql("select 1")) == 1
+            tasks.cancel_scope.cancel()
+
+    clock.run(main)
