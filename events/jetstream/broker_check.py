@@ -192,7 +192,7 @@ async def read_server(url: str) -> MonitoredServer:
         raise MonitorSilent(f"{url} answers {status[:80]!r} to GET /varz instead of 200")
     try:
         return msgspec.json.decode(body, type=MonitoredServer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MonitorSilent(f"{url} does not show the settings of a nats-server: {error}") from error
 
 

@@ -269,8 +269,8 @@ class JetStream:
             actual: dict[str, Any] = (await self._api(f"STREAM.{verb}.{name}", config))["config"]
         except ApiError as error:
             raise InvalidBroker(
-                f"stream {name} of {config['max_bytes']} bytes: {error}; if the disk is smaller, lower "
-                "log_bytes_max"
+                f"stream {name} of {config['max_bytes']} bytes, {config['num_replicas']} replicas: {error}; "
+                "if the disk is smaller, lower log_bytes_max; if there are fewer servers, lower log_replicas"
             ) from error
         return actual
 
@@ -449,12 +449,13 @@ class JetStream:
 def _extended(current: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that a stream must have beyond its `config`.
 
-    An older Rift may have created it, or one with less space. Space is never reduced: stored records may
-    need it.
+    An older Rift may have created it, or one with less space or fewer replicas. Neither is reduced: stored
+    records may need the space, and an operator may want more copies.
     """
     bytes_max = current["max_bytes"]
     extended = {
         "allow_atomic": True,
+        "num_replicas": max(current["num_replicas"], config["num_replicas"]),
         "max_bytes": bytes_max if bytes_max < 0 else max(bytes_max, config["max_bytes"]),
     }
     if config["name"] == names.SECRETS:
@@ -469,7 +470,10 @@ def _compare(name: str, current: dict[str, Any], required: dict[str, Any]) -> No
     for field, value in (required | {"persist_mode": "default"}).items():
         absent = value if value == "default" else type(value)()
         if (actual := current.get(field, absent)) != value:
-            raise InvalidBroker(f"stream {name}: {field} is {actual!r}, Rift needs {value!r}")
+            raise InvalidBroker(
+                f"stream {name}: {field} is {actual!r}, Rift needs {value!r}, or it could lose records: set "
+                f"it back, as with `nats stream edit {name}`"
+            )
 
 
 def _stored(message: dict[str, Any] | None) -> Stored | None:

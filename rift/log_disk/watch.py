@@ -52,7 +52,7 @@ async def ask_health(monitor: str) -> BrokerHealth:
     try:
         _, body = await ask_monitor(monitor, "/healthz", within_s=ANSWER_S)
         health = msgspec.json.decode(body, type=_Healthz)
-    except (MonitorSilent, msgspec.DecodeError, UnicodeDecodeError):
+    except (MonitorSilent, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return BrokerHealth(answers=False)
     # A broker that still reads its store answers with the status "error".
     return BrokerHealth(health.status != "error", health.error)

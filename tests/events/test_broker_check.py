@@ -105,6 +105,7 @@ async def test_a_broker_that_shows_no_settings_is_refused(server: Server, own: S
         (b"HTTP/1.0 302 Found\r\nLocation: http://127.0.0.1/varz\r\n\r\n", "'HTTP/1.0 302 Found'"),
         (b"HTTP/1.0 200 OK\r\n\r\n<html>", "does not show the settings of a nats-server"),
         (b"HTTP/1.0 200 OK\r\n\r\n\xff\xfe", "does not show the settings of a nats-server"),
+        (b'HTTP/1.0 200 OK\r\n\r\n{"x": ' + b"[" * 100_000, "does not show the settings of a nats-server"),
         (b'HTTP/1.0 200 OK\r\n\r\n{"server_id": 1}', "does not show the settings of a nats-server"),
         (b"SSH-2.0-OpenSSH\r\n", "'SSH-2.0-OpenSSH' to GET /varz"),
         (b"", "'' to GET /varz"),
@@ -226,6 +227,28 @@ def cluster(tmp_path: Path) -> Iterator[list[Server]]:
     yield servers
     for server in servers:
         server.kill()
+
+
+async def test_more_replicas_than_the_settings_say_end_no_process(cluster: list[Server]) -> None:
+    async with connected(cluster[0]) as log:
+        with anyio.fail_after(2 * WITHIN_S):
+            # Until the cluster has a leader, no stream can be created.
+            for replicas in (1, 3):
+                while True:
+                    try:
+                        await log.ensure_streams(**STREAMS | {"replicas": replicas})
+                        break
+                    except LogError:
+                        await anyio.sleep(0.1)
+        await log.compare_streams(**STREAMS)
+        config = await log._stream("RIFT_FLEET")
+        assert config is not None
+        assert config["num_replicas"] == 3
+        await log._api("STREAM.UPDATE.RIFT_FLEET", config | {"num_replicas": 1})
+        with pytest.raises(
+            InvalidBroker, match=r"num_replicas is 1, Rift needs 3.*nats stream edit RIFT_FLEET"
+        ):
+            await log.compare_streams(**STREAMS | {"replicas": 3})
 
 
 async def test_every_server_of_a_cluster_is_checked(

@@ -108,7 +108,7 @@ async def test_a_full_stream_of_content_keys_refuses_a_key_and_keeps_the_others(
 
 
 async def test_room_that_the_broker_has_not_stops_the_start(log: JetStream) -> None:
-    with pytest.raises(InvalidBroker, match=r"stream RIFT_0 of [0-9]+ bytes: .*insufficient"):
+    with pytest.raises(InvalidBroker, match=r"stream RIFT_0 of [0-9]+ bytes, 1 replicas: .*insufficient"):
         await log.ensure_streams(shards=1, replicas=1, max_bytes=1 << 60)
 
 

@@ -7,7 +7,7 @@ with its stored time. So the check reads a few records and takes milliseconds. I
 - a log that is shorter than the archive or the database, or whose records of these sequences came later
 - a book that does not hold their last record of it, which came before or after it
 - a secret that did not sign the last request's id
-- an archive whose last segment is not the one that the log's book names
+- an archive whose last segment is not the one that the log's book names, or that has none
 - a stream that is missing, or shorter than the other streams say
 
 It cannot find an older copy of the whole log if no file is ahead of it.
@@ -61,11 +61,12 @@ async def check(
     log: Log, archive: Archive, database: Path | None, *, shards: Sequence[int], secret: bytes
 ) -> None:
     """Raise WrongLog if the log does not continue the archive and the database, or if another secret signed
-    the ids of its requests. Streams may be missing.
+    the ids of its requests. Streams may be missing. A process without the database needs no archive.
 
     A database that is open elsewhere is left out. Raises WarehouseError, LogError.
     """
     # The files come first: control may fold and seal meanwhile.
+    archived = await to_thread.run_sync(archive.streams)
     heads = await to_thread.run_sync(_heads, archive)
     marks = [Mark(archive.folder, head.stream, head.last, head.at_ns) for head in heads]
     if database is not None:
@@ -87,6 +88,12 @@ async def check(
         await _check_streams(log, shards, lasts, secret)
         for head in heads:
             await _check_head(log, head)
+        if database is not None:
+            for stream in lasts.keys() - archived:
+                if await _anchor(log, stream) is not None:
+                    raise WrongLog(
+                        f"the log's book names segments of {stream}, but {archive.folder} holds none"
+                    )
 
 
 async def _check_mark(log: Log, mark: Mark, last: int) -> None:

@@ -266,6 +266,17 @@ async def test_an_archive_of_another_log_is_refused_whatever_its_times(
         await installation.check()
 
 
+async def test_a_lost_archive_is_refused_only_where_its_files_belong(
+    installation: Installation, tmp_path: Path
+) -> None:
+    installation.seal()
+    (tmp_path / "archive").rename(tmp_path / "aside")
+    with pytest.raises(WrongLog, match=r"book names segments of RIFT_0, but .*archive holds none"):
+        await installation.check()
+    log = memory.connect(installation.broker)
+    await continuity.check(log, installation.archive, None, shards=[0], secret=installation.secret)
+
+
 async def test_a_damaged_database_is_refused(installation: Installation) -> None:
     installation.database.write_bytes(b"x" * 50_000)
     with pytest.raises(
