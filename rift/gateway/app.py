@@ -15,6 +15,10 @@ from rift.gateway.asgi.static_files import StaticFiles
 
 logger = logging.getLogger(__name__)
 
+# Encoded slashes and NULs, which proxies may decode or cut. Only a model's name may contain a slash.
+ENCODED = re.compile(rb"%(2f|5c|00)", re.IGNORECASE)
+ENCODED_SLASH_BELOW = b"/v1/models/"
+
 
 class Gateway:
     """`entropy` makes the ids of answers to requests that have none."""
@@ -44,6 +48,8 @@ class Gateway:
                 await request.answer(refusal.status, refusal.body(), refusal.headers)
 
     async def _route(self, request: Request) -> None:
+        if problem := _ambiguity(request.raw_path):
+            raise HTTPError(400, problem, code="malformed_http", headers=[(b"connection", b"close")])
         if request.path in self._pages:
             return await self._pages.answer(request)
         if cors.is_open(request.path):
@@ -62,6 +68,14 @@ class Gateway:
             headers = [(b"allow", allow.encode())]
             raise HTTPError(405, message, code="method_not_allowed", headers=headers)
         raise HTTPError(404, f"no route {request.path} exists; see /docs", code="not_found")
+
+
+def _ambiguity(path: bytes) -> str:
+    """Return what a proxy could read differently in a path, or ""."""
+    encoded = {match.lower() for match in ENCODED.findall(path)}
+    if path.startswith(ENCODED_SLASH_BELOW):
+        encoded.discard(b"2f")
+    return f"the path must not contain %{encoded.pop().decode()}" if encoded else ""
 
 
 def _pattern(route: Route) -> re.Pattern[str]:

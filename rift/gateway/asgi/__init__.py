@@ -6,6 +6,7 @@ parse_turns   when a large body may be parsed
 errors        errors in OpenAI's form
 cors          headers for browsers: CORS and timing
 static_files  the playground and the API reference, from `static/`
+strict_parser  refusal of ambiguous heads and chunks
 connections   sockets: their number, deadlines and buffers
 server        HTTP/1.1 by hypercorn
 """

@@ -67,9 +67,6 @@ READ_BYTES = 64 * 1024
 # would reset the connection, and the reset can overtake the answer.
 LINGER_S = 2
 
-# How long the requests that arrived before the end of the client's side are still read.
-EOF_S = 1
-
 # The pause between two checks of all deadlines.
 CHECK_S = 1
 
@@ -99,8 +96,8 @@ def backlog(limit: int) -> int:
     return max(1, min(BACKLOG_MAX, limit // BACKLOG_SHARE))
 
 
-def refusal(error: HTTPError) -> bytes:
-    """Return a whole HTTP/1.1 answer after which the connection is closed."""
+def last_answer(error: HTTPError) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return the headers and the body of an error answer after which the connection is closed."""
     body = msgspec.json.encode(error.body())
     headers = [
         (b"content-type", b"application/json"),
@@ -109,6 +106,12 @@ def refusal(error: HTTPError) -> bytes:
         *ALWAYS,
         *error.headers,
     ]
+    return headers, body
+
+
+def refusal(error: HTTPError) -> bytes:
+    """Return the last answer as HTTP/1.1."""
+    headers, body = last_answer(error)
     head = b"".join(b"%b: %b\r\n" % each for each in headers)
     return b"HTTP/1.1 %d \r\n%b\r\n%b" % (error.status, head, body)
 
@@ -221,8 +224,12 @@ class Connections:
 
 
 class ClientConnection(asyncio.BufferedProtocol):
-    """One client's socket. `reading` is the scope of the task that reads it; it ends when the client closes
-    its side, or `close` or `abort` is called."""
+    """One client's socket. `reading` is the scope of the task that reads it; it ends when the client is gone,
+    or `close` or `abort` is called.
+
+    A client that has closed its side may be gone, or may still read its answer. Only bytes can tell: they
+    reset the connection of a client that is gone. So during an answer `probe` is written to it now and then.
+    """
 
     def __init__(self, connections: Connections, start: Callable[["ClientConnection"], object]) -> None:
         self._connections = connections
@@ -237,6 +244,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         # By when the head of a request must be here, or the client must have closed; none during a request.
         self._deadline_s = math.inf
         self._written = _Progress()
+        self.probe = b""
         self.reading = anyio.CancelScope()
 
     # --- called by the loop ----------------------------------------------------------------------------
@@ -269,10 +277,10 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Return whether the socket stays open: until what has arrived is read."""
+        """Return whether the socket stays open: until what has arrived is read and answered."""
         self._at_eof = True
         self._arrived.set()
-        self.reading.deadline = anyio.current_time() + EOF_S
+        self._probe()
         return not self._is_closed
 
     def pause_writing(self) -> None:
@@ -302,29 +310,32 @@ class ClientConnection(asyncio.BufferedProtocol):
         return self._phase == "closed"
 
     async def read(self) -> bytes:
-        """Return the next bytes, or b"" at the end."""
-        await self._arrived.wait()
+        """Return the next bytes. At the end, wait for the answer that is under way, and return b""."""
+        while not self._received and not (self._at_eof and self._phase != "answer"):
+            self._arrived.clear()
+            await self._arrived.wait()
         data = bytes(self._received)
         self._received = bytearray()
         if not self._at_eof:
-            self._arrived.clear()
             self._transport.resume_reading()
         return data
 
     async def write(self, data: bytes) -> None:
         """Write, and wait while the client is slow. Do nothing if the connection is closed."""
         if not self._is_closed:
-            self._transport.write(data)
-            self._written.bytes += len(data)
+            self._put(data)
             await self._writable.wait()
 
     def write_now(self, data: bytes) -> bool:
         """Write without waiting. Return False, and write nothing, if the client is slow or gone."""
         if self._is_closed or self.unread > WRITE_BYTES:
             return False
+        self._put(data)
+        return True
+
+    def _put(self, data: bytes) -> None:
         self._transport.write(data)
         self._written.bytes += len(data)
-        return True
 
     def begin_body(self) -> None:
         """The head of a request has arrived."""
@@ -332,10 +343,11 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._phase = "body"
             self._deadline_s = math.inf
 
-    def begin_answer(self) -> None:
+    def begin_answer(self, probe: bytes) -> None:
         """The request has arrived."""
         if self._phase == "body":
             self._phase = "answer"
+            self.probe = probe
             if self._writable.is_set():
                 self._connections.work(self)
 
@@ -345,6 +357,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._phase = "idle"
             self._deadline_s = anyio.current_time() + KEEP_ALIVE_S
             self._connections.wait(self)
+            self._arrived.set()
 
     def refuse(self, error: HTTPError, *, lingers: bool = True) -> None:
         """Answer with an error and close. Without `lingers`, do not wait for the client to close too."""
@@ -379,6 +392,7 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def check(self, now_s: float) -> None:
         """End the connection if a deadline has passed."""
+        self._probe()
         if self._written.is_stuck(self.unread, now_s):
             self.abort()
         elif now_s < self._deadline_s:
@@ -392,6 +406,11 @@ class ClientConnection(asyncio.BufferedProtocol):
             self.refuse(HTTPError(408, message, code="head_timeout"))
         else:
             self.close()
+
+    def _probe(self) -> None:
+        """Find out whether a client that has closed its side is gone."""
+        if self._at_eof and self._phase == "answer" and not self.unread and not self._transport.is_closing():
+            self._put(self.probe)
 
 
 class _Progress:

@@ -20,6 +20,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 WRITE_CHUNK = "rift.write_chunk"
 WriteChunk = Callable[[bytes], bool]
 
+# An extension of our server: set the chunk that finds out whether a client that has closed its side is gone.
+PROBE = "rift.probe"
+SetProbe = Callable[[bytes], None]
+
 # A client's own id is stored and echoed only if it is visible ASCII, without spaces.
 CLIENT_ID = re.compile(r"[!-~]{1,128}")
 
@@ -45,6 +49,7 @@ class Request:
         self._scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.raw_path: bytes = scope.get("raw_path", b"")
         self.receive = receive
         self.send = send
         self._body_read = False
@@ -58,6 +63,14 @@ class Request:
     def write_chunk(self) -> WriteChunk | None:
         """For use between `start` and the last `write` only, and not during a `write`."""
         return self._scope.get("extensions", {}).get(WRITE_CHUNK)  # type: ignore[no-any-return]
+
+    def probe_with(self, data: bytes) -> None:
+        """Write `data` to a client that has closed its side now and then, until the last `write`.
+
+        Call it after `start` for a streamed answer, with something that the client ignores.
+        """
+        if (set_probe := self._scope.get("extensions", {}).get(PROBE)) is not None:
+            set_probe(data)
 
     def header(self, name: bytes) -> str | None:
         for key, value in self._scope["headers"]:

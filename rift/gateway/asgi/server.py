@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +19,22 @@ from anyio.abc import TaskGroup
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
+from hypercorn.utils import UnexpectedMessageError
 
-from rift.gateway.asgi.connections import WRITE_BYTES, WRITE_S, ClientConnection, Connections, backlog
+from rift.gateway.asgi import strict_parser
+from rift.gateway.asgi.connections import (
+    WRITE_BYTES,
+    WRITE_S,
+    ClientConnection,
+    Connections,
+    backlog,
+    last_answer,
+)
 from rift.gateway.asgi.errors import HTTPError
-from rift.gateway.asgi.request import WRITE_CHUNK, Receive, Scope, Send, WriteChunk
+from rift.gateway.asgi.request import PROBE, WRITE_CHUNK, Receive, Scope, Send, SetProbe, WriteChunk
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +59,7 @@ BODY_BYTES = 64 * 1024
 HEAD_BYTES = 16 * 1024
 
 REFUSALS = {
-    400: ("malformed_http", "the request is not valid HTTP/1.1; correct its head or the chunks of its body"),
+    400: ("malformed_http", "the request is not valid HTTP/1.1"),
     431: (
         "headers_too_large",
         f"a request's head may have {HEAD_BYTES} bytes; send fewer or shorter headers",
@@ -56,6 +67,11 @@ REFUSALS = {
     501: ("encoding_unsupported", "this transfer encoding is not supported; use `chunked` or content-length"),
     505: ("http_version", "this gateway speaks HTTP/1.1; for HTTP/2, put a proxy in front of it"),
 }
+CRASH = HTTPError(500, "this gateway failed to answer; its log says why", code="internal_error")
+
+# An interim answer, which a client may ignore, and which resets the connection of one that is gone.
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 WEBSOCKET = "this gateway has no WebSockets; set `stream` to true to receive server-sent events"
 
 
@@ -143,20 +159,24 @@ class _Server:
         finally:
             connection.close()
 
-    def _spawn(self, connection: ClientConnection, scope: Scope, send: Send) -> "_Inbox":
+    def _spawn(self, connection: ClientConnection, scope: Scope, receive: Receive, send: Send) -> None:
         if (write := chunk_writer(connection, scope)) is not None:
-            scope["extensions"] = {**scope.get("extensions", {}), WRITE_CHUNK: write}
-        inbox = _Inbox(connection.begin_answer)
-        self._requests.start_soon(self._answer, scope, inbox, send)
-        return inbox
+            extensions = {WRITE_CHUNK: write, PROBE: probe_setter(connection)}
+            scope["extensions"] = {**scope.get("extensions", {}), **extensions}
+        self._requests.start_soon(self._answer, scope, receive, send)
 
-    async def _answer(self, scope: Scope, inbox: "_Inbox", send: Callable[[Any], Awaitable[None]]) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Callable[[Any], Awaitable[None]]) -> None:
         try:
             try:
-                await self._app(scope, inbox.receive, send)
+                await self._app(scope, receive, send)
             except Exception:
                 logger.exception("%s %s failed", scope["method"], scope["path"])
-            # Answers with 500 if the app did not answer, and ends the request.
+                headers, body = last_answer(CRASH)
+                # Raised if the answer has begun.
+                with contextlib.suppress(UnexpectedMessageError):
+                    await send({"type": "http.response.start", "status": CRASH.status, "headers": headers})
+                    await send({"type": "http.response.body", "body": body, "more_body": False})
+            # Ends the request.
             await send(None)
         except Exception:
             logger.exception("the end of a request failed")
@@ -174,7 +194,7 @@ class _Protocol(H11Protocol):
         connection: ClientConnection,
         config: Config,
         context: WorkerContext,
-        spawn: Callable[[Scope, Send], "_Inbox"],
+        spawn: Callable[[Scope, Receive, Send], None],
     ) -> None:
         super().__init__(
             None,  # type: ignore[arg-type]  # the app: `spawn` has it
@@ -189,9 +209,24 @@ class _Protocol(H11Protocol):
         )
         self._client = connection
         self._spawn = spawn
+        self._buffer = strict_parser.strict_buffer(self.connection)  # type: ignore[arg-type]
 
     async def spawn_app(self, app: None, config: Config, scope: Scope, send: Send) -> Any:
-        return self._spawn(scope, send).put
+        inbox = _Inbox(partial(self._begin_answer, scope["http_version"]))
+        self._spawn(scope, inbox.receive, send)
+        return inbox.put
+
+    def _begin_answer(self, http_version: str) -> None:
+        can_ask = http_version == "1.1" and strict_parser.is_answer_due(self.connection)  # type: ignore[arg-type]
+        self._client.begin_answer(CONTINUE if can_ask else b"")
+
+    async def stream_send(self, event: Any) -> None:
+        if isinstance(event, Response):
+            self._client.probe = b""
+        if isinstance(event, Response) and not strict_parser.is_request_whole(self.connection):  # type: ignore[arg-type]
+            # The rest of the request will not be read.
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
 
     async def _on_event(self, event: Event) -> None:
         match event:
@@ -209,6 +244,10 @@ class _Protocol(H11Protocol):
         if event.http_version not in (b"1.0", b"1.1"):
             self._refuse(505)
             raise _Refused
+        if problem := strict_parser.request_problem(event):
+            self._buffer.problem = problem
+            self._refuse(400)
+            raise _Refused
         # Hypercorn would change to its WebSocket stream.
         if any(name == b"upgrade" and value.strip().lower() == b"websocket" for name, value in event.headers):
             self._client.refuse(HTTPError(400, WEBSOCKET, code="websocket_unsupported"))
@@ -219,6 +258,8 @@ class _Protocol(H11Protocol):
 
     def _refuse(self, status: int) -> None:
         code, message = REFUSALS.get(status, REFUSALS[400])
+        if code == "malformed_http" and self._buffer.problem:
+            message = f"{message}: {self._buffer.problem}"
         self._client.refuse(HTTPError(status, message, code=code))
 
 
@@ -265,6 +306,19 @@ class _Inbox:
             await self._changed.wait()
 
 
+def probe_setter(connection: ClientConnection) -> SetProbe:
+    """Return a function that sets the probe of a connection to a chunk. Call it as a chunk writer."""
+
+    def set_probe(data: bytes) -> None:
+        connection.probe = chunk(data)
+
+    return set_probe
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 def chunk_writer(connection: ClientConnection, scope: Scope) -> WriteChunk | None:
     """Return a function that writes a chunk to the socket, or returns False if the client is slow.
 
@@ -274,4 +328,4 @@ def chunk_writer(connection: ClientConnection, scope: Scope) -> WriteChunk | Non
     """
     if scope["http_version"] != "1.1" or scope["method"] == "HEAD":
         return None
-    return lambda data: connection.write_now(b"%x\r\n%b\r\n" % (len(data), data))
+    return lambda data: connection.write_now(chunk(data))

@@ -168,6 +168,7 @@ class Delivery:
                 return failure
         timed = [*headers, *server_timing(subscription.answer.timing())]
         await request.start(200, b"text/event-stream", [*SSE_HEADERS, *timed])
+        request.probe_with(format.keep_alive)
         client.note_sent()
         notices = StatusNotices()
         while True:

@@ -187,6 +187,15 @@ def test_other_refusals(client: httpx.Client) -> None:
         problem(response)
 
 
+def test_a_path_that_a_proxy_could_read_differently_is_refused(client: httpx.Client) -> None:
+    for path in ("/v1%2Fmodels", "/v1/inference%2fx", "/v1/models/a%00", "/v1/models/a%5cb"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_http")
+        assert answer.headers["connection"] == "close"
+    # OpenAI's clients encode the slash in a model's name.
+    assert client.get("/v1/models/org%2Fname").json()["error"]["code"] == "model_not_found"
+
+
 def test_a_body_over_the_limit_is_413_and_the_next_request_is_served(client: httpx.Client) -> None:
     response = client.post("/v1/inference", json=body(prompt="x" * 9_000_000))
     assert response.status_code == 413

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from inspect import iscoroutinefunction, signature
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -17,10 +19,12 @@ import pytest
 from anyio.abc import SocketStream
 from hypercorn.protocol import h11
 
+from rift import gateway
 from rift.gateway.asgi import connections as module
+from rift.gateway.asgi import strict_parser
 from rift.gateway.asgi.connections import Connections
-from rift.gateway.asgi.request import WRITE_CHUNK
-from rift.gateway.asgi.server import HEAD_BYTES, serve
+from rift.gateway.asgi.request import PROBE, WRITE_CHUNK
+from rift.gateway.asgi.server import CONTINUE, HEAD_BYTES, serve
 from tests.chaos.rig import free_port
 
 pytestmark = pytest.mark.anyio
@@ -66,7 +70,7 @@ class Paths:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.begun += 1
         path = scope["path"]
-        if path in ("/body", "/wait"):
+        if path in ("/body", "/later", "/wait"):
             body, more = b"", True
             while more:
                 message = await receive()
@@ -79,6 +83,10 @@ class Paths:
             assert (await receive())["type"] == "http.disconnect"
             self.gone += 1
             return
+        if path == "/later":
+            await anyio.sleep(0.2)
+        if path in ("/early", "/chunks"):
+            return await self._slowly(scope, receive, send)
         if path == "/crash":
             raise ValueError("crash")
         data = b"x" * int(path[1:]) if path[1:].isdigit() else b"ok"
@@ -92,6 +100,17 @@ class Paths:
                 self.gone += 1
                 tasks.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def _slowly(self, scope: Any, receive: Any, send: Any) -> None:
+        """Begin the answer before the request is read, and end it later."""
+        length = [(b"content-length", b"2")] if scope["path"] == "/early" else []
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        if not length:
+            scope["extensions"][PROBE](b"probe")
+        while (await receive())["more_body"]:
+            pass
+        await anyio.sleep(0.2)
+        await send({"type": "http.response.body", "body": b"ok", "more_body": False})
 
     async def _stream(self, send: Any) -> None:
         while True:
@@ -275,7 +294,9 @@ async def test_a_body_that_is_not_read_does_not_hold_the_connection() -> None:
     async with serving(Paths()) as running:
         head = b"POST / HTTP/1.1\r\nHost: rift\r\nContent-Length: 4000000\r\n\r\n"
         async with await running.connect(head + b"x" * 1_000_000) as stream:
-            assert (await rest(stream)).endswith(b"ok")
+            found = await rest(stream)
+        assert found.endswith(b"ok")
+        assert b"\r\nconnection: close\r\n" in found
         await until(lambda: running.connections.open == 0)
 
 
@@ -286,6 +307,72 @@ async def test_a_body_of_tiny_chunks_arrives_whole() -> None:
         found = await running.ask(head + b"1\r\nx\r\n" * 20_000 + b"0\r\nA: b\r\n\r\n")
     assert found.endswith(b"ok")
     assert app.bodies == [b"x" * 20_000]
+
+
+# --- clients that close their side ---------------------------------------------------------------------
+
+
+LATER = HEAD.replace(b"GET /", b"GET /later")
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize(
+    ("request_", "interim"),
+    [
+        (LATER, CONTINUE),
+        (LATER * 3, CONTINUE),
+        (LATER.replace(b"1.1", b"1.0"), b""),
+        (b"POST /later HTTP/1.1\r\nHost: rift\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000, CONTINUE),
+        (b"POST /early HTTP/1.1\r\nHost: rift\r\nContent-Length: 1\r\n\r\nx", b""),
+        (HEAD.replace(b"GET /", b"GET /chunks"), b"5\r\nprobe\r\n"),
+    ],
+)
+async def test_a_client_that_closes_its_side_gets_its_answers(request_: bytes, interim: bytes) -> None:
+    app = Paths()
+    async with serving(app) as running:
+        stream = await running.connect(request_[:-1])
+        await anyio.sleep(0.1)
+        await stream.send(request_[-1:])
+        await stream.send_eof()
+        found = await rest(stream)
+        for each in (CONTINUE, b"5\r\nprobe\r\n"):
+            assert (each in found) == (each == interim)
+        answers = found.replace(interim, b"").replace(b"2\r\nok\r\n0\r\n\r\n", b"ok").split(b"HTTP/1.")[1:]
+        assert all(b" 200 " in answer and answer.endswith(b"\r\n\r\nok") for answer in answers)
+        assert len(answers) == app.begun == max(1, request_.count(b"GET"))
+        await until(lambda: running.connections.open == 0, 1)
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_no_interim_answer_follows_the_head_of_an_answer() -> None:
+    async with serving(Paths()) as running:
+        stream = await running.connect(HEAD.replace(b"GET /", b"GET /early"))
+        assert (await stream.receive()).startswith(b"HTTP/1.1 200")
+        await stream.send_eof()
+        assert await rest(stream) == b"ok"
+
+
+async def test_a_client_that_closes_its_side_and_later_leaves_is_noticed() -> None:
+    app = Paths()
+    async with serving(app) as running:
+        stream = await running.connect(WAIT)
+        await stream.send_eof()
+        assert (await stream.receive()) == CONTINUE
+        assert app.gone == 0
+        await stream.aclose()
+        await until(lambda: app.gone == 1, 3)
+        await until(lambda: running.connections.open == 0, 1)
+
+
+async def test_an_incomplete_request_ends_when_its_client_closes_its_side() -> None:
+    app = Paths()
+    async with serving(app) as running:
+        for request in (b"", b"GET", BODY + b"12"):
+            stream = await running.connect(request)
+            await stream.send_eof()
+            assert await rest(stream) == b""
+        await until(lambda: running.connections.open == 0, 1)
+    assert app.gone == app.begun == 1
 
 
 # --- deadlines -----------------------------------------------------------------------------------------
@@ -457,8 +544,8 @@ async def test_every_connection_of_a_burst_is_answered() -> None:
     async with serving(Paths(), limit=40) as running, contextlib.AsyncExitStack() as stack:
         burst: list[socket.socket] = []
         for _ in range(7):
-            burst += [stack.enter_context(connect(running.port)) for _ in range(10)]
-            await anyio.sleep(0.01)
+            burst.extend(stack.enter_context(connect(running.port)) for _ in range(10))
+            await until(lambda: running.connections.open == len(burst))
         for client in burst:
             client.sendall(HEAD)
         answers = [await anyio.to_thread.run_sync(client.recv, 10_000) for client in burst]
@@ -543,6 +630,59 @@ async def test_other_protocols_are_refused_in_the_form_of_errors(
     assert not caplog.records
 
 
+POST = b"POST /body HTTP/1.1\r\nHost: rift\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        (CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\n", "not both"),
+        (POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "not both"),
+        (POST + b"Content-Length: 5, 5\r\n\r\nhello", "one number"),
+        (POST + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello", "one header content-length"),
+        (POST + b"Content-Length: +5\r\n\r\nhello", "one number"),
+        (
+            HEAD[:-2] + b"Authorization: Bearer a\r\nauthorization: Bearer b\r\n\r\n",
+            "one header authorization",
+        ),
+        (HEAD[:-2] + b"Host: other\r\n\r\n", "one header host"),
+        (HEAD[:-2] + b"Idempotency-Key: a\r\nIdempotency-Key: a\r\n\r\n", "one header idempotency-key"),
+        (HEAD.replace(b"\r\n", b"\n"), "CR LF"),
+        (b"GET / HTTP/1.1\r\nHost: rift\nA: b\r\n\r\n", "CR LF"),
+        (b"GET / HTTP/1.1\r\nHost: rift\r\nA: b\rC: d\r\n\r\n", "CR LF"),
+        (b"GET / HTTP/1.1\r\nHost: rift\r\nA: b\r\n c\r\n\r\n", "continue another"),
+        (b"GET / HTTP/1.1\r\nHost : rift\r\n\r\n", "before its colon"),
+        (b"GET / HTTP/1.1\r\nHost: rift\r\nA: \xc3\xa4\r\n\r\n", "ASCII"),
+        (b"GET / HTTP/1.1\r\nHost: rift\r\nA: b\x00\r\n\r\n", "ASCII"),
+        (b"GET http://rift/ HTTP/1.1\r\nHost: rift\r\n\r\n", "begins with /"),
+        (b"OPTIONS * HTTP/1.1\r\nHost: rift\r\n\r\n", "begins with /"),
+        (b"CONNECT rift:80 HTTP/1.1\r\nHost: rift\r\n\r\n", "begins with /"),
+        (b"get / HTTP/1.1\r\nHost: rift\r\n\r\n", "upper case"),
+        (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "HTTP/1.0"),
+        (CHUNKED + b"\r\n5;a=b\r\nhello\r\n0\r\n\r\n", "first line"),
+        (CHUNKED + b"\r\n5 \r\nhello\r\n0\r\n\r\n", "first line"),
+        (CHUNKED + b"\r\n5\nhello\r\n0\r\n\r\n", "first line"),
+        (CHUNKED + b"\r\n5\r\nhello\r\n0\r\nA: b\n\r\n", "CR LF"),
+    ],
+)
+async def test_what_two_parsers_could_read_differently_is_refused(request_: bytes, problem: str) -> None:
+    app = Paths()
+    async with serving(app) as running:
+        found = await running.ask(request_ + HEAD)
+        assert error(found) == (400, "malformed_http")
+        assert problem in found.decode()
+        await until(lambda: app.begun == app.gone)
+    assert not app.bodies
+
+
+def test_every_header_that_is_read_may_occur_once() -> None:
+    source = "".join(path.read_text() for path in Path(next(iter(gateway.__path__))).rglob("*.py"))
+    read_ = set(re.findall(r"\.header\(b\"([\w-]+)\"\)", source))
+    assert len(read_) > 5
+    assert not read_ - {name.decode() for name in strict_parser.SINGLE}
+
+
 async def test_an_offer_of_http2_is_ignored() -> None:
     async with serving(Paths()) as running:
         head = b"GET / HTTP/1.1\r\nHost: rift\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
@@ -557,8 +697,8 @@ async def test_an_offer_of_http2_is_ignored() -> None:
 
 async def test_a_crash_is_logged_and_answered(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(Paths()) as running:
-        stream = await running.connect(b"GET /crash HTTP/1.1\r\nHost: rift\r\n\r\n")
-        assert (await stream.receive()).startswith(b"HTTP/1.1 500")
+        crashed = await running.ask(b"GET /crash HTTP/1.1\r\nHost: rift\r\n\r\n")
+        assert error(crashed) == (500, "internal_error")
     assert "GET /crash failed" in caplog.text
 
 
