@@ -49,7 +49,6 @@ class Request:
         self._scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.raw_path: bytes = scope.get("raw_path", b"")
         self.receive = receive
         self.send = send
         self._body_read = False
@@ -58,6 +57,11 @@ class Request:
         self.key = ""
         self.limits: Callable[[], Headers] = tuple
         self.always: Headers = ()
+
+    @property
+    def raw_path(self) -> bytes:
+        """The path before it was decoded."""
+        return self._scope.get("raw_path", b"")  # type: ignore[no-any-return]
 
     @property
     def write_chunk(self) -> WriteChunk | None:
