@@ -53,7 +53,7 @@ async def post(world: World, gateway: GatewayProcess, *, key: str = "", **body: 
 
 
 def whole_of(call: Call) -> dict[str, Any]:
-    """Return the object of an answer; of a stream, the one that its chunks add up to."""
+    """Return the object of an answer, or what the chunks of a stream add up to."""
     assert call.status == 200, call.data
     if call.headers[b"content-type"] != b"text/event-stream":
         answer: dict[str, Any] = json.loads(call.data)
@@ -199,7 +199,7 @@ def test_a_limit_counts_each_prompt() -> None:
         error = json.loads(call.data)["error"]
         assert (call.status, error["code"]) == (429, "tokens_per_minute")
         assert "needs 404" in error["message"]
-        # Two prompts and four choices, of a token each.
+        # The earlier request used two prompt tokens and four output tokens.
         assert call.headers[b"x-ratelimit-remaining-tokens"] == b"394"
 
     limits = LimitsSet(
@@ -273,7 +273,7 @@ def test_a_prompt_that_a_worker_refuses_ends_the_others_as_if_the_client_had_lef
 
 
 def aborting(monkeypatch: pytest.MonkeyPatch, after_s: float) -> None:
-    """Let the engine give up each request whose prompt is `boom`."""
+    """Make the engine give up requests with the prompt `boom`."""
     generate = Engine.generate
 
     async def broken(self: Engine, attempt: str, rendered: Any, *rest: Any, **more: Any) -> None:
