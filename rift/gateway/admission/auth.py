@@ -4,6 +4,8 @@ import logging
 from functools import partial
 from typing import Literal
 
+import anyio
+
 from events.book import Book
 from events.broker_clock import BrokerClock
 from events.schema import KeyIssued
@@ -15,8 +17,33 @@ from rift.gateway.asgi.request import Request
 
 logger = logging.getLogger(__name__)
 
+# At most one line in the log in this time counts the refused keys: anyone can send them at any rate.
+REPORT_S = 60
+
 Scope = Literal["inference", "usage"]
 CHALLENGE = [(b"www-authenticate", b"Bearer")]
+
+
+class UnknownKeys:
+    """Counts the requests whose key is unknown, for the log."""
+
+    def __init__(self) -> None:
+        self._unknown = self._mistyped = 0
+        self._report_at_s = 0.0
+
+    def count(self, key: str) -> None:
+        self._unknown += 1
+        self._mistyped += not keys.is_well_formed(key)
+        if (now_s := anyio.current_time()) < self._report_at_s:
+            return
+        logger.info(
+            "refused %d requests with an unknown key; %d of these keys were mistyped or cut off: their "
+            "checksum does not match",
+            self._unknown,
+            self._mistyped,
+        )
+        self._report_at_s = now_s + REPORT_S
+        self._unknown = self._mistyped = 0
 
 
 class Authenticator:
@@ -27,6 +54,7 @@ class Authenticator:
         self._freshness = freshness
         self._rate_limits = rate_limits
         self._clock = clock
+        self._unknown_keys = UnknownKeys()
 
     def authenticate(self, request: Request, scope: Scope | None = "inference") -> KeyIssued:
         """Return the key of a request if it is valid for `scope` (None: any).
@@ -40,8 +68,7 @@ class Authenticator:
             raise HTTPError(401, message, code="missing_api_key", headers=CHALLENGE)
         entry = self._book.authenticate(key.strip())
         if entry is None:
-            if not keys.is_well_formed(key.strip()):
-                logger.info("refused a key whose checksum does not match: it is mistyped or cut off")
+            self._unknown_keys.count(key.strip())
             raise HTTPError(401, "this API key is not valid here", code="invalid_api_key", headers=CHALLENGE)
         issued = entry.event
         self.check_key(issued.key)
