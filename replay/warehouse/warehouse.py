@@ -298,8 +298,11 @@ def _open(path: Path, config: parquet.Config, reading: Path | None) -> _Opened:
             _create_or_check(connection, path)
             writer = connection.cursor()
             return _Opened(connection, writer, FactTables(writer), Queries(connection))
-        except BaseException:
-            connection.close()
+        except BaseException as error:
+            with suppress(duckdb.Error):
+                connection.close()
+            if isinstance(error, duckdb.Error):
+                raise _unopened(path, error) from error
             raise
 
 
@@ -336,12 +339,16 @@ def applied_marks(path: Path) -> dict[str, tuple[int, int]]:
         return {}
     with naming(path, *DISK_ERRORS):
         try:
-            connection = duckdb.connect(str(path), read_only=True, config=CONFIG)
+            with (
+                duckdb.connect(str(path), read_only=True, config=CONFIG) as connection,
+                suppress(duckdb.CatalogException),
+            ):
+                rows = connection.execute(
+                    "select stream, sequence, stored_at_ns from facts.applied"
+                ).fetchall()
+                return {stream: (sequence, at_ns) for stream, sequence, at_ns in rows if sequence}
         except duckdb.Error as error:
             raise _unopened(path, error) from error
-        with connection, suppress(duckdb.CatalogException):
-            rows = connection.execute("select stream, sequence, stored_at_ns from facts.applied").fetchall()
-            return {stream: (sequence, stored_at_ns) for stream, sequence, stored_at_ns in rows if sequence}
     return {}
 
 
