@@ -12,7 +12,10 @@ past the place of its acceptance, the request may have run and been charged, so 
 
 import hashlib
 import hmac
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import anyio
 import msgspec
 from msgspec.structs import replace
 
@@ -67,6 +70,24 @@ class IdempotencyKeys:
         self._log = state.log
         self._histories = state.histories
         self._secret = secret
+        self._claiming: dict[str, anyio.Event] = {}
+
+    @asynccontextmanager
+    async def turn(self, digest: str) -> AsyncIterator[None]:
+        """Let one try of a key look for its claim and make it, and the others wait for it once.
+
+        If it fails, they go on at the same time, so that a silent log does not answer them one by one.
+        """
+        if (earlier := self._claiming.get(digest)) is not None:
+            await earlier.wait()
+            yield
+            return
+        ended = self._claiming[digest] = anyio.Event()
+        try:
+            yield
+        finally:
+            del self._claiming[digest]
+            ended.set()
 
     def key_digest(self, account: str, key: str) -> str:
         """Return the name that a key is stored under, so that no client's text becomes a subject.

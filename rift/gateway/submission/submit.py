@@ -67,25 +67,26 @@ class Submission:
         """Answer the one request of an idempotency key, by whichever client and gateway it was created."""
         entry = self._builder.entry(parsed, issued.account, request.client_id, body=body_digest)
         choices = self._builder.build(parsed, issued, entry, digest=digest)
-        claim = await self._keys.find(digest, entry)
-        failed = claim if claim is not None and await self._keys.failed_by_us(claim, choices) else None
-        if claim is None or failed is not None:
-            # Before the claim, because the acceptance must follow a claim at once.
-            reservation = await self._admission.reserve(parsed, choices)
-            is_new = False
-            try:
-                entry = replace(entry, sealed=reservation.choices[0].sealed)
-                with self._admission.while_writable():
-                    claim = await self._keys.claim(digest, entry, replaces=claim.sequence if claim else 0)
-                is_new = claim.is_new
-            finally:
-                if not is_new:
-                    reservation.release()
-            if is_new:
-                if failed is not None:
-                    self._writer.discard(self._builder.build(parsed, issued, failed.entry, digest=digest))
-                await self._answer_new(request, parsed, reservation)
-                return
+        is_new = False
+        async with self._keys.turn(digest):
+            claim = await self._keys.find(digest, entry)
+            failed = claim if claim is not None and await self._keys.failed_by_us(claim, choices) else None
+            if claim is None or failed is not None:
+                # Before the claim, because the acceptance must follow a claim at once.
+                reservation = await self._admission.reserve(parsed, choices)
+                try:
+                    entry = replace(entry, sealed=reservation.choices[0].sealed)
+                    with self._admission.while_writable():
+                        claim = await self._keys.claim(digest, entry, replaces=claim.sequence if claim else 0)
+                    is_new = claim.is_new
+                finally:
+                    if not is_new:
+                        reservation.release()
+        if is_new:
+            if failed is not None:
+                self._writer.discard(self._builder.build(parsed, issued, failed.entry, digest=digest))
+            await self._answer_new(request, parsed, reservation)
+            return
         is_replayed = claim.entry.nonce != entry.nonce
         choices = self._builder.build(parsed, issued, claim.entry, digest=digest)
         with self._readers(issued.account):

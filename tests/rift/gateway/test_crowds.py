@@ -105,6 +105,28 @@ def test_a_crowd_that_comes_at_once_gets_no_more_than_one_after_the_other(how: s
     live(test)
 
 
+def test_first_tries_of_one_key_at_once_share_one_place() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway(served=(MODEL,))
+        flood = key_of(world, OTHER)
+        await anyio.sleep(0.1)
+        headers = {"authorization": f"Bearer {flood.text}", "idempotency-key": "one"}
+        answers: list[tuple[int, Any]] = []
+
+        async def one() -> None:
+            call = world.ask(gateway, headers=headers, prompt="a prompt", background=True)
+            answers.append(await whole(call))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(CROWD):
+                tasks.start_soon(one)
+        assert [status for status, _ in answers] == [202] * CROWD
+        assert len({shown["id"] for _, shown in answers}) == 1
+        assert len(relay_of(gateway).followed) == 1
+
+    live(test)
+
+
 def test_an_empty_queue_admits_a_first_request_of_many_choices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
