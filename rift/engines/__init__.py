@@ -3,6 +3,7 @@
 vllm           the real engine
 vllm_client    runs requests in vLLM's engine process
 chat           chat templates, tools, reasoning and logprobs, all by vLLM's own code
+engine_words   errors of the engine in a client's words
 schemas        limits on JSON schemas and patterns
 prompt_limits  limits on the size of a prompt
 tokens         token ids to text

@@ -14,9 +14,10 @@ import msgspec
 from events.schema import Logprob, Message, Parameters, ToolCallDelta
 from rift.catalogue import Model
 from rift.engines import Decoder, Delta, End, InvalidRequest, PromptTooLong, Rendered
-from rift.engines.prompt_limits import check_tokens, param_of
+from rift.engines.engine_words import REFUSED, UNSUPPORTED, engine_words
+from rift.engines.prompt_limits import check_text, check_tokens, param_of
 from rift.engines.schemas import check_schemas
-from rift.engines.tokens import Tokenizer
+from rift.engines.tokens import Tokenizer, template_words
 
 logger = logging.getLogger(__name__)
 
@@ -106,16 +107,16 @@ class Chat:
             request = chat_request(messages, parameters)
             result = await self._renderer.render_chat(request)
         except (VLLMClientError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            check_text(prompt, parameters)
             if getattr(error, "parameter", None) in ("input_tokens", "input_text"):
                 # vLLM stops counting once the prompt exceeds the context.
                 raise PromptTooLong(tokens_max + 1, param_of(prompt), tokens_max=tokens_max) from error
             raise invalid(error, parameters) from error
         if isinstance(result, ErrorResponse):
-            raise InvalidRequest(
-                result.error.message,
-                code="unsupported",
-                param=result.error.param or _likely_param(parameters),
-            )
+            logger.info("vLLM refused a request: %s", result.error.message)
+            is_template = "chat template" in result.error.message.lower()
+            param = "template" if is_template else _likely_param(parameters)
+            raise InvalidRequest(UNSUPPORTED.get(param or "", REFUSED), code="unsupported", param=param)
         (engine_input,) = result[1]
         ids = engine_input["prompt_token_ids"]
         check_tokens(len(ids), param_of(prompt), tokens_max=tokens_max)
@@ -335,8 +336,10 @@ def no_grammar(parameters: Parameters) -> InvalidRequest:
 
 def invalid(error: Exception, parameters: Parameters) -> InvalidRequest:
     """Translate vLLM's error. It names the parameter in a field, or only as the first word of its message."""
+    from vllm.exceptions import VLLMClientError
+
     param = getattr(error, "parameter", None)
-    message = str(error.args[0]) if error.args else type(error).__name__
+    message = str(error.args[0]) if error.args else ""
     if (errors := getattr(error, "errors", None)) is not None:  # pydantic's
         first = errors()[0]
         param = ".".join(map(str, first["loc"]))
@@ -344,7 +347,13 @@ def invalid(error: Exception, parameters: Parameters) -> InvalidRequest:
     param = str(param or message.split(" ", 1)[0]).partition(".")[0]
     param = PARAMS.get(param, param)
     known = param in Parameters.__struct_fields__ or param == "messages"
-    return _invalid_value(message, param if known else _likely_param(parameters))
+    param = param if known else _likely_param(parameters)
+    cause = error.__cause__
+    is_for_clients = errors is not None or (
+        isinstance(error, VLLMClientError) and (cause is None or template_words(cause) is not None)
+    )
+    words = engine_words(message, param, cause=cause, is_for_clients=is_for_clients)
+    return _invalid_value(words, param)
 
 
 def _likely_param(parameters: Parameters) -> str | None:
@@ -414,6 +423,11 @@ def _json_fields(struct: msgspec.Struct, name: str, param: str) -> dict[str, Any
 
 def _object(text: str, param: str) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
+        value = msgspec.json.decode(text, type=dict[str, Any])
+        # On the way to its engine process, vLLM encodes what it got, and fails for integers beyond 64 bits.
+        msgspec.msgpack.encode(value)
+    except OverflowError as error:
+        raise _invalid_value(f"{param} has an integer that does not fit 64 bits", param) from error
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise _invalid_value(f"{param} is not a JSON object: {error}", param) from error
+    return value

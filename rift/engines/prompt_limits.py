@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from events.schema import Message, Parameters
 from rift.catalogue import Model
-from rift.engines import EngineFailed, PromptTooLong
+from rift.engines import EngineFailed, InvalidRequest, PromptTooLong
 
 
 def check_bytes(size: int, param: str, *, tokens_max: int, token_bytes_max: int) -> None:
@@ -68,6 +68,18 @@ def texts(prompt: str | tuple[Message, ...], parameters: Parameters) -> Iterator
         yield tool.description or ""
         yield tool.parameters or ""
     yield parameters.template or ""
+
+
+def check_text(prompt: str | tuple[Message, ...], parameters: Parameters) -> None:
+    """Raise InvalidRequest if half a surrogate pair is in a text, because no tokenizer accepts that."""
+    try:
+        for text in texts(prompt, parameters):
+            text.encode()
+    except UnicodeEncodeError as error:
+        param = param_of(prompt)
+        raise InvalidRequest(
+            f"{param} is not valid text: {error.reason}", code="invalid_text", param=param
+        ) from error
 
 
 def _size(text: str) -> int:

@@ -310,12 +310,12 @@ def _forced(parameters: Parameters) -> ForcedAnswer | None:
     else:
         schema = response_format.schema or "{}"
     try:
-        answer = _smallest(json.loads(schema))
-    except (ValueError, RecursionError, TypeError, AttributeError) as error:
+        answer = json.dumps(_smallest(json.loads(schema)))
+    except (ValueError, RecursionError, TypeError, AttributeError, LookupError) as error:
         raise InvalidRequest(
-            f"{param} has an invalid schema: {error}", code="invalid_value", param=param
+            f"{param} has a schema that the simulated engine cannot read", code="invalid_value", param=param
         ) from error
-    return ForcedAnswer(json.dumps(answer), tool)
+    return ForcedAnswer(answer, tool)
 
 
 def _smallest(schema: dict[str, Any]) -> Any:

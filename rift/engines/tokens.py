@@ -101,8 +101,9 @@ class Tokenizer:
         try:
             text: str = self._hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
+            reason = template_words(error) or "it cannot be rendered with them"
             raise InvalidRequest(
-                f"this model's chat template rejects these messages: {error}",
+                f"this model's chat template rejects these messages: {reason}",
                 code="invalid_messages",
                 param="messages",
             ) from error
@@ -119,6 +120,14 @@ def longest_token(backend: Any) -> int:
     vocabulary = backend.get_vocab(with_added_tokens=False)
     longest = max((len(token) if is_byte_level else len(token.encode()) for token in vocabulary), default=1)
     return max([longest, *(len(token.content.encode()) for token in added.values())])
+
+
+def template_words(error: BaseException) -> str | None:
+    """Return what a chat template says when it rejects a request; None if the template itself fails."""
+    from jinja2 import TemplateError
+
+    # Its subclasses are about syntax and unknown variables.
+    return str(error) if type(error) is TemplateError else None
 
 
 class VllmDecoder:

@@ -16,6 +16,10 @@ CONTENT_REMOVED = Problem(
     code="content_removed", message="the request's content was removed before it was answered"
 )
 
+PROMPT_UNREADABLE = Problem(
+    code="prompt_unreadable", message="the engine cannot read this prompt; the operator's log has the reason"
+)
+
 
 class PreparedRequest(msgspec.Struct, frozen=True):
     """`max_tokens` bounds the output of all attempts together. With a `refusal` nothing may be generated."""
@@ -66,9 +70,8 @@ async def prepare_or_refuse(engine: Engine, accepted: RequestAccepted) -> Prepar
         except InvalidRequest as error:
             reason = "invalid"
             problem = Problem(code=error.code, message=error.message, param=error.param)
-        except Exception as error:
+        except Exception:
             # A template or tokenizer that fails on this prompt must not take worker after worker with it.
             logger.exception("%s: the prompt cannot be prepared", accepted.request)
-            message = f"the prompt cannot be prepared: {type(error).__name__}"
-            problem = Problem(code="prompt_unreadable", message=message)
+            problem = PROMPT_UNREADABLE
     return PreparedRequest(accepted, Rendered((), accepted.parameters), refusal=(reason, problem))

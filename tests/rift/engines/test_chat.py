@@ -13,6 +13,7 @@ from events.schema import Message, Parameters, ResponseFormat, Tool, ToolCall
 from rift import catalogue
 from rift.engines import InvalidRequest, prepare
 from rift.engines.chat import chat_request
+from rift.engines.engine_words import INTERNAL
 from rift.engines.vllm import VllmEngine
 from rift.worker.attempt import NotContinuable
 from tests.rift.engines.conftest import start, stop
@@ -198,6 +199,7 @@ def pattern(text: str) -> ResponseFormat:
     return schema_of({"type": "object", "properties": properties, "required": ["a"]})
 
 
+REQUIRED = {"tool_choice": "required"}
 BAD: Sequence[tuple[dict[str, Any], str]] = [
     ({"response_format": schema_of("[]")}, "response_format"),
     ({"response_format": schema_of("{")}, "response_format"),
@@ -226,6 +228,14 @@ BAD: Sequence[tuple[dict[str, Any], str]] = [
     ({"logprobs": 21}, "logprobs"),
     ({"logprobs": 2**60}, "logprobs"),
     ({"logit_bias": {"49152": 1.0}}, "logit_bias"),
+    ({"response_format": schema_of({"enum": [2**70]})}, "response_format"),
+    ({"response_format": schema_of({"type": "array", "uniqueItems": True})}, "response_format"),
+    ({"template": json.dumps({"a": 2**70})}, "template"),
+    ({"template": '{"messages": 5}'}, "template"),
+    ({"template": '{"self": 1}'}, "template"),
+    ({"tools": TOOLS, "tool_choice": "auto", "template": '{"chat_template": "x"}'}, "template"),
+    ({"messages": (Message(role="user", content="\ud800"),), "tools": TOOLS}, "messages"),
+    ({"tools": (Tool(name="f", parameters='{"type":"string","pattern":"(("}'),), **REQUIRED}, "tools"),
 ]
 
 
@@ -237,6 +247,8 @@ async def test_an_invalid_request_is_rejected_and_the_engine_survives(
         await ask(engine, **parameters)
     assert rejected.value.param == param
     assert rejected.value.message
+    assert not INTERNAL.search(rejected.value.message)
+    assert "object is not" not in rejected.value.message
     assert answer_of(await ask(engine, max_tokens=3)).text
 
 

@@ -194,13 +194,6 @@ async def test_an_answer_cut_at_any_token_shows_only_what_the_model_wrote(
             assert entire.arguments.startswith(call.arguments.rstrip("\ufffd")), f"cut at {cut}"
 
 
-async def test_a_stop_string_after_the_name_of_a_call_leaves_it_without_arguments(hf: Any) -> None:
-    asked = accepted(tools=(WEATHER,), stop=(", ",), max_tokens=1000)
-    engine = scripted(hf, HERMES, tools="hermes", reasoning=None, parameters=asked.parameters)
-    (call,) = answer_of(await run(engine, asked)).tool_calls
-    assert (call.name, call.arguments) == ("get_weather", "")
-
-
 async def test_an_answer_with_different_logged_reasoning_is_not_continued(hf: Any) -> None:
     asked = accepted(max_tokens=1000)
     engine = scripted(

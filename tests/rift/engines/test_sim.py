@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from events.schema import Message, Parameters, ResponseFormat, Tool
@@ -95,6 +97,38 @@ def test_a_continuation_equals_the_rest_of_the_first_attempt(
     whole = ids_of(run(engine_on(Clock()), prompt, seed=seed, max_tokens=41))
     rest = run(engine_on(Clock(late_s=0.1)), prompt, whole[:cut], seed=seed, max_tokens=41 - cut)
     assert whole[:cut] + ids_of(rest) == whole
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["enum", "type", "properties", "required", "minimum", "a"]), inner, max_size=4
+        )
+    ),
+)
+
+
+@given(JSON)
+@example({"enum": []})
+@example({"enum": {}})
+@example({"properties": {"a": True}, "required": ["a"]})
+@example({"required": 5})
+def test_a_schema_is_answered_or_refused(schema: Any) -> None:
+    text = json.dumps(schema)
+    asked = Parameters(response_format=ResponseFormat(type="json_schema", schema=text))
+    with suppress(InvalidRequest):
+        rendered = anyio.run(partial(SimEngine(MODEL).render, "x", asked, raw=False, tokens_max=10))
+        json.loads(rendered.private.json)
+
+
+@pytest.mark.parametrize("schema", ['{"enum": []}', '{"properties": 5, "required": ["a"]}', "[]", "{"])
+def test_a_schema_that_cannot_be_read_is_invalid(schema: str) -> None:
+    asked = Parameters(response_format=ResponseFormat(type="json_schema", schema=schema))
+    with pytest.raises(InvalidRequest, match="a schema that the simulated engine cannot read") as refused:
+        anyio.run(partial(SimEngine(MODEL).render, "x", asked, raw=False, tokens_max=10))
+    assert (refused.value.code, refused.value.param) == ("invalid_value", "response_format")
 
 
 def test_prompt_and_seed_change_the_answer() -> None:

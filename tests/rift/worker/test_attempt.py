@@ -12,7 +12,7 @@ from rift.engines import InvalidRequest
 from rift.engines.sim import SimDecoder, SimEngine
 from rift.worker.attempt import NotContinuable
 from rift.worker.detokenizer import Detokenizer
-from rift.worker.prompt import prepare
+from rift.worker.prompt import prepare, prepare_or_refuse
 from tests.rift.worker import answers
 from tests.rift.worker.answers import answer_of, ids_of, past_of, run, tokens_of
 from tests.scripted_engine import ScriptedEngine
@@ -112,6 +112,20 @@ async def test_a_prompt_or_limit_that_does_not_fit_is_invalid(
         assert refused.value.code == code
         begin = "This model's maximum context length is 4096 tokens. However, you requested "
         assert refused.value.message.startswith(begin + asked)
+
+
+async def test_an_error_of_the_engine_while_it_reads_a_prompt_stays_in_its_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def encode(*args: Any, **more: Any) -> list[int]:
+        raise KeyError("vocabulary")
+
+    engine = SimEngine(MODEL)
+    monkeypatch.setattr(engine, "encode", encode)
+    refusal = (await prepare_or_refuse(engine, accepted())).refusal
+    assert refusal is not None
+    assert (refusal[0], refusal[1].code) == ("failed", "prompt_unreadable")
+    assert "KeyError" not in refusal[1].message
 
 
 async def test_a_reservation_of_fewer_tokens_does_not_claim_that_the_context_is_full() -> None:
