@@ -28,6 +28,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -105,7 +106,9 @@ class DataDir:
             self.logs.mkdir(mode=0o700, exist_ok=True)
             for name, text in (("version", VERSION), ("secret", secrets.token_hex(SECRET_BYTES))):
                 if not os.path.lexists(self.folder / name):
-                    nats_server.create_secret(self.folder / name, text)
+                    # Another first start may have created it since. One of them gets the lock.
+                    with suppress(FileExistsError):
+                        nats_server.create_secret(self.folder / name, text)
         except FileExistsError as error:
             raise DataDirError(
                 f"{error.filename2 or error.filename} is in the way: move it, or name another folder with "

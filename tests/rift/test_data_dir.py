@@ -174,6 +174,21 @@ def test_a_secret_is_created_once_and_not_through_a_link(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"secret", "elsewhere"}
 
 
+def test_two_first_starts_at_once_agree_on_one_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = nats_server.create_secret
+
+    def second(path: Path, text: str) -> None:
+        create(path, "1" if path.name == "version" else "ab" * 32)
+        create(path, text)
+
+    monkeypatch.setattr(nats_server, "create_secret", second)
+    folder = DataDir(tmp_path / "data")
+    folder.make()
+    assert folder.secret() == b"\xab" * 32
+
+
 @pytest.mark.parametrize("name", ["archive", "nats", "nats/store"])
 def test_a_part_that_is_no_folder_is_refused(used: DataDir, name: str) -> None:
     path = used.folder / name
