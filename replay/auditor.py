@@ -385,7 +385,8 @@ class Audit:
         if first.plan == "per_second":
             spans = [span for charge in charges for span in charge.spans]
             older = paid.get(first.model, [])
-            seconds = whole_seconds(spans, older)
+            most = sum(-((start - end) // SECOND_NS) for start, end in spans)
+            seconds = min(whole_seconds(spans, older), most)
             paid[first.model] = older + spans
             price = self.book.prices[first.price_version][first.model]
             nanousd = seconds * price.get("second_nanousd", 0)

@@ -69,6 +69,16 @@ class AskInvoice(Question, frozen=True, forbid_unknown_fields=True):
     period: str
 
 
+class AskInvoices(Question, frozen=True, forbid_unknown_fields=True):
+    """Ask for an account's newest invoices without their lines, older than the month `after`."""
+
+    topic = "rift.ask.invoices"
+
+    account: str
+    limit: int
+    after: str | None = None
+
+
 class AskUsage(Question, frozen=True, forbid_unknown_fields=True):
     topic = "rift.ask.usage"
 
@@ -137,6 +147,7 @@ AnyQuestion = (
     | AskProblems
     | Sql
     | AskInvoice
+    | AskInvoices
     | AskUsage
     | AskRequests
     | ClosePeriod

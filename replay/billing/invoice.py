@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from events.money import usd
 from replay.errors import ReplayError
 from replay.sql_files import sql
 from replay.warehouse.result import QueryResult
@@ -22,11 +23,13 @@ Read = Callable[..., list[QueryResult]]
 PERIOD = re.compile(r"2[0-9]{3}-(0[1-9]|1[0-2])")
 DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
-GROUPS = ("day", "model", "key", "plan")
+GROUPS = ("hour", "day", "model", "key", "plan")
 MEASURES = (
     *("requests", "charged_requests", "prompt_tokens", "cached_tokens", "output_tokens"),
     "charge_nanousd",
 )
+# About 3 MB of JSON. A year of hours has 8,760.
+USAGE_ROWS_MAX = 10_000
 
 
 class BillingRefused(ReplayError):
@@ -82,6 +85,32 @@ def invoice(read: Read, account: str, period: str) -> Invoice:
     return Invoice(account, period, status, found, sum(line.nanousd for line in found), reached)
 
 
+def invoice_list(read: Read, account: str, limit: int, after: str | None) -> dict[str, Any]:
+    """Return up to `limit` months with a charge, newest first, that are older than the month `after`.
+
+    Raises BillingRefused.
+    """
+    if after is not None:
+        checked_period(after)
+    known, page = read(
+        ("select count(*) from accounts where account = ?", [account]),
+        (sql("billing/invoices"), {"account": account, "after": after, "limit": limit + 1}),
+    )
+    if known.rows == [[0]]:
+        raise BillingRefused(f"there is no account {account!r}")
+    data = [
+        {
+            "object": "invoice",
+            "period": period,
+            "status": status,
+            "total_nanousd": total,
+            "total_usd": usd(total),
+        }
+        for period, status, total in page.rows[:limit]
+    ]
+    return {"object": "list", "data": data, "has_more": len(page.rows) > limit}
+
+
 class Closing(msgspec.Struct, frozen=True):
     """The total of a period over all accounts. `digest` covers every line of every invoice."""
 
@@ -115,12 +144,23 @@ def usage(read: Read, account: str, first_day: str, last_day: str, groups: Seque
         ("select count(*) from accounts where account = ?", [account]),
         (
             sql("billing/usage"),
-            {"account": account, "first_day": first_day, "last_day": last_day, "groups": list(groups)},
+            {
+                "account": account,
+                "first_day": first_day,
+                "last_day": last_day,
+                "groups": list(groups),
+                "rows": USAGE_ROWS_MAX + 1,
+            },
         ),
         ("select stream, sequence from lag order by stream", []),
     )
     if known.rows == [[0]]:
         raise BillingRefused(f"there is no account {account!r}")
+    if len(sums.rows) > USAGE_ROWS_MAX:
+        raise BillingRefused(
+            f"group_by: {','.join(groups)} from {first_day} to {last_day} has more than {USAGE_ROWS_MAX} "
+            "rows; ask for fewer days with from and to, or for fewer groups"
+        )
     columns = (*groups, *MEASURES)
     rows = [dict(zip(sums.columns, row, strict=True)) for row in sums.rows]
     rows.sort(key=lambda row: [row[group] for group in groups])

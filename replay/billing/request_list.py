@@ -25,8 +25,13 @@ def _resource(row: dict[str, Any]) -> dict[str, Any]:
     prompt = row["prompt_tokens"]
     output = row["output_tokens"]
     nanousd = row["charge_nanousd"]
-    is_known = row["plan"] == "per_token" and row["finished_at_ns"] is not None
-    return {
+    by_second = row["plan"] == "per_second"
+    charge: dict[str, Any] | None = {"nanousd": nanousd, "usd": usd(nanousd)}
+    if row["finished_at_ns"] is None:
+        charge = None
+    elif by_second:
+        charge = {"at_most_nanousd": row["at_most_nanousd"] or 0, "final": False}
+    shown = {
         "id": row["request_id"],
         "object": "inference",
         "kind": row["kind"],
@@ -37,5 +42,6 @@ def _resource(row: dict[str, Any]) -> dict[str, Any]:
         "group": row["group_id"],
         "choice": row["choice"],
         "usage": {"prompt_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output},
-        "charge": {"nanousd": nanousd, "usd": usd(nanousd)} if is_known else None,
+        "charge": charge,
     }
+    return shown | {"seconds": row["seconds"]} if by_second else shown

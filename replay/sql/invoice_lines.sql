@@ -22,7 +22,7 @@ with lines as (
     group by account, period, model, plan, price_version
 ),
 -- Plan per_second: when attempts of charged requests ran. A line is not charged for time that an earlier line
--- (by period, then version) of the same account and model has paid for.
+-- (by period, then version) of the same account and model has paid for, nor for more than all its attempts' seconds.
 ran as (
     select account, model, period, price_version, started_at_ns as from_ns, last_event_at_ns as to_ns
     from charges
@@ -30,7 +30,9 @@ ran as (
     where plan = 'per_second'
 ),
 spans as (
-    select account, model, period, price_version, min(from_ns) as from_ns, max(to_ns) as to_ns
+    select
+        account, model, period, price_version, 'per_second' as plan, min(from_ns) as from_ns, max(to_ns) as to_ns,
+        sum((to_ns - from_ns + 999999999) // 1000000000) as seconds_max
     from ran
     group by account, model, period, price_version
 ),
@@ -76,11 +78,12 @@ unions as (
 ),
 paid as (
     select
-        account, model, period, price_version, 'per_second' as plan,
-        sum((to_ns - from_ns + 999999999) // 1000000000) as seconds
+        account, model, period, price_version, plan,
+        least(sum((unions.to_ns - unions.from_ns + 999999999) // 1000000000), any_value(seconds_max)) as seconds
     from unions
+    join spans using (account, model, period, price_version)
     where is_paid
-    group by account, model, period, price_version
+    group by account, model, period, price_version, plan
 )
 select
     lines.account,

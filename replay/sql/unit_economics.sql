@@ -84,8 +84,9 @@ revenue as (
         count(*) as requests,
         sum(prompt_tokens) as prompt_tokens,
         sum(output_tokens) as output_tokens,
-        sum(charge_nanousd) as revenue_nanousd
+        sum(coalesce(shares.nanousd, charge_nanousd)) as revenue_nanousd
     from facts.ended_requests
+    left join shares using (request_id, account, model)
     group by model, hour
 ),
 -- The total, starting and busy are rounded down once per model and hour; idle is the difference.

@@ -11,7 +11,8 @@ select
     sum(prompt_tokens) as prompt_tokens,
     sum(cached_tokens) as cached_tokens,
     sum(output_tokens) as output_tokens,
-    sum(charge_nanousd) as charge_nanousd
+    sum(coalesce(shares.nanousd, charge_nanousd)) as charge_nanousd
 from requests
+left join shares using (request_id, account, model)
 where finished_at_ns is not null
 group by account, key, model, plan, day;

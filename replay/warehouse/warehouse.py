@@ -32,9 +32,9 @@ from replay.warehouse.result import QueryRefused, QueryResult
 
 # In the order of creation: each may read those before it.
 RELATIONS = (
-    *("requests", "attempts", "replicas", "decisions", "usage", "latency", "itl_bounds", "demand"),
-    *("prices", "accounts", "keys", "limits", "corrections", "periods", "segments", "charges"),
-    *("invoice_lines", "balances", "elections", "unit_economics", "lag"),
+    *("requests", "attempts", "replicas", "decisions", "latency", "itl_bounds", "demand", "prices"),
+    *("accounts", "keys", "limits", "corrections", "periods", "segments", "charges", "invoice_lines"),
+    *("shares", "usage", "balances", "elections", "unit_economics", "lag"),
 )
 
 # The meaning of the rows. Raise it when the fold changes without a change of the SQL, so that older files are
@@ -45,7 +45,7 @@ FOLD_VERSION = 2
 # and `replicas` describe the present, `demand` and `decisions` explain; they are left out.
 DIGESTED = (
     *("requests", "attempts", "usage", "latency", "prices", "accounts", "keys", "limits", "corrections"),
-    *("periods", "charges", "invoice_lines", "balances"),
+    *("periods", "charges", "invoice_lines", "shares", "balances"),
 )
 
 # A DuckDB file begins with three headers of 4 KiB, the first with a checksum and this mark.

@@ -10,10 +10,12 @@ from msgspec.structs import replace
 
 from events.book import Book
 from events.contracts import SECOND_NS
+from events.intervals import Span, whole_seconds
 from events.lifecycle import NEW, Life, advance
 from events.money import usd
-from events.pricing import charge_nanousd
+from events.pricing import charge_nanousd, is_chargeable
 from events.schema import (
+    AttemptReleased,
     AttemptStarted,
     Logprob,
     Price,
@@ -61,6 +63,8 @@ class Times(msgspec.Struct):
     started_ns: int | None = None
     first_token_ns: int | None = None
     finished_ns: int | None = None
+    # By attempt: its start and its own last event.
+    attempts: list[Span] = []
 
     def since_accepted_ms(self, step_ns: int | None) -> float | None:
         if step_ns is None or self.accepted_ns is None:
@@ -103,6 +107,7 @@ class Completion:
     def add(self, event: Any, life: Life, stored_at_ns: int) -> None:
         """Take an event that counted, and the life after it."""
         self.life = life
+        self._note_attempt(event, stored_at_ns)
         match event:
             case TokensGenerated():
                 if self._keep_text:
@@ -126,6 +131,17 @@ class Completion:
             if self.segments and self.segments[-1].kind == "text":
                 self.segments[-1].logprobs += self._pending_logprobs
             self._pending_logprobs = []
+
+    def _note_attempt(self, event: Any, stored_at_ns: int) -> None:
+        match event:
+            case AttemptStarted():
+                self._times.attempts.append((stored_at_ns, stored_at_ns))
+            case (
+                TokensGenerated() | AttemptReleased(why="draining" | "host") | RequestFinished(attempt=str())
+            ) if self._times.attempts:
+                # A subscription that follows ends only has no attempt.
+                start_ns, end_ns = self._times.attempts[-1]
+                self._times.attempts[-1] = start_ns, max(end_ns, stored_at_ns)
 
     def _keep(self, event: TokensGenerated) -> None:
         self.logprobs += event.logprobs
@@ -190,12 +206,28 @@ class Completion:
         problem = self.life.error or Problem(code=self.life.reason, message=words)
         return UNAVAILABLE.get(problem.code, status), problem
 
+    @property
+    def attempts(self) -> list[Span]:
+        """When each attempt ran: from its start to its own last event, in Unix nanoseconds."""
+        return self._times.attempts
+
+    @property
+    def seconds(self) -> int:
+        """The time that its attempts ran, each rounded up to whole seconds."""
+        return whole_seconds(self._times.attempts)
+
     def charge(self) -> dict[str, Any] | None:
         """Return the charge, or None before the end, because it depends on how the request ends.
 
         The choices of a group share the charge for the prompt, so a single one of them has no charge either.
+        Under plan per_second, requests that run at once share seconds, so only the most is known.
         """
-        if self.accepted.plan != "per_token" or self.accepted.group or self.life.phase != "ended":
+        if self.life.phase != "ended":
+            return None
+        if self.accepted.plan == "per_second":
+            seconds = self.seconds if is_chargeable(self.life) else 0
+            return {"at_most_nanousd": seconds * (self.price.second_nanousd or 0), "final": False}
+        if self.accepted.group:
             return None
         nanousd = charge_nanousd(self.life, self.price, cached_tokens=self.cached_tokens)
         return {"nanousd": nanousd, "usd": usd(nanousd)}

@@ -281,7 +281,8 @@ def _lines(streams: Streams, account: str, period: str) -> Iterator[dict[str, An
                 for charge in others
                 for span in charge.spans
             ]
-            seconds = whole_seconds(left([span for charge in line_charges for span in charge.spans], older))
+            spans = [span for charge in line_charges for span in charge.spans]
+            seconds = min(whole_seconds(left(spans, older)), sum(whole_seconds([span]) for span in spans))
             nanousd = seconds * (known[version, model].second_nanousd or 0)
         rows = [f"{c.place} {' '.join(map(str, c.tokens))} {c.nanousd}\n" for c in line_charges]
         yield {

@@ -4,11 +4,13 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from events.money import usd
 from tests.service import Service, until
 
 pytestmark = pytest.mark.slow
@@ -111,6 +113,62 @@ def test_a_price_applies_to_requests_accepted_after_it(service: Service, tmp_pat
         {"price_version": version - 1, "nanousd": before},
         {"price_version": version, "nanousd": 2 * before},
     ]
+
+
+def test_plan_per_second_is_the_same_in_answers_lists_usage_economics_and_invoice(
+    service: Service, tmp_path: Path
+) -> None:
+    listed = tmp_path / "seconds.toml"
+    listed.write_text(
+        '[prices."smollm2:135m"]\nprompt_usd = "0.02"\noutput_usd = "0.04"\n'
+        'cached_prompt_usd = "0.01"\nsecond_usd = "0.000000701"\n'
+    )
+    done(service, "prices", "publish", str(listed))
+    key = new_key(service, "timed")
+    done(service, "limits", "set", "--account", "timed", "--plan", "per_second")
+    # A gateway follows the book.
+    until(service, "select 1 from limits where account = 'timed' and plan = 'per_second'")
+    with service.client(key) as client:
+        model = client.get("/v1/models/smollm2:135m").json()
+        assert model["price_nanousd"] == {
+            "prompt_token": 20, "cached_prompt_token": 10, "output_token": 40, "second": 701
+        }  # fmt: skip
+        assert model["price_usd"]["second"] == "0.000000701"
+        assert model["price_usd"]["million_cached_prompt_tokens"] == "0.010000000"
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda tokens: infer(service, key, tokens), (5, 20, 40)))
+        for answer in answers:
+            assert answer["seconds"] >= 1
+            assert answer["charge"] == {"at_most_nanousd": answer["seconds"] * 701, "final": False}
+            stored = client.get(f"/v1/inference/{answer['id']}").json()
+            assert (stored["seconds"], stored["charge"]) == (answer["seconds"], answer["charge"])
+        shown = {row["id"]: row for row in client.get("/v1/inference").json()["data"]}
+        for answer in answers:
+            row = shown[answer["id"]]
+            assert (row["seconds"], row["charge"]) == (answer["seconds"], answer["charge"])
+        period = period_of(service)
+        bill = client.get(f"/v1/invoices/{period}").json()
+        assert bill["lines"][0]["nanousd"] == bill["lines"][0]["seconds"] * 701
+        [listed_bill] = client.get("/v1/invoices").json()["data"]
+        assert listed_bill == {
+            "object": "invoice", "period": period, "status": "open",
+            "total_nanousd": bill["total_nanousd"], "total_usd": usd(bill["total_nanousd"]),
+        }  # fmt: skip
+        for groups in ("hour", "plan,key"):
+            rows = client.get("/v1/usage", params={"group_by": groups}).json()["data"]
+            assert sum(row["charge_nanousd"] for row in rows) == bill["total_nanousd"]
+        refused = client.get("/v1/invoices", params={"after": "2026"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_period")
+        refused = client.get("/v1/invoices", params={"limit": "0"})
+        assert refused.json()["error"]["param"] == "limit"
+    shares = service.sql("select seconds, nanousd from shares where account = 'timed'")
+    assert sum(row["nanousd"] for row in shares) == bill["total_nanousd"]
+    assert sum(row["seconds"] for row in shares) == sum(answer["seconds"] for answer in answers)
+    [both] = service.sql(
+        "select (select sum(revenue_nanousd) from unit_economics) as earned,"
+        " (select sum(nanousd) from invoice_lines where plan <> 'correction') as billed"
+    )
+    assert both["earned"] == both["billed"]
 
 
 def test_a_list_that_prices_an_unknown_model_is_not_published(service: Service, tmp_path: Path) -> None:

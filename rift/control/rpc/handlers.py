@@ -19,6 +19,7 @@ from rift.control.rpc.operators import Operators
 from rift.control.rpc.server import Handler
 from rift.rpc import (
     AskInvoice,
+    AskInvoices,
     AskLanes,
     AskProblems,
     AskRequests,
@@ -64,6 +65,7 @@ class Handlers:
             Sql: self._operators.sql,
             AskStatus: self._operators.status,
             AskInvoice: self._invoice,
+            AskInvoices: self._invoices,
             AskUsage: self._usage,
             AskRequests: self._requests,
             Digests: self._operators.digests,
@@ -78,6 +80,10 @@ class Handlers:
         return await self._projection.read(
             lambda warehouse: invoice.invoice(warehouse.read, question.account, question.period)
         )
+
+    async def _invoices(self, question: AskInvoices) -> object:
+        page = question.account, question.limit, question.after
+        return await self._projection.read(lambda warehouse: invoice.invoice_list(warehouse.read, *page))
 
     async def _usage(self, question: AskUsage) -> object:
         days = question.first_day, question.last_day

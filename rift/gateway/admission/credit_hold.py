@@ -1,23 +1,17 @@
 """A credit hold of this lane, the charge of a request to it, and the errors of a request without one."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import msgspec
 
 from events.credit import Balance
 from events.intervals import Span, unite, whole_seconds
-from events.lifecycle import Life
 from events.money import usd
 from events.pricing import charge_nanousd, is_chargeable
 from events.schema import (
-    AttemptReleased,
-    AttemptStarted,
     CreditHeld,
     Price,
     RequestAccepted,
-    RequestFinished,
-    TokensGenerated,
 )
 from rift.gateway.asgi.errors import HTTPError, retry_after
 from rift.gateway.choices import prompt_id
@@ -32,18 +26,6 @@ class MeteredCompletion(Completion):
 
     def __init__(self, accepted: RequestAccepted, price: Price) -> None:
         super().__init__(accepted, price, keep_text=False)
-        self._attempts: list[Span] = []
-
-    def add(self, event: Any, life: Life, stored_at_ns: int) -> None:
-        super().add(event, life, stored_at_ns)
-        match event:
-            case AttemptStarted():
-                self._attempts.append((stored_at_ns, stored_at_ns))
-            case (
-                TokensGenerated() | AttemptReleased(why="draining" | "host") | RequestFinished(attempt=str())
-            ):
-                start_ns, end_ns = self._attempts[-1]
-                self._attempts[-1] = start_ns, max(end_ns, stored_at_ns)
 
     @property
     def is_by_second(self) -> bool:
@@ -51,7 +33,7 @@ class MeteredCompletion(Completion):
 
     @property
     def ran(self) -> list[Span]:
-        return self._attempts if self.is_by_second and is_chargeable(self.life) else []
+        return self.attempts if self.is_by_second and is_chargeable(self.life) else []
 
     def nanousd(self, *, with_prompt: bool) -> int:
         """Return the charge for tokens. `with_prompt` is False if another choice was charged the prompt."""

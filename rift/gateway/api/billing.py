@@ -9,12 +9,21 @@ from rift.gateway.admission.auth import Authenticator
 from rift.gateway.api.account_turns import questions
 from rift.gateway.asgi.errors import HTTPError, retry_after
 from rift.gateway.asgi.request import Request
-from rift.rpc import AnswerFailed, AskInvoice, AskRequests, AskUsage, ProjectionBlocked, QuestionRefused, ask
+from rift.rpc import (
+    AnswerFailed,
+    AskInvoice,
+    AskInvoices,
+    AskRequests,
+    AskUsage,
+    ProjectionBlocked,
+    QuestionRefused,
+    ask,
+)
 
 # How long a client waits for the control process.
 ANSWER_S = 5.0
 
-# Requests in a page; a row has about 330 bytes.
+# Requests or invoices in a page; a row has about 330 bytes.
 PAGE = 20
 PAGE_MAX = 100
 
@@ -36,6 +45,12 @@ class BillingRoutes:
         issued = self._auth.authenticate(request, "usage")
         await request.answer(200, await self._ask(AskInvoice(issued.account, period), "invalid_period"))
 
+    async def invoices(self, request: Request) -> None:
+        """Answer with `limit` invoices of the account, newest first, that precede the month `after`."""
+        issued = self._auth.authenticate(request, "usage")
+        question = AskInvoices(issued.account, _limit(request), request.query().get("after"))
+        await request.answer(200, await self._ask(question, "invalid_period"))
+
     async def usage(self, request: Request) -> None:
         """`from` and `to` are days (UTC), both inclusive; `group_by` is a comma-separated list."""
         issued = self._auth.authenticate(request, "usage")
@@ -47,22 +62,18 @@ class BillingRoutes:
     async def requests(self, request: Request) -> None:
         """Answer with `limit` requests of the account, newest first, that precede the request `after`."""
         issued = self._auth.authenticate(request, None)
-        query = request.query()
         if not set(LISTING) & set(issued.scopes):
             message = f"this API key may not list requests; its scopes are {', '.join(issued.scopes)}"
             raise HTTPError(403, message, code="insufficient_scope")
-        limit = query.get("limit", str(PAGE))
-        after = query.get("after")
-        if not re.fullmatch(r"\d{1,3}", limit) or not 1 <= int(limit) <= PAGE_MAX:
-            message = f"limit: must be a number from 1 to {PAGE_MAX}, got {limit!r}"
-            raise HTTPError(400, message, code="invalid_query", param="limit")
+        limit = _limit(request)
+        after = request.query().get("after")
         if after is not None and ids.verified(after, secret=self._secret, account=issued.account) is None:
             message = f"after: request {after!r} was not found"
             raise HTTPError(400, message, code="invalid_query", param="after")
-        question = AskRequests(issued.account, int(limit), after)
+        question = AskRequests(issued.account, limit, after)
         await request.answer(200, await self._ask(question, "invalid_query"))
 
-    async def _ask(self, question: AskInvoice | AskUsage | AskRequests, code: str) -> Any:
+    async def _ask(self, question: AskInvoice | AskInvoices | AskUsage | AskRequests, code: str) -> Any:
         try:
             with self._turns.take(question.account):
                 return await ask(self._log, question, timeout_s=ANSWER_S)
@@ -80,3 +91,12 @@ class BillingRoutes:
         except LogError as error:
             message = "the control process does not answer; try again"
             raise HTTPError(503, message, code="control_unavailable", headers=retry_after(5)) from error
+
+
+def _limit(request: Request) -> int:
+    """Return the page size that the client asks for. Raises HTTPError (400)."""
+    limit = request.query().get("limit", str(PAGE))
+    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= PAGE_MAX:
+        message = f"limit: must be a number from 1 to {PAGE_MAX}, got {limit!r}"
+        raise HTTPError(400, message, code="invalid_query", param="limit")
+    return int(limit)

@@ -2,11 +2,15 @@
 
 from typing import Any
 
+from events.money import usd
+from events.schema import Price
 from rift.catalogue import Catalogue
 from rift.gateway.admission.admission import Admission
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.asgi.request import Request
 from rift.gateway.state import LogState
+
+MILLION = 1_000_000
 
 
 class ModelRoutes:
@@ -50,8 +54,21 @@ class ModelRoutes:
             "starting": self._fleet.count(name, "starting"),
         }
         if price is not None:
-            shown["price_nanousd"] = {
-                "prompt_token": price.prompt_nanousd,
-                "output_token": price.output_nanousd,
-            }
+            shown |= _prices(price)
         return shown
+
+
+def _prices(price: Price) -> dict[str, Any]:
+    """Return all prices of a model: in nano-USD, and in USD per million tokens and per second."""
+    cached, second = price.cached_prompt_nanousd, price.second_nanousd
+    nanousd = {
+        "prompt_token": price.prompt_nanousd,
+        # Without a price of their own, cached tokens cost as much as others.
+        "cached_prompt_token": price.prompt_nanousd if cached is None else cached,
+        "output_token": price.output_nanousd,
+    }
+    per_million = {f"million_{name}s": usd(each * MILLION) for name, each in nanousd.items()}
+    return {
+        "price_nanousd": {**nanousd, "second": second},
+        "price_usd": {**per_million, "second": None if second is None else usd(second)},
+    }

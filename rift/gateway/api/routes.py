@@ -250,6 +250,18 @@ ROUTES = (
     ),
     Route(
         method="GET",
+        path="/v1/invoices",
+        handler=lambda to: to.billing.invoices,
+        summary="List the account's invoices, newest first.",
+        parameters=(
+            _query("limit", "Page size, 20 by default.", {"type": "integer", "minimum": 1, "maximum": 100}),
+            _query("after", "The month of the previous page's last invoice.", {"type": "string"}),
+        ),
+        answers={200: ResponseSpec("One page.", schemas.InvoiceList)},
+        errors=BILLED,
+    ),
+    Route(
+        method="GET",
         path="/v1/invoices/{id}",
         handler=lambda to: to.billing.invoice,
         summary="Get the account's invoice of a month, `YYYY-MM`.",
@@ -265,7 +277,11 @@ ROUTES = (
         parameters=(
             _query("from", "The first day (UTC).", DAY),
             _query("to", "The last day (UTC), inclusive.", DAY),
-            _query("group_by", "Columns, separated by commas.", {"type": "string"}),
+            _query(
+                "group_by",
+                "Columns, separated by commas: hour, day, model, key, plan. At most 10,000 rows.",
+                {"type": "string"},
+            ),
         ),
         answers={200: ResponseSpec("The sums.", dict[str, Any])},
         errors=BILLED,

@@ -36,8 +36,12 @@ class InferenceUsage(ResponseSchema, frozen=True, kw_only=True):
 
 
 class Charge(ResponseSchema, frozen=True, kw_only=True):
-    nanousd: Count
-    usd: str
+    """`nanousd` and `usd` or, under plan per_second, the most that the request can cost."""
+
+    nanousd: Count | None = None
+    usd: str | None = None
+    at_most_nanousd: Count | None = None
+    final: Literal[False] | None = None
 
 
 class Timing(ResponseSchema, frozen=True, kw_only=True):
@@ -58,6 +62,8 @@ class InferenceEnd(ResponseSchema, frozen=True, kw_only=True):
     usage: InferenceUsage
     charge: Charge | None
     timing: Timing
+    # Under plan per_second.
+    seconds: Count | None = None
     simulated: bool = False
 
 
@@ -95,11 +101,29 @@ class InferenceFacts(ResponseSchema, frozen=True, kw_only=True):
     choice: Count
     usage: InferenceUsage
     charge: Charge | None
+    # Under plan per_second.
+    seconds: Count | None = None
 
 
 class InferenceList(ResponseSchema, frozen=True, kw_only=True):
     object: Literal["list"]
     data: list[InferenceFacts]
+    has_more: bool
+
+
+class InvoiceFacts(ResponseSchema, frozen=True, kw_only=True):
+    """A month that has a charge or a correction. A closed month does not change."""
+
+    object: Literal["invoice"]
+    period: str
+    status: Literal["open", "closed"]
+    total_nanousd: int
+    total_usd: str
+
+
+class InvoiceList(ResponseSchema, frozen=True, kw_only=True):
+    object: Literal["list"]
+    data: list[InvoiceFacts]
     has_more: bool
 
 
@@ -337,8 +361,21 @@ class ResponseEvent(ResponseSchema, frozen=True, kw_only=True):
 
 
 class ModelPrice(ResponseSchema, frozen=True, kw_only=True):
+    """`second` is null if the model has no price under plan per_second."""
+
     prompt_token: Count
+    cached_prompt_token: Count
     output_token: Count
+    second: Count | None
+
+
+class ModelPriceUsd(ResponseSchema, frozen=True, kw_only=True):
+    """The same prices in USD: per million tokens, and per second."""
+
+    million_prompt_tokens: str
+    million_cached_prompt_tokens: str
+    million_output_tokens: str
+    second: str | None
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -352,6 +389,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     default: bool
     ready: bool
     price_nanousd: ModelPrice | None = None
+    price_usd: ModelPriceUsd | None = None
 
 
 class ModelList(ResponseSchema, frozen=True, kw_only=True):

@@ -105,6 +105,8 @@ def inference(answer: Completion, *, with_output: bool = True) -> dict[str, Any]
         "charge": answer.charge(),
         "timing": answer.timing(),
     }
+    if answer.accepted.plan == "per_second":
+        shown["seconds"] = answer.seconds
     if answer.simulated:
         shown["simulated"] = True
     return shown

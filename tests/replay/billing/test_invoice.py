@@ -1,19 +1,24 @@
 """Invoices of handwritten histories, exact to the nano-USD."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from events import schema, subjects
 from events.schema import RequestFinished
 from replay.billing import focus_csv
-from replay.billing.invoice import BillingRefused, closing, invoice, usage
+from replay.billing import invoice as billing
+from replay.billing.invoice import BillingRefused, closing, invoice, invoice_list, usage
 from replay.sql_files import checks, sql
 from replay.warehouse.warehouse import Warehouse
 from tests.replay import reckoning
-from tests.replay.seconds import SECONDS, runs_of
+from tests.replay.conftest import Scribe
+from tests.replay.seconds import DECEMBER_NS, SECONDS, runs_of
 
 SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
@@ -184,6 +189,112 @@ def test_a_second_is_paid_once_and_none_is_lost(name: str, scribe: Any, warehous
         assert bill == reckoning.invoice(scribe.streams, "dev", period)
 
 
+# Account, model, price version, and start and length in tenths of a second around the end of November.
+RUN = st.tuples(
+    *(st.sampled_from(("acme", "beta", "dev")), st.sampled_from(("tiny:1", "wide:2")), st.integers(1, 2)),
+    *(st.integers(-60, 20), st.integers(0, 35)),
+)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    runs=st.lists(RUN, min_size=9, max_size=30),
+    prices=st.permutations((0, 1, 7, 999_999_937, 10**15)),
+    is_closed=st.booleans(),
+)
+def test_shares_add_up_to_their_line_and_none_is_more_than_it_would_be_alone(
+    runs: list[tuple[str, str, int, int, int]], prices: list[int], is_closed: bool
+) -> None:
+    scribe = Scribe()
+    opened(scribe, "acme", "beta", "dev")
+    for version in (1, 2):
+        listed = tuple(
+            schema.Price(model=model, prompt_nanousd=1, output_nanousd=1, second_nanousd=second)
+            for model, second in (("tiny:1", prices[version]), ("wide:2", prices[-version]))
+        )
+        scribe.book(schema.PricePublished(id=f"price.{version}", version=version, prices=listed))
+    own = write_runs(scribe, runs)
+    if is_closed:
+        close(scribe, PERIOD, RIFT_0=len(scribe.streams["RIFT_0"]) - 1)
+    warehouse = Warehouse.open(Path(":memory:"))
+    try:
+        for stream in (subjects.BOOK, "RIFT_0"):
+            warehouse.apply(stream, scribe.streams[stream])
+        for check in ("shares.check", "usage.check", "invoice_lines.check"):
+            assert warehouse.query(sql(check)).rows == [], check
+        shares: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+        for request, *line, seconds, nanousd in warehouse.query(
+            "select request_id, account, period, model, price_version, seconds, shares.nanousd"
+            " from shares join charges using (request_id, account, period, model, price_version)"
+            " order by stream, sequence, event_index"
+        ).rows:
+            assert seconds == own[request]
+            shares.setdefault(tuple(line), []).append((seconds, nanousd))
+        for account in ("acme", "beta", "dev"):
+            bills = [invoice(warehouse.read, account, period) for period in (PERIOD, NEXT)]
+            for bill in bills:
+                assert msgspec.to_builtins(bill) == reckoning.invoice(scribe.streams, account, bill.period)
+                for line in bill.lines:
+                    divided_line = shares.pop((account, bill.period, line.model, line.price_version))
+                    seconds = [seconds for seconds, _ in divided_line]
+                    assert [nanousd for _, nanousd in divided_line] == divided(line.nanousd, seconds)
+            for groups in ([], ["hour"]):
+                rows = usage(warehouse.read, account, "1970-01-01", "9999-12-31", groups)["data"]
+                assert sum(row["charge_nanousd"] for row in rows) == sum(bill.total_nanousd for bill in bills)
+        assert not shares
+    finally:
+        warehouse.close()
+
+
+def write_runs(scribe: Scribe, runs: list[tuple[str, str, int, int, int]]) -> dict[str, int]:
+    """Write requests that run at these times; return the own seconds of each."""
+    scribe.now_ns = DECEMBER_NS - 1000 * SECOND
+    events: list[Any] = []
+    own: dict[str, int] = {}
+    for number, (account, model, version, start, tenths) in enumerate(runs):
+        request = scribe.accept(account=account, plan="per_second", model=model, price_version=version)
+        own[request] = -(-tenths // 10)
+        attempt = f"a{number}"
+        events.append((start, scribe.started(request, attempt), scribe.tokens_of(attempt, 0)))
+        end = RequestFinished(request=request, attempt=attempt, reason="stop", output_tokens=1)
+        events.append((start + tenths, end))
+    for at, *batch in sorted(events, key=lambda event: event[0]):
+        scribe.now_ns = DECEMBER_NS + at * SECOND // 10
+        scribe.tell(*batch, step_ns=0)
+    return own
+
+
+def divided(amount: int, weights: list[int]) -> list[int]:
+    """Divide an amount in proportion to weights, by the method of the largest remainder."""
+    whole = sum(weights) or 1
+    parts = [amount * weight // whole for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda at: -(amount * weights[at] % whole))
+    for at in by_remainder[: amount - sum(parts)]:
+        parts[at] += 1
+    return parts
+
+
+def test_a_line_charges_no_more_than_its_requests_own_seconds(scribe: Any, warehouse: Warehouse) -> None:
+    """Time that an earlier line paid for cuts a run in pieces, which are rounded up but not charged more."""
+    opened(scribe)
+    scribe.prices(1, second_nanousd=5)
+    scribe.prices(2, second_nanousd=7)
+    ends = []
+    for version, spans in ((2, [(0, 30)]), (1, [(5, 6), (15, 16)])):
+        for start, end in spans:
+            request = scribe.accept(plan="per_second", price_version=version)
+            ends.append((start, scribe.started(request, request), scribe.tokens_of(request, 0)))
+            finished = RequestFinished(request=request, attempt=request, reason="stop", output_tokens=1)
+            ends.append((end, finished))
+    began_ns = scribe.now_ns
+    for at, *batch in sorted(ends, key=lambda event: event[0]):
+        scribe.now_ns = began_ns + at * SECOND // 10
+        scribe.tell(*batch, step_ns=0)
+    first, second = lines(applied(warehouse, scribe))
+    # Pieces of 0.5, 0.9 and 1.4 s: 1 + 1 + 2 seconds, but alone the request would have paid 3.
+    assert (first.seconds, second.seconds, second.nanousd) == (2, 3, 3 * 7)
+
+
 def close(scribe: Any, period: str, **positions: int) -> None:
     reached = {stream: len(messages) for stream, messages in scribe.streams.items()} | positions
     scribe.book(
@@ -267,7 +378,56 @@ def test_usage_is_grouped_as_asked(scribe: Any, warehouse: Warehouse) -> None:
     assert usage(warehouse.read, "dev", "2030-01-01", "2030-01-02", [])["data"] == []
 
 
+def test_usage_by_hour_and_its_bound(
+    scribe: Any, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(scribe)
+    scribe.prices(**PRICES)
+    for _ in range(3):
+        scribe.finished_request()
+        scribe.now_ns += 3600 * SECOND
+    applied(warehouse, scribe)
+    days = "2023-11-14", "2023-11-15"
+    monkeypatch.setattr(billing, "USAGE_ROWS_MAX", 3)
+    hours = usage(warehouse.read, "dev", *days, ["hour", "model"])["data"]
+    assert [(row["hour"], row["model"], row["requests"]) for row in hours] == [
+        (f"2023-11-{hour}:00:00Z", "tiny:1", 1) for hour in ("14T22", "14T23", "15T00")
+    ]
+    [first] = usage(warehouse.read, "dev", days[0], days[0], ["day"])["data"]
+    assert (first["day"], first["requests"]) == (days[0], 2)
+    monkeypatch.setattr(billing, "USAGE_ROWS_MAX", 2)
+    with pytest.raises(
+        BillingRefused, match="group_by: hour from 2023-11-14 to 2023-11-15 has more than 2 rows"
+    ):
+        usage(warehouse.read, "dev", *days, ["hour"])
+
+
+def test_invoices_are_listed_newest_first_in_pages(scribe: Any, warehouse: Warehouse) -> None:
+    opened(scribe, "dev", "acme")
+    scribe.prices(**PRICES)
+    scribe.finished_request()
+    close(scribe, PERIOD)
+    for _ in range(2):
+        scribe.now_ns += 31 * DAY
+        scribe.finished_request()
+    scribe.book(schema.UsageCorrected(id="c1", account="dev", nanousd=-5_000, reason="sorry"))
+    applied(warehouse, scribe)
+    listed = invoice_list(warehouse.read, "dev", 10, None)
+    assert [(each["period"], each["status"]) for each in listed["data"]] == [
+        (LATER, "open"), (NEXT, "open"), (PERIOD, "closed")
+    ]  # fmt: skip
+    for each in listed["data"]:
+        assert each["total_nanousd"] == invoice(warehouse.read, "dev", each["period"]).total_nanousd
+    assert listed["data"][0]["total_usd"] == "-0.000003250"
+    assert not listed["has_more"]
+    page = invoice_list(warehouse.read, "dev", 1, LATER)
+    assert ([each["period"] for each in page["data"]], page["has_more"]) == ([NEXT], True)
+    assert invoice_list(warehouse.read, "acme", 10, None)["data"] == []
+
+
 WRONG = {
+    "'2023-1' is not a period": lambda read: invoice_list(read, "dev", 1, "2023-1"),
+    "there is no account 'none'": lambda read: invoice_list(read, "none", 1, None),
     "no account 'nobody'": lambda read: invoice(read, "nobody", PERIOD),
     "'2023-13' is not a period": lambda read: invoice(read, "dev", "2023-13"),
     "'2023-02-31' is not a day": lambda read: usage(read, "dev", "2023-02-31", "2023-03-01", []),

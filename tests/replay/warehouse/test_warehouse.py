@@ -377,7 +377,7 @@ def test_every_column_is_explained() -> None:
             columns.append(match[1])
     assert explained == actual
     assert set(actual) == tables
-    assert len(README.splitlines()) <= 300
+    assert len(README.splitlines()) <= 310
 
 
 def test_each_relation_says_its_grain_in_the_readme_as_in_its_file() -> None:

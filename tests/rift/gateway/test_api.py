@@ -315,8 +315,14 @@ def test_models_are_the_served_ones_or_all_known_ones(client: httpx.Client) -> N
     one = client.get("/v1/models/deepseek-r1").json()
     assert (one["context_tokens"], one["price_nanousd"]) == (
         163_840,
-        {"prompt_token": 150, "output_token": 400},
+        {"prompt_token": 150, "cached_prompt_token": 150, "output_token": 400, "second": None},
     )
+    assert one["price_usd"] == {
+        "million_prompt_tokens": "0.150000000",
+        "million_cached_prompt_tokens": "0.150000000",
+        "million_output_tokens": "0.400000000",
+        "second": None,
+    }
 
 
 def test_health(service: Service) -> None:

@@ -276,6 +276,11 @@ function write(run, { index, delta, reasoning }) {
 const rate = (tokens, ms) => `${((tokens * 1000) / ms).toFixed(1)} tokens/s`;
 const ENDS = { stop: "Finished", length: "Finished: max tokens reached", cancelled: "Stopped", tool_calls: "Finished" };
 
+/** Under plan per_second, only the most that a request costs is known. */
+function cost({ usd, at_most_nanousd: most }) {
+  return usd ? `$${usd}` : `at most $${(most / 1e9).toFixed(9)}`;
+}
+
 /** Show the figures of the last event: they come from the log and are what is charged. */
 function end(run, { usage, charge, timing, finish_reason: reason, error }) {
   if (error) return fail(run, error.message);
@@ -283,7 +288,7 @@ function end(run, { usage, charge, timing, finish_reason: reason, error }) {
   const ms = timing.total_ms - timing.ttft_ms;
   if (usage.output_tokens > 1 && ms > 0) $("speed").textContent = rate(usage.output_tokens - 1, ms);
   $("used").textContent = `${usage.prompt_tokens} / ${usage.output_tokens}`;
-  $("charge").textContent = charge ? `$${charge.usd}` : "by the second";
+  $("charge").textContent = charge ? cost(charge) : "by the second";
   finish(run, ENDS[reason] ?? reason);
 }
 
@@ -352,7 +357,7 @@ function row({ id, model, status, created, usage, charge }) {
     model,
     status,
     new Date(created * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }),
-    charge ? `$${charge.usd}` : `${usage?.output_tokens ?? 0} tokens`,
+    charge ? cost(charge) : `${usage?.output_tokens ?? 0} tokens`,
   ];
   for (const text of texts) {
     button.append(Object.assign(document.createElement("span"), { textContent: text }), " ");
