@@ -154,7 +154,7 @@ class Appends:
         except nats.errors.MaxPayloadError as error:
             raise RecordTooLarge("a message of the batch is larger than the broker's limit") from error
         except (nats.errors.Error, OSError) as error:
-            raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
+            raise OutcomeUnknown(f"append to {stream}: {str(error) or type(error).__name__}") from error
         return await self._stored(stream, batch[-1].subject, batch[-1].data, headers[-1])
 
     async def _append_alone(
@@ -176,7 +176,7 @@ class Appends:
                     f"a record of {len(data)} bytes is larger than the broker's limit"
                 ) from error
             except (nats.errors.Error, OSError) as error:
-                raise OutcomeUnknown(f"append to {stream}: {error or type(error).__name__}") from error
+                raise OutcomeUnknown(f"append to {stream}: {str(error) or type(error).__name__}") from error
             finally:
                 self._asking.discard(scope)
         if reply is None:

@@ -212,6 +212,6 @@ async def ask_monitor(url: str, path: str, *, within_s: float) -> tuple[str, byt
     except TimeoutError as error:
         raise MonitorSilent(f"{url} does not answer within {within_s:.0f} s") from error
     except (OSError, UnicodeError, anyio.BrokenResourceError) as error:
-        raise MonitorSilent(f"{url} cannot be reached: {error or type(error).__name__}") from error
+        raise MonitorSilent(f"{url} cannot be reached: {str(error) or type(error).__name__}") from error
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
     return head.partition(b"\r\n")[0].decode("latin-1"), body

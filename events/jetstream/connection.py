@@ -205,7 +205,7 @@ class JetStream:
         if self.connecting is not None:
             self.connecting.cancel()
         elif not is_known:
-            logger.warning("connection to the log: %s", error or type(error).__name__)
+            logger.warning("connection to the log: %s", str(error) or type(error).__name__)
 
     async def _api(self, path: str, body: Any = None) -> dict[str, Any]:
         data = b"" if body is None else json.dumps(body).encode()
@@ -213,7 +213,7 @@ class JetStream:
             with anyio.fail_after(API_TIMEOUT_S):
                 reply = await self.replies.ask(f"$JS.API.{path}", data)
         except (nats.errors.Error, OSError) as error:
-            raise OutcomeUnknown(f"no answer to {path}: {error or type(error).__name__}") from error
+            raise OutcomeUnknown(f"no answer to {path}: {str(error) or type(error).__name__}") from error
         answer: dict[str, Any] = json.loads(reply.data)
         if "error" in answer:
             raise ApiError(path, answer["error"])
@@ -392,7 +392,7 @@ class JetStream:
         try:
             await self.client.publish(ack, word)
         except nats.errors.Error as error:
-            logger.warning("could not send %s: %s", word.decode(), error or type(error).__name__)
+            logger.warning("could not send %s: %s", word.decode(), str(error) or type(error).__name__)
 
     # --- request-reply, in no stream ----------------------------------------------------------------
 
@@ -403,7 +403,7 @@ class JetStream:
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"no process answers {subject}") from error
         except (nats.errors.Error, OSError) as error:
-            raise LogError(f"no answer on {subject}: {error or type(error).__name__}") from error
+            raise LogError(f"no answer on {subject}: {str(error) or type(error).__name__}") from error
 
     @asynccontextmanager
     async def answer(
@@ -427,7 +427,7 @@ class JetStream:
             try:
                 await self.client.publish(message.reply, await handler(message.data))
             except nats.errors.Error as error:
-                logger.warning("an answer on %s was lost: %s", subject, error or type(error).__name__)
+                logger.warning("an answer on %s was lost: %s", subject, str(error) or type(error).__name__)
 
         async def start(message: Msg) -> None:
             assert tasks is not None, "only with a task group"

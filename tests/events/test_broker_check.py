@@ -1,6 +1,8 @@
 """The check of the broker's settings, against real nats-servers and against ports that are none."""
 
 import logging
+import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -111,10 +113,11 @@ async def test_a_broker_that_shows_no_settings_is_refused(server: Server, own: S
         (b"", "'' to GET /varz"),
         (b"HTTP/1.0 200 OK\r\n\r\n" + b" " * (2 << 20), "more than 1048576 bytes"),
         (None, "does not answer within"),
+        ("reset", "cannot be reached: BrokenResourceError"),
     ],
 )
 async def test_a_port_that_is_not_a_monitor_is_named(
-    answer: bytes | None, why: str, monkeypatch: pytest.MonkeyPatch
+    answer: bytes | str | None, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if answer is None:
         monkeypatch.setattr(broker_check, "MONITOR_S", 0.1)
@@ -124,8 +127,12 @@ async def test_a_port_that_is_not_a_monitor_is_named(
             await stream.receive()
             if answer is None:
                 await anyio.sleep_forever()
+            if isinstance(answer, str):
+                raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return
             with suppress(anyio.BrokenResourceError):
-                await stream.send(answer or b"")
+                await stream.send(answer)
 
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
         port = listener.extra(anyio.abc.SocketAttribute.local_port)

@@ -88,7 +88,7 @@ def _answer_from_log(setup: SqlSetup, questions: BinaryIO, answers: BinaryIO) ->
                 _write(answers, REPLY, replies.error(str(refused)))
             except Exception as error:  # whatever ended the other thread, or a log that does not answer
                 logger.exception("a question could not be answered")
-                why = f"the SQL database cannot follow the log: {error or type(error).__name__}"
+                why = f"the SQL database cannot follow the log: {str(error) or type(error).__name__}"
                 _write(answers, REPLY, replies.error(why, failed=True))
             else:
                 _write(answers, BEGUN)
