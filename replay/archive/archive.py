@@ -7,7 +7,6 @@ SHA-256 of the one before it, so the last one covers all.
 The control process decides when to seal and how far to trim; `parquet.py` reads and writes the rows.
 """
 
-import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 from events import merkle, redaction
 from events.log import Stored
 from events.schema import SegmentSealed
+from replay.archive.folder import ArchiveFolder
 from replay.archive.manifest import (
     VERSION,
     ArchiveDamaged,
@@ -47,48 +47,14 @@ class SealedRecord(NamedTuple):
 
 SUFFIXES = ("records", "events", "content")
 
-_STREAM = re.compile(r"RIFT_[A-Z0-9_]+")
-_MANIFEST = re.compile(r"\d{20}\.json")
 
-
-class Archive:
-    """The folder `archive/`. One process seals; any process may read."""
+class Archive(ArchiveFolder):
+    """The folder and the rows of its segments. One process seals; any process may read."""
 
     def __init__(self, folder: Path, *, key: bytes, content: bool = False) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self._key = key
         self._content = content
-
-    def streams(self) -> list[str]:
-        """Return the streams that have a segment."""
-        if not self.folder.is_dir():
-            return []
-        named = sorted(path.name for path in self.folder.iterdir() if _STREAM.fullmatch(path.name))
-        return [name for name in named if self._manifest_paths(name)]
-
-    def manifests(self, stream: str) -> list[Manifest]:
-        """Return the manifests of a stream in order. Raises ArchiveDamaged."""
-        return [read_manifest(path) for path in self._manifest_paths(stream)]
-
-    def last(self, stream: str) -> int:
-        """Return the last sequence that is archived, 0 if none is. Raises ArchiveDamaged."""
-        head = self.head(stream)
-        return head.last if head else 0
-
-    def head(self, stream: str) -> Manifest | None:
-        """Return the last manifest of a stream, None without a segment. Raises ArchiveDamaged."""
-        paths = self._manifest_paths(stream)
-        return read_manifest(paths[-1]) if paths else None
-
-    def _manifest_paths(self, stream: str) -> list[Path]:
-        folder = self.folder / stream
-        if not folder.is_dir():
-            return []
-        return sorted(path for path in folder.iterdir() if _MANIFEST.fullmatch(path.name))
-
-    def newest(self) -> dict[str, int]:
-        """Return the first sequence of the last segment of each stream, from the names of the files."""
-        return {stream: int(self._manifest_paths(stream)[-1].stem) for stream in self.streams()}
 
     # --- sealing ---------------------------------------------------------------------------------
 
@@ -108,7 +74,7 @@ class Archive:
             sync(self.folder)
         with naming(folder), alone(folder), Segments(self.folder) as segments:
             _remove_parts(folder)
-            paths = self._manifest_paths(stream)
+            paths = self.manifest_paths(stream)
             before = read_manifest(paths[-1]) if paths else None
             sealing = _Sealing(self, stream, before, quarantined)
             if last < sealing.first:
@@ -238,7 +204,7 @@ class Archive:
         """Return the readable manifests, and the problems in them and between them."""
         manifests: list[Manifest] = []
         problems: list[str] = []
-        for path in self._manifest_paths(stream):
+        for path in self.manifest_paths(stream):
             try:
                 manifests.append(read_manifest(path))
             except ArchiveDamaged as error:

@@ -5,7 +5,7 @@ arguments       how a command registers itself; shared options
 connection      the installation, its settings and its log
 output          tables, money and times as text
 signals         runs a process until a signal stops it
-fresh_warehouse a temporary warehouse, folded from archive and log
+fresh_warehouse the archive, and a temporary warehouse folded from it and the log
 
 up              up
 gateway         gateway

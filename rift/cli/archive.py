@@ -7,7 +7,7 @@ from events.jetstream import JetStream
 from events.log import LogError
 from events.schema import SegmentSealed
 from replay.archive.archive import Archive
-from rift.cli import connection
+from rift.cli import connection, fresh_warehouse
 from rift.cli.arguments import Commands, add_command, add_group
 from rift.cli.output import CommandFailed, first_message
 from rift.data_dir import DataDirError
@@ -31,7 +31,7 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
 
 
 def verify(options: Namespace) -> None:
-    archive = connection.archive(options)
+    archive = fresh_warehouse.archive(options)
     # The archive may grow while the book is read.
     newest = archive.newest()
     anchors: dict[str, list[SegmentSealed]] = {}

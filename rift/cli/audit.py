@@ -15,7 +15,7 @@ from replay.billing import invoice
 from replay.billing.invoice import Invoice
 from replay.sql_files import sql
 from replay.warehouse.warehouse import Warehouse
-from rift.cli import connection
+from rift.cli import fresh_warehouse
 from rift.cli.arguments import Commands, add_account, add_command, add_group, add_period
 from rift.cli.connection import ask_control, with_log
 from rift.cli.fresh_warehouse import book_read_first, temporary_file
@@ -34,7 +34,7 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
 
 
 def export(options: Namespace) -> None:
-    archive = connection.archive(options)
+    archive = fresh_warehouse.archive(options)
 
     async def write(log: JetStream) -> Invoice:
         await ask_control(log, SealSegment(), LONG_TIMEOUT_S)

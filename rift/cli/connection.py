@@ -12,7 +12,7 @@ import anyio
 
 from events.jetstream import JetStream, connect
 from events.log import LogError
-from replay.archive.archive import Archive
+from replay.archive.folder import ArchiveFolder
 from replay.sql_files import sql
 from rift import settings
 from rift.cli.output import CommandFailed
@@ -33,12 +33,6 @@ def installation(options: Namespace) -> DataDir:
     folder = DataDir(options.data)
     folder.check()
     return folder
-
-
-def archive(options: Namespace, *, keep_content: bool = False) -> Archive:
-    """Return the installation's archive. `keep_content` is for its writer. Raises DataDirError."""
-    folder = installation(options)
-    return Archive(folder.archive, key=folder.archive_key(), content=keep_content)
 
 
 def settings_file(options: Namespace) -> Path | None:
@@ -80,7 +74,7 @@ async def connected_role(
     settings: Settings,
     name: str,
     *,
-    archive: Archive | None = None,
+    archive: ArchiveFolder | None = None,
     database: Path | None = None,
 ) -> AsyncIterator[JetStream]:
     """As `connected`, for a process that writes: check the broker and prepare its streams first.
@@ -99,7 +93,7 @@ async def connected_role(
             tasks.cancel_scope.cancel()
 
 
-async def _check_log(log: JetStream, archive: Archive, database: Path | None, folder: DataDir) -> None:
+async def _check_log(log: JetStream, archive: ArchiveFolder, database: Path | None, folder: DataDir) -> None:
     try:
         await continuity.check(log, archive, database, shards=range(SHARDS), secret=folder.secret())
     except WrongLog as error:

@@ -1,12 +1,21 @@
-"""A temporary warehouse, which a command folds from the archive and the log."""
+"""The archive, and a temporary warehouse that a command folds from it and the log."""
 
 import tempfile
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from replay.archive.archive import Archive
 from replay.facts.fold import BookBehind
+from rift.cli.connection import installation
 from rift.cli.output import CommandFailed
+
+
+def archive(options: Namespace, *, keep_content: bool = False) -> Archive:
+    """Return the installation's archive. `keep_content` is for its writer. Raises DataDirError."""
+    folder = installation(options)
+    return Archive(folder.archive, key=folder.archive_key(), content=keep_content)
 
 
 @contextmanager

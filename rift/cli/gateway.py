@@ -7,9 +7,10 @@ from argparse import ArgumentParser, Namespace
 import anyio
 
 from events import ids
+from replay.archive.folder import ArchiveFolder
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_workers
-from rift.cli.connection import archive, connected, connected_role, installation, load_settings
+from rift.cli.connection import connected, connected_role, installation, load_settings
 from rift.gateway import process
 from rift.gateway.state import GatewayConfig
 
@@ -23,11 +24,12 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
 
 def gateway(options: Namespace) -> None:
     settings = load_settings(options)
-    secret = installation(options).secret()
+    folder = installation(options)
+    secret = folder.secret()
 
     async def serve(stop: anyio.Event) -> None:
         async with (
-            connected_role(options, settings, "gateway", archive=archive(options)) as log,
+            connected_role(options, settings, "gateway", archive=ArchiveFolder(folder.archive)) as log,
             connected(options, "gateway-history") as history_log,
         ):
             config = GatewayConfig(
@@ -36,7 +38,7 @@ def gateway(options: Namespace) -> None:
                 models=settings.catalogue(),
                 served=frozenset(settings.scales()),
                 seal_content=settings.seal_content,
-                reserve=installation(options).reserve(options.nats, os.environ),
+                reserve=folder.reserve(options.nats, os.environ),
                 retention_days=settings.retention_days,
                 native_prompt_tokens_max=settings.native_prompt_tokens_max,
                 entropy=secrets.token_bytes,

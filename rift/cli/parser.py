@@ -5,58 +5,41 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from events.errors import EventsError
 from replay.errors import ReplayError
 from rift import __version__
-from rift.cli import (
-    accounts,
-    archive,
-    audit,
-    backtest,
-    calibrate,
-    control,
-    credit,
-    gateway,
-    invoices,
-    keys,
-    limits,
-    models,
-    prices,
-    replay,
-    sql,
-    status,
-    up,
-    worker,
-)
 from rift.errors import RiftError, printable
 
-# Each adds its commands with `add_parser`. `rift --help` lists them in this order.
-COMMANDS = (
-    up,
-    gateway,
-    worker,
-    control,
-    status,
-    models,
-    sql,
-    accounts,
-    keys,
-    limits,
-    credit,
-    invoices,
-    prices,
-    replay,
-    archive,
-    audit,
-    calibrate,
-    backtest,
-)
+# The modules of `rift/cli/` with their commands, in the order of `rift --help`. Only the module of the
+# command that runs is imported, so a gateway loads neither DuckDB nor the worker.
+COMMANDS = {
+    "up": ("up",),
+    "gateway": ("gateway",),
+    "worker": ("worker",),
+    "control": ("control",),
+    "status": ("status",),
+    "models": ("models",),
+    "sql": ("sql", "quarantine"),
+    "accounts": ("accounts",),
+    "keys": ("keys",),
+    "limits": ("limits",),
+    "credit": ("credit",),
+    "invoices": ("invoice", "period", "correct"),
+    "prices": ("prices", "rerate"),
+    "replay": ("replay",),
+    "archive": ("archive",),
+    "audit": ("audit",),
+    "calibrate": ("calibrate",),
+    "backtest": ("backtest",),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. Raises SystemExit(2) for wrong usage."""
-    options = build_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = build_parser(arguments[0] if arguments else "").parse_args(arguments)
     # Whatever this process and its children write may hold a customer's data, so it is for its owner only.
     os.umask(0o077)
     logging.basicConfig(
@@ -94,14 +77,15 @@ def _flush() -> str:
     return ""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """Return the parser of one command, or of all if there is no such command."""
     parser = argparse.ArgumentParser(
         prog="rift", description="A self-hosted inference cloud built on one durable log."
     )
     parser.add_argument("--version", action="version", version=f"rift {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        module.add_parser(commands)
+    for module in [name for name, added in COMMANDS.items() if command in added] or COMMANDS:
+        import_module(f"rift.cli.{module}").add_parser(commands)
     return parser
 
 

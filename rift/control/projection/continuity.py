@@ -23,9 +23,8 @@ from anyio import to_thread
 from events import codec, ids, subjects
 from events.log import Log, Stored
 from events.schema import RequestAccepted, SegmentSealed
-from replay.archive.archive import Archive
+from replay.archive.folder import ArchiveFolder
 from replay.archive.manifest import ArchiveDamaged, Manifest
-from replay.warehouse.warehouse import WarehouseBusy, applied_marks
 from rift.data_dir import RESTORE, DataDir, DataDirError
 from rift.errors import RiftError
 from rift.settings import SHARDS
@@ -48,7 +47,7 @@ class Mark(NamedTuple):
 
 async def check_folder(log: Log, installation: DataDir) -> None:
     """As `check`, for the embedded broker's log and its folder; raises DataDirError, with a remedy."""
-    archive = Archive(installation.archive, key=installation.archive_key())
+    archive = ArchiveFolder(installation.archive)
     try:
         await check(log, archive, installation.database, shards=range(SHARDS), secret=installation.secret())
     except WrongLog as error:
@@ -58,7 +57,7 @@ async def check_folder(log: Log, installation: DataDir) -> None:
 
 
 async def check(
-    log: Log, archive: Archive, database: Path | None, *, shards: Sequence[int], secret: bytes
+    log: Log, archive: ArchiveFolder, database: Path | None, *, shards: Sequence[int], secret: bytes
 ) -> None:
     """Raise WrongLog if the log does not continue the archive and the database, or if another secret signed
     the ids of its requests. Streams may be missing. A process without the database needs no archive.
@@ -70,6 +69,9 @@ async def check(
     heads = await to_thread.run_sync(_heads, archive)
     marks = [Mark(archive.folder, head.stream, head.last, head.at_ns) for head in heads]
     if database is not None:
+        # A gateway has none, and does not load DuckDB.
+        from replay.warehouse.warehouse import WarehouseBusy, applied_marks
+
         with suppress(WarehouseBusy):
             applied = await to_thread.run_sync(applied_marks, database)
             marks += [Mark(database, stream, *mark) for stream, mark in applied.items()]
@@ -156,7 +158,7 @@ async def _check_head(log: Log, head: Manifest) -> None:
     )
 
 
-def _heads(archive: Archive) -> list[Manifest]:
+def _heads(archive: ArchiveFolder) -> list[Manifest]:
     """Return the last manifest of each stream. Control reports one that cannot be read."""
     heads: list[Manifest] = []
     for stream in archive.streams():

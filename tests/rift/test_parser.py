@@ -1,0 +1,37 @@
+"""Only the module of the command that runs is imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rift.cli import parser
+from tests.service import environment
+
+
+def commands(of: str) -> list[str]:
+    [actions] = [action for action in parser.build_parser(of)._actions if action.choices]
+    return list(actions.choices or ())
+
+
+def test_every_command_is_found() -> None:
+    listed = [command for added in parser.COMMANDS.values() for command in added]
+    assert commands("") == commands("--help") == commands("no-such") == listed
+    for added in parser.COMMANDS.values():
+        for command in added:
+            assert commands(command) == list(added)
+
+
+@pytest.mark.parametrize(
+    ("command", "foreign"), [("gateway", "duckdb"), ("worker", "duckdb"), ("sql", "hypercorn")]
+)
+def test_a_process_loads_what_it_needs(command: str, foreign: str) -> None:
+    check = f"""
+import sys
+from rift.cli.parser import build_parser
+build_parser({command!r})
+print({foreign!r} in sys.modules)
+"""
+    run = [sys.executable, "-c", check]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, env=environment())
+    assert done.stdout == "False\n"
