@@ -190,7 +190,7 @@ class Child:
             pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
             failures += 1
             if not self._hurry.is_set():
-                self._parent.notify(f"{self.name} ended ({words(status)}): {self.last_line()}")
+                self._parent.notify(f"{self.name} ended ({words(status)}){self._reason(status)}")
                 self._parent.notify(f"restarting it in {pause_s:g} s; its log is {self.log}")
             with anyio.move_on_after(pause_s):
                 await self._hurry.wait()
@@ -234,6 +234,12 @@ class Child:
         self._status = process.wait()
         self._process = None
         self._parent.guard.ended(process.pid)
+
+    def _reason(self, status: int) -> str:
+        """Return why the child ended, as far as it is known: what a killed process wrote last is not it."""
+        if status == -signal.SIGKILL:
+            return ": Linux does this when memory runs out"
+        return "" if is_killed(status) else f": {self.last_line()}"
 
     def last_line(self) -> str:
         """Return the last line in the log since this start: Rift's own last message, else any last line."""

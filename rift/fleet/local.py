@@ -130,7 +130,7 @@ class LocalFleet:
         try:
             await self._publisher.publish(event, within_s=APPEND_S)
         except LogError as error:
-            self._host.parent.notify(f"{event} could not be stored: {error}")
+            self._host.parent.notify(f"the end of {event.replica} could not be stored: {error}")
 
     async def _follow_fleet(self) -> None:
         """Note which workers are ready, and how busy they are."""

@@ -266,7 +266,8 @@ def _decode(job: Job) -> tuple[RequestAccepted, RequestId] | None:
         logger.error("delivery %d cannot be read: %s", job.stored.sequence, error)
         return None
     if not isinstance(accepted, RequestAccepted):
-        logger.error("delivery %d is not an accepted request: %s", job.stored.sequence, accepted)
+        kind = type(accepted).__name__
+        logger.error("delivery %d is not an accepted request but %s", job.stored.sequence, kind)
         return None
     request = parse_request_id(accepted.request)
     if request is None or subjects.parse(job.stored.subject) != request.at:

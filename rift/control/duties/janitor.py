@@ -13,7 +13,7 @@ from events.broker_clock import BrokerClock
 from events.contracts import LANE_REPORT_S
 from events.log import Follower, Log, LogError, Stored, append_until_known
 from events.publisher import Publisher
-from events.schema import RequestAccepted
+from events.schema import CancelRequested, LaneLost, RequestAccepted, RequestFinished
 from replay.warehouse.result import QueryRefused
 from rift.control.duties.supervision import Action, AttemptRelease, Redelivery, Supervision
 
@@ -143,7 +143,7 @@ class Janitor:
                             self._accepted(at.model)
 
     async def _act(self, action: Action) -> None:
-        logger.info("%s", action)
+        logger.info("%s", _sentence(action))
         try:
             match action:
                 case AttemptRelease():
@@ -156,7 +156,7 @@ class Janitor:
         except LogError as error:
             # Nor could anyone else append meanwhile.
             self._supervision.note_outage(self._clock.now_ns())
-            logger.warning("%s failed and will be repeated: %s", type(action).__name__, error)
+            logger.warning("the log did not store it, so it is repeated: %s: %s", _sentence(action), error)
 
     async def _redeliver(self, action: Redelivery) -> None:
         """Append the record of the acceptance again, byte for byte."""
@@ -165,6 +165,20 @@ class Janitor:
         async for batch in self._log.scan(self._stream, [subject], first=sequence, target=sequence):
             for stored in batch:
                 await append_until_known(self._log, self._stream, subject, stored.data, within_s=APPEND_S)
+
+
+def _sentence(action: Action) -> str:
+    match action:
+        case AttemptRelease(event=event):
+            return f"attempt {event.attempt} is released: {event.why}"
+        case Redelivery():
+            return f"the request at {action.sequence} of {action.at.model} is delivered again"
+        case RequestFinished():
+            return f"{action.request} ends: {action.error.code if action.error else action.reason}"
+        case CancelRequested():
+            return f"{action.request} is cancelled: {action.why}"
+        case LaneLost():
+            return f"lane {action.lane} is lost: its gateway is silent"
 
 
 def _events(stored: Stored) -> Sequence[object]:

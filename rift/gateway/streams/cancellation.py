@@ -101,7 +101,9 @@ class Cancellation:
                 return
             except LogError as error:
                 if not is_logged:
-                    logger.warning("%s is not stored yet: %s", event, error)
+                    logger.warning(
+                        "%s of %s is not stored yet: %s", type(event).__name__, event.request, error
+                    )
                 is_logged = True
             await anyio.sleep(RETRY_PAUSE_S)
             await self.health.wait_writable()
