@@ -122,10 +122,13 @@ class Rebuild(Question, frozen=True, forbid_unknown_fields=True):
     topic = "rift.ask.rebuild"
 
 
-class AskLeader(Question, frozen=True, forbid_unknown_fields=True):
-    """Ask which control process leads, and in which epoch."""
+class AskLeader(Question, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Ask which control process leads, in which epoch, and which others stand by. A process that stands by
+    names itself in `standby`."""
 
     topic = "rift.ask.leader"
+
+    standby: str = ""
 
 
 class AskProblems(Question, frozen=True, forbid_unknown_fields=True):

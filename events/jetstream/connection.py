@@ -3,7 +3,7 @@
 import base64
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -36,6 +36,10 @@ SERVER_VERSION_MIN = (2, 15)
 # A broker that is just starting answers in well under a second; callers that accept more must retry.
 CONNECT_S = 5
 RECONNECT_S = 0.1
+
+# A stream's leader hears from each of its servers every second. nats-server calls one offline only
+# after minutes.
+PEER_SILENT_NS = 5 * SECOND_NS
 
 # Closing a reader may take this long before the process continues without it.
 CLOSE_S = 1.0
@@ -332,6 +336,21 @@ class JetStream:
 
     async def capacity_bytes(self, stream: str) -> int:
         return int((await self._api(f"STREAM.INFO.{stream}"))["config"]["max_bytes"])
+
+    async def stream_servers(self, stream: str) -> Mapping[str, str]:
+        """Return each server that holds the stream, as leader, current, behind or silent. The result is empty
+        for a broker of one server."""
+        cluster = (await self._api(f"STREAM.INFO.{stream}")).get("cluster", {})
+        followers = {
+            peer["name"]: "silent"
+            if peer["active"] > PEER_SILENT_NS
+            else "current"
+            if peer["current"]
+            else "behind"
+            for peer in cluster.get("replicas") or ()
+        }
+        leader = cluster.get("leader") if followers else None
+        return {leader: "leader", **followers} if leader else followers
 
     # --- readers and deliveries ------------------------------------------------------------------
 

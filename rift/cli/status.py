@@ -1,4 +1,4 @@
-"""`rift status`: running processes, queues, lag, and parts that do not answer.
+"""`rift status`: running processes, queues, lag, and parts that fail or do not answer.
 
 There are two sources: the log, which knows the fleet, and the control leader, which knows the rest. If one of
 them does not answer, the command names it, shows what the other knows, and exits with status 1.
@@ -8,7 +8,7 @@ import json
 import os
 import platform
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import anyio
@@ -42,6 +42,9 @@ ANSWER_S = 5.0
 # Gateways report every 3 s, so a leader that has just been elected knows none of them yet.
 LANES_S = 4.0
 LANES_POLL_S = 0.2
+
+# What a server is to a stream, from the best.
+SERVER_STATES = ("leader", "current", "behind", "silent")
 
 Rows = list[dict[str, Any]]
 
@@ -81,6 +84,7 @@ async def _report(log: JetStream) -> dict[str, Any]:
     streams = {
         stream: await _size(log, stream) for stream in (*subjects.folded(range(SHARDS)), subjects.KEYS)
     }
+    brokers = await _brokers(log, streams)
     problems: list[str] = []
     leader: dict[str, Any] | None = None
     lanes: dict[str, int] | None = None
@@ -106,6 +110,7 @@ async def _report(log: JetStream) -> dict[str, Any]:
     return {
         "nats_server": log.server_version,
         "nats": log.server_address,
+        "brokers": brokers,
         "leader": leader,
         "gateways": None
         if lanes is None
@@ -113,7 +118,7 @@ async def _report(log: JetStream) -> dict[str, Any]:
         "models": _models(fleet, projected["queues"], has_leader=leader is not None),
         "replicas": projected["replicas"],
         "streams": [{"stream": name, **size, **folded.get(name, {})} for name, size in streams.items()],
-        "problems": problems,
+        "problems": [*_silent(brokers), *failing(fleet), *problems],
     }
 
 
@@ -132,6 +137,32 @@ def _models(fleet: Fleet, queues: Rows, *, has_leader: bool) -> Rows:
             "why": starts.why if starts else "",
         }
         for model in sorted({*fleet.wanted, *by_model, *live})
+    ]
+
+
+async def _brokers(log: JetStream, streams: Iterable[str]) -> Mapping[str, str]:
+    """Return the worst state of each server of a cluster over all streams; empty for a single server."""
+    worst: dict[str, str] = {}
+    for stream in streams:
+        for server, state in (await log.stream_servers(stream)).items():
+            worst[server] = max(worst.get(server, state), state, key=SERVER_STATES.index)
+    return dict(sorted(worst.items()))
+
+
+def _silent(brokers: Mapping[str, str]) -> list[str]:
+    lost = [server for server, state in brokers.items() if state == "silent"]
+    return [
+        f"nats-server {server} does not answer the others, one of {len(brokers)} that hold the log"
+        for server in lost
+    ]
+
+
+def failing(fleet: Fleet) -> list[str]:
+    """Return the models whose last start failed and that have fewer ready replicas than wanted."""
+    return [
+        f"{model} cannot start, failed starts: {starts.failed}, the last: {starts.why}"
+        for model, starts in sorted(fleet.starts.items())
+        if starts.failed and fleet.count(model, "ready") < fleet.wanted.get(model, 0)
     ]
 
 
@@ -166,18 +197,20 @@ def _text(report: dict[str, Any]) -> str:
         leader = report["leader"]
         lines += [
             f"log       nats-server {report['nats_server']} at {report['nats']}",
+            *(f"broker    {server}: {state}" for server, state in report["brokers"].items()),
             f"control   {leader['control']} leads in epoch {leader['epoch']}"
             if leader
             else "control   no leader",
+            *([f"standbys  {', '.join(leader['standbys'])}"] if leader and leader["standbys"] else []),
             f"gateways  {_gateways(report['gateways'])}",
             "",
             _table(
                 report["models"], ("model", "wanted", "ready", "starting", "draining", "queued", "running")
             ),
         ]
-        failing = [model for model in report["models"] if model["failed_starts"]]
-        lines += [f"{row['model']}: {row['failed_starts']} failed starts: {row['why']}" for row in failing]
         if report["replicas"]:
+            for replica in report["replicas"]:
+                replica["report"] = f"{replica.pop('silent_ms') / 1000:.1f} s ago"
             lines += ["", _table(report["replicas"], tuple(report["replicas"][0]))]
         for stream in report["streams"]:
             stream |= {"MiB": stream["bytes"] >> 20, "room MiB": stream["room_bytes"] >> 20}

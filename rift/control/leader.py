@@ -54,6 +54,9 @@ CONFIRM_S = 0.5
 DOUBT_S = 2.0
 RETRY_S = 0.2
 
+# A standby that has not asked for this long is gone.
+STANDBY_GONE_S = 4 * ASK_S
+
 assert DOUBT_S < ASK_S * TIMEOUTS_MAX, "a leader that is cut off must stop before a standby takes over"
 
 Lead = Callable[[int], Coroutine[Any, Any, None]]
@@ -87,6 +90,7 @@ class Leadership:
         self._publisher = Publisher(log, name)
         self._elections = Elections()
         self._changed = Wakeup()
+        self._standbys: dict[str, float] = {}
 
     @property
     def fleet(self) -> Fleet:
@@ -138,7 +142,7 @@ class Leadership:
 
     async def _ask(self) -> Reply:
         try:
-            answer = await ask(self._log, AskLeader(), timeout_s=ASK_S)
+            answer = await ask(self._log, AskLeader(standby=self.name), timeout_s=ASK_S)
         except NoResponders:
             return "missing"
         except LogError:
@@ -176,7 +180,15 @@ class Leadership:
             tasks.cancel_scope.cancel()
 
     async def _answer(self, question: AskLeader) -> object:
-        return {"epoch": self.fleet.epoch, "control": self.name}
+        now_s = anyio.current_time()
+        if question.standby:
+            self._standbys[question.standby] = now_s
+        self._standbys = {
+            name: asked_at_s
+            for name, asked_at_s in self._standbys.items()
+            if now_s - asked_at_s < STANDBY_GONE_S
+        }
+        return {"epoch": self.fleet.epoch, "control": self.name, "standbys": sorted(self._standbys)}
 
     async def _doubt(self, leading: anyio.CancelScope) -> None:
         """Cancel `leading` once the election could not be confirmed for DOUBT_S."""

@@ -3,16 +3,23 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from anyio import to_thread
 
+from events.fleet import Fleet
+from events.schema import ControlElected, ReplicaLost, ReplicaStarting, ScaleDecided
 from rift import settings
+from rift.cli.status import failing
+from tests.chaos.cluster import Cluster
 from tests.rift.test_launcher import role
 from tests.service import MODEL, Service
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 ADD = ["models", "add", "acme:1", "--source", "acme/one", "--context-tokens", "4096"]
 PRICES = ["--prompt-usd", "0.125", "--output-usd", "2"]
@@ -76,6 +83,67 @@ def test_status_names_what_does_not_answer(tmp_path: Path) -> None:
     nowhere = Service(tmp_path / "nowhere").rift("status")
     assert nowhere.returncode == 1
     assert "there is no installation in" in nowhere.stderr
+
+
+async def test_status_names_a_lost_server_of_a_cluster(tmp_path: Path) -> None:
+    rig = Cluster(tmp_path, engine="sim", workers=1)
+    async with anyio.create_task_group() as tasks:
+        try:
+            await rig.start(tasks)
+            rig._role("standby", "control", "--database", str(rig.folder / "standby.duckdb"))
+            found = await _until(rig, lambda found: found["leader"]["standbys"])
+            assert found["problems"] == []
+            assert sorted(found["brokers"]) == ["nats-0", "nats-1", "nats-2"]
+            lost = "nats-0" if await rig.leader() != "nats-0" else "nats-1"
+            rig.kill_server(lost)
+            found = await _until(
+                rig, lambda found: found["brokers"][lost] == "silent" and found["leader"]["standbys"]
+            )
+            assert found["problems"] == [
+                f"nats-server {lost} does not answer the others, one of 3 that hold the log"
+            ]
+            shown = await to_thread.run_sync(Service(rig.folder).rift, "status", "--nats", rig._nats)
+            assert shown.returncode == 1
+            assert f"broker    {lost}: silent" in shown.stdout
+            assert "standbys  control-" in shown.stdout
+        finally:
+            await rig.stop()
+            rig.guard.dismiss()
+            tasks.cancel_scope.cancel()
+
+
+async def _until(rig: Cluster, is_so: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """Return the first status of a led installation that satisfies a condition."""
+    with anyio.fail_after(60):
+        while True:
+            done = await to_thread.run_sync(Service(rig.folder).rift, "status", "--json", "--nats", rig._nats)
+            found: dict[str, Any] = json.loads(done.stdout)
+            if found.get("leader") and is_so(found):
+                return found
+            await anyio.sleep(0.3)
+
+
+def test_a_model_that_cannot_start_is_a_problem() -> None:
+    wants = ScaleDecided(
+        model=MODEL,
+        epoch=1,
+        from_replicas=0,
+        to_replicas=1,
+        reason="minimum",
+        policy="default",
+        positions={},
+        decided_at_ns=0,
+        inputs={},
+    )
+    starting = ReplicaStarting(replica="r-1", model=MODEL, engine="vllm")
+    lost = ReplicaLost(replica="r-1", model=MODEL, why="no room")
+    fleet = Fleet()
+    fleet.apply(ControlElected(epoch=1, control="control-a"), 1, 1)
+    for sequence, event in enumerate((wants, starting), start=2):
+        fleet.apply(event, sequence, sequence)
+        assert failing(fleet) == []
+    fleet.apply(lost, 4, 4)
+    assert failing(fleet) == [f"{MODEL} cannot start, failed starts: 1, the last: no room"]
 
 
 def test_models_are_listed_with_prices_and_replicas(service: Service) -> None:

@@ -237,7 +237,9 @@ def test_one_leads_after_any_faults(seed: int) -> None:
         whole = await fleet.read(log)
         assert [whole.leader] == world.leaders()
         told = await ask(log, AskLeader(), timeout_s=1)
-        assert told == {"epoch": whole.epoch, "control": whole.leader}
+        alive = {control.name for control in world.controls if not control.scope.cancel_called}
+        others = sorted(alive - {whole.leader})
+        assert told == {"epoch": whole.epoch, "control": whole.leader, "standbys": others}
 
     faults = Faults(
         append_s=0.3,
@@ -284,11 +286,13 @@ async def test_on_a_real_broker(server: Any) -> None:
         tasks.start_soon(second.run)
         await anyio.sleep(1.5)
         assert not second.is_leading
-        assert await ask(second.log, AskLeader(), timeout_s=1) == {"epoch": 1, "control": "control-a"}
+        told = await ask(second.log, AskLeader(), timeout_s=1)
+        assert told == {"epoch": 1, "control": "control-a", "standbys": ["control-b"]}
         first.scope.cancel()
         assert await leading(second) < 2
         assert second.led == [2]
-        assert await ask(first.log, AskLeader(), timeout_s=1) == {"epoch": 2, "control": "control-b"}
+        told = await ask(first.log, AskLeader(), timeout_s=1)
+        assert told == {"epoch": 2, "control": "control-b", "standbys": []}
         tasks.cancel_scope.cancel()
 
 
