@@ -341,16 +341,13 @@ class JetStream:
         """Return each server that holds the stream, as leader, current, behind or silent. The result is empty
         for a broker of one server."""
         cluster = (await self._api(f"STREAM.INFO.{stream}")).get("cluster", {})
-        followers = {
-            peer["name"]: "silent"
-            if peer["active"] > PEER_SILENT_NS
-            else "current"
-            if peer["current"]
-            else "behind"
-            for peer in cluster.get("replicas") or ()
-        }
-        leader = cluster.get("leader") if followers else None
-        return {leader: "leader", **followers} if leader else followers
+        states = {}
+        for peer in cluster.get("replicas") or ():
+            state = "current" if peer["current"] else "behind"
+            states[peer["name"]] = "silent" if peer["active"] > PEER_SILENT_NS else state
+        if states and (leader := cluster.get("leader")):
+            states[leader] = "leader"
+        return states
 
     # --- readers and deliveries ------------------------------------------------------------------
 
