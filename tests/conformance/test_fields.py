@@ -19,6 +19,7 @@ from tests.scripted import MODEL, Served
 
 README = (Path(support.__file__).parents[1] / "README.md").read_text()
 ROW = re.compile(r"^\| `([^`]+)` \| (supported|ignored) \|", re.MULTILINE)
+DEFAULT = re.compile(r"; default `(.+)`$")
 REMEDY = "declare it in rift/gateway/dialects, then run python -m tests.conformance.fields"
 
 NATIVE = "Native"
@@ -153,8 +154,8 @@ def members(section: str, name: str) -> list[dict[str, Any]]:
     return list(schema.get("anyOf", [schema]))
 
 
-def test_values_that_vllm_takes_for_nothing_change_nothing() -> None:
-    """Those that its servers and clients send, by the type of the field not recognisable."""
+def test_more_values_that_ask_for_nothing_change_nothing() -> None:
+    """The type of the field does not tell that these ask for nothing."""
     for section in SECTIONS:
         assert read(section, stop=["", ""]) == read(section)
         assert read(section, structured_outputs={"json": None, "json_object": False}) == read(section)
@@ -164,6 +165,27 @@ def test_values_that_vllm_takes_for_nothing_change_nothing() -> None:
     assert read("Responses", text={"format": {"type": "text"}, "verbosity": "medium"}) == read("Responses")
     plain = {"effort": None, "summary": "auto", "context": "auto", "mode": "standard"}
     assert read("Responses", reasoning=plain) == read("Responses")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_vllms_defaults_change_nothing(section: str) -> None:
+    """Some clients send every field. Rift's default of `max_tokens` is its own."""
+    same = read(section)
+    for name, row in fields.document_rows(section).items():
+        if (default := DEFAULT.search(row["vLLM"])) and name != "max_tokens":
+            assert read(section, **{name: json.loads(default[1])}) == same, name
+
+
+def test_fields_of_vllm_reach_the_request() -> None:
+    for section, body in (
+        ("Chat completions", {"verbosity": "low"}),
+        ("Responses", {"text": {"verbosity": "low"}}),
+    ):
+        asked = read(
+            section, chat_template_kwargs={"thinking": True}, logit_bias={"5": -1}, **body
+        ).parameters
+        assert asked.template == '{"verbosity":"low","thinking":true}'
+        assert asked.logit_bias == {"5": -1.0}
 
 
 @pytest.mark.parametrize(
