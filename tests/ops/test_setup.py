@@ -26,6 +26,16 @@ stop_if_problems
 """
 
 
+# A chroot without /sys.
+NO_SYS = """
+. "$1/setup"
+lscpu() { echo "lscpu: failed to determine number of CPUs" >&2; return 1; }
+python=$2
+check_engine
+printf '%s\n' "${problems[@]}"
+"""
+
+
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
@@ -59,6 +69,11 @@ unset RIFT_PYTHON
 PATH=$2 choose_python
 stop_if_problems
 """
+
+
+def test_lscpu_must_list_the_cores() -> None:
+    ended = run("bash", "-c", NO_SYS, "bash", str(OPS), sys.executable)
+    assert "mount /sys" in ended.stdout, ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_without_any_source_the_remedies_are_named(tmp_path: Path, constraint: s
         f"file://{tmp_path}/pytorch",
         "PIP_FIND_LINKS",
         "--engine sim",
-        "A constraint on torch",
+        "if a constraint excludes",
     ):
         assert words in ended.stderr
     assert not (tmp_path / "into").exists()
