@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from events.money import usd
+from rift.gateway.api import schemas
 from tests.service import Service, until
 
 pytestmark = pytest.mark.slow
@@ -142,14 +144,19 @@ def test_plan_per_second_is_the_same_in_answers_lists_usage_economics_and_invoic
             assert answer["charge"] == {"at_most_nanousd": answer["seconds"] * 701, "final": False}
             stored = client.get(f"/v1/inference/{answer['id']}").json()
             assert (stored["seconds"], stored["charge"]) == (answer["seconds"], answer["charge"])
-        shown = {row["id"]: row for row in client.get("/v1/inference").json()["data"]}
+            msgspec.convert(stored, schemas.Inference)
+        page = client.get("/v1/inference").json()
+        msgspec.convert(page, schemas.InferenceList)
+        shown = {row["id"]: row for row in page["data"]}
         for answer in answers:
             row = shown[answer["id"]]
             assert (row["seconds"], row["charge"]) == (answer["seconds"], answer["charge"])
         period = period_of(service)
         bill = client.get(f"/v1/invoices/{period}").json()
         assert bill["lines"][0]["nanousd"] == bill["lines"][0]["seconds"] * 701
-        [listed_bill] = client.get("/v1/invoices").json()["data"]
+        page = client.get("/v1/invoices").json()
+        msgspec.convert(page, schemas.InvoiceList)
+        [listed_bill] = page["data"]
         assert listed_bill == {
             "object": "invoice", "period": period, "status": "open",
             "total_nanousd": bill["total_nanousd"], "total_usd": usd(bill["total_nanousd"]),

@@ -172,6 +172,7 @@ def test_dead_minutes_are_ours(scribe: Any, warehouse: Warehouse) -> None:
     )
     [line] = lines(applied(warehouse, scribe))
     assert line.seconds == 5
+    assert warehouse.query("select seconds, nanousd from shares").rows == [[5, 5]]
 
 
 @pytest.mark.parametrize("name", SECONDS)

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from events.lifecycle import NEW, advance
 from events.schema import (
     AttemptStarted,
+    FinishReason,
     Message,
     Parameters,
     Price,
@@ -59,8 +61,9 @@ def test_the_highest_cost_is_all_tokens_or_all_seconds() -> None:
     assert max_cost.nanousd((short,), dear) == 100 * 5 + 1024 * 3
 
 
-def test_the_silence_after_a_lost_attempt_is_not_metered() -> None:
-    answer = MeteredCompletion(accepted(plan="per_second"), PRICE)
+@pytest.mark.parametrize(("reason", "charged_seconds"), [("stop", 5), ("cancelled", 5), ("failed", 0)])
+def test_the_silence_after_a_lost_attempt_is_not_metered(reason: FinishReason, charged_seconds: int) -> None:
+    answer = MeteredCompletion(accepted(plan="per_second", group="r"), PRICE)
     life = NEW
     second = 1_000_000_000
     for at_ns, event in (
@@ -69,12 +72,17 @@ def test_the_silence_after_a_lost_attempt_is_not_metered() -> None:
         (12 * second + 1, TokensGenerated(attempt="a", index=0, token_ids=(1,), text="x")),
         (90 * second, started("b", "a", resume_index=1)),
         (91 * second, TokensGenerated(attempt="b", index=1, token_ids=(1,), text="x")),
-        (92 * second, RequestFinished(request="r", attempt="b", reason="stop", output_tokens=2)),
+        (92 * second, RequestFinished(request="r", attempt="b", reason=reason, output_tokens=2)),
     ):
+        assert answer.charge() is None
         life = advance(life, event)
         answer.add(event, life, at_ns)
-    assert answer.ran == [(10 * second, 12 * second + 1), (90 * second, 92 * second)]
+    assert answer.attempts == [(10 * second, 12 * second + 1), (90 * second, 92 * second)]
+    assert answer.ran == (answer.attempts if charged_seconds else [])
     assert answer.nanousd(with_prompt=True) == 0
+    assert answer.seconds == 3 + 2
+    assert PRICE.second_nanousd
+    assert answer.charge() == {"at_most_nanousd": charged_seconds * PRICE.second_nanousd, "final": False}
 
 
 def started(attempt: str, after: str | None, resume_index: int = 0) -> AttemptStarted:
