@@ -322,7 +322,7 @@ def test_a_request_that_stopped_its_engine_three_times_must_not_be_retried(serve
     ("sent", "kept"),
     [
         *(("abc-123", True), ("!~", True), ('<x>"\\', True), ("a" * 128, True), ("a" * 129, False)),
-        *(("a b", False), ("a\tb", False), ("\x7f", False), ("ä", False), ("", False), (None, False)),
+        *(("a b", False), ("a\tb", False), ("", False), (None, False)),
     ],
 )
 def test_a_visible_request_id_is_stored_and_echoed(served: Served, sent: str | None, kept: bool) -> None:
