@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -337,14 +338,18 @@ async def test_a_long_first_build_is_told(
     scribe.finished_request()
     await operator.append(scribe)
     monkeypatch.setattr(standbys, "SQL_CATCH_UP_S", 0.5)
-    monkeypatch.setattr(Warehouse, "apply", lambda *_: time.sleep(1.5))
+    told = threading.Event()
+    monkeypatch.setattr(Warehouse, "apply", lambda *_: told.wait(30))
     standby = Standby(operator.setup)
-    standby.is_asked = True
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(standby.run)
+        with anyio.fail_after(10):
+            while standby._projection is None:  # noqa: ASYNC110  # until it has opened its file
+                await anyio.sleep(0.02)
         why = "is being built: 0 of 7 records are applied; ask again in a minute"
         with pytest.raises(QuestionRefused, match=why):
             await standby.catch_up()
+        told.set()
         tasks.cancel_scope.cancel()
     standby.warehouse.close()
     assert standby._log is not None

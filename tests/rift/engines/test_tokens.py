@@ -89,9 +89,15 @@ def test_pieces_refuse_only_what_a_whole_encoding_would_refuse(
     prompt = text * 300
     count = len(tokenizer.encode(prompt, raw=True, tokens_max=10_000))
     tokenizer.check_pieces(prompt, "prompt", tokens_max=count)
-    with pytest.raises(InvalidRequest, match=r"prompt has more than .* tokens") as refused:
+    with pytest.raises(InvalidRequest, match=r"prompt has at least .* tokens") as refused:
         tokenizer.check_pieces(prompt, "prompt", tokens_max=count // 2 - 1)
     assert refused.value.code == "prompt_too_long"
+    assert count // 2 <= refused.value.tokens <= count, "as many as there are beyond doubt"
+    counted: list[str] = []
+    monkeypatch.setattr(tokenizer, "_count", lambda piece: counted.append(piece) or len(piece))
+    with pytest.raises(InvalidRequest):
+        tokenizer.check_pieces("x" * 10_000, "prompt", tokens_max=7)
+    assert counted == ["x" * 7] * 3, "in pieces, and no more of them than it takes"
 
 
 def test_without_a_chat_template_a_prompt_is_raw_and_messages_are_invalid(tiny: Path) -> None:
