@@ -2,9 +2,9 @@
 
     authenticate → parse → reserve → (claim the idempotency key) → follow → append `RequestAccepted` → answer
 
-Every error before the append leaves nothing behind. After it, the log decides. A request with `n` > 1 is a
-group: if not all of its choices are stored, those that are, or may still be, are cancelled as unanswered, and
-cost nothing.
+Every error before the append leaves nothing behind. After it, the log decides. A body with several prompts or
+`n` > 1 is several requests: if not all of them are stored, those that are, or may still be, are cancelled as
+unanswered, and cost nothing.
 """
 
 from collections.abc import Callable
