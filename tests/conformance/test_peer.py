@@ -46,6 +46,7 @@ TOOL = {"type": "function", "function": {"name": "set_level", "parameters": LEVE
 NAMED = {"type": "function", "function": {"name": "set_level"}}
 CHAT = "/v1/chat/completions", {"messages": [{"role": "user", "content": "one two three"}]}
 TEXT = "/v1/completions", {"prompt": "one two three"}
+TWO = "/v1/completions", {"prompt": ["one two three", "four five"]}
 CASES: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any]]] = {
     "chat": (CHAT, {"max_tokens": 12}),
     "chat, its newer limit": (CHAT, {"max_completion_tokens": 5}),
@@ -53,6 +54,8 @@ CASES: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any]]] = {
     "one token": (TEXT, {"max_tokens": 1}),
     "two choices": (CHAT, {"max_tokens": 6, "n": 2, "seed": 3, "temperature": 0.9}),
     "two texts": (TEXT, {"max_tokens": 6, "n": 2, "seed": 3, "temperature": 0.9}),
+    "two prompts": (TWO, {"max_tokens": 6}),
+    "two prompts with two choices": (TWO, {"max_tokens": 6, "n": 2, "seed": 3, "temperature": 0.9}),
     "logprobs of a chat": (CHAT, {"max_tokens": 6, "logprobs": True, "top_logprobs": 2}),
     "logprobs of a text": (TEXT, {"max_tokens": 6, "logprobs": 2}),
     "a schema": (CHAT, {"max_tokens": 60, "response_format": SCHEMA}),
@@ -119,7 +122,9 @@ def test_a_stream_has_the_same_chunks(
     assert {chunk["object"] for chunk in ours} == {chunk["object"] for chunk in theirs}
     for chunk in ours:
         compare_fields(chunk, next(other for other in theirs if shape(other) == shape(chunk)), "answer")
-    for index in range(more.get("n", 1)):
+    indexes = {choice["index"] for chunk in theirs for choice in chunk["choices"]}
+    assert {choice["index"] for chunk in ours for choice in chunk["choices"]} == indexes
+    for index in indexes:
         mine, other = of_choice(ours, index), of_choice(theirs, index)
         for choice in mine:
             compare_fields(choice, other[-1], "choice")
@@ -139,8 +144,12 @@ def test_a_stream_has_the_same_chunks(
     if options:
         assert counts(ours[-1]["usage"]) == counts(theirs[-1]["usage"])
     if options and "continuous_usage_stats" in options:
-        last = [chunk for chunk in ours if chunk["choices"]][-1]
-        assert counts(last["usage"]) == counts([chunk for chunk in theirs if chunk["choices"]][-1]["usage"])
+        for index in indexes:
+            last, others = (
+                [chunk for chunk in found if chunk["choices"] and chunk["choices"][0]["index"] == index][-1]
+                for found in (ours, theirs)
+            )
+            assert counts(last["usage"]) == counts(others["usage"])
 
 
 def compare_fields(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
