@@ -70,6 +70,10 @@ class Usage:
         self.running = 0
         self._entries: deque[WindowEntry] = deque()
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self._entries or self.running)
+
     def forget(self, now_ns: int) -> None:
         """Drop the entries that are older than a minute."""
         while self._entries and self._entries[0].at_ns + MINUTE_NS <= now_ns:
@@ -154,7 +158,19 @@ class RateReservation(msgspec.Struct, frozen=True):
 
 class RateWindow:
     def __init__(self) -> None:
+        # The one that was looked at longest ago first.
         self._usages: dict[str, Usage] = {}
+
+    def __len__(self) -> int:
+        return len(self._usages)
+
+    def forget(self, now_ns: int) -> None:
+        """Drop the old entries of one owner, who may send nothing more; of the next one at the next call."""
+        if (owner := next(iter(self._usages), None)) is not None:
+            usage = self._usages.pop(owner)
+            usage.forget(now_ns)
+            if not usage.is_empty:
+                self._usages[owner] = usage
 
     def usage(self, owner: str, now_ns: int) -> Usage:
         usage = self._usages.setdefault(owner, Usage())
@@ -169,6 +185,7 @@ class RateWindow:
         """
         exceeded: list[Exceeded] = []
         now_ns = asked.at_ns
+        self.forget(now_ns)
         requests = asked.requests
         tokens = asked.tokens
         for owner, limit in shares.items():

@@ -43,7 +43,7 @@ WAIT_S_MIN = 0.25
 # How many waiting connections are looked at to find one that can be closed.
 CANDIDATES = 16
 
-# How long a client may take to send the head of a request, from its connection or from its first byte on.
+# How long a client may take to send its first byte, and then the head of a request.
 HEAD_S = 10
 
 # How long an idle connection is kept after an answer: longer than most clients and proxies keep theirs.
@@ -270,7 +270,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         # Further bytes of a head do not extend its deadline.
         if self._phase == "idle":
             self._phase = "head"
-            self._deadline_s = min(self._deadline_s, anyio.current_time() + HEAD_S)
+            self._deadline_s = anyio.current_time() + HEAD_S
         self._received += _BUFFER[:nbytes]
         self._arrived.set()
         if len(self._received) == READ_BYTES:

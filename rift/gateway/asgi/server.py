@@ -285,9 +285,7 @@ class _Inbox:
             if self._is_whole:
                 self._arrived()
         self._changed.set()
-        if self._is_gone:
-            self._room.set()
-        elif len(self._body) > BODY_BYTES:
+        if len(self._body) > BODY_BYTES and not self._is_gone:
             self._room.clear()
             await self._room.wait()
 

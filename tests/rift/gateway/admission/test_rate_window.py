@@ -207,3 +207,16 @@ def test_bytes_wait_for_one_another_and_a_single_request_never_waits() -> None:
     # A large one waits for all of them, and an answer counts from its end on.
     assert reserve(11, 300) == Exceeded("account", "log_bytes_per_minute", 100, 59 * SECOND_NS)
     assert isinstance(reserve(70, 300), RateReservation)
+
+
+def test_nothing_is_kept_of_owners_that_send_nothing_more() -> None:
+    window = RateWindow()
+    running = window.reserve({"running": LimitShare(requests=9)}, WindowEntry(0, 1, 1))
+    assert isinstance(running, RateReservation)
+    for number in range(20):
+        reserved = window.reserve({f"account {number}": LimitShare(requests=9)}, WindowEntry(0, 1, 1))
+        assert isinstance(reserved, RateReservation)
+        reserved.end(None)
+    for second in range(30):
+        window.reserve({"active": LimitShare(requests=99)}, WindowEntry(MINUTE_NS + second, 1, 1))
+    assert len(window) == 2, "the active one, and the one with a running request"

@@ -1,11 +1,13 @@
 """The server over real sockets: HTTP/1.1 only, direct writes, and what each client may hold for how long."""
 
 import contextlib
+import gc
 import json
 import logging
 import re
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -83,7 +85,7 @@ class Paths:
             assert (await receive())["type"] == "http.disconnect"
             self.gone += 1
             return
-        if path == "/later":
+        if path in ("/later", "/unread"):
             await anyio.sleep(0.2)
         if path in ("/early", "/chunks"):
             return await self._slowly(scope, receive, send)
@@ -290,9 +292,10 @@ async def test_a_request_is_handled_though_its_client_closes_at_once() -> None:
         await until(lambda: app.gone == 1)
 
 
-async def test_a_body_that_is_not_read_does_not_hold_the_connection() -> None:
+@pytest.mark.parametrize("path", [b"/", b"/unread"])
+async def test_a_body_that_is_not_read_does_not_hold_the_connection(path: bytes) -> None:
     async with serving(Paths()) as running:
-        head = b"POST / HTTP/1.1\r\nHost: rift\r\nContent-Length: 4000000\r\n\r\n"
+        head = b"POST %b HTTP/1.1\r\nHost: rift\r\nContent-Length: 4000000\r\n\r\n" % path
         async with await running.connect(head + b"x" * 1_000_000) as stream:
             found = await rest(stream)
         assert found.endswith(b"ok")
@@ -375,6 +378,23 @@ async def test_an_incomplete_request_ends_when_its_client_closes_its_side() -> N
     assert app.gone == app.begun == 1
 
 
+async def test_connections_that_have_ended_leave_nothing() -> None:
+    async with serving(Paths()) as running:
+
+        async def blocks() -> int:
+            for _ in range(100):
+                assert (await running.ask(HEAD[:-2] + b"Connection: close\r\n\r\n")).endswith(b"ok")
+            running.streams.clear()
+            await until(lambda: running.connections.open == 0)
+            await anyio.sleep(0.05)
+            gc.collect()
+            return sys.getallocatedblocks()
+
+        await blocks()
+        before = await blocks()
+        assert await blocks() - before < 100
+
+
 # --- deadlines -----------------------------------------------------------------------------------------
 
 
@@ -391,16 +411,21 @@ async def test_a_head_has_a_deadline_that_further_bytes_do_not_extend() -> None:
     async with serving(Paths()) as running:
         async with await running.connect() as silent, await running.connect(HEAD) as trickling:
             assert await is_answered(trickling)
-            began_s = anyio.current_time()
-            with contextlib.suppress(OSError, anyio.BrokenResourceError):
-                for byte in HEAD[:-1]:
-                    await trickling.send(bytes([byte]))
-                    await anyio.sleep(0.02)
-                    if anyio.current_time() > began_s + 1:
-                        break
-            assert error(await rest(trickling)) == (408, "head_timeout")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(trickle, trickling)
+                answer = await rest(trickling)
+                tasks.cancel_scope.cancel()
+            assert error(answer) == (408, "head_timeout")
             assert await rest(silent) == b""
         await until(lambda: running.connections.open == 0)
+
+
+async def trickle(stream: SocketStream) -> None:
+    await stream.send(b"GET / HTTP/1.1\r\nHost: rift\r\nA: ")
+    with contextlib.suppress(OSError, anyio.BrokenResourceError):
+        while True:
+            await stream.send(b"b")
+            await anyio.sleep(0.02)
 
 
 @pytest.mark.usefixtures("hurried")
@@ -434,6 +459,18 @@ async def test_a_client_that_reads_a_byte_now_and_then_is_dropped() -> None:
                     with contextlib.suppress(ConnectionResetError):
                         await anyio.to_thread.run_sync(slow.recv, 1)
                     await anyio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("read_bytes", "is_stuck"), [(module.WRITE_BYTES - 1, True), (module.WRITE_BYTES, False)]
+)
+def test_a_client_must_read_the_goal_within_its_time(read_bytes: int, is_stuck: bool) -> None:
+    progress = module._Progress()
+    progress.bytes = unread = 10 * module.WRITE_BYTES
+    assert not progress.is_stuck(unread, now_s=1)
+    unread -= read_bytes
+    assert not progress.is_stuck(unread, now_s=1 + module.WRITE_S)
+    assert progress.is_stuck(unread, now_s=2 + module.WRITE_S) == is_stuck
 
 
 @pytest.mark.usefixtures("hurried")
