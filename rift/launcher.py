@@ -101,7 +101,8 @@ class Launcher:
     async def _start(self, tasks: TaskGroup, started: AsyncExitStack, port: int) -> None:
         settings = self._settings
         folder = self._installation.folder
-        self._notify(f"rift {__version__} in {folder}: starting nats-server, control, gateway")
+        self._notify(f"rift {__version__} starts in {folder}")
+        began_s = anyio.current_time()
         reserve = self._installation.reserve(None, {})
         assert reserve is not None, "the broker is embedded"
         with _naming_disk(reserve):
@@ -115,6 +116,7 @@ class Launcher:
         await continuity.check_folder(log, self._installation)
         with _naming_disk(reserve):
             reserve.restore()
+        began_s = self._done("the log (nats-server)", began_s)
         tasks.start_soon(self._disk(reserve, address).watch)
         tasks.start_soon(self._shorten_logs)
         check = await startup.prepared(log, settings, address.monitor)
@@ -132,12 +134,23 @@ class Launcher:
         start("gateway", partial(self._role, "gateway", *self._serving, *listen))
         await startup.gateway_ready(settings.host, port, self._notify)
         self._is_serving = True
+        began_s = self._done("control and gateway", began_s)
         scale = settings.scales().get(settings.model)
         if scale is not None and scale.min and settings.fleet == "local":
-            await startup.model_ready(log, settings.model)
+            await startup.model_ready(log, settings.model, self._notify)
+            engine = (
+                "the simulated engine, whose answers mean nothing" if settings.engine == "sim" else "vLLM"
+            )
+            self._done(f"{settings.model} in {engine}", began_s)
         elif scale is not None and not scale.min:
             self._notify(f"no worker serves {settings.model} yet: the first request starts one")
         self._greet(self._url(port), key)
+
+    def _done(self, what: str, began_s: float) -> float:
+        """Show that a step of the start is done, and return when the next began."""
+        now_s = anyio.current_time()
+        self._notify(f"  {what}: {now_s - began_s:.1f} s")
+        return now_s
 
     def _start_child(
         self, tasks: TaskGroup, started: AsyncExitStack, name: str, command: Callable[[], Sequence[str]]
@@ -232,7 +245,7 @@ def _naming_disk(reserve: Reserve) -> Iterator[None]:
 
 
 def greeting(url: str, key: str, model: str) -> str:
-    """Return the text that is shown when Rift is ready: URL, API key, and a command to paste."""
+    """Return the text that is shown when Rift is ready: URL, API key, the playground, a command to paste."""
     body = {
         "model": model,
         "prompt": PROMPT,
@@ -243,7 +256,11 @@ def greeting(url: str, key: str, model: str) -> str:
         f"curl -N {url}/v1/inference \\\n  -H 'Authorization: Bearer {key}' \\\n"
         f"  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(json.dumps(body))}"
     )
-    return f"rift is ready: {url}\nAPI key: {key}\n{curl}"
+    return (
+        f"rift is ready: {url}\nAPI key: {key}\n\n"
+        f"Open {url} in a browser and enter the key, or send a request from another terminal:\n{curl}\n\n"
+        "Ctrl-C stops everything; the next start continues with the same data and key."
+    )
 
 
 def role_options(settings: Settings, config: Path | None) -> list[str]:

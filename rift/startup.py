@@ -26,6 +26,9 @@ FIRST_ACCOUNT = "dev"
 BROKER_START_S = 60.0
 FLEET_APPEND_S = 30.0
 
+# How often the operator hears that the model is still being loaded.
+MODEL_WAIT_S = 10.0
+
 # A gateway that runs is ready within a few seconds, unless it has a long book to read or the log is silent.
 GATEWAY_WAIT_S = 30.0
 GATEWAY_ANSWER_S = 5.0
@@ -119,13 +122,26 @@ async def write_fleet(log: Log) -> None:
             await publisher.publish(lost, within_s=FLEET_APPEND_S)
 
 
-async def model_ready(log: Log, model: str) -> None:
-    """Return once the model has a ready replica. Raises LogError."""
+async def model_ready(log: Log, model: str, notify: Callable[[str], None]) -> None:
+    """Return once a replica is ready; say every MODEL_WAIT_S that it is being loaded. Raises LogError."""
+
+    async def tell() -> None:
+        began_s = anyio.current_time()
+        while True:
+            await anyio.sleep(MODEL_WAIT_S)
+            waited_s = anyio.current_time() - began_s
+            notify(f"  loading {model}, {waited_s:.0f} s so far; a CPU takes up to two minutes")
+
     fleet = await fleets.read(log)
-    async with log.follow(subjects.FLEET, ["rift.fleet.>"], after=fleet.position) as reader:
+    async with (
+        log.follow(subjects.FLEET, ["rift.fleet.>"], after=fleet.position) as reader,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(tell)
         while not fleet.is_ready(model):
             for stored in await anext(aiter(reader)):
                 fleet.fold(stored)
+        tasks.cancel_scope.cancel()
 
 
 async def gateway_ready(host: str, port: int, notify: Callable[[str], None]) -> None:

@@ -36,6 +36,7 @@ def gateway(options: Namespace) -> None:
                 lane=ids.new_lane_id(secrets.token_bytes(ids.RANDOM_BYTES)),
                 secret=secret,
                 models=settings.catalogue(),
+                engine=settings.engine,
                 served=frozenset(settings.scales()),
                 seal_content=settings.seal_content,
                 reserve=folder.reserve(options.nats, os.environ),

@@ -164,7 +164,7 @@ def build(
         responses=ResponseRoutes(state, responses, delivery),
         models=ModelRoutes(state, config.models, admission),
         billing=BillingRoutes(state.log, auth, secret=config.secret),
-        health=HealthRoutes(state, config.models, auth, room, connections, openapi.document(ROUTES)),
+        health=HealthRoutes(state, config, auth, room, connections, openapi.document(ROUTES)),
     )
     ended_keys = len(state.book.revoked)
 

@@ -37,5 +37,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     native_prompt_tokens_max: int = NATIVE_PROMPT_TOKENS_MAX
     shard: int = 0
     reserve: Reserve | None = None
+    # Of this installation's workers, as pages and clients are told: "sim" answers mean nothing.
+    engine: str = "vllm"
     # Random bytes, for ids and keys.
     entropy: Callable[[int], bytes]

@@ -34,6 +34,7 @@ def enter(tab: Tab, service: Service) -> None:
     tab.type(service.key)
     tab.press("Enter")
     tab.until("document.activeElement.id === 'prompt'")
+    tab.until("!document.getElementById('simulated').hidden")
     tab.js(LISTEN)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -57,10 +58,14 @@ def answer(service: Service) -> dict[str, object]:
 def test_the_screen_shows_the_start_the_key_and_a_curl_line(service: Service) -> None:
     text = "".join(service.screen)
     lines = text.splitlines()
-    assert lines[0].endswith("starting nats-server, control, gateway")
-    assert lines[1] == f"rift is ready: {service.url}"
-    assert lines[2] == f"API key: {service.key}"
-    assert lines[3].startswith(f"curl -N {service.url}/v1/inference")
+    assert lines[0].startswith("rift ")
+    steps = "the log (nats-server)", "control and gateway", f"{MODEL} in the simulated engine"
+    for line, step in zip(lines[1:4], steps, strict=True):
+        assert re.fullmatch(rf"  {re.escape(step)}.*: \d+\.\d s", line)
+    assert lines[4] == f"rift is ready: {service.url}"
+    assert lines[5] == f"API key: {service.key}"
+    assert lines[7].startswith(f"Open {service.url} in a browser")
+    assert lines[8].startswith(f"curl -N {service.url}/v1/inference")
     file = service.folder / "dev.key"
     assert file.read_text() == service.key + "\n"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -72,7 +77,7 @@ def test_the_screen_shows_the_start_the_key_and_a_curl_line(service: Service) ->
 def test_up_does_not_wait_for_a_model_that_is_scaled_to_zero(folder: Path) -> None:
     service = Service(folder, "--engine", "sim", "--workers", "0..1").start()
     try:
-        assert service.screen[1] == "no worker serves smollm2:135m yet: the first request starts one\n"
+        assert service.screen[3] == "no worker serves smollm2:135m yet: the first request starts one\n"
         with service.client() as client:
             (listed,) = client.get("/v1/models").json()["data"]
         assert (listed["id"], listed["ready"], listed["replicas"]) == (MODEL, False, 0)
@@ -297,7 +302,7 @@ def test_a_first_key_that_is_no_longer_valid_is_kept_beside_another(service: Ser
         assert (service.folder / "dev.key").read_text() == again.key + "\n"
         assert again.key != service.key
         assert again.screen[0].startswith("tightened the permissions of 1 files and folders in ")
-        assert f"is revoked: it is now in {kept}, and another key is issued" in again.screen[2]
+        assert f"is revoked: it is now in {kept}, and another key is issued" in again.screen[3]
         open_to_others = [path for path in service.folder.rglob("*") if path.lstat().st_mode & 0o077]
         assert open_to_others == []
     finally:

@@ -6,19 +6,18 @@ from typing import Any
 import msgspec
 
 from rift import __version__
-from rift.catalogue import Catalogue
 from rift.gateway.admission.auth import Authenticator
 from rift.gateway.admission.log_room import LogRoom
 from rift.gateway.asgi.connections import Connections
 from rift.gateway.asgi.request import Request
-from rift.gateway.state import LogState
+from rift.gateway.state import GatewayConfig, LogState
 
 
 class HealthRoutes:
     def __init__(
         self,
         state: LogState,
-        models: Catalogue,
+        config: GatewayConfig,
         auth: Authenticator,
         room: LogRoom,
         connections: Connections,
@@ -26,7 +25,7 @@ class HealthRoutes:
     ) -> None:
         self._room = room
         self._state = state
-        self._models = models
+        self._config = config
         self._auth = auth
         self._connections = connections
         self._document = msgspec.json.encode(document)
@@ -41,12 +40,12 @@ class HealthRoutes:
         """
         self._room.check()
         self._auth.check_book()
-        ready = [name for name in self._models if self._state.fleet.is_ready(name)]
+        ready = [name for name in self._config.models if self._state.fleet.is_ready(name)]
         connections = {"open": self._connections.open, "max": self._connections.limit}
         await request.answer(200, {"status": "ready", "models_ready": ready, "connections": connections})
 
     async def version(self, request: Request) -> None:
-        await request.answer(200, {"version": __version__})
+        await request.answer(200, {"version": __version__, "engine": self._config.engine})
 
     async def openapi(self, request: Request) -> None:
         """Answer with the same bytes each time: a copy for each client that does not read would add up."""

@@ -410,3 +410,4 @@ class Health(ResponseSchema, frozen=True, kw_only=True):
 
 class Version(ResponseSchema, frozen=True, kw_only=True):
     version: str
+    engine: Literal["vllm", "sim"]

@@ -53,6 +53,8 @@ async function enter() {
     const response = await call("/v1/models");
     if (!response.ok) throw new Error(await words(response));
     list((await response.json()).data);
+    const version = await call("/version");
+    $("simulated").hidden = !version.ok || (await version.json()).engine !== "sim";
   } catch (error) {
     sessionStorage.removeItem(HELD);
     $("key").value = key;
