@@ -19,7 +19,7 @@ ACCOUNT_PART = 4
 FILL_MINUTES = int(LOG_KEPT_S + LOG_TRIM_S) // 60
 
 # The bytes that one idempotency key, and one key of sealed content, takes in its stream.
-IDEMPOTENCY_KEY_BYTES = 448
+IDEMPOTENCY_KEY_BYTES = 608
 CONTENT_KEY_BYTES = 320
 
 

@@ -37,7 +37,7 @@ KEY_CHARACTERS_MAX = 255
 CLAIMS_MAX = 5
 
 
-class KeyEntry(msgspec.Struct, frozen=True):
+class KeyEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """The request of a key. `price_version`, `book`, `plan`, `sealed` and `client_request_id` go into the
     acceptance unchanged."""
 

@@ -262,7 +262,7 @@ async def test_a_key_takes_at_most_the_bytes_that_the_shares_assume(server: Any)
     at = Address(0, "lane1234lane1234", "model-with-a-rather-long-name")
     account = "account-of-a-customer"
     request = ids.new_request_id(secret=SECRET, account=account, at=at, floor=10**12, entropy=b"x" * 10)
-    entry = KeyEntry(request, "f" * 64, "f" * 20, 100, 10**6, "per_second", 10**9, account)
+    entry = KeyEntry(request, "f" * 64, "f" * 20, 100, 10**6, "per_second", 10**9, account, "x" * 128)
     capacity = await log_share.capacity(log, 0)
     assert capacity == LogCapacity(64 * MIB, 4 * MIB, 4 * MIB)
     secret = encryption.Secret((request,), b"k" * encryption.KEY_BYTES, account)
