@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rift.gateway.api.error_codes import by_status
 from rift.gateway.api.routes import ROUTES
 from tests.pages.chromium import Tab
 from tests.service import Service
@@ -17,8 +18,10 @@ def test_every_route_is_shown_with_its_fields_and_answers(service: Service, tab:
     for route in ROUTES:
         title = f"{route.method} {route.path}"
         shown = tab.js(f"document.querySelector('[aria-label={json.dumps(title)}]').innerText")
-        for status in (*route.answers, *route.errors):
-            assert str(status) in shown, title
+        for status in (*route.answers, *by_status(route.errors)):
+            assert f"\n{status}\t" in shown, title
+        # Each code has a line of its own.
+        assert ("\nqueue_full: " in shown) == ("submit" in route.errors), title
         for parameter in route.parameters:
             assert parameter["name"] in shown, title
     assert "max_tokens" in tab.js("document.getElementById('type-NativeParameters').innerText")

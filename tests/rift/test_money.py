@@ -153,6 +153,7 @@ def test_plan_per_second_is_the_same_in_answers_lists_usage_economics_and_invoic
             assert (row["seconds"], row["charge"]) == (answer["seconds"], answer["charge"])
         period = period_of(service)
         bill = client.get(f"/v1/invoices/{period}").json()
+        msgspec.convert(bill, schemas.MonthInvoice)
         assert bill["lines"][0]["nanousd"] == bill["lines"][0]["seconds"] * 701
         page = client.get("/v1/invoices").json()
         msgspec.convert(page, schemas.InvoiceList)
@@ -162,7 +163,9 @@ def test_plan_per_second_is_the_same_in_answers_lists_usage_economics_and_invoic
             "total_nanousd": bill["total_nanousd"], "total_usd": usd(bill["total_nanousd"]),
         }  # fmt: skip
         for groups in ("hour", "plan,key"):
-            rows = client.get("/v1/usage", params={"group_by": groups}).json()["data"]
+            sums = client.get("/v1/usage", params={"group_by": groups}).json()
+            msgspec.convert(sums, schemas.UsageReport)
+            rows = sums["data"]
             assert sum(row["charge_nanousd"] for row in rows) == bill["total_nanousd"]
         refused = client.get("/v1/invoices", params={"after": "2026"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_period")

@@ -10,5 +10,7 @@ models           the served models
 billing          an account's requests, invoices and usage
 health           health, version and the document
 openapi          the OpenAPI document, generated from the table
-schemas          the types in it
+error_codes      every error code, with its statuses and remedy
+schemas          the types of the answers
+openai_schemas   the types of OpenAI's answers
 """

@@ -1,43 +1,93 @@
-"""`/openapi.json`, generated from the route table and its types: OpenAPI 3.1."""
+"""`/openapi.json`, generated from the route table, its types and the table of errors: OpenAPI 3.1."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from rift import __version__
-from rift.gateway.api import schemas
-from rift.gateway.api.routes import ResponseSpec, Route
+from rift.gateway.api import error_codes, schemas
+from rift.gateway.api.routes import IDEMPOTENCY_KEY, ResponseSpec, Route
 
 JSON = "application/json"
 SSE = "text/event-stream"
 
-ERRORS = {
-    400: "A field is invalid or not supported; `param` names it.",
-    401: "The API key is missing or invalid.",
-    402: "The account's credit or budget does not cover the highest possible cost of the request.",
-    403: "The API key does not permit this.",
-    404: "The model or the request does not exist, or belongs to another account.",
-    405: "The path does not support this method.",
-    408: "The body did not arrive in time.",
-    409: "The content cannot be erased: the request has not ended, or was not sealed.",
-    410: "The idempotency key's request is no longer stored, or the request's content was erased.",
-    413: "The body is too large.",
-    415: "The body is not `application/json`.",
-    422: "The idempotency key was used with another body.",
-    429: "A limit of the account or the key is reached, the model's queue is full, or too many of the "
-    "account's billing queries are in progress; `code` names it, and `retry-after` says when to try again.",
-    500: "The request failed on our side; nothing is charged.",
-    503: "The log, the model or the control process is unavailable; `retry-after` says when to try again.",
-    504: "The request was not answered before its deadline.",
+DESCRIPTION = (
+    "LLM inference; answers and invoices come from one log. OpenAI clients just work: set their base URL to "
+    "this address with `/v1`, and their API key to one of Rift's. Every error has a code."
+)
+
+# The tag of a route is the second part of a path below `/v1`. In the order of the document.
+TAGS = {
+    "inference": "The native API: generate text, and read, resume, cancel and erase requests of all APIs.",
+    "completions": "OpenAI's completions.",
+    "chat": "OpenAI's chat completions.",
+    "responses": "OpenAI's responses.",
+    "models": "The models and their prices.",
+    "invoices": "The account's invoices.",
+    "usage": "The account's usage.",
+    "gateway": "The gateway itself. These routes need no key.",
 }
-# Every route can answer these.
-ALWAYS = (405, 503)
+
+
+class Header(NamedTuple):
+    """A header of answers. `has` says whether a route's answer of a status can have it."""
+
+    description: str
+    kind: str
+    example: str
+    has: Callable[[Route, int], bool]
+
+
+def _is_limited(route: Route, status: int) -> bool:
+    return "key" in route.errors and status < 500 and status not in (401, 431)
+
 
 HEADERS = {
-    "x-request-id": "The id that the client sent in this header, or the request's own.",
-    "rift-request-id": "The request's own id, once it is accepted; with `n` > 1 that of the first choice.",
-    "openai-processing-ms": "Milliseconds until the answer began.",
+    "x-request-id": Header(
+        "The id that the client sent in this header, or the request's own.",
+        "string",
+        "mine-1",
+        lambda *_: True,
+    ),
+    "rift-request-id": Header(
+        "The request's own id, once it is accepted; of several choices, that of the first.",
+        "string",
+        "req_0_yjz2ahqp6yb5dlxi_smollm2-135m_10_4tqhs2xk6f5vw3ma_7gk2wq5dbn4x",
+        lambda route, _: bool({"submit", "read"} & set(route.errors)),
+    ),
+    "openai-processing-ms": Header("Milliseconds until the answer began.", "integer", "12", lambda *_: True),
+    "idempotent-replayed": Header(
+        "`true` if an earlier request had the same `Idempotency-Key`.",
+        "string",
+        "true",
+        lambda route, status: IDEMPOTENCY_KEY in route.parameters and status < 300,
+    ),
+    "retry-after": Header(
+        "When to try again, in seconds.", "integer", "1", lambda _, status: status in (429, 503)
+    ),
+    "retry-after-ms": Header(
+        "When to try again, in milliseconds.", "integer", "640", lambda _, status: status in (429, 503)
+    ),
+    "x-should-retry": Header(
+        "`false` if the same request would fail again.", "string", "false", lambda _, status: status >= 400
+    ),
+    **{
+        f"x-ratelimit-{what}-{name}": Header(f"{words} {of}", kind, example, _is_limited)
+        for name, of in (
+            ("requests", "requests per minute."),
+            ("tokens", "tokens per minute."),
+            ("concurrent", "concurrent requests."),
+        )
+        for what, words, kind, example in (
+            ("limit", "If there is one: the limit of", "integer", "60"),
+            ("remaining", "How many are left of the", "integer", "59"),
+            ("reset", "How long until the whole limit is available again, of the", "string", "59.000s"),
+        )
+        if (what, name) != ("reset", "concurrent")
+    },
+    "www-authenticate": Header("How to send a key.", "string", "Bearer", lambda _, status: status == 401),
+    "allow": Header("The methods of the path.", "string", "GET", lambda _, status: status == 405),
 }
 
 
@@ -50,37 +100,62 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
             types += answer.stream
     converted, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     named = {id(kind): schema for kind, schema in zip(types, converted, strict=True)}
+    for field in fields(components):
+        if "description" not in field and len(field.get("enum", ())) == 1:
+            field["description"] = f"Always `{msgspec.json.encode(field['enum'][0]).decode()}`."
     paths: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, named)
+        operation = _operation(route, named)
+        operation["responses"] |= _shared(operation, shared)
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
     return {
         "openapi": "3.1.0",
-        "info": {
-            "title": "Rift",
-            "version": __version__,
-            "description": "LLM inference; answers and invoices come from one log. OpenAI clients just work.",
-        },
+        "info": {"title": "Rift", "version": __version__, "description": DESCRIPTION},
+        "servers": [{"url": "/", "description": "This gateway."}],
+        "tags": [{"name": name, "description": words} for name, words in TAGS.items()],
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "responses": shared,
+            "headers": {
+                name: {
+                    "description": header.description,
+                    "schema": {"type": header.kind},
+                    "example": int(header.example) if header.kind == "integer" else header.example,
+                }
+                for name, header in HEADERS.items()
+            },
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "An API key, `rift_…`."}
+            },
         },
         "security": [{"key": []}],
     }
 
 
+def fields(components: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the schema of each field of each type."""
+    for schema in components.values():
+        yield from schema.get("properties", {}).values()
+
+
 def _operation(route: Route, named: dict[int, Any]) -> dict[str, Any]:
     answers = dict(sorted(route.answers.items()))
     answers |= {
-        status: ResponseSpec(ERRORS[status], schemas.Error) for status in sorted({*route.errors, *ALWAYS})
+        status: ResponseSpec("\n".join(f"- `{code.name}`: {code.when}" for code in codes), schemas.Error)
+        for status, codes in error_codes.by_status(route.errors).items()
     }
+    _, first, *parts = route.path.split("/")
     operation: dict[str, Any] = {
+        "tags": [parts[0] if first == "v1" else "gateway"],
         "summary": route.summary,
-        "operationId": f"{route.method.lower()} {route.path}",
-        "responses": {str(status): _response(answer, named) for status, answer in answers.items()},
+        "operationId": route.name,
+        "responses": {str(status): _response(route, status, answers[status], named) for status in answers},
     }
     if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": named[id(route.body)]}}}
+        shown = {"schema": named[id(route.body)], "examples": route.examples}
+        operation["requestBody"] = {"required": True, "content": {JSON: shown}}
     if route.parameters:
         operation["parameters"] = list(route.parameters)
     if route.is_public:
@@ -88,12 +163,26 @@ def _operation(route: Route, named: dict[int, Any]) -> dict[str, Any]:
     return operation
 
 
-def _response(answer: ResponseSpec, named: dict[int, Any]) -> dict[str, Any]:
+def _shared(operation: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """Return references to the operation's errors. `shared` gets those that no earlier operation has."""
+    references = {}
+    for status, response in operation["responses"].items():
+        if int(status) < 400:
+            continue
+        same = (name for name, other in shared.items() if name.startswith(status) and other == response)
+        name = next(same, f"{status}_{operation['operationId']}")
+        shared[name] = response
+        references[status] = {"$ref": f"#/components/responses/{name}"}
+    return references
+
+
+def _response(route: Route, status: int, answer: ResponseSpec, named: dict[int, Any]) -> dict[str, Any]:
     response: dict[str, Any] = {
         "description": answer.description,
         "headers": {
-            name: {"description": description, "schema": {"type": "string"}}
-            for name, description in HEADERS.items()
+            name: {"$ref": f"#/components/headers/{name}"}
+            for name, header in HEADERS.items()
+            if header.has(route, status)
         },
     }
     content = {}

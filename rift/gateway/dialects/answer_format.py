@@ -15,36 +15,43 @@ NAME = "answer"
 SchemaOrText = Annotated[Schema, msgspec.Meta(extra_json_schema={"type": ["object", "string", "null"]})]
 
 
+SCHEMA = note("The JSON schema of the answer.")
+# Grammars always enforce the schema.
+STRICT = note("Accepted and stored; a schema is always enforced.")
+FORMAT = note("json_object is any JSON object; json_schema needs a schema.")
+ABOUT = note("Ignored: the model does not read it.")
+
+
 class JsonSchema(msgspec.Struct, frozen=True):
-    name: Name
-    description: str | None = None
-    schema: Schema = msgspec.field(default_factory=Schema)
-    strict: bool | None = None
+    name: Annotated[Name, note("A name for the schema.", "city")]
+    description: Annotated[str | None, ABOUT] = None
+    schema: Annotated[Schema, SCHEMA] = msgspec.field(default_factory=Schema)
+    strict: Annotated[bool | None, STRICT] = None
 
 
 class ChatFormat(msgspec.Struct, frozen=True):
     """The format as chat and completions have it. `schema` is an extension, for the type json_object."""
 
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-    schema: Schema = msgspec.field(default_factory=Schema)
+    type: Annotated[Literal["text", "json_object", "json_schema"], FORMAT]
+    json_schema: Annotated[JsonSchema | None, note("The schema and its name, for json_schema.")] = None
+    schema: Annotated[Schema, SCHEMA] = msgspec.field(default_factory=Schema)
 
 
 class TextFormat(msgspec.Struct, frozen=True):
     """The format as responses have it."""
 
-    type: Literal["text", "json_object", "json_schema"]
-    name: Name | None = None
-    description: str | None = None
-    schema: Schema = msgspec.field(default_factory=Schema)
-    strict: bool | None = None
+    type: Annotated[Literal["text", "json_object", "json_schema"], FORMAT]
+    name: Annotated[Name | None, note("A name for the schema.", "city")] = None
+    description: Annotated[str | None, ABOUT] = None
+    schema: Annotated[Schema, SCHEMA] = msgspec.field(default_factory=Schema)
+    strict: Annotated[bool | None, STRICT] = None
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True):
     """The format as vLLM has it."""
 
-    json: SchemaOrText = msgspec.field(default_factory=Schema)
-    json_object: bool | None = None
+    json: Annotated[SchemaOrText, note("A JSON schema, or its text.")] = msgspec.field(default_factory=Schema)
+    json_object: Annotated[bool | None, note("If true, any JSON object.")] = None
     regex: Annotated[Any, refused(advice="use a JSON schema with a `pattern`")] = None
     choice: Annotated[Any, refused(advice="use a JSON schema with an `enum`")] = None
     grammar: Annotated[Any, refused(advice="use a JSON schema")] = None

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from events.schema import Message, ToolCall
 from rift.gateway.dialects.completions_request import OpenAIBody, parsed_request, sampling_of
 from rift.gateway.dialects.openai_fields import (
+    PARALLEL,
     TOOLS_MAX,
     VERBOSITY,
     Alternatives,
@@ -31,35 +32,37 @@ from rift.gateway.dialects.support import ignored, refused
 
 class ChatTool(msgspec.Struct, frozen=True):
     type: Literal["function"]
-    function: Function
+    function: Annotated[Function, note("The function.")]
 
 
 class ChatCalled(msgspec.Struct, frozen=True):
-    name: Name
-    arguments: str
+    name: Annotated[Name, note("The function that the model called.", "weather")]
+    arguments: Annotated[str, note("Its arguments: JSON, as the model wrote it.", '{"city": "Paris"}')]
 
 
 class ChatCall(msgspec.Struct, frozen=True):
-    id: Text
-    function: ChatCalled
+    id: Annotated[Text, note("The call's id. A tool message answers it by this id.", "call_1")]
+    function: Annotated[ChatCalled, note("What the model called.")]
     type: Literal["function"] = "function"
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-    name: str | None = None
-    tool_calls: list[ChatCall] | None = None
-    tool_call_id: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    refusal: str | None = None
-    function_call: Any = None
+    role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], note("Who says it.", "user")]
+    content: Annotated[
+        str | list[Part] | None, note("The text, or text parts, which a newline joins.", "hi")
+    ] = None
+    name: Annotated[str | None, note("The speaker's name, for chat templates that show it.")] = None
+    tool_calls: Annotated[list[ChatCall] | None, note("The assistant's calls of functions.")] = None
+    tool_call_id: Annotated[str | None, note("The call that a tool message answers.", "call_1")] = None
+    reasoning: Annotated[str | None, note("The assistant's reasoning before its text.")] = None
+    reasoning_content: Annotated[str | None, note("The same, by its other name.")] = None
+    refusal: Annotated[str | None, note("The assistant's text, if it has no `content`.")] = None
+    function_call: Annotated[Any, note("Refused unless empty: use `tool_calls`.")] = None
 
 
 class ChatNamedTool(msgspec.Struct, frozen=True):
     type: Literal["function"]
-    function: NamedFunction
+    function: Annotated[NamedFunction, note("The function that the model must call.")]
 
 
 class ChatBody(OpenAIBody, frozen=True, kw_only=True):
@@ -74,7 +77,9 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
         ),
     ]
     max_completion_tokens: Annotated[MaxTokens | None, note("Takes precedence over `max_tokens`.")] = None
-    logprobs: bool | None = None
+    logprobs: Annotated[bool | None, note("If true, the answer has the log probability of each token.")] = (
+        None
+    )
     top_logprobs: Annotated[Alternatives | None, note("With `logprobs`.")] = None
     tools: Annotated[
         Annotated[list[ChatTool], msgspec.Meta(max_length=TOOLS_MAX)] | None,
@@ -83,7 +88,7 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
     tool_choice: Annotated[
         Choice | ChatNamedTool | None, note("none, auto, required, or a function by name.")
     ] = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: Annotated[bool | None, note(PARALLEL)] = None
     reasoning_effort: Annotated[Effort | None, note("Passed to the model's chat template.")] = None
     verbosity: Annotated[Verbosity | None, note(VERBOSITY)] = None
     chat_template_kwargs: Annotated[

@@ -24,8 +24,10 @@ BestOf = Annotated[int, msgspec.Meta(ge=0, le=CHOICES_MAX)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
+    include_usage: Annotated[bool | None, note("If true, the last chunk has the usage.")] = None
+    continuous_usage_stats: Annotated[
+        bool | None, note("With `include_usage`: if true, every chunk has the usage so far.")
+    ] = None
 
 
 class OpenAIBody(FormatBody, frozen=True, kw_only=True):

@@ -14,7 +14,16 @@ from events.schema import AttemptStarted, Problem, TokensGenerated
 from rift.catalogue import NATIVE_PROMPT_TOKENS_MAX, PROMPT_BYTES_PER_TOKEN_MAX
 from rift.gateway.asgi.errors import HTTPError, error_body
 from rift.gateway.completion import Completion
-from rift.gateway.dialects.sampling import Body, ParsedRequest, Sampling, Text, decode, parameters
+from rift.gateway.dialects.sampling import (
+    STORE,
+    Body,
+    ParsedRequest,
+    Sampling,
+    Text,
+    decode,
+    note,
+    parameters,
+)
 
 PROMPT = (
     f"The text, of up to {NATIVE_PROMPT_TOKENS_MAX:,} tokens (the default of the setting "
@@ -31,16 +40,22 @@ _encode = msgspec.json.Encoder().encode
 
 
 class NativeParameters(Sampling, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    raw: bool | None = None
+    raw: Annotated[
+        bool | None, note("If true, the prompt is not written into the model's chat template.")
+    ] = None
 
 
 class NativeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    model: str
+    model: Annotated[str, note("A model of `GET /v1/models`.", "smollm2:135m")]
     prompt: Annotated[Text, msgspec.Meta(description=PROMPT)]
-    parameters: NativeParameters | None = None
-    stream: bool | None = None
-    background: bool | None = None
-    store: bool | None = None
+    parameters: Annotated[NativeParameters | None, note("How to sample the answer.")] = None
+    stream: Annotated[
+        bool | None, note("If true, server-sent events. A client that lost them resumes within 15 s.")
+    ] = None
+    background: Annotated[
+        bool | None, note("If true, the answer is 202 at once, and the request runs without a client.")
+    ] = None
+    store: Annotated[bool | None, note(STORE)] = None
 
 
 _body = msgspec.json.Decoder(NativeBody)

@@ -6,7 +6,7 @@ import msgspec
 
 from events.schema import Message, Parameters, Tool
 from rift.gateway.asgi.errors import HTTPError
-from rift.gateway.dialects.sampling import wrong
+from rift.gateway.dialects.sampling import note, wrong
 
 # As OpenAI's own.
 TOOLS_MAX = 128
@@ -33,6 +33,7 @@ Metadata = Annotated[
 Effort = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{1,16}$")]
 Choice = Literal["none", "auto", "required"]
 Verbosity = Literal["low", "medium", "high"]
+PARALLEL = "Default: true. If false, an answer has at most one call."
 VERBOSITY = "low and high are passed to the model's chat template; medium is every model's default."
 
 
@@ -41,22 +42,27 @@ Schema = msgspec.Raw
 
 
 class Function(msgspec.Struct, frozen=True):
-    name: Name
-    description: str | None = None
-    parameters: Schema = msgspec.field(default_factory=Schema)
-    strict: bool | None = None
+    name: Annotated[Name, note("The function's name.", "weather")]
+    description: Annotated[str | None, note("What it does, for the model.", "Tell the weather.")] = None
+    parameters: Annotated[Schema, note("The JSON schema of its arguments.")] = msgspec.field(
+        default_factory=Schema
+    )
+    strict: Annotated[bool | None, note("If true, some models' calls are forced into the schema.")] = None
 
 
 class NamedFunction(msgspec.Struct, frozen=True):
-    name: Name
+    name: Annotated[Name, note("The name of a function in `tools`.", "weather")]
 
 
 class Part(msgspec.Struct, frozen=True):
     """A part of a message. Only text is supported; the APIs have several types for it."""
 
-    type: str
-    text: str = ""
-    refusal: str = ""
+    type: Annotated[
+        str,
+        note("`text`, `input_text`, `output_text`, `refusal`, `reasoning_text` or `summary_text`.", "text"),
+    ]
+    text: Annotated[str, note("The text.", "hi")] = ""
+    refusal: Annotated[str, note("The text of a refusal.")] = ""
 
 
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "summary_text")

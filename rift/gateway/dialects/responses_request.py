@@ -17,6 +17,7 @@ from rift.gateway.dialects.answer_format import (
     with_structured_outputs,
 )
 from rift.gateway.dialects.openai_fields import (
+    PARALLEL,
     TOOLS_MAX,
     VERBOSITY,
     Alternatives,
@@ -55,16 +56,16 @@ class ResponseTool(Function, frozen=True, kw_only=True):
 
 class ResponseNamedTool(msgspec.Struct, frozen=True):
     type: Literal["function"]
-    name: Name
+    name: Annotated[Name, note("The name of a function in `tools`.", "weather")]
 
 
 class TextOptions(msgspec.Struct, frozen=True):
-    format: TextFormat | None = None
+    format: Annotated[TextFormat | None, note("The format of the text.")] = None
     verbosity: Annotated[Verbosity | None, note(VERBOSITY)] = None
 
 
 class ReasoningOptions(msgspec.Struct, frozen=True):
-    effort: Effort | None = None
+    effort: Annotated[Effort | None, note("Passed to the model's chat template.", "low")] = None
     context: Annotated[Any, refused("auto")] = None
     mode: Annotated[Any, refused("standard")] = None
     summary: Annotated[Any, ignored("the output contains the reasoning")] = None
@@ -74,14 +75,21 @@ class ReasoningOptions(msgspec.Struct, frozen=True):
 class Item(msgspec.Struct, frozen=True):
     """A message, a function call, its output, or reasoning. Without a `type` it is a message."""
 
-    type: str | None = None
-    role: Role | None = None
-    content: str | list[Part] | None = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-    output: str | list[Part] | None = None
-    summary: list[Part] | None = None
+    type: Annotated[
+        str | None,
+        note("`message`, `function_call`, `function_call_output` or `reasoning`.", "message"),
+    ] = None
+    role: Annotated[Role | None, note("Of a message: who says it.", "user")] = None
+    content: Annotated[
+        str | list[Part] | None, note("Of a message or reasoning: the text, or text parts.", "hi")
+    ] = None
+    call_id: Annotated[str | None, note("Of a call, and of the output to it.", "call_1")] = None
+    name: Annotated[str | None, note("Of a call: the function.", "weather")] = None
+    arguments: Annotated[str | None, note("Of a call: JSON, as the model wrote it.", '{"city": "Paris"}')] = (
+        None
+    )
+    output: Annotated[str | list[Part] | None, note("What the function returned.", "rain")] = None
+    summary: Annotated[list[Part] | None, note("Of reasoning: its text, if it has no `content`.")] = None
 
 
 class ResponseBody(FormatBody, frozen=True, kw_only=True):
@@ -117,7 +125,7 @@ class ResponseBody(FormatBody, frozen=True, kw_only=True):
     tool_choice: Annotated[
         Choice | ResponseNamedTool | None, note("none, auto, required, or a function by name.")
     ] = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: Annotated[bool | None, note(PARALLEL)] = None
     text: Annotated[
         TextOptions | None, note(f"`format`: text, json_object, json_schema. `verbosity`: {VERBOSITY}")
     ] = None
@@ -126,7 +134,9 @@ class ResponseBody(FormatBody, frozen=True, kw_only=True):
         note("`effort`. The summary is ignored, because the output contains the reasoning; other values of "
              "`context` than auto, and of `mode` than standard, are refused."),
     ] = None  # fmt: skip
-    top_logprobs: Alternatives | None = None
+    top_logprobs: Annotated[
+        Alternatives | None, note("How many of the likeliest tokens to show for each token.")
+    ] = None
     truncation: Annotated[Any, refused("disabled", advice="shorten the input")] = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, note("Further variables of the chat template.")

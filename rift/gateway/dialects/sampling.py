@@ -54,9 +54,14 @@ class ParsedRequest(msgspec.Struct, frozen=True):
     max_tokens_param: str = "max_tokens"
 
 
-def note(words: str) -> msgspec.Meta:
+def note(words: str, *examples: object) -> msgspec.Meta:
     """Return the description of a field, for `/openapi.json` and FIELDS.md."""
-    return msgspec.Meta(description=words)
+    return msgspec.Meta(description=words, examples=list(examples) or None)
+
+
+STORE = (
+    "Default: true. If false, prompt and answer are encrypted, and their key is erased 60 s after the end."
+)
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +70,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     temperature: Annotated[Temperature | None, note("0 takes the likeliest token.")] = None
     top_p: Annotated[TopP | None, note("0 takes the likeliest token.")] = None
     top_k: Annotated[TopK | None, note("0 and -1 are no limit.")] = None
-    min_p: MinP | None = None
+    min_p: Annotated[
+        MinP | None, note("Leaves out tokens less likely than this share of the likeliest. 0 is no limit.")
+    ] = None
     max_tokens: Annotated[
         MaxTokens | None, note("Default: 1,024, or the rest of the context if that is less.")
     ] = None
@@ -74,10 +81,19 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         note(f"Up to {STOPS_MAX}, each up to {STOP_CHARACTERS_MAX} characters. Empty ones are left out."),
     ] = None
     seed: Annotated[Seed | None, note("A seed outside 64 bits is the nearest within.")] = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    ignore_eos: bool | None = None
+    presence_penalty: Annotated[Penalty | None, note("Against tokens that the answer has. Default: 0.")] = (
+        None
+    )
+    frequency_penalty: Annotated[
+        Penalty | None, note("Against tokens, by how often the answer has them. Default: 0.")
+    ] = None
+    repetition_penalty: Annotated[
+        RepetitionPenalty | None,
+        note("Above 1 against tokens that prompt or answer have, below 1 in favour of them. Default: 1."),
+    ] = None
+    ignore_eos: Annotated[
+        bool | None, note("If true, the answer goes on to `max_tokens`, whatever the model says.")
+    ] = None
 
 
 def decode(data: Body, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from rift.gateway.dialects.openai_fields import Biases, Metadata
-from rift.gateway.dialects.sampling import Sampling, note, wrong
+from rift.gateway.dialects.sampling import STORE, Sampling, note, wrong
 
 # Values that ask for nothing, whatever the field.
 EMPTY: tuple[object, ...] = (None, "", [], {})
@@ -41,16 +41,12 @@ class CacheOptions(msgspec.Struct, frozen=True):
 class CommonBody(Sampling, frozen=True, kw_only=True):
     """Fields that chat, completions and responses have."""
 
-    model: str
-    stream: bool | None = None
+    model: Annotated[str, note("A model of `GET /v1/models`.", "smollm2:135m")]
+    stream: Annotated[bool | None, note("If true, server-sent events.")] = None
     metadata: Annotated[Metadata | None, note("Up to 16 pairs; `GET /v1/inference/{id}` returns them.")] = (
         None
     )
-    store: Annotated[
-        bool | None,
-        note("Default: true. If false, prompt and answer are encrypted, and their key is erased 60 s after "
-             "the end."),
-    ] = None  # fmt: skip
+    store: Annotated[bool | None, note(STORE)] = None
     logit_bias: Annotated[Biases | None, note("By token id, up to 1,024.")] = None
 
     # These change which tokens are generated.

@@ -12,6 +12,9 @@ function make(tag, attributes = {}, ...children) {
 /** Words with `names` in them. */
 const prose = (text) => text.split("`").map((part, at) => (at % 2 ? make("code", {}, part) : part));
 const anchor = (text) => text.replace(/[^A-Za-z0-9]+/g, "-");
+/** A Markdown text: each of its lines is a line, and `names` are code. */
+const lines = (text) =>
+  text.split("\n").flatMap((line, at) => [...(at ? [make("br")] : []), ...prose(line.replace(/^- /, ""))]);
 const typeName = (ref) => ref.split("/").pop();
 
 /** A schema in a few words: what is named has a section of its own, and is linked. */
@@ -68,15 +71,16 @@ function section(id, title, ...children) {
   return make("section", { id, className: "card", ariaLabel: title }, make("h2", {}, title), ...children);
 }
 
-function operation(title, told, types) {
+function operation(title, told, types, shared) {
   const given = (told.parameters ?? []).map((one) => [
     one.name, type(one.schema), [`in the ${one.in} · `, ...notes({ ...one.schema, ...one }, one.required)],
   ]);
   const body = told.requestBody?.content["application/json"]?.schema;
-  const answers = Object.entries(told.responses ?? {}).map(([status, answer]) => {
+  const answers = Object.entries(told.responses ?? {}).map(([status, own]) => {
+    const answer = own.$ref ? shared[typeName(own.$ref)] : own;
     const shown = Object.entries(answer.content ?? {});
     const kinds = shown.flatMap(([media, { schema }]) => [make("br"), `${media}: `, ...type(schema)]);
-    return [status, [...prose(answer.description), ...(Number(status) < 400 ? kinds : [])]];
+    return [status, [...lines(answer.description), ...(Number(status) < 400 ? kinds : [])]];
   });
   const isPublic = told.security?.length === 0;
   return section(
@@ -90,13 +94,14 @@ function operation(title, told, types) {
 
 function show(document) {
   const types = document.components?.schemas ?? {};
+  const shared = document.components?.responses ?? {};
   $("title").textContent = `${document.info.title} API`;
   const file = make("a", { href: "/openapi.json" }, "/openapi.json");
   $("about").replaceChildren(`${document.info.description ?? ""} Version ${document.info.version}; from `, file, ".");
   for (const [path, methods] of Object.entries(document.paths)) {
     for (const [method, told] of Object.entries(methods)) {
       const title = `${method.toUpperCase()} ${path}`;
-      $("routes").append(operation(title, told, types));
+      $("routes").append(operation(title, told, types, shared));
       $("contents").append(make("a", { href: `#${anchor(title)}` }, title));
     }
   }
