@@ -46,7 +46,7 @@ import sys, types
 from rift.cli import parser
 
 options = types.SimpleNamespace(run=lambda _: print("x\\n" * {lines}))
-parser.build_parser = lambda: types.SimpleNamespace(parse_args=lambda _: options)
+parser.build_parser = lambda *_: types.SimpleNamespace(parse_args=lambda _: options)
 sys.exit(parser.main([]))
 """
     read, write = os.pipe()
