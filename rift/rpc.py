@@ -162,7 +162,9 @@ AnyQuestion = (
 
 async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float | None = None) -> Any:
     """As `ask`, but first wait for a leader that answers, so that one that hangs costs TAKEOVER_S at most.
-    Raise AnswerFailed once another process leads, or none."""
+
+    Raises AnswerFailed also once another process leads, or none.
+    """
     leader = None
     with anyio.move_on_after(TAKEOVER_S):
         while leader is None:
@@ -176,7 +178,7 @@ async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float | None
         return await ask(log, question, timeout_s=timeout_s)
     outcome: Any = AnswerFailed("the control process stopped before it answered; ask again")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_watch, log, leader, tasks.cancel_scope)
+        tasks.start_soon(_watch, log, leader["epoch"], tasks.cancel_scope)
         try:
             outcome = await ask(log, question, timeout_s=timeout_s)
         except (QuestionRefused, LogError) as error:
@@ -187,13 +189,13 @@ async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float | None
     return outcome
 
 
-async def _watch(log: Log, leader: Any, question: anyio.CancelScope) -> None:
-    """Cancel the question once `leader`, which received it, does not lead any more."""
+async def _watch(log: Log, epoch: int, question: anyio.CancelScope) -> None:
+    """Cancel the question once the leader of this epoch, which received it, does not lead any more."""
     missing = 0
     while missing < MISSING_MAX:
         await anyio.sleep(WATCH_S)
         try:
-            if await ask(log, AskLeader(), timeout_s=WATCH_S) != leader:
+            if (await ask(log, AskLeader(), timeout_s=WATCH_S))["epoch"] != epoch:
                 break
             missing = 0
         except NoResponders:

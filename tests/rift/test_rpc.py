@@ -1,4 +1,4 @@
-"""Questions to a leader that ends before it answers."""
+"""Questions to a leader that is slow, or ends before it answers."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -48,15 +48,19 @@ def test_a_client_learns_that_the_process_it_asked_is_gone(has_successor: bool) 
     clock.run(main)
 
 
-def test_a_leader_that_is_slow_is_waited_for() -> None:
+def test_a_leader_that_is_slow_is_waited_for_while_standbys_come_and_go() -> None:
     async def main() -> None:
         async def slow(data: bytes) -> bytes:
             await anyio.sleep(50)
             return b'{"answer": 1}'
 
+        async def leads_now(data: bytes) -> bytes:
+            standbys = [f"standby-{anyio.current_time()}"]
+            return msgspec.json.encode({"answer": {"epoch": 1, "standbys": standbys}})
+
         async with anyio.create_task_group() as tasks:
             leader: Any = MemoryLog(MemoryBroker(tasks, lambda: 1))
-            async with leader.answer(AskLeader.topic, leads(1)), leader.answer(Sql.topic, slow):
+            async with leader.answer(AskLeader.topic, leads_now), leader.answer(Sql.topic, slow):
                 assert await ask_leader(leader, Sql("select 1")) == 1
             tasks.cancel_scope.cancel()
 
