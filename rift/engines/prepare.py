@@ -183,7 +183,7 @@ def _make(weights: Path, folder: Path, progress: Progress, convert: Convert) -> 
             _fsync(path)
         partial.rename(folder)
         _fsync(folder.parent)
-    progress.note(f"{folder.name} is ready")
+    progress.note(f"{folder.name} is prepared, once for all starts")
 
 
 def _digest(folder: Path, *, weights_content: bool) -> str:

@@ -223,7 +223,7 @@ def test_the_default_model_is_built_from_its_package(capsys: pytest.CaptureFixtu
     assert prepare.main(["smollm2:135m"]) == 0
     output = capsys.readouterr()
     folder = Path(output.out.strip())
-    assert output.err.splitlines()[-1] == f"{folder.name} is ready"
+    assert output.err.splitlines()[-1] == f"{folder.name} is prepared, once for all starts"
     assert "it/s" not in output.err
     config = (folder / "config.json").read_text()
     assert '"LlamaForCausalLM"' in config
