@@ -24,8 +24,16 @@ SINGLE = {
     b"x-request-id",
 }
 
-# Control characters, and bytes beyond ASCII, whose meaning depends on an encoding.
-_NOT_ASCII = re.compile(rb"[^\t\r\n\x20-\x7e]")
+# The longest head of a request, in bytes, and the most lines in it: each line takes a few microseconds, in
+# which nobody else is served.
+HEAD_BYTES = 16 * 1024
+HEAD_LINES = 200
+
+# The headers that the gateway, hypercorn or h11 reads. Bytes beyond ASCII, whose meaning depends on an
+# encoding, may only be in others: a browser sends the cookies of every program on the same host.
+READ = SINGLE | {b"connection", b"expect", b"upgrade"}
+
+_CONTROL = re.compile(rb"[^\t\r\n\x20-\x7e\x80-\xff]")
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _CHUNK_HEADER = re.compile(rb"[0-9A-Fa-f]{1,16}\r\n")
 
@@ -53,14 +61,17 @@ class StrictBuffer(ReceiveBuffer):
 
     def _extract(self, count: int) -> bytearray:
         found = super()._extract(count)
-        if self._has_lines and (problem := head_problem(bytes(found))):
-            self.refuse(problem)
+        if self._has_lines:
+            if count > HEAD_BYTES or found.count(b"\n") > HEAD_LINES:
+                self.refuse("its head is too large", 431)
+            if problem := head_problem(bytes(found)):
+                self.refuse(problem)
         return found
 
-    def refuse(self, problem: str) -> None:
+    def refuse(self, problem: str, status: int = 400) -> None:
         """Raises h11.LocalProtocolError, which h11 expects of its parts."""
         self.problem = problem
-        raise h11.LocalProtocolError(problem)
+        raise h11.LocalProtocolError(problem, status)
 
 
 def strict_buffer(connection: h11.Connection) -> StrictBuffer:
@@ -81,17 +92,23 @@ def is_answer_due(connection: h11.Connection) -> bool:
 
 def head_problem(head: bytes) -> str:
     """Return what is ambiguous in the lines of a head or of trailers, or ""."""
-    if _NOT_ASCII.search(head):
-        return "its head must be ASCII without control characters; encode other characters"
+    if _CONTROL.search(head):
+        return "its head must not have control characters"
     if _BARE.search(head):
         return "the lines of its head must end in CR LF, not in one of them"
     names = []
-    for line in head.split(b"\r\n")[1:]:
+    first, *lines = head.split(b"\r\n")
+    if not first.isascii():
+        return "its first line must be ASCII; encode other characters"
+    for line in lines:
         name, colon, value = line.partition(b":")
         if name.strip() != name:
             return "a header must not begin with a space, continue another, or have a space before its colon"
-        if colon and (name := name.lower()) in SINGLE:
+        name = name.lower()
+        if colon and name in SINGLE:
             names.append(name)
+        if name in READ and not value.isascii():
+            return f"its header {name.decode()} must be ASCII; encode other characters"
         if name == b"content-length" and not value.strip().isdigit():
             return "content-length must be one number"
     if len(set(names)) < len(names):

@@ -10,7 +10,7 @@ from rift import gateway
 from rift.gateway.admission import log_room, log_share, queue_share, rate_limits
 from rift.gateway.admission.log_share import LogCapacity, LogShare
 from rift.gateway.api import account_turns
-from rift.gateway.asgi import body_budget, connections, parse_turns, request, server
+from rift.gateway.asgi import body_budget, connections, parse_turns, request, server, strict_parser
 from rift.gateway.dialects.dialect import NATIVE
 from rift.gateway.streams import delivery
 from rift.settings import Settings
@@ -85,7 +85,8 @@ def test_the_numbers_of_connections_are_those_of_the_code() -> None:
     assert f"for its client, at least {connections.WAIT_S_MIN} s, is closed" in row("connections")
     assert f"| {mib(connections.UNREAD_BYTES_MAX)} |" in row("bytes that wait")
     assert f"| {connections.HEAD_S} s, or {connections.KEEP_ALIVE_S} s after" in row("a connection without")
-    assert f"| {server.HEAD_BYTES // 1024} KiB and {connections.HEAD_S} s |" in row("the head of")
+    head = f"| {strict_parser.HEAD_BYTES // 1024} KiB, {strict_parser.HEAD_LINES} lines and"
+    assert f"{head} {connections.HEAD_S} s |" in row("the head of")
     unread = f"| {connections.WRITE_S} s for each {connections.WRITE_BYTES // 1024} KiB |"
     assert unread in row("an answer that a client")
     sizes = (connections.READ_BYTES, server.BODY_BYTES, connections.WRITE_BYTES)
