@@ -99,6 +99,46 @@ def test_every_answer_has_exactly_its_documented_fields(served: Served) -> None:
     assert {kind for kind in documented if isinstance(kind, type)} - seen == asked
 
 
+# Headers of HTTP itself, those for proxies, and those that let pages of other origins read an answer.
+COMMON = (
+    r"content-(type|length)|transfer-encoding|date|connection|cache-control|x-accel-buffering"
+    r"|access-control-.*|timing-allow-origin"
+)
+
+
+def test_every_header_of_an_answer_is_documented(served: Served) -> None:
+    document = openapi.document(ROUTES)
+    hi = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    known = {"Idempotency-Key": "headers"}
+    undocumented = set()
+    with served.client() as client:
+        native = client.post("/v1/inference", json={"model": MODEL, "prompt": "hi"}).json()["id"]
+        for method, path, id, more in (
+            ("post", "/v1/inference", "", {"json": {}}),
+            ("post", "/v1/inference", "", {"content": "x" * (3 << 20)}),
+            ("post", "/v1/inference", "", {"json": {}, "headers": {"Authorization": "Bearer x"}}),
+            ("post", "/v1/chat/completions", "", {"json": hi | {"stream": True}}),
+            ("post", "/v1/chat/completions", "", {"json": hi, "headers": known}),
+            ("post", "/v1/chat/completions", "", {"json": hi, "headers": known}),
+            ("post", "/v1/chat/completions", "", {"json": hi | {"n": 2}, "headers": known}),
+            ("get", "/v1/inference/{id}", native, {}),
+            ("get", "/v1/inference/{id}", "x", {}),
+            ("delete", "/v1/inference/{id}/content", native, {}),
+            ("get", "/v1/inference/{id}/events", native, {}),
+            ("get", "/v1/usage", "", {}),
+            ("get", "/readyz", "", {}),
+        ):
+            answer = client.request(method, path.replace("{id}", id), **more)
+            responses = document["paths"][path][method]["responses"]
+            shown = responses[str(answer.status_code)]
+            if "$ref" in shown:
+                shown = document["components"]["responses"][shown["$ref"].rpartition("/")[2]]
+            for name in answer.headers:
+                if name not in shown["headers"] and not re.fullmatch(COMMON, name):
+                    undocumented.add((path, answer.status_code, name))
+    assert not undocumented
+
+
 def tools_flat() -> dict[str, Any]:
     return {"tools": [{"type": "function", **TOOL["function"]}], "tool_choice": "required"}  # type: ignore[dict-item]
 

@@ -24,6 +24,8 @@ def test_every_route_is_shown_with_its_fields_and_answers(service: Service, tab:
         assert ("\nqueue_full: " in shown) == ("submit" in route.errors), title
         for parameter in route.parameters:
             assert parameter["name"] in shown, title
+    assert '"prompt": "Explain' in tab.js("document.querySelector('section pre').innerText")
+    assert "`" not in tab.js("document.body.innerText")
     assert "max_tokens" in tab.js("document.getElementById('type-NativeParameters').innerText")
     broken = "[...document.querySelectorAll('a[href^=\"#\"]')].filter((a) => !document.querySelector(a.hash))"
     assert tab.js(f"{broken}.map((a) => a.hash)") == []

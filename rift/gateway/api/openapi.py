@@ -1,5 +1,6 @@
 """`/openapi.json`, generated from the route table, its types and the table of errors: OpenAPI 3.1."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -57,6 +58,12 @@ HEADERS = {
         lambda route, _: bool({"submit", "read"} & set(route.errors)),
     ),
     "openai-processing-ms": Header("Milliseconds until the answer began.", "integer", "12", lambda *_: True),
+    "server-timing": Header(
+        "The times that are known when the answer begins, in milliseconds, for the tools of browsers.",
+        "string",
+        "app;dur=2.1, queue;dur=15.0",
+        lambda *_: True,
+    ),
     "idempotent-replayed": Header(
         "`true` if an earlier request had the same `Idempotency-Key`.",
         "string",
@@ -100,9 +107,10 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
             types += answer.stream
     converted, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     named = {id(kind): schema for kind, schema in zip(types, converted, strict=True)}
+    _simplify(components)
     for field in fields(components):
-        if "description" not in field and len(field.get("enum", ())) == 1:
-            field["description"] = f"Always `{msgspec.json.encode(field['enum'][0]).decode()}`."
+        if "const" in field:
+            field.setdefault("description", f"Always `{json.dumps(field['const'])}`.")
     paths: dict[str, Any] = {}
     shared: dict[str, Any] = {}
     for route in routes:
@@ -132,6 +140,27 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         },
         "security": [{"key": []}],
     }
+
+
+def _simplify(node: Any) -> None:
+    """Replace what is valid, but what programs that generate clients do not understand."""
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _simplify(inner)
+    if not isinstance(node, dict):
+        return
+    if node.get("type") == "array":
+        node.setdefault("items", {})
+    if isinstance(node.get("enum"), list):
+        node |= _one_of(node.pop("enum"))
+
+
+def _one_of(values: list[Any]) -> dict[str, Any]:
+    """Return a schema of these values: without a limit if they have several types besides null."""
+    some = [value for value in values if value is not None]
+    if len({type(value) for value in some}) > 1:
+        return {}
+    found = {"const": some[0]} if len(some) == 1 else {"type": "string", "enum": some}
+    return found if len(some) == len(values) else {"anyOf": [found, {"type": "null"}]}
 
 
 def fields(components: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -48,6 +48,8 @@ function notes(schema, required) {
   const said = [schema.description, required && "required", ...limits(schema)];
   const { default: standard } = schema;
   if (standard && typeof standard !== "object") said.push(`default ${JSON.stringify(standard)}`);
+  const example = JSON.stringify(schema.example ?? schema.examples?.[0]);
+  if (example?.length < 50) said.push(`such as \`${example}\``);
   return prose(said.filter(Boolean).join(" · "));
 }
 
@@ -75,7 +77,8 @@ function operation(title, told, types, shared) {
   const given = (told.parameters ?? []).map((one) => [
     one.name, type(one.schema), [`in the ${one.in} · `, ...notes({ ...one.schema, ...one }, one.required)],
   ]);
-  const body = told.requestBody?.content["application/json"]?.schema;
+  const { schema: body, examples = {} } = told.requestBody?.content["application/json"] ?? {};
+  const bodies = Object.values(examples).map(({ value }) => make("pre", {}, JSON.stringify(value, null, 2)));
   const answers = Object.entries(told.responses ?? {}).map(([status, own]) => {
     const answer = own.$ref ? shared[typeName(own.$ref)] : own;
     const shown = Object.entries(answer.content ?? {});
@@ -85,9 +88,11 @@ function operation(title, told, types, shared) {
   const isPublic = told.security?.length === 0;
   return section(
     anchor(title), title,
-    make("p", {}, told.summary ?? "", isPublic ? " No key needed." : ""),
+    make("p", {}, ...prose(told.summary ?? ""), isPublic ? " No key needed." : ""),
     table("Parameters", ["name", "type", "about"], given),
     body ? fields("Body (application/json)", body.$ref ? types[typeName(body.$ref)] ?? {} : body) : "",
+    bodies.length ? make("h3", {}, "Examples of the body") : "",
+    ...bodies,
     table("Answers", ["status", "about"], answers),
   );
 }
@@ -97,7 +102,8 @@ function show(document) {
   const shared = document.components?.responses ?? {};
   $("title").textContent = `${document.info.title} API`;
   const file = make("a", { href: "/openapi.json" }, "/openapi.json");
-  $("about").replaceChildren(`${document.info.description ?? ""} Version ${document.info.version}; from `, file, ".");
+  const about = prose(document.info.description ?? "");
+  $("about").replaceChildren(...about, ` Version ${document.info.version}; from `, file, ".");
   for (const [path, methods] of Object.entries(document.paths)) {
     for (const [method, told] of Object.entries(methods)) {
       const title = `${method.toUpperCase()} ${path}`;
@@ -107,7 +113,7 @@ function show(document) {
   }
   for (const [name, schema] of Object.entries(types)) {
     const what = schema.properties ? fields("Fields", schema) : make("p", {}, ...type(schema));
-    $("routes").append(section(`type-${name}`, name, make("p", {}, schema.description ?? ""), what));
+    $("routes").append(section(`type-${name}`, name, make("p", {}, ...prose(schema.description ?? "")), what));
   }
   if (location.hash) window.document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -66,6 +67,22 @@ def test_every_reference_leads_somewhere() -> None:
         node: Any = DOCUMENT
         for name in reference.split("/")[1:]:
             node = node[name]
+
+
+def schemas(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from schemas(inner)
+
+
+def test_programs_that_generate_clients_understand_every_type() -> None:
+    for schema in schemas(TYPES):
+        if isinstance(values := schema.get("enum"), list):
+            assert len(values) > 1
+            assert {type(value) for value in values} == {str}, values
+        if schema.get("type") == "array":
+            assert "items" in schema
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
