@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from rift.catalogue import Profile
+from tests.bench import servers
 from tests.service import ROOT
 
 pytestmark = pytest.mark.slow
@@ -72,9 +74,18 @@ def test_a_gateways_streams() -> None:
     assert result["large_bodies"]["bodies"] > 0
 
 
+def test_a_server_without_syncs(tmp_path: Path) -> None:
+    served = servers.Served(tmp_path, 4096, Profile())
+    with servers.rift(served, tmp_path / "rift", durable=False, options=["--engine", "sim"]) as running:
+        assert running.key
+        configuration = (tmp_path / "rift" / "data" / "nats" / "nats.conf").read_text()
+    assert "jetstream" in configuration
+    assert "sync_interval" not in configuration
+
+
 @pytest.mark.engine
 def test_rift_against_the_engines_own_server() -> None:
-    result = bench("serve", "--rounds", "1", "--seconds", "1", "--streams", "1,4", "--not-durable")
+    result = bench("serve", "--rounds", "1", "--seconds", "1", "--streams", "1,4")
     assert [row["streams"] for row in result["ratios"]] == [1, 4]
     for row in result["ratios"]:
         assert row["errors"] == 0

@@ -50,11 +50,13 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     cells = [cell("rift", 1, 100, 5), cell("rift", 2, 300, 6), cell("rift", 3, 90, 9)]
     cells += [cell("rift", number, 50, 5, "inference") for number in (1, 2, 3)]
     cells += [cell("peer", 1, 100, 4), cell("peer", 2, 100, 5), cell("peer", 3, 100, 5)]
-    options = serve.Options((8,), 3, 1.0, 1, 4, None, False)
+    cells += [cell("not durable", number, 200, 5) for number in (1, 2, 3)]
+    options = serve.Options((8,), 3, 1.0, 1, 4, None, True)
     report = serve.report(cells, {"cores": 2}, options)
     (ratios,) = report["ratios"]
     assert (ratios["streams"], ratios["tokens_per_s"], ratios["native_tokens_per_s"]) == (8, 1.0, 0.5)
     assert ratios["ttft_p50"] == 1.25
+    assert ratios["durable_tokens_per_s"] == 0.5
     assert ratios["ttft_p50_difference_ms"] == 1.0
     assert {"rift", "peer", "machine", "settings"} <= set(report)
     assert json.loads(json.dumps(figures.plain({"a": [1.0, float("nan")]}))) == {"a": [1.0, None]}
