@@ -219,8 +219,8 @@ class InvoiceList(ResponseSchema, frozen=True, kw_only=True):
 
 
 class LinePositions(ResponseSchema, frozen=True, kw_only=True):
-    first: Annotated[str, note("Stream and sequence number of the first charge.", "RIFT_0:17")]
-    last: Annotated[str, note("Those of the last.", "RIFT_0:93")]
+    first: Annotated[str, note("Stream, sequence number and event of the first charge.", "RIFT_0:17.0")]
+    last: Annotated[str, note("Those of the last.", "RIFT_0:93.0")]
 
 
 class MonthInvoiceLine(ResponseSchema, frozen=True, kw_only=True):
@@ -257,7 +257,7 @@ class UsageSum(ResponseSchema, frozen=True, kw_only=True):
     key: Annotated[str, note("The id of the API key: the part after `rift_`.", "hhy3cwe6")] = ""
     plan: Annotated[str, note("The price plan.", "per_token")] = ""
     requests: Annotated[int, note("How many requests ended.", 2)]
-    charged_requests: Annotated[int, note("How many of them cost something.", 2)]
+    charged_requests: Annotated[int, note("How many of them were charged.", 2)]
     prompt_tokens: PromptTokens
     cached_tokens: Annotated[int, note("Those of them that the prefix cache had.", 0)]
     output_tokens: OutputTokens
