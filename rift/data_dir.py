@@ -147,7 +147,7 @@ class DataDir:
             holds = f" and holds {other.name}" if other else ""
             raise DataDirError(
                 f"{self.folder} is open to other users{holds}, but a data folder is closed to them: name a "
-                "folder of its own with --data, or first run chmod go-rwx on this one"
+                f"folder of its own with --data, or, if only Rift needs it, run chmod go-rwx {self.folder}"
             )
 
     def _check_parts(self) -> None:

@@ -132,7 +132,8 @@ class Launcher:
             tasks.start_soon(drive, log, fleet)
         listen = ["--host", settings.host, "--port", str(port)]
         start("gateway", partial(self._role, "gateway", *self._serving, *listen))
-        await startup.gateway_ready(settings.host, port, self._notify)
+        url = settings.url(port)
+        await startup.gateway_ready(url, self._notify)
         self._is_serving = True
         began_s = self._done("control and gateway", began_s)
         scale = settings.scales().get(settings.model)
@@ -144,7 +145,9 @@ class Launcher:
             self._done(f"{settings.model} in {engine}", began_s)
         elif scale is not None and not scale.min:
             self._notify(f"no worker serves {settings.model} yet: the first request starts one")
-        self._greet(self._url(port), key)
+        elif scale is None and settings.fleet == "local":
+            self._notify(f"{settings.model} is not served, because its number of workers is 0")
+        self._greet(url, key)
 
     def _done(self, what: str, began_s: float) -> float:
         """Show that a step of the start is done, and return when the next began."""
@@ -225,14 +228,10 @@ class Launcher:
             except OSError as error:
                 raise DataDirError(
                     f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
-                    "choose another --port"
+                    "choose another --port or --host"
                 ) from error
             port: int = probe.getsockname()[1]
             return port
-
-    def _url(self, port: int) -> str:
-        host = self._settings.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 @contextmanager

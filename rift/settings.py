@@ -66,7 +66,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the default one. `profiles` describes what one replica can do, as `rift calibrate` prints it.
     """
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, msgspec.Meta(min_length=1)] = "127.0.0.1"
     port: Port = 8000
     model: str = "smollm2:135m"
     workers: Workers = 1
@@ -95,6 +95,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         known = {**catalogue.shipped(), **self.models}
         return {self.model: known[self.model], **known}
 
+    def url(self, port: int | None = None) -> str:
+        """Return the gateway's URL for clients on this machine, with `port` in place of the setting."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port if port is None else port}"
+
     def monitors(self) -> list[str]:
         """Return the monitoring URL of each server of a broker that is not embedded."""
         return [url.strip() for url in self.nats_monitor.split(",") if url.strip()]
@@ -112,10 +117,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def load(file: Path | None, overrides: dict[str, Any]) -> Settings:
     """Return the settings of an optional file, overridden by the command line. Raises InvalidSettings."""
+    if file is not None and file.is_fifo():
+        raise InvalidSettings(f"{file} is a pipe, but each process reads the settings again: name a file")
     try:
         data = b"" if file is None else file.read_bytes()
     except OSError as error:
-        raise InvalidSettings(f"{file}: {error}") from error
+        raise InvalidSettings(f"{file} cannot be read: {error.strerror}") from error
     return parsed(data, overrides, where=str(file or "settings"))
 
 

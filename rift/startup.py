@@ -144,9 +144,8 @@ async def model_ready(log: Log, model: str, notify: Callable[[str], None]) -> No
         tasks.cancel_scope.cancel()
 
 
-async def gateway_ready(host: str, port: int, notify: Callable[[str], None]) -> None:
+async def gateway_ready(url: str, notify: Callable[[str], None]) -> None:
     """Return once the gateway is ready. Say what it waits for every GATEWAY_WAIT_S."""
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     waits = 0
     while True:
         answer = "no answer"

@@ -418,6 +418,8 @@ class JetStream:
                 return bytes((await self.replies.ask(subject, data)).data)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"no process answers {subject}") from error
+        except TimeoutError as error:
+            raise LogError(f"no answer on {subject} within {timeout_s:g} s") from error
         except (nats.errors.Error, OSError) as error:
             raise LogError(f"no answer on {subject}: {str(error) or type(error).__name__}") from error
 

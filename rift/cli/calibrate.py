@@ -92,7 +92,7 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
 def run(options: Namespace) -> None:
     settings = load_settings(options)
     replica = _replica(options, settings.model)
-    url = options.url or _gateway_url(settings)
+    url = options.url or settings.url()
     key = options.key or _first_key(options)
     measure = partial(_measure, url, key, settings, replica, float(options.seconds), options.concurrency_max)
     try:
@@ -253,11 +253,6 @@ def _words(size: int) -> str:
     """Return random words of `size` bytes, which no prefix cache can hold."""
     letters = (string.ascii_lowercase[byte % 26] for byte in secrets.token_bytes(size))
     return "".join(" " if index % 5 == 4 else letter for index, letter in enumerate(letters))
-
-
-def _gateway_url(settings: Settings) -> str:
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def _first_key(options: Namespace) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import anyio
 
 from events.jetstream import JetStream, connect
-from events.log import LogError
+from events.log import LogError, NoResponders
 from replay.archive.folder import ArchiveFolder
 from replay.sql_files import sql
 from rift import settings
@@ -117,6 +117,10 @@ async def ask_control(log: JetStream, question: AnyQuestion, timeout_s: float | 
     """Return control's answer. Raises CommandFailed with the reason if control refuses, LogError."""
     try:
         return await ask_leader(log, question, timeout_s=timeout_s)
+    except NoResponders as error:
+        raise CommandFailed(
+            f"{error}: control does not run or is still starting; `rift status` and its log tell more"
+        ) from error
     except QuestionRefused as refused:
         raise CommandFailed(str(refused)) from refused
 

@@ -61,8 +61,8 @@ def _opened(database: Path) -> Warehouse:
     with suppress(DiskRefused):
         try:
             warehouse.ensure_open()
-        except WarehouseOutdated as outdated:
-            logger.warning("%s It is removed and built again.", outdated)
+        except WarehouseOutdated:
+            logger.warning("%s was made by another version of Rift: it is built again", database)
             with naming(database):
                 remove(database)
             warehouse.ensure_open()

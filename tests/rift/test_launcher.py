@@ -423,7 +423,7 @@ def test_json_is_one_value_on_standard_output(tmp_path: Path) -> None:
     rest, notes = up.communicate(timeout=15)
     assert said.keys() == {"url", "api_key", "data"}
     assert rest == ""
-    assert "starting nats-server" in notes
+    assert "control and gateway" in notes
 
 
 def test_exit_statuses_and_json(service: Service, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Settings: served models with their replica bounds, and errors that name the setting."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def test_a_monitoring_url_that_cannot_be_read_is_named(tmp_path: Path, url: str)
         ('port = "x"', {"port": 0}, "port"),
         ("port = 70000", {"port": 0}, "port"),
         ("host = 1", {"host": "::1"}, "host"),
+        ("host = ''", {"host": "::1"}, "host"),
         ('engine = "tpu"', {"engine": "sim"}, "engine"),
         ('model = "none"', {"model": "deepseek-v3"}, "model 'none' is not in the catalogue"),
         ('workers = "4..1"', {"workers": "2"}, "workers: must be N or MIN..MAX"),
@@ -75,6 +77,31 @@ def test_hardware_without_a_profile_is_refused_with_the_known_names(tmp_path: Pa
     own = 'hardware = "h100"\n[models."m:1"]\nsource = "a/b"\ncontext_tokens = 512\nprompt_usd = "1"\n'
     own += 'output_usd = "1"\n[models."m:1".profiles.h100]\ngpus = 1\n'
     assert settings(tmp_path, own).hardware == "h100"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("10.1.2.3", "http://10.1.2.3:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("fe80::1", "http://[fe80::1]:8000"),
+    ],
+)
+def test_the_url_of_a_gateway_on_all_addresses_is_one_that_clients_can_open(host: str, url: str) -> None:
+    assert Settings(host=host).url() == url
+    assert Settings(host=host).url(80) == url.replace("8000", "80")
+
+
+def test_a_pipe_is_refused_instead_of_waiting_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "rift.toml")
+    with pytest.raises(InvalidSettings, match=f"{pipe} is a pipe"):
+        load(pipe, {})
+
+
+def test_a_missing_file_is_named_without_the_numbers_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"none\.toml cannot be read: No such file or directory$"):
+        load(tmp_path / "none.toml", {})
 
 
 def test_each_server_of_a_cluster_has_its_monitoring_url(tmp_path: Path) -> None:

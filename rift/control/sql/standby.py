@@ -14,7 +14,7 @@ from events.jetstream import JetStream, connect
 from replay.archive import parquet
 from replay.archive.archive import Archive
 from replay.disk import DiskRefused, naming
-from replay.warehouse.warehouse import CONFIG, Warehouse, WarehouseBusy, WarehouseError
+from replay.warehouse.warehouse import CONFIG, Warehouse, WarehouseBusy, WarehouseError, WarehouseOutdated
 from rift.control.projection.warehouse_host import Projection, remove
 from rift.control.sql.frames import SqlSetup
 from rift.rpc import QuestionRefused
@@ -135,7 +135,8 @@ def _opened(database: Path) -> Warehouse:
         except WarehouseBusy:
             raise
         except WarehouseError as error:
-            logger.warning("%s: it is built again", error)
+            why = "another version of Rift made it" if isinstance(error, WarehouseOutdated) else error
+            logger.warning("%s is built again: %s", database, why)
             with naming(database):
                 remove(database)
             warehouse.ensure_open()
