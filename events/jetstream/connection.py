@@ -214,8 +214,7 @@ class JetStream:
     async def _api(self, path: str, body: Any = None) -> dict[str, Any]:
         data = b"" if body is None else json.dumps(body).encode()
         try:
-            with anyio.fail_after(API_TIMEOUT_S):
-                reply = await self.replies.ask(f"$JS.API.{path}", data)
+            reply = await self.replies.ask_within(API_TIMEOUT_S, f"$JS.API.{path}", data)
         except (nats.errors.Error, OSError) as error:
             raise OutcomeUnknown(f"no answer to {path}: {str(error) or type(error).__name__}") from error
         answer: dict[str, Any] = json.loads(reply.data)
@@ -414,12 +413,9 @@ class JetStream:
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
         try:
-            with anyio.fail_after(timeout_s):
-                return bytes((await self.replies.ask(subject, data)).data)
+            return bytes((await self.replies.ask_within(timeout_s, subject, data)).data)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"no process answers {subject}") from error
-        except TimeoutError as error:
-            raise LogError(f"no answer on {subject} within {timeout_s:g} s") from error
         except (nats.errors.Error, OSError) as error:
             raise LogError(f"no answer on {subject}: {str(error) or type(error).__name__}") from error
 

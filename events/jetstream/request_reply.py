@@ -55,6 +55,12 @@ class Replies:
             waiting.answer = message
             waiting.answered.set()
 
+    async def ask_within(self, timeout_s: float, subject: str, data: bytes) -> Msg:
+        """As `ask`. Raises TimeoutError that names the time after `timeout_s`."""
+        with anyio.move_on_after(timeout_s):
+            return await self.ask(subject, data)
+        raise TimeoutError(f"none within {timeout_s:g} s")
+
     async def ask(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> Msg:
         """Return the answer, without a time limit. Raises nats.errors.Error, OSError."""
         self._count += 1

@@ -361,7 +361,7 @@ async def test_who_hangs_keeps_no_question_from_another_who_answers(twin: Twin) 
 
     hanging, answering = await twin.connect(), await twin.connect()
     async with hanging.answer("rift.ask.two", hang):
-        with pytest.raises(LogError, match=r"no answer on rift\.ask\.two within 0\.1 s") as raised:
+        with pytest.raises(LogError, match=r"no answer on rift\.ask\.two.* within 0\.1 s") as raised:
             await twin.log.ask("rift.ask.two", b"", timeout_s=0.1)
         assert not isinstance(raised.value, NoResponders)
         async with answering.answer("rift.ask.two", answer):
