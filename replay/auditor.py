@@ -361,7 +361,8 @@ class Audit:
         paid: dict[str, list[list[int]]] = {}  # by model
         lines = []
         for key in sorted(by_line):
-            line = self.line(by_line[key], paid)
+            rules = self.book.closed.get(key[0], {"rules": 2}).get("rules", 1)
+            line = self.line(by_line[key], paid, rules)
             if key[0] == self.period:
                 lines.append(line)
         return {
@@ -374,19 +375,18 @@ class Audit:
             "heads": self.chain.heads(),
         }
 
-    def line(self, charges: list[AuditedCharge], paid: dict[str, list[list[int]]]) -> dict[str, Any]:
-        """Return one line; add the time it pays for to `paid`."""
+    def line(self, charges: list[AuditedCharge], paid: dict[str, Any], rules: int) -> dict[str, Any]:
+        """Return one line by a version of the rules; add the time it pays for to `paid`."""
         first = charges[0]
-        text = ""
-        for charge in charges:
-            text += " ".join(map(str, (position(charge.place), *charge.numbers))) + "\n"
+        rows = [" ".join(map(str, (position(charge.place), *charge.numbers))) + "\n" for charge in charges]
         prompt, cached, output, nanousd = (sum(charge.numbers[at] for charge in charges) for at in range(4))
         seconds = 0
         if first.plan == "per_second":
             spans = [span for charge in charges for span in charge.spans]
             older = paid.get(first.model, [])
-            most = sum(-((start - end) // SECOND_NS) for start, end in spans)
-            seconds = min(whole_seconds(spans, older), most)
+            seconds = whole_seconds(spans, older)
+            if rules > 1:
+                seconds = min(seconds, sum(-((start - end) // SECOND_NS) for start, end in spans))
             paid[first.model] = older + spans
             price = self.book.prices[first.price_version][first.model]
             nanousd = seconds * price.get("second_nanousd", 0)
@@ -401,7 +401,7 @@ class Audit:
             "nanousd": nanousd,
             "requests": len(charges),
             "positions": {"first": position(first.place), "last": position(charges[-1].place)},
-            "digest": sha256(text),
+            "digest": sha256("".join(rows)),
         }
 
 

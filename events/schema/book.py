@@ -119,13 +119,15 @@ class UsageCorrected(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 class PeriodClosed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
     """A month's invoices are final: they cover the log up to `positions` (the last sequence of each stream).
-    `roots` are the archive's manifests that end there; `digest` is over every invoice line. Every customer
-    sees this event, so it contains no sum of money."""
+    `roots` are the archive's manifests that end there; `digest` is over every invoice line, and `rules` the
+    version of the billing rules that it follows. Every customer sees this event, so it contains no sum of
+    money."""
 
     period: Period
     positions: dict[str, Natural]
     roots: dict[str, Digest]
     digest: Digest
+    rules: Natural = 1
 
 
 class SegmentSealed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):

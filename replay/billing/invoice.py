@@ -23,6 +23,9 @@ Read = Callable[..., list[QueryResult]]
 PERIOD = re.compile(r"2[0-9]{3}-(0[1-9]|1[0-2])")
 DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
+# The version of the rules by which `invoice_lines.sql` bills an open month. A closed month keeps its own.
+RULES = 2
+
 GROUPS = ("hour", "day", "model", "key", "plan")
 MEASURES = (
     *("requests", "charged_requests", "prompt_tokens", "cached_tokens", "output_tokens"),

@@ -101,6 +101,7 @@ def _period(event: schema.PeriodClosed, position: str, at_ns: int) -> PeriodRow:
         _json(event.positions),
         _json(event.roots),
         event.digest,
+        event.rules,
         position,
         at_ns,
     )

@@ -283,6 +283,7 @@ class PeriodRow(Row):
     positions: str
     roots: str
     digest: str
+    rules: int
     position: str
     at_ns: int
 

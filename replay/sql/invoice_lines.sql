@@ -22,7 +22,8 @@ with lines as (
     group by account, period, model, plan, price_version
 ),
 -- Plan per_second: when attempts of charged requests ran. A line is not charged for time that an earlier line
--- (by period, then version) of the same account and model has paid for, nor for more than all its attempts' seconds.
+-- (by period, then version) of the same account and model has paid for. Since version 2 of the rules it is not
+-- charged for more than all its attempts' seconds either.
 ran as (
     select account, model, period, price_version, started_at_ns as from_ns, last_event_at_ns as to_ns
     from charges
@@ -79,9 +80,13 @@ unions as (
 paid as (
     select
         account, model, period, price_version, plan,
-        least(sum((unions.to_ns - unions.from_ns + 999999999) // 1000000000), any_value(seconds_max)) as seconds
+        least(
+            sum((unions.to_ns - unions.from_ns + 999999999) // 1000000000),
+            any_value(seconds_max) filter (where coalesce(closed.rules, 2) >= 2)
+        ) as seconds
     from unions
     join spans using (account, model, period, price_version)
+    left join facts.closed_periods as closed using (period)
     where is_paid
     group by account, model, period, price_version, plan
 )

@@ -3,6 +3,7 @@ create view periods as
 select
     period,
     digest,
+    rules,
     positions,
     roots,
     at_ns as closed_at_ns,

@@ -10,4 +10,5 @@ union all
 select 'a share is negative, or more than its own seconds cost', request_id
 from shares
 join prices on prices.version = shares.price_version and prices.model = shares.model
-where nanousd < 0 or nanousd > seconds * coalesce(prices.second_nanousd, 0);
+left join periods using (period)
+where nanousd < 0 or coalesce(rules, 2) >= 2 and nanousd > seconds * coalesce(prices.second_nanousd, 0);

@@ -240,6 +240,7 @@ create table facts.closed_periods (
     positions varchar not null,
     roots varchar not null,
     digest varchar not null,
+    rules bigint not null,
     position varchar not null,
     at_ns bigint not null
 );

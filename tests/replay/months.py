@@ -93,6 +93,7 @@ class Months(Chaos):
                 positions=self.archive.positions(),
                 roots=self.archive.heads(),
                 digest="0" * 64,
+                rules=self.dice.choice((1, 2)),
             )
         )
 

@@ -267,7 +267,7 @@ def digest(streams: Streams, period: str) -> str:
 
 
 def _lines(streams: Streams, account: str, period: str) -> Iterator[dict[str, Any]]:
-    charges, known = _charges(streams, account), prices(streams)
+    charges, known, closed = _charges(streams, account), prices(streams), closes(streams)
     for line, line_charges in sorted(charges.items()):
         (billed_in, model, plan, version), seconds = line, 0
         if billed_in != period:
@@ -282,7 +282,9 @@ def _lines(streams: Streams, account: str, period: str) -> Iterator[dict[str, An
                 for span in charge.spans
             ]
             spans = [span for charge in line_charges for span in charge.spans]
-            seconds = min(whole_seconds(left(spans, older)), sum(whole_seconds([span]) for span in spans))
+            seconds = whole_seconds(left(spans, older))
+            if period not in closed or closed[period].rules > 1:
+                seconds = min(seconds, sum(whole_seconds([span]) for span in spans))
             nanousd = seconds * (known[version, model].second_nanousd or 0)
         rows = [f"{c.place} {' '.join(map(str, c.tokens))} {c.nanousd}\n" for c in line_charges]
         yield {

@@ -51,6 +51,7 @@ async def close(
         positions=archived.positions,
         roots=archived.roots,
         digest=closing.digest,
+        rules=invoice.RULES,
     )
     try:
         await Publisher(log, WRITER).publish_at(event, expect_last=0)

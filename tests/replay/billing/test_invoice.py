@@ -275,8 +275,14 @@ def divided(amount: int, weights: list[int]) -> list[int]:
     return parts
 
 
-def test_a_line_charges_no_more_than_its_requests_own_seconds(scribe: Any, warehouse: Warehouse) -> None:
-    """Time that an earlier line paid for cuts a run in pieces, which are rounded up but not charged more."""
+@pytest.mark.parametrize("rules", [None, 1, 2])
+def test_a_line_charges_no_more_than_its_requests_own_seconds(
+    rules: int | None, scribe: Any, warehouse: Warehouse
+) -> None:
+    """Time that an earlier line paid for cuts a run in pieces, which are rounded up but not charged more.
+
+    They are in a month that was closed by the first version of the rules, which stays as it was.
+    """
     opened(scribe)
     scribe.prices(1, second_nanousd=5)
     scribe.prices(2, second_nanousd=7)
@@ -291,12 +297,16 @@ def test_a_line_charges_no_more_than_its_requests_own_seconds(scribe: Any, wareh
     for at, *batch in sorted(ends, key=lambda event: event[0]):
         scribe.now_ns = began_ns + at * SECOND // 10
         scribe.tell(*batch, step_ns=0)
+    if rules is not None:
+        close(scribe, PERIOD, rules)
     first, second = lines(applied(warehouse, scribe))
     # Pieces of 0.5, 0.9 and 1.4 s: 1 + 1 + 2 seconds, but alone the request would have paid 3.
-    assert (first.seconds, second.seconds, second.nanousd) == (2, 3, 3 * 7)
+    charged = 4 if rules == 1 else 3
+    assert (first.seconds, second.seconds, second.nanousd) == (2, charged, charged * 7)
+    assert list(warehouse.failed_checks()) == []
 
 
-def close(scribe: Any, period: str, **positions: int) -> None:
+def close(scribe: Any, period: str, rules: int = 2, **positions: int) -> None:
     reached = {stream: len(messages) for stream, messages in scribe.streams.items()} | positions
     scribe.book(
         schema.PeriodClosed(
@@ -305,6 +315,7 @@ def close(scribe: Any, period: str, **positions: int) -> None:
             positions=reached,
             roots={},
             digest="0" * 64,
+            rules=rules,
         )
     )
 
