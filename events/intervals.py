@@ -3,7 +3,8 @@
 Invoice lines are united and rounded in the same way (`replay/sql/invoice_lines.sql`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from events.contracts import SECOND_NS
 
@@ -20,6 +21,24 @@ def unite(spans: Iterable[Span]) -> list[Span]:
         elif start < end:
             united.append((start, end))
     return united
+
+
+def subtract(united: Iterable[Span], taken: Sequence[Span]) -> list[Span]:
+    """Return the parts of spans that none of `taken` covers. Both come from `unite`."""
+    left: list[Span] = []
+    at = 0
+    for start, end in united:
+        while at < len(taken) and taken[at][1] <= start:
+            at += 1
+        for low, high in islice(taken, at, None):
+            if low >= end:
+                break
+            if start < low:
+                left.append((start, low))
+            start = high
+        if start < end:
+            left.append((start, end))
+    return left
 
 
 def whole_seconds(united: Iterable[Span]) -> int:

@@ -8,6 +8,7 @@ replica_reports    the fleet, and which replicas are silent
 archiver           archives segments and trims the log
 credit_settlement  settles the credit holds of lost gateways
 usage_correction   corrects the charges of answers that no client could read
+shared_seconds     the correction of a request that is charged by the second
 key_erasure        erases the keys of encrypted content
 period_close       makes a month's invoices final
 """

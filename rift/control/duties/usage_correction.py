@@ -14,12 +14,12 @@ import anyio
 import msgspec
 
 from events import codec, subjects
-from events.intervals import Span, unite, whole_seconds
 from events.log import Follower, Log, LogError
 from events.publisher import Publisher
 from events.schema import CancelRequested, UsageCorrected
 from replay.sql_files import sql
 from replay.warehouse.result import QueryRefused
+from rift.control.duties.shared_seconds import Run, correction_nanousd
 from rift.control.projection.warehouse_host import Query
 
 logger = logging.getLogger(__name__)
@@ -40,16 +40,10 @@ class UnreadRequest(msgspec.Struct, frozen=True):
     request: str
     account: str
     model: str
-    price_version: int
     plan: str
     has_ended: bool
     is_charged: bool
     charge_nanousd: int
-    second_nanousd: int
-
-    @property
-    def line(self) -> tuple[str, str, int]:
-        return self.account, self.model, self.price_version
 
 
 class UsageCorrection:
@@ -107,14 +101,17 @@ class UsageCorrection:
         requests = [request for request, _ in due]
         [result] = await self._query((sql("control/unread_requests"), {"requests": requests}))
         unread = {row[0]: UnreadRequest(*row) for row in result.rows}
-        spans = await self._spans(unread.values())
+        runs = await self._runs(unread.values())
         for request, at in due:
             found = unread.get(request)
             if found is not None and found.is_charged:
                 nanousd = found.charge_nanousd
                 if found.plan == "per_second":
-                    line = spans.get(found.line, {})
-                    nanousd = _seconds_of(request, line) * found.second_nanousd
+                    near = runs.get((found.account, found.model), [])
+                    nanousd = correction_nanousd(request, near)
+                    for run in near:
+                        if run.request == request:
+                            run.corrected_nanousd = -nanousd
                 await self._append(found, nanousd)
             if self._unanswered[request] != at:
                 continue
@@ -123,18 +120,15 @@ class UsageCorrection:
             if found is not None and not found.has_ended:
                 self._unanswered[request] = at
 
-    async def _spans(
-        self, unread: Iterable[UnreadRequest]
-    ) -> dict[tuple[str, str, int], dict[str, list[Span]]]:
-        """Return when the requests of plan per_second ran that share an invoice line with one of `unread`."""
+    async def _runs(self, unread: Iterable[UnreadRequest]) -> dict[tuple[str, str], list[Run]]:
+        """Return when charged requests ran that may share seconds with `unread`, by account and model."""
         by_second = [found.request for found in unread if found.is_charged and found.plan == "per_second"]
-        spans: dict[tuple[str, str, int], dict[str, list[Span]]] = {}
+        runs: dict[tuple[str, str], list[Run]] = {}
         if by_second:
             [result] = await self._query((sql("control/unread_spans"), {"requests": by_second}))
-            for account, model, version, request, from_ns, to_ns in result.rows:
-                line = spans.setdefault((account, model, version), {})
-                line.setdefault(request, []).append((from_ns, to_ns))
-        return spans
+            for account, model, request, period, version, *run in result.rows:
+                runs.setdefault((account, model), []).append(Run(request, (period, version), *run))
+        return runs
 
     async def _append(self, unread: UnreadRequest, nanousd: int) -> None:
         """Raises LogError."""
@@ -148,14 +142,3 @@ class UsageCorrection:
             model=unread.model,
         )
         self._corrected_at = await self._publisher.publish(event, within_s=APPEND_S)
-
-
-def _seconds_of(request: str, spans: dict[str, list[Span]]) -> int:
-    """Return the whole seconds that only this request is charged for, and remove its spans."""
-    before = _charged_seconds(spans)
-    spans.pop(request, None)
-    return before - _charged_seconds(spans)
-
-
-def _charged_seconds(spans: dict[str, list[Span]]) -> int:
-    return whole_seconds(unite(span for each in spans.values() for span in each))

@@ -56,13 +56,15 @@ class World:
     def cancel(self, request: str, why: CancelReason = "unanswered") -> None:
         self.store(subjects.cancel(AT), CancelRequested(request=request, why=why))
 
-    def begin(self, *, plan: Literal["per_token", "per_second"] = "per_token", **more: Any) -> str:
+    def begin(
+        self, *, plan: Literal["per_token", "per_second"] = "per_token", version: int = 1, **more: Any
+    ) -> str:
         entropy = self.dice.randbytes(ids.RANDOM_BYTES)
         request = ids.new_request_id(secret=b"secret", account="dev", at=AT, floor=0, entropy=entropy)
         accepted = RequestAccepted(
             request=request, account="dev", key="k", model="m", kind="inference", input="x",
             parameters=Parameters(), stream=False,
-            prompt_tokens_max=9, deadline_ms=1000, price_version=1, plan=plan, book=1, **more,
+            prompt_tokens_max=9, deadline_ms=1000, price_version=version, plan=plan, book=1, **more,
         )  # fmt: skip
         started = AttemptStarted(
             request=request, attempt=f"of-{request}", after=None, resume_index=0, worker="w", prompt_tokens=3,
@@ -232,6 +234,21 @@ def test_seconds_that_two_unread_answers_share_are_corrected_once(monkeypatch: p
         corrected = await world.correct(project_s=15.0)
         assert sum(corrected.values()) == -2 * SECOND
         assert world.billed() == 0
+
+    live(test)
+
+
+def test_seconds_that_an_older_price_list_was_paid_for_are_not_corrected() -> None:
+    async def test(world: World) -> None:
+        price = Price(model="m", prompt_nanousd=10, output_nanousd=1, second_nanousd=SECOND + 1)
+        world.say(PricePublished(id="p2", version=2, prices=(price,)))
+        read, unread = world.begin(plan="per_second"), world.begin(plan="per_second", version=2)
+        await anyio.sleep(0.9)
+        world.end(read)
+        world.end(unread)
+        world.cancel(unread)
+        assert await world.correct() == {unread: 0}
+        assert world.billed() == SECOND
 
     live(test)
 
