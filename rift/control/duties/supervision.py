@@ -298,7 +298,10 @@ class Supervision:
             return None
         if fleet.is_ready(opened.model) or fleet.count(opened.model, "starting"):
             return None
-        return f"{opened.model} does not start: {starts.failed} starts failed, the last one: {starts.why}"
+        return (
+            f"{opened.model} does not start: {starts.failed} starts failed in a row; the operator's "
+            "`rift status` shows why"
+        )
 
     def _release_reason(self, opened: OpenRequest, now_ns: int) -> ReleaseReason | None:
         if (reason := self.replicas.release_reason(opened.worker, opened.started_at_ns)) is not None:

@@ -161,7 +161,9 @@ def test_waiting_requests_end_after_three_failed_starts() -> None:
     assert (due.request, due.attempt, due.reason) == (story.request, None, "failed")
     assert due.error is not None
     assert due.error.code == "model_unavailable"
-    assert due.error.message == "m does not start: 3 starts failed, the last one: no weights"
+    assert due.error.message == (
+        "m does not start: 3 starts failed in a row; the operator's `rift status` shows why"
+    )
 
 
 def test_a_request_after_three_failed_starts_waits_for_one_more() -> None:
