@@ -16,11 +16,9 @@ from rift.gateway.dialects.openai_fields import (
     Choice,
     Effort,
     Function,
-    Name,
     NamedFunction,
     Part,
     Verbosity,
-    answered_calls,
     template,
     text_of,
     tool,
@@ -36,7 +34,7 @@ class ChatTool(msgspec.Struct, frozen=True):
 
 
 class ChatCalled(msgspec.Struct, frozen=True):
-    name: Annotated[Name, note("The function that the model called.", "weather")]
+    name: Annotated[str, note("The function's name, as the model wrote it.", "weather")]
     arguments: Annotated[str, note("Its arguments: JSON, as the model wrote it.", '{"city": "Paris"}')]
 
 
@@ -128,7 +126,7 @@ def parse_chat(data: Body) -> ParsedRequest:
         parallel=body.parallel_tool_calls,
     )
     messages = [_message(message, f"messages[{at}]") for at, message in enumerate(body.messages)]
-    return parsed_request("chat", body, answered_calls(messages, "messages"), sampled)
+    return parsed_request("chat", body, _answered_calls(messages), sampled)
 
 
 _chat = msgspec.json.Decoder(ChatBody)
@@ -156,3 +154,14 @@ def _message(message: ChatMessage, param: str) -> Message:
         tool_calls=tuple(calls),
         tool_call_id=message.tool_call_id if message.role == "tool" else None,
     )
+
+
+def _answered_calls(messages: list[Message]) -> tuple[Message, ...]:
+    """Check that each tool message answers a call in an earlier message. Raises HTTPError."""
+    called: set[str] = set()
+    for at, message in enumerate(messages):
+        called.update(call.id for call in message.tool_calls)
+        if message.role == "tool" and message.tool_call_id not in called:
+            words = f"no earlier message has a call {message.tool_call_id!r}"
+            raise wrong(f"messages[{at}].tool_call_id", words)
+    return tuple(messages)

@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from events.schema import Kind, Message, Parameters
+from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.dialects.answer_format import ChatFormat, FormatBody, of_chat, with_structured_outputs
 from rift.gateway.dialects.openai_fields import Alternatives
 from rift.gateway.dialects.sampling import Body, ParsedRequest, Text, decode, note, parameters, wrong
@@ -59,7 +60,13 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
 
 def parse_completion(data: Body) -> ParsedRequest:
     """Raises HTTPError."""
-    body = decode(data, _completion)
+    try:
+        body = decode(data, _completion)
+    except HTTPError as error:
+        param = error.param or ""
+        if not (param.startswith("prompt[") and error.message.endswith(("got `int`", "got `array`"))):
+            raise
+        raise wrong(param, "token ids are not supported; send text", code="unsupported") from error
     if body.best_of and body.best_of != (body.n or 1):
         raise wrong("best_of", "every choice is returned, so `best_of` must equal `n`; leave it out")
     first, *more = [body.prompt] if isinstance(body.prompt, str) else body.prompt

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from events.schema import Message, Parameters, Tool
+from events.schema import Parameters, Tool
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.dialects.sampling import note, wrong
 
@@ -61,8 +61,8 @@ class Part(msgspec.Struct, frozen=True):
         str,
         note("`text`, `input_text`, `output_text`, `refusal`, `reasoning_text` or `summary_text`.", "text"),
     ]
-    text: Annotated[str, note("The text.", "hi")] = ""
-    refusal: Annotated[str, note("The text of a refusal.")] = ""
+    text: Annotated[str | None, note("The text.", "hi")] = None
+    refusal: Annotated[str | None, note("The text of a refusal.")] = None
 
 
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "summary_text")
@@ -135,14 +135,3 @@ def with_tools(
         tool_name=named,
         parallel_tool_calls=parallel is not False,
     )
-
-
-def answered_calls(messages: list[Message], param: str) -> tuple[Message, ...]:
-    """Check that each tool message answers a call in an earlier message. Raises HTTPError."""
-    called: set[str] = set()
-    for at, message in enumerate(messages):
-        called.update(call.id for call in message.tool_calls)
-        if message.role == "tool" and message.tool_call_id not in called:
-            words = f"no earlier message has a call {message.tool_call_id!r}"
-            raise wrong(f"{param}[{at}].tool_call_id", words)
-    return tuple(messages)

@@ -28,7 +28,6 @@ from rift.gateway.dialects.openai_fields import (
     NamedFunction,
     Part,
     Verbosity,
-    answered_calls,
     template,
     text_of,
     tool,
@@ -201,21 +200,25 @@ def _messages(body: ResponseBody) -> tuple[Message, ...]:
     if isinstance(body.input, str):
         return (*first, Message(role="user", content=body.input))
     turns: list[Message] = []
+    called: set[str] = set()
     for is_call, items in groupby(enumerate(body.input), lambda each: each[1].type == "function_call"):
         if is_call:
             # All at once: to extend a tuple call by call takes seconds for many.
             calls = tuple(_call(item, f"input[{at}]") for at, item in items)
+            called.update(call.id for call in calls)
             _assistant(turns, tool_calls=calls)
             continue
         for at, item in items:
+            if item.type == "function_call_output" and item.call_id not in called:
+                raise wrong(f"input[{at}].call_id", f"no earlier item has a call {item.call_id!r}")
             _add(turns, item, f"input[{at}]")
     if not turns:
         raise wrong("input", "at least one item is required")
-    return answered_calls(first + turns, "input")
+    return (*first, *turns)
 
 
 def _call(item: Item, param: str) -> ToolCall:
-    if not (item.call_id and item.name and item.arguments is not None):
+    if not item.call_id or item.name is None or item.arguments is None:
         raise wrong(param, "a function_call needs call_id, name and arguments")
     return ToolCall(id=item.call_id, name=item.name, arguments=item.arguments)
 
@@ -232,8 +235,6 @@ def _add(turns: list[Message], item: Item, param: str) -> None:
             else:
                 turns.append(Message(role=item.role, content=text))
         case "function_call_output":
-            if not item.call_id:
-                raise wrong(f"{param}.call_id", "an output must name the call that it answers")
             text = text_of(item.output, f"{param}.output")
             turns.append(Message(role="tool", content=text, tool_call_id=item.call_id))
         case "reasoning":

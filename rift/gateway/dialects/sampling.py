@@ -14,6 +14,7 @@ STOPS_MAX = 16
 STOP_CHARACTERS_MAX = 256
 # The ends of 64 bits as OpenAI publishes them and JavaScript writes them: rounded, and so just outside.
 SEED_MAX = 9223372036854776000
+WHOLE = re.compile(rb"(-?\d{1,20})\.0+")
 
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 TopP = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -99,11 +100,28 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 def decode(data: Body, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded:
     """Raises HTTPError."""
     try:
-        return decoder.decode(data)
+        try:
+            return decoder.decode(data)
+        except msgspec.ValidationError as error:
+            if "got `float`" not in str(error):
+                raise
+            return decoder.decode(_with_integers(data))
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HTTPError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+
+
+def _with_integers(data: Body) -> bytes:
+    """Return a body whose whole numbers have no fraction: some languages write 5 as 5.0."""
+    fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    for name, raw in fields.items():
+        value = bytes(raw)
+        if name == "parameters" and value.startswith(b"{"):
+            fields[name] = msgspec.Raw(_with_integers(value))
+        elif whole := WHOLE.fullmatch(value):
+            fields[name] = msgspec.Raw(whole[1])
+    return msgspec.json.encode(fields)
 
 
 def _invalid(message: str) -> HTTPError:

@@ -8,7 +8,7 @@ import pytest
 
 from events.schema import Message, ResponseFormat, Tool, ToolCall
 from rift.gateway.asgi.errors import HTTPError
-from rift.gateway.dialects import chat_request, completions_request, responses_request
+from rift.gateway.dialects import chat_request, completions_request, native, responses_request
 from rift.gateway.dialects.sampling import ParsedRequest
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -29,6 +29,10 @@ def completion(**more: Any) -> ParsedRequest:
 
 def response(**more: Any) -> ParsedRequest:
     return responses_request.parse(json.dumps({"model": "m", "input": "hi"} | more).encode())
+
+
+def native_body(**more: Any) -> ParsedRequest:
+    return native.parse(json.dumps({"model": "m", "prompt": "hi"} | more).encode())
 
 
 def test_parameters_reach_the_request() -> None:
@@ -150,6 +154,44 @@ def test_an_assistants_item_needs_no_text(item: dict[str, Any], said: dict[str, 
         Message(role="assistant", **said),
         Message(role="user", content="go on"),
     )
+
+
+@pytest.mark.parametrize("name", ["get weather", "weather.now", "", "wetter_für_" + "x" * 64])
+def test_a_call_may_have_any_name_that_a_model_wrote(name: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": name, "arguments": '{"ci'}}
+    item = {"type": "function_call", "call_id": "1", "name": name, "arguments": '{"ci'}
+    (turn,) = chat(messages=[{"role": "assistant", "content": None, "tool_calls": [call]}]).input
+    assert (turn,) == response(input=[item]).input
+    assert isinstance(turn, Message)
+    assert turn.tool_calls == (ToolCall(id="1", name=name, arguments='{"ci'),)
+
+
+def test_a_part_may_have_the_fields_of_other_parts_without_value() -> None:
+    parts = [
+        {"type": "text", "text": "one", "refusal": None},
+        {"type": "refusal", "text": None, "refusal": "two"},
+        {"type": "text", "text": None},
+    ]
+    assert chat(messages=[{"role": "assistant", "content": parts}]).input == (
+        Message(role="assistant", content="one\ntwo"),
+    )
+
+
+def test_a_whole_number_may_have_a_fraction_of_zero() -> None:
+    whole = chat(max_tokens=5, n=2, seed=-7, top_k=0, temperature=1, tools=[WEATHER])
+    assert chat(max_tokens=5.0, n=2.0, seed=-7.0, top_k=0.0, temperature=1.0, tools=[WEATHER]) == whole
+    assert response(max_output_tokens=5.0) == response(max_output_tokens=5)
+    assert completion(logprobs=3.0, best_of=1.0) == completion(logprobs=3, best_of=1)
+    body = b'{"model": "m", "prompt": "1.0", "parameters": {"max_tokens": %b}}'
+    assert native.parse(body % b"5.0") == native.parse(body % b"5")
+    error = refused(native_body, {"parameters": {"max_tokens": 5.5}})
+    assert error.message == "parameters.max_tokens: Expected `int | null`, got `float`"
+
+
+def test_token_ids_are_refused_in_words() -> None:
+    for ids in ([1, 2], [[1, 2], [3]]):
+        error = refused(completion, {"prompt": ids})
+        assert error.message == "prompt[0]: token ids are not supported; send text"
 
 
 def test_a_tool_choice_without_tools_is_dropped() -> None:
@@ -279,7 +321,9 @@ def test_an_invalid_completion_names_its_field(body: dict[str, Any], param: str)
         ({"input": [{"content": "x"}]}, "input[0].role"),
         ({"input": [{"type": "web_search_call"}]}, "input[0].type"),
         ({"input": [{"type": "function_call", "name": "w"}]}, "input[0]"),
-        ({"input": [OUTPUT]}, "input[0].tool_call_id"),
+        ({"input": [OUTPUT]}, "input[0].call_id"),
+        ({"instructions": "x", "input": [{"role": "user", "content": "x"}, OUTPUT]}, "input[1].call_id"),
+        ({"input": [OUTPUT | {"call_id": None}]}, "input[0].call_id"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "c"}, "conversation"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
