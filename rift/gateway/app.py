@@ -12,6 +12,7 @@ from rift.gateway.asgi import cors
 from rift.gateway.asgi.errors import ClientGone, HTTPError, retry_after
 from rift.gateway.asgi.request import Receive, Request, Scope, Send
 from rift.gateway.asgi.static_files import StaticFiles
+from rift.gateway.asgi.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Gateway:
     def __init__(self, routes: Sequence[Route], handlers: Handlers, entropy: Callable[[int], bytes]) -> None:
         self._entropy = entropy
         self._pages = StaticFiles()
+        self._log_failures = Tally()
         self._routes = [(each.method, _pattern(each), each.handler(handlers)) for each in routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,7 +39,7 @@ class Gateway:
                 message = "the log is full; try again later"
                 raise HTTPError(503, message, code="log_full", headers=retry_after(60)) from error
             except LogError as error:
-                logger.warning("%s %s: %s", request.method, request.path, error)
+                self._log_failed(request, error)
                 message = "the log does not answer; try again"
                 raise HTTPError(503, message, code="log_unavailable", headers=retry_after(2)) from error
         except ClientGone:
@@ -46,6 +48,18 @@ class Gateway:
             with contextlib.suppress(ClientGone):
                 await request.drain()
                 await request.answer(refusal.status, refusal.body(), refusal.headers)
+
+    def _log_failed(self, request: Request, error: LogError) -> None:
+        """Log the failure, once for many: while the log is down, every request fails."""
+        if counts := self._log_failures.add("failed"):
+            path = request.raw_path.decode("latin-1")
+            logger.warning(
+                "the log did not answer %d requests, the last %s %s: %s",
+                counts["failed"],
+                request.method,
+                path,
+                error,
+            )
 
     async def _route(self, request: Request) -> None:
         if problem := _ambiguity(request.raw_path):

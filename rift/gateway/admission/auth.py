@@ -4,8 +4,6 @@ import logging
 from functools import partial
 from typing import Literal
 
-import anyio
-
 from events.book import Book
 from events.broker_clock import BrokerClock
 from events.schema import KeyIssued
@@ -14,11 +12,9 @@ from rift.gateway.admission.book_freshness import BookFreshness
 from rift.gateway.admission.rate_limits import RateLimits
 from rift.gateway.asgi.errors import HTTPError, retry_after
 from rift.gateway.asgi.request import Request
+from rift.gateway.asgi.tally import Tally
 
 logger = logging.getLogger(__name__)
-
-# At most one line in the log in this time counts the refused keys: anyone can send them at any rate.
-REPORT_S = 60
 
 Scope = Literal["inference", "usage"]
 CHALLENGE = [(b"www-authenticate", b"Bearer")]
@@ -28,22 +24,17 @@ class UnknownKeys:
     """Counts the requests whose key is unknown, for the log."""
 
     def __init__(self) -> None:
-        self._unknown = self._mistyped = 0
-        self._report_at_s = 0.0
+        self._tally = Tally()
 
     def count(self, key: str) -> None:
-        self._unknown += 1
-        self._mistyped += not keys.is_well_formed(key)
-        if (now_s := anyio.current_time()) < self._report_at_s:
-            return
-        logger.info(
-            "refused %d requests with an unknown key; %d of these keys were mistyped or cut off: their "
-            "checksum does not match",
-            self._unknown,
-            self._mistyped,
-        )
-        self._report_at_s = now_s + REPORT_S
-        self._unknown = self._mistyped = 0
+        kinds = ["unknown"] if keys.is_well_formed(key) else ["unknown", "mistyped"]
+        if counts := self._tally.add(*kinds):
+            logger.info(
+                "refused %d requests with an unknown key; %d of these keys were mistyped or cut off: their "
+                "checksum does not match",
+                counts["unknown"],
+                counts["mistyped"],
+            )
 
 
 class Authenticator:

@@ -18,6 +18,7 @@ import msgspec
 
 from rift.gateway.asgi.cors import ALWAYS
 from rift.gateway.asgi.errors import HTTPError, retry_after
+from rift.gateway.asgi.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +70,6 @@ LINGER_S = 2
 
 # The pause between two checks of all deadlines.
 CHECK_S = 1
-
-# At most one line in the log in this time says that connections are refused or closed.
-REPORT_S = 60
 
 # What a connection waits for or does. A closed one only sends what it has left, and discards the rest.
 Phase = Literal["idle", "head", "body", "answer", "closed"]
@@ -132,8 +130,7 @@ class Connections:
         # Those whose clients must read before more is written, with their unread bytes then, and the sum.
         self._behind: dict[ClientConnection, int] = {}
         self._unread = 0
-        self._closed = self._refused = 0
-        self._report_at_s = 0.0
+        self._tally = Tally()
 
     @property
     def open(self) -> int:
@@ -144,14 +141,12 @@ class Connections:
         is_full = len(self._open) >= self.limit
         self._open[connection] = None
         if is_full and (idle := self._longest_wait()):
-            self._closed += 1
+            self._report("closed")
             idle.abort()
         elif is_full:
-            self._refused += 1
+            self._report("refused")
             self._refuse(connection)
         self.wait(connection)
-        if is_full:
-            self._report()
 
     def _longest_wait(self) -> "ClientConnection | None":
         until_s = anyio.current_time() - WAIT_S_MIN
@@ -207,20 +202,16 @@ class Connections:
             for connection in list(self._open):
                 connection.check(now_s)
 
-    def _report(self) -> None:
-        now_s = anyio.current_time()
-        if now_s < self._report_at_s:
-            return
-        logger.warning(
-            "all %d connections are in use: closed %d that waited for their clients, refused %d; "
-            "add a gateway, or raise the hard limit of open files if it is below %d",
-            self.limit,
-            self._closed,
-            self._refused,
-            CONNECTIONS_MAX + FILES_RESERVED,
-        )
-        self._report_at_s = now_s + REPORT_S
-        self._closed = self._refused = 0
+    def _report(self, kind: Literal["closed", "refused"]) -> None:
+        if counts := self._tally.add(kind):
+            logger.warning(
+                "all %d connections are in use: closed %d that waited for their clients, refused %d; "
+                "add a gateway, or raise the hard limit of open files if it is below %d",
+                self.limit,
+                counts["closed"],
+                counts["refused"],
+                CONNECTIONS_MAX + FILES_RESERVED,
+            )
 
 
 class ClientConnection(asyncio.BufferedProtocol):

@@ -171,7 +171,7 @@ class _Server:
             try:
                 await self._app(scope, receive, send)
             except Exception:
-                logger.exception("%s %s failed", scope["method"], scope["path"])
+                logger.exception("%s %s failed", scope["method"], scope["raw_path"].decode("latin-1"))
                 headers, body = last_answer(CRASH)
                 # Raised if the answer has begun.
                 with contextlib.suppress(UnexpectedMessageError):
