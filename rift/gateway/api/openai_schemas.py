@@ -88,7 +88,9 @@ class ChatToolCall(ResponseSchema, frozen=True, kw_only=True):
 class ChatAnswer(ResponseSchema, frozen=True, kw_only=True):
     """A message or, in a chunk, an addition to it."""
 
-    role: Annotated[Literal["assistant"] | None, note("In a stream: only in the first chunk.")] = None
+    role: Annotated[
+        Literal["assistant"] | None, note("In a stream: only in the first chunk.", "assistant")
+    ] = None
     content: Annotated[str | None, note("The text. Null if there are only tool calls.", "Hello!")] = None
     refusal: Annotated[None, note("Always null.")] = None
     reasoning: Annotated[str | None, note("The model's reasoning before the text.")] = None
@@ -194,16 +196,19 @@ class ResponseItem(ResponseSchema, frozen=True, kw_only=True):
     """A message, reasoning, or a function call."""
 
     id: ItemId
-    type: Annotated[Literal["message", "reasoning", "function_call"], note("What the item is.")]
+    type: Annotated[Literal["message", "reasoning", "function_call"], note("What the item is.", "message")]
     status: Annotated[
         Literal["in_progress", "completed", "incomplete"], note("Only the last item can be unfinished.")
     ]
     role: Annotated[Literal["assistant"] | None, note("Of a message.")] = None
-    content: Annotated[list[ResponsePart] | None, note("Of a message or reasoning: one part.")] = None
+    content: Annotated[
+        list[ResponsePart] | None,
+        note("Of a message or reasoning: one part.", [{"type": "output_text", "text": "Hello!"}]),
+    ] = None
     summary: Annotated[list[Any] | None, note("Of reasoning: always empty.")] = None
     call_id: Annotated[str | None, note("Of a call: its id, for `call_id` of the output to it.")] = None
-    name: FunctionName = None
-    arguments: Annotated[Arguments | None, note("Of a call: JSON, as the model wrote it.")] = None
+    name: Annotated[str | None, note("Of a call: the function.")] = None
+    arguments: Annotated[str | None, note("Of a call: JSON, as the model wrote it.")] = None
 
 
 class ResponseProblem(ResponseSchema, frozen=True, kw_only=True):
@@ -220,6 +225,15 @@ class ResponseProblem(ResponseSchema, frozen=True, kw_only=True):
 
 class Incomplete(ResponseSchema, frozen=True, kw_only=True):
     reason: Literal["max_output_tokens"]
+
+
+USAGE = {
+    "input_tokens": 43,
+    "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+    "output_tokens": 278,
+    "output_tokens_details": {"reasoning_tokens": 0},
+    "total_tokens": 321,
+}
 
 
 class Response(ResponseSchema, frozen=True, kw_only=True):
@@ -248,13 +262,13 @@ class Response(ResponseSchema, frozen=True, kw_only=True):
     previous_response_id: Annotated[None, note("Always null.")]
     reasoning: Annotated[dict[str, str | None], note("`effort`, as the client sent it.")]
     temperature: Annotated[float | None, note("As the client sent it.")]
-    text: Annotated[dict[str, Any], note("`format`, as the client sent it.")]
-    tool_choice: Annotated[str | dict[str, str], note("As the client sent it; `auto` by default.")]
+    text: Annotated[dict[str, Any], note("`format`, as the client sent it.", {"format": {"type": "text"}})]
+    tool_choice: Annotated[str | dict[str, str], note("As the client sent it; `auto` by default.", "auto")]
     tools: Annotated[list[dict[str, Any]], note("As the client sent them.")]
     top_logprobs: Annotated[int | None, note("As the client sent it.")]
     top_p: Annotated[float | None, note("As the client sent it.")]
     truncation: Literal["disabled"]
-    usage: Annotated[ResponseUsage | None, note("The tokens. Null until the response has ended.")]
+    usage: Annotated[ResponseUsage | None, note("The tokens. Null until it has ended.", USAGE)]
     simulated: Simulated = False
 
 

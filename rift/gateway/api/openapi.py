@@ -116,6 +116,10 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     for route in routes:
         operation = _operation(route, named)
         operation["responses"] |= _shared(operation, shared)
+        for status, answer in route.answers.items():
+            if answer.body is not None:
+                example = _example(named[id(answer.body)], components)
+                operation["responses"][str(status)]["content"][JSON]["example"] = example
         paths.setdefault(route.path, {})[route.method.lower()] = operation
     return {
         "openapi": "3.1.0",
@@ -161,6 +165,26 @@ def _one_of(values: list[Any]) -> dict[str, Any]:
         return {}
     found = {"const": some[0]} if len(some) == 1 else {"type": "string", "enum": some}
     return found if len(some) == len(values) else {"anyOf": [found, {"type": "null"}]}
+
+
+def _example(schema: dict[str, Any], components: dict[str, Any]) -> Any:
+    """Return an answer from the examples of its fields: with those that are required or have one."""
+    if "examples" in schema:
+        return schema["examples"][0]
+    if "$ref" in schema:
+        return _example(components[schema["$ref"].rpartition("/")[2]], components)
+    if "const" in schema or "enum" in schema:
+        return schema["const"] if "const" in schema else schema["enum"][0]
+    if schema.get("type") == "object":
+        required = schema.get("required", ())
+        return {
+            name: _example(field, components)
+            for name, field in schema.get("properties", {}).items()
+            if name in required or "examples" in field
+        }
+    if schema.get("type") == "array":
+        return [_example(schema["items"], components)] if "$ref" in schema["items"] else []
+    return {"string": "", "integer": 0, "number": 0, "boolean": False}.get(schema.get("type", ""))
 
 
 def fields(components: dict[str, Any]) -> Iterator[dict[str, Any]]:

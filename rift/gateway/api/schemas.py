@@ -26,7 +26,7 @@ TotalTokens = Annotated[Count, note("The sum of both.", 321)]
 Seconds = Annotated[
     Count | None,
     note("Under plan per_second: the time that each attempt ran, rounded up to whole seconds. Requests that "
-         "run at once share seconds on the invoice.", 6),
+         "run at once share seconds on the invoice."),
 ]  # fmt: skip
 HasMore = Annotated[bool, note("Whether another page follows: ask for it with `after`.")]
 Period = Annotated[str, note("The month (UTC) as `YYYY-MM`.", "2026-11")]
@@ -102,7 +102,8 @@ class Charge(ResponseSchema, frozen=True, kw_only=True):
 RequestCharge = Annotated[
     Charge | None,
     note(
-        "Null until the request has ended, and for one of several choices, which share the prompt's charge."
+        "Null until the request has ended, and for one of several choices, which share the prompt's charge.",
+        {"nanousd": 5990, "usd": "0.000005990"},
     ),
 ]
 
@@ -148,7 +149,10 @@ class InferenceStatus(ResponseSchema, frozen=True, kw_only=True):
 
 
 class Deleted(ResponseSchema, frozen=True, kw_only=True):
-    id: Annotated[str, note("The id in the path.")]
+    id: Annotated[
+        str,
+        note("The id in the path.", "req_0_yjz2ahqp6yb5dlxi_smollm2-135m_10_4tqhs2xk6f5vw3ma_7gk2wq5dbn4x"),
+    ]
     object: Annotated[Literal["inference.content", "response"], note("By the route.")]
     deleted: Literal[True]
 
@@ -251,11 +255,11 @@ class MonthInvoice(ResponseSchema, frozen=True, kw_only=True):
 class UsageSum(ResponseSchema, frozen=True, kw_only=True):
     """The requests that ended. It has those of the first five fields that `group_by` names."""
 
-    hour: Annotated[str, note("When the hour began, in UTC.", "2026-11-23T14:00:00Z")] = ""
+    hour: Annotated[str, note("When the hour began, in UTC, like `2026-11-23T14:00:00Z`.")] = ""
     day: Annotated[str, note("The day (UTC).", "2026-11-23")] = ""
     model: ModelName = ""
-    key: Annotated[str, note("The id of the API key: the part after `rift_`.", "hhy3cwe6")] = ""
-    plan: Annotated[str, note("The price plan.", "per_token")] = ""
+    key: Annotated[str, note("The id of the API key: the part after `rift_`.")] = ""
+    plan: Annotated[str, note("The price plan, `per_token` or `per_second`.")] = ""
     requests: Annotated[int, note("How many requests ended.", 2)]
     charged_requests: Annotated[int, note("How many of them were charged.", 2)]
     prompt_tokens: PromptTokens
@@ -308,7 +312,7 @@ class Model(ResponseSchema, frozen=True, kw_only=True):
     context_tokens: Annotated[Count, note("The most tokens of a prompt and its answer together.", 8192)]
     max_model_len: Annotated[Count, note("The same, as vLLM's clients read it.", 8192)]
     default: Annotated[bool, note("Whether it is this installation's default model.")]
-    ready: Annotated[bool, note("Whether a replica can answer now. Otherwise a request waits for one.")]
+    ready: Annotated[bool, note("Whether a replica can answer now. Otherwise a request waits for one.", True)]
     replicas: Annotated[Count, note("How many replicas are ready.", 1)]
     starting: Annotated[Count, note("How many replicas are starting.", 0)]
     price_nanousd: Annotated[ModelPrice | None, note("Absent if the model has no price.")] = None
@@ -332,7 +336,7 @@ class Health(ResponseSchema, frozen=True, kw_only=True):
     """`/readyz` has all fields, the others only `status`."""
 
     status: Annotated[Literal["ok", "ready"], note("By the route.")]
-    models_ready: Annotated[list[str], note("The models with a ready replica.", ["smollm2:135m"])] = []
+    models_ready: Annotated[list[str], note("The models with a ready replica.")] = []
     connections: Annotated[OpenConnections | None, note("The gateway's connections.")] = None
 
 

@@ -117,6 +117,14 @@ def test_every_example_of_a_body_is_a_valid_request(dialect: Any) -> None:
         dialect.parse(msgspec.json.encode(example["value"]))
 
 
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_every_answer_has_a_valid_example(route: Route) -> None:
+    for status, answer in route.answers.items():
+        if answer.body is not None:
+            shown = OPERATIONS[route.name]["responses"][str(status)]["content"]["application/json"]
+            msgspec.convert(shown["example"], answer.body)
+
+
 def test_every_parameter_has_an_example_of_its_type() -> None:
     kinds = {"string": str, "integer": int}
     for operation in OPERATIONS.values():
