@@ -112,13 +112,16 @@ def decode(data: Body, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded:
         raise HTTPError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
 
 
-def _with_integers(data: Body) -> bytes:
-    """Return a body whose whole numbers have no fraction: some languages write 5 as 5.0."""
+def _with_integers(data: Body, inner: str = "parameters") -> bytes:
+    """Return a body whose whole numbers have no fraction: some languages write 5 as 5.0.
+
+    Only its own fields are read and, once, those of its field `inner`: the time must not grow with the depth.
+    """
     fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     for name, raw in fields.items():
         value = bytes(raw)
-        if name == "parameters" and value.startswith(b"{"):
-            fields[name] = msgspec.Raw(_with_integers(value))
+        if name == inner and value.startswith(b"{"):
+            fields[name] = msgspec.Raw(_with_integers(value, inner=""))
         elif whole := WHOLE.fullmatch(value):
             fields[name] = msgspec.Raw(whole[1])
     return msgspec.json.encode(fields)

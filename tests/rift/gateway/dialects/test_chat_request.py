@@ -188,6 +188,17 @@ def test_a_whole_number_may_have_a_fraction_of_zero() -> None:
     assert error.message == "parameters.max_tokens: Expected `int | null`, got `float`"
 
 
+def test_the_time_to_read_a_fraction_does_not_grow_with_the_depth() -> None:
+    depth = 800
+    inner = b'{"parameters": ' * depth + b'"' + b"x" * (4 << 20) + b'"' + b"}" * depth
+    began_s = time.monotonic()
+    with pytest.raises(HTTPError, match=r"^n: Expected"):
+        completions_request.parse_completion(
+            b'{"model": "m", "prompt": "hi", "parameters": %b, "n": 5.5}' % inner
+        )
+    assert time.monotonic() - began_s < 1, "read once for each level, it takes several seconds"
+
+
 def test_token_ids_are_refused_in_words() -> None:
     for ids in ([1, 2], [[1, 2], [3]]):
         error = refused(completion, {"prompt": ids})
