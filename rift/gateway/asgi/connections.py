@@ -71,6 +71,10 @@ LINGER_S = 2
 # The pause between two checks of all deadlines.
 CHECK_S = 1
 
+# How much longer each pause between two probes is than the one before. Some clients, such as Go's, accept
+# only five interim answers; the sixth is sent after almost three minutes.
+PROBE_GROWTH = 4
+
 # What a connection waits for or does. A closed one only sends what it has left, and discards the rest.
 Phase = Literal["idle", "head", "body", "answer", "closed"]
 
@@ -219,7 +223,8 @@ class ClientConnection(asyncio.BufferedProtocol):
     or `close` or `abort` is called.
 
     A client that has closed its side may be gone, or may still read its answer. Only bytes can tell: they
-    reset the connection of a client that is gone. So during an answer `probe` is written to it now and then.
+    reset the connection of a client that is gone. So during an answer `probe` is written to it, ever more
+    rarely.
     """
 
     def __init__(self, connections: Connections, start: Callable[["ClientConnection"], object]) -> None:
@@ -235,7 +240,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         # By when the head of a request must be here, or the client must have closed; none during a request.
         self._deadline_s = math.inf
         self._written = _Progress()
-        self.probe = b""
+        self.probe = _Probe()
         self.reading = anyio.CancelScope()
 
     # --- called by the loop ----------------------------------------------------------------------------
@@ -271,7 +276,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         """Return whether the socket stays open: until what has arrived is read and answered."""
         self._at_eof = True
         self._arrived.set()
-        self._probe()
+        self._probe(anyio.current_time())
         return not self._is_closed
 
     def pause_writing(self) -> None:
@@ -338,7 +343,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         """The request has arrived."""
         if self._phase == "body":
             self._phase = "answer"
-            self.probe = probe
+            self.probe.data = probe
             if self._writable.is_set():
                 self._connections.work(self)
 
@@ -383,7 +388,7 @@ class ClientConnection(asyncio.BufferedProtocol):
 
     def check(self, now_s: float) -> None:
         """End the connection if a deadline has passed."""
-        self._probe()
+        self._probe(now_s)
         if self._written.is_stuck(self.unread, now_s):
             self.abort()
         elif now_s < self._deadline_s:
@@ -398,10 +403,28 @@ class ClientConnection(asyncio.BufferedProtocol):
         else:
             self.close()
 
-    def _probe(self) -> None:
+    def _probe(self, now_s: float) -> None:
         """Find out whether a client that has closed its side is gone."""
         if self._at_eof and self._phase == "answer" and not self.unread and not self._transport.is_closing():
-            self._put(self.probe)
+            self._put(self.probe.due(now_s))
+
+
+class _Probe:
+    """What finds out whether a client that has closed its side is gone, and when to send it."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self._at_s = 0.0
+        # Ends before the next check.
+        self._pause_s = CHECK_S / 2
+
+    def due(self, now_s: float) -> bytes:
+        """Return what to send now, or b"" if it is too early."""
+        if not self.data or now_s < self._at_s:
+            return b""
+        self._at_s = now_s + self._pause_s
+        self._pause_s *= PROBE_GROWTH
+        return self.data
 
 
 class _Progress:

@@ -223,7 +223,7 @@ class _Protocol(H11Protocol):
 
     async def stream_send(self, event: Any) -> None:
         if isinstance(event, Response):
-            self._client.probe = b""
+            self._client.probe.data = b""
         if isinstance(event, Response) and not strict_parser.is_request_whole(self.connection):  # type: ignore[arg-type]
             # The rest of the request will not be read.
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])
@@ -313,7 +313,7 @@ def probe_setter(connection: ClientConnection) -> SetProbe:
     """Return a function that sets the probe of a connection to a chunk. Call it as a chunk writer."""
 
     def set_probe(data: bytes) -> None:
-        connection.probe = chunk(data)
+        connection.probe.data = chunk(data)
 
     return set_probe
 

@@ -360,6 +360,18 @@ async def test_no_interim_answer_follows_the_head_of_an_answer() -> None:
         assert await rest(stream) == b"ok"
 
 
+@pytest.mark.usefixtures("hurried")
+async def test_a_client_that_waits_long_gets_few_interim_answers() -> None:
+    async with serving(Paths()) as running:
+        stream = await running.connect(WAIT)
+        await stream.send_eof()
+        assert await read(stream, 2 * len(CONTINUE)) == 2 * CONTINUE
+        with anyio.move_on_after(0.5):
+            assert await stream.receive() == CONTINUE
+            await stream.receive()
+            raise AssertionError
+
+
 async def test_a_client_that_closes_its_side_and_later_leaves_is_noticed() -> None:
     app = Paths()
     async with serving(app) as running:
