@@ -118,6 +118,7 @@ async def test_a_closed_period_is_frozen_archived_and_reproducible(rig: Rig) -> 
         assert after["positions"] == closed["positions"]
         with pytest.raises(QuestionRefused, match="2023-11 is closed, and stays as it is"):
             await rig.ask(ClosePeriod(PERIOD))
+        assert (await rig.ask(Sql("select rules from periods")))["rows"] == [[invoices.RULES]]
         digests = await rig.ask(Digests())
     assert await by_replay(rig, digests) == []
 
