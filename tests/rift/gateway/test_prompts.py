@@ -11,16 +11,18 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from events import codec, subjects
 from events.schema import AccountOpened, CancelRequested, LimitsSet
 from replay.billing.invoice import invoice
 from replay.warehouse.warehouse import Warehouse
-from rift.engines import RequestAborted
+from rift.engines import Emit, RequestAborted, Step
 from rift.gateway import choices as groups
 from rift.gateway.admission import lane_credit, request_size
 from tests.rift.gateway.admission.test_credit import World, granted, live
 from tests.rift.gateway.admission.test_request_size import FITS
+from tests.simulation import prepaid
 from tests.simulation.client import Call
 from tests.simulation.corrections import correct
 from tests.simulation.ledger import STREAM
@@ -30,10 +32,12 @@ from tests.simulation.processes import MODEL, SECRET, Engine, GatewayProcess, Wo
 PATH = "/v1/completions"
 PERIOD = "2025-06"
 RICH = granted(10**9)
+CACHED_NANOUSD = 7
 
+LONG = "a longer prompt " * 4
 Ask = tuple[list[str], int, int]
 asks = st.tuples(
-    st.lists(st.sampled_from(["a", "b c", "a longer prompt " * 4]), min_size=1, max_size=8),
+    st.lists(st.sampled_from(["a", "b c", LONG]), min_size=1, max_size=8),
     st.integers(1, 8),
     st.integers(1, 5),
 ).filter(lambda ask: len(ask[0]) * ask[1] <= 8)
@@ -90,7 +94,7 @@ def projected(world: World) -> Warehouse:
 
 @settings(max_examples=5, deadline=None)
 @given(given_asks=st.lists(asks, min_size=1, max_size=2))
-@example(given_asks=[(["a", "a"], 4, 2), (["a"] * 8, 1, 1), (["b c"], 8, 3)])
+@example(given_asks=[(["a", LONG], 4, 2), (["a"] * 8, 1, 1), (["b c"], 8, 3)])
 def test_answer_stream_table_credit_and_invoice_agree(given_asks: list[Ask]) -> None:
     async def test(world: World) -> None:
         gateway = await world.gateway()
@@ -117,15 +121,36 @@ def test_answer_stream_table_credit_and_invoice_agree(given_asks: list[Ask]) -> 
         standing = standing_of(world.broker)
         assert (standing.spent_nanousd, standing.holds) == (total, {})
 
-    live(test, RICH)
+    with pytest.MonkeyPatch.context() as patch:
+        caching(patch)
+        live(test, RICH)
+
+
+def caching(patch: pytest.MonkeyPatch) -> None:
+    """Make the engine find half of each prompt in its cache, and give these tokens a price of their own."""
+    generate = Engine.generate
+
+    async def cached(self: Engine, attempt: str, rendered: Any, *rest: Any, emit: Emit, **more: Any) -> None:
+        tokens = len(rendered.prompt_ids) // 2
+
+        def first(step: Step) -> bool:
+            nonlocal tokens
+            step, tokens = replace(step, cached_tokens=tokens), 0
+            return emit(step)
+
+        await generate(self, attempt, rendered, *rest, emit=first, **more)
+
+    patch.setattr(Engine, "generate", cached)
+    patch.setattr(prepaid, "PRICE", replace(PRICE, cached_prompt_nanousd=CACHED_NANOUSD))
 
 
 def check_rows(world: World, warehouse: Warehouse, answer: dict[str, Any], prompts: list[str], n: int) -> int:
     """Compare an answer with its rows in the table of requests; return its charge."""
     ids = requests_of(world, answer, len(prompts) * n)
     select = (
-        "select request_id, group_id, choice, prompt_tokens, output_tokens, billed_prompt_tokens, "
-        "charge_nanousd from requests where request_id in (select unnest($ids)) order by choice"
+        "select request_id, group_id, choice, prompt_tokens, output_tokens, charge_nanousd, "
+        "billed_prompt_tokens, billed_cached_tokens "
+        "from requests where request_id in (select unnest($ids)) order by choice"
     )
     [result] = warehouse.read((select, {"ids": ids}))
     rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
@@ -137,13 +162,18 @@ def check_rows(world: World, warehouse: Warehouse, answer: dict[str, Any], promp
     for at, prompt in enumerate(prompts):
         own = rows[at * n : (at + 1) * n]
         assert {row["group_id"] for row in own} == {own[0]["request_id"] if n > 1 else None}
-        assert sorted(row["billed_prompt_tokens"] for row in own) == [0] * (n - 1) + [own[0]["prompt_tokens"]]
+        billed = sorted(row["billed_prompt_tokens"] + row["billed_cached_tokens"] for row in own)
+        assert billed == [0] * (n - 1) + [own[0]["prompt_tokens"]]
         for row in own:
             assert world.ledger.entries[row["request_id"]].accepted.input == prompt
-    assert sum(row["billed_prompt_tokens"] for row in rows) == usage["prompt_tokens"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    assert sum(row["billed_cached_tokens"] for row in rows) == cached
+    assert sum(row["billed_prompt_tokens"] for row in rows) == usage["prompt_tokens"] - cached
     charge = sum(row["charge_nanousd"] for row in rows)
     assert charge == (
-        usage["prompt_tokens"] * PRICE.prompt_nanousd + usage["completion_tokens"] * PRICE.output_nanousd
+        (usage["prompt_tokens"] - cached) * PRICE.prompt_nanousd
+        + cached * CACHED_NANOUSD
+        + usage["completion_tokens"] * PRICE.output_nanousd
     )
     return int(charge)
 
