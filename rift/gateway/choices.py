@@ -76,8 +76,8 @@ def by_prompt(choices: Choices) -> list[Choices]:
     return [tuple(group) for _, group in groupby(choices, prompt_id)]
 
 
-def once_a_prompt(answers: Iterable[Completion], count: Callable[[Completion], int]) -> int:
-    """Return the sum of a count that the choices of one prompt share."""
+def sum_over_prompts(answers: Iterable[Completion], count: Callable[[Completion], int]) -> int:
+    """Return the sum over the prompts of a count that the choices of one prompt share."""
     counts: dict[str, int] = {}
     for answer in answers:
         prompt = prompt_id(answer.accepted)
@@ -86,7 +86,10 @@ def once_a_prompt(answers: Iterable[Completion], count: Callable[[Completion], i
 
 
 def failure(answer: Completion, answers: Iterable[Completion]) -> tuple[int, Problem] | None:
-    """Return the failure of one of `answers`, if it has failed. Of several prompts, it names the prompt."""
+    """Return the status and the problem of an answer that has failed, else None.
+
+    If `answers`, to which it belongs, have several prompts, the problem names its prompt.
+    """
     prompts = list(dict.fromkeys(prompt_id(each.accepted) for each in answers))
     if (found := answer.failure()) is None or len(prompts) == 1:
         return found
@@ -95,7 +98,7 @@ def failure(answer: Completion, answers: Iterable[Completion]) -> tuple[int, Pro
 
 
 def at_prompt(problem: Problem, at: int) -> Problem:
-    """Return the problem of one of several prompts, with its place."""
+    """Return a problem that names the prompt at this index of several."""
     place = f"prompt[{at}]"
     param = place if problem.param == "prompt" else problem.param
     return replace(problem, message=f"{place}: {problem.message}", param=param)

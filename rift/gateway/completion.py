@@ -213,7 +213,7 @@ class Completion:
 
     @property
     def seconds(self) -> int:
-        """The time that its attempts ran, each rounded up to whole seconds."""
+        """The seconds that its attempts ran, each attempt rounded up."""
         return whole_seconds(self._times.attempts)
 
     def charge(self) -> dict[str, Any] | None:

@@ -8,11 +8,7 @@ from events.credit import Balance
 from events.intervals import Span, unite, whole_seconds
 from events.money import usd
 from events.pricing import charge_nanousd, is_chargeable
-from events.schema import (
-    CreditHeld,
-    Price,
-    RequestAccepted,
-)
+from events.schema import CreditHeld, Price, RequestAccepted
 from rift.gateway.asgi.errors import HTTPError, retry_after
 from rift.gateway.choices import prompt_id
 from rift.gateway.completion import Completion

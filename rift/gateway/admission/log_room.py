@@ -24,7 +24,7 @@ class LogRoom:
         self._stopping = stopping
 
     async def watch_reserve(self) -> None:
-        """Ask for the reserve again and again, in a thread: a disk on a network may not answer."""
+        """Check the reserve every RESERVE_CHECK_S, in a thread: a disk on a network may not answer."""
         while self._reserve is not None:
             await anyio.sleep(RESERVE_CHECK_S)
             self._is_reserved = await to_thread.run_sync(self._reserve.is_whole, abandon_on_cancel=True)

@@ -43,7 +43,7 @@ def _tool_bytes(parameters: Parameters) -> int:
 
 
 def bounded(choices: Choices) -> Choices:
-    """Return acceptances whose `prompt_tokens_max` is what their prompt can have, for `nanousd`."""
+    """Return the acceptances with the most tokens that each one's prompt can have as `prompt_tokens_max`."""
     return tuple(
         replace(accepted, prompt_tokens_max=tokens)
         for prompt in by_prompt(choices)

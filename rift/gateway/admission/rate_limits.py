@@ -17,7 +17,7 @@ from rift.gateway.admission.rate_window import (
     WindowEntry,
 )
 from rift.gateway.asgi.errors import FINAL, Headers, HTTPError, retry_after_ms
-from rift.gateway.choices import Choices, once_a_prompt
+from rift.gateway.choices import Choices, sum_over_prompts
 from rift.gateway.completion import Completion
 from rift.gateway.streams.lane_reader import LaneReader
 from rift.gateway.streams.live_gateways import LiveGateways
@@ -132,7 +132,7 @@ def _asked(choices: Choices) -> WindowEntry:
 
 def _answered(answers: list[Completion]) -> WindowEntry:
     """Return what ended requests have used. Each prompt counts once, as on the bill."""
-    tokens = once_a_prompt(answers, lambda answer: answer.life.prompt_tokens)
+    tokens = sum_over_prompts(answers, lambda answer: answer.life.prompt_tokens)
     tokens += sum(answer.life.next_index for answer in answers)
     return WindowEntry(_now_ns(), tokens=tokens, log_bytes=request_size.answer_bytes(answers))
 

@@ -158,14 +158,17 @@ class RateReservation(msgspec.Struct, frozen=True):
 
 class RateWindow:
     def __init__(self) -> None:
-        # The one that was looked at longest ago first.
+        # The next one that `forget` takes first.
         self._usages: dict[str, Usage] = {}
 
     def __len__(self) -> int:
         return len(self._usages)
 
     def forget(self, now_ns: int) -> None:
-        """Drop the old entries of one owner, who may send nothing more; of the next one at the next call."""
+        """Drop the old entries of one owner, and the owner if none is left. Each call takes the next owner.
+
+        So an owner that sends no more requests takes no memory.
+        """
         if (owner := next(iter(self._usages), None)) is not None:
             usage = self._usages.pop(owner)
             usage.forget(now_ns)

@@ -43,7 +43,7 @@ def check_fits(parsed: ParsedRequest, model: Model) -> None:
     for at, prompt in enumerate((parsed.input, *parsed.more)):
         if (problem := _overflow(parsed, prompt, model)) is not None:
             named = at_prompt(problem, at) if parsed.more else problem
-            shown = dialect.of(parsed.kind).shown(named)
+            shown = dialect.of(parsed.kind).translate(named)
             raise HTTPError(400, shown.message, code=shown.code, param=shown.param)
 
 

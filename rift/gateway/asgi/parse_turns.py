@@ -76,7 +76,7 @@ class ParseTurns:
 async def _enter(
     held: contextlib.AsyncExitStack, shares: tuple[_Share, ...], gone: Callable[[], Awaitable[None]]
 ) -> None:
-    """Raises ClientGone."""
+    """Enter the shares one after the other. Raises ClientGone if `gone` returns before."""
     is_gone = True
     async with anyio.create_task_group() as tasks:
 

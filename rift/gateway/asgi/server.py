@@ -218,15 +218,15 @@ class _Protocol(H11Protocol):
         return inbox.put
 
     def _begin_answer(self, http_version: str) -> None:
-        can_ask = http_version == "1.1" and strict_parser.is_answer_due(self.connection)  # type: ignore[arg-type]
-        self._client.begin_answer(CONTINUE if can_ask else b"")
+        can_probe = http_version == "1.1" and strict_parser.is_answer_due(self.connection)  # type: ignore[arg-type]
+        self._client.begin_answer(CONTINUE if can_probe else b"")
 
     async def stream_send(self, event: Any) -> None:
         if isinstance(event, Response):
             self._client.probe.data = b""
-        if isinstance(event, Response) and not strict_parser.is_request_whole(self.connection):  # type: ignore[arg-type]
-            # The rest of the request will not be read.
-            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+            if not strict_parser.is_request_whole(self.connection):  # type: ignore[arg-type]
+                # The rest of the request will not be read.
+                event = replace(event, headers=[*event.headers, (b"connection", b"close")])
         await super().stream_send(event)
 
     async def _on_event(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Heads and chunks that two HTTP parsers could read differently are refused.
+"""Refuse heads and chunks that two HTTP parsers could read differently.
 
 A proxy in front of a gateway may see another request than the gateway, and let through what it should stop.
 h11 accepts many such forms for old clients. It reads every head, chunk header and trailer through its buffer,
@@ -60,16 +60,16 @@ class StrictBuffer(ReceiveBuffer):
         return line
 
     def _extract(self, count: int) -> bytearray:
-        found = super()._extract(count)
+        data = super()._extract(count)
         if self._has_lines:
-            if count > HEAD_BYTES or found.count(b"\n") > HEAD_LINES:
+            if count > HEAD_BYTES or data.count(b"\n") > HEAD_LINES:
                 self.refuse("its head is too large", 431)
-            if problem := head_problem(bytes(found)):
+            if problem := head_problem(bytes(data)):
                 self.refuse(problem)
-        return found
+        return data
 
     def refuse(self, problem: str, status: int = 400) -> None:
-        """Raises h11.LocalProtocolError, which h11 expects of its parts."""
+        """Note the problem, and raise h11.LocalProtocolError, which h11 expects of its parts."""
         self.problem = problem
         raise h11.LocalProtocolError(problem, status)
 

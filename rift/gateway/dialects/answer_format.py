@@ -7,7 +7,7 @@ import msgspec
 from events.schema import ResponseFormat
 from rift.gateway.dialects.openai_fields import Name, Schema, schema_text
 from rift.gateway.dialects.sampling import note, wrong
-from rift.gateway.dialects.support import CommonBody, check_support, refused
+from rift.gateway.dialects.support import CommonBody, refused
 
 # The name of a schema that the client did not name.
 NAME = "answer"
@@ -77,7 +77,7 @@ class FormatBody(CommonBody, frozen=True, kw_only=True):
 
 
 def of_chat(format: ChatFormat | None) -> ResponseFormat | None:
-    """Raises HTTPError."""
+    """Return the format that `response_format` asks for. Raises HTTPError."""
     if format is None:
         return None
     schema = schema_text(format.schema, "response_format.schema")
@@ -85,8 +85,8 @@ def of_chat(format: ChatFormat | None) -> ResponseFormat | None:
         if format.json_schema is None:
             raise wrong("response_format.json_schema", "the type json_schema needs it")
         inner = schema_text(format.json_schema.schema, "response_format.json_schema.schema")
-        named = format.json_schema.name, bool(format.json_schema.strict)
-        return _json_schema(inner or schema or "{}", *named)
+        name, strict = format.json_schema.name, bool(format.json_schema.strict)
+        return _json_schema(inner or schema or "{}", name, strict)
     if format.json_schema is not None:
         raise wrong(
             "response_format.json_schema", f"the type {format.type} has no such field; use json_schema"
@@ -95,7 +95,7 @@ def of_chat(format: ChatFormat | None) -> ResponseFormat | None:
 
 
 def of_response(format: TextFormat | None) -> ResponseFormat | None:
-    """Raises HTTPError."""
+    """Return the format that `text.format` asks for. Raises HTTPError."""
     if format is None:
         return None
     schema = schema_text(format.schema, "text.format.schema")
@@ -111,19 +111,19 @@ def with_structured_outputs(
 ) -> ResponseFormat | None:
     """Return the one format that a body asks for. `format` is that of the field `param`. Raises HTTPError."""
     options = body.structured_outputs or StructuredOutputs()
-    check_support(options, "structured_outputs.")
-    asked = {param: format}
+    formats = [] if format is None else [(param, format)]
     for name, raw in (("structured_outputs.json", options.json), ("guided_json", body.guided_json)):
         if schema := schema_text(_unquoted(raw, name), name):
-            asked[name] = _json_schema(schema)
+            formats.append((name, _json_schema(schema)))
     if options.json_object:
-        asked["structured_outputs.json_object"] = ResponseFormat(type="json_object")
-    given = {name: one for name, one in asked.items() if one is not None}
-    for name, one in given.items():
-        first, other = next(iter(given.items()))
-        if (one.type, one.schema) != (other.type, other.schema):
+        formats.append(("structured_outputs.json_object", ResponseFormat(type="json_object")))
+    if not formats:
+        return None
+    first, chosen = formats[0]
+    for name, other in formats[1:]:
+        if (other.type, other.schema) != (chosen.type, chosen.schema):
             raise wrong(name, f"`{first}` asks for another format; send one of them")
-    return next(iter(given.values()), None)
+    return chosen
 
 
 def _typed(kind: str, schema: str | None, param: str) -> ResponseFormat | None:

@@ -130,8 +130,8 @@ def finish_reason(life: Life) -> str:
 def usage(answers: Iterable[Completion]) -> dict[str, Any]:
     """Sum over the choices, each prompt once."""
     answers = list(answers)
-    prompt = groups.once_a_prompt(answers, lambda answer: answer.life.prompt_tokens)
-    cached = groups.once_a_prompt(answers, lambda answer: answer.cached_tokens)
+    prompt = groups.sum_over_prompts(answers, lambda answer: answer.life.prompt_tokens)
+    cached = groups.sum_over_prompts(answers, lambda answer: answer.cached_tokens)
     output = sum(answer.life.next_index for answer in answers)
     return _counted(prompt, output) | {
         "prompt_tokens_details": {"cached_tokens": cached},
@@ -173,7 +173,7 @@ class ChunkStream:
             return self._with_usage(choice, frames) if self._continuous_usage and frames else frames
         if failure := groups.failure(answer, self._answers):
             status, problem = failure
-            shown = openai_errors.shown(problem, self._layout.params)
+            shown = openai_errors.translate(problem, self._layout.params)
             return b"data: " + _encode(error_body(status, shown)) + b"\n\n" + DONE
         if answer.life.phase == "ended":
             self._open_choices -= 1

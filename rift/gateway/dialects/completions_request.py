@@ -13,7 +13,7 @@ from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.dialects.answer_format import ChatFormat, FormatBody, of_chat, with_structured_outputs
 from rift.gateway.dialects.openai_fields import Alternatives
 from rift.gateway.dialects.sampling import Body, ParsedRequest, Text, decode, note, parameters, wrong
-from rift.gateway.dialects.support import CacheOptions, check_support, refused
+from rift.gateway.dialects.support import check_support, refused
 
 # Of all prompts together. An engine with 8 slots runs this many at once; more would wait for one another.
 CHOICES_MAX = 8
@@ -32,7 +32,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class OpenAIBody(FormatBody, frozen=True, kw_only=True):
-    """Fields that both APIs have."""
+    """Fields that chat and completions have."""
 
     stream_options: Annotated[
         StreamOptions | None,
@@ -100,9 +100,11 @@ def parsed_request(
 
 
 def sampling_of(body: OpenAIBody, max_tokens: int | None) -> Parameters:
-    """Check the fields that both APIs have, and return their sampling parameters. Raises HTTPError."""
+    """Check the body's support, and return the sampling parameters that chat and completions have.
+
+    Raises HTTPError.
+    """
     check_support(body)
-    check_support(body.prompt_cache_options or CacheOptions(), "prompt_cache_options.")
     return replace(
         parameters(body, max_tokens),
         logit_bias=body.logit_bias or {},

@@ -61,7 +61,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     # Status and object of an accepted background request; None if the API has none.
     background: Callable[[Completion], tuple[int, dict[str, Any]]] | None = None
     # A request's problem as this API names it.
-    shown: Callable[[Problem], Problem] = lambda problem: problem
+    translate: Callable[[Problem], Problem] = lambda problem: problem
     # An id as this API's clients write it to the id of the request.
     request_id: Callable[[str], str] = str
     # Whether the worker writes the prompt into the model's chat template.
@@ -88,7 +88,7 @@ COMPLETIONS = Dialect(
     parse=completions_request.parse_completion,
     stream=partial(chat_response.stream, chat_response.TextLayout()),
     whole=partial(chat_response.whole, chat_response.TextLayout()),
-    shown=partial(openai_errors.shown, params=chat_response.TextLayout.params),
+    translate=partial(openai_errors.translate, params=chat_response.TextLayout.params),
     has_template=False,
 )
 CHAT = Dialect(
@@ -97,7 +97,7 @@ CHAT = Dialect(
     parse=chat_request.parse_chat,
     stream=partial(chat_response.stream, chat_response.ChatLayout()),
     whole=partial(chat_response.whole, chat_response.ChatLayout()),
-    shown=partial(openai_errors.shown, params=chat_response.ChatLayout.params),
+    translate=partial(openai_errors.translate, params=chat_response.ChatLayout.params),
 )
 RESPONSES = Dialect(
     kind="response",
@@ -106,7 +106,7 @@ RESPONSES = Dialect(
     stream=lambda answers, parsed: responses_response.ResponsesStream(answers[0]),
     whole=lambda answers: responses_response.response(answers[0]),
     background=lambda answer: (200, responses_response.response(answer)),
-    shown=partial(openai_errors.shown, params=responses_response.PARAMS),
+    translate=partial(openai_errors.translate, params=responses_response.PARAMS),
     request_id=responses_response.request_id,
     # The last event holds the whole response.
     streams_text=True,

@@ -11,7 +11,7 @@ CONTEXT_LENGTH = "context_length_exceeded"
 CONTEXT_CODES = ("prompt_too_long", "max_tokens_too_large")
 
 
-def shown(problem: Problem, params: Mapping[str, str]) -> Problem:
+def translate(problem: Problem, params: Mapping[str, str]) -> Problem:
     """Return the problem with OpenAI's code. `params` has the API's names of fields, where they differ."""
     if problem.param is not None and problem.param in params:
         problem = replace(problem, param=params[problem.param])

@@ -43,7 +43,7 @@ from rift.gateway.dialects.sampling import (
     parameters,
     wrong,
 )
-from rift.gateway.dialects.support import CacheOptions, check_support, ignored, refused
+from rift.gateway.dialects.support import check_support, ignored, refused
 
 LOGPROBS = "message.output_text.logprobs"
 Role = Literal["system", "developer", "user", "assistant"]
@@ -159,8 +159,6 @@ def parse(data: Body) -> ParsedRequest:
     text = body.text or TextOptions()
     reasoning = body.reasoning or ReasoningOptions()
     check_support(body)
-    check_support(reasoning, "reasoning.")
-    check_support(body.prompt_cache_options or CacheOptions(), "prompt_cache_options.")
     choice = body.tool_choice
     sampled = replace(
         parameters(body, body.max_tokens if body.max_output_tokens is None else body.max_output_tokens),

@@ -259,7 +259,7 @@ def _part(segment: Segment) -> dict[str, Any]:
 def _error(answer: Completion) -> dict[str, Any] | None:
     if (failure := answer.failure()) is None:
         return None
-    status, problem = failure[0], openai_errors.shown(failure[1], PARAMS)
+    status, problem = failure[0], openai_errors.translate(failure[1], PARAMS)
     code = "invalid_prompt" if status == 400 else "server_error"
     if problem.code == openai_errors.CONTEXT_LENGTH:
         code = problem.code

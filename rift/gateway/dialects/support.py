@@ -102,11 +102,9 @@ class CommonBody(Sampling, frozen=True, kw_only=True):
 
 @cache
 def marks(body: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
-    """Return for each field what `refused` or `ignored` say of it, or an empty dict."""
-    found: dict[str, dict[str, Any]] = {}
-    for field in msgspec.inspect.type_info(body).fields:  # type: ignore[attr-defined]
-        found[field.encode_name] = getattr(field.type, "extra", None) or {}
-    return found
+    """Return for each field the `extra` of its `refused` or `ignored`, or an empty dict."""
+    fields = msgspec.inspect.type_info(body).fields  # type: ignore[attr-defined]
+    return {field.encode_name: getattr(field.type, "extra", None) or {} for field in fields}
 
 
 @cache
@@ -117,8 +115,11 @@ def _refused(body: type[msgspec.Struct]) -> list[tuple[str, tuple[object, ...], 
 
 
 def check_support(body: msgspec.Struct, at: str = "") -> None:
-    """Raise HTTPError for a field that is refused. `at` is the path of the body's fields."""
+    """Raise HTTPError for a refused field of the body, or of an object in it. `at` is their path."""
     for name, accepted, words in _refused(type(body)):
-        value = getattr(body, name)
-        if value is not None and value not in accepted:
+        if getattr(body, name) not in accepted:
             raise wrong(f"{at}{name}", words, code="unsupported")
+    for name in body.__struct_fields__:
+        # The second check is slow, and most fields are None.
+        if (value := getattr(body, name)) is not None and isinstance(value, msgspec.Struct):
+            check_support(value, f"{at}{name}.")

@@ -283,7 +283,7 @@ def _failure(subscription: Subscription) -> HTTPError | None:
     if (failure := subscription.failure()) is None:
         return None
     status, problem = failure
-    return http_error(status, dialects.of(subscription.answer.accepted.kind).shown(problem))
+    return http_error(status, dialects.of(subscription.answer.accepted.kind).translate(problem))
 
 
 def http_error(status: int, problem: Problem) -> HTTPError:

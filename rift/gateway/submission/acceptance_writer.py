@@ -62,7 +62,10 @@ class AcceptanceWriter:
             reservation.outcome_unknown()
 
     def discard(self, choices: Choices) -> None:
-        """Charge nothing for requests that others replace because one of them has failed."""
+        """Cancel as unanswered the requests of an earlier try that failed: a new one replaces them.
+
+        A single request that failed costs nothing anyway.
+        """
         if len(choices) > 1:
             self._cancellation.cancel_unanswered(choices)
 

@@ -22,15 +22,15 @@ from rift.gateway.dialects.dialect import CHAT, COMPLETIONS, NATIVE, RESPONSES, 
 )
 def test_a_field_has_the_apis_name(dialect: Dialect, param: str | None, shown: str | None) -> None:
     problem = Problem(code="invalid_value", message="wrong", param=param)
-    assert dialect.shown(problem) == Problem(code="invalid_value", message="wrong", param=shown)
+    assert dialect.translate(problem) == Problem(code="invalid_value", message="wrong", param=shown)
 
 
 @pytest.mark.parametrize("code", ["prompt_too_long", "max_tokens_too_large"])
 def test_only_openais_apis_translate_the_code(code: str) -> None:
     problem = Problem(code=code, message="too long")
-    assert NATIVE.shown(problem) == problem
+    assert NATIVE.translate(problem) == problem
     for dialect in (COMPLETIONS, CHAT, RESPONSES):
-        shown = dialect.shown(problem)
+        shown = dialect.translate(problem)
         assert (shown.code, shown.message) == (
             "context_length_exceeded",
             "too long (context_length_exceeded)",
