@@ -138,6 +138,6 @@ class Publisher:
         try:
             await self.publish(event, within_s=within_s)
         except LogError as error:
-            logger.warning("%s could not be stored: %s", event, error)
+            logger.warning("an event %s could not be stored: %s", type(event).__name__, error)
             return False
         return True

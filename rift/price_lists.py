@@ -39,7 +39,9 @@ def load(file: Path, book: Book) -> PricePublished:
     """Return the next price list: the prices in force, updated by the file. Raises InvalidPrices."""
     try:
         content = msgspec.toml.decode(file.read_bytes(), type=_File)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InvalidPrices(f"{file} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidPrices(f"{file}: {error}") from error
     version = book.price_version + 1
     if content.version not in (None, version):

@@ -127,9 +127,8 @@ class PushReader:
 
     async def _reopen(self, why: str) -> None:
         """Replace the consumer, however long it takes, and continue after `position`."""
-        logger.warning(
-            "%s %s: %s; will read on after sequence %d", self._stream, self._subjects, why, self.position
-        )
+        subjects = ", ".join(self._subjects)
+        logger.warning("%s (%s): %s; reads on after sequence %d", self._stream, subjects, why, self.position)
         while True:
             try:
                 await self.close()

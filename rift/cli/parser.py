@@ -56,12 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 # The reader of the output, such as `head`, has all that it wants.
                 exit_status = max(exit_status, 1)
                 continue
-            print("rift:", printable(str(error), kept="\n"), file=sys.stderr)
+            print("rift:", printable(_text(error), kept="\n"), file=sys.stderr)
             exit_status = max(exit_status, error.exit_status if isinstance(error, RiftError) else 1)
     if (lost := _flush()) and not exit_status:
         print(f"rift: the output is not complete: {lost}", file=sys.stderr)
         exit_status = 1
     return exit_status
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _flush() -> str:

@@ -116,6 +116,6 @@ async def test_try_publish_reports_a_failure(caplog: pytest.LogCaptureFixture) -
     log = Scripted(LogError("away"))
     event = ReplicaDraining(replica="r", model="tiny:1")
     assert not await publisher(log).try_publish(event, within_s=1)
-    assert "could not be stored: away" in caplog.text
+    assert "an event ReplicaDraining could not be stored: away" in caplog.text
     assert await publisher(log).try_publish(event, within_s=1)
     assert log.stored[0][1] == "rift.fleet.tiny-1"

@@ -35,3 +35,9 @@ print({foreign!r} in sys.modules)
     run = [sys.executable, "-c", check]
     done = subprocess.run(run, capture_output=True, text=True, check=True, env=environment())
     assert done.stdout == "False\n"
+
+
+def test_an_error_of_the_system_is_shown_without_its_number() -> None:
+    assert parser._text(FileNotFoundError(2, "No such file", "a.csv")) == "a.csv: No such file"
+    assert parser._text(OSError(28, "No space left on device")) == "No space left on device"
+    assert parser._text(TimeoutError("none within 5 s")) == "none within 5 s"
