@@ -10,6 +10,9 @@ Headers = Iterable[tuple[bytes, bytes]]
 # Repeating the same request would fail in the same way.
 FINAL: Headers = ((b"x-should-retry", b"false"),)
 
+# A message that names all models of a large installation fits.
+CHARACTERS_MAX = 4096
+
 
 class Refusal(Protocol):
     """The fields of an error answer; `events.schema.Problem` has them."""
@@ -34,15 +37,22 @@ class HTTPError(RiftError):
         param: str | None = None,
         headers: Headers = (),
     ) -> None:
-        super().__init__(message)
+        self.message = _shortened(message)
+        super().__init__(self.message)
         self.status = status
-        self.message = message
         self.code = code
-        self.param = param
+        self.param = param and _shortened(param)
         self.headers = list(headers)
 
     def body(self) -> dict[str, Any]:
         return error_body(self.status, self)
+
+
+def _shortened(text: str) -> str:
+    """Return a text without its middle if it quotes a value as large as a body."""
+    if len(text) <= CHARACTERS_MAX:
+        return text
+    return f"{text[: CHARACTERS_MAX // 2]}…{text[-CHARACTERS_MAX // 2 :]}"
 
 
 class ClientGone(RiftError):

@@ -346,6 +346,15 @@ def test_an_invalid_response_names_its_field(body: dict[str, Any], param: str) -
     assert (refused(response, body).param or "").startswith(param)
 
 
+def test_an_error_quotes_only_the_ends_of_a_long_value() -> None:
+    name = "\x7f" * (1 << 20)
+    error = refused(chat, {"messages": [{"role": "user", "content": [{"type": name}]}]})
+    assert error.message.startswith("messages[0].content[0].type: only text is supported, got '\\x7f")
+    assert error.message.endswith("\\x7f'")
+    unknown = refused(native_body, {name: 1})
+    assert len(json.dumps(error.body())) + len(json.dumps(unknown.body())) < 100_000
+
+
 def refused(read: Any, body: dict[str, Any]) -> HTTPError:
     with pytest.raises(HTTPError) as caught:
         read(**body)
