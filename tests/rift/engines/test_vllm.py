@@ -3,7 +3,9 @@
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +352,28 @@ async def test_a_prompt_of_too_many_tokens_is_refused_with_their_number(
         await engine.render((Message(role="user", content=text),), parameters, raw=False, tokens_max=limit)
     assert (refused.value.code, refused.value.param) == ("prompt_too_long", "messages")
     assert refused.value.tokens > limit
+
+
+async def test_a_few_threads_encode_prompts_of_middle_length(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: list[str] = []
+    at_once: list[int] = []
+
+    def encode(prompt: str, **options: Any) -> list[int]:
+        running.append(prompt)
+        at_once.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+        return [1]
+
+    monkeypatch.setattr(engine._tokenizer, "encode", encode)
+    text = "x" * (vllm.ENCODE_INLINE_BYTES + 1)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(partial(engine.render, text, Parameters(), raw=True, tokens_max=16_000))
+    assert len(at_once) == 8
+    assert max(at_once) <= vllm.THREADS
 
 
 @pytest.mark.parametrize("parameters", [Parameters(), TOOL], ids=["plain", "chat"])
