@@ -72,8 +72,8 @@ LINGER_S = 2
 CHECK_S = 1
 
 # How much longer each pause between two probes is than the one before. Some clients, such as Go's, accept
-# only five interim answers; the sixth is sent after almost three minutes.
-PROBE_GROWTH = 4
+# only five interim answers. But a relay passes on that its client is gone only after the third or fourth.
+PROBE_GROWTH = 2
 
 # What a connection waits for or does. A closed one only sends what it has left, and discards the rest.
 Phase = Literal["idle", "head", "body", "answer", "closed"]

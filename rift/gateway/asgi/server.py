@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.events import Response
+from hypercorn.protocol.events import EndBody, Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import UnexpectedMessageError
@@ -222,7 +222,7 @@ class _Protocol(H11Protocol):
         self._client.begin_answer(CONTINUE if can_probe else b"")
 
     async def stream_send(self, event: Any) -> None:
-        if isinstance(event, Response):
+        if isinstance(event, Response | EndBody):
             self._client.probe.data = b""
             if not strict_parser.is_request_whole(self.connection):  # type: ignore[arg-type]
                 # The rest of the request will not be read.

@@ -365,11 +365,11 @@ async def test_a_client_that_waits_long_gets_few_interim_answers() -> None:
     async with serving(Paths()) as running:
         stream = await running.connect(WAIT)
         await stream.send_eof()
-        assert await read(stream, 2 * len(CONTINUE)) == 2 * CONTINUE
-        with anyio.move_on_after(0.5):
-            assert await stream.receive() == CONTINUE
-            await stream.receive()
-            raise AssertionError
+        found = b""
+        with anyio.move_on_after(1):
+            while True:
+                found += await stream.receive()
+        assert found.count(CONTINUE) in range(1, 8), "twenty checks were made"
 
 
 async def test_a_client_that_closes_its_side_and_later_leaves_is_noticed() -> None:
