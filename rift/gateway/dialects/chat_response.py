@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from events.lifecycle import Life
+from events.pricing import is_chargeable
 from events.schema import Logprob, Problem, TokensGenerated, ToolCallDelta
 from rift.gateway import choices as groups
 from rift.gateway.asgi.errors import error_body
@@ -103,7 +104,9 @@ Layout = TextLayout | ChatLayout
 
 
 def whole(layout: Layout, answers: Sequence[Completion]) -> dict[str, Any]:
-    """Return the object of an answer with all its choices."""
+    """Return the object of an answer with all its choices, which come in the order of their ends."""
+    counted = usage(answers)
+    answers = sorted(answers, key=lambda answer: answer.accepted.choice)
     choices = []
     for answer in answers:
         has_logprobs = answer.accepted.parameters.logprobs is not None
@@ -112,7 +115,7 @@ def whole(layout: Layout, answers: Sequence[Completion]) -> dict[str, Any]:
         choices.append({"index": answer.accepted.choice, **layout.whole(answer), **ending})
     return _head(answers[0], layout.whole_object, answers[0].id) | {
         "choices": choices,
-        "usage": usage(answers),
+        "usage": counted,
     }
 
 
@@ -128,13 +131,15 @@ def finish_reason(life: Life) -> str:
 
 
 def usage(answers: Iterable[Completion]) -> dict[str, Any]:
-    """Sum over the choices, each prompt once."""
-    answers = list(answers)
+    """Sum over the choices, in the order of their ends; each prompt once, as the choice that pays for it."""
+    answers = sorted(answers, key=lambda answer: not is_chargeable(answer.life))
     prompt = groups.sum_over_prompts(answers, lambda answer: answer.life.prompt_tokens)
-    cached = groups.sum_over_prompts(answers, lambda answer: answer.cached_tokens)
+    cached: dict[str, int] = {}
+    for answer in answers:
+        cached.setdefault(groups.prompt_id(answer.accepted), answer.cached_tokens)
     output = sum(answer.life.next_index for answer in answers)
     return _counted(prompt, output) | {
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
         "completion_tokens_details": {"reasoning_tokens": sum(answer.reasoning_tokens for answer in answers)},
     }
 
@@ -161,7 +166,7 @@ class ChunkStream:
             answer.id: _ChoiceChunks(layout, answer, id=answers[0].id, include_usage=include_usage)
             for answer in answers
         }
-        self._open_choices = len(answers)
+        self._ended: list[Completion] = []
 
     def waiting(self, name: str, estimate_ms: int | None) -> bytes:
         return KEEP_ALIVE
@@ -176,11 +181,11 @@ class ChunkStream:
             shown = openai_errors.translate(problem, self._layout.params)
             return b"data: " + _encode(error_body(status, shown)) + b"\n\n" + DONE
         if answer.life.phase == "ended":
-            self._open_choices -= 1
+            self._ended.append(answer)
             frames = choice.end()
             if self._continuous_usage:
                 frames = self._with_usage(choice, frames)
-            return frames if self._open_choices else frames + self._end()
+            return frames if len(self._ended) < len(self._answers) else frames + self._end()
         return b""
 
     def broken_off(self, problem: Problem, after: int) -> bytes:
@@ -195,7 +200,7 @@ class ChunkStream:
         if not self._include_usage:
             return DONE
         head = _head(self._answers[0], self._layout.chunk_object, self._answers[0].id)
-        return b"data: " + _encode(head | {"choices": [], "usage": usage(self._answers)}) + b"\n\n" + DONE
+        return b"data: " + _encode(head | {"choices": [], "usage": usage(self._ended)}) + b"\n\n" + DONE
 
 
 class _ChoiceChunks:

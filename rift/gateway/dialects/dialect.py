@@ -56,7 +56,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     # The most bytes of a body.
     body_bytes_max: int = BODY_BYTES_MAX
     stream: Callable[[Sequence[Completion], ParsedRequest], StreamFormat]
-    # All choices, ended, to the API's object.
+    # All choices, in the order of their ends, to the API's object.
     whole: Callable[[Sequence[Completion]], dict[str, Any]]
     # Status and object of an accepted background request; None if the API has none.
     background: Callable[[Completion], tuple[int, dict[str, Any]]] | None = None
