@@ -11,13 +11,13 @@ from tests.chaos.cycle import Options, Report
 from tests.chaos.faults import KINDS
 
 CYCLES = {
-    "worker": 3,
+    "worker": 2,
     "zombie": 2,
-    "broker": 3,
+    "broker": 2,
     "disk": 2,
     "cluster": 2,
-    "gateway": 4,
-    "drain": 3,
+    "gateway": 3,
+    "drain": 2,
     "acks": 2,
     "poison": 1,
     "hang": 1,

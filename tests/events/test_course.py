@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events import codec
@@ -68,6 +68,7 @@ EVENTS = st.one_of(
 )
 
 
+@settings(max_examples=40)
 @given(st.lists(EVENTS, max_size=12), st.integers(0, 12))
 def test_the_warehouse_counts_alike_also_when_it_starts_again(events: list[Any], cut: int) -> None:
     fleet = Fleet()
