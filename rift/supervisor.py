@@ -148,7 +148,8 @@ class Child:
         self._environment = environment or {}
         self.log = parent.logs / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._status = 0
+        # The exit status, and why we killed the child, "" if we did not.
+        self._end = (0, "")
         self._log_start = 0
         self._is_stopping = False
         self._is_retiring = False
@@ -181,7 +182,7 @@ class Child:
             self.kill()
             if self._is_stopping:
                 return
-            status = self._status
+            status, why = self._end
             if self._ended is not None:
                 await self._ended(status)
             if self._is_retiring:
@@ -190,7 +191,7 @@ class Child:
             pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
             failures += 1
             if not self._hurry.is_set():
-                self._parent.notify(f"{self.name} ended ({words(status)}){self._reason(status)}")
+                self._parent.notify(f"{self.name} ended{f': {why}' if why else self._reason(status)}")
                 self._parent.notify(f"restarting it in {pause_s:g} s; its log is {self.log}")
             with anyio.move_on_after(pause_s):
                 await self._hurry.wait()
@@ -225,21 +226,21 @@ class Child:
         self._is_retiring = True
         self._signal(RETIRE)
 
-    def kill(self) -> None:
-        """Kill the child's whole group, including what an ended leader left behind."""
+    def kill(self, why: str = "") -> None:
+        """Kill the child's whole group, including what an ended leader left behind. `why` is shown."""
         if (process := self._process) is None:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        self._status = process.wait()
+        self._end = (process.wait(), why)
         self._process = None
         self._parent.guard.ended(process.pid)
 
     def _reason(self, status: int) -> str:
         """Return why the child ended, as far as it is known: what a killed process wrote last is not it."""
         if status == -signal.SIGKILL:
-            return ": Linux does this when memory runs out"
-        return "" if is_killed(status) else f": {self.last_line()}"
+            return f" ({words(status)}): Linux does this when memory runs out"
+        return f" ({words(status)})" if is_killed(status) else f" ({words(status)}): {self.last_line()}"
 
     def last_line(self) -> str:
         """Return the last line in the log since this start: Rift's own last message, else any last line."""

@@ -34,11 +34,13 @@ from rift.engines.tokens import Tokenizer
 from rift.engines.vllm_client import VllmClient
 
 # Defaults: the environment overrides the profile, and the profile overrides these. `spawn`, because a forked
-# engine would keep the worker's sockets open after the worker's death.
+# engine would keep the worker's sockets open after the worker's death. What a killed engine leaves behind,
+# Python's resource tracker removes, so its warning adds nothing.
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning,ignore::FutureWarning",
 }
 # vLLM encodes integers in 64 bits on the way to its engine process; a larger one fails there.
 INT64_MIN = -(2**63)

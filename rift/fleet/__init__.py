@@ -14,7 +14,7 @@ class Driver(Protocol):
     def want(self, model: str, replicas: int) -> None:
         """Set a model's number of replicas. Returns at once; the newest number holds."""
 
-    def lost(self, model: str, replica: str) -> None:
+    def lost(self, model: str, replica: str, why: str) -> None:
         """End whatever is left of a lost replica; another one replaces it. An unknown replica is ignored."""
 
     async def run(self) -> None:

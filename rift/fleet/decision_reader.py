@@ -53,7 +53,7 @@ def _pass(event: object, driver: Driver) -> None:
         case ScaleDecided():
             driver.want(event.model, event.to_replicas)
         case ReplicaLost():
-            driver.lost(event.model, event.replica)
+            driver.lost(event.model, event.replica, event.why)
 
 
 def _pass_past(fleet: Fleet, lost: list[tuple[int, ReplicaLost]], driver: Driver) -> None:
@@ -61,4 +61,4 @@ def _pass_past(fleet: Fleet, lost: list[tuple[int, ReplicaLost]], driver: Driver
         driver.want(model, replicas)
     for at_ns, event in lost:
         if at_ns > fleet.at_ns - RECENT_NS:
-            driver.lost(event.model, event.replica)
+            driver.lost(event.model, event.replica, event.why)

@@ -78,7 +78,7 @@ class KubernetesFleet:
             self._models[self._workload(model)] = model
             self._add_due(("scale", model))
 
-    def lost(self, model: str, replica: str) -> None:
+    def lost(self, model: str, replica: str, why: str) -> None:
         """Delete the replica's pod; its workload replaces it."""
         if not replica.startswith(self._workload(model) + "-"):
             logger.warning("lost replica %s of %s is not a pod of %s", replica, model, self._workload(model))

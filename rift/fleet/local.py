@@ -73,11 +73,11 @@ class LocalFleet:
             self._wanted[model] = replicas
         self._changed.set()
 
-    def lost(self, model: str, replica: str) -> None:
+    def lost(self, model: str, replica: str, why: str) -> None:
         for worker in self._workers:
             if worker.replica == replica and worker.child.runs:
                 worker.is_declared_lost = True
-                worker.child.kill()
+                worker.child.kill(why)
 
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
@@ -168,7 +168,7 @@ class _Worker:
         self.replica = ""
         self.is_ready = False
         self.is_leaving = False
-        # The leader declared the replica lost, so its end needs no event.
+        # The leader or the replica itself declared it lost, so its end needs no event.
         self.is_declared_lost = False
         self.running = 0
         self.began_at_s = 0.0

@@ -124,7 +124,7 @@ async def test_controls_role_allows_exactly_its_calls(tmp_path: Path) -> None:
     async with running(server, tmp_path) as fleet:
         fleet.want("deepseek-r1", 2)
         await until(lambda: server.replicas(name) == 2 and server.watches == 1)
-        fleet.lost("deepseek-r1", f"{name}-x-0a1b2c3d")
+        fleet.lost("deepseek-r1", f"{name}-x-0a1b2c3d", "silent")
         await until(lambda: not server.pods)
     allowed = {
         (verb, group, resource)

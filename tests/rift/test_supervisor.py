@@ -63,6 +63,22 @@ async def test_the_last_words_of_a_killed_child_are_not_its_reason(tmp_path: Pat
 
 
 @pytest.mark.anyio
+async def test_a_child_that_is_killed_for_a_reason_ends_with_that_reason(tmp_path: Path) -> None:
+    guard, ended, said = Guard(), list[int](), list[str]()
+    one = child(tmp_path, "exec sleep 60", guard, ended, said)
+    one.start()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one.supervise)
+        one.kill("no weights")
+        with anyio.fail_after(10):
+            while not said:  # noqa: ASYNC110  # another process
+                await anyio.sleep(0.05)
+        await one.stop(1)
+    guard.dismiss()
+    assert said[0] == "child ended: no weights"
+
+
+@pytest.mark.anyio
 async def test_a_retired_child_exits_and_is_not_restarted(tmp_path: Path) -> None:
     guard, ended, said = Guard(), list[int](), list[str]()
     one = child(tmp_path, "trap 'exit 0' USR1; while :; do sleep 0.05; done", guard, ended, said)

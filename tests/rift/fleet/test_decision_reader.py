@@ -18,7 +18,7 @@ class Heard:
     def want(self, model: str, replicas: int) -> None:
         self.words.append((model, replicas))
 
-    def lost(self, model: str, replica: str) -> None:
+    def lost(self, model: str, replica: str, why: str) -> None:
         self.words.append((model, replica))
 
     async def run(self) -> None:

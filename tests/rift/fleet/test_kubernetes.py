@@ -205,9 +205,9 @@ async def test_a_lost_replicas_pod_is_deleted(
         await until(lambda: server.watches == 1)
         server.faults += [Fault("status", 500), Fault("unanswered")]
         for pod in pods:
-            fleet.lost(MODEL, f"{pod}-0a1b2c3d")
+            fleet.lost(MODEL, f"{pod}-0a1b2c3d", "silent")
         await until(lambda: pods[0] not in server.pods and not server.faults)
-        fleet.lost(MODEL, f"{NAME}-5d8f7-gone-0a1b2c3d")
+        fleet.lost(MODEL, f"{NAME}-5d8f7-gone-0a1b2c3d", "silent")
         fleet.want(MODEL, 1)
         await until(lambda: server.replicas(NAME) == 1)
         await anyio.sleep(0.05)
