@@ -222,11 +222,11 @@ class _Protocol(H11Protocol):
         self._client.begin_answer(CONTINUE if can_probe else b"")
 
     async def stream_send(self, event: Any) -> None:
-        if isinstance(event, Response | EndBody):
+        if isinstance(event, (Response, EndBody)):
             self._client.probe.data = b""
-            if not strict_parser.is_request_whole(self.connection):  # type: ignore[arg-type]
-                # The rest of the request will not be read.
-                event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        if isinstance(event, Response) and not strict_parser.is_request_whole(self.connection):  # type: ignore[arg-type]
+            # The rest of the request will not be read.
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
         await super().stream_send(event)
 
     async def _on_event(self, event: Event) -> None:
