@@ -25,7 +25,7 @@ from rift.catalogue import Profile
 from rift.control.projection import continuity
 from rift.data_dir import DataDir, DataDirError
 from rift.fleet.decision_reader import drive
-from rift.fleet.local import Host, LocalFleet
+from rift.fleet.local import WORKER_STOP_S, Host, LocalFleet
 from rift.log_disk.reserve import Reserve
 from rift.log_disk.watch import Broker, LogDisk, ask_health
 from rift.settings import Settings
@@ -38,8 +38,7 @@ CORES = "VLLM_CPU_OMP_THREADS_BIND"
 
 # How long each kind of process may take to stop, together below the 10 s that are promised: the streams' last
 # frames; the attempts' releases and the engine's end; the last transaction; the last write.
-STOP_S = {"gateway": 2.5, "worker": 4.6, "control": 1.8, "nats": 1.0}
-
+STOP_S = {"gateway": 2.5, "worker": WORKER_STOP_S, "control": 1.8, "nats": 1.0}
 
 # The start waits for these, so it gives up if one of them fails this often, which takes 3 s of back-off.
 AWAITED = ("nats", "gateway")

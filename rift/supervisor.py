@@ -30,8 +30,8 @@ done
 [ -z "$groups" ] || kill -9 $groups
 """
 
-# A child adds its own group to the guard's list: this process may die before it could. The guard's pipe stays
-# open until then, so the guard also waits for a child that has not come so far.
+# A child adds its own group to the guard's list, because this process may die before it could. Until then the
+# child holds the guard's pipe open, so the guard kills only once every child is on its list.
 CHILD = 'echo "add $$"; exec "$@" >&2'
 
 # Makes a worker claim no further requests, finish those it has, and exit.

@@ -1,4 +1,4 @@
--- No rows, unless usage and invoices add up to different charges.
+-- No rows, unless usage or unit economics add up to other charges than the invoices.
 select 'usage and invoices add up to different charges' as wrong, account as which
 from (
     select account, sum(charge_nanousd) as usage_nanousd from usage group by account

@@ -176,7 +176,7 @@ def _statement_problem(statements: Sequence[duckdb.Statement]) -> str | None:
         return f"the question has {len(statements)} statements; ask one at a time"
     try:
         kind = statements[0].type.name
-    except ValueError:  # a kind that this module does not know
+    except ValueError:  # the enum of DuckDB's Python module lacks some kinds
         kind = ""
     if kind == "MULTI":
         # DuckDB would write the values into a table first.

@@ -75,11 +75,10 @@ def _flush() -> str:
     interpreter would try again at its end and print a traceback."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return error.strerror or str(error)
+        # The reader of a closed pipe wants no more.
+        return "" if isinstance(error, BrokenPipeError) else error.strerror or str(error)
     return ""
 
 

@@ -36,9 +36,8 @@ READ_RETRY_S = 1.0
 # Clients that wait for the model see this much of the last line of a failed worker's log.
 WHY_CHARACTERS = 300
 
-# A worker that became ready just before it is stopped may have begun an answer: it has this long to release
-# it.
-UNNEEDED_S = 4.6
+# How long a worker may take to stop: to release its answers and to end its engine.
+WORKER_STOP_S = 4.6
 
 
 class Host(NamedTuple):
@@ -119,7 +118,7 @@ class LocalFleet:
     async def _end_unneeded(self, worker: "_Worker") -> None:
         replica = worker.replica
         runs = worker.child.runs
-        await worker.child.stop(UNNEEDED_S)
+        await worker.child.stop(WORKER_STOP_S)
         if runs:
             stopped = ReplicaStopped(
                 replica=replica, model=worker.model, why="not needed", lived_ns=worker.lived_ns()
