@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 
-from rift.gateway.asgi.errors import ClientGone
+from rift.gateway.asgi.errors import ClientGone, HTTPError, retry_after
 
 # Smaller bodies are parsed within 1 ms, whatever is in them: no longer than the rest of a request takes.
 SMALL_BYTES = 16 * 1024
@@ -22,6 +22,10 @@ ACCOUNT_REST = 4
 
 # All accounts together rest as long as the last large body took: they get half of the event loop.
 REST = 1
+
+# The part of all connections that may wait until bodies of one account are parsed. Those connections are not
+# closed for others, because their clients wait for the gateway.
+WAITING_SHARE = 4
 
 # A shorter rest is added to the next one: the loop's timers count milliseconds, and most bodies take less.
 REST_S_MIN = 0.005
@@ -35,6 +39,10 @@ class _Share:
         self._lock = anyio.Lock()
         self._due_at_s = 0.0
 
+    @property
+    def waiting(self) -> int:
+        return self._lock.statistics().tasks_waiting
+
     @contextlib.asynccontextmanager
     async def ready(self) -> AsyncIterator[None]:
         async with self._lock:
@@ -47,7 +55,8 @@ class _Share:
 
 
 class ParseTurns:
-    def __init__(self) -> None:
+    def __init__(self, connections: int) -> None:
+        self._waiting_max = max(1, connections // WAITING_SHARE)
         self._all = _Share(REST)
         # One for each account of the book that ever sent a large body.
         self._accounts: dict[str, _Share] = {}
@@ -56,12 +65,16 @@ class ParseTurns:
     async def turn(self, account: str, size: int, gone: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
         """Wait until the account may parse a body of this many bytes. The block must not wait.
 
-        Raises ClientGone if `gone` returns before.
+        Raises ClientGone if `gone` returns before, and HTTPError (429) if too many of the account wait.
         """
         if size <= SMALL_BYTES:
             yield
             return
-        shares = (self._accounts.setdefault(account, _Share(ACCOUNT_REST)), self._all)
+        own = self._accounts.setdefault(account, _Share(ACCOUNT_REST))
+        if own.waiting >= self._waiting_max:
+            message = f"{own.waiting} bodies of account {account} wait to be parsed: send fewer at a time"
+            raise HTTPError(429, message, code="concurrent_bodies", headers=retry_after(1))
+        shares = (own, self._all)
         async with contextlib.AsyncExitStack() as held:
             await _enter(held, shares, gone)
             began_s = time.perf_counter()

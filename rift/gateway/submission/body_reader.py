@@ -3,6 +3,7 @@
 from events.schema import KeyIssued
 from rift.gateway.admission.admission import Admission
 from rift.gateway.asgi.body_budget import BodyBudget
+from rift.gateway.asgi.connections import connections_max
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.asgi.parse_turns import ParseTurns
 from rift.gateway.asgi.request import Request
@@ -16,7 +17,7 @@ class BodyReader:
         self._admission = admission
         self._keys = keys
         self._budget = BodyBudget()
-        self._turns = ParseTurns()
+        self._turns = ParseTurns(connections_max())
 
     async def read(self, dialect: Dialect, request: Request, issued: KeyIssued) -> tuple[ParsedRequest, str]:
         """Return the parsed body of an authenticated request and, for an idempotency key, its digest.

@@ -6,7 +6,7 @@ import time
 import anyio
 import pytest
 
-from rift.gateway.asgi.errors import ClientGone
+from rift.gateway.asgi.errors import ClientGone, HTTPError
 from rift.gateway.asgi.parse_turns import ACCOUNT_REST, REST, REST_S_MIN, SMALL_BYTES, ParseTurns
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ def pause_s(rest: int) -> float:
 
 
 async def test_large_bodies_of_an_account_are_parsed_with_rests() -> None:
-    turns = ParseTurns()
+    turns = ParseTurns(100)
     large: list[tuple[str, float]] = []
     others: list[tuple[str, float]] = []
     async with anyio.create_task_group() as tasks:
@@ -48,7 +48,7 @@ async def test_large_bodies_of_an_account_are_parsed_with_rests() -> None:
 
 
 async def test_all_accounts_together_rest_and_take_turns() -> None:
-    turns = ParseTurns()
+    turns = ParseTurns(100)
     began: list[tuple[str, float]] = []
     accounts = [f"account-{number}" for number in range(2 + ACCOUNT_REST)]
     async with anyio.create_task_group() as tasks:
@@ -59,8 +59,22 @@ async def test_all_accounts_together_rest_and_take_turns() -> None:
     assert [account for account, _ in began] == accounts * 2
 
 
+async def test_few_bodies_of_an_account_wait_so_that_connections_are_left_for_others() -> None:
+    turns = ParseTurns(8)
+    began: list[tuple[str, float]] = []
+    async with anyio.create_task_group() as tasks, turns.turn("one", LARGE, anyio.sleep_forever):
+        for account in ("one", "one", "two"):
+            tasks.start_soon(parse, turns, account, LARGE, began)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(HTTPError) as refused:
+            await parse(turns, "one", LARGE, began)
+        await parse(turns, "one", SMALL_BYTES, began)
+    assert (refused.value.status, refused.value.code) == (429, "concurrent_bodies")
+    assert sorted(account for account, _ in began) == ["one", "one", "one", "two"]
+
+
 async def test_a_refused_body_counts_too() -> None:
-    turns = ParseTurns()
+    turns = ParseTurns(100)
     began: list[tuple[str, float]] = []
     with pytest.raises(ValueError, match="too deep"):
         await parse(turns, "one", LARGE, began, refusal="too deep")
@@ -69,7 +83,7 @@ async def test_a_refused_body_counts_too() -> None:
 
 
 async def test_a_client_that_leaves_gives_up_its_place() -> None:
-    turns = ParseTurns()
+    turns = ParseTurns(100)
     began: list[tuple[str, float]] = []
     left = anyio.Event()
 
