@@ -36,6 +36,23 @@ Verbosity = Literal["low", "medium", "high"]
 PARALLEL = "Default: true. If false, an answer has at most one call."
 VERBOSITY = "low and high are passed to the model's chat template; medium is every model's default."
 
+# vLLM passes these on to the tokenizer. Together, some pad a prompt to any length, or cut it.
+TOKENIZER_ARGUMENTS = frozenset(
+    (
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "max_length",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "truncation",
+    )
+)
+
 
 # JSON as the client wrote it, or empty.
 Schema = msgspec.Raw
@@ -106,6 +123,9 @@ def schema_text(raw: Schema, param: str) -> str | None:
 
 def template(variables: dict[str, Any] | None, verbosity: Verbosity | None) -> str | None:
     """Return further variables of the chat template as JSON, or None. Raises HTTPError."""
+    for name in sorted(TOKENIZER_ARGUMENTS.intersection(variables or {})):
+        words = "this is not a variable of the chat template; leave it out"
+        raise wrong(f"chat_template_kwargs.{name}", words, code="unsupported")
     named = {} if verbosity in (None, "medium") else {"verbosity": verbosity}
     if not (given := named | (variables or {})):
         return None

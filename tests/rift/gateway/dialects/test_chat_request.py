@@ -9,6 +9,7 @@ import pytest
 from events.schema import Message, ResponseFormat, Tool, ToolCall
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.dialects import chat_request, completions_request, native, responses_request
+from rift.gateway.dialects.openai_fields import TOKENIZER_ARGUMENTS
 from rift.gateway.dialects.sampling import ParsedRequest
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -344,6 +345,13 @@ def test_an_invalid_completion_names_its_field(body: dict[str, Any], param: str)
 )  # fmt: skip
 def test_an_invalid_response_names_its_field(body: dict[str, Any], param: str) -> None:
     assert (refused(response, body).param or "").startswith(param)
+
+
+@pytest.mark.parametrize("read", [chat, response])
+@pytest.mark.parametrize("name", sorted(TOKENIZER_ARGUMENTS))
+def test_template_variables_do_not_reach_the_tokenizer(read: Any, name: str) -> None:
+    error = refused(read, {"chat_template_kwargs": {"thinking": True, name: None}})
+    assert (error.code, error.param) == ("unsupported", f"chat_template_kwargs.{name}")
 
 
 def test_an_error_quotes_only_the_ends_of_a_long_value() -> None:
