@@ -156,12 +156,5 @@ def test_the_real_engine_starts_at_the_first_request_and_is_gone_once_idle(tmp_p
         assert events[-1]["event"] == "done"
         assert joined(events)
         scaled_to_zero(service)
-        # The second start has a history to estimate from.
-        again = stream(service, "smollm2:135m", "Say hello.", 8)
-        estimates = [e["data"].get("estimate_ms") for e in again if e.get("event") == "status"]
-        assert estimates[0] is not None
-        assert estimates[0] > 1000
-        assert again[-1]["event"] == "done"
-        scaled_to_zero(service)
         done = service.rift("replay", "--verify")
         assert done.returncode == 0, done.stdout + done.stderr
