@@ -290,28 +290,6 @@ async def test_cancelling_the_reader_aborts_the_request(engine: VllmEngine) -> N
     await assert_idle(engine)
 
 
-async def test_a_killed_engine_fails_its_requests_and_leaves_no_process(tiny: Path) -> None:
-    before = set(psutil.Process().children(recursive=True))
-    doomed = await start(tiny)
-    children = set(psutil.Process().children(recursive=True)) - before
-    (core,) = (child for child in children if "EngineCore" in child.name())
-
-    async def ask() -> None:
-        with pytest.raises(EngineFailed):
-            await steps(doomed, [5], max_tokens=16_000)
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(ask)
-        await anyio.sleep(0.1)
-        os.kill(core.pid, signal.SIGKILL)
-    with pytest.raises(EngineFailed):
-        await steps(doomed, [5])
-    await stop(doomed)
-    await doomed.close()
-    left = [child for child in children if child.is_running() and "tracker" not in " ".join(child.cmdline())]
-    assert left == []
-
-
 async def test_a_failed_start_names_the_cause(tiny: Path) -> None:
     with pytest.raises(EngineFailed, match="no_such_argument"):
         await VllmEngine.start(tiny, MODEL, Profile(args={"no_such_argument": 1}), name="tiny")
@@ -431,3 +409,26 @@ async def test_a_seed_and_a_prompt_of_several_steps_do_not_harm_the_engine(engin
     assert len(first) == 12
     assert first == again
     assert first != other
+
+
+# --- the end of the engine -----------------------------------------------------------------------
+
+
+async def test_a_killed_engine_fails_its_requests_and_leaves_no_process(engine: VllmEngine) -> None:
+    children = set(psutil.Process().children(recursive=True))
+    (core,) = (child for child in children if "EngineCore" in child.name())
+
+    async def ask() -> None:
+        with pytest.raises(EngineFailed):
+            await steps(engine, [5], max_tokens=16_000)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await anyio.sleep(0.1)
+        os.kill(core.pid, signal.SIGKILL)
+    with pytest.raises(EngineFailed):
+        await steps(engine, [5])
+    await stop(engine)
+    await engine.close()
+    left = [child for child in children if child.is_running() and "tracker" not in " ".join(child.cmdline())]
+    assert left == []
