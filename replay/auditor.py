@@ -386,7 +386,7 @@ class Audit:
             older = paid.get(first.model, [])
             seconds = whole_seconds(spans, older)
             if rules > 1:
-                seconds = min(seconds, sum(-((start - end) // SECOND_NS) for start, end in spans))
+                seconds = min(seconds, whole_seconds(spans, []))
             paid[first.model] = older + spans
             price = self.book.prices[first.price_version][first.model]
             nanousd = seconds * price.get("second_nanousd", 0)

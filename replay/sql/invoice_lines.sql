@@ -23,7 +23,7 @@ with lines as (
 ),
 -- Plan per_second: when attempts of charged requests ran. A line is not charged for time that an earlier line
 -- (by period, then version) of the same account and model has paid for. Since version 2 of the rules it is not
--- charged for more than all its attempts' seconds either.
+-- charged for more than it would be without earlier lines: the pieces that they leave are rounded up, each.
 ran as (
     select account, model, period, price_version, started_at_ns as from_ns, last_event_at_ns as to_ns
     from charges
@@ -31,16 +31,15 @@ ran as (
     where plan = 'per_second'
 ),
 spans as (
-    select
-        account, model, period, price_version, 'per_second' as plan, min(from_ns) as from_ns, max(to_ns) as to_ns,
-        sum((to_ns - from_ns + 999999999) // 1000000000) as seconds_max
+    select account, model, period, price_version, min(from_ns) as from_ns, max(to_ns) as to_ns
     from ran
     group by account, model, period, price_version
 ),
 intervals as (
-    select account, model, period, price_version, from_ns, to_ns, 1 as own, 0 as older from ran
+    select account, model, period, price_version, is_cut, from_ns, to_ns, 1 as own, 0 as older
+    from ran, (values (true), (false)) as kinds(is_cut)
     union all
-    select spans.account, spans.model, spans.period, spans.price_version, ran.from_ns, ran.to_ns, 0, 1
+    select spans.account, spans.model, spans.period, spans.price_version, true, ran.from_ns, ran.to_ns, 0, 1
     from spans
     join ran
         on ran.account = spans.account and ran.model = spans.model
@@ -49,46 +48,46 @@ intervals as (
         and ran.from_ns < spans.to_ns and ran.to_ns > spans.from_ns
 ),
 steps as (
-    select account, model, period, price_version, from_ns as at_ns, own, older from intervals
+    select account, model, period, price_version, is_cut, from_ns as at_ns, own, older from intervals
     union all
-    select account, model, period, price_version, to_ns, -own, -older from intervals
+    select account, model, period, price_version, is_cut, to_ns, -own, -older from intervals
 ),
 instants as (
-    select account, model, period, price_version, at_ns, sum(own) as own, sum(older) as older
+    select account, model, period, price_version, is_cut, at_ns, sum(own) as own, sum(older) as older
     from steps
-    group by account, model, period, price_version, at_ns
+    group by account, model, period, price_version, is_cut, at_ns
 ),
 running as (
     select
-        account, model, period, price_version, at_ns,
+        account, model, period, price_version, is_cut, at_ns,
         sum(own) over line > 0 and sum(older) over line = 0 as is_paid
     from instants
-    window line as (partition by account, model, period, price_version order by at_ns)
+    window line as (partition by account, model, period, price_version, is_cut order by at_ns)
 ),
 changing as (
     select *, is_paid <> lag(is_paid, 1, false) over line as is_change
     from running
-    window line as (partition by account, model, period, price_version order by at_ns)
+    window line as (partition by account, model, period, price_version, is_cut order by at_ns)
 ),
 unions as (
     select
-        account, model, period, price_version, is_paid, at_ns as from_ns,
-        lead(at_ns) over (partition by account, model, period, price_version order by at_ns) as to_ns
+        account, model, period, price_version, is_cut, is_paid,
+        (lead(at_ns) over line - at_ns + 999999999) // 1000000000 as seconds
     from changing
     where is_change
+    window line as (partition by account, model, period, price_version, is_cut order by at_ns)
 ),
 paid as (
     select
-        account, model, period, price_version, plan,
+        account, model, period, price_version, 'per_second' as plan,
         least(
-            sum((unions.to_ns - unions.from_ns + 999999999) // 1000000000),
-            any_value(seconds_max) filter (where coalesce(closed.rules, 2) >= 2)
+            coalesce(sum(seconds) filter (where is_cut), 0),
+            sum(seconds) filter (where not is_cut and coalesce(closed.rules, 2) >= 2)
         ) as seconds
     from unions
-    join spans using (account, model, period, price_version)
     left join facts.closed_periods as closed using (period)
     where is_paid
-    group by account, model, period, price_version, plan
+    group by account, model, period, price_version
 )
 select
     lines.account,

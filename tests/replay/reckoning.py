@@ -284,7 +284,7 @@ def _lines(streams: Streams, account: str, period: str) -> Iterator[dict[str, An
             spans = [span for charge in line_charges for span in charge.spans]
             seconds = whole_seconds(left(spans, older))
             if period not in closed or closed[period].rules > 1:
-                seconds = min(seconds, sum(whole_seconds([span]) for span in spans))
+                seconds = min(seconds, whole_seconds(left(spans, [])))
             nanousd = seconds * (known[version, model].second_nanousd or 0)
         rows = [f"{c.place} {' '.join(map(str, c.tokens))} {c.nanousd}\n" for c in line_charges]
         yield {

@@ -71,6 +71,7 @@ def _nanousd(runs: Iterable[Run]) -> int:
     for _, line in groupby(sorted(runs, key=lambda run: run.line), lambda run: run.line):
         first, *more = line
         spans = unite([first.span, *(run.span for run in more)])
-        nanousd += whole_seconds(subtract(spans, paid)) * first.second_nanousd
+        seconds = min(whole_seconds(subtract(spans, paid)), whole_seconds(spans))
+        nanousd += seconds * first.second_nanousd
         paid = unite([*paid, *spans])
     return nanousd

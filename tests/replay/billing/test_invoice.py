@@ -276,7 +276,7 @@ def divided(amount: int, weights: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("rules", [None, 1, 2])
-def test_a_line_charges_no_more_than_its_requests_own_seconds(
+def test_a_line_charges_no_more_than_it_would_alone(
     rules: int | None, scribe: Any, warehouse: Warehouse
 ) -> None:
     """Time that an earlier line paid for cuts a run in pieces, which are rounded up but not charged more.
@@ -287,7 +287,7 @@ def test_a_line_charges_no_more_than_its_requests_own_seconds(
     scribe.prices(1, second_nanousd=5)
     scribe.prices(2, second_nanousd=7)
     ends = []
-    for version, spans in ((2, [(0, 30)]), (1, [(5, 6), (15, 16)])):
+    for version, spans in ((2, [(0, 30), (0, 30)]), (1, [(5, 6), (15, 16)])):
         for start, end in spans:
             request = scribe.accept(plan="per_second", price_version=version)
             ends.append((start, scribe.started(request, request), scribe.tokens_of(request, 0)))
@@ -300,7 +300,7 @@ def test_a_line_charges_no_more_than_its_requests_own_seconds(
     if rules is not None:
         close(scribe, PERIOD, rules)
     first, second = lines(applied(warehouse, scribe))
-    # Pieces of 0.5, 0.9 and 1.4 s: 1 + 1 + 2 seconds, but alone the request would have paid 3.
+    # Pieces of 0.5, 0.9 and 1.4 s: 1 + 1 + 2 seconds, but alone the two requests would have paid 3.
     charged = 4 if rules == 1 else 3
     assert (first.seconds, second.seconds, second.nanousd) == (2, charged, charged * 7)
     assert list(warehouse.failed_checks()) == []
