@@ -131,7 +131,7 @@ def test_refusals_show_the_services_message(service: Service, tab: Tab) -> None:
     tab.js("document.getElementById('tokens').value = '99999'")
     tab.press("Enter", control=True)
     tab.until("!document.getElementById('problem').hidden")
-    assert tab.text("#problem").startswith("parameters.max_tokens is 99999; the context of")
+    assert tab.text("#problem").startswith("This model's maximum context length is 8192 tokens")
     assert tab.text("#status") == "Failed"
 
 
