@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -89,14 +90,15 @@ def test_the_client_reads_frames_in_chunks_of_any_size(frames: list[bytes], read
     answer = HEAD + b"".join(map(chunk, frames)) + b"0\r\n\r\n"
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while head := await reader.readuntil(b"\r\n\r\n"):
-            assert b"Authorization: Bearer key" in head
-            await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split(b"\r")[0]))
-            for at in range(0, len(answer), size):
-                writer.write(answer[at : at + size])
-                await asyncio.sleep(0)
-            if reader.at_eof():
-                break
+        with suppress(asyncio.IncompleteReadError, ConnectionError):  # the client is done
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert b"Authorization: Bearer key" in head
+                await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split(b"\r")[0]))
+                for at in range(0, len(answer), size):
+                    writer.write(answer[at : at + size])
+                    await asyncio.sleep(0)
+        writer.close()
 
     async def main() -> Window:
         server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
@@ -112,6 +114,7 @@ def test_the_client_reads_frames_in_chunks_of_any_size(frames: list[bytes], read
             mark=lambda: None,
         )
         server.close()
+        await server.wait_closed()
         return window
 
     window = asyncio.run(main())

@@ -37,8 +37,9 @@ printf '%s\n' "${problems[@]}"
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "RIFT_PYTHON"}
     return subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
+        command, env=inherited | environment, capture_output=True, text=True, timeout=60, check=False
     )
 
 
