@@ -224,6 +224,13 @@ class Fleet:
     def is_ready(self, model: str) -> bool:
         return self.count(model, "ready") > 0
 
+    def failed_start(self, model: str) -> str:
+        """Say how many starts have failed since one succeeded, and why the last did; "" if none has."""
+        starts = self.starts.get(model)
+        if starts is None or not starts.failed:
+            return ""
+        return f"{model} cannot start, failed starts: {starts.failed}, the last: {starts.why}"
+
     def start_ns(self, model: str) -> int | None:
         """Return the median time of the model's last starts; None before the first."""
         took = sorted(self.starts.get(model, Starts()).took_ns)

@@ -134,7 +134,7 @@ class Launcher:
         url = settings.url(port)
         await startup.gateway_ready(url, self._notify)
         self._is_serving = True
-        began_s = self._done("control and gateway", began_s)
+        began_s = self._done("the gateway", began_s)
         scale = settings.scales().get(settings.model)
         if scale is not None and scale.min and settings.fleet == "local":
             await startup.model_ready(log, settings.model, self._notify)

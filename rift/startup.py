@@ -130,12 +130,9 @@ async def model_ready(log: Log, model: str, notify: Callable[[str], None]) -> No
         while True:
             await anyio.sleep(MODEL_WAIT_S)
             waited_s = anyio.current_time() - began_s
-            starts = fleet.starts.get(model)
-            if starts is not None and starts.failed and not fleet.count(model, "starting"):
-                notify(
-                    f"  {model} cannot start, failed starts: {starts.failed}, the last: {starts.why}; "
-                    "correct that, or press Ctrl-C"
-                )
+            failure = fleet.failed_start(model)
+            if failure and not fleet.count(model, "starting"):
+                notify(f"  {failure}; correct that, or press Ctrl-C")
             else:
                 notify(f"  loading {model}, {waited_s:.0f} s so far; a CPU takes up to two minutes")
 

@@ -160,9 +160,9 @@ def _silent(brokers: Mapping[str, str]) -> list[str]:
 def failing(fleet: Fleet) -> list[str]:
     """Return the models whose last start failed and that have fewer ready replicas than wanted."""
     return [
-        f"{model} cannot start, failed starts: {starts.failed}, the last: {starts.why}"
-        for model, starts in sorted(fleet.starts.items())
-        if starts.failed and fleet.count(model, "ready") < fleet.wanted.get(model, 0)
+        failure
+        for model in sorted(fleet.starts)
+        if (failure := fleet.failed_start(model)) and fleet.count(model, "ready") < fleet.wanted.get(model, 0)
     ]
 
 

@@ -78,7 +78,7 @@ def test_the_screen_shows_the_start_the_key_and_a_curl_line(shared: Service) -> 
     text = "".join(shared.screen)
     lines = text.splitlines()
     assert lines[0].startswith("rift ")
-    steps = "the log (nats-server)", "control and gateway", f"{MODEL} in the simulated engine"
+    steps = "the log (nats-server)", "the gateway", f"{MODEL} in the simulated engine"
     for line, step in zip(lines[1:4], steps, strict=True):
         assert re.fullmatch(rf"  {re.escape(step)}.*: \d+\.\d s", line)
     assert lines[4] == f"rift is ready: {shared.url}"
@@ -432,7 +432,7 @@ def test_json_is_one_value_on_standard_output(tmp_path: Path) -> None:
     rest, notes = up.communicate(timeout=15)
     assert said.keys() == {"url", "api_key", "data"}
     assert rest == ""
-    assert "control and gateway" in notes
+    assert "the gateway" in notes
 
 
 def test_exit_statuses_and_json(shared: Service, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """How much of the log one account may take if the book does not say.
 
-An account that is alone may take everything. Of several, each may take a part, so that one of them cannot
+An account that is alone may take everything. If there are several, each may take a part, so that none can
 fill the log, or use up its keys, for the others.
 """
 
@@ -32,7 +32,7 @@ class LogCapacity(msgspec.Struct, frozen=True):
 
 
 async def capacity(log: Log, shard: int) -> LogCapacity:
-    """Raises LogError."""
+    """Return what the streams of a shard may hold now. Raises LogError."""
     streams = subjects.shard_stream(shard), subjects.KEYS, subjects.SECRETS
     return LogCapacity(*[await log.capacity_bytes(stream) for stream in streams])
 
