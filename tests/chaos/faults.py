@@ -42,9 +42,10 @@ class Cycle:
     problems: list[str] = field(default_factory=list)
     woken_ns: int | None = None
 
-    def moments(self, count: int, *, until: float = 0.9) -> list[int]:
-        """Draw `count` token positions before the part `until` of the cycle."""
-        return sorted(self.chance.choices(range(1, max(2, int(self.tokens * until))), k=count))
+    def moments(self, count: int, *, since: float = 0.0, until: float = 0.9) -> list[int]:
+        """Draw `count` token positions between the parts `since` and `until` of the cycle."""
+        first = 1 + int(self.tokens * since)
+        return sorted(self.chance.choices(range(first, max(first + 1, int(self.tokens * until))), k=count))
 
     async def reach(self, tokens: int) -> None:
         """Return once the clients have received `tokens`, or have all ended."""
@@ -157,8 +158,11 @@ async def kill_leader(cycle: Cycle) -> None:
 
 
 async def drain(cycle: Cycle) -> None:
-    """Ask a worker or a gateway to end, so that its requests move to another."""
-    (moment,) = cycle.moments(1)
+    """Ask a worker or a gateway to end, so that its requests move to another.
+
+    The moment is one at which each of them has requests: not among the first streams, nor the last.
+    """
+    (moment,) = cycle.moments(1, since=0.1, until=0.6)
     await cycle.reach(moment)
     role = cycle.chance.choice(("worker", "gateway"))
     victim = cycle.chance.choice(await cycle.rig.alive(role, 2))
