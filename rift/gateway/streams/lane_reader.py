@@ -178,9 +178,13 @@ class LaneReader:
         return replace(accepted, input="", parameters=replace(accepted.parameters, template=None))
 
     def release_client(self, subscription: Subscription) -> None:
-        """Follow the requests to their end without the client."""
+        """Follow the requests to their end without the client, but not if that changes nothing: a detached
+        request needs no client, and its first subscription holds its place in the queue."""
         subscription.release_client()
-        if subscription.is_over:
+        is_first = any(
+            self._subscriptions.get(request, [None])[0] is subscription for request in subscription.answers
+        )
+        if subscription.is_over or (subscription.answer.accepted.detached and not is_first):
             self.close(subscription)
 
     def close(self, subscription: Subscription) -> None:

@@ -1,11 +1,15 @@
 """What clients of a stored request append is bounded, however often they come and go."""
 
+from typing import Any
+
 import anyio
+import pytest
 
 from events import codec
 from events.schema import CancelRequested, ClientAttached
 from tests.rift.gateway.admission.test_credit import World, live
 from tests.rift.gateway.admission.test_rate_limits import ask, get, whole
+from tests.rift.gateway.test_crowds import relay_of
 from tests.simulation.client import Call
 from tests.simulation.processes import WorkerProcess
 
@@ -58,5 +62,32 @@ def test_a_request_that_is_cancelled_again_and_again_is_cancelled_once() -> None
             gateway.serve(call)
             assert (await whole(call))[0] == 202
         assert stored(world, CancelRequested) == 1
+
+    live(test)
+
+
+@pytest.mark.parametrize("more", [{"stream": True}, {"background": True}])
+def test_clients_of_one_key_that_leave_are_followed_no_longer(more: dict[str, Any]) -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        given = {"authorization": f"Bearer {world.key}", "idempotency-key": "one"}
+
+        def again() -> Call:
+            return world.ask(gateway, headers=given, prompt="a", parameters={"max_tokens": 400}, **more)
+
+        for _ in range(5):
+            call = again()
+            await call.more()
+            call.leave()
+        await anyio.sleep(0.1)
+        lane = relay_of(gateway)
+        # The first holds the place in the queue, and one counts the limits.
+        (followed,) = lane._subscriptions.values()
+        assert len(followed) <= 2
+        last = again()
+        await anyio.sleep(25)
+        assert last.status in (200, 202)
+        assert lane.is_idle
 
     live(test)
