@@ -1,9 +1,11 @@
 """Read everything that the log holds of a request.
 
 A read ends at the last sequence that the request's subjects have when it begins, as the stream's leader
-states it, so it includes every earlier append. Readers that wait for the same lane and model share one scan.
+states it, so it includes every earlier append. Readers that wait for the same lane and model share one scan,
+and go on one after the other, because each takes milliseconds to show a long answer.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
@@ -21,6 +23,10 @@ from events.log import Log, LogError, Stored
 from events.request_states import RequestStates
 from events.schema import RequestAccepted
 from events.subjects import Address
+
+# What one scan keeps, in bytes of the log: read, they take about three times as much. Readers beyond it wait
+# for another scan.
+SCAN_BYTES_MAX = 64 * 1024 * 1024
 
 
 class CountedEvent(msgspec.Struct, frozen=True, gc=False):
@@ -92,16 +98,22 @@ class HistoryReader:
             readers = self._waiting.pop(at)
             pasts = await self._scan(at, [reader.request for reader in readers])
             for reader in readers:
-                reader.past = pasts[reader.request.text]
+                reader.past = pasts.get(reader.request.text)
+            for reader in readers:
+                if reader.past is not None:
+                    reader.done.set()
+                    await anyio.lowlevel.checkpoint()
         finally:
             self._reading.discard(at)
             for reader in readers + self._waiting.pop(at, []):
                 reader.done.set()
 
     async def _scan(self, at: Address, requests: list[RequestId]) -> dict[str, RequestHistory]:
+        """Return the history of the first request, and of as many others as fit into SCAN_BYTES_MAX."""
         stream = subjects.shard_stream(at.shard)
         target = max([await self._log.last_sequence(stream, subject) for subject in subjects.history(at)])
         pasts = {request.text: RequestHistory(position=target) for request in requests}
+        sizes: Counter[str] = Counter()
         lives = RequestStates()
         for request in requests:
             lives.follow(request.text)
@@ -111,7 +123,11 @@ class HistoryReader:
         ) as batches:
             async for batch in batches:
                 for stored in batch:
-                    _fold(stored, lives, pasts)
+                    _fold(stored, lives, pasts, sizes)
+                while len(pasts) > 1 and sizes.total() > SCAN_BYTES_MAX:
+                    left_out, _ = pasts.popitem()
+                    lives.forget(left_out)
+                    del sizes[left_out]
                 if all(past.life.phase == "ended" for past in pasts.values()):
                     break
         for past in pasts.values():
@@ -132,13 +148,17 @@ def in_order(pasts: Sequence[RequestHistory]) -> list[tuple[str, CountedEvent]]:
     return sorted(every, key=lambda item: item[1].position) if len(pasts) > 1 else every
 
 
-def _fold(stored: Stored, lives: RequestStates, pasts: dict[str, RequestHistory]) -> None:
+def _fold(
+    stored: Stored, lives: RequestStates, pasts: dict[str, RequestHistory], sizes: Counter[str]
+) -> None:
     at = subjects.parse(stored.subject)
     assert at is not None, "a history's subjects are those of requests"
-    for index, event in enumerate(codec.decode(stored.data)[1]):
+    events = codec.decode(stored.data)[1]
+    for index, event in enumerate(events):
         if (counted := lives.fold(event, at)) is None:
             continue
         past = pasts[counted[0]]
+        sizes[counted[0]] += len(stored.data) // len(events)
         past.life = counted[1]
         past.counted.append(CountedEvent(event, counted[1], stored.stored_at_ns, (stored.sequence, index)))
         if isinstance(event, RequestAccepted):

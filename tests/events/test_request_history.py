@@ -7,7 +7,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from events import codec, ids, subjects
+from events import codec, ids, request_history, subjects
 from events.log import LogError, Stored
 from events.request_history import HistoryReader, RequestHistory
 from events.schema import CancelRequested, Parameters, RequestAccepted
@@ -82,6 +82,46 @@ async def test_a_hundred_readers_share_two_scans() -> None:
     assert log.count <= 2
     assert all(found[text].accepted is not None for text in requests)
     assert all(found[text].accepted.request == text for text in requests)
+
+
+async def test_readers_beyond_what_one_scan_keeps_wait_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = request_ids(10)
+    log = Scans(requests)
+    monkeypatch.setattr(request_history, "SCAN_BYTES_MAX", 4 * len(log.stored[0].data))
+    histories = HistoryReader(log)  # type: ignore[arg-type]
+    found: list[str] = []
+
+    async def read(text: str) -> None:
+        past = await histories.read(ids.parsed(text))
+        assert past.accepted is not None
+        found.append(past.accepted.request)
+
+    async with anyio.create_task_group() as tasks:
+        for text in requests:
+            tasks.start_soon(read, text)
+    assert sorted(found) == sorted(requests)
+    # The one that scans goes on last.
+    assert set(found[:4]) == set(requests[:4])
+    assert log.count == 3
+
+
+async def test_readers_of_one_scan_go_on_one_after_the_other() -> None:
+    (request,) = request_ids(1)
+    histories = HistoryReader(Scans([request]))  # type: ignore[arg-type]
+    times: list[int] = []
+    turns = 0
+
+    async def read() -> None:
+        await histories.read(ids.parsed(request))
+        times.append(turns)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(read)
+        while len(times) < 20:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+    assert max(times.count(turn) for turn in times) <= 2
 
 
 async def test_who_waited_for_a_scan_that_failed_scans_itself() -> None:
