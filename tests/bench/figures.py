@@ -32,12 +32,15 @@ def of_window(window: Window) -> dict[str, float]:
         return window.began_at_s <= at < window.ended_at_s
 
     tokens = 0.0
+    frames = 0
     ttft, e2e, gaps = [], [], []
     for seen in window.seen:
         if seen.wrong is not None:
             continue
         per_frame = seen.request.output_tokens / len(seen.tokens_at_s)
-        tokens += per_frame * sum(map(inside, seen.tokens_at_s))
+        inside_frames = sum(map(inside, seen.tokens_at_s))
+        tokens += per_frame * inside_frames
+        frames += inside_frames
         pairs = zip(seen.tokens_at_s, seen.tokens_at_s[1:], strict=False)
         gaps += [after - before for before, after in pairs if inside(after)]
         if inside(seen.sent_at_s):
@@ -46,6 +49,7 @@ def of_window(window: Window) -> dict[str, float]:
     figures = {
         "tokens_per_s": tokens / (window.ended_at_s - window.began_at_s),
         "tokens": tokens,
+        "tokens_per_frame": tokens / (frames or NAN),
         "requests": len(ttft),
         "errors": sum(seen.wrong is not None for seen in window.seen),
         "prompt_tokens": percentile([seen.prompt_tokens for seen in window.seen], 0.5),

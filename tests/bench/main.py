@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import bill, figures, gateway, log, replay, scale, serve, servers
+from replay.scaling import hardware
+from tests.bench import bill, figures, gateway, log, replay, scale, serve, servers, syscalls
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--rounds", type=int, default=5, metavar="N")
     command.add_argument("--seconds", type=float, default=8.0, metavar="S", help="measured time per figure")
     command.add_argument("--prompt-tokens", type=int, default=64, metavar="N")
-    command.add_argument("--output-tokens", type=int, default=128, metavar="N")
+    command.add_argument("--output-tokens", type=_numbers, default=(128,), metavar="N,N,…")
+    command.add_argument(
+        "--paced",
+        choices=hardware.profiles(),
+        metavar="PROFILE",
+        help="let the engines sleep for the steps of this hardware profile instead of computing",
+    )
+    command.add_argument("--syscalls", action="store_true", help="also count system calls, with strace")
     command.add_argument("--model", metavar="NAME|PATH", help="of the catalogue, or a folder (default: tiny)")
     command.add_argument("--not-durable", action="store_true", help="also measure without syncs")
 
@@ -53,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module = modules[name]
     try:
         result = figures.plain(module.run(module.Options(**options), say))
-    except servers.ServerBroken as error:
+    except (servers.ServerBroken, syscalls.StraceMissing) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     if as_json:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from events.subjects import BOOK, FLEET
 from rift.catalogue import Profile
 from tests.chaos.rig import free_port, role_of
 from tests.service import ROOT, environment
@@ -25,7 +26,6 @@ from tests.service import ROOT, environment
 READY_S = 180.0
 STOP_S = 20.0
 POLL_S = 0.05
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 MODEL = "bench"
 
@@ -73,11 +73,26 @@ class Served(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A server that is ready. `main` is its first process, which started the others."""
+    """A server that is ready. `main` is its first process, which started the others.
+
+    `monitor` is the monitoring URL of its broker, if it has one.
+    """
 
     url: str
     key: str
     main: int
+    monitor: str | None = None
+
+    def records(self) -> int | None:
+        """Return how many records of requests the log has taken so far; None without a log."""
+        if self.monitor is None:
+            return None
+        (account,) = httpx.get(f"{self.monitor}/jsz?accounts=true&streams=true").json()["account_details"]
+        return sum(
+            stream["state"]["last_seq"]
+            for stream in account["stream_detail"]
+            if stream["name"] not in (FLEET, BOOK)
+        )
 
     def cpu_s(self) -> Counter[str]:
         """Return the CPU seconds used so far, by role; `engine` stands for a server's engine processes."""
@@ -132,7 +147,8 @@ def rift(
         if not line:
             raise ServerBroken(f"rift up did not start: {_output(folder)}")
         ready = json.loads(line)
-        yield Running(ready["url"], ready["api_key"], process.pid)
+        monitor = (folder / "data" / "nats" / "monitor").read_text().strip()
+        yield Running(ready["url"], ready["api_key"], process.pid, monitor)
 
 
 @contextmanager
@@ -217,9 +233,10 @@ def _descendants(main: int) -> list[tuple[int, int]]:
 
 
 def _cpu_s(pid: int) -> float:
+    """Read the process's CPU clock, which counts nanoseconds; /proc counts ticks of 10 ms."""
     with suppress(OSError):
-        fields = _stat(pid)
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+        # Linux's number of that clock, for any process (MAKE_PROCESS_CPUCLOCK in its sources).
+        return time.clock_gettime(~pid << 3 | 2)
     return 0.0
 
 

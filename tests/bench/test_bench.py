@@ -84,12 +84,20 @@ def test_a_server_without_syncs(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_rift_against_the_engines_own_server() -> None:
-    result = bench("serve", "--rounds", "1", "--seconds", "1", "--streams", "1,4")
-    assert [row["streams"] for row in result["ratios"]] == [1, 4]
+def test_rift_against_the_engines_own_server_with_a_paced_engine() -> None:
+    """The contended mode differs only in the engine's arguments."""
+    arguments = ["--rounds", "1", "--seconds", "0.5", "--streams", "1,4", "--output-tokens", "8,16"]
+    result = bench("serve", "--paced", "mi300x-llama4-maverick", *arguments)
+    assert (result["mode"], result["profile"]) == ("paced", "mi300x-llama4-maverick")
+    loads = [(row["output_tokens"], row["streams"]) for row in result["ratios"]]
+    assert loads == [(8, 1), (8, 4), (16, 1), (16, 4)]
     for row in result["ratios"]:
         assert row["errors"] == 0
         assert row["tokens_per_s"] > 0
         assert row["front_cpu_per_token"] > 0
+        assert row["native_ttft_p50"] > 0
     assert {cell["route"] for cell in result["rift"]} == {"completions", "inference"}
-    assert all("engine" in cell["cpu_s_per_million"] for cell in result["rift"] + result["peer"])
+    for cell in result["rift"] + result["peer"]:
+        assert cell["itl_p50_ms"] > 9.0
+        # The engine sleeps for 9.45 ms in a step with one request.
+        assert 0 < cell["cpu_s_per_million"]["engine"] < 9_000

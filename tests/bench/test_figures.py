@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench import figures, serve
+from tests.bench import figures, paced, serve, syscalls
 from tests.bench.client import BenchRequest, Observation, Window, closed_loop, native_frame, openai_frame
 
 WISH = BenchRequest("/v1/completions", {}, 4, openai_frame)
@@ -25,12 +25,32 @@ def test_a_window_counts_only_its_own_tokens_and_requests() -> None:
     after = seen(10.9, [11.1, 11.2, 11.3, 11.4])
     result = figures.of_window(Window(10.0, 11.0, [before, inside, after, seen(10.0, [], "refused")]))
     assert result["tokens_per_s"] == pytest.approx(2 + 4)
+    assert result["tokens_per_frame"] == pytest.approx(6 / 5)
     assert result["requests"] == 2
     assert result["errors"] == 1
     assert result["ttft_p50_ms"] == pytest.approx(200)
     assert result["itl_p50_ms"] == pytest.approx(400)
     assert result["itl_p99_ms"] == pytest.approx(1000)
     assert result["e2e_p50_ms"] == pytest.approx(800)
+
+
+def test_a_paced_engine_writes_words_only() -> None:
+    vocabulary = {"<|im_end|>": 2, "Ġthe": 276, "Ġ": 220, "the": 300, "ĠdÃ³": 301, "Ġis": 277}
+    assert paced.words(vocabulary) == [276, 277]
+
+
+def test_streams_of_a_paced_engine_prefill_together() -> None:
+    one = paced.answer_s("mi300x-llama4-maverick", streams=1, prompt_tokens=40, output_tokens=100)
+    assert one == pytest.approx(0.001 + 100 * 0.00945)
+    all_64 = paced.answer_s("mi300x-llama4-maverick", streams=64, prompt_tokens=40, output_tokens=100)
+    assert all_64 == pytest.approx(0.064 + 100 * (0.009 + 64 * 0.00045))
+
+
+def test_system_calls_of_a_table() -> None:
+    table = "    calls syscall\n--------- -----------\n      30 epoll_pwait\n       5 futex\n      35 total\n"
+    calls = syscalls.parse(table)
+    assert calls == {"epoll_pwait": 30, "futex": 5}
+    assert syscalls.turns(calls) == 30
 
 
 def test_percentiles_without_values_are_nan() -> None:
@@ -42,8 +62,9 @@ def test_percentiles_without_values_are_nan() -> None:
 def cell(
     side: str, number: int, tokens_per_s: float, ttft: float, route: str = "completions"
 ) -> dict[str, Any]:
-    same = dict.fromkeys(["itl_p50_ms", "itl_p99_ms", "e2e_p50_ms", "front_cpu_per_million"], 1.0)
-    named = {"side": side, "round": number, "route": route, "streams": 8, "errors": 0}
+    names = ["ttft_p99_ms", "itl_p50_ms", "itl_p99_ms", "e2e_p50_ms"]
+    same = dict.fromkeys([*names, "front_cpu_per_million", "front_cpu_us_per_request"], 1.0)
+    named = {"side": side, "round": number, "route": route, "streams": 8, "output_tokens": 4, "errors": 0}
     return {**named, **same, "tokens_per_s": tokens_per_s, "ttft_p50_ms": ttft}
 
 
@@ -52,7 +73,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     cells += [cell("rift", number, 50, 5, "inference") for number in (1, 2, 3)]
     cells += [cell("peer", 1, 100, 4), cell("peer", 2, 100, 5), cell("peer", 3, 100, 5)]
     cells += [cell("not durable", number, 200, 5) for number in (1, 2, 3)]
-    options = serve.Options((8,), 3, 1.0, 1, 4, None, True)
+    options = serve.Options((8,), 3, 1.0, 1, (4,), None, True)
     report = serve.report(cells, {"cores": 2}, options)
     (ratios,) = report["ratios"]
     assert (ratios["streams"], ratios["tokens_per_s"], ratios["native_tokens_per_s"]) == (8, 1.0, 0.5)
