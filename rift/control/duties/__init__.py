@@ -2,6 +2,7 @@
 
 janitor            ends the requests that no live process will end
 supervision        the janitor's rules
+agenda             the requests to which the janitor applies them
 autoscaler         decides how many replicas each model has
 scaling_inputs     the inputs of a decision, from the projection
 replica_reports    the fleet, and which replicas are silent

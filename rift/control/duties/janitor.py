@@ -136,9 +136,9 @@ class Janitor:
                 at = subjects.parse(stored.subject)
                 for event in _events(stored):
                     if at is None:
-                        self._supervision.fold_lane(event, stored.stored_at_ns)
+                        self._supervision.fold_lane(event, self._clock.newest_ns)
                     else:
-                        self._supervision.fold_request(event, at, stored.sequence, stored.stored_at_ns)
+                        self._supervision.fold_request(event, at, stored.sequence, self._clock.newest_ns)
                         if isinstance(event, RequestAccepted):
                             self._accepted(at.model)
 

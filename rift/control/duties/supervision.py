@@ -12,10 +12,12 @@
 | it waits without an attempt for too long           | append the acceptance again: a redelivery  |
 
 Every action counts only if the requests' fold agrees, so a late or repeated one is harmless.
+
+`agenda.py` chooses the requests to which the rules are applied: those for which the result may have changed.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -26,8 +28,6 @@ from events.contracts import (
     EXPIRED_S,
     LANE_LOST_S,
     SECOND_NS,
-    STALLED_PER_PROMPT_TOKEN_S,
-    STALLED_S,
 )
 from events.fleet import Fleet
 from events.lifecycle import Life, cancelled_as
@@ -45,11 +45,15 @@ from events.schema import (
     LaneReported,
     Problem,
     ReleaseReason,
+    ReplicaDraining,
     ReplicaLost,
     ReplicaStarting,
+    ReplicaStopped,
     RequestAccepted,
     RequestFinished,
+    TokensGenerated,
 )
+from rift.control.duties.agenda import NEVER_NS, Agenda, WorkerLoads, ns
 
 # How long a request may wait for a worker before its acceptance is appended again: after a released attempt,
 # whose delivery a worker normally takes within milliseconds, and in the queue, which may be long. Each
@@ -65,7 +69,7 @@ CANCEL_S = 10.0
 FAILED_STARTS_MAX = 3
 
 # An action is repeated if its event has not come back from the log after this time.
-REPEAT_S = 2.0
+REPEAT_NS = ns(2.0)
 
 
 class AttemptRelease(msgspec.Struct, frozen=True):
@@ -116,10 +120,12 @@ class LostReplica(msgspec.Struct):
 
 
 class ReplicaLosses:
-    """A fold of the fleet's stream that remembers lost replicas."""
+    """A fold of the fleet's stream that remembers lost replicas. It calls `fewer` when a model has fewer
+    replicas that serve it."""
 
-    def __init__(self) -> None:
+    def __init__(self, fewer: Callable[[], None]) -> None:
         self.fleet = Fleet()
+        self._fewer = fewer
         self._lost: dict[str, LostReplica] = {}
 
     @property
@@ -132,6 +138,8 @@ class ReplicaLosses:
                 self._lost[event.replica] = LostReplica(event.cause)
             elif isinstance(event, ReplicaStarting) and event.replica in self._lost:
                 self._lost[event.replica].restarted_at_ns = stored.stored_at_ns
+            if isinstance(event, ReplicaLost | ReplicaStopped | ReplicaDraining):
+                self._fewer()
 
     def release_reason(self, replica: str, started_at_ns: int) -> Literal["host", "lost"] | None:
         """Return why an attempt that started then on this replica is lost, or None if it is not."""
@@ -145,11 +153,13 @@ class Supervision:
     """The open requests of one shard, and the actions that are due on them.
 
     It is fed with the shard (`fold_request`, `fold_lane`), the book (`fold_book`) and, through `replicas`,
-    the fleet.
+    the fleet. The times of the shard's events never decrease.
     """
 
     def __init__(self) -> None:
-        self.replicas = ReplicaLosses()
+        self._agenda = Agenda()
+        self._loads = WorkerLoads()
+        self.replicas = ReplicaLosses(self._agenda.touch_all)
         # When the janitor began to act: clients of a lane that was lost earlier have their grace from then.
         self._began_at_ns = 0
         # When the log last stored nothing: every silence counts from then.
@@ -178,6 +188,7 @@ class Supervision:
     def fold_book(self, event: Any) -> None:
         if isinstance(event, KeyRevoked):
             self._revoked.add(event.key)
+            self._agenda.touch_all()
 
     @property
     def lanes(self) -> Mapping[str, int]:
@@ -193,6 +204,7 @@ class Supervision:
                 self._lanes.pop(event.lane, None)
                 self._declared_at_ns.pop(event.lane, None)
                 self._lost_lanes.setdefault(event.lane, stored_at_ns)
+                self._agenda.touch_all()
             case ClientAttached() if event.request in self._open:
                 self._open[event.request].attached_at_ns = stored_at_ns
 
@@ -204,26 +216,46 @@ class Supervision:
         if counted is None:
             return
         request, life = counted
-        if life.phase == "ended":
-            self._ended[request] = self._open.pop(request).deadline_ns
-            self._lives.forget(request)
-            return
         opened = self._open[request]
+        if life.phase == "ended":
+            self._note_end(request, opened)
+            return
+        if isinstance(event, AttemptStarted):
+            self._note_start(request, opened, event, life)
+            opened.started_at_ns = stored_at_ns
         opened.life = life
         opened.progress_at_ns = stored_at_ns
         opened.redeliveries = 0
-        if isinstance(event, AttemptStarted):
-            opened.worker = event.worker
-            opened.delivery = event.delivery
-            opened.started_at_ns = stored_at_ns
+        if life.live:
+            self._loads.progressed(opened.worker, request, stored_at_ns)
+        elif opened.worker:
+            self._loads.stopped(opened.worker, request)
         if life.wanted is not None and not opened.cancel_at_ns:
             opened.cancel_at_ns = stored_at_ns
+        if not isinstance(event, TokensGenerated):
+            self._agenda.touch(request)
+
+    def _note_start(self, request: str, opened: OpenRequest, event: AttemptStarted, life: Life) -> None:
+        if opened.worker:
+            self._loads.remove(opened.worker, request, opened.life.prompt_tokens)
+        self._loads.add(event.worker, life.prompt_tokens)
+        opened.worker = event.worker
+        opened.delivery = event.delivery
+
+    def _note_end(self, request: str, opened: OpenRequest) -> None:
+        if opened.worker:
+            self._loads.remove(opened.worker, request, opened.life.prompt_tokens)
+        self._agenda.remove(request)
+        del self._open[request]
+        self._ended[request] = opened.deadline_ns
+        self._lives.forget(request)
 
     def _is_new(self, request: str) -> bool:
         return request not in self._open and request not in self._ended
 
     def _accept(self, event: RequestAccepted, at: subjects.Address, sequence: int, stored_at_ns: int) -> None:
         self._lives.follow(event.request)
+        self._agenda.touch(event.request)
         self._open[event.request] = OpenRequest(
             at=at,
             model=event.model,
@@ -242,18 +274,31 @@ class Supervision:
         silent = [
             lane
             for lane, reported_at_ns in self._lanes.items()
-            if _s(now_ns - max(reported_at_ns, self._outage_at_ns)) > LANE_LOST_S
-            and _s(now_ns - self._declared_at_ns.get(lane, 0)) > REPEAT_S
+            if now_ns - max(reported_at_ns, self._outage_at_ns) > ns(LANE_LOST_S)
+            and now_ns - self._declared_at_ns.get(lane, 0) > REPEAT_NS
         ]
         self._declared_at_ns.update(dict.fromkeys(silent, now_ns))
         actions: list[Action] = [LaneLost(lane=lane) for lane in silent]
         self._forget_ended(now_ns)
-        for request, opened in self._open.items():
-            is_time = _s(now_ns - opened.acted_at_ns) > REPEAT_S
-            if is_time and (action := self._action(request, opened, now_ns)):
+        for request in self._candidates(now_ns):
+            opened = self._open[request]
+            if now_ns <= opened.acted_at_ns + REPEAT_NS:
+                self._agenda.plan(request, opened.acted_at_ns + REPEAT_NS)
+            elif action := self._action(request, opened, now_ns):
                 opened.acted_at_ns = now_ns
                 actions.append(action)
+                self._agenda.plan(request, now_ns + REPEAT_NS)
+            else:
+                self._agenda.plan(request, min(self._times_ns(opened)))
         return actions
+
+    def _candidates(self, now_ns: int) -> Collection[str]:
+        """Return the requests on which an action may be due."""
+
+        def is_silent(progress_ns: int, bound_ns: int) -> bool:
+            return now_ns - max(progress_ns, self._outage_at_ns) > bound_ns
+
+        return [*self._agenda.due(now_ns, self._open), *self._loads.silent(is_silent)]
 
     def _forget_ended(self, now_ns: int) -> None:
         while self._ended and self._ended[oldest := next(iter(self._ended))] < now_ns:
@@ -261,32 +306,38 @@ class Supervision:
 
     def _action(self, request: str, opened: OpenRequest, now_ns: int) -> Action | None:
         life = opened.life
-        if _s(now_ns - opened.deadline_ns) > EXPIRED_S:
+        expires_ns, cancelled_ns, abandoned_ns, redelivery_ns = self._times_ns(opened)
+        if now_ns > expires_ns:
             return _end(request, life, "expired", "the deadline passed before the answer was complete")
         if life.wanted is None and opened.key in self._revoked:
             return CancelRequested(request=request, why="revoked")
-        if life.wanted is not None and _s(now_ns - opened.cancel_at_ns) > CANCEL_S:
+        if life.wanted is not None and now_ns > cancelled_ns:
             return _end(request, life, cancelled_as(life.wanted), "cancelled while no worker answered")
-        if self._is_abandoned(opened, now_ns):
+        if now_ns > abandoned_ns:
             return _end(request, life, "cancelled", "its gateway was lost and no client came back")
         if not life.live and (why := self._why_unavailable(opened)):
             return _end(request, life, "failed", why, code="model_unavailable")
         if life.live:
             reason = self._release_reason(opened, now_ns)
             return _release(opened, reason) if reason else None
-        wait_s = REDELIVER_RELEASED_S if life.attempt else REDELIVER_QUEUED_S
-        if _s(now_ns - opened.progress_at_ns) > wait_s * (1 << min(opened.redeliveries, DOUBLINGS_MAX)):
+        if now_ns > redelivery_ns:
             opened.redeliveries += 1
             return Redelivery(opened.at, opened.sequence)
         return None
 
-    def _is_abandoned(self, opened: OpenRequest, now_ns: int) -> bool:
-        lost_at_ns = self._lost_lanes.get(opened.at.lane)
-        if opened.detached or lost_at_ns is None:
-            return False
+    def _times_ns(self, opened: OpenRequest) -> tuple[int, int, int, int]:
+        """Return after which times the request expires, its cancellation is carried out, it is abandoned,
+        and it is redelivered. Only an event can bring one of them forward."""
+        life = opened.life
+        lost_at_ns = None if opened.detached else self._lost_lanes.get(opened.at.lane)
+        since_ns = max(lost_at_ns or 0, opened.attached_at_ns, self._began_at_ns, self._outage_at_ns)
+        wait_s = REDELIVER_RELEASED_S if life.attempt else REDELIVER_QUEUED_S
+        wait_s *= 1 << min(opened.redeliveries, DOUBLINGS_MAX)
         return (
-            _s(now_ns - max(lost_at_ns, opened.attached_at_ns, self._began_at_ns, self._outage_at_ns))
-            > CLIENT_GRACE_S
+            opened.deadline_ns + ns(EXPIRED_S),
+            NEVER_NS if life.wanted is None else opened.cancel_at_ns + ns(CANCEL_S),
+            NEVER_NS if lost_at_ns is None else since_ns + ns(CLIENT_GRACE_S),
+            NEVER_NS if life.live else opened.progress_at_ns + ns(wait_s),
         )
 
     def _why_unavailable(self, opened: OpenRequest) -> str | None:
@@ -306,17 +357,8 @@ class Supervision:
     def _release_reason(self, opened: OpenRequest, now_ns: int) -> ReleaseReason | None:
         if (reason := self.replicas.release_reason(opened.worker, opened.started_at_ns)) is not None:
             return reason
-        # The worker may be reading the prompts of all its requests.
-        prompt_tokens = sum(
-            other.life.prompt_tokens for other in self._open.values() if other.worker == opened.worker
-        )
-        bound_s = STALLED_S + prompt_tokens * STALLED_PER_PROMPT_TOKEN_S
-        silent_s = _s(now_ns - max(opened.progress_at_ns, self._outage_at_ns))
-        return "stalled" if silent_s > bound_s else None
-
-
-def _s(duration_ns: int) -> float:
-    return duration_ns / SECOND_NS
+        silent_ns = now_ns - max(opened.progress_at_ns, self._outage_at_ns)
+        return "stalled" if silent_ns > self._loads.bound_ns(opened.worker) else None
 
 
 def _end(
