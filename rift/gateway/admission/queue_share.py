@@ -57,7 +57,7 @@ class QueueShare:
             return max(1, FREE_COLD // gateways)
         slots = self._fleet.slots(model) // gateways
         # Idle slots will soon be taken, by other accounts' requests first.
-        idle = max(0, slots - self._lane.running(model) - others)
+        idle = max(0, slots - self._lane.queue.running(model) - others)
         return max(1, -(-slots // 2) + idle)
 
 

@@ -73,12 +73,6 @@ class LaneReader:
         """The requests that are followed here."""
         return list(self._subscriptions)
 
-    def running(self, model: str) -> int:
-        """Return how many of the followed requests of a model have been started and have not ended."""
-        answers = [subscribed[0].answers[request] for request, subscribed in self._subscriptions.items()]
-        lives = [answer.life for answer in answers if answer.accepted.model == model]
-        return sum(life.attempt is not None and life.phase != "ended" for life in lives)
-
     def open_of(self, key: str) -> list[str]:
         """Return the followed requests that are stored under a key and have not ended."""
         answers = [subscribed[0].answers[request] for request, subscribed in self._subscriptions.items()]
@@ -167,6 +161,8 @@ class LaneReader:
         for answer in [] if subscription.is_over else subscription.open_requests():
             if answer.id not in self._states:
                 self._states.follow(answer.id, states[answer.id])
+                if answer.life.attempt is not None:
+                    self.queue.begin(answer.accepted)
             self._subscriptions.setdefault(answer.id, []).append(subscription)
         return subscription
 
@@ -198,7 +194,7 @@ class LaneReader:
                     del self._subscriptions[request]
                     self._states.forget(request)
                     self._unconfirmed.discard(request)
-                    self.queue.remove([answer.accepted])
+                    self.queue.end(answer.accepted)
 
     # --- to all ----------------------------------------------------------------------------------------
 
@@ -247,9 +243,12 @@ class LaneReader:
         if counted is None:
             return
         request, life = counted
-        if life.counted == 2:
-            self.queue.remove([self._subscriptions[request][0].answers[request].accepted])
-        for subscription in self._subscriptions[request]:
+        subscribed = self._subscriptions[request]
+        if life.phase == "ended":
+            self.queue.end(subscribed[0].answers[request].accepted)
+        elif life.counted == 2:
+            self.queue.begin(subscribed[0].answers[request].accepted)
+        for subscription in subscribed:
             subscription.push(request, event, life, stored_at_ns)
             self._pushed[id(subscription)] = subscription
         if self.buffered.total > BUFFERED_BYTES_MAX:

@@ -17,30 +17,64 @@ from events.fleet import Fleet
 from events.schema import RequestAccepted
 
 
-class QueueDepth:
-    """The requests of one lane that wait for their first attempt, by model.
+class Waiting(msgspec.Struct):
+    """How many requests wait, and their bytes."""
 
-    A request counts from its admission, before it is stored, so that a burst is seen while it arrives.
+    requests: int = 0
+    size: int = 0
+
+
+class QueueDepth:
+    """The requests of one lane by model: those that wait for their first attempt, and those that run.
+
+    A request waits from its admission, before it is stored, so that a burst is seen while it arrives.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, dict[str, tuple[str, int]]] = {}
+        self._sizes: dict[str, int] = {}
+        self._running: dict[str, set[str]] = {}
+        # By model and account; the account "" stands for all.
+        self._waiting: dict[tuple[str, str], Waiting] = {}
 
     def add(self, group: Iterable[RequestAccepted]) -> None:
         for accepted in group:
-            waiting = self._waiting.setdefault(accepted.model, {})
-            if accepted.request not in waiting:
-                waiting[accepted.request] = accepted.account, len(codec.encode_event(accepted))
+            if accepted.request not in self._sizes:
+                size = len(codec.encode_event(accepted))
+                self._sizes[accepted.request] = size
+                self._count(accepted, 1, size)
 
     def remove(self, group: Iterable[RequestAccepted]) -> None:
         """Remove requests that have begun or ended, are no longer followed, or were refused after all."""
         for accepted in group:
-            self._waiting.get(accepted.model, {}).pop(accepted.request, None)
+            if (size := self._sizes.pop(accepted.request, None)) is not None:
+                self._count(accepted, -1, -size)
 
-    def length(self, model: str, account: str | None = None) -> tuple[int, int]:
+    def begin(self, accepted: RequestAccepted) -> None:
+        """Note that a request runs."""
+        self.remove([accepted])
+        self._running.setdefault(accepted.model, set()).add(accepted.request)
+
+    def end(self, accepted: RequestAccepted) -> None:
+        """Note that a request has ended, or is no longer followed."""
+        self.remove([accepted])
+        self._running.get(accepted.model, set()).discard(accepted.request)
+
+    def length(self, model: str, account: str = "") -> tuple[int, int]:
         """Return how many requests wait for a model, and their bytes; only those of `account`, if given."""
-        sizes = [size for owner, size in self._waiting.get(model, {}).values() if account in (None, owner)]
-        return len(sizes), sum(sizes)
+        waiting = self._waiting.get((model, account), Waiting())
+        return waiting.requests, waiting.size
+
+    def running(self, model: str) -> int:
+        """Return how many requests of a model run."""
+        return len(self._running.get(model, ()))
+
+    def _count(self, accepted: RequestAccepted, requests: int, size: int) -> None:
+        for account in ("", accepted.account):
+            waiting = self._waiting.setdefault((accepted.model, account), Waiting())
+            waiting.requests += requests
+            waiting.size += size
+            if not waiting.requests:
+                del self._waiting[accepted.model, account]
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -3,13 +3,25 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from events import codec, subjects
 from events.fleet import Fleet
 from events.log import Stored
-from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaReported, ReplicaStarting, ScaleDecided
+from events.schema import (
+    AnyEvent,
+    Parameters,
+    ReplicaLost,
+    ReplicaReady,
+    ReplicaReported,
+    ReplicaStarting,
+    RequestAccepted,
+    ScaleDecided,
+)
 from rift.gateway.streams.delivery import KEEP_ALIVE_S, STATUS_S, StatusNotices
 from rift.gateway.streams.queue_status import (
+    QueueDepth,
     QueueStatus,
     Status,
     status,
@@ -119,3 +131,54 @@ def test_the_time_is_never_before_the_fleets_last_event(now_ns: int) -> None:
     story.tell(starting("a"))
     waiting = QueueStatus(story.fleet, lambda models: None, lambda: now_ns)
     assert waiting.status("m") == Status("starting", 0 if now_ns else 10_000)
+
+
+def accepted(number: int) -> RequestAccepted:
+    return RequestAccepted(
+        request=f"r{number}",
+        account=f"account{number % 2}",
+        key="k",
+        model=f"m{number // 2 % 2}",
+        kind="inference",
+        input="x" * number,
+        parameters=Parameters(),
+        stream=True,
+        prompt_tokens_max=10,
+        deadline_ms=1,
+        price_version=1,
+    )
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(("add", "remove", "begin", "end")), st.integers(0, 5)), max_size=40)
+)
+def test_the_counts_of_a_queue_are_those_of_its_requests(steps: list[tuple[str, int]]) -> None:
+    queue = QueueDepth()
+    waiting: dict[str, RequestAccepted] = {}
+    running: dict[str, RequestAccepted] = {}
+    for step, number in steps:
+        request = accepted(number)
+        if step in ("add", "remove"):
+            getattr(queue, step)([request])
+        else:
+            getattr(queue, step)(request)
+        waiting.pop(request.request, None)
+        if step == "add":
+            waiting[request.request] = request
+        if step in ("begin", "end"):
+            running.pop(request.request, None)
+        if step == "begin":
+            running[request.request] = request
+        for model in ("m0", "m1"):
+            assert queue.running(model) == sum(one.model == model for one in running.values())
+            for account in ("", "account0", "account1"):
+                sizes = [
+                    len(codec.encode_event(one))
+                    for one in waiting.values()
+                    if one.model == model and account in ("", one.account)
+                ]
+                assert queue.length(model, account) == (len(sizes), sum(sizes))
+    for number in range(6):
+        queue.end(accepted(number))
+    assert not queue._waiting
+    assert not queue._sizes
