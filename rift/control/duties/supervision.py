@@ -255,7 +255,6 @@ class Supervision:
 
     def _accept(self, event: RequestAccepted, at: subjects.Address, sequence: int, stored_at_ns: int) -> None:
         self._lives.follow(event.request)
-        self._agenda.touch(event.request)
         self._open[event.request] = OpenRequest(
             at=at,
             model=event.model,
