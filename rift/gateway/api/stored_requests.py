@@ -83,8 +83,10 @@ class StoredRequests:
 
     async def erase(self, request: Request, id: str) -> None:
         """Erase a request's content. Raises HTTPError, LogError."""
-        past = await self._state.histories.read(self.verify(request, id))
-        await erase_content(self._state, self._checked(request, past.accepted, id))
+        parsed = self.verify(request, id)
+        with self.reading(request):
+            past = await self._state.histories.read(parsed)
+            await erase_content(self._state, self._checked(request, past.accepted, id))
 
     def _checked(self, request: Request, accepted: RequestAccepted | None, id: str) -> RequestAccepted:
         if accepted is None or (self._only is not None and accepted.kind != self._only.kind):

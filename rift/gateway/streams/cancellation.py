@@ -12,7 +12,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from events.contracts import ACCEPT_S, LATE_LANDING_S
-from events.log import LogError, OutcomeUnknown
+from events.log import SCAN_TIMEOUT_S, LogError, OutcomeUnknown
 from events.publisher import Publisher
 from events.schema import CancelReason, CancelRequested, ClientAttached
 from rift.gateway.choices import Choices
@@ -35,6 +35,8 @@ class Cancellation:
         self._publisher = publisher
         self._tasks = tasks
         self._pending = 0
+        # The cancellations that clients have asked for, and whether they are stored.
+        self._by_clients: dict[str, anyio.Event] = {}
 
     async def cancel(self, request: str, why: CancelReason) -> None:
         """Ask for a request's end; return once that is stored, or if PENDING_MAX others wait.
@@ -58,19 +60,23 @@ class Cancellation:
     async def cancel_for_client(self, request: str) -> None:
         """Cancel a request that its client no longer wants; return once that is stored.
 
-        Raises OutcomeUnknown if the log does not store it in time; it is then repeated in the background.
+        Clients that ask at the same time share one record. Raises OutcomeUnknown if the log does not store it
+        in time; it is then repeated in the background.
         """
-        stored = anyio.Event()
-
-        async def cancel() -> None:
-            await self.cancel(request, "client")
-            stored.set()
-
-        self._tasks.start_soon(cancel)
+        if (stored := self._by_clients.get(request)) is None:
+            stored = self._by_clients[request] = anyio.Event()
+            self._tasks.start_soon(self._cancel_once, request, stored)
         with anyio.move_on_after(ACCEPT_S), self.health.while_writable():
             await stored.wait()
             return
         raise OutcomeUnknown(f"the cancellation of {request} is not stored yet")
+
+    async def _cancel_once(self, request: str, stored: anyio.Event) -> None:
+        await self.cancel(request, "client")
+        stored.set()
+        # Those who read the request before do not see the record.
+        await anyio.sleep(SCAN_TIMEOUT_S)
+        del self._by_clients[request]
 
     def cancel_unanswered(self, group: Choices) -> None:
         """Cancel requests that may be stored although the client received an error, so that none is charged.

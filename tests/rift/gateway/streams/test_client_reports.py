@@ -91,3 +91,25 @@ def test_clients_of_one_key_that_leave_are_followed_no_longer(more: dict[str, An
         assert lane.is_idle
 
     live(test)
+
+
+def test_a_request_that_many_cancel_at_once_is_cancelled_once() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        path = "/v1/responses"
+        headers = {"authorization": f"Bearer {world.key}"}
+        body = {"input": "hello", "max_output_tokens": 400, "background": True}
+        response = (await whole(world.ask(gateway, path, **body)))[1]["id"]
+        request = response.replace("resp_", "req_", 1)
+        await anyio.sleep(1)
+        calls = [
+            *[Call("DELETE", f"/v1/inference/{request}", headers=headers) for _ in range(10)],
+            *[Call("POST", f"{path}/{response}/cancel", headers=headers) for _ in range(10)],
+        ]
+        for call in calls:
+            gateway.serve(call)
+        assert {(await whole(call))[0] for call in calls} <= {200, 202}
+        assert stored(world, CancelRequested) == 1
+
+    live(test)
