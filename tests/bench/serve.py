@@ -67,7 +67,9 @@ class Side(NamedTuple):
 
 
 def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
-    """Return every cell of every round, and the ratios. Raises ServerBroken."""
+    """Return every cell of every round, and the ratios. Raises ServerBroken, StraceMissing."""
+    if options.syscalls:
+        syscalls.check()
     with tempfile.TemporaryDirectory(prefix="rift-bench-") as folder:
         served = _served(options, Path(folder))
         sides = [
@@ -219,7 +221,11 @@ def line(row: dict[str, Any]) -> str:
         f"{row['tokens_per_s']:7.0f} tokens/s, "
         f"TTFT {row['ttft_p50_ms']:6.1f} p99 {row['ttft_p99_ms']:6.1f} ms, "
         f"ITL {row['itl_p50_ms']:5.2f} p99 {row['itl_p99_ms']:6.2f} ms, "
-        f"front {row['front_cpu_per_million']:4.0f} CPU s/M tokens"
+        f"front {row['front_cpu_per_million']:4.0f} CPU s/M tokens ("
+        + ", ".join(
+            f"{role} {cpu_s:.0f}" for role, cpu_s in row["cpu_s_per_million"].items() if role in FRONT
+        )
+        + ")"
     )
     for role, counted in row.get("syscalls", {}).items():
         text += f", {role} {counted['turns']:.1f} turns and {sum(counted['calls'].values()):.0f} calls"
@@ -279,6 +285,11 @@ def _ratios(by_name: dict[str, list[dict[str, Any]]], streams: int, output_token
         **{f"native_{name}": value for name, value in compared(native).items()},
         "errors": sum(cell["errors"] for cells in same.values() for cell in cells),
     }
+    if ours and "syscalls" in ours[0]:
+        ratios["turns"] = {
+            role: round(figures.median([cell["syscalls"][role] for cell in ours], "turns"), 2)
+            for role in ours[0]["syscalls"]
+        }
     if "not_durable" in same:
         ratios["durable_tokens_per_s"] = ratio("tokens_per_s", ours, rounds("not_durable"))
     return ratios

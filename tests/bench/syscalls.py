@@ -15,6 +15,12 @@ class StraceMissing(Exception):
     """strace is not installed, or may not attach to a process."""
 
 
+def check() -> None:
+    """Raise StraceMissing if strace is not installed."""
+    if shutil.which("strace") is None:
+        raise StraceMissing("strace is not installed; install it, or leave out --syscalls")
+
+
 class Trace:
     """The calls of one process between the first and the second `mark`, by name."""
 
@@ -27,16 +33,16 @@ class Trace:
     def mark(self) -> None:
         """Attach, and when called again detach and count. Raises StraceMissing."""
         if self._strace is None:
-            if shutil.which("strace") is None:
-                raise StraceMissing("strace is not installed; install it, or leave out --syscalls")
             command = ["strace", "-c", "-f", "-U", "calls,name", "-o", str(self._file), "-p", str(self._pid)]
             self._strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-            return
-        self._strace.send_signal(signal.SIGINT)
-        _, messages = self._strace.communicate(timeout=DETACHED_S)
-        if "attached" not in messages:
-            raise StraceMissing(f"strace cannot attach to a process: {messages.strip()}")
-        self.calls = parse(self._file.read_text())
+            assert self._strace.stderr is not None, "strace has a pipe"
+            if "attached" not in (message := self._strace.stderr.readline()):
+                self._strace.communicate(timeout=DETACHED_S)
+                raise StraceMissing(f"strace cannot attach to a process: {message.strip()}")
+        else:
+            self._strace.send_signal(signal.SIGINT)
+            self._strace.communicate(timeout=DETACHED_S)
+            self.calls = parse(self._file.read_text())
 
 
 def parse(table: str) -> dict[str, int]:

@@ -3,8 +3,13 @@
 import asyncio
 import json
 import math
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +56,23 @@ def test_system_calls_of_a_table() -> None:
     calls = syscalls.parse(table)
     assert calls == {"epoll_pwait": 30, "futex": 5}
     assert syscalls.turns(calls) == 30
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_system_calls_of_a_process(tmp_path: Path) -> None:
+    loop = "import os, time\nprint(flush=True)\nwhile True:\n    os.getppid()\n    time.sleep(0.01)"
+    with subprocess.Popen([sys.executable, "-c", loop], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        trace = syscalls.Trace(process.pid, tmp_path / "calls")
+        try:
+            trace.mark()
+            time.sleep(0.3)
+            trace.mark()
+        finally:
+            process.kill()
+    assert trace.calls["getppid"] > 0
 
 
 def test_percentiles_without_values_are_nan() -> None:
