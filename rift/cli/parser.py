@@ -36,8 +36,21 @@ COMMANDS = {
 }
 
 
+# The exit status of a command that Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. Raises SystemExit(2) for wrong usage."""
+    exit_status = INTERRUPTED
+    try:
+        exit_status = _run(arguments)
+    except* KeyboardInterrupt:
+        print("rift: interrupted", file=sys.stderr)
+    return exit_status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser(arguments[0] if arguments else "").parse_args(arguments)
     # Whatever this process and its children write may hold a customer's data, so it is for its owner only.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import suppress
@@ -11,6 +12,7 @@ from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_workers
 from rift.cli.connection import installation, load_settings, settings_file
 from rift.cli.output import CommandFailed
+from rift.fleet.cluster import Cluster
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
@@ -26,6 +28,9 @@ def up(options: Namespace) -> None:
             "rift up starts a broker of its own: leave out --nats, or start the roles yourself"
         )
     settings = load_settings(options)
+    if settings.fleet == "kubernetes":
+        # Control would find this out at each of its starts, while the gateway accepts requests.
+        Cluster.around(os.environ)
     folder = installation(options)
     folder.make()
     folder.lock()

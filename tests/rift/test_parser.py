@@ -1,7 +1,9 @@
-"""Only the module of the command that runs is imported."""
+"""Only the module of the command that runs is imported, and Ctrl-C ends it quietly."""
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +43,25 @@ def test_an_error_of_the_system_is_shown_without_its_number() -> None:
     assert parser._text(FileNotFoundError(2, "No such file", "a.csv")) == "a.csv: No such file"
     assert parser._text(OSError(28, "No space left on device")) == "No space left on device"
     assert parser._text(TimeoutError("none within 5 s")) == "none within 5 s"
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for pressed in (KeyboardInterrupt(), BaseExceptionGroup("tasks", [KeyboardInterrupt()])):
+
+        def run(_: object, pressed: BaseException = pressed) -> int:
+            raise pressed
+
+        monkeypatch.setattr(parser, "_run", run)
+        assert parser.main(["status"]) == 128 + signal.SIGINT
+        assert capsys.readouterr().err == "rift: interrupted\n"
+
+
+def test_up_refuses_a_fleet_that_control_cannot_have(tmp_path: Path) -> None:
+    (tmp_path / "rift.toml").write_text('fleet = "kubernetes"\n')
+    run = [sys.executable, "-m", "rift", "up", "--engine", "sim", "--data", str(tmp_path)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60, env=environment())
+    assert done.returncode == 1
+    assert "works in a pod" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["rift.toml"]
