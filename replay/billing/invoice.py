@@ -139,8 +139,8 @@ def closing(read: Read, period: str) -> Closing:
 
 def usage(read: Read, account: str, first_day: str, last_day: str, groups: Sequence[str]) -> dict[str, Any]:
     """Return sums over days from the first to the last (UTC, inclusive), by groups. Raises BillingRefused."""
-    for day in (first_day, last_day):
-        _check_day(day)
+    _check_day("from", first_day)
+    _check_day("to", last_day)
     if unknown := [group for group in groups if group not in GROUPS]:
         raise BillingRefused(f"group_by: {unknown[0]!r} is not a group; use {', '.join(GROUPS)}")
     known, sums, applied = read(
@@ -178,7 +178,7 @@ def usage(read: Read, account: str, first_day: str, last_day: str, groups: Seque
     }
 
 
-def _check_day(day: str) -> None:
+def _check_day(name: str, day: str) -> None:
     try:
         if DAY.fullmatch(day):
             datetime.date.fromisoformat(day)
@@ -186,7 +186,7 @@ def _check_day(day: str) -> None:
     except ValueError:
         # It has the right form, but the calendar does not have it.
         pass
-    raise BillingRefused(f"{day!r} is not a day; write it as YYYY-MM-DD, in UTC")
+    raise BillingRefused(f"{name}: {day!r} is not a day; write it as YYYY-MM-DD, in UTC")
 
 
 def _line(row: Sequence[Any]) -> InvoiceLine:

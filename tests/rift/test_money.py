@@ -83,7 +83,11 @@ def test_an_account_sees_its_own_bills_only(service: Service) -> None:
     ("path", "message"),
     [
         ("/v1/invoices/2026-13", "'2026-13' is not a period"),
-        ("/v1/usage?from=yesterday", "'yesterday' is not a day"),
+        ("/v1/usage?from=yesterday", "from: 'yesterday' is not a day"),
+        ("/v1/usage?month=2026-11", "month: this route has no such parameter; it has from, to, group_by"),
+        ("/v1/usage?group_by=day&group_by=key", "group_by: given more than once"),
+        ("/v1/invoices?page=2", "page: this route has no such parameter; it has limit, after"),
+        ("/v1/inference?limit=1&limit=2", "limit: given more than once"),
         ("/v1/usage?group_by=colour", "'colour' is not a group"),
     ],
 )

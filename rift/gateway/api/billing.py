@@ -1,6 +1,7 @@
 """`/v1/invoices`, `/v1/usage` and the list at `/v1/inference`: the control process answers them."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from events import ids
@@ -48,13 +49,14 @@ class BillingRoutes:
     async def invoices(self, request: Request) -> None:
         """Answer with `limit` invoices of the account, newest first, that precede the month `after`."""
         issued = self._auth.authenticate(request, "usage")
-        question = AskInvoices(issued.account, _limit(request), request.query().get("after"))
+        query = _query(request, "limit", "after")
+        question = AskInvoices(issued.account, _limit(query), query.get("after"))
         await request.answer(200, await self._ask(question, "invalid_period"))
 
     async def usage(self, request: Request) -> None:
         """`from` and `to` are days (UTC), both inclusive; `group_by` is a comma-separated list."""
         issued = self._auth.authenticate(request, "usage")
-        query = request.query()
+        query = _query(request, "from", "to", "group_by")
         groups = tuple(group for group in query.get("group_by", "day,model").split(",") if group)
         days = query.get("from", FIRST_DAY), query.get("to", LAST_DAY)
         await request.answer(200, await self._ask(AskUsage(issued.account, *days, groups), "invalid_query"))
@@ -65,8 +67,8 @@ class BillingRoutes:
         if not set(LISTING) & set(issued.scopes):
             message = f"this API key may not list requests; its scopes are {', '.join(issued.scopes)}"
             raise HTTPError(403, message, code="insufficient_scope")
-        limit = _limit(request)
-        after = request.query().get("after")
+        query = _query(request, "limit", "after")
+        limit, after = _limit(query), query.get("after")
         if after is not None and ids.verified(after, secret=self._secret, account=issued.account) is None:
             message = f"after: request {after!r} was not found"
             raise HTTPError(400, message, code="invalid_query", param="after")
@@ -93,9 +95,24 @@ class BillingRoutes:
             raise HTTPError(503, message, code="control_unavailable", headers=retry_after(5)) from error
 
 
-def _limit(request: Request) -> int:
+def _query(request: Request, *known: str) -> dict[str, str]:
+    """Return the parameters of the query. Raises HTTPError (400) for an unknown or repeated one: an answer
+    without it would not be what the client asked for."""
+    query: dict[str, str] = {}
+    for name, value in request.query_pairs():
+        if name not in known:
+            message = f"{name}: this route has no such parameter; it has {', '.join(known)}"
+            raise HTTPError(400, message, code="invalid_query", param=name)
+        if name in query:
+            message = f"{name}: given more than once; separate several values of group_by by commas"
+            raise HTTPError(400, message, code="invalid_query", param=name)
+        query[name] = value
+    return query
+
+
+def _limit(query: Mapping[str, str]) -> int:
     """Return the page size that the client asks for. Raises HTTPError (400)."""
-    limit = request.query().get("limit", str(PAGE))
+    limit = query.get("limit", str(PAGE))
     if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= PAGE_MAX:
         message = f"limit: must be a number from 1 to {PAGE_MAX}, got {limit!r}"
         raise HTTPError(400, message, code="invalid_query", param="limit")

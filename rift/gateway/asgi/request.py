@@ -89,7 +89,10 @@ class Request:
         return sent if sent is not None and CLIENT_ID.fullmatch(sent) else None
 
     def query(self) -> dict[str, str]:
-        return dict(parse_qsl(self._scope["query_string"].decode("latin-1")))
+        return dict(self.query_pairs())
+
+    def query_pairs(self) -> list[tuple[str, str]]:
+        return parse_qsl(self._scope["query_string"].decode("latin-1"))
 
     async def body(self, hold: BodyHold) -> bytearray:
         """Return the whole body, counted in `hold`. Raises HTTPError (408, 413, 429, 503) and ClientGone."""
