@@ -256,6 +256,7 @@ def test_a_seed_is_clamped_to_64_bits(section: str) -> None:
     if section != NATIVE:
         assert read(section, seed=9223372036854776000).parameters.seed == 2**63 - 1
         assert read(section, seed=-9223372036854776000).parameters.seed == -(2**63)
+        assert read(section, seed=-1).parameters.seed is None, "vLLM draws a seed for it"
         for seed in (2**64, 10**4000):
             at = "parameters." if section == NATIVE_PARAMETERS else ""
             assert refusal(section, seed=seed).param == f"{at}seed"

@@ -73,8 +73,9 @@ CODES = (
               "The gateway cannot confirm that it knows all keys and limits.",
               "Repeat it after `retry-after`, or at another gateway."),
     # Bodies and their fields.
-    ErrorCode("unsupported_media_type", (415,), ("submit",), "The body is not `application/json`.",
-              "Send the header `Content-Type: application/json`."),
+    ErrorCode("unsupported_media_type", (415,), ("submit",),
+              "The body is not `application/json`, or is compressed.",
+              "Send the header `Content-Type: application/json`, and no `Content-Encoding`."),
     ErrorCode("body_timeout", (408,), ("submit",), "The body did not arrive in time, or too slowly.",
               "Repeat it."),
     ErrorCode("body_too_large", (413,), ("submit",),

@@ -24,7 +24,7 @@ class ModelRoutes:
 
     async def all(self, request: Request) -> None:
         key = self._admission.auth.authenticate(request, None).key
-        whole = request.query().get("all") == "true"
+        whole = request.asks("all")
         allowed = [name for name in self._models if self._admission.auth.may_use(name, key)]
         names = [name for name in allowed if whole or self._admission.serves(name)]
         await request.answer(200, {"object": "list", "data": [self._shown(name) for name in names]})

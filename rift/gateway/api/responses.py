@@ -29,10 +29,9 @@ class ResponseRoutes:
 
     async def response(self, request: Request, id: str) -> None:
         """Answer with the object or, with `?stream=true`, its events after number `starting_after`."""
-        query = request.query()
-        if query.get("stream") != "true":
+        if not request.asks("stream"):
             return await request.answer(200, response(await self._stored.read(request, id)))
-        after = query.get("starting_after", "-1")
+        after = request.query().get("starting_after", "-1")
         if not re.fullmatch(r"-1|\d{1,9}", after):
             message = f"starting_after: an event's number has 1 to 9 digits, got {after!r}"
             raise HTTPError(400, message, code="invalid_value", param="starting_after")

@@ -94,6 +94,10 @@ class Request:
     def query_pairs(self) -> list[tuple[str, str]]:
         return parse_qsl(self._scope["query_string"].decode("latin-1"))
 
+    def asks(self, name: str) -> bool:
+        """Return whether a parameter of the query is true, as JSON, Python or a shell writes it."""
+        return self.query().get(name, "").lower() in ("true", "1")
+
     async def body(self, hold: BodyHold) -> bytearray:
         """Return the whole body, counted in `hold`. Raises HTTPError (408, 413, 429, 503) and ClientGone."""
         data = bytearray()

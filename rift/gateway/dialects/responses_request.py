@@ -208,7 +208,9 @@ def _messages(body: ResponseBody) -> tuple[Message, ...]:
             continue
         for at, item in items:
             if item.type == "function_call_output" and item.call_id not in called:
-                raise wrong(f"input[{at}].call_id", f"no earlier item has a call {item.call_id!r}")
+                unknown = f"no earlier item has a call {item.call_id!r}"
+                words = unknown if item.call_id else "the output of a call must name the call"
+                raise wrong(f"input[{at}].call_id", words)
             _add(turns, item, f"input[{at}]")
     if not turns:
         raise wrong("input", "at least one item is required")

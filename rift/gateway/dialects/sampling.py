@@ -14,6 +14,10 @@ STOPS_MAX = 16
 STOP_CHARACTERS_MAX = 256
 # The ends of 64 bits as OpenAI publishes them and JavaScript writes them: rounded, and so just outside.
 SEED_MAX = 9223372036854776000
+# vLLM draws a seed for it. If it counted as a seed, the choices after the first would get 0, 1 and so on.
+NO_SEED = -1
+# The mark that some editors and shells write at the start of a UTF-8 file.
+MARK = b"\xef\xbb\xbf"
 WHOLE = re.compile(rb"(-?\d{1,20})\.0+")
 
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
@@ -81,7 +85,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         Stop,
         note(f"Up to {STOPS_MAX}, each up to {STOP_CHARACTERS_MAX} characters. Empty ones are left out."),
     ] = None
-    seed: Annotated[Seed | None, note("A seed outside 64 bits is the nearest within.")] = None
+    seed: Annotated[
+        Seed | None, note("A seed outside 64 bits is the nearest within. -1 is no seed, as in vLLM.")
+    ] = None
     presence_penalty: Annotated[Penalty | None, note("Against tokens that the answer has. Default: 0.")] = (
         None
     )
@@ -99,6 +105,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 def decode(data: Body, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded:
     """Raises HTTPError."""
+    if data.startswith(MARK):
+        data = data[len(MARK) :]
     try:
         try:
             return decoder.decode(data)
@@ -151,7 +159,7 @@ def parameters(body: Sampling, max_tokens: int | None, *, raw: bool = False, at:
     if seed is not None:
         if abs(seed) > SEED_MAX:
             raise wrong(f"{at}seed", f"must be between {-SEED_MAX} and {SEED_MAX}")
-        seed = max(-(2**63), min(2**63 - 1, seed))
+        seed = max(-(2**63), min(2**63 - 1, seed)) if seed != NO_SEED else None
     return Parameters(
         temperature=body.temperature,
         top_p=body.top_p,

@@ -28,6 +28,9 @@ class BodyReader:
         if content_type != "application/json":
             message = "send the body with `Content-Type: application/json`"
             raise HTTPError(415, message, code="unsupported_media_type")
+        if (encoding := request.header(b"content-encoding") or "identity").lower() != "identity":
+            message = f"send the body without `Content-Encoding: {encoding}`: it must not be compressed"
+            raise HTTPError(415, message, code="unsupported_media_type")
         with self._budget.hold(issued.account, dialect.body_bytes_max) as hold:
             body = await request.body(hold)
             async with self._turns.turn(issued.account, len(body), request.disconnected):

@@ -177,9 +177,11 @@ def test_no_key_or_a_wrong_one_is_401(service: Service, authorization: str | Non
 def test_other_refusals(client: httpx.Client) -> None:
     assert client.put("/v1/inference").status_code == 405
     assert client.put("/v1/inference").headers["allow"] == "GET, POST"
-    assert (
-        client.post("/v1/inference", content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
-    )
+    for header, value in (("content-type", "text/plain"), ("content-encoding", "gzip")):
+        sent = {"content-type": "application/json", header: value}
+        refused = client.post("/v1/inference", content=b"{}", headers=sent)
+        assert refused.status_code == 415
+        assert header in problem(refused)["message"].lower()
     assert client.get("/nowhere").status_code == 404
     for broken in (b"", b"{", b'{"model":"\xff"}', b"[" * 100_000, b"[1]"):
         response = client.post("/v1/inference", content=broken, headers={"content-type": "application/json"})
@@ -309,7 +311,7 @@ def test_a_stored_response_that_did_not_fit_says_so(client: httpx.Client) -> Non
 def test_models_are_the_served_ones_or_all_known_ones(client: httpx.Client) -> None:
     served = client.get("/v1/models").json()
     assert [model["id"] for model in served["data"]] == [MODEL]
-    known = [model["id"] for model in client.get("/v1/models?all=true").json()["data"]]
+    known = [model["id"] for model in client.get("/v1/models?all=True").json()["data"]]
     assert known[0] == MODEL
     assert {"llama4:maverick", "deepseek-v3", "deepseek-r1", "wide:sim"} < set(known)
     one = client.get("/v1/models/deepseek-r1").json()

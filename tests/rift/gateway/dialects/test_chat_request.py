@@ -178,6 +178,19 @@ def test_a_part_may_have_the_fields_of_other_parts_without_value() -> None:
     )
 
 
+def test_a_body_may_begin_with_the_mark_of_a_file() -> None:
+    body = b'{"model": "m", "prompt": "hi"}'
+    assert native.parse(b"\xef\xbb\xbf" + body) == native.parse(body)
+
+
+def test_an_output_without_a_call_names_the_field() -> None:
+    error = refused(response, {"input": [{"type": "function_call_output", "output": "x"}]})
+    assert (error.param, error.message) == (
+        "input[0].call_id",
+        "input[0].call_id: the output of a call must name the call",
+    )
+
+
 def test_a_whole_number_may_have_a_fraction_of_zero() -> None:
     whole = chat(max_tokens=5, n=2, seed=-7, top_k=0, temperature=1, tools=[WEATHER])
     assert chat(max_tokens=5.0, n=2.0, seed=-7.0, top_k=0.0, temperature=1.0, tools=[WEATHER]) == whole

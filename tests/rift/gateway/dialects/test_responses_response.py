@@ -74,6 +74,9 @@ def test_resuming_past_the_end_names_the_last_event(served: Served) -> None:
         last = events[-1]["sequence_number"]
         assert frames(client.get(f"{at}{last - 1}").text) == events[-1:]
         assert client.get(f"{at}{last}").text == "", "no event follows it"
+        for true in ("True", "1"):
+            again = client.get(f"{PATH}/{answer['id']}", params={"stream": true})
+            assert frames(again.text) == events, "Python and shells write it so"
         for beyond in (last + 1, 999):
             (told,) = frames(client.get(f"{at}{beyond}").text)
             assert (told["type"], told["code"], told["param"]) == (
