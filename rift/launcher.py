@@ -117,7 +117,7 @@ class Launcher:
             reserve.restore()
         began_s = self._done("the log (nats-server)", began_s)
         tasks.start_soon(self._disk(reserve, address).watch)
-        tasks.start_soon(self._shorten_logs)
+        tasks.start_soon(self._keep_house)
         check = await startup.prepared(log, settings, address.monitor)
         tasks.start_soon(check.watch)
         key = await startup.write_book(log, self._installation, settings, self._notify)
@@ -185,9 +185,10 @@ class Launcher:
         broker = Broker(partial(ask_health, address.monitor), self._children["nats"].restart, hurry)
         return LogDisk(reserve, broker, self._notify)
 
-    async def _shorten_logs(self) -> None:
+    async def _keep_house(self) -> None:
         while True:
             shorten_logs(self._installation.logs)
+            self._parent.guard.check()
             await anyio.sleep(LOGS_POLL_S)
 
     async def _stop_workers(self, fleet: LocalFleet) -> None:

@@ -57,22 +57,18 @@ POLL_S = 0.05
 
 
 class Guard:
-    """Kill process groups once this process is gone."""
+    """Kill process groups once this process is gone. A guard that was killed is replaced."""
 
     def __init__(self) -> None:
-        self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", GUARD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-        )
+        self._groups: set[int] = set()
+        self._shell = _shell()
 
     def start(
         self, command: Sequence[str], *, output: BinaryIO, environment: Mapping[str, str]
     ) -> "subprocess.Popen[bytes]":
         """Start a process that leads a group of its own, which is killed once this process is gone."""
-        return subprocess.Popen(
+        self.check()
+        process = subprocess.Popen(
             ["/bin/sh", "-c", CHILD, "sh", *command],
             stdin=subprocess.DEVNULL,
             stdout=self._pipe,
@@ -80,18 +76,32 @@ class Guard:
             process_group=0,
             env=environment,
         )
+        self._groups.add(process.pid)
+        return process
 
     def add(self, group: int) -> None:
         """Add a group that was started elsewhere."""
+        self._groups.add(group)
         self._send(b"add %d\n" % group)
 
     def ended(self, group: int) -> None:
         """Remove a group that has ended: the system may reuse its number."""
+        self._groups.discard(group)
         self._send(b"end %d\n" % group)
 
+    def check(self) -> None:
+        """Start another guard if this one was killed."""
+        if self._shell.poll() is not None:
+            self._pipe.close()
+            self._shell = _shell()
+            for group in self._groups:
+                self._send(b"add %d\n" % group)
+
     def _send(self, line: bytes) -> None:
-        self._pipe.write(line)
-        self._pipe.flush()
+        self.check()
+        # Killed since then, it is replaced at the next check.
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.write(line)
 
     @property
     def _pipe(self) -> IO[bytes]:
@@ -101,6 +111,17 @@ class Guard:
     def dismiss(self) -> None:
         with self._shell:
             self._shell.kill()
+
+
+def _shell() -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        ["/bin/sh", "-c", GUARD],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    )
 
 
 def shorten_logs(logs: Path) -> None:

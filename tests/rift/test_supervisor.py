@@ -91,13 +91,16 @@ async def test_a_retired_child_exits_and_is_not_restarted(tmp_path: Path) -> Non
     assert (ended, said, one.runs) == ([0], [], False)
 
 
-def test_the_guard_kills_remaining_groups_and_forgets_ended_ones() -> None:
-    """The system reuses the number of an ended group, so the guard must not kill that number."""
+@pytest.mark.parametrize("harm", ["", "guard._shell.kill(); guard._shell.wait();"])
+def test_the_guard_kills_remaining_groups_and_forgets_ended_ones(harm: str) -> None:
+    """The system reuses the number of an ended group, so the guard must not kill that number. A guard that
+    was killed is replaced, and the other processes run on."""
     script = (
         "import subprocess, os; from rift.supervisor import Guard; guard = Guard();"
         "quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0);"
         "start = lambda: subprocess.Popen(['sleep', '100'], **quiet).pid;"
-        "left, forgotten = start(), start(); guard.add(left); guard.add(forgotten); guard.ended(forgotten);"
+        f"left, forgotten = start(), start(); guard.add(left); guard.add(forgotten); {harm}"
+        "guard.ended(forgotten);"
         "print(left, forgotten, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
