@@ -56,7 +56,13 @@ class Book:
         self._seen: set[str] = set()
 
     def fold(self, stored: Stored) -> None:
-        """Apply one record. Raises codec.RecordUnreadable: no reader may skip an entry of the book."""
+        """Apply the next record. Raises codec.RecordUnreadable: no reader may skip an entry of the book."""
+        if stored.sequence > (wanted := self.position + 1):
+            # A broker with a damaged file passes over what it cannot read, such as the end of a key.
+            raise codec.RecordUnreadable(
+                f"the log has lost the book's records from {wanted} to {stored.sequence - 1}: restore it "
+                "from a backup"
+            )
         self.at_ns = max(self.at_ns, stored.stored_at_ns)
         for event in codec.decode(stored.data)[1]:
             if isinstance(event, codec.Unreadable):

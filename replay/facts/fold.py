@@ -86,10 +86,20 @@ class Changes(msgspec.Struct):
     stop: Stop | None = None
 
 
-def read(stream: str, messages: Iterable[Stored], quarantined: Container[int] = ()) -> Batch:
-    """Decode records up to the first unreadable one. A quarantined record has no events."""
+def read(
+    stream: str, messages: Iterable[Stored], quarantined: Container[int] = (), *, after: int = 0
+) -> Batch:
+    """Decode records up to the first that is unreadable, or missing: a broker with a damaged file passes over
+    what it cannot read. `after` is the sequence before them, 0 if any may be the first.
+
+    A quarantined record has no events.
+    """
     records: list[Read] = []
     for stored in messages:
+        lost = range(after + 1, stored.sequence if after else 0)
+        if (missing := next((one for one in lost if one not in quarantined), None)) is not None:
+            return Batch(stream, records, Stop(missing, "the log has lost this record"))
+        after = max(after, stored.sequence)
         _, events, why = decoded(stored)
         if why is not None and stored.sequence not in quarantined:
             return Batch(stream, records, Stop(stored.sequence, why))

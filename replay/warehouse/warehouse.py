@@ -9,6 +9,7 @@ database whose checkpoint failed: the file is closed then, and the next use open
 """
 
 import hashlib
+import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -183,12 +184,13 @@ class Warehouse:
     def apply(self, stream: str, messages: Sequence[Stored]) -> None:
         """Fold messages of one stream, in its order; skip those that were applied before.
 
-        Raises ProjectionStopped at a record that cannot be folded, after committing everything before it;
-        raises BookBehind and DiskRefused without any change. After DiskRefused the messages may be applied
-        nevertheless, and can be applied again.
+        Raises ProjectionStopped at a record that is missing or cannot be folded, after committing everything
+        before it; raises BookBehind and DiskRefused without any change. After DiskRefused the messages may be
+        applied nevertheless, and can be applied again.
         """
         self.ensure_open()
-        self.apply_batch(fold.read(stream, messages, self.quarantined(stream)))
+        after = self.positions().get(stream, 0)
+        self.apply_batch(fold.read(stream, messages, self.quarantined(stream), after=after))
 
     def apply_batch(self, batch: Batch) -> None:
         """Apply decoded records as `apply` does."""
@@ -335,7 +337,7 @@ def applied_marks(path: Path) -> dict[str, tuple[int, int]]:
     WarehouseBusy.
     """
     _remove_torn(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     with naming(path, *DISK_ERRORS):
         try:

@@ -1,5 +1,7 @@
 """The book's fold, where its other readers must read the same."""
 
+import pytest
+
 from events import codec
 from events.book import Book, key_digest
 from events.log import Stored
@@ -50,6 +52,15 @@ def test_a_revoked_key_does_not_come_back_and_is_revoked_once() -> None:
     held = book.authenticate("rift_k_secret")
     assert held is not None
     assert (held.state(0), book.revoked) == ("revoked", ["k"])
+
+
+def test_a_record_that_is_missing_stops_the_book() -> None:
+    """A damaged broker passes over a record. Without the end of a key, the key would be valid again."""
+    book = told(Book(), issued())
+    lost = codec.encode("test", [KeyIssued(id="3", key="x", account="a", sha256="")])
+    with pytest.raises(codec.RecordUnreadable, match="the book's records from 2 to 2: restore"):
+        book.fold(Stored("rift.book.key.x", 3, 3, lost))
+    assert (book.position, "x" in book.keys) == (1, False)
 
 
 def test_limits_of_a_key_are_not_its_accounts() -> None:

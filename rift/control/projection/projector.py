@@ -148,12 +148,14 @@ class Projector:
             group.start_soon(inbox.fill, reader)
             while True:
                 messages = await inbox.next_batch()
-                self._check_gap(stream, messages[0].sequence)
+                await self._check_gap(stream, messages[0].sequence)
                 await self._writer.apply(stream, messages)
 
-    def _check_gap(self, stream: str, first: int) -> None:
-        """Raise LogTrimmed after a gap: another leader may trim while this process is frozen."""
-        if (applied := self.applied.get(stream, 0)) + 1 < first:
+    async def _check_gap(self, stream: str, first: int) -> None:
+        """Raise LogTrimmed after a gap at the log's beginning: another leader may trim while this process is
+        frozen."""
+        applied = self.applied.get(stream, 0)
+        if applied + 1 < first and applied + 1 < await self._log.first_sequence(stream):
             raise LogTrimmed(
                 f"{stream} was trimmed up to {first - 1} while this process was not reading, and the "
                 f"database has applied it up to {applied}: restart control, and it will be rebuilt from the "

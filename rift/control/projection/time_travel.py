@@ -100,7 +100,8 @@ async def _records(
         )
     async with aclosing(log.scan(stream, [stream_subjects], first=archived + 1, target=last)) as batches:
         async for messages in batches:
-            batch = fold.read(stream, messages, quarantined)
+            batch = fold.read(stream, messages, quarantined, after=archived)
+            archived = messages[-1].sequence if messages else archived
             if batch.records:
                 yield batch.records
             if batch.stop is not None:

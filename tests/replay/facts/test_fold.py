@@ -343,3 +343,18 @@ def test_a_version_is_published_once(scribe: Any, warehouse: Warehouse) -> None:
     apply_all(warehouse, scribe.streams)
     assert [(row["model"], row["prompt_nanousd"]) for row in rows(warehouse, "prices")] == [("tiny:1", 1)]
     assert len(rows(warehouse, "facts.book_entries")) == 3
+
+
+def test_a_record_that_is_missing_stops_the_projection(scribe: Any, warehouse: Warehouse) -> None:
+    """A damaged broker passes over a record: requests must not go unbilled without a word."""
+    scribe.prices(prompt=1, output=1)
+    scribe.finished_request()
+    scribe.finished_request()
+    warehouse.apply(subjects.BOOK, scribe.streams[subjects.BOOK])
+    records = scribe.streams["RIFT_0"]
+    for messages in (records[:2] + records[3:], records[3:]):
+        with pytest.raises(ProjectionStopped, match="stopped at RIFT_0:3: the log has lost this record"):
+            warehouse.apply("RIFT_0", messages)
+        assert warehouse.positions()["RIFT_0"] == 2
+    warehouse.apply("RIFT_0", records[1:])
+    assert warehouse.positions()["RIFT_0"] == len(records)
