@@ -63,6 +63,9 @@ def _seed(seed: int | None, choice: int) -> int | None:
     client's."""
     if seed is None:
         return None
+    if seed < -1 <= seed + choice:
+        # -1 is no seed.
+        choice += 1
     return seed + choice if seed <= SEED_MAX - choice else seed - choice
 
 

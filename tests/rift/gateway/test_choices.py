@@ -68,7 +68,7 @@ def test_ids_of_a_group_are_known_from_the_first() -> None:
     live(test)
 
 
-@pytest.mark.parametrize("seed", [None, 7, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("seed", [None, 7, -4, 2**63 - 1, -(2**63)])
 def test_each_choice_has_its_own_seed_if_the_request_has_one(seed: int | None) -> None:
     async def test(world: World) -> None:
         first: RequestAccepted = world.accepted(await world.gateway())
@@ -77,6 +77,7 @@ def test_each_choice_has_its_own_seed_if_the_request_has_one(seed: int | None) -
         assert seeds[0] == seed
         assert len(set(seeds)) == (1 if seed is None else 8)
         assert all(one is None or -(2**63) <= one < 2**63 for one in seeds)
+        assert -1 not in seeds, "an engine draws a seed for it"
 
     live(test)
 
