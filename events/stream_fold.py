@@ -1,6 +1,7 @@
 """One way to keep a fold current with a stream: read what is there, or follow it for ever."""
 
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol
 
 from events.log import Follower, Log, Stored
@@ -20,9 +21,10 @@ class Fold(Protocol):
 async def read(log: Log, stream: str, subjects: Sequence[str], fold: Fold) -> None:
     """Fold everything the stream holds now, after `fold.position`. Raises LogError and what `fold` raises."""
     target = await log.last_sequence(stream)
-    async for batch in log.scan(stream, subjects, first=fold.position + 1, target=target):
-        for stored in batch:
-            fold.fold(stored)
+    async with aclosing(log.scan(stream, subjects, first=fold.position + 1, target=target)) as batches:
+        async for batch in batches:
+            for stored in batch:
+                fold.fold(stored)
 
 
 async def follow(

@@ -5,6 +5,7 @@ quarantines only add up, so that they need no order.
 """
 
 import secrets
+from contextlib import aclosing
 from typing import Any
 
 from msgspec.structs import replace
@@ -187,12 +188,10 @@ async def quarantine(log: Log, stream: str, sequence: int, reason: str) -> None:
         raise RecordReadable(f"records of {stream} cannot be skipped; only a shard's and the fleet's can")
     if not 1 <= sequence <= await log.last_sequence(stream):
         raise RecordReadable(f"{stream} has no record {sequence}")
-    async for batch in log.scan(stream, [everything], first=sequence, target=sequence):
-        for stored in batch:
-            if _is_readable(stored.data):
-                raise RecordReadable(
-                    f"{stream}:{sequence} can be decoded; only unreadable records can be skipped"
-                )
+    async with aclosing(log.scan(stream, [everything], first=sequence, target=sequence)) as batches:
+        records = [stored async for batch in batches for stored in batch]
+    if any(_is_readable(stored.data) for stored in records):
+        raise RecordReadable(f"{stream}:{sequence} can be decoded; only unreadable records can be skipped")
     event = RecordQuarantined(
         id=f"quarantine.{stream}.{sequence}", stream=stream, sequence=sequence, reason=reason
     )

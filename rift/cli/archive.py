@@ -1,6 +1,7 @@
 """`rift archive verify`: check the archive against its manifests, the book and the log."""
 
 from argparse import ArgumentParser, Namespace
+from contextlib import aclosing
 
 from events import codec, subjects
 from events.jetstream import JetStream
@@ -86,10 +87,11 @@ async def _anchors(log: JetStream) -> tuple[dict[str, list[SegmentSealed]], dict
     """Return the segments that the book names, and the first sequence that the log still holds, by stream."""
     sealed: dict[str, list[SegmentSealed]] = {}
     last = await log.last_sequence(subjects.BOOK)
-    async for batch in log.scan(subjects.BOOK, ["rift.book.>"], first=1, target=last):
-        for stored in batch:
-            for event in codec.decode(stored.data)[1]:
-                if isinstance(event, SegmentSealed):
-                    sealed.setdefault(event.stream, []).append(event)
+    async with aclosing(log.scan(subjects.BOOK, ["rift.book.>"], first=1, target=last)) as batches:
+        async for batch in batches:
+            for stored in batch:
+                for event in codec.decode(stored.data)[1]:
+                    if isinstance(event, SegmentSealed):
+                        sealed.setdefault(event.stream, []).append(event)
     streams = subjects.folded(range(SHARDS))
     return sealed, {stream: await log.first_sequence(stream) for stream in streams}

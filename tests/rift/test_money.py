@@ -228,6 +228,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     ),
     "'here' is not a position": ("replay", "--until", "here"),
     "needs --until POSITION": ("replay", "--digest", "select 1"),
+    "only unreadable records can be skipped": ("quarantine", "RIFT_0:1", "--reason", "x"),
 }
 
 
