@@ -1,11 +1,13 @@
 """The answer to a request that the log holds: its subscription, and how the answer starts."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+
+from msgspec.structs import replace
 
 from events import ids
 from events.book import Book
-from events.schema import RequestAccepted
+from events.schema import Parameters, RequestAccepted
 from rift.gateway.asgi.errors import Headers
 from rift.gateway.asgi.request import Request
 from rift.gateway.completion import Completion
@@ -15,6 +17,8 @@ from rift.gateway.streams.delivery import Delivery
 from rift.gateway.streams.lane_reader import LaneReader
 from rift.gateway.streams.lane_registry import LaneRegistry
 from rift.gateway.streams.subscription import Subscription
+
+Answer = Callable[[], Awaitable[None]]
 
 
 class Responder:
@@ -49,10 +53,19 @@ class Responder:
             return None
         return subscription
 
-    async def respond(
+    def answer(
         self, request: Request, parsed: ParsedRequest, subscription: Subscription, headers: Headers = ()
+    ) -> Answer:
+        """Return a function that sends the answer, or at once the status of a background request.
+
+        It keeps nothing large of the body. It raises HTTPError, LogError.
+        """
+        light = replace(parsed, input="", more=(), parameters=Parameters())
+        return partial(self._respond, request, light, subscription, headers)
+
+    async def _respond(
+        self, request: Request, parsed: ParsedRequest, subscription: Subscription, headers: Headers
     ) -> None:
-        """Send the answer, or at once the status of a background request. Raises HTTPError, LogError."""
         answer = subscription.answer
         request.request_id = answer.id
         at = ids.parsed(answer.id).at

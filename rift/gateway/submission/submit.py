@@ -8,7 +8,7 @@ unanswered, and cost nothing.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 from msgspec.structs import replace
 
@@ -16,14 +16,13 @@ from events.schema import KeyIssued
 from rift.gateway.admission.admission import Admission
 from rift.gateway.admission.reservation import Reservation
 from rift.gateway.asgi.request import Request
-from rift.gateway.choices import Choices
 from rift.gateway.dialects.dialect import Dialect
 from rift.gateway.dialects.sampling import ParsedRequest
 from rift.gateway.submission.acceptance import AcceptanceBuilder
 from rift.gateway.submission.acceptance_writer import AcceptanceWriter
 from rift.gateway.submission.body_reader import BodyReader
 from rift.gateway.submission.idempotency import IdempotencyKeys
-from rift.gateway.submission.responder import Responder
+from rift.gateway.submission.responder import Answer, Responder
 
 REPLAYED = [(b"idempotent-replayed", b"true")]
 
@@ -52,19 +51,31 @@ class Submission:
         """Accept a request and answer it. Raises HTTPError, LogError, ClientGone."""
         issued = self._admission.auth.authenticate(request)
         parsed, body_digest = await self._bodies.read(dialect, request, issued)
-        if (key := request.header(b"idempotency-key")) is not None:
-            digest = self._keys.key_digest(issued.account, key)
-            await self._infer_once(request, parsed, issued, digest, body_digest)
-            return
-        choices = self._builder.build(
-            parsed, issued, self._builder.entry(parsed, issued.account, request.client_id)
-        )
-        await self._answer_new(request, parsed, await self._admission.reserve(parsed, choices))
+        with ExitStack() as held:
+            if request.header(b"idempotency-key") is None:
+                answer = await self._subscribe(request, parsed, issued)
+            else:
+                answer = await self._subscribe_once(request, parsed, issued, body_digest, held)
+            # Many clients may wait for the answer to one large body, so none keeps it.
+            del parsed
+            await answer()
 
-    async def _infer_once(
-        self, request: Request, parsed: ParsedRequest, issued: KeyIssued, digest: str, body_digest: str
-    ) -> None:
-        """Answer the one request of an idempotency key, by whichever client and gateway it was created."""
+    async def _subscribe(self, request: Request, parsed: ParsedRequest, issued: KeyIssued) -> Answer:
+        """Accept a request without an idempotency key."""
+        entry = self._builder.entry(parsed, issued.account, request.client_id)
+        choices = self._builder.build(parsed, issued, entry)
+        return await self._accept(request, parsed, await self._admission.reserve(parsed, choices))
+
+    async def _subscribe_once(
+        self, request: Request, parsed: ParsedRequest, issued: KeyIssued, body_digest: str, held: ExitStack
+    ) -> Answer:
+        """Follow the one request of an idempotency key, by whichever client and gateway it was created.
+
+        `held` counts a client of a stored request among its account's readers.
+        """
+        key = request.header(b"idempotency-key")
+        assert key is not None, "called for a request with a key"
+        digest = self._keys.key_digest(issued.account, key)
         entry = self._builder.entry(parsed, issued.account, request.client_id, body=body_digest)
         choices = self._builder.build(parsed, issued, entry, digest=digest)
         is_new = False
@@ -85,22 +96,10 @@ class Submission:
         if is_new:
             if failed is not None:
                 self._writer.discard(self._builder.build(parsed, issued, failed.entry, digest=digest))
-            await self._answer_new(request, parsed, reservation)
-            return
+            return await self._accept(request, parsed, reservation)
         is_replayed = claim.entry.nonce != entry.nonce
         choices = self._builder.build(parsed, issued, claim.entry, digest=digest)
-        with self._readers(issued.account):
-            await self._answer_again(request, parsed, choices, is_replayed=is_replayed)
-
-    async def _answer_new(self, request: Request, parsed: ParsedRequest, reservation: Reservation) -> None:
-        subscription = self._responder.subscribe(parsed, reservation.choices)
-        await self._writer.accept(reservation, subscription)
-        await self._responder.respond(request, parsed, subscription)
-
-    async def _answer_again(
-        self, request: Request, parsed: ParsedRequest, choices: Choices, *, is_replayed: bool
-    ) -> None:
-        """Attach to the request of an idempotency key; append the acceptances that are missing."""
+        held.enter_context(self._readers(issued.account))
         subscription = await self._responder.attach(parsed, choices)
         if subscription is None:
             # The gateway that claimed the key died before it had accepted all, or the log was trimmed.
@@ -108,4 +107,9 @@ class Submission:
             await self._writer.complete(await self._admission.reserve(parsed, choices))
             subscription = await self._responder.attach(parsed, choices)
             assert subscription is not None, "an acceptance that was appended is found"
-        await self._responder.respond(request, parsed, subscription, REPLAYED if is_replayed else ())
+        return self._responder.answer(request, parsed, subscription, REPLAYED if is_replayed else ())
+
+    async def _accept(self, request: Request, parsed: ParsedRequest, reservation: Reservation) -> Answer:
+        subscription = self._responder.subscribe(parsed, reservation.choices)
+        await self._writer.accept(reservation, subscription)
+        return self._responder.answer(request, parsed, subscription)

@@ -1,5 +1,6 @@
 """Concurrent clients, clients whose body never comes, and keys revoked while a request is accepted."""
 
+import gc
 from typing import Any
 
 import anyio
@@ -9,6 +10,7 @@ from events import subjects
 from events.log import OutcomeUnknown
 from events.schema import LimitsSet
 from rift.gateway.admission import queue_share
+from rift.gateway.dialects.sampling import ParsedRequest
 from rift.gateway.streams.lane_reader import SLOW, LaneReader
 from rift.gateway.submission.acceptance_writer import AcceptanceWriter
 from tests.rift.gateway.admission.test_credit import World, live
@@ -75,6 +77,20 @@ def test_clients_that_attach_do_not_keep_the_prompt_again() -> None:
         assert waiting.status == 200
         assert all(reader.status == 200 for reader in readers)
         assert all(one.answer.accepted is first for one in clients)
+
+    live(test)
+
+
+def test_clients_of_one_key_keep_no_prompt() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway(served=(MODEL,))
+        await anyio.sleep(0.1)
+        headers = {"authorization": f"Bearer {world.key}", "idempotency-key": "one"}
+        calls = [world.ask(gateway, headers=headers, prompt="a long one", stream=True) for _ in range(5)]
+        await anyio.sleep(2)
+        assert [call.status for call in calls] == [200] * 5
+        kept = [one for one in gc.get_objects() if isinstance(one, ParsedRequest)]
+        assert not any(one.input == "a long one" for one in kept)
 
     live(test)
 
