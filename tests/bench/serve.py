@@ -51,7 +51,7 @@ class Options(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What a closed loop of clients asks for."""
+    """The requests of a closed loop: their route, how many are open, and how long each answer is."""
 
     route: str
     streams: int

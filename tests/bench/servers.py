@@ -89,7 +89,7 @@ class Running(NamedTuple):
             return None
         (account,) = httpx.get(f"{self.monitor}/jsz?accounts=true&streams=true").json()["account_details"]
         return sum(
-            stream["state"]["last_seq"]
+            int(stream["state"]["last_seq"])
             for stream in account["stream_detail"]
             if stream["name"] not in (FLEET, BOOK)
         )
