@@ -52,9 +52,6 @@ LOG_BYTES_MAX = 16 * 1024 * 1024
 LAST_BYTES = 16384
 MESSAGE_PREFIX = "rift: "
 
-# How often a child is polled. Waiting for it in the kernel would be quicker, but needs a thread per child.
-POLL_S = 0.05
-
 
 class Guard:
     """Kill process groups once this process is gone. A guard that was killed is replaced."""
@@ -282,8 +279,15 @@ class Child:
             self._process.send_signal(number)
 
     async def _exit(self) -> None:
-        while self._process is not None and self._process.poll() is None:  # noqa: ASYNC110  # another process
-            await anyio.sleep(POLL_S)
+        """Return once the child has ended."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        # The descriptor of a process can be read once the process has ended.
+        descriptor = os.pidfd_open(self._process.pid)
+        try:
+            await anyio.wait_readable(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def words(status: int) -> str:
