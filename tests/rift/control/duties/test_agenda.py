@@ -1,8 +1,9 @@
 """The janitor looks at few requests, and misses none: its actions are those of a look at all of them."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -134,7 +135,7 @@ class History:
                 after=self.last_attempt.get(request),
                 resume_index=self.index.get(request, 0),
                 worker=f"w{other}",
-                prompt_tokens=50 * (1 + number),
+                prompt_tokens=500 * (1 + number),
                 accepted_at_ns=0,
                 engine="sim",
                 model_digest="",
@@ -246,6 +247,33 @@ def test_it_acts_as_if_it_looked_at_every_request(steps: list[Any]) -> None:
         step(history, number, other)
         history.now_ns += int(seconds * SECOND)
         history.look()
+
+
+def test_a_worker_with_fewer_prompts_stalls_sooner() -> None:
+    history = History()
+    for number in (0, 4):
+        history.accept(number, 2)
+        history.start(number, 0)
+    history.now_ns += int((STALLED_S + 500 * STALLED_PER_PROMPT_TOKEN_S + 1) * SECOND)
+    history.lanes_report(0, 0)
+    assert history.look() == []
+    history.finish(4, 0)
+    assert [type(action) for action in history.look()] == [AttemptRelease]
+
+
+@pytest.mark.parametrize("leave", [History.replica_drains, History.replica_stops, History.replica_lost])
+def test_waiting_requests_end_when_the_last_replica_leaves_after_failed_starts(
+    leave: Callable[[History, int, int], None],
+) -> None:
+    history = History()
+    history.begin_replica(0, 1)
+    history.replica_ready(0, 1)
+    history.accept(0, 2)
+    history.starts_fail(0, 0)
+    assert history.look() == []
+    leave(history, 0, 1)
+    (action,) = history.look()
+    assert action.error.code == "model_unavailable"
 
 
 def test_a_worker_without_requests_is_forgotten() -> None:
