@@ -183,11 +183,14 @@ class FactFold:
 
     def groups(self, batch: Batch) -> set[str]:
         """Return the groups of all requests that may end in this batch."""
-        accepted = (
-            e for record in batch.records for e in record.events if isinstance(e, schema.RequestAccepted)
-        )
-        under_way = (request.row.group_id for request in self.open.values())
-        return {group for group in (*under_way, *(event.group for event in accepted)) if group is not None}
+        groups: set[str | None] = set()
+        for record in batch.records:
+            for event in record.events:
+                if isinstance(event, schema.RequestAccepted):
+                    groups.add(event.group)
+                elif (under_way := self.open.get(self.lives.request_of(event) or "")) is not None:
+                    groups.add(under_way.row.group_id)
+        return {group for group in groups if group is not None}
 
     def apply(self, batch: Batch, *, ended: Set[str] = frozenset(), charged: Iterable[str] = ()) -> Changes:
         """Fold a batch. `ended` are those of `new_requests` that ended before it, `charged` those of `groups`
