@@ -18,9 +18,10 @@ from replay.warehouse.warehouse import Warehouse
 from rift.control.projection.disk_watch import DISK_RETRY_S, DiskWatch
 from rift.errors import RiftError
 
-# A transaction costs about as much as folding a thousand events, so a busy stream should need few of them.
-# A question does not wait for the pace: see `catch_up`.
-PACE_S = 1.0
+# A transaction costs about as much as folding a thousand events, and writes the row of each open request that
+# its records have changed, so a busy stream should need few of them. A question does not wait for the pace:
+# see `catch_up`.
+PACE_S = 3.0
 # How long a question waits for records that were stored before it. Then it is answered from the applied ones,
 # and relation `lag` shows how much is missing.
 CATCH_UP_S = 2.0
