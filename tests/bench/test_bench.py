@@ -74,6 +74,14 @@ def test_a_gateways_streams() -> None:
     assert result["large_bodies"]["bodies"] > 0
 
 
+def test_growth_with_open_requests() -> None:
+    result = bench("growth", "--open", "4,8", "--fed", "200", "--seconds", "1")
+    assert [(row["open"], row["errors"]) for row in result["open"]] == [(4, 0), (8, 0)]
+    assert {row["role"] for row in result["ratios"]} == {"gateway", "worker", "nats-server", "control"}
+    assert all(row["us_per_token"]["gateway"] > 0 for row in result["open"])
+    assert 0 < result["fed"]["control_cores"] < 1
+
+
 def test_a_server_without_syncs(tmp_path: Path) -> None:
     served = servers.Served(tmp_path, 4096, Profile())
     with servers.rift(served, tmp_path / "rift", durable=False, options=["--engine", "sim"]) as running:
