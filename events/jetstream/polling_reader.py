@@ -71,9 +71,11 @@ class PollingReader:
         with anyio.move_on_at(self._next_at_s - CLOCK_S):
             await self._hurry.wait()
         self._hurry = anyio.Event()
+        waited = False
         while True:
             try:
-                batch = await self._pull()
+                batch = await self._pull(waited)
+                waited = batch == []
                 if batch:
                     self._seen += len(batch)
                     self.position = batch[-1].sequence
@@ -87,8 +89,11 @@ class PollingReader:
                 logger.warning("%s: %s; will read on after sequence %d", self._stream, error, self.position)
                 await anyio.sleep(RETRY_S)
 
-    async def _pull(self) -> list[Stored] | None:
-        """Return the messages that are stored, or the first to come, if any; None if some may be lost."""
+    async def _pull(self, waited: bool) -> list[Stored] | None:
+        """Return the messages that are stored, or the first to come, if any; None if some may be lost.
+
+        If the last pull `waited` for a message and there was none, wait at once.
+        """
         # A cancelled pull may have advanced the consumer, so it is kept only after a complete one.
         consumer = self._consumer
         self._consumer = None
@@ -98,7 +103,7 @@ class PollingReader:
             return None
         batch: list[Stored] | None = None
         with anyio.CancelScope() as self._pulling:
-            batch = await pull(self._client, consumer, self._seen)
+            batch = [] if waited else await pull(self._client, consumer, self._seen)
             if batch == []:
                 batch = None
                 batch = await pull(self._client, consumer, self._seen, batch=1, wait_s=WAIT_S)
