@@ -14,6 +14,7 @@ from events.contracts import LANE_REPORT_S
 from events.log import Follower, Log, LogError, Stored, append_until_known
 from events.publisher import Publisher
 from events.schema import CancelRequested, LaneLost, RequestAccepted, RequestFinished
+from events.wakeup import Wakeup
 from replay.warehouse.result import QueryRefused
 from rift.control.duties.supervision import Action, AttemptRelease, Redelivery, Supervision
 
@@ -23,8 +24,10 @@ WRITER = "janitor"
 FLEET_SUBJECTS = ("rift.fleet.>",)
 KEY_SUBJECTS = (subjects.book("key", "*"),)
 
-# A client whose worker died waits this long. A look at a thousand requests takes a millisecond.
+# The janitor acts within TICK_S of news: a client whose worker died waits for that. Without news it looks
+# every QUIET_TICK_S, as deadlines and silences are seconds.
 TICK_S = 0.05
+QUIET_TICK_S = 0.25
 
 # The shard may be read this late: its actions follow from silences of seconds.
 PACE_S = 0.1
@@ -50,6 +53,7 @@ class Janitor:
         self._stream = subjects.shard_stream(shard)
         self._accepted = accepted
         self._supervision = Supervision()
+        self._news = Wakeup()
         self._clock = BrokerClock()
         # The connection on which the shard was last known to be read to its end, and when.
         self._current_epoch = -1
@@ -77,10 +81,13 @@ class Janitor:
                 await anyio.sleep(TICK_S)
             self._supervision.begin(self._clock.now_ns())
             while True:
-                await anyio.sleep(TICK_S)
+                news = self._news.pending
                 if await self._is_current(shard):
                     for action in self._supervision.due(self._clock.now_ns()):
                         await self._act(action)
+                await anyio.sleep(TICK_S)
+                with anyio.move_on_after(QUIET_TICK_S - TICK_S):
+                    await news.wait()
 
     async def _first(self, first_open: Callable[[str], Awaitable[int]]) -> int:
         while True:
@@ -120,13 +127,14 @@ class Janitor:
         self._current_at_s = anyio.current_time()
 
     async def _follow_fleet(self, reader: Follower) -> None:
-        await stream_fold.drain(reader, self._supervision.replicas, changed=lambda: None)
+        await stream_fold.drain(reader, self._supervision.replicas, changed=self._news.set)
 
     async def _follow_keys(self, reader: Follower) -> None:
         async for batch in reader:
             for stored in batch:
                 for event in _events(stored):
                     self._supervision.fold_book(event)
+            self._news.set()
 
     async def _follow_shard(self, reader: Follower) -> None:
         async for batch in reader:
@@ -141,6 +149,7 @@ class Janitor:
                         self._supervision.fold_request(event, at, stored.sequence, self._clock.newest_ns)
                         if isinstance(event, RequestAccepted):
                             self._accepted(at.model)
+            self._news.set()
 
     async def _act(self, action: Action) -> None:
         logger.info("%s", _sentence(action))

@@ -12,7 +12,7 @@ from rift.gateway.streams.log_health import LogHealth
 # New requests are rejected below this room: it holds 64 requests of 8 MB, and all their answers.
 ROOM_BYTES_MIN = 64 * 1024 * 1024
 
-RESERVE_CHECK_S = 0.25
+RESERVE_CHECK_S = 0.5
 
 
 class LogRoom:

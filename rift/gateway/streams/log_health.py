@@ -92,7 +92,9 @@ class LogHealth:
         again: a client may resume meanwhile."""
         was_writable = True
         while True:
-            await anyio.sleep(CHECK_S)
+            # A log that stores records cannot be unwritable sooner.
+            sooner_s = UNWRITABLE_S - self.silent_s if was_writable else 0.0
+            await anyio.sleep(max(CHECK_S, sooner_s))
             if not (is_writable := self.is_writable):
                 self.note_failure()
                 for scope in self._waiting:
