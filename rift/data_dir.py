@@ -55,7 +55,10 @@ RESTORE = (
 # Only these are tightened: the folder may hold other files.
 DATABASES = ("rift.duckdb", "rift-sql.duckdb")
 PART_PREFIXES = ("dev.key.", *(f"{name}." for name in DATABASES))
-PARTS = ("version", "lock", "secret", "dev.key", "rift.toml", *DATABASES, "archive", "nats", "logs")
+FILES = ("version", "lock", "secret", "dev.key", "rift.toml", *DATABASES)
+PARTS = (*FILES, "archive", "nats", "logs")
+# Each start makes them anew if they are missing.
+MADE_FILES = ("lock", *(f"nats/{name}" for name in ("nats.conf", "token", "url", "monitor", "reserve")))
 
 
 class DataDirError(RiftError):
@@ -79,7 +82,9 @@ class DataDir:
         self._lock: int | None = None
 
     def check(self) -> None:
-        """Raise DataDirError if the folder has another version. A missing folder is fine."""
+        """Raise DataDirError if the folder has another version, or something else in place of a file. A
+        missing folder is fine."""
+        self._check_files()
         try:
             version = (self.folder / "version").read_text(errors="replace").strip()
         except FileNotFoundError:
@@ -120,6 +125,19 @@ class DataDir:
                 "--data"
             ) from error
         self.secret()
+
+    def _check_files(self) -> None:
+        """Raise DataDirError for a folder, or for a pipe, at which a reader would wait for ever."""
+        for name in (*FILES, *MADE_FILES):
+            path = self.folder / name
+            try:
+                mode = path.stat().st_mode
+            except OSError:
+                # Missing, or its reader reports it.
+                continue
+            if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
+                remedy = "move it away, and the next start makes it" if name in MADE_FILES else RESTORE
+                raise DataDirError(f"{path} is not a file: {remedy}")
 
     def _check_owner(self) -> None:
         """Raise DataDirError if the folder or a part belongs to another user: that user could change it."""

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import tempfile
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,26 @@ def test_a_part_that_is_no_folder_is_refused(used: DataDir, name: str) -> None:
         with pytest.raises(DataDirError, match=f"{path} is not a folder"):
             used.make()
         path.unlink()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused_at_once(used: DataDir, make: Callable[[Path], None]) -> None:
+    """A reader of a pipe would wait for ever, and a folder would be reported as a full disk."""
+    kept = ["version", "secret", "dev.key", "rift.toml", "rift.duckdb"]
+    made = ["lock", "nats/nats.conf", "nats/token", "nats/url", "nats/monitor", "nats/reserve"]
+    for name in kept + made:
+        path = used.folder / name
+        aside = path.with_name("aside")
+        if path.exists():
+            path.rename(aside)
+        make(path)
+        remedy = "the next start makes it" if name in made else "restore the whole folder"
+        with pytest.raises(DataDirError, match=f"{path} is not a file: .*{remedy}"):
+            used.check()
+        path.rmdir() if path.is_dir() else path.unlink()
+        if aside.exists():
+            aside.rename(path)
+    used.check()
 
 
 def test_settings_that_a_link_does_not_lead_to_are_not_left_out(used: DataDir) -> None:

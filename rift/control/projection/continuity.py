@@ -49,7 +49,15 @@ async def check_folder(log: Log, installation: DataDir) -> None:
     """As `check`, for the embedded broker's log and its folder; raises DataDirError, with a remedy."""
     archive = ArchiveFolder(installation.archive)
     try:
-        await check(log, archive, installation.database, shards=range(SHARDS), secret=installation.secret())
+        await check(
+            log,
+            archive,
+            installation.database,
+            shards=range(SHARDS),
+            secret=installation.secret(),
+            # The first versions had neither a reserve nor content keys.
+            content_keys=(installation.nats / "reserve").exists(),
+        )
     except WrongLog as error:
         raise DataDirError(
             f"{installation.nats} is not the log of this folder: {error}; {RESTORE}"
@@ -57,10 +65,17 @@ async def check_folder(log: Log, installation: DataDir) -> None:
 
 
 async def check(
-    log: Log, archive: ArchiveFolder, database: Path | None, *, shards: Sequence[int], secret: bytes
+    log: Log,
+    archive: ArchiveFolder,
+    database: Path | None,
+    *,
+    shards: Sequence[int],
+    secret: bytes,
+    content_keys: bool = True,
 ) -> None:
     """Raise WrongLog if the log does not continue the archive and the database, or if another secret signed
-    the ids of its requests. Streams may be missing. A process without the database needs no archive.
+    the ids of its requests. A new log may lack streams, and one without `content_keys` RIFT_SECRETS. A
+    process without the database needs no archive.
 
     A database that is open elsewhere is left out. Raises WarehouseError, LogError.
     """
@@ -81,8 +96,9 @@ async def check(
         for stream in subjects.folded(shards)
     }
     longest = max(lasts, key=lambda stream: lasts[stream])
+    wanted = {*lasts, subjects.KEYS, *([subjects.SECRETS] if content_keys else ())}
     # Records are appended only after all streams were created, perhaps just now.
-    if lasts[longest] and (missing := sorted(lasts.keys() - existing - await log.streams())):
+    if lasts[longest] and (missing := sorted(wanted - existing - await log.streams())):
         raise WrongLog(f"the log has no stream {missing[0]}, but holds {longest} up to {lasts[longest]}")
     for mark in marks:
         await _check_mark(log, mark, lasts.get(mark.stream, 0))

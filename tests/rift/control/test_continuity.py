@@ -14,11 +14,12 @@ from events import codec, memory, subjects
 from events.memory import MemoryBroker
 from events.publisher import destination
 from events.schema import AccountOpened, AnyEvent, Price, PricePublished, SegmentSealed
-from events.subjects import BOOK, FLEET
+from events.subjects import BOOK, FLEET, KEYS, SECRETS
 from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse, WarehouseError
 from rift.control.projection import continuity
 from rift.control.projection.continuity import WrongLog
+from rift.data_dir import DataDir, DataDirError
 from tests.replay.conftest import AT, START_NS, Scribe
 
 pytestmark = pytest.mark.anyio
@@ -130,6 +131,20 @@ async def test_a_new_broker_is_accepted(installation: Installation) -> None:
     await installation.check()
 
 
+async def test_a_log_without_content_keys_is_accepted_where_the_first_versions_made_it(
+    installation: Installation, tmp_path: Path
+) -> None:
+    folder = DataDir(tmp_path / "old")
+    folder.nats.mkdir(parents=True)
+    (folder.folder / "secret").write_text(installation.secret.hex())
+    del installation.broker.streams[SECRETS]
+    log = memory.connect(installation.broker)
+    await continuity.check_folder(log, folder)
+    (folder.nats / "reserve").touch()
+    with pytest.raises(DataDirError, match="the log has no stream RIFT_SECRETS, but holds"):
+        await continuity.check_folder(log, folder)
+
+
 async def test_a_trimmed_log_is_accepted(installation: Installation) -> None:
     installation.project()
     installation.seal()
@@ -165,6 +180,8 @@ def keep_the_archive(installation: Installation) -> None:
         ({SHARD: 0, FLEET: 0, BOOK: 0}, "up to [0-9]+, but the log ends at 0"),
         ({SHARD: 0}, "the log has no stream RIFT_0, but holds RIFT_BOOK up to [0-9]"),
         ({FLEET: 0}, "the log has no stream RIFT_FLEET, but holds RIFT_BOOK up to [0-9]"),
+        ({KEYS: 0}, "the log has no stream RIFT_KEYS, but holds RIFT_BOOK up to [0-9]"),
+        ({SECRETS: 0}, "the log has no stream RIFT_SECRETS, but holds RIFT_BOOK up to [0-9]"),
         ({BOOK: 0}, "the log has no stream RIFT_BOOK, but holds RIFT_[0F].* up to 1"),
         ({BOOK: 1}, "holds RIFT_BOOK up to [0-9], but the log ends at 1"),
     ],
