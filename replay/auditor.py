@@ -474,9 +474,9 @@ def main(folder: str = ".") -> int:
     try:
         bill = audit.check()
     except NONSENSE as error:
-        why = getattr(error, "strerror", None) or (
-            f"{error} is missing" if type(error) is KeyError else error
-        )
+        why: Any = f"{error} is missing" if type(error) is KeyError else error
+        if isinstance(error, OSError):
+            why = f"{error.strerror}; '{folder}' must be a folder that `rift audit export` wrote"
         if not audit.wrong:
             print(f"unreadable: {audit.at}: {why}", file=sys.stderr)
             return 2

@@ -95,7 +95,7 @@ def add_entry_id(parser: ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
+    if not re.fullmatch("[0-9]{1,16}", text) or not int(text):
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return int(text)
 

@@ -1,6 +1,7 @@
 """Limits of accounts and keys: `rift limits set`, `rift limits list`."""
 
 import json
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any
@@ -59,14 +60,21 @@ def set_limits(options: Namespace) -> None:
         option = invalid[0].removesuffix("_nanousd").removesuffix("_percent").replace("_", "-")
         raise CommandFailed(f"--{option} applies to accounts, not to keys; set it without --key")
 
-    async def write(log: JetStream) -> None:
+    async def write(log: JetStream) -> Book:
         book = await books.read(log)
         if options.key:
             await book_admin.set_key_limits(log, book, options.account, options.key, changed)
         else:
             await book_admin.set_limits(log, book, options.account, changed)
+        return book
 
-    with_log(options, write)
+    book = with_log(options, write)
+    if options.plan == "per_second" and all(price.second_nanousd is None for price in book.prices().values()):
+        print(
+            f"no model has a price per second, so every request of account {options.account} is refused until "
+            "`rift prices publish` sets a second_usd",
+            file=sys.stderr,
+        )
     if options.json:
         print(json.dumps({"account": options.account, "key": options.key}))
     else:
@@ -98,7 +106,8 @@ def _changed(options: Namespace) -> dict[str, Any]:
 def _number(text: str, option: str, most: int) -> int | None:
     if text == "none":
         return None
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= most:
+    # Longer texts are not read: Python refuses to convert thousands of digits.
+    if not re.fullmatch("[0-9]{1,16}", text) or not 1 <= int(text) <= most:
         raise CommandFailed(f"{option}: must be a number from 1 to {most}, or none, got {text!r}")
     return int(text)
 

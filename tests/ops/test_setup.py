@@ -139,6 +139,24 @@ def test_every_number_of_workers_that_rift_up_takes_is_accepted(options: tuple[s
     assert (ended.returncode, "RIFT_PYTHON" in ended.stderr) == (1, True), ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "told"), [("port = = 1\n", "Invalid value (at line 1"), (None, "does not exist")]
+)
+def test_a_broken_settings_file_is_told_before_the_installation(
+    tmp_path: Path, content: str | None, told: str
+) -> None:
+    """On a machine that is not ready, so that nothing is installed in any case."""
+    file = tmp_path / "rift.toml"
+    if content is not None:
+        file.write_text(content)
+    home = {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": "", "RIFT_PYTHON": sys.executable}
+    for options in (("--config", str(file)), ("--data", str(tmp_path))):
+        ended = run(str(OPS / "run"), "--engine", "sim", "--port", "0", *options, **home)
+        assert ended.returncode == 1
+        is_named = f"settings file {file} " in ended.stderr and told in ended.stderr
+        assert is_named == (content is not None or options[0] == "--config"), ended.stderr
+
+
 def test_a_python_that_cannot_run_is_not_called_a_wrong_version(tmp_path: Path) -> None:
     """A shim of pyenv is on the path, although no version is selected that has it."""
     for name in ("python3.11", "python3.12", "python3.13", "python3"):

@@ -97,7 +97,8 @@ def test_the_file_runs_alone(scribe: Scribe, tmp_path: Path) -> None:
     (folder / "chain.jsonl").unlink()
     unreadable = alone(str(folder))
     assert unreadable.returncode == 2
-    assert "unreadable: chain.jsonl: No such file or directory" in unreadable.stderr
+    expected = f"'{folder}' must be a folder that `rift audit export` wrote"
+    assert unreadable.stderr == f"unreadable: chain.jsonl: No such file or directory; {expected}\n"
 
 
 # --- tampering: always exit status 1 or 2, and an error that names the place

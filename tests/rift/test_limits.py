@@ -107,6 +107,11 @@ def test_limits_of_accounts_and_keys(service: Service) -> None:
     done(service, *of_account, "--tokens-per-minute", "9000", "--concurrent", "none", "--budget", "2")
     done(service, *of_account, "--key", made["id"], "--requests-per-minute", "2")
     done(service, *of_account, "--log-bytes-per-minute", "70000", "--idempotency-keys", "7")
+    refused = service.rift(*of_account, "--concurrent", "9" * 5000)
+    assert (refused.returncode, refused.stderr[:36]) == (1, "rift: --concurrent: must be a number")
+    warned = service.rift(*of_account, "--plan", "per_second")
+    assert "no model has a price per second, so every request of account rated is refused" in warned.stderr
+    assert "price" not in service.rift(*of_account, "--plan", "per_token").stderr
     lines = json.loads(done(service, "limits", "list", "--json"))
     assert [line for line in lines if line["account"] == "rated"] == [
         {
