@@ -28,6 +28,6 @@ calibrate       calibrate
 backtest        backtest
 """
 
-from rift.cli.parser import main
+from rift.__main__ import main
 
 __all__ = ["main"]

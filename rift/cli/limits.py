@@ -71,8 +71,8 @@ def set_limits(options: Namespace) -> None:
     book = with_log(options, write)
     if options.plan == "per_second" and all(price.second_nanousd is None for price in book.prices().values()):
         print(
-            f"no model has a price per second, so every request of account {options.account} is refused until "
-            "`rift prices publish` sets a second_usd",
+            f"no model has a price per second, so every request of account {options.account} is refused "
+            "until `rift prices publish` sets a second_usd",
             file=sys.stderr,
         )
     if options.json:

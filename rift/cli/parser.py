@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -61,6 +62,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     # httpx would log a line for each request.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     exit_status = 0
+    # From here on Ctrl-C is an exception, which lets the command end in order.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         options.run(options)
     except* (EventsError, ReplayError, RiftError, OSError) as failed:

@@ -58,6 +58,24 @@ def test_ctrl_c_ends_a_command_without_a_traceback(
         assert capsys.readouterr().err == "rift: interrupted\n"
 
 
+def test_ctrl_c_during_the_imports_ends_the_process_at_once() -> None:
+    """The command's module presses it while it is imported."""
+    press = "import signal; signal.raise_signal(signal.SIGINT)"
+    code = f"""
+import sys
+sys.argv = ["rift", "status"]
+class Pressed:
+    def find_spec(self, name, *_):
+        if name == "rift.cli.status":
+            {press}
+sys.meta_path.insert(0, Pressed())
+from rift.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 def test_up_refuses_a_fleet_that_control_cannot_have(tmp_path: Path) -> None:
     (tmp_path / "rift.toml").write_text('fleet = "kubernetes"\n')
     run = [sys.executable, "-m", "rift", "up", "--engine", "sim", "--data", str(tmp_path)]
