@@ -43,7 +43,8 @@ class LogHealth:
         self._stream = subjects.shard_stream(shard)
         # When the newest question was asked that the broker has answered.
         self._answered_at_s = -math.inf
-        self._waiting: set[anyio.CancelScope] = set()
+        # In the order of their begin: a set's order would make a simulation differ from run to run.
+        self._waiting: dict[anyio.CancelScope, None] = {}
         self._checked = Wakeup()
 
     @property
@@ -61,11 +62,11 @@ class LogHealth:
     def while_writable(self) -> Iterator[None]:
         """Raise OutcomeUnknown in the block as soon as the log is seen to store nothing."""
         with anyio.CancelScope() as scope:
-            self._waiting.add(scope)
+            self._waiting[scope] = None
             try:
                 yield
             finally:
-                self._waiting.discard(scope)
+                self._waiting.pop(scope, None)
         if scope.cancelled_caught:
             raise OutcomeUnknown(f"{self._stream} has stored nothing for {self.silent_s:.1f} s")
 
