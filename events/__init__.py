@@ -22,6 +22,7 @@ log              the log as a protocol
 append_health    for how long the log has stored nothing
 publisher        appends an event where its type belongs
 stream_fold      keeps a fold current with a stream
+clock            the event loop's time
 broker_clock     the broker's time, from stored times
 wakeup           a wake-up that can be used again
 jetstream/       the log on NATS JetStream

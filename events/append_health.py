@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import anyio
 import msgspec
 
+from events.clock import now_s
 from events.log import LogFull, OutcomeUnknown
 
 
@@ -38,26 +38,37 @@ class AppendHealth:
 
     @contextmanager
     def measured(self, stream: str) -> Iterator[None]:
-        """Measure one append, from its begin to its outcome. A refusal for another reason proves nothing."""
-        state = self._streams.setdefault(stream, _Stream())
-        began_at_s = anyio.current_time()
-        number = state.begun = state.begun + 1
-        state.pending[number] = began_at_s
+        """Measure one append, from its begin to its outcome."""
+        number = self.begin(stream)
+        error: BaseException | None = None
         try:
             yield
-        except (OutcomeUnknown, LogFull):
-            if began_at_s >= state.stored_at_s:
-                earlier_s = state.failed_since_s
-                state.failed_since_s = began_at_s if earlier_s is None else min(earlier_s, began_at_s)
+        except BaseException as raised:
+            error = raised
             raise
-        else:
-            state.stored_at_s = anyio.current_time()
-            state.failed_since_s = None
         finally:
-            del state.pending[number]
+            self.end(stream, number, error)
+
+    def begin(self, stream: str) -> int:
+        """Note that an append has begun, and return its number for `end`."""
+        state = self._streams.setdefault(stream, _Stream())
+        number = state.begun = state.begun + 1
+        state.pending[number] = now_s()
+        return number
+
+    def end(self, stream: str, number: int, error: BaseException | None) -> None:
+        """Note the outcome of an append. A refusal for any reason but space or silence proves nothing."""
+        state = self._streams[stream]
+        began_at_s = state.pending.pop(number)
+        if error is None:
+            state.stored_at_s = now_s()
+            state.failed_since_s = None
+        elif isinstance(error, OutcomeUnknown | LogFull) and began_at_s >= state.stored_at_s:
+            earlier_s = state.failed_since_s
+            state.failed_since_s = began_at_s if earlier_s is None else min(earlier_s, began_at_s)
 
     def unwritable_s(self, stream: str) -> float:
         """Return for how long appends have waited or failed without one that was stored; 0 if none has."""
         state = self._streams.get(stream)
         since_s = None if state is None else state.since_s
-        return 0.0 if since_s is None else anyio.current_time() - since_s
+        return 0.0 if since_s is None else now_s() - since_s

@@ -56,6 +56,10 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
+# Receives the sequence of a stored record, or why it may not be stored. It must not raise.
+Settled = Callable[[int | LogError], None]
+
+
 class Job(msgspec.Struct, frozen=True, gc=False):
     """One delivery of a `RequestAccepted` to a worker. `ack` is the subject that answers it.
 
@@ -107,6 +111,13 @@ class Log(Protocol):
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
         """Store durably and return the sequence. `expect_last` is the last sequence the subject must
         have (0: none). Raises OutcomeUnknown, LogFull, Conflict."""
+
+    def begin_append(self, stream: str, subject: str, data: bytes, settled: Settled) -> bool:
+        """Begin an append without a task that waits; return whether it has begun.
+
+        `settled` is called once, where the connection is read: with the sequence, or with the error that
+        `append` would raise. If the append cannot begin at once, nothing was sent, and `append` has to wait.
+        """
 
     def unwritable_s(self, stream: str) -> float:
         """Return for how long appends of this connection to the stream have waited or failed without one

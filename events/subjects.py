@@ -74,7 +74,11 @@ def answers(shard: int, lane_id: str) -> tuple[str, str, str]:
 
 def of_model(shard: int, model: str) -> tuple[str, str]:
     """Return the subjects that a worker follows for its model."""
-    return f"rift.{shard}.work.*.{model}", f"rift.{shard}.cancel.*.{model}"
+    return f"rift.{shard}.work.*.{model}", cancels_of_model(shard, model)
+
+
+def cancels_of_model(shard: int, model: str) -> str:
+    return f"rift.{shard}.cancel.*.{model}"
 
 
 def queue(shard: int, model: str) -> str:

@@ -11,18 +11,22 @@ class Wakeup:
     """
 
     def __init__(self) -> None:
-        self._event = anyio.Event()
+        # Made only for a waiter: without one, `set` costs nothing.
+        self._event: anyio.Event | None = None
 
     @property
     def pending(self) -> anyio.Event:
         """The event that the next `set` sets."""
+        if self._event is None:
+            self._event = anyio.Event()
         return self._event
 
     def set(self) -> None:
         """Wake every task that waits now."""
-        event, self._event = self._event, anyio.Event()
-        event.set()
+        if (event := self._event) is not None:
+            self._event = None
+            event.set()
 
     async def wait(self) -> None:
         """Return at the next `set`."""
-        await self._event.wait()
+        await self.pending.wait()

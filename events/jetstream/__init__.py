@@ -4,6 +4,8 @@ It uses JetStream's own JSON API over plain requests, because times, consumer se
 integers there. Nothing here may depend on the content of records.
 
     connection      the connection, streams and appends
+    streams         the settings of the streams
+    direct_client   the client library without tasks between messages and socket
     broker_check    the servers' settings, at their monitoring ports
     appends         pipelines and batches appends
     push_reader     live readers that notice every gap
@@ -15,7 +17,8 @@ integers there. Nothing here may depend on the content of records.
 """
 
 from events.jetstream.broker_check import BrokerCheck, BrokerUnreadable, MonitorSilent, ask_monitor
-from events.jetstream.connection import InvalidBroker, JetStream, connect
+from events.jetstream.connection import JetStream, connect
+from events.jetstream.streams import InvalidBroker
 
 __all__ = [
     "BrokerCheck",

@@ -1,22 +1,36 @@
 """Append messages one by one, or many with one write to disk while many wait at once.
 
+The broker's answer, a time limit or the loss of the connection settles a message. `begin` reports that where
+it happens, and `append` to the task that waits.
+
 nats-server writes and syncs each message separately. It syncs an atomic batch to its stream once, but stages
 it in a folder first, which takes as long as five messages. So only a crowd is worth a batch.
 """
 
-import json
 import logging
-from collections.abc import Sequence
-from typing import Any
+from asyncio import TimerHandle, get_running_loop
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import anyio
+import msgspec
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from events.append_health import AppendHealth
 from events.contracts import MESSAGE_BYTES_MAX
+from events.jetstream import wire
+from events.jetstream.direct_client import DirectClient
 from events.jetstream.request_reply import Replies
-from events.log import APPEND_TIMEOUT_S, Conflict, LogError, LogFull, OutcomeUnknown, RecordTooLarge
+from events.log import (
+    APPEND_TIMEOUT_S,
+    Conflict,
+    LogError,
+    LogFull,
+    OutcomeUnknown,
+    RecordTooLarge,
+    Settled,
+)
 from events.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
@@ -33,6 +47,21 @@ BATCHED_BYTES_MAX = BATCH_BYTES_MAX // CROWD
 
 ERR_WRONG_LAST_SEQUENCE = (10071, 10164)
 ERR_FULL = (10023, 10047, 10077)
+
+
+class _Refusal(msgspec.Struct):
+    err_code: int = 0
+    description: str = ""
+
+
+class _Answer(msgspec.Struct):
+    """The broker's answer to an append."""
+
+    seq: int = 0
+    error: _Refusal | None = None
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 class _Waiting:
@@ -63,21 +92,56 @@ class _Stream:
         return self.alone >= CROWD or bool(self.waiting) or self.batching.locked()
 
 
+class _UnderWay(NamedTuple):
+    """An append that was sent: its time limit, and how to end it without an answer."""
+
+    limit: TimerHandle
+    abandon: Callable[[], None]
+
+
 class Appends:
-    def __init__(self, client: Client, replies: Replies) -> None:
+    def __init__(self, client: DirectClient, replies: Replies) -> None:
+        self.health = AppendHealth()
         self._client = client
         self._replies = replies
         self._streams: dict[str, _Stream] = {}
-        self._asking: set[anyio.CancelScope] = set()
+        self._under_way: dict[str, _UnderWay] = {}
+        self._heads: dict[str, bytes] = {}
         self._batches = 0
 
     def connection_lost(self) -> None:
         """Fail the appends under way: their answers were lost with the connection."""
-        for scope in list(self._asking):
-            scope.cancel()
+        for under_way in list(self._under_way.values()):
+            under_way.abandon()
+
+    def begin(self, stream: str, subject: str, data: bytes, settled: Settled) -> bool:
+        """As `Log.begin_append`."""
+        state = self._streams.setdefault(stream, _Stream())
+        if state.is_crowded or len(data) > BATCHED_BYTES_MAX or len(data) > self._client.max_payload:
+            return False
+
+        def settle(outcome: int | LogError) -> None:
+            self._leave(state)
+            self.health.end(stream, number, outcome if isinstance(outcome, LogError) else None)
+            settled(outcome)
+
+        if (head := self._heads.get(stream)) is None:
+            head = self._heads[stream] = f"NATS/1.0\r\nNats-Expected-Stream: {stream}\r\n\r\n".encode()
+        reply = self._expect(stream, settle)
+        line = f"HPUB {subject} {reply} {len(head)} {len(head) + len(data)}\r\n".encode()
+        if not self._client.send(b"".join((line, head, data, b"\r\n"))):
+            self._forget(reply)
+            return False
+        state.alone += 1
+        number = self.health.begin(stream)
+        return True
 
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None) -> int:
         """As `Log.append`."""
+        with self.health.measured(stream):
+            return await self._append(stream, subject, data, expect_last)
+
+    async def _append(self, stream: str, subject: str, data: bytes, expect_last: int | None) -> int:
         if expect_last is not None or len(data) > BATCHED_BYTES_MAX:
             return await self._append_alone(stream, subject, data, expect_last)
         state = self._streams.setdefault(stream, _Stream())
@@ -87,9 +151,12 @@ class Appends:
         try:
             return await self._append_alone(stream, subject, data)
         finally:
-            state.alone -= 1
-            if not state.alone:
-                state.none_alone.set()
+            self._leave(state)
+
+    def _leave(self, state: _Stream) -> None:
+        state.alone -= 1
+        if not state.alone:
+            state.none_alone.set()
 
     async def _append_with_others(self, stream: str, state: _Stream, message: _Waiting) -> int:
         state.waiting.append(message)
@@ -166,27 +233,63 @@ class Appends:
         return await self._stored(stream, subject, data, headers)
 
     async def _stored(self, stream: str, subject: str, data: bytes, headers: dict[str, str]) -> int:
-        reply: Msg | None = None
-        with anyio.move_on_after(APPEND_TIMEOUT_S) as scope:
-            self._asking.add(scope)
-            try:
-                reply = await self._replies.ask(subject, data, headers=headers)
-            except nats.errors.MaxPayloadError as error:
-                raise RecordTooLarge(
-                    f"a record of {len(data)} bytes is larger than the broker's limit"
-                ) from error
-            except (nats.errors.Error, OSError) as error:
-                raise OutcomeUnknown(f"append to {stream}: {str(error) or type(error).__name__}") from error
-            finally:
-                self._asking.discard(scope)
-        if reply is None:
-            raise OutcomeUnknown(f"append to {stream}: no answer, or the connection was lost")
-        answer: dict[str, Any] = json.loads(reply.data)
-        if "error" in answer:
-            code = answer["error"].get("err_code")
-            kind = Conflict if code in ERR_WRONG_LAST_SEQUENCE else LogFull if code in ERR_FULL else LogError
-            raise kind(f"append to {stream}: {answer['error'].get('description')}")
-        return int(answer["seq"])
+        outcomes: list[int | LogError] = []
+        is_settled = anyio.Event()
+
+        def settle(outcome: int | LogError) -> None:
+            outcomes.append(outcome)
+            is_settled.set()
+
+        reply = self._expect(stream, settle)
+        try:
+            await self._client.publish(subject, data, reply=reply, headers=headers)
+            await is_settled.wait()
+        except nats.errors.MaxPayloadError as error:
+            raise RecordTooLarge(
+                f"a record of {len(data)} bytes is larger than the broker's limit"
+            ) from error
+        except (nats.errors.Error, OSError) as error:
+            raise OutcomeUnknown(f"append to {stream}: {str(error) or type(error).__name__}") from error
+        finally:
+            self._forget(reply)
+        (outcome,) = outcomes
+        if isinstance(outcome, LogError):
+            raise outcome
+        return outcome
+
+    def _expect(self, stream: str, settled: Settled) -> str:
+        """Return the subject for the broker's answer to an append. `settled` is called at most once."""
+
+        def settle(outcome: int | LogError) -> None:
+            self._forget(reply)
+            settled(outcome)
+
+        def abandon() -> None:
+            settle(OutcomeUnknown(f"append to {stream}: no answer, or the connection was lost"))
+
+        reply = self._replies.expect(lambda message: settle(_outcome(stream, message)))
+        limit = get_running_loop().call_later(APPEND_TIMEOUT_S, abandon)
+        self._under_way[reply] = _UnderWay(limit, abandon)
+        return reply
+
+    def _forget(self, reply: str) -> None:
+        if (under_way := self._under_way.pop(reply, None)) is not None:
+            under_way.limit.cancel()
+            self._replies.forget(reply)
+
+
+def _outcome(stream: str, answer: Msg) -> int | LogError:
+    if wire.status(answer) == wire.NO_RESPONDERS:
+        return OutcomeUnknown(f"append to {stream}: no stream answers")
+    try:
+        decoded = _decode_answer(answer.data)
+    except msgspec.DecodeError as error:
+        return OutcomeUnknown(f"append to {stream}: the broker's answer cannot be read: {error}")
+    if (refusal := decoded.error) is None:
+        return decoded.seq
+    code = refusal.err_code
+    kind = Conflict if code in ERR_WRONG_LAST_SEQUENCE else LogFull if code in ERR_FULL else LogError
+    return kind(f"append to {stream}: {refusal.description}")
 
 
 def _fail(batch: Sequence[_Waiting], error: LogError) -> None:

@@ -13,7 +13,8 @@ import anyio
 import msgspec
 
 from events.contracts import MESSAGE_BYTES_MAX
-from events.jetstream.connection import SERVER_VERSION_MIN, InvalidBroker, JetStream
+from events.jetstream.connection import SERVER_VERSION_MIN, JetStream
+from events.jetstream.streams import InvalidBroker
 from events.log import LogError
 
 logger = logging.getLogger(__name__)

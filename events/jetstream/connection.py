@@ -10,21 +10,20 @@ from typing import Any, TypeVar
 import anyio
 import nats.errors
 from anyio.abc import TaskGroup
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from events import subjects as names
-from events.append_health import AppendHealth
-from events.contracts import IDEMPOTENCY_S, SECOND_NS
 from events.jetstream import deliveries, wire
 from events.jetstream.appends import Appends
 from events.jetstream.deliveries import Jobs
+from events.jetstream.direct_client import DirectClient
 from events.jetstream.history_scan import first_sequence, scan
 from events.jetstream.polling_reader import PollingReader
 from events.jetstream.push_reader import PushReader
 from events.jetstream.request_reply import Replies
+from events.jetstream.streams import InvalidBroker, compare, extended, servers, stream_configs
 from events.jetstream.wire import ApiError
-from events.log import API_TIMEOUT_S, LogError, NoResponders, OutcomeUnknown, Stored
+from events.log import API_TIMEOUT_S, LogError, NoResponders, OutcomeUnknown, Settled, Stored
 from events.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
@@ -37,89 +36,13 @@ SERVER_VERSION_MIN = (2, 15)
 CONNECT_S = 5
 RECONNECT_S = 0.1
 
-# A stream's leader hears from each of its servers every second. nats-server calls one offline only
-# after minutes.
-PEER_SILENT_NS = 5 * SECOND_NS
-
 # Closing a reader may take this long before the process continues without it.
 CLOSE_S = 1.0
-
-# Keys are small and expire: their streams get this fraction of a shard's space.
-KEYS_FRACTION = 16
-
-# The fleet's stream keeps everything since its oldest live replica and decision: space for a year of one
-# replica's reports. The book is never trimmed, and when it is full no key can be revoked and nothing is
-# trimmed. A quarter of a shard's space is by default two million holds with their settlements: two years of
-# 100 prepaid accounts.
-BOOK_FRACTION = 4
-
-DAY_S = 24 * 3600
 
 ERR_STREAM_NOT_FOUND = 10059
 ERR_NO_MESSAGE = 10037
 # The sequence has no message; or its message was deleted.
 ERR_NO_SUCH_SEQUENCE = (10043, 10057)
-
-
-class InvalidBroker(LogError):
-    """The broker does not have the settings that the protocol needs; the message names the difference."""
-
-
-def stream_config(
-    name: str, subject: str, *, replicas: int, max_bytes: int, max_age_s: int = 0, **other: object
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "subjects": [subject],
-        "retention": "limits",
-        "discard": "new",
-        "storage": "file",
-        "num_replicas": replicas,
-        "max_bytes": max_bytes,
-        "max_age": max_age_s * SECOND_NS,
-        "max_msgs": -1,
-        "allow_direct": False,
-        "allow_atomic": True,
-        "allow_rollup_hdrs": False,
-        "deny_delete": True,
-        "deny_purge": False,
-        "sealed": False,
-        "no_ack": False,
-    } | other
-
-
-def stream_configs(
-    shards: int, replicas: int, max_bytes: int, retention_days: int
-) -> Sequence[dict[str, Any]]:
-    """Return the settings of every stream. `max_bytes` is the space of one shard."""
-    keys_bytes = max_bytes // KEYS_FRACTION
-    book_bytes = max_bytes // BOOK_FRACTION
-    return [
-        *(
-            stream_config(
-                names.shard_stream(shard), f"rift.{shard}.>", replicas=replicas, max_bytes=max_bytes
-            )
-            for shard in range(shards)
-        ),
-        stream_config(names.FLEET, "rift.fleet.>", replicas=replicas, max_bytes=book_bytes),
-        stream_config(names.BOOK, "rift.book.>", replicas=replicas, max_bytes=book_bytes),
-        stream_config(
-            names.KEYS,
-            "rift.keys.>",
-            replicas=replicas,
-            max_bytes=keys_bytes,
-            max_age_s=int(IDEMPOTENCY_S),
-        ),
-        # Single keys can be erased. A full stream refuses more keys: an older one may be in use.
-        stream_config(
-            names.SECRETS,
-            "rift.secret.>",
-            replicas=replicas,
-            max_bytes=keys_bytes,
-            max_age_s=(retention_days + 1) * DAY_S,
-            deny_delete=False,
-        ),
-    ]
 
 
 async def connect(url: str, *, token: str | None, name: str) -> "JetStream":
@@ -157,10 +80,9 @@ class JetStream:
     """`epoch` counts how often the connection was lost; `reconnected` is set when it is there again."""
 
     def __init__(self) -> None:
-        self.client = Client()
+        self.client = DirectClient()
         self.replies = Replies(self.client)
         self._appends = Appends(self.client, self.replies)
-        self._health = AppendHealth()
         self.epoch = 0
         self.reconnected = Wakeup()
         self.connecting: anyio.CancelScope | None = None
@@ -248,7 +170,7 @@ class JetStream:
                     f"stream {name} is gone: the broker came back without its records; stop all processes "
                     "and restore its store"
                 )
-            _compare(name, current, config | _extended(current, config))
+            compare(name, current, config | extended(current, config))
 
     async def _stream(self, name: str) -> dict[str, Any] | None:
         """Return a stream's settings, or None if there is no such stream."""
@@ -262,10 +184,10 @@ class JetStream:
 
     async def _ensure_stream(self, name: str, config: dict[str, Any]) -> None:
         current = await self._stream(name) or await self._put_stream("CREATE", name, config)
-        extended = _extended(current, config)
-        if current != current | extended:
-            current = await self._put_stream("UPDATE", name, current | extended)
-        _compare(name, current, config | extended)
+        beyond = extended(current, config)
+        if current != current | beyond:
+            current = await self._put_stream("UPDATE", name, current | beyond)
+        compare(name, current, config | beyond)
 
     async def _put_stream(self, verb: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -282,11 +204,13 @@ class JetStream:
         return set((await self._api("STREAM.NAMES"))["streams"] or ())
 
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
-        with self._health.measured(stream):
-            return await self._appends.append(stream, subject, data, expect_last=expect_last)
+        return await self._appends.append(stream, subject, data, expect_last=expect_last)
+
+    def begin_append(self, stream: str, subject: str, data: bytes, settled: Settled) -> bool:
+        return self._appends.begin(stream, subject, data, settled)
 
     def unwritable_s(self, stream: str) -> float:
-        return self._health.unwritable_s(stream)
+        return self._appends.health.unwritable_s(stream)
 
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
         if subject is None:
@@ -339,14 +263,7 @@ class JetStream:
     async def stream_servers(self, stream: str) -> Mapping[str, str]:
         """Return each server that holds the stream, as leader, current, behind or silent. The result is empty
         for a broker of one server."""
-        cluster = (await self._api(f"STREAM.INFO.{stream}")).get("cluster", {})
-        states = {}
-        for peer in cluster.get("replicas") or ():
-            state = "current" if peer["current"] else "behind"
-            states[peer["name"]] = "silent" if peer["active"] > PEER_SILENT_NS else state
-        if states and (leader := cluster.get("leader")):
-            states[leader] = "leader"
-        return states
+        return servers((await self._api(f"STREAM.INFO.{stream}")).get("cluster", {}))
 
     # --- readers and deliveries ------------------------------------------------------------------
 
@@ -399,8 +316,7 @@ class JetStream:
         await self._answer_job(ack, b"+WPI")
 
     async def give_back(self, ack: str, *, delay_s: float = 0.0) -> None:
-        delay = b' {"delay": %d}' % int(delay_s * SECOND_NS) if delay_s else b""
-        await self._answer_job(ack, b"-NAK" + delay)
+        await self._answer_job(ack, deliveries.given_back(delay_s))
 
     async def _answer_job(self, ack: str, word: bytes) -> None:
         """Publish an answer without confirmation: if it is lost, the broker delivers the job again."""
@@ -458,36 +374,6 @@ class JetStream:
                 # Without this, the broker would keep sending questions to a cancelled handler.
                 with anyio.CancelScope(shield=True):
                     await subscription.unsubscribe()
-
-
-def _extended(current: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that a stream must have beyond its `config`.
-
-    An older Rift may have created it, or one with less space or fewer replicas. Neither is reduced: stored
-    records may need the space, and an operator may want more copies.
-    """
-    bytes_max = current["max_bytes"]
-    extended = {
-        "allow_atomic": True,
-        "num_replicas": max(current["num_replicas"], config["num_replicas"]),
-        "max_bytes": bytes_max if bytes_max < 0 else max(bytes_max, config["max_bytes"]),
-    }
-    if config["name"] == names.SECRETS:
-        extended["discard"] = "new"
-    if config["max_age"]:
-        extended["max_age"] = max(current["max_age"], config["max_age"])
-    return extended
-
-
-def _compare(name: str, current: dict[str, Any], required: dict[str, Any]) -> None:
-    """Raise InvalidBroker naming the first setting of a stream that differs."""
-    for field, value in (required | {"persist_mode": "default"}).items():
-        absent = value if value == "default" else type(value)()
-        if (actual := current.get(field, absent)) != value:
-            raise InvalidBroker(
-                f"stream {name}: {field} is {actual!r}, Rift needs {value!r}, or it could lose records: set "
-                f"it back, as with `nats stream edit {name}`"
-            )
 
 
 def _stored(message: dict[str, Any] | None) -> Stored | None:

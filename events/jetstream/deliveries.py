@@ -44,6 +44,11 @@ def consumer(name: str, subject: str) -> dict[str, object]:
     }
 
 
+def given_back(delay_s: float) -> bytes:
+    """Return the answer to a job that is delivered again after `delay_s`."""
+    return b'-NAK {"delay": %d}' % int(delay_s * SECOND_NS) if delay_s else b"-NAK"
+
+
 class _Pull:
     """One outstanding request for jobs at a time, with its own inbox, because a job does not name its pull.
 

@@ -31,12 +31,6 @@ async def subscribe(client: Client, subject: str, take: Callable[[Msg], None]) -
     return await client.subscribe(subject, future=cast(Any, Sink(take)))
 
 
-class _Waiting:
-    def __init__(self) -> None:
-        self.answered = anyio.Event()
-        self.answer: Msg | None = None
-
-
 class Replies:
     """The requests of one connection; each gets one answer or none."""
 
@@ -44,16 +38,25 @@ class Replies:
         self._client = client
         self.inbox = ""
         self._count = 0
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, Callable[[Msg], None]] = {}
 
     async def open(self) -> None:
         self.inbox = self._client.new_inbox()
         await subscribe(self._client, f"{self.inbox}.*", self._take)
 
     def _take(self, message: Msg) -> None:
-        if (waiting := self._waiting.get(message.subject)) is not None:
-            waiting.answer = message
-            waiting.answered.set()
+        if (take := self._waiting.pop(message.subject, None)) is not None:
+            take(message)
+
+    def expect(self, take: Callable[[Msg], None]) -> str:
+        """Return a new subject, whose first message goes to `take`, unless it is forgotten before."""
+        self._count += 1
+        reply = f"{self.inbox}.{self._count}"
+        self._waiting[reply] = take
+        return reply
+
+    def forget(self, reply: str) -> None:
+        self._waiting.pop(reply, None)
 
     async def ask_within(self, timeout_s: float, subject: str, data: bytes) -> Msg:
         """As `ask`. Raises TimeoutError that names the time after `timeout_s`."""
@@ -63,15 +66,20 @@ class Replies:
 
     async def ask(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> Msg:
         """Return the answer, without a time limit. Raises nats.errors.Error, OSError."""
-        self._count += 1
-        reply = f"{self.inbox}.{self._count}"
-        waiting = self._waiting[reply] = _Waiting()
+        answers: list[Msg] = []
+        answered = anyio.Event()
+
+        def take(message: Msg) -> None:
+            answers.append(message)
+            answered.set()
+
+        reply = self.expect(take)
         try:
             await self._client.publish(subject, data, reply=reply, headers=cast(Any, headers))
-            await waiting.answered.wait()
+            await answered.wait()
         finally:
-            del self._waiting[reply]
-        assert waiting.answer is not None, "the event is set only with an answer"
-        if wire.status(waiting.answer) == wire.NO_RESPONDERS:
+            self.forget(reply)
+        (answer,) = answers
+        if wire.status(answer) == wire.NO_RESPONDERS:
             raise nats.errors.NoRespondersError
-        return waiting.answer
+        return answer

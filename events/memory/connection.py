@@ -18,6 +18,7 @@ from events.log import (
     NoResponders,
     OutcomeUnknown,
     RecordTooLarge,
+    Settled,
     Stored,
 )
 from events.memory.broker import Answerer, Consumer, Filter, Handler, MemoryBroker, Stream
@@ -61,6 +62,20 @@ class MemoryLog:
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
         with self._health.measured(stream):
             return await self._append(stream, subject, data, expect_last)
+
+    def begin_append(self, stream: str, subject: str, data: bytes, settled: Settled) -> bool:
+        if not self.connection.is_connected:
+            return False
+
+        async def run() -> None:
+            try:
+                outcome: int | LogError = await self.append(stream, subject, data)
+            except LogError as error:
+                outcome = error
+            settled(outcome)
+
+        self._broker.tasks.start_soon(run)
+        return True
 
     def unwritable_s(self, stream: str) -> float:
         return self._health.unwritable_s(stream)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from events.book import Book
 from events.contracts import BODY_BYTES_MAX, LOG_KEPT_S, LOG_TRIM_S, MESSAGE_BYTES_MAX
-from events.jetstream.connection import KEYS_FRACTION
+from events.jetstream.streams import KEYS_FRACTION
 from rift import gateway
 from rift.gateway.admission import log_room, log_share, queue_share, rate_limits
 from rift.gateway.admission.log_share import LogCapacity, LogShare
