@@ -31,6 +31,7 @@ class ScriptedEngine:
         step_tokens: int = 1,
         grammar: bool = False,
     ) -> None:
+        self.after_step: list[Callable[[], None]] = []
         self.script = list(script)
         self.finish = finish
         self.step_tokens = step_tokens
@@ -72,7 +73,10 @@ class ScriptedEngine:
             logprobs = tuple(Logprob(token=str(token_id), logprob=-0.5) for token_id in ids)
             if rendered.parameters.logprobs is None:
                 logprobs = ()
-            if not emit(Step(ids, finish, logprobs=logprobs)):
+            continues = emit(Step(ids, finish, logprobs=logprobs))
+            for call in self.after_step:
+                call()
+            if not continues:
                 return
         if self.finish is None:
             raise RequestAborted("the script has no end")

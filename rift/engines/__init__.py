@@ -126,7 +126,8 @@ class Engine(Protocol):
 
     `name` is "vllm" or "sim", `model_digest` identifies the weights, `slots` is the number of concurrent
     requests, and `context_tokens` bounds prompt and output together. No token of a prompt stands for more
-    than `token_bytes_max` bytes of text.
+    than `token_bytes_max` bytes of text. Once the output of a step was passed on for every request, each
+    function in `after_step` is called.
     """
 
     name: str
@@ -135,6 +136,9 @@ class Engine(Protocol):
     slots: int
     context_tokens: int
     token_bytes_max: int
+
+    @property
+    def after_step(self) -> list[Callable[[], None]]: ...
 
     async def render(
         self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool, tokens_max: int

@@ -157,6 +157,7 @@ class SimEngine:
         self.slots = profile.sim.running_max or int(profile.args.get("max_num_seqs", SLOTS))
         self.context_tokens = model.context_tokens
         self.token_bytes_max = PROMPT_BYTES_PER_TOKEN
+        self.after_step: list[Callable[[], None]] = []
         self._pace = profile.sim
         self._sleep = sleep
         self._now = now
@@ -244,7 +245,10 @@ class SimEngine:
                 finish: Literal["stop", "length"] | None = None
                 if done == limit:
                     finish = "stop" if ids[-1] == END_ID else "length"
-                if not emit(Step(ids, finish, logprobs=_logprobs(ids, parameters.logprobs))):
+                continues = emit(Step(ids, finish, logprobs=_logprobs(ids, parameters.logprobs)))
+                for call in self.after_step:
+                    call()
+                if not continues:
                     return
 
     async def _prefill_prompt(self, tokens: int) -> None:

@@ -126,6 +126,10 @@ class VllmEngine:
             raise EngineFailed(f"{model_path} cannot be started: {error}") from error
         return engine
 
+    @property
+    def after_step(self) -> list[Callable[[], None]]:
+        return self._client.after_step
+
     async def render(
         self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool, tokens_max: int
     ) -> Rendered:

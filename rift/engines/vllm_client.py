@@ -1,7 +1,7 @@
-"""Runs requests in vLLM's engine process, with one reader for all of them.
+"""Runs requests in vLLM's engine process, and takes their output where vLLM reads it.
 
 vLLM's own front end wakes a task for each request at each step, builds an output object for it and
-detokenizes. A worker needs only a step's ids and its end, so `emit` is called where the output is read.
+detokenizes. A worker needs only a step's ids and its end, so `emit` is called as soon as they are decoded.
 Must not live here: parameters, prompts, the log, and imports of vLLM, whose client is passed in.
 """
 
@@ -11,7 +11,6 @@ from typing import Any, Literal
 import anyio
 
 from events.schema import Logprob
-from events.wakeup import Wakeup
 from rift.engines import Emit, RequestAborted, Step
 
 # vLLM's other reasons, abort and error, do not end an answer.
@@ -32,10 +31,9 @@ class _RunningRequest:
     def __init__(self, emit: Emit, logprobs: ReadLogprobs | None) -> None:
         self.emit = emit
         self.logprobs = logprobs
-        self.over = False
+        self.over = anyio.Event()
         self.ended = False
         self.error: Exception | None = None
-        self.wake = Wakeup()
         self._cached_tokens = 0
 
     def accept(self, output: Any) -> None:
@@ -61,67 +59,60 @@ class _RunningRequest:
             self.stop()
 
     def stop(self, error: Exception | None = None) -> None:
-        self.over = True
         self.error = self.error or error
-        self.wake.set()
+        self.over.set()
 
 
 class VllmClient:
-    """The requests that this process has in the engine. One of the waiting tasks reads for all of them."""
+    """The requests that this process has in the engine.
+
+    It stands in for the queue between vLLM's reader and front end, and calls each function in `after_step`
+    once a step's output was accepted.
+    """
 
     def __init__(self, client: Any) -> None:
+        assert client.resources.output_queue_task is None, "vLLM's reader keeps the queue that it began with"
+        client.outputs_queue = self
+        self.after_step: list[Callable[[], None]] = []
         self._client = client
         self._running: dict[str, _RunningRequest] = {}
-        self._has_reader = False
+        self._failure: Exception | None = None
 
     @property
     def running(self) -> int:
         return len(self._running)
+
+    def put_nowait(self, outputs: Any) -> None:
+        """Accept a step's `EngineCoreOutputs`, or the error with which vLLM's reader ends."""
+        if isinstance(outputs, Exception):
+            self._failure = self._client._format_exception(outputs)
+            for running in self._running.values():
+                running.stop(self._failure)
+            return
+        for output in outputs.outputs:
+            one = self._running.get(output.request_id)
+            if one is not None and not one.over.is_set():
+                one.accept(output)
+        for call in self.after_step:
+            call()
 
     async def run(self, request: Any, emit: Emit, logprobs: ReadLogprobs | None = None) -> None:
         """Run an `EngineCoreRequest` to its end; abort it if `emit` returns False or the call is cancelled.
 
         Raises RequestAborted, any error of `emit`, and the client's error once the engine is dead.
         """
+        if self._failure is not None:
+            raise self._failure
         name = request.request_id
         assert name not in self._running, "an attempt runs once"
         running = self._running[name] = _RunningRequest(emit, logprobs)
         try:
             await self._client.add_request_async(request)
-            while not running.over:
-                if self._has_reader:
-                    await running.wake.wait()
-                else:
-                    await self._read_for(running)
+            await running.over.wait()
         finally:
             del self._running[name]
-            if not self._has_reader:
-                self._wake_another()
             if not running.ended:
                 with anyio.CancelScope(shield=True):
                     await self._client.abort_requests_async([name])
         if running.error is not None:
             raise running.error
-
-    async def _read_for(self, reader: _RunningRequest) -> None:
-        """Read for all requests until `reader` is over."""
-        self._has_reader = True
-        try:
-            while not reader.over:
-                for output in (await self._client.get_output_async()).outputs:
-                    running = self._running.get(output.request_id)
-                    if running is not None and not running.over:
-                        running.accept(output)
-        except Exception as error:
-            for running in self._running.values():
-                running.stop(error)
-            raise
-        finally:
-            self._has_reader = False
-
-    def _wake_another(self) -> None:
-        """Let another task read. If it is cancelled first, it wakes the next one on its way out."""
-        for running in self._running.values():
-            if not running.over:
-                running.wake.set()
-                return

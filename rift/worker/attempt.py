@@ -3,11 +3,10 @@
 Must not live here: other attempts, deliveries, readers. The log decides whether an attempt counts.
 """
 
-from collections.abc import Sequence
-
 import anyio
 import msgspec
 
+from events.clock import now_s
 from events.contracts import SECOND_NS
 from events.request_history import RequestHistory
 from events.schema import AttemptStarted, FinishReason, Problem, RequestFinished, Stamps, TokensGenerated
@@ -46,7 +45,7 @@ class Attempt:
         self._scope = anyio.CancelScope()
         self._stop_reason: FinishReason | None = None
         self._is_silent = False
-        self._began_at_s = anyio.current_time()
+        self._began_at_s = now_s()
         self.progressed_at_s = self._began_at_s
         self._stamps = Stamps()
 
@@ -98,7 +97,8 @@ class Attempt:
     def finish(self, reason: FinishReason, error: Problem | None = None) -> None:
         """Put the end, unless it was put or the attempt is silent."""
         if not self.finished and not self._is_silent:
-            self._put([self._end(reason, error)])
+            self.finished = True
+            self._writer.put(self._end(reason, error))
 
     def refuse(self, reason: FinishReason, error: Problem) -> None:
         """Put the start and the end of an attempt that the engine never sees."""
@@ -130,18 +130,18 @@ class Attempt:
         """Put a step's tokens; return whether the engine should continue."""
         if self._is_silent:
             return False
-        self.progressed_at_s = anyio.current_time()
+        self.progressed_at_s = now_s()
         if self._stamps.first_token_ns is None:
             self._stamps = msgspec.structs.replace(self._stamps, first_token_ns=self._elapsed_ns())
-        tokens, reason = self._output.add(step)
-        # The last tokens and the end are one entry, so a successor never finds one without the other.
-        self._put([tokens, self._end(reason)] if reason else [tokens])
-        return not self.finished
-
-    def _put(self, events: Sequence[TokensGenerated | RequestFinished]) -> None:
         assert not self.finished, "nothing follows the end"
-        self.finished = isinstance(events[-1], RequestFinished)
-        self._writer.put(*events)
+        tokens, reason = self._output.add(step)
+        if reason is None:
+            self._writer.add(tokens)
+        else:
+            # One entry, so a successor never finds the last tokens without the end.
+            self.finished = True
+            self._writer.add(tokens, self._end(reason))
+        return not self.finished
 
     def _end(self, reason: FinishReason, error: Problem | None = None) -> RequestFinished:
         accepted = self._prepared.accepted
@@ -160,4 +160,4 @@ class Attempt:
         )
 
     def _elapsed_ns(self) -> int:
-        return int((anyio.current_time() - self._began_at_s) * SECOND_NS)
+        return int((now_s() - self._began_at_s) * SECOND_NS)

@@ -19,6 +19,7 @@ import anyio
 import msgspec
 
 from events import codec, subjects
+from events.clock import now_s
 from events.contracts import TOKEN_RECORD_BYTES_MAX
 from events.encryption import Cipher
 from events.log import Log, LogError, append_until_known
@@ -41,10 +42,13 @@ class AttemptWriter(Protocol):
     """The part of a lane's writer that an attempt uses."""
 
     def put(self, *events: AnyEvent) -> None:
-        """Queue events after all earlier ones; together they are stored, or not."""
+        """Queue events after all earlier ones, and append them; together they are stored, or not."""
+
+    def add(self, *events: AnyEvent) -> None:
+        """As `put`, but leave the append to the end of the engine's step."""
 
     async def put_durably(self, event: AnyEvent) -> int:
-        """Queue an event and return the sequence of its record once it is stored."""
+        """Put an event and return the sequence of its record once it is stored."""
 
 
 class SealedWriter:
@@ -57,85 +61,143 @@ class SealedWriter:
     def put(self, *events: AnyEvent) -> None:
         self._writer.put(*(self._cipher.closed(event) for event in events))
 
+    def add(self, *events: AnyEvent) -> None:
+        self._writer.add(*(self._cipher.closed(event) for event in events))
+
     async def put_durably(self, event: AnyEvent) -> int:
         return await self._writer.put_durably(self._cipher.closed(event))
 
 
-class _DurableEntry(msgspec.Struct):
-    """A caller that waits until the entry of this number is stored. `sequence` is then its record's."""
+class _Entry(msgspec.Struct):
+    """Events that are stored together. For a caller that waits, `stored` is set and `sequence` is known."""
 
-    number: int
-    stored: anyio.Event
+    events: list[AnyEvent]
+    stored: anyio.Event | None = None
     sequence: int = 0
 
 
+class _InFlight(msgspec.Struct):
+    """The record that is being appended: the first `entries` of the queue. With `needs_task` it failed, or
+    could not begin at once."""
+
+    data: bytes
+    entries: int
+    needs_task: bool = False
+
+
 class LaneWriter:
-    """Appends to the lane of `at`. `blocked` is called for as long as the log accepts nothing."""
+    """Appends to the lane of `at`. `blocked` is called for as long as the log accepts nothing.
+
+    Nearly every record is sent by the call that queued it, and the next one by the acknowledgement. Only what
+    has to wait, for the pace or for the log, is left to the task in `run`.
+    """
 
     def __init__(self, log: Log, at: subjects.Address, *, name: str, blocked: Callable[[], None]) -> None:
         self._log = log
-        self._at = at
+        self._stream = subjects.shard_stream(at.shard)
+        self._subject = subjects.work(at)
         self._name = name
         self._blocked = blocked
-        self._queue: list[list[AnyEvent]] = []
-        self._growing: dict[str, list[AnyEvent]] = {}
-        self._durable: list[_DurableEntry] = []
-        self._stored = 0
-        self._filled = Wakeup()
+        self._queue: list[_Entry] = []
+        self._growing: dict[str, _Entry] = {}
+        self._in_flight: _InFlight | None = None
+        self._next_at_s = 0.0
+        self._hurries = False
+        self._waits = Wakeup()
         self._drained = Wakeup()
-        self._hurry = anyio.Event()
 
     def put(self, *events: AnyEvent) -> None:
-        first, *rest = events
-        tokens = first if isinstance(first, TokensGenerated) else None
-        # Sealed events cannot be joined.
-        grows = tokens is not None and not tokens.content
-        if tokens is not None and grows and (entry := self._growing.get(tokens.attempt)) is not None:
-            entry[:] = [_joined(entry[0], tokens), *rest]
-        else:
-            if not self._queue:
-                self._filled.set()
-            self._queue.append(entry := [*events])
-            if tokens is not None and grows:
-                self._growing[tokens.attempt] = entry
-        if tokens is None or tokens.index == 0:
-            self._hurry.set()
+        self._add([*events])
+        self.flush()
+
+    def add(self, *events: AnyEvent) -> None:
+        self._add([*events])
 
     async def put_durably(self, event: AnyEvent) -> int:
-        self.put(event)
-        entry = _DurableEntry(self._stored + len(self._queue), anyio.Event())
-        self._durable.append(entry)
+        entry = self._add([event])
+        entry.stored = anyio.Event()
+        self.flush()
         await entry.stored.wait()
         return entry.sequence
 
+    def _add(self, events: list[AnyEvent]) -> _Entry:
+        first = events[0]
+        tokens = first if isinstance(first, TokensGenerated) else None
+        if tokens is None or tokens.index == 0:
+            self._hurries = True
+        # Sealed events cannot be joined.
+        grows = tokens is not None and not tokens.content
+        if tokens is not None and grows and (entry := self._growing.get(tokens.attempt)) is not None:
+            entry.events[:] = [_joined(entry.events[0], tokens), *events[1:]]
+            return entry
+        entry = _Entry(events)
+        self._queue.append(entry)
+        if tokens is not None and grows:
+            self._growing[tokens.attempt] = entry
+        return entry
+
+    def flush(self) -> None:
+        """Append what is queued, unless a record is in flight or the pace says later."""
+        if self._in_flight is None and self._queue:
+            if self._hurries or now_s() >= self._next_at_s:
+                self._begin()
+            else:
+                self._waits.set()
+
     async def run(self) -> None:
-        """Append for as long as the worker lives."""
+        """Append what has to wait, for as long as the worker lives."""
         while True:
-            while self._queue:
-                next_at_s = anyio.current_time() + PACE_S
-                await self._append()
-                if not self._hurry.is_set():
-                    with anyio.move_on_at(next_at_s):
-                        await self._hurry.wait()
-            self._drained.set()
-            await self._filled.wait()
+            waits = self._waits.pending
+            if self._in_flight is not None and self._in_flight.needs_task:
+                self._advance(await self._persist(self._in_flight.data))
+            elif self._in_flight is None and self._queue:
+                due_at_s = self._next_at_s
+                await anyio.sleep_until(due_at_s)
+                # Otherwise an entry that hurries has begun an append meanwhile.
+                if self._in_flight is None and self._queue and self._next_at_s == due_at_s:
+                    self._begin()
+            else:
+                await waits.wait()
 
     async def flushed(self) -> None:
         """Wait until everything that was put is stored."""
+        self.flush()
         while self._queue:
             await self._drained.wait()
 
-    async def _append(self) -> None:
-        # An event, not a Wakeup: an entry that hurries during this append must speed up the next one.
-        self._hurry = anyio.Event()
+    def _begin(self) -> None:
+        self._hurries = False
+        self._next_at_s = now_s() + PACE_S
         entries = self._next_entries()
-        sequence = await self._persist(codec.join(self._name, entries))
-        del self._queue[: len(entries)]
-        self._stored += len(entries)
-        while self._durable and self._durable[0].number <= self._stored:
-            entry = self._durable.pop(0)
-            entry.sequence = sequence
-            entry.stored.set()
+        record = self._in_flight = _InFlight(codec.join(self._name, entries), len(entries))
+        if not self._log.begin_append(self._stream, self._subject, record.data, self._settled):
+            self._leave_to_task(record)
+
+    def _settled(self, outcome: int | LogError) -> None:
+        assert self._in_flight is not None, "one append is in flight until it is settled"
+        if isinstance(outcome, LogError):
+            self._leave_to_task(self._in_flight)
+        else:
+            self._advance(outcome)
+
+    def _leave_to_task(self, record: _InFlight) -> None:
+        record.needs_task = True
+        self._waits.set()
+
+    def _advance(self, sequence: int) -> None:
+        """Note that the record in flight is stored, and append the next one."""
+        assert self._in_flight is not None, "one append is in flight until it is settled"
+        stored = self._queue[: self._in_flight.entries]
+        del self._queue[: self._in_flight.entries]
+        self._in_flight = None
+        for entry in stored:
+            if entry.stored is not None:
+                entry.sequence = sequence
+                entry.stored.set()
+        if self._queue:
+            self.flush()
+        else:
+            self._drained.set()
 
     def _next_entries(self) -> list[bytes]:
         """Return the next record's entries, encoded: at least one, else at most TOKEN_RECORD_BYTES_MAX."""
@@ -143,24 +205,26 @@ class LaneWriter:
         entries: list[bytes] = []
         size = 0
         for entry in self._queue:
-            encoded = b",".join([codec.encode_event(event) for event in entry])
+            encoded = b",".join([codec.encode_event(event) for event in entry.events])
             size += len(encoded)
             if size > TOKEN_RECORD_BYTES_MAX and entries:
-                self._hurry.set()
+                self._hurries = True
                 break
             entries.append(encoded)
         return entries
 
     async def _persist(self, data: bytes) -> int:
-        stream = subjects.shard_stream(self._at.shard)
-        subject = subjects.work(self._at)
         is_logged = False
         while True:
             try:
-                return await append_until_known(self._log, stream, subject, data, within_s=BLOCKED_S)
+                return await append_until_known(
+                    self._log, self._stream, self._subject, data, within_s=BLOCKED_S
+                )
             except LogError as error:
                 if not is_logged:
-                    logger.error("%s accepts no records, trying again until it does: %s", subject, error)
+                    logger.error(
+                        "%s accepts no records, trying again until it does: %s", self._subject, error
+                    )
                 is_logged = True
                 self._blocked()
                 await anyio.sleep(RETRY_S)

@@ -199,6 +199,11 @@ class Worker:
             self._tasks.start_soon(writer.run)
         return writer
 
+    def flush(self) -> None:
+        """Append what a step of the engine has added to each lane."""
+        for writer in self._writers.values():
+            writer.flush()
+
     # --- keeping and releasing -----------------------------------------------------------------------
 
     async def _watch_engine(self) -> None:
@@ -248,6 +253,10 @@ async def open_worker(
 ) -> AsyncIterator[Worker]:
     """Open a worker, whose reader runs while the context lasts. Raises EngineFailed, LogError."""
     async with open_claims(log, config.shard, config.model) as claims, anyio.create_task_group() as tasks:
-        tasks.start_soon(claims.follow)
-        yield Worker(log, engine, config, claims, shutdown, tasks)
-        tasks.cancel_scope.cancel()
+        worker = Worker(log, engine, config, claims, shutdown, tasks)
+        engine.after_step.append(worker.flush)
+        try:
+            yield worker
+        finally:
+            engine.after_step.remove(worker.flush)
+            tasks.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""Requests in vLLM's engine process, with a scripted client: one task reads, and passes reading on."""
+"""Requests in vLLM's engine process, with a scripted client that passes on steps as vLLM's reader does."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -20,8 +20,8 @@ class Client:
     def __init__(self) -> None:
         self.added: list[str] = []
         self.aborted: list[str] = []
-        self.readers = 0
-        self._send, self._receive = anyio.create_memory_object_stream[Any](100)
+        self.outputs_queue: Any = None
+        self.resources = SimpleNamespace(output_queue_task=None)
 
     async def add_request_async(self, request: Any) -> None:
         self.added.append(request.request_id)
@@ -29,44 +29,29 @@ class Client:
     async def abort_requests_async(self, names: list[str]) -> None:
         self.aborted += names
 
-    async def get_output_async(self) -> Any:
-        self.readers += 1
-        assert self.readers == 1, "one reads for all"
-        try:
-            outputs = await self._receive.receive()
-        finally:
-            self.readers -= 1
-        if isinstance(outputs, Exception):
-            raise outputs
-        return SimpleNamespace(outputs=outputs)
+    def _format_exception(self, error: Exception) -> Exception:
+        return error
 
     def step(self, **outputs: tuple[int, ...] | str) -> None:
-        """Send one output for each request: its ids, or its finish reason."""
-        self._send.send_nowait(
-            [
-                SimpleNamespace(
-                    request_id=name,
-                    new_token_ids=[7] if isinstance(output, str) else list(output),
-                    finish_reason=output if isinstance(output, str) else None,
-                    prefill_stats=SimpleNamespace(num_cached_tokens=2),
-                )
-                for name, output in outputs.items()
-            ]
-        )
+        """Pass on one output for each request: its ids, or its finish reason."""
+        each = [
+            SimpleNamespace(
+                request_id=name,
+                new_token_ids=[7] if isinstance(output, str) else list(output),
+                finish_reason=output if isinstance(output, str) else None,
+                prefill_stats=SimpleNamespace(num_cached_tokens=2),
+            )
+            for name, output in outputs.items()
+        ]
+        self.outputs_queue.put_nowait(SimpleNamespace(outputs=each))
 
     def die(self) -> None:
-        self._send.send_nowait(OSError("the engine is dead"))
-
-    def close(self) -> None:
-        self._send.close()
-        self._receive.close()
+        self.outputs_queue.put_nowait(OSError("the engine is dead"))
 
 
 @pytest.fixture
-def client() -> Any:
-    client = Client()
-    yield client
-    client.close()
+def client() -> Client:
+    return Client()
 
 
 class Requests:
@@ -102,7 +87,7 @@ async def settle() -> None:
     await anyio.wait_all_tasks_blocked()
 
 
-async def test_when_the_reader_ends_another_request_reads(client: Client) -> None:
+async def test_each_request_gets_its_steps_and_ends_alone(client: Client) -> None:
     async with anyio.create_task_group() as tasks:
         requests = Requests(client, tasks)
         for name in "abc":
@@ -158,7 +143,7 @@ async def test_log_probabilities_are_read_if_requested(client: Client) -> None:
     assert [[logprob.token for logprob in step.logprobs] for step in steps] == [["1", "2"], ["7"]]
 
 
-async def test_a_cancelled_reader_is_aborted_and_another_reads(client: Client) -> None:
+async def test_a_cancelled_request_is_aborted_and_others_continue(client: Client) -> None:
     async with anyio.create_task_group() as tasks:
         requests = Requests(client, tasks)
         for name in "ab":
@@ -171,23 +156,6 @@ async def test_a_cancelled_reader_is_aborted_and_another_reads(client: Client) -
         await settle()
     assert requests.ends == {"a": "cancelled", "b": "returned"}
     assert requests.steps["a"] == []
-
-
-async def test_a_request_cancelled_with_the_reader_passes_reading_on(client: Client) -> None:
-    async with anyio.create_task_group() as tasks:
-        requests = Requests(client, tasks)
-        for name in "abc":
-            requests.start(name)
-        await settle()
-        requests.scopes["a"].cancel()
-        requests.scopes["b"].cancel()
-        await settle()
-        client.step(c="stop")
-        with anyio.fail_after(2):
-            await settle()
-            while "c" not in requests.ends:  # noqa: ASYNC110
-                await anyio.sleep(0.01)
-    assert requests.ends == {"a": "cancelled", "b": "cancelled", "c": "returned"}
 
 
 async def test_a_request_whose_emit_returns_false_is_aborted(client: Client) -> None:
@@ -225,7 +193,25 @@ async def test_a_dead_engine_ends_all_requests(client: Client) -> None:
         await settle()
         client.die()
         await settle()
-    assert requests.ends == dict.fromkeys("abc", "OSError")
+        assert requests.ends == dict.fromkeys("abc", "OSError")
+        requests.start("d")
+        await settle()
+    assert requests.ends["d"] == "OSError"
+    assert client.added == ["a", "b", "c"]
+
+
+async def test_what_follows_a_step_comes_after_the_output_of_every_request(client: Client) -> None:
+    async with anyio.create_task_group() as tasks:
+        requests = Requests(client, tasks)
+        for name in "ab":
+            requests.start(name)
+        seen: list[int] = []
+        requests.client.after_step.append(lambda: seen.append(sum(map(len, requests.steps.values()))))
+        await settle()
+        client.step(a=(1,), b=(2,))
+        client.step(a="stop", b="stop")
+        await settle()
+    assert seen == [2, 4]
 
 
 async def test_an_abort_by_the_engine_returns_without_a_finish(client: Client) -> None:

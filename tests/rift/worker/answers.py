@@ -21,6 +21,8 @@ class ListWriter:
     def put(self, *events: Any) -> None:
         self.events += events
 
+    add = put
+
     async def put_durably(self, event: Any) -> int:
         raise AssertionError("an attempt uses only put")
 

@@ -1,6 +1,6 @@
 """The lane's writer, on a log that stores records on command."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from events import codec
-from events.log import Log
+from events.log import Log, LogError, OutcomeUnknown, Settled
 from events.schema import (
     AttemptReleased,
     AttemptStarted,
@@ -26,26 +26,59 @@ pytestmark = pytest.mark.anyio
 
 
 class SlowLog:
-    """Stores a record whenever `store` is called; before that, appends wait."""
+    """Stores a record whenever `store` is called; before that, appends wait.
 
-    def __init__(self) -> None:
+    `begins`: an append can begin at once. Otherwise it waits in a task.
+    """
+
+    def __init__(self, *, begins: bool = True) -> None:
         self.records: list[list[Any]] = []
         self.begun: list[float] = []
-        self._waiting: list[anyio.Event] = []
         self.at_once = False
+        self.begins = begins
+        self.waiting: list[Callable[[int | LogError], None]] = []
+        self._data: list[bytes] = []
+
+    def begin_append(self, stream: str, subject: str, data: bytes, settled: Settled) -> bool:
+        if not self.begins:
+            return False
+        self.begun.append(anyio.current_time())
+        self._data.append(data)
+        if self.at_once:
+            settled(self._store())
+        else:
+            self.waiting.append(settled)
+        return True
 
     async def append(self, stream: str, subject: str, data: bytes, **more: Any) -> int:
+        outcomes: list[int | LogError] = []
+        is_settled = anyio.Event()
+
+        def settled(outcome: int | LogError) -> None:
+            outcomes.append(outcome)
+            is_settled.set()
+
         self.begun.append(anyio.current_time())
-        if not self.at_once:
-            stored = anyio.Event()
-            self._waiting.append(stored)
-            await stored.wait()
-        self.records.append(list(codec.decode(data)[1]))
+        self._data.append(data)
+        self.waiting.append(settled)
+        await is_settled.wait()
+        if isinstance(outcomes[0], LogError):
+            raise outcomes[0]
+        return outcomes[0]
+
+    def _store(self) -> int:
+        self.records.append(list(codec.decode(self._data.pop(0))[1]))
         return len(self.records)
 
     async def store(self) -> None:
         await anyio.wait_all_tasks_blocked()
-        self._waiting.pop(0).set()
+        self.waiting.pop(0)(self._store())
+        await anyio.wait_all_tasks_blocked()
+
+    async def fail(self, error: LogError) -> None:
+        await anyio.wait_all_tasks_blocked()
+        self._data.pop(0)
+        self.waiting.pop(0)(error)
         await anyio.wait_all_tasks_blocked()
 
 
@@ -149,7 +182,7 @@ async def test_a_record_in_flight_does_not_grow() -> None:
         await anyio.sleep(2 * lane_writer.PACE_S)
         await log.store()
         await anyio.sleep(2 * lane_writer.PACE_S)
-        if log._waiting:
+        if log.waiting:
             await log.store()
     ids = [token_id for record in log.records for event in record for token_id in event.token_ids]
     assert ids == [1, 2, 3]
@@ -215,3 +248,31 @@ async def test_only_further_tokens_wait_for_the_pace(
         await anyio.sleep(0.05)
     assert log.records[2:] == [[tokens("a", 2, 3)], [tokens("a", 3, 4)]], "after a pause, at once"
     assert log.begun[2] - log.begun[1] >= 0.19
+
+
+async def test_added_events_wait_for_the_end_of_the_step() -> None:
+    log = SlowLog()
+    log.at_once = True
+    async with writing(log) as writer:
+        writer.add(tokens("a", 0, 1))
+        writer.add(tokens("b", 0, 9))
+        assert log.records == []
+        writer.flush()
+        assert log.records == [[tokens("a", 0, 1), tokens("b", 0, 9)]], "no task in between"
+
+
+@pytest.mark.parametrize("begins", [True, False])
+async def test_a_record_that_failed_is_appended_again_before_the_next(
+    begins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SlowLog(begins=begins)
+    async with writing(log) as writer:
+        writer.put(tokens("a", 0, 1))
+        await log.fail(OutcomeUnknown("no answer"))
+        writer.put(tokens("a", 1, 2))
+        await anyio.sleep(0.15)
+        await log.store()
+        await anyio.sleep(2 * lane_writer.PACE_S)
+        await log.store()
+        await writer.flushed()
+    assert log.records == [[tokens("a", 0, 1)], [tokens("a", 1, 2)]]
