@@ -2,10 +2,11 @@
 
 import signal
 import sys
+from collections.abc import Sequence
 
 
-def main() -> int:
-    """Run the command line and return its exit status.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, or the given arguments, and return the exit status.
 
     While its modules are imported, Ctrl-C ends the process at once: as an exception it would come out of any
     of their lines, even as another one.
@@ -14,7 +15,7 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from rift.cli import parser
 
-    return parser.main()
+    return parser.main(arguments)
 
 
 if __name__ == "__main__":
