@@ -51,9 +51,7 @@ class LaneReader:
         self._unconfirmed: set[str] = set()
         # Requests, ended or not, whose next client someone waits for.
         self._expected: dict[str, list[anyio.Event]] = {}
-        # The number of calls that read histories, and the events that arrived meanwhile.
-        self._joining = 0
-        self._missed: list[tuple[Any, subjects.Address, int]] = []
+        self._missed = _Missed()
         # The subscriptions that the current batch has changed.
         self._pushed: dict[int, Subscription] = {}
         self.queue = QueueDepth()
@@ -66,7 +64,7 @@ class LaneReader:
 
     @property
     def is_idle(self) -> bool:
-        return not (self._subscriptions or self._joining or self._expected)
+        return not (self._subscriptions or self._missed.is_kept or self._expected)
 
     @property
     def followed(self) -> list[str]:
@@ -135,15 +133,9 @@ class LaneReader:
 
         `make` is given the acceptances that the log holds. Returns None if it holds none. Raises LogError.
         """
-        since = len(self._missed)
-        self._joining += 1
-        try:
+        with self._missed.kept() as missed:
             pasts = await self._histories.read_all(requests)
-            missed = self._missed[since:]
-        finally:
-            self._joining -= 1
-            if not self._joining:
-                self._missed = []
+            later = missed()
         stored = [past for past in pasts if past.accepted is not None]
         accepted = [self._shown(past.accepted) for past in stored if past.accepted is not None]
         if not accepted:
@@ -155,7 +147,7 @@ class LaneReader:
             subscription.decrypt_with(first.request, past.seal)
         for request, counted in in_order(pasts):
             subscription.push(request, counted.event, counted.life, counted.stored_at_ns)
-        for event, at, stored_at_ns in missed:
+        for event, at, stored_at_ns in later:
             if (folded := states.fold(event, at)) is not None:
                 subscription.push(folded[0], event, folded[1], stored_at_ns)
         for answer in [] if subscription.is_over else subscription.open_requests():
@@ -234,8 +226,7 @@ class LaneReader:
             self._flush()
 
     def _fold(self, event: Any, at: subjects.Address, stored_at_ns: int) -> None:
-        if self._joining:
-            self._missed.append((event, at, stored_at_ns))
+        self._missed.add(event, at, stored_at_ns)
         if isinstance(event, codec.Unreadable):
             self._fail(event)
             return
@@ -276,3 +267,38 @@ class LaneReader:
         logger.error("unreadable event %s: %s", event.type, event.problem)
         for subscription in self._subscriptions.get(self._states.request_of(event) or "", []):
             subscription.break_off(UNREADABLE)
+
+
+class _Missed:
+    """The events that arrive while calls read histories: from the start of the earliest call under way."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[Any, subjects.Address, int]] = []
+        # The number of events that were dropped, and for each call the number before it, the earliest first.
+        self._dropped = 0
+        self._since: dict[object, int] = {}
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a call is under way."""
+        return bool(self._since)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def add(self, event: Any, at: subjects.Address, stored_at_ns: int) -> None:
+        if self._since:
+            self._events.append((event, at, stored_at_ns))
+
+    @contextmanager
+    def kept(self) -> Iterator[Callable[[], list[tuple[Any, subjects.Address, int]]]]:
+        """Keep events for a call, and return a function that returns them."""
+        call = object()
+        since = self._since[call] = self._dropped + len(self._events)
+        try:
+            yield lambda: self._events[since - self._dropped :]
+        finally:
+            del self._since[call]
+            earliest = next(iter(self._since.values()), self._dropped + len(self._events))
+            del self._events[: earliest - self._dropped]
+            self._dropped = earliest
