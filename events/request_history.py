@@ -2,13 +2,15 @@
 
 A read ends at the last sequence that the request's subjects have when it begins, as the stream's leader
 states it, so it includes every earlier append. Readers that wait for the same lane and model share one scan,
-and go on one after the other, because each takes milliseconds to show a long answer.
+and go on one after the other, because each takes milliseconds to show a long answer. The scan of a request
+that still runs costs as much as everyone's traffic since it came, so readers of young and of old requests
+share none, and a scan skips what lies between requests that have ended and those that came later.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
@@ -27,6 +29,13 @@ from events.subjects import Address
 # What one scan keeps, in bytes of the log: read, they take about three times as much. Readers beyond it wait
 # for another scan.
 SCAN_BYTES_MAX = 64 * 1024 * 1024
+
+# Reads of up to this many records share a scan, and so do those of up to 16 times as many, and so on.
+SHORT = 2**11
+AGE_BITS = 4
+
+# Records between two requests that a scan reads rather than skips: to begin again takes as long.
+GAP = 500
 
 
 class CountedEvent(msgspec.Struct, frozen=True, gc=False):
@@ -55,26 +64,37 @@ class _Reader(msgspec.Struct):
     past: RequestHistory | None = None
 
 
+class _Scan(NamedTuple):
+    """What readers have in common that share scans: lane and model, and about the number of records."""
+
+    at: Address
+    age: int
+
+
 class HistoryReader:
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._waiting: dict[Address, list[_Reader]] = {}
-        self._reading: set[Address] = set()
+        self._waiting: dict[_Scan, list[_Reader]] = {}
+        self._reading: set[_Scan] = set()
+        # The last sequence of each shard as the latest scan found it.
+        self._last: dict[int, int] = {}
 
     async def read(self, request: RequestId) -> RequestHistory:
         """Return one request's history. Raises LogError. If a shared scan fails, each reader scans alone."""
         while True:
             reader = _Reader(request, anyio.Event())
-            self._waiting.setdefault(request.at, []).append(reader)
-            if request.at in self._reading:
+            records = self._last.get(request.at.shard, 0) - request.floor
+            scan = _Scan(request.at, max(records, SHORT - 1).bit_length() // AGE_BITS)
+            self._waiting.setdefault(scan, []).append(reader)
+            if scan in self._reading:
                 await reader.done.wait()
             else:
-                await self._lead(request.at)
+                await self._lead(scan)
             if reader.past is not None:
                 return reader.past
 
     async def read_all(self, requests: Sequence[RequestId]) -> list[RequestHistory]:
-        """Return the history of each, with one scan per lane and model. Raises LogError."""
+        """Return the history of each, with shared scans. Raises LogError."""
         pasts: dict[str, RequestHistory] = {}
 
         async def read(request: RequestId) -> None:
@@ -88,15 +108,15 @@ class HistoryReader:
             raise LogError(f"could not read the history: {failed.exceptions[0]}") from failed
         return [pasts[request.text] for request in requests]
 
-    async def _lead(self, at: Address) -> None:
+    async def _lead(self, scan: _Scan) -> None:
         """Scan for every reader that waits by then, including this one."""
-        self._reading.add(at)
+        self._reading.add(scan)
         readers: list[_Reader] = []
         try:
             # Readers that were woken together ask again now, and one scan serves them all.
             await anyio.lowlevel.checkpoint()
-            readers = self._waiting.pop(at)
-            pasts = await self._scan(at, [reader.request for reader in readers])
+            readers = self._waiting.pop(scan)
+            pasts = await self._scan(scan.at, [reader.request for reader in readers])
             for reader in readers:
                 reader.past = pasts.get(reader.request.text)
             for reader in readers:
@@ -104,32 +124,39 @@ class HistoryReader:
                     reader.done.set()
                     await anyio.lowlevel.checkpoint()
         finally:
-            self._reading.discard(at)
-            for reader in readers + self._waiting.pop(at, []):
+            self._reading.discard(scan)
+            for reader in readers + self._waiting.pop(scan, []):
                 reader.done.set()
 
     async def _scan(self, at: Address, requests: list[RequestId]) -> dict[str, RequestHistory]:
         """Return the history of the first request, and of as many others as fit into SCAN_BYTES_MAX."""
         stream = subjects.shard_stream(at.shard)
         target = max([await self._log.last_sequence(stream, subject) for subject in subjects.history(at)])
+        self._last[at.shard] = max(self._last.get(at.shard, 0), target)
         pasts = {request.text: RequestHistory(position=target) for request in requests}
         sizes: Counter[str] = Counter()
         lives = RequestStates()
         for request in requests:
             lives.follow(request.text)
-        first = min(request.floor for request in requests)
-        async with aclosing(
-            self._log.scan(stream, subjects.history(at), first=first, target=target)
-        ) as batches:
-            async for batch in batches:
-                for stored in batch:
-                    _fold(stored, lives, pasts, sizes)
-                while len(pasts) > 1 and sizes.total() > SCAN_BYTES_MAX:
-                    left_out, _ = pasts.popitem()
-                    lives.forget(left_out)
-                    del sizes[left_out]
-                if all(past.life.phase == "ended" for past in pasts.values()):
-                    break
+        later = requests
+        while later:
+            first = min(request.floor for request in later)
+            later = []
+            async with aclosing(
+                self._log.scan(stream, subjects.history(at), first=first, target=target)
+            ) as batches:
+                async for batch in batches:
+                    for stored in batch:
+                        _fold(stored, lives, pasts, sizes)
+                    while len(pasts) > 1 and sizes.total() > SCAN_BYTES_MAX:
+                        left_out, _ = pasts.popitem()
+                        lives.forget(left_out)
+                        del sizes[left_out]
+                    going_on = [one for one in requests if one.text in pasts and not _ended(pasts[one.text])]
+                    begun_by = batch[-1].sequence + GAP if batch else target
+                    if all(request.floor > begun_by for request in going_on):
+                        later = going_on
+                        break
         for past in pasts.values():
             await self._open(past)
         return pasts
@@ -146,6 +173,10 @@ def in_order(pasts: Sequence[RequestHistory]) -> list[tuple[str, CountedEvent]]:
     """Return the counted events of all requests, each with its request, in log order."""
     every = [(past.accepted.request, counted) for past in pasts if past.accepted for counted in past.counted]
     return sorted(every, key=lambda item: item[1].position) if len(pasts) > 1 else every
+
+
+def _ended(past: RequestHistory) -> bool:
+    return past.life.phase == "ended"
 
 
 def _fold(

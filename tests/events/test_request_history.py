@@ -58,9 +58,9 @@ def acceptance(request: str) -> RequestAccepted:
     )
 
 
-def request_ids(count: int) -> list[str]:
+def request_ids(count: int, *, floor: int = 0) -> list[str]:
     return [
-        ids.new_request_id(secret=b"s", account="dev", at=AT, floor=0, entropy=number.to_bytes(10, "big"))
+        ids.new_request_id(secret=b"s", account="dev", at=AT, floor=floor, entropy=number.to_bytes(10, "big"))
         for number in range(count)
     ]
 
@@ -122,6 +122,56 @@ async def test_readers_of_one_scan_go_on_one_after_the_other() -> None:
             turns += 1
             await anyio.lowlevel.checkpoint()
     assert max(times.count(turn) for turn in times) <= 2
+
+
+class Long(Scans):
+    """The log of a request that has ended and of a later one, with many records between them."""
+
+    def __init__(self, old: str, young: str) -> None:
+        super().__init__([old])
+        self.firsts: list[int] = []
+        self.goes_on = anyio.Event()
+        cancelled = CancelRequested(request=old, why="client")
+        # Ended, because no attempt has begun.
+        self.stored.append(Stored(subjects.cancel(AT), 2, 2, codec.encode("w", [cancelled])))
+        self.stored.append(Stored(subjects.request(AT), 100_001, 3, codec.encode("w", [acceptance(young)])))
+
+    async def last_sequence(self, stream: str, subject: str | None = None) -> int:
+        return 100_001
+
+    async def scan(
+        self, stream: str, names: Sequence[str], *, first: int, target: int
+    ) -> AsyncGenerator[Sequence[Stored], None]:
+        self.firsts.append(first)
+        if first < 50_000:
+            await self.goes_on.wait()
+        for stored in self.stored:
+            if first <= stored.sequence <= target:
+                yield [stored]
+
+
+async def test_a_young_request_is_read_while_the_scan_of_an_old_one_goes_on() -> None:
+    (old,), (young,) = request_ids(1), request_ids(1, floor=100_000)
+    log = Long(old, young)
+    histories = HistoryReader(log)  # type: ignore[arg-type]
+    await histories.read(ids.parsed(young))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(histories.read, ids.parsed(old))
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(1):
+            assert (await histories.read(ids.parsed(young))).accepted is not None
+        log.goes_on.set()
+
+
+async def test_a_scan_skips_what_lies_between_its_requests() -> None:
+    (old,), (young,) = request_ids(1), request_ids(1, floor=100_000)
+    log = Long(old, young)
+    log.goes_on.set()
+    # Nothing is known of the log yet, so both share a scan.
+    pasts = await HistoryReader(log).read_all([ids.parsed(old), ids.parsed(young)])  # type: ignore[arg-type]
+    assert [past.accepted is not None for past in pasts] == [True, True]
+    assert pasts[0].life.phase == "ended"
+    assert log.firsts == [0, 100_000]
 
 
 async def test_who_waited_for_a_scan_that_failed_scans_itself() -> None:
