@@ -142,7 +142,9 @@ class DataDir:
     def _check_owner(self) -> None:
         """Raise DataDirError if the folder or a part belongs to another user: that user could change it."""
         user = _user(os.geteuid())
-        for path in (self.folder, self.folder.resolve(), *(self.folder / name for name in PARTS)):
+        # Whoever knows the broker's token can forge bills.
+        names = (*PARTS, "nats/store", *MADE_FILES)
+        for path in (self.folder, self.folder.resolve(), *(self.folder / name for name in names)):
             if not os.path.lexists(path) or (owner := path.lstat().st_uid) == os.geteuid():
                 continue
             # Root may manage the settings of a service.

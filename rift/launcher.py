@@ -132,7 +132,7 @@ class Launcher:
         listen = ["--host", settings.host, "--port", str(port)]
         start("gateway", partial(self._role, "gateway", *self._serving, *listen))
         url = settings.url(port)
-        await startup.gateway_ready(url, self._notify)
+        await startup.gateway_ready(url, key, self._notify)
         self._is_serving = True
         began_s = self._done("the gateway", began_s)
         scale = settings.scales().get(settings.model)

@@ -148,8 +148,11 @@ async def model_ready(log: Log, model: str, notify: Callable[[str], None]) -> No
         tasks.cancel_scope.cancel()
 
 
-async def gateway_ready(url: str, notify: Callable[[str], None]) -> None:
-    """Return once the gateway is ready. Say what it waits for every GATEWAY_WAIT_S."""
+async def gateway_ready(url: str, key: str, notify: Callable[[str], None]) -> None:
+    """Return once the gateway is ready. Say what it waits for every GATEWAY_WAIT_S.
+
+    One that does not know the key is another installation's, which took the port meanwhile.
+    """
     waits = 0
     while True:
         answer = "no answer"
@@ -157,9 +160,12 @@ async def gateway_ready(url: str, notify: Callable[[str], None]) -> None:
             while True:
                 with suppress(MonitorSilent):
                     status, body = await ask_monitor(url, "/readyz", within_s=GATEWAY_ANSWER_S)
-                    if status.split()[1:2] == ["200"]:
-                        return
                     answer = body.decode(errors="replace").strip() or status
+                    if status.split()[1:2] == ["200"]:
+                        status, _ = await ask_monitor(url, "/v1/models", within_s=GATEWAY_ANSWER_S, key=key)
+                        if status.split()[1:2] != ["401"]:
+                            return
+                        answer = "another installation's gateway answers"
                 await anyio.sleep(0.05)
         waits += 1
         notify(f"the gateway is not ready after {waits * GATEWAY_WAIT_S:.0f} s; {url}/readyz: {answer}")

@@ -197,10 +197,11 @@ async def read_server(url: str) -> MonitoredServer:
         raise MonitorSilent(f"{url} does not show the settings of a nats-server: {error}") from error
 
 
-async def ask_monitor(url: str, path: str, *, within_s: float) -> tuple[str, bytes]:
+async def ask_monitor(url: str, path: str, *, within_s: float, key: str | None = None) -> tuple[str, bytes]:
     """Return the status line and the body of a monitoring port's answer. Raises MonitorSilent."""
     parts = urlsplit(url)
-    request = f"GET {parts.path.rstrip('/')}{path} HTTP/1.0\r\nHost: {parts.netloc}\r\n\r\n"
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+    request = f"GET {parts.path.rstrip('/')}{path} HTTP/1.0\r\nHost: {parts.netloc}\r\n{authorization}\r\n"
     answer = bytearray()
     try:
         with anyio.fail_after(within_s):

@@ -286,8 +286,9 @@ def give(path: Path, user: int) -> None:
     subprocess.run([*sudo, "chown", "-h", str(user), path], check=True)
 
 
-@pytest.mark.parametrize("name", ["", "nats", "dev.key"])
+@pytest.mark.parametrize("name", ["", "nats", "nats/token", "nats/store", "dev.key"])
 def test_a_folder_of_another_user_is_refused(used: DataDir, name: str) -> None:
+    (used.nats / "token").touch()
     give(used.folder / name, 4321)
     with pytest.raises(DataDirError, match=r"belongs to user 4321, but Rift runs as .*: start Rift as 4321"):
         used.make()

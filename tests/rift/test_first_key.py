@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
+import anyio.abc
 import pytest
 
 from events import book as books
@@ -78,3 +80,35 @@ async def test_a_link_to_nowhere_is_not_replaced(start: Start, tmp_path: Path) -
     with pytest.raises(DataDirError, match=r"dev.key cannot be read: No such file"):
         await start.key()
     assert start.file.is_symlink()
+
+
+async def test_a_gateway_that_does_not_know_the_key_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two starts at once can find the same port free."""
+    keys = {b"ours": b"200 OK", b"theirs": b"401 Unauthorized"}
+
+    async def serve(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            request = await stream.receive()
+            status = b"200 OK" if request.startswith(b"GET /readyz") else keys[request.split()[-1]]
+            await stream.send(b"HTTP/1.1 %s\r\n\r\n" % status)
+
+    monkeypatch.setattr(startup, "GATEWAY_WAIT_S", 0.2)
+    waiting = anyio.Event()
+    notes: list[str] = []
+
+    def notify(note: str) -> None:
+        notes.append(note)
+        waiting.set()
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, serve)
+        url = f"http://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
+        await startup.gateway_ready(url, "ours", notify)
+        assert notes == []
+        tasks.start_soon(startup.gateway_ready, url, "theirs", notify)
+        await waiting.wait()
+        tasks.cancel_scope.cancel()
+    assert "another installation's gateway answers" in notes[0]
