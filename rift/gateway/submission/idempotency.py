@@ -12,8 +12,8 @@ past the place of its acceptance, the request may have run and been charged, so 
 
 import hashlib
 import hmac
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 
 import anyio
 import msgspec
@@ -73,13 +73,17 @@ class IdempotencyKeys:
         self._claiming: dict[str, anyio.Event] = {}
 
     @asynccontextmanager
-    async def turn(self, digest: str) -> AsyncIterator[None]:
+    async def turn(
+        self, digest: str, waiting: Callable[[], AbstractContextManager[None]]
+    ) -> AsyncIterator[None]:
         """Let one try of a key look for its claim and make it, and the others wait for it once.
 
         If it fails, they go on at the same time, so that a silent log does not answer them one by one.
+        `waiting` counts those that wait. Raises HTTPError (429) if there are too many.
         """
         if (earlier := self._claiming.get(digest)) is not None:
-            await earlier.wait()
+            with waiting():
+                await earlier.wait()
             yield
             return
         ended = self._claiming[digest] = anyio.Event()

@@ -79,9 +79,12 @@ class Submission:
         entry = self._builder.entry(parsed, issued.account, request.client_id, body=body_digest)
         choices = self._builder.build(parsed, issued, entry, digest=digest)
         is_new = False
-        async with self._keys.turn(digest):
+        async with self._keys.turn(digest, lambda: self._readers(issued.account)):
             claim = await self._keys.find(digest, entry)
-            failed = claim if claim is not None and await self._keys.failed_by_us(claim, choices) else None
+            failed = None
+            if claim is not None:
+                with self._readers(issued.account):
+                    failed = claim if await self._keys.failed_by_us(claim, choices) else None
             if claim is None or failed is not None:
                 # Before the claim, because the acceptance must follow a claim at once.
                 reservation = await self._admission.reserve(parsed, choices)

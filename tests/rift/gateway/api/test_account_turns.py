@@ -5,6 +5,7 @@ import pytest
 
 from rift.gateway import process
 from rift.gateway.api import account_turns
+from rift.gateway.submission.idempotency import IdempotencyKeys
 from tests.rift.gateway.admission.test_credit import World, live
 from tests.rift.gateway.admission.test_rate_limits import OTHER, ask, get, key_of, whole
 from tests.simulation.processes import MODEL
@@ -56,5 +57,27 @@ def test_clients_that_repeat_an_idempotency_key_are_readers(monkeypatch: pytest.
         again = world.ask(gateway, headers=headers, prompt="a", stream=True)
         await anyio.sleep(1.5)
         assert again.status == 200
+
+    live(test)
+
+
+def test_clients_of_a_key_are_readers_before_its_request_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "connections_max", lambda: 3 * account_turns.READERS_SHARE)
+
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        headers = {"authorization": f"Bearer {world.key}", "idempotency-key": "one"}
+        await whole(world.ask(gateway, headers=headers, prompt="hello"))
+
+        async def failed_by_us(*given: object) -> bool:
+            await anyio.sleep(2)
+            return False
+
+        monkeypatch.setattr(IdempotencyKeys, "failed_by_us", failed_by_us)
+        calls = [world.ask(gateway, headers=headers, prompt="hello") for _ in range(8)]
+        await anyio.sleep(1)
+        assert [call.status for call in calls].count(429) == 8 - 3
+        assert [(await whole(call))[0] for call in calls].count(200) == 3
 
     live(test)
