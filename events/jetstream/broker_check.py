@@ -7,6 +7,7 @@ does after a failed check.
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import anyio
@@ -61,7 +62,7 @@ class MonitoredServer(msgspec.Struct, frozen=True):
 
     server_id: str
     server_name: str
-    version: str
+    version: Annotated[str, msgspec.Meta(max_length=64)]
     max_payload: int
     jetstream: _JetStreamState = _JetStreamState()
 

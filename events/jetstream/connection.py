@@ -4,7 +4,7 @@ import base64
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -110,7 +110,9 @@ class JetStream:
         return f"{url.hostname}:{url.port}" if url else ""
 
     async def close(self) -> None:
-        await self.client.close()
+        # A lost connection does not take what waits to be sent: the client fails at it with a RuntimeError.
+        with suppress(OSError, RuntimeError):
+            await self.client.close()
         if (transport := self.client._transport) is not None:
             # The client leaves it open if the connection was refused.
             transport.close()  # type: ignore[no-untyped-call]

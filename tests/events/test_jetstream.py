@@ -118,6 +118,17 @@ async def test_an_old_server_stops_the_start(log: JetStream, monkeypatch: pytest
         await log.ensure_streams(shards=1, replicas=1, max_bytes=MIB)
 
 
+async def test_a_lost_connection_closes_with_what_could_not_be_sent(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.start()
+    log = await connect(server.address.url, token=server.address.token, name="lost")
+    server.kill()
+    while log.is_connected:
+        await anyio.sleep(0.01)
+    await log.client.publish("lost", b"x")
+    await log.close()
+
+
 async def test_a_wrong_token_is_refused(server: Any) -> None:
     with pytest.raises(LogError, match="no NATS server answers"):
         await connect(server.address.url, token="wrong", name="intruder")
