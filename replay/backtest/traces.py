@@ -22,6 +22,8 @@ from replay.errors import ReplayError
 
 # A larger time is in another unit, or infinite.
 SECONDS_MAX = 1e11
+# More tokens than any context has: the simulation of such a request would not end.
+TOKENS_MAX = 1 << 24
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 SERVEGEN_COLUMNS = ("t_s", "client", "input_tokens", "output_tokens")
 # Spreadsheets separate with semicolons where a comma marks the fraction.
@@ -177,10 +179,8 @@ def _asked(
         one = TraceRequest(seconds(row[0]), prompt, max(1, output))
     except ValueError as error:
         raise InvalidTrace(f"{path}:{number}: {error}") from error
-    if not 0 <= one.at_s < SECONDS_MAX or one.prompt_tokens < 0:
-        raise InvalidTrace(
-            f"{path}:{number}: expected a time in seconds and a count, got {row[0]} and {row[1]}"
-        )
+    if not 0 <= one.at_s < SECONDS_MAX:
+        raise InvalidTrace(f"{path}:{number}: expected a time in seconds, got {row[0]}")
     return one
 
 
@@ -190,8 +190,8 @@ def _count(value: Any, name: str) -> int:
         number = float(value)
     except ValueError:
         number = math.nan
-    if not number.is_integer():
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if not number.is_integer() or not 0 <= number <= TOKENS_MAX:
+        raise ValueError(f"{name} must be a whole number from 0 to {TOKENS_MAX}, got {value!r}")
     return int(number)
 
 

@@ -22,6 +22,8 @@ from rift.cli.output import CommandFailed, table
 TTFT_MS = 2000
 # The most rows that one question may return.
 ROWS_MAX = 100_000
+# The longest start of a replica that may be simulated.
+DAY_S = 86_400
 BAR_CELLS = 24
 
 
@@ -60,9 +62,10 @@ def backtest(options: Namespace) -> None:
         hardware = profile(options.profile)
         requests = _requests(options)
         start_s = options.start_s if options.start_s is not None else hardware.start_ms / 1000
-        if start_s < 0 or options.ttft_ms <= 0:
+        # False also for nan.
+        if not 0 <= start_s <= DAY_S or options.ttft_ms <= 0:
             raise CommandFailed(
-                "--start-s must not be negative and --ttft-ms must be positive, "
+                f"--start-s must be from 0 to {DAY_S} and --ttft-ms must be positive, "
                 f"got {start_s:g} and {options.ttft_ms}"
             )
         with _bar(options.policy) as progress:

@@ -76,6 +76,16 @@ main()
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_stream_is_no_socket(tmp_path: Path, closed: str) -> None:
+    """uvloop aborts the process if one of its sockets has the number of a standard stream."""
+    command = f'{sys.executable} -m rift status --data "$0" {closed}'
+    run = ["bash", "-c", command, str(tmp_path)]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment())
+    assert done.returncode == 1
+    assert ("start one with ./ops/run" in done.stderr) == ("2>" not in closed), done.stderr
+
+
 def test_up_refuses_a_fleet_that_control_cannot_have(tmp_path: Path) -> None:
     (tmp_path / "rift.toml").write_text('fleet = "kubernetes"\n')
     run = [sys.executable, "-m", "rift", "up", "--engine", "sim", "--data", str(tmp_path)]
