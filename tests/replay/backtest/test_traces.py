@@ -125,7 +125,7 @@ def test_thinning_keeps_whole_clients_and_the_same_ones(tmp_path: Path) -> None:
             "a.csv",
             "azure",
             AZURE + "2023-11-16 18:15:48,x,2\n",
-            "a.csv:3: ContextTokens must be a whole number, got 'x'",
+            "a.csv:3: ContextTokens must be a whole number from 0 to 16777216, got 'x'",
         ),
         ("a.csv", "azure", AZURE + "2023-11-16 18:15:48,1\n", "a.csv:3: 2 values, expected are 3"),
         ("a.csv", "azure", "time,in,out\n", "a.csv:1: the columns are 'time,in,out'"),
