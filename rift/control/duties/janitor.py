@@ -30,7 +30,7 @@ TICK_S = 0.05
 QUIET_TICK_S = 0.25
 
 # The shard may be read this late: its actions follow from silences of seconds.
-PACE_S = 0.1
+PACE_S = 0.25
 
 # Gateways report every LANE_REPORT_S. After a longer silence the janitor asks the log whether it missed news.
 SILENCE_S = LANE_REPORT_S + 1.0
