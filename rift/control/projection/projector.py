@@ -117,21 +117,26 @@ class Projector:
                         if (reader := self._readers.get(stream)) is not None:
                             reader.hurry()
                         await self._writer.changed.wait()
-            await self._note_heads()
+            is_complete = not timer.cancelled_caught and not self._stopped
+            await self._note_heads({} if is_complete else await self._behind())
         except LogError:
             # The answer is as old as the log's silence.
             return False
         if timer.cancelled_caught:
             self._gave_up_at = self._writer.changed.pending
-        return not timer.cancelled_caught and not self._stopped
+        return is_complete
 
-    async def _note_heads(self) -> None:
-        """Write to relation `lag` which streams are not applied to their end."""
+    async def _behind(self) -> dict[str, tuple[int, int]]:
+        """Return the last sequence and stored time of each stream that is not applied to its end."""
         heads = {}
         for stream, stream_subjects in self._subjects.items():
             last = await self._log.last(stream, stream_subjects)
             if last is not None and last.sequence > self.applied.get(stream, 0):
                 heads[stream] = last.sequence, last.stored_at_ns
+        return heads
+
+    async def _note_heads(self, heads: dict[str, tuple[int, int]]) -> None:
+        """Write to relation `lag` which streams are behind."""
         if heads != self._heads:
             # If the disk refuses that, the next question tries again.
             with suppress(DiskRefused):
