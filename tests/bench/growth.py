@@ -104,10 +104,11 @@ def _run(measure: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextmanager
 def _service(folder: Path, models: Sequence[str]) -> Iterator[Running]:
-    """Run `rift up` without workers of its own, and a sleeping worker for each of `models`."""
+    """Run `rift up` with a sleeping worker for each of `models`; without any, with one that control scales."""
     served = Served(Path("unused"), 16_384, Profile())
+    options = ["--engine", "sim", "--workers", "0" if models else "1"]
     with (
-        servers.rift(served, folder, options=["--engine", "sim", "--workers", "0"]) as running,
+        servers.rift(served, folder, options=options) as running,
         ExitStack() as workers,
     ):
         for model in models:
