@@ -12,7 +12,7 @@ continues. Segment files (`replay/archive/archive.py`) and the needs of readers 
 
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
@@ -250,7 +250,8 @@ class Archiver:
             stream.archived = manifest.last
 
     async def _read(self, stream: ArchivedStream, first: int, target: int) -> list[Stored]:
-        """Return the records of one segment, from `first` on. Raises ArchiveError if one is missing."""
+        """Return the records of one segment, from `first` on. Raises ArchiveError if one is missing that is
+        not quarantined."""
         last = min(target, first + SEGMENT_RECORDS - 1)
         messages: list[Stored] = []
         size_bytes = 0
@@ -260,6 +261,7 @@ class Archiver:
                 size_bytes += sum(len(stored.data) for stored in batch)
                 if size_bytes >= SEGMENT_BYTES:
                     break
+        messages = list(_with_lost(messages, first, self._projection.quarantined(stream.name)))
         if [stored.sequence for stored in messages] != list(range(first, first + (len(messages) or 1))):
             raise ArchiveError(f"the log does not hold every record from {first} to {last}")
         return messages
@@ -375,6 +377,16 @@ class Archiver:
 
 def _failed(stream: ArchivedStream) -> str:
     return f"{stream.name} is not archived, and so not trimmed: {stream.failure}"
+
+
+def _with_lost(messages: Sequence[Stored], first: int, quarantined: Container[int]) -> Iterator[Stored]:
+    """Yield the messages from `first` on, and an empty one for each quarantined one that the log has lost."""
+    for stored in messages:
+        while first < stored.sequence and first in quarantined:
+            yield Stored("", first, stored.stored_at_ns, b"")
+            first += 1
+        yield stored
+        first += 1
 
 
 def _from(first: int, manifests: Sequence[Manifest]) -> list[Manifest]:

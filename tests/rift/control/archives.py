@@ -82,6 +82,7 @@ class Rig:
         self.projected: dict[str, int] | None = None
         self.open: dict[str, int] = {}
         self.looks = 0
+        self.skipped: tuple[int, ...] = ()
 
     async def fill(self, many: int, *, apart_ns: int = SECOND_NS, data: bytes = b"x") -> None:
         for _ in range(many):
@@ -96,7 +97,7 @@ class Rig:
         return {name: self.broker.streams[name].last_sequence for name in (SHARD, FLEET, BOOK)}
 
     def quarantined(self, stream: str) -> tuple[int, ...]:
-        return ()
+        return self.skipped
 
     async def needed_from(self, stream: str) -> int:
         return self.open.get(stream, 1 << 60)

@@ -1,9 +1,13 @@
 """The archiver over the log in memory: which segments may be trimmed."""
 
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
 import pytest
 
 from events import memory
 from events.contracts import SECOND_NS
+from events.log import Stored
 from events.subjects import BOOK
 from replay.archive.manifest import ArchiveError
 from rift.control.duties import archiver as archivers
@@ -169,6 +173,29 @@ async def test_a_segment_with_missing_records_is_not_archived(
     with pytest.raises(ArchiveError, match="does not hold every record from 11 to 20"):
         await archiver.archive_now()
     assert rig.shelf.lasts() == [10]
+
+
+async def test_a_quarantined_record_that_the_log_has_lost_is_archived_as_an_empty_one(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise nothing after it would be archived or trimmed for ever."""
+    await rig.fill(2 * SEGMENT)
+    scan = rig.log.scan
+
+    async def lossy(*args: Any, **more: Any) -> AsyncIterator[Sequence[Stored]]:
+        async for batch in scan(*args, **more):
+            yield [stored for stored in batch if stored.sequence not in (4, 5, 11)]
+
+    monkeypatch.setattr(rig.log, "scan", lossy)
+    rig.skipped = (4, 5)
+    with pytest.raises(ArchiveError, match="does not hold every record from 11 to 20"):
+        await rig.archiver().archive_now()
+    rig.skipped = (4, 5, 11)
+    await rig.archiver().archive_now()
+    assert rig.shelf.lasts() == [10, 20]
+    records = rig.shelf.records[SHARD]
+    assert [stored.sequence for stored in records] == list(range(1, 21))
+    assert [stored.sequence for stored in records if not stored.data] == [4, 5, 11]
 
 
 # --- a log that runs out of room ---------------------------------------------------------------------------
