@@ -104,7 +104,7 @@ def _run(measure: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextmanager
 def _service(folder: Path, models: Sequence[str]) -> Iterator[Running]:
-    """Run `rift up` with a sleeping worker for each of `models`; without any, with one that control scales."""
+    """Run `rift up` with a sleeping worker for each of `models`; without any, one that control scales."""
     served = Served(Path("unused"), 16_384, Profile())
     options = ["--engine", "sim", "--workers", "0" if models else "1"]
     with (
