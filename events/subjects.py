@@ -40,6 +40,11 @@ def shard_stream(shard: int) -> str:
     return f"RIFT_{shard}"
 
 
+def prefix(stream: str) -> str:
+    """Return the beginning that a stream's subjects share, and no other stream's."""
+    return "rift.secret." if stream == SECRETS else f"{stream.lower().replace('_', '.')}."
+
+
 def folded(shards: Iterable[int]) -> dict[str, str]:
     """Return the streams that facts and bills are computed from, each with a pattern of its subjects."""
     streams = {shard_stream(shard): f"rift.{shard}.>" for shard in shards}

@@ -17,6 +17,7 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
+from events import subjects
 from events.append_health import AppendHealth
 from events.contracts import MESSAGE_BYTES_MAX
 from events.jetstream import wire
@@ -57,6 +58,7 @@ class _Refusal(msgspec.Struct):
 class _Answer(msgspec.Struct):
     """The broker's answer to an append."""
 
+    stream: str = ""
     seq: int = 0
     error: _Refusal | None = None
 
@@ -81,7 +83,8 @@ class _Waiting:
 class _Stream:
     """The appends under way to one stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.prefix = subjects.prefix(name)
         self.alone = 0
         self.none_alone = Wakeup()
         self.waiting: list[_Waiting] = []
@@ -106,7 +109,6 @@ class Appends:
         self._replies = replies
         self._streams: dict[str, _Stream] = {}
         self._under_way: dict[str, _UnderWay] = {}
-        self._heads: dict[str, bytes] = {}
         self._batches = 0
 
     def connection_lost(self) -> None:
@@ -116,8 +118,9 @@ class Appends:
 
     def begin(self, stream: str, subject: str, data: bytes, settled: Settled) -> bool:
         """As `Log.begin_append`."""
-        state = self._streams.setdefault(stream, _Stream())
-        if state.is_crowded or len(data) > BATCHED_BYTES_MAX or len(data) > self._client.max_payload:
+        state = self._state(stream)
+        bytes_max = min(BATCHED_BYTES_MAX, self._client.max_payload)
+        if state.is_crowded or len(data) > bytes_max or not subject.startswith(state.prefix):
             return False
 
         def settle(outcome: int | LogError) -> None:
@@ -125,11 +128,9 @@ class Appends:
             self.health.end(stream, number, outcome if isinstance(outcome, LogError) else None)
             settled(outcome)
 
-        if (head := self._heads.get(stream)) is None:
-            head = self._heads[stream] = f"NATS/1.0\r\nNats-Expected-Stream: {stream}\r\n\r\n".encode()
         reply = self._expect(stream, settle)
-        line = f"HPUB {subject} {reply} {len(head)} {len(head) + len(data)}\r\n".encode()
-        if not self._client.send(b"".join((line, head, data, b"\r\n"))):
+        line = f"PUB {subject} {reply} {len(data)}\r\n".encode()
+        if not self._client.send(b"".join((line, data, b"\r\n"))):
             self._forget(reply)
             return False
         state.alone += 1
@@ -142,9 +143,11 @@ class Appends:
             return await self._append(stream, subject, data, expect_last)
 
     async def _append(self, stream: str, subject: str, data: bytes, expect_last: int | None) -> int:
+        state = self._state(stream)
+        if not subject.startswith(state.prefix):
+            raise LogError(f"append to {stream}: {subject} belongs to another stream")
         if expect_last is not None or len(data) > BATCHED_BYTES_MAX:
             return await self._append_alone(stream, subject, data, expect_last)
-        state = self._streams.setdefault(stream, _Stream())
         if state.is_crowded:
             return await self._append_with_others(stream, state, _Waiting(subject, data))
         state.alone += 1
@@ -152,6 +155,11 @@ class Appends:
             return await self._append_alone(stream, subject, data)
         finally:
             self._leave(state)
+
+    def _state(self, stream: str) -> _Stream:
+        if (state := self._streams.get(stream)) is None:
+            state = self._streams[stream] = _Stream(stream)
+        return state
 
     def _leave(self, state: _Stream) -> None:
         state.alone -= 1
@@ -211,8 +219,7 @@ class Appends:
         self._batches += 1
         name = f"{self._replies.inbox.rpartition('.')[2]}-{self._batches}"
         headers = [
-            {"Nats-Expected-Stream": stream, "Nats-Batch-Id": name, "Nats-Batch-Sequence": str(number)}
-            for number in range(1, len(batch) + 1)
+            {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(number)} for number in range(1, len(batch) + 1)
         ]
         headers[-1]["Nats-Batch-Commit"] = "1"
         try:
@@ -227,12 +234,12 @@ class Appends:
     async def _append_alone(
         self, stream: str, subject: str, data: bytes, expect_last: int | None = None
     ) -> int:
-        headers = {"Nats-Expected-Stream": stream}
+        headers = None
         if expect_last is not None:
-            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
+            headers = {"Nats-Expected-Last-Subject-Sequence": str(expect_last)}
         return await self._stored(stream, subject, data, headers)
 
-    async def _stored(self, stream: str, subject: str, data: bytes, headers: dict[str, str]) -> int:
+    async def _stored(self, stream: str, subject: str, data: bytes, headers: dict[str, str] | None) -> int:
         outcomes: list[int | LogError] = []
         is_settled = anyio.Event()
 
@@ -286,6 +293,8 @@ def _outcome(stream: str, answer: Msg) -> int | LogError:
     except msgspec.DecodeError as error:
         return OutcomeUnknown(f"append to {stream}: the broker's answer cannot be read: {error}")
     if (refusal := decoded.error) is None:
+        if decoded.stream != stream:
+            return LogError(f"append to {stream}: stream {decoded.stream} took it: its subjects are wrong")
         return decoded.seq
     code = refusal.err_code
     kind = Conflict if code in ERR_WRONG_LAST_SEQUENCE else LogFull if code in ERR_FULL else LogError

@@ -1,6 +1,7 @@
 """A live reader: an ephemeral push consumer that is replaced whenever continuity is in doubt."""
 
 import logging
+from asyncio import TimerHandle, get_running_loop
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -9,10 +10,12 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from events.clock import now_s
 from events.contracts import SECOND_NS
 from events.jetstream import wire
 from events.jetstream.request_reply import subscribe
 from events.log import LogError, Stored
+from events.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,9 @@ class PushReader:
         self._batch: list[Stored] = []
         self._flow: list[str] = []
         self._broken: str | None = None
-        self._wake = anyio.Event()
+        self._wake = Wakeup()
+        self._heard_at_s = 0.0
+        self._silence: TimerHandle | None = None
 
     async def open(self) -> None:
         self._consumer = self._client.new_inbox().rpartition(".")[2]
@@ -66,8 +71,12 @@ class PushReader:
             idle_heartbeat=int(HEARTBEAT_S * SECOND_NS),
         )
         await self._api(f"CONSUMER.CREATE.{self._stream}.{self._consumer}", request)
+        self._heard_at_s = now_s()
+        self._expect_heartbeat(SILENCE_S)
 
     async def close(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
         subscription = self._subscription
         self._subscription = None
         if subscription is not None and not self._client.is_closed:
@@ -85,7 +94,21 @@ class PushReader:
     def _break(self, why: str) -> None:
         self._broken = self._broken or why
 
+    def _expect_heartbeat(self, within_s: float) -> None:
+        """Break the reader, unless something comes within this time."""
+
+        def check() -> None:
+            left_s = self._heard_at_s + SILENCE_S - now_s()
+            if left_s <= 0:
+                self._break("silence")
+                self._wake.set()
+            else:
+                self._expect_heartbeat(left_s)
+
+        self._silence = get_running_loop().call_later(within_s, check)
+
     def _on_message(self, message: Msg) -> None:
+        self._heard_at_s = now_s()
         if wire.status(message) is None:
             _, stored, consumer_sequence = wire.delivered(message)
             if consumer_sequence != self._next:
@@ -120,11 +143,7 @@ class PushReader:
                 return batch
             if self._broken is not None:
                 await self._reopen(self._broken)
-            with anyio.move_on_after(SILENCE_S) as silence:
-                await self._wake.wait()
-            self._wake = anyio.Event()
-            if silence.cancelled_caught:
-                self._break("silence")
+            await self._wake.wait()
 
     async def _reopen(self, why: str) -> None:
         """Replace the consumer, however long it takes, and continue after `position`."""

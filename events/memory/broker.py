@@ -78,9 +78,9 @@ class MemoryBroker:
         self.is_full = False
         # As on a disk that cannot be written to: no append is stored or answered, and all else works.
         self.is_unwritable = False
-        self.streams = {names.shard_stream(shard): Stream(f"rift.{shard}.") for shard in range(shards)}
-        self.streams |= {names.FLEET: Stream("rift.fleet."), names.BOOK: Stream("rift.book.")}
-        self.streams |= {names.KEYS: Stream("rift.keys."), names.SECRETS: Stream("rift.secret.")}
+        shard_streams = map(names.shard_stream, range(shards))
+        others = names.FLEET, names.BOOK, names.KEYS, names.SECRETS
+        self.streams = {name: Stream(names.prefix(name)) for name in (*shard_streams, *others)}
         self.answers: dict[str, list[Answerer]] = {}
         self._chance = chance
         self._connections: list[Connection] = []

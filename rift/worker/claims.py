@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # A worker notices this late that it was superseded: well below the second or two that another worker needs to
 # take over, and rare compared with the records of a busy engine.
-READ_PACE_S = 0.1
+READ_PACE_S = 0.25
 
 # Activity on a request is remembered this long. The history of an older request is read from the log.
 REMEMBERED_NS = 600 * SECOND_NS
