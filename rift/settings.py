@@ -82,7 +82,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker_unchecked: bool = False
     log_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     # Gateways refuse requests below 64 MiB of room, and the archiver makes room before that.
-    log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 28)] = 4 << 30
+    log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 28, le=1 << 60)] = 4 << 30
     retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 7
     archive_content: bool = False
     seal_content: bool = False
@@ -145,7 +145,10 @@ def _checked(tables: Mapping[str, Any], overrides: Mapping[str, Any], where: str
             if "log_replicas" in tables:
                 raise InvalidSettings("replicas: the old name of log_replicas, which is set too; remove it")
             tables["log_replicas"] = tables.pop("replicas")
-        models = catalogue.load(dict(tables.pop("models", {})))
+        entries = tables.pop("models", {})
+        if not isinstance(entries, dict):
+            raise InvalidSettings(f'{where}: models: must be tables, like [models."NAME"], got {entries!r}')
+        models = catalogue.load(entries)
         known = catalogue.checked({**catalogue.shipped(), **models})
         settings = msgspec.convert({**tables, **overrides}, Settings)
         settings = msgspec.structs.replace(settings, models=models)

@@ -60,6 +60,8 @@ def test_a_monitoring_url_that_cannot_be_read_is_named(tmp_path: Path, url: str)
         ('model = "none"', {"model": "deepseek-v3"}, "model 'none' is not in the catalogue"),
         ('workers = "4..1"', {"workers": "2"}, "workers: must be N or MIN..MAX"),
         ('workers = "x"', {"workers": "2"}, "workers"),
+        ('models = ["smollm2:135m"]', {}, "models: must be tables"),
+        ("log_bytes_max = 9000000000000000000", {}, "log_bytes_max"),
     ],
 )
 def test_an_option_does_not_hide_an_invalid_setting(
