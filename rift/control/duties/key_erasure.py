@@ -21,11 +21,14 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 2.0
 
-# A query for 500 keys takes 30 ms with three million requests. If more keys wait than a tick can ask for,
-# those that have waited longest since their last query come first.
-KEYS_A_QUERY = 500
-KEYS_A_TICK = 20 * KEYS_A_QUERY
+# With a million requests, to ask which of 10,000 are open takes 25 ms, and which have ended 70 ms.
+# If more keys wait, those that have waited longest since their last query come first.
+KEYS_A_TICK = 10_000
 
+OPEN = (
+    "select request_id, false from requests "
+    "where finished_position is null and request_id in (select unnest(?))"
+)
 ENDED = (
     "select request_id, finished_position is not null from requests where request_id in (select unnest(?))"
 )
@@ -90,13 +93,13 @@ class KeyErasure:
         # Queried first: the queries below then see a row for everything that was stored by these times.
         [lag] = await self._query(("select stream, stored_at_ns from lag", []))
         applied_ns = dict(lag.rows)
-        due = list(islice(self._waiting, KEYS_A_TICK))
-        for start in range(0, len(due), KEYS_A_QUERY):
-            keys = due[start : start + KEYS_A_QUERY]
-            requests = {request for key in keys for request in self._waiting[key].open_requests}
-            ended = await self._ended(requests)
-            for key in keys:
-                self._check(key, ended, applied_ns)
+        keys = list(islice(self._waiting, KEYS_A_TICK))
+        requests = {request for key in keys for request in self._waiting[key].open_requests}
+        # Most are open, and few rows are: only the others are looked up among all requests.
+        ended = await self._ended(OPEN, requests)
+        ended |= await self._ended(ENDED, requests - ended.keys())
+        for key in keys:
+            self._check(key, ended, applied_ns)
 
     def _check(self, key: int, ended: Mapping[str, bool], applied_ns: Mapping[str, int]) -> None:
         """Note that the key's requests have ended, or move the key to the end of the queue."""
@@ -115,9 +118,11 @@ class KeyErasure:
         else:
             self._ended_at_s[key] = anyio.current_time()
 
-    async def _ended(self, requests: Collection[str]) -> dict[str, bool]:
-        """Return whether each accepted request has ended. Raises QueryRefused."""
-        [result] = await self._query((ENDED, [sorted(requests)]))
+    async def _ended(self, question: str, requests: Collection[str]) -> dict[str, bool]:
+        """Return whether each accepted request of the answer has ended. Raises QueryRefused."""
+        if not requests:
+            return {}
+        [result] = await self._query((question, [sorted(requests)]))
         return dict(result.rows)
 
 

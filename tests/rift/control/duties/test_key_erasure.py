@@ -15,7 +15,7 @@ from events.schema import LaneReported, Parameters, Price, PricePublished, Reque
 from events.subjects import Address
 from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
-from rift.control.duties.key_erasure import TICK_S, KeyErasure
+from rift.control.duties.key_erasure import ENDED, TICK_S, KeyErasure
 from tests.simulation import clock
 from tests.simulation.corrections import inline
 
@@ -141,7 +141,6 @@ def test_a_key_without_acceptance_is_kept_until_none_can_name_it() -> None:
 
 
 def test_many_waiting_keys_are_queried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rift.control.duties.key_erasure.KEYS_A_QUERY", 2)
     monkeypatch.setattr("rift.control.duties.key_erasure.KEYS_A_TICK", 4)
     asked: list[int] = []
 
@@ -159,11 +158,31 @@ def test_many_waiting_keys_are_queried_in_turn(monkeypatch: pytest.MonkeyPatch) 
 
         tasks.start_soon(KeyErasure(scene.log, counted).run)
         assert await scene.left(*lost, key) == lost
-        assert max(asked) == 2
+        assert max(asked) == 4
         scene.broker.stream(subjects.SECRETS).trim(lost[-1])
         await anyio.sleep(2 * TICK_S)
         asked.clear()
         await anyio.sleep(2 * TICK_S)
         assert asked == [], "keys that have left the log are not asked for"
+
+    live(test)
+
+
+def test_keys_of_open_requests_are_not_looked_up_among_all_requests() -> None:
+    asked: list[str] = []
+
+    async def test(scene: Scene, tasks: anyio.abc.TaskGroup) -> None:
+        key = await scene.keep(accept(scene.broker, 1))
+        scene.apply()
+        query = inline(scene.warehouse)
+
+        async def noted(*questions: Any) -> list[QueryResult]:
+            asked.extend(question for question, _ in questions)
+            return await query(*questions)
+
+        tasks.start_soon(KeyErasure(scene.log, noted).run)
+        assert await scene.left(key) == [key]
+        assert asked
+        assert ENDED not in asked
 
     live(test)
