@@ -99,11 +99,7 @@ async def _report(log: JetStream) -> dict[str, Any]:
         problems = problems or [str(blocked)]
     except (LogError, QuestionRefused) as error:
         problems.append(f"no control process answers as leader: {error}")
-    problems += [
-        f"the projection of {row['stream']} stopped: {row['stopped_why']}"
-        for row in projected["lag"]
-        if row["stopped_why"]
-    ]
+    problems += stops(projected["lag"])
     if lanes is not None and not any(silent_ms <= LANE_SILENT_S * 1000 for silent_ms in lanes.values()):
         problems.append("no gateway is alive")
     folded = {row.pop("stream"): row for row in projected["lag"]}
@@ -120,6 +116,15 @@ async def _report(log: JetStream) -> dict[str, Any]:
         "streams": [{"stream": name, **size, **folded.get(name, {})} for name, size in streams.items()],
         "problems": [*_silent(brokers), *failing(fleet), *problems],
     }
+
+
+def stops(lag: Rows) -> list[str]:
+    """Return where and why the projection of each stream stopped."""
+    return [
+        f"the projection stopped at {row['stream']}:{row['stopped_sequence']}: {row['stopped_why']}"
+        for row in lag
+        if row["stopped_why"]
+    ]
 
 
 def _models(fleet: Fleet, queues: Rows, *, has_leader: bool) -> Rows:

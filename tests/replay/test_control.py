@@ -15,8 +15,10 @@ from events import subjects
 from events.contracts import MESSAGE_BYTES_MAX, REPLY_BYTES_MAX
 from events.log import LogError, Stored
 from replay.archive.archive import Archive
+from replay.sql_files import sql
 from replay.warehouse import warehouse
 from replay.warehouse.warehouse import Warehouse
+from rift.cli.status import stops
 from rift.control import process
 from rift.control.config import ControlConfig
 from rift.control.projection import warehouse_host
@@ -136,6 +138,10 @@ async def test_a_request_of_a_book_that_never_was_stops_visibly(
         assert sequence == 1
         assert "RIFT_BOOK:9" in why
         assert "the book ends at 1" in why
+        shown = await ask_sql(log, sql("control/status_lag"))
+        assert stops([dict(zip(shown.columns, row, strict=True)) for row in shown.rows]) == [
+            f"the projection stopped at RIFT_0:1: {why}"
+        ]
         with anyio.fail_after(5):
             while "the projection stopped at RIFT_0:1" not in caplog.text:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
