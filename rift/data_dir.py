@@ -128,15 +128,15 @@ class DataDir:
 
     def _check_files(self) -> None:
         """Raise DataDirError for a folder, or for a pipe, at which a reader would wait for ever."""
-        for name in (*FILES, *MADE_FILES):
-            path = self.folder / name
+        made = [*(self.folder / name for name in MADE_FILES), *self.logs.glob("*.log")]
+        for path in (*(self.folder / name for name in FILES), *made):
             try:
                 mode = path.stat().st_mode
             except OSError:
                 # Missing, or its reader reports it.
                 continue
             if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
-                remedy = "move it away, and the next start makes it" if name in MADE_FILES else RESTORE
+                remedy = "move it away, and the next start makes it" if path in made else RESTORE
                 raise DataDirError(f"{path} is not a file: {remedy}")
 
     def _check_owner(self) -> None:
