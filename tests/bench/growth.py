@@ -393,7 +393,10 @@ async def _generate(
     del attempt, salt
     is_held = rendered.prompt_ids == engine.encode(HELD, raw=True, tokens_max=10)
     for left in reversed(range(max_tokens - len(output_ids))):
-        if not emit(Step((WORD_IDS_FROM,), None if left else "length")):
+        continues = emit(Step((WORD_IDS_FROM,), None if left else "length"))
+        for call in engine.after_step:
+            call()
+        if not continues:
             return
         await anyio.sleep(HELD_STEP_S if is_held else STEP_S)
 
