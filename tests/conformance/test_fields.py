@@ -133,6 +133,10 @@ def nothing(section: str, name: str) -> Iterator[Any]:
                 yield {}
     if name in ("top_logprobs", "best_of"):
         yield 0
+    if name in ("reasoning_effort", "verbosity"):
+        yield ""
+    if section == "Responses":
+        yield from {"reasoning": [{"effort": ""}], "text": [{"verbosity": ""}]}.get(name, ())
 
 
 def ends(section: str, name: str) -> Iterator[Any]:

@@ -116,7 +116,7 @@ def parse_chat(data: Body) -> ParsedRequest:
             body, body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         ),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        reasoning_effort=body.reasoning_effort,
+        reasoning_effort=body.reasoning_effort or None,
         template=template(body.chat_template_kwargs, body.verbosity),
     )
     sampled = with_tools(

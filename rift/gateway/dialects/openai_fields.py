@@ -30,9 +30,10 @@ Metadata = Annotated[
     ],
     msgspec.Meta(max_length=METADATA_PAIRS_MAX),
 ]
-Effort = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{1,16}$")]
+Effort = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{0,16}$")]
 Choice = Literal["none", "auto", "required"]
-Verbosity = Literal["low", "medium", "high"]
+# Some clients send an empty text for their own default.
+Verbosity = Literal["", "low", "medium", "high"]
 PARALLEL = "Default: true. If false, an answer has at most one call."
 VERBOSITY = "low and high are passed to the model's chat template; medium is every model's default."
 
@@ -126,7 +127,7 @@ def template(variables: dict[str, Any] | None, verbosity: Verbosity | None) -> s
     for name in sorted(TOKENIZER_ARGUMENTS.intersection(variables or {})):
         words = "this is not a variable of the chat template; leave it out"
         raise wrong(f"chat_template_kwargs.{name}", words, code="unsupported")
-    named = {} if verbosity in (None, "medium") else {"verbosity": verbosity}
+    named = {} if verbosity in (None, "", "medium") else {"verbosity": verbosity}
     if not (given := named | (variables or {})):
         return None
     try:

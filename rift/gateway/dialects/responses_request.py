@@ -165,7 +165,7 @@ def parse(data: Body) -> ParsedRequest:
         logit_bias=body.logit_bias or {},
         logprobs=(body.top_logprobs or 0) if body.top_logprobs or LOGPROBS in (body.include or ()) else None,
         response_format=with_structured_outputs(body, of_response(text.format), "text.format"),
-        reasoning_effort=reasoning.effort,
+        reasoning_effort=reasoning.effort or None,
         template=template(body.chat_template_kwargs, text.verbosity),
     )
     sampled = with_tools(
