@@ -3,7 +3,7 @@
 import logging
 from asyncio import TimerHandle, get_running_loop
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import nats.errors
@@ -33,6 +33,41 @@ RETRY_S = 0.5
 Api = Callable[[str, Any], Awaitable[dict[str, Any]]]
 
 
+class _Source(NamedTuple):
+    stream: str
+    subjects: Sequence[str]
+
+
+class _Silence:
+    """Calls `expired` once nothing was heard for SILENCE_S. One timer serves many messages."""
+
+    def __init__(self, expired: Callable[[], None]) -> None:
+        self._expired = expired
+        self._heard_at_s = 0.0
+        self._timer: TimerHandle | None = None
+
+    def begin(self) -> None:
+        self.heard()
+        self._check_after(SILENCE_S)
+
+    def heard(self) -> None:
+        self._heard_at_s = now_s()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check_after(self, seconds: float) -> None:
+        self._timer = get_running_loop().call_later(seconds, self._check)
+
+    def _check(self) -> None:
+        left_s = self._heard_at_s + SILENCE_S - now_s()
+        if left_s > 0:
+            self._check_after(left_s)
+        else:
+            self._expired()
+
+
 class PushReader:
     """Hand out every stored message of its subjects once, in order."""
 
@@ -40,8 +75,7 @@ class PushReader:
         self.position = after
         self._client = client
         self._api = api
-        self._stream = stream
-        self._subjects = subjects
+        self._source = _Source(stream, subjects)
         self._subscription: Any = None
         self._consumer = ""
         self._next = 1
@@ -49,8 +83,7 @@ class PushReader:
         self._flow: list[str] = []
         self._broken: str | None = None
         self._wake = Wakeup()
-        self._heard_at_s = 0.0
-        self._silence: TimerHandle | None = None
+        self._silence = _Silence(self._on_silence)
 
     async def open(self) -> None:
         self._consumer = self._client.new_inbox().rpartition(".")[2]
@@ -61,27 +94,25 @@ class PushReader:
         inbox = self._client.new_inbox()
         self._subscription = await subscribe(self._client, inbox, self._on_message)
         request = wire.reader(
-            self._stream,
+            self._source.stream,
             self._consumer,
-            self._subjects,
+            self._source.subjects,
             after=self.position,
             inactive_s=INACTIVE_S,
             deliver_subject=inbox,
             flow_control=True,
             idle_heartbeat=int(HEARTBEAT_S * SECOND_NS),
         )
-        await self._api(f"CONSUMER.CREATE.{self._stream}.{self._consumer}", request)
-        self._heard_at_s = now_s()
-        self._expect_heartbeat(SILENCE_S)
+        await self._api(f"CONSUMER.CREATE.{self._source.stream}.{self._consumer}", request)
+        self._silence.begin()
 
     async def close(self) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
+        self._silence.end()
         subscription = self._subscription
         self._subscription = None
         if subscription is not None and not self._client.is_closed:
             await subscription.unsubscribe()
-            await self._client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}")
+            await self._client.publish(f"$JS.API.CONSUMER.DELETE.{self._source.stream}.{self._consumer}")
 
     def interrupt(self) -> None:
         """Reopen the consumer: messages may have been lost with the connection."""
@@ -94,21 +125,12 @@ class PushReader:
     def _break(self, why: str) -> None:
         self._broken = self._broken or why
 
-    def _expect_heartbeat(self, within_s: float) -> None:
-        """Break the reader, unless something comes within this time."""
-
-        def check() -> None:
-            left_s = self._heard_at_s + SILENCE_S - now_s()
-            if left_s <= 0:
-                self._break("silence")
-                self._wake.set()
-            else:
-                self._expect_heartbeat(left_s)
-
-        self._silence = get_running_loop().call_later(within_s, check)
+    def _on_silence(self) -> None:
+        self._break("silence")
+        self._wake.set()
 
     def _on_message(self, message: Msg) -> None:
-        self._heard_at_s = now_s()
+        self._silence.heard()
         if wire.status(message) is None:
             _, stored, consumer_sequence = wire.delivered(message)
             if consumer_sequence != self._next:
@@ -147,13 +169,15 @@ class PushReader:
 
     async def _reopen(self, why: str) -> None:
         """Replace the consumer, however long it takes, and continue after `position`."""
-        subjects = ", ".join(self._subjects)
-        logger.warning("%s (%s): %s; reads on after sequence %d", self._stream, subjects, why, self.position)
+        subjects = ", ".join(self._source.subjects)
+        logger.warning(
+            "%s (%s): %s; reads on after sequence %d", self._source.stream, subjects, why, self.position
+        )
         while True:
             try:
                 await self.close()
                 await self.open()
                 return
             except (LogError, nats.errors.Error) as error:
-                logger.warning("%s: %s", self._stream, error)
+                logger.warning("%s: %s", self._source.stream, error)
                 await anyio.sleep(RETRY_S)
