@@ -164,8 +164,10 @@ class PushReader:
                 self.position = batch[-1].sequence
                 return batch
             if self._broken is not None:
+                # Records may arrive before it returns.
                 await self._reopen(self._broken)
-            await self._wake.wait()
+            else:
+                await self._wake.wait()
 
     async def _reopen(self, why: str) -> None:
         """Replace the consumer, however long it takes, and continue after `position`."""

@@ -14,7 +14,7 @@ import pytest
 
 from events import subjects
 from events.contracts import ACK_WAIT_S
-from events.jetstream import InvalidBroker, JetStream, appends, connect
+from events.jetstream import InvalidBroker, JetStream, appends, connect, push_reader
 from events.jetstream import connection as jetstream
 from events.jetstream.deliveries import PULL_EXPIRES_S
 from events.log import LogError, LogFull, NoResponders, OutcomeUnknown, Stored, append_until_known
@@ -306,6 +306,19 @@ async def test_a_follower_survives_the_brokers_kill_without_gap_or_repeat(
     assert log.epoch == 1
     # The client leaves the socket of a reconnection that failed to the garbage collector.
     gc.collect()
+
+
+async def test_a_reader_that_reopens_hands_out_at_once_what_is_stored(log: JetStream) -> None:
+    subject = subjects.request(Address(0, "reopen12", "model-reopen"))
+    after = await log.last_sequence(STREAM)
+    async with log.follow(STREAM, [subject], after=after) as reader:
+        batches = aiter(reader)
+        began_at = anyio.current_time()
+        for _ in range(8):
+            reader.interrupt()
+            sequence = await log.append(STREAM, subject, b"x")
+            assert [stored.sequence for stored in await anext(batches)] == [sequence]
+    assert anyio.current_time() - began_at < 2 * push_reader.HEARTBEAT_S, "no reopening waits for a heartbeat"
 
 
 async def test_who_stops_answering_during_an_outage_is_not_asked_after_it(
