@@ -1,7 +1,6 @@
 """The broker's time as one process can estimate it, so that no wall clock is compared with stored times."""
 
-import anyio
-
+from events.clock import now_s
 from events.contracts import SECOND_NS
 
 
@@ -19,10 +18,10 @@ class BrokerClock:
         """Note the stored time of a record that has just been read. Older records change nothing."""
         if stored_at_ns > self.newest_ns:
             self.newest_ns = stored_at_ns
-            self._read_at_s = anyio.current_time()
+            self._read_at_s = now_s()
 
     def now_ns(self) -> int:
         """Return Unix nanoseconds; 0 before the first record."""
         if not self.newest_ns:
             return 0
-        return self.newest_ns + int((anyio.current_time() - self._read_at_s) * SECOND_NS)
+        return self.newest_ns + int((now_s() - self._read_at_s) * SECOND_NS)

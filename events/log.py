@@ -11,6 +11,7 @@ from typing import Protocol
 import anyio
 import msgspec
 
+from events.clock import now_s
 from events.errors import EventsError
 
 # The broker answers an append in under a millisecond; after two seconds it is restarting or cut off.
@@ -206,7 +207,7 @@ async def append_until_known(log: Log, stream: str, subject: str, data: bytes, *
     The record may be stored more than once: the fold ignores repeats. Raises OutcomeUnknown after
     `within_s`; LogFull at once, if nothing can have been stored.
     """
-    deadline = anyio.current_time() + within_s
+    deadline = now_s() + within_s
     unknown: OutcomeUnknown | None = None
     while True:
         try:
@@ -217,6 +218,6 @@ async def append_until_known(log: Log, stream: str, subject: str, data: bytes, *
             # An earlier try may be stored, or will be once there is space again.
             if unknown is None:
                 raise
-        if anyio.current_time() > deadline:
+        if now_s() > deadline:
             raise unknown
         await anyio.sleep(REPEAT_S)

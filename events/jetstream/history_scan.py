@@ -12,6 +12,7 @@ import anyio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from events.clock import now_s
 from events.contracts import SECOND_NS
 from events.jetstream import wire
 from events.jetstream.push_reader import Api
@@ -35,13 +36,13 @@ async def scan(
     client: Client, api: Api, stream: str, subjects: Sequence[str], *, first: int, target: int
 ) -> AsyncGenerator[Sequence[Stored], None]:
     position = max(first, 1) - 1
-    deadline = anyio.current_time() + SCAN_TIMEOUT_S
+    deadline = now_s() + SCAN_TIMEOUT_S
     while position < target:
         async with _consumer(client, api, stream, subjects, after=position) as name:
             seen = 0
             while position < target:
                 batch = await pull(client, name, seen)
-                if anyio.current_time() > deadline:
+                if now_s() > deadline:
                     raise LogError(f"{stream}: sequence {target} was not read within {SCAN_TIMEOUT_S:g} s")
                 if batch is None:
                     break

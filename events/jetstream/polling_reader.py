@@ -11,6 +11,7 @@ import anyio
 import nats.errors
 from nats.aio.client import Client
 
+from events.clock import now_s
 from events.jetstream.history_scan import BATCH, create, delete, pull
 from events.jetstream.push_reader import RETRY_S, Api
 from events.log import LogError, Stored
@@ -80,7 +81,7 @@ class PollingReader:
                     self._seen += len(batch)
                     self.position = batch[-1].sequence
                     if len(batch) < BATCH:
-                        self._next_at_s = anyio.current_time() + self._pace_s
+                        self._next_at_s = now_s() + self._pace_s
                     return batch
                 if batch is None:
                     await self.close()

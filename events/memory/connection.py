@@ -8,6 +8,7 @@ import anyio.lowlevel
 
 from events import subjects as names
 from events.append_health import AppendHealth
+from events.clock import now_s
 from events.contracts import MESSAGE_BYTES_MAX
 from events.log import (
     API_TIMEOUT_S,
@@ -107,7 +108,7 @@ class MemoryLog:
 
     def _due_at_s(self) -> float:
         """Return when a message that is sent now arrives: after all earlier ones."""
-        sent_at_s = max(anyio.current_time(), self.connection.up_at_s)
+        sent_at_s = max(now_s(), self.connection.up_at_s)
         self._arrives_at_s = max(
             sent_at_s + self._broker.some(self._broker.faults.append_s), self._arrives_at_s + APART_S
         )
@@ -196,7 +197,7 @@ class MemoryLog:
     ) -> AsyncGenerator[Sequence[Stored], None]:
         if target < max(first, 1):
             return
-        deadline = anyio.current_time() + SCAN_TIMEOUT_S
+        deadline = now_s() + SCAN_TIMEOUT_S
         source = self._broker.stream(stream)
         reader = MemoryFollower(self.connection, self._broker, source, subjects, max(first, 1) - 1)
         while reader.position < target and source.first <= target:
@@ -234,7 +235,7 @@ class MemoryLog:
         _, stream, name, _, sequence = ack.split(".")
         consumer = self._broker.stream(stream).consumers[name]
         if self.is_connected and not self._broker.happens(self._broker.faults.lost_answers):
-            consumer.answer(int(sequence), word, anyio.current_time(), delay_s=delay_s)
+            consumer.answer(int(sequence), word, now_s(), delay_s=delay_s)
             if word == "ack" and self._broker.happens(self._broker.faults.again):
                 consumer.deliver_again(int(sequence))
 

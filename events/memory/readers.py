@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import anyio
 import anyio.lowlevel
 
+from events.clock import now_s
 from events.log import Job, Stored
 from events.memory.broker import Connection, Consumer, Filter, MemoryBroker, Stream
 
@@ -54,7 +55,7 @@ class MemoryFollower:
                 await anyio.sleep(self._broker.some(faults.reader_s))
                 await self._connection.running()
                 if batch := self._take():
-                    self._next_at_s = anyio.current_time() + self._pace_s
+                    self._next_at_s = now_s() + self._pace_s
                     return batch
             else:
                 await changed.wait()
@@ -91,7 +92,7 @@ class MemoryJobs:
         while True:
             changed = self._stream.changed.pending
             can_take = self._slots > 0 and self._connection.is_connected
-            if can_take and (delivery := self._consumer.take(anyio.current_time())) is not None:
+            if can_take and (delivery := self._consumer.take(now_s())) is not None:
                 return await self._hand_out(*delivery)
             with anyio.move_on_after(PULL_S):
                 await changed.wait()

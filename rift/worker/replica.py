@@ -6,6 +6,7 @@ from typing import Literal
 import anyio
 
 from events import codec, subjects
+from events.clock import now_s
 from events.contracts import REPLICA_REPORT_S, SECOND_NS
 from events.log import Log, LogError
 from events.publisher import Publisher
@@ -36,7 +37,7 @@ class ReplicaAnnouncer:
         self._log = log
         self._publisher = Publisher(log, starting.replica)
         self._starting = starting
-        self._began_at_s = anyio.current_time()
+        self._began_at_s = now_s()
 
     async def starting(self) -> int:
         """Publish the start and return its sequence. Raises LogError."""
@@ -108,4 +109,4 @@ class ReplicaAnnouncer:
             await self._publisher.try_publish(event, within_s=LAST_APPEND_S)
 
     def _lived_ns(self) -> int:
-        return int((anyio.current_time() - self._began_at_s) * SECOND_NS)
+        return int((now_s() - self._began_at_s) * SECOND_NS)

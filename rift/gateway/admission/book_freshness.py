@@ -6,6 +6,7 @@ import anyio
 
 from events import subjects
 from events.book import Book
+from events.clock import now_s
 from events.log import Log, LogError
 from events.wakeup import Wakeup
 
@@ -25,11 +26,11 @@ class BookFreshness:
         self._book = book
         self._moved = Wakeup()
         # When the newest question was asked whose answer the book has reached.
-        self._confirmed_at_s = anyio.current_time()
+        self._confirmed_at_s = now_s()
 
     @property
     def is_fresh(self) -> bool:
-        return anyio.current_time() - self._confirmed_at_s < STALE_S
+        return now_s() - self._confirmed_at_s < STALE_S
 
     def moved(self) -> None:
         """Note that the book has folded more records."""
@@ -38,7 +39,7 @@ class BookFreshness:
     async def confirm(self) -> None:
         """Compare the book with its stream, again and again, for as long as the gateway lives."""
         while True:
-            asked_at_s = anyio.current_time()
+            asked_at_s = now_s()
             try:
                 last = await self._log.last_sequence(subjects.BOOK)
             except LogError as error:

@@ -17,6 +17,7 @@ import anyio
 
 from events import credit, ids
 from events.broker_clock import BrokerClock
+from events.clock import now_s
 from events.contracts import ACCEPT_S, RESERVE_AFTER_REPORT_S
 from events.log import Conflict, OutcomeUnknown
 from events.publisher import Publisher, destination
@@ -82,25 +83,25 @@ class LaneCredit:
 
         Raises HTTPError (402, 503), LogError: then nothing is reserved.
         """
-        began_at_s = anyio.current_time()
+        began_at_s = now_s()
         account = accepted.account
         while True:
             changed = self._changed.pending
-            if anyio.current_time() - self._reported_at_s() > RESERVE_AFTER_REPORT_S:
+            if now_s() - self._reported_at_s() > RESERVE_AFTER_REPORT_S:
                 raise unavailable("this gateway could not reach the log for a while; try again")
             if (hold := self._find(account, cost)) is not None:
                 hold.reserved[accepted.request] = cost
-                hold.used_at_s = anyio.current_time()
+                hold.used_at_s = now_s()
                 return hold.event.id
             balance = self._book.credits.of(account)
             room = balance.room(self._month())
             if room is None or room >= cost:
-                if anyio.current_time() > began_at_s + HOLD_S:
+                if now_s() > began_at_s + HOLD_S:
                     raise unavailable(
                         f"other gateways take credit of account {account} at the same time; try again"
                     )
                 await self._append_hold(account, cost)
-            elif room + balance.held_nanousd < cost or anyio.current_time() >= began_at_s + ROOM_S:
+            elif room + balance.held_nanousd < cost or now_s() >= began_at_s + ROOM_S:
                 free = sum(hold.free for hold in self._usable(account))
                 raise exhausted(account, balance, self._month(), free, cost)
             else:
@@ -116,7 +117,7 @@ class LaneCredit:
             for answer, nanousd in charged:
                 if answer.accepted.allowance == hold_id:
                     hold.spend(answer, nanousd)
-            hold.used_at_s = anyio.current_time()
+            hold.used_at_s = now_s()
             self.changed()
 
     async def _append_hold(self, account: str, cost: int) -> None:
@@ -136,7 +137,7 @@ class LaneCredit:
                 lane=self._config.lane,
                 nanousd=amount,
             )
-            hold = CreditHold(event, balance.sequence, anyio.current_time())
+            hold = CreditHold(event, balance.sequence, now_s())
             self._holds[event.id] = hold
             sequence = await self._publish(hold)
             with anyio.move_on_after(HOLD_S):
@@ -149,14 +150,14 @@ class LaneCredit:
         Repeats the identical record while its outcome is unknown. A conflict is a record of another writer,
         or our own from an earlier try; in both cases no try can be stored later. Raises LogError.
         """
-        deadline_s = anyio.current_time() + HOLD_S
+        deadline_s = now_s() + HOLD_S
         while True:
             try:
                 return await self._publisher.publish_at(hold.event, expect_last=hold.after)
             except Conflict:
                 return await self._log.last_sequence(*destination(hold.event))
             except OutcomeUnknown:
-                if anyio.current_time() > deadline_s:
+                if now_s() > deadline_s:
                     raise
 
     def _find(self, account: str, cost: int) -> CreditHold | None:
@@ -213,7 +214,7 @@ class LaneCredit:
         if room is not None and room < hold.event.nanousd:
             return True
         is_scarce = room is not None and room < balance.held_nanousd
-        return anyio.current_time() > hold.used_at_s + (SCARCE_IDLE_S if is_scarce else IDLE_S)
+        return now_s() > hold.used_at_s + (SCARCE_IDLE_S if is_scarce else IDLE_S)
 
     async def _settle(self, hold: CreditHold) -> None:
         hold.is_closing = True

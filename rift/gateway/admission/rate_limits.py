@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import anyio
 from msgspec.structs import replace
 
 from events.book import Book
+from events.clock import now_s
 from events.lifecycle import Life
 from rift.gateway.admission import rate_window, request_size
 from rift.gateway.admission.log_share import LogShare
@@ -157,4 +157,4 @@ def _refusal(exceeded: Exceeded, choices: Choices) -> HTTPError:
 
 
 def _now_ns() -> int:
-    return int(anyio.current_time() * 1e9)
+    return int(now_s() * 1e9)

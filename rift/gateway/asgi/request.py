@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 import anyio
 import msgspec
 
+from events.clock import now_s
 from events.contracts import BODY_BYTES_MAX
 from rift.gateway.asgi.body_budget import BodyHold
 from rift.gateway.asgi.errors import ClientGone, Headers, HTTPError
@@ -45,7 +46,7 @@ class Request:
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, own_id: str) -> None:
-        self._began_at_s = anyio.current_time()
+        self._began_at_s = now_s()
         self._scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -104,7 +105,7 @@ class Request:
         declared = self.header(b"content-length") or ""
         # Refused before it is read, if its size is known.
         hold.grow(int(declared) if declared.isdecimal() else 0)
-        began_at_s = anyio.current_time()
+        began_at_s = now_s()
         more = True
         while more:
             due_at_s = began_at_s + BODY_S
@@ -151,7 +152,7 @@ class Request:
             pass
 
     async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
-        took_ms = (anyio.current_time() - self._began_at_s) * 1000
+        took_ms = (now_s() - self._began_at_s) * 1000
         rift_id = [(b"rift-request-id", self.request_id.encode())] if self.request_id else []
         named = [
             (b"content-type", content_type),

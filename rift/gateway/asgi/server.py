@@ -24,6 +24,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import UnexpectedMessageError
 
+from events.clock import now_s
 from rift.gateway.asgi import strict_parser
 from rift.gateway.asgi.connections import (
     WRITE_BYTES,
@@ -101,7 +102,7 @@ async def serve(
                     tasks.start_soon(connections.check)
                     await stopped()
                 await server.end_idle()
-                requests.cancel_scope.deadline = anyio.current_time() + GRACEFUL_S
+                requests.cancel_scope.deadline = now_s() + GRACEFUL_S
         finally:
             # The loop cannot end before every socket has: also if this task is cancelled.
             connections.abort_all()

@@ -14,6 +14,7 @@ from h11._receivebuffer import ReceiveBuffer
 SINGLE = {
     b"access-control-request-method",
     b"authorization",
+    b"content-encoding",
     b"content-length",
     b"content-type",
     b"host",

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import anyio
 import msgspec
 
+from events.clock import now_s
 from events.schema import Problem
 from events.wakeup import Wakeup
 from rift.gateway.asgi.request import WriteChunk
@@ -84,7 +84,7 @@ class ClientBuffer:
 
     def note_sent(self) -> None:
         """Note that the client is being sent something."""
-        self.sent_at_s = anyio.current_time()
+        self.sent_at_s = now_s()
 
     def break_off(self, problem: Problem) -> None:
         """Replace all frames by one that reports the problem and where to resume."""

@@ -1,8 +1,7 @@
 """The gateways that are alive, by the reports of their lanes: a limit is divided among them."""
 
-import anyio
-
 from events import codec
+from events.clock import now_s
 from events.contracts import LANE_LOST_S
 from events.log import Stored
 from events.schema import LaneLost, LaneOpened, LaneReported
@@ -21,11 +20,11 @@ class LiveGateways:
         for event in codec.decode(stored.data)[1]:
             match event:
                 case LaneOpened() | LaneReported():
-                    self._reported_at_s[event.lane] = anyio.current_time()
+                    self._reported_at_s[event.lane] = now_s()
                 case LaneLost():
                     self._reported_at_s.pop(event.lane, None)
 
     def __len__(self) -> int:
-        since_s = anyio.current_time() - LANE_LOST_S
+        since_s = now_s() - LANE_LOST_S
         self._reported_at_s = {lane: at_s for lane, at_s in self._reported_at_s.items() if at_s > since_s}
         return len(self._reported_at_s.keys() | {self._own_lane})

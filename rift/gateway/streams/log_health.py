@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 import anyio
 
 from events import subjects
+from events.clock import now_s
 from events.contracts import LOG_OUTAGE_S
 from events.log import Log, LogError, OutcomeUnknown
 from events.wakeup import Wakeup
@@ -55,7 +56,7 @@ class LogHealth:
     @property
     def is_writable(self) -> bool:
         silent_s = self.silent_s
-        is_answering = self._answered_at_s > anyio.current_time() - silent_s
+        is_answering = self._answered_at_s > now_s() - silent_s
         return silent_s < (UNWRITABLE_S if is_answering else SILENT_S)
 
     @contextmanager
@@ -72,7 +73,7 @@ class LogHealth:
 
     def note_failure(self) -> None:
         """Note that the log stores nothing now."""
-        self.failed_at_s = anyio.current_time()
+        self.failed_at_s = now_s()
 
     async def wait_writable(self) -> None:
         """Return once the log stores records; at once if it does."""
@@ -82,7 +83,7 @@ class LogHealth:
     async def ask(self) -> None:
         """Ask for the room for as long as the gateway lives."""
         while True:
-            asked_at_s = anyio.current_time()
+            asked_at_s = now_s()
             with suppress(LogError):
                 self.room_bytes = await self._log.room_bytes(self._stream)
                 self._answered_at_s = asked_at_s

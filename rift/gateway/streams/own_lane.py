@@ -5,6 +5,7 @@ import logging
 import anyio
 
 from events import subjects
+from events.clock import now_s
 from events.contracts import LANE_REPORT_S
 from events.log import Log, LogError
 from events.publisher import Publisher
@@ -42,7 +43,7 @@ class OwnLane:
         publisher = Publisher(log, config.lane, shard=config.shard)
         event = LaneOpened(lane=config.lane, shard=config.shard)
         while True:
-            began_at_s = anyio.current_time()
+            began_at_s = now_s()
             if await publisher.try_publish(event, within_s=STORED_WITHIN_S):
                 return cls(log, config, reported_at_s=began_at_s)
             logger.error(
@@ -54,16 +55,16 @@ class OwnLane:
     async def report(self) -> None:
         """Report the lane until cancelled. Readers take a lane without reports for lost."""
         async with anyio.create_task_group() as tasks:
-            began_at_s = anyio.current_time()
+            began_at_s = now_s()
             while True:
                 await anyio.sleep(PROBE_S)
-                is_due = anyio.current_time() - began_at_s > LANE_REPORT_S - PROBE_S / 2
+                is_due = now_s() - began_at_s > LANE_REPORT_S - PROBE_S / 2
                 if is_due or self._log.unwritable_s(self._stream) > PROBE_S:
-                    began_at_s = anyio.current_time()
+                    began_at_s = now_s()
                     tasks.start_soon(self._report_once)
 
     async def _report_once(self) -> None:
-        began_at_s = anyio.current_time()
+        began_at_s = now_s()
         try:
             await self._publisher.publish(LaneReported(lane=self.id), within_s=0)
         except LogError as error:
