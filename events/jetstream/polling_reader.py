@@ -18,8 +18,8 @@ from events.log import LogError, Stored
 
 logger = logging.getLogger(__name__)
 
-# A pull waits this long for a first message: well below the time after which the broker removes an inactive
-# consumer.
+# A pull waits this long for a first message, or twice the reader's pace: well below the time after which
+# the broker removes an inactive consumer.
 WAIT_S = 3.0
 
 # uvloop counts whole milliseconds; if a deadline is just after one, it busy-polls until the next.
@@ -107,7 +107,8 @@ class PollingReader:
             batch = [] if waited else await pull(self._client, consumer, self._seen)
             if batch == []:
                 batch = None
-                batch = await pull(self._client, consumer, self._seen, batch=1, wait_s=WAIT_S)
+                wait_s = max(WAIT_S, 2 * self._pace_s)
+                batch = await pull(self._client, consumer, self._seen, batch=1, wait_s=wait_s)
         if batch is not None:
             self._consumer = consumer
         return batch

@@ -50,7 +50,7 @@ MISSING_S = 0.2
 
 # A leader confirms its election this often, and leads this long without confirmation: less than a standby
 # needs to take over.
-CONFIRM_S = 0.5
+CONFIRM_S = 0.75
 DOUBT_S = 2.0
 RETRY_S = 0.2
 

@@ -27,7 +27,7 @@ KEY_SUBJECTS = (subjects.book("key", "*"),)
 # The janitor acts within TICK_S of news: a client whose worker died waits for that. Without news it looks
 # every QUIET_TICK_S, as deadlines and silences are seconds.
 TICK_S = 0.05
-QUIET_TICK_S = 0.25
+QUIET_TICK_S = 0.5
 
 # The shard may be read this late: its actions follow from silences of seconds.
 PACE_S = 0.25
