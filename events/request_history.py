@@ -62,6 +62,7 @@ class _Reader(msgspec.Struct):
     request: RequestId
     done: anyio.Event
     past: RequestHistory | None = None
+    failure: LogError | None = None
 
 
 class _Scan(NamedTuple):
@@ -80,7 +81,8 @@ class HistoryReader:
         self._last: dict[int, int] = {}
 
     async def read(self, request: RequestId) -> RequestHistory:
-        """Return one request's history. Raises LogError. If a shared scan fails, each reader scans alone."""
+        """Return one request's history. Raises LogError, also if a shared scan fails: a silent log would
+        otherwise answer its readers one by one."""
         while True:
             reader = _Reader(request, anyio.Event())
             records = self._last.get(request.at.shard, 0) - request.floor
@@ -92,6 +94,8 @@ class HistoryReader:
                 await self._lead(scan)
             if reader.past is not None:
                 return reader.past
+            if reader.failure is not None:
+                raise LogError(f"a shared scan failed: {reader.failure}")
 
     async def read_all(self, requests: Sequence[RequestId]) -> list[RequestHistory]:
         """Return the history of each, with shared scans. Raises LogError."""
@@ -123,6 +127,10 @@ class HistoryReader:
                 if reader.past is not None:
                     reader.done.set()
                     await anyio.lowlevel.checkpoint()
+        except LogError as error:
+            for reader in readers:
+                reader.failure = error
+            raise
         finally:
             self._reading.discard(scan)
             for reader in readers + self._waiting.pop(scan, []):

@@ -1,4 +1,4 @@
-"""Readers of one lane share a scan, and if it fails, each can still read."""
+"""Readers of one lane share a scan, and if it fails, later ones can still read."""
 
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
@@ -196,6 +196,25 @@ async def test_who_waited_for_a_scan_that_failed_scans_itself() -> None:
         tasks.start_soon(read, requests[2])
     assert outcomes.count("failed") == 1
     assert len(outcomes) == 3
+
+
+async def test_a_log_that_fails_answers_all_readers_of_a_scan_at_once() -> None:
+    requests = request_ids(50)
+    log = Scans(requests)
+    log.failing = 50
+    histories = HistoryReader(log)  # type: ignore[arg-type]
+    failed: list[str] = []
+
+    async def read(text: str) -> None:
+        with pytest.raises(LogError):
+            await histories.read(ids.parsed(text))
+        failed.append(text)
+
+    async with anyio.create_task_group() as tasks:
+        for text in requests:
+            tasks.start_soon(read, text)
+    assert len(failed) == 50
+    assert log.count <= 2
 
 
 async def test_nothing_is_read_behind_the_end() -> None:
