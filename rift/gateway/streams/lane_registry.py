@@ -8,7 +8,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from events import subjects
-from events.log import Log
+from events.log import Log, LogError
 from events.request_history import HistoryReader
 from events.schema import Problem
 from rift.gateway.streams.lane_reader import LaneReader
@@ -30,6 +30,8 @@ class LaneRegistry:
         self.own = own
         self._readers = {lane: own}
         self._opening = anyio.Lock()
+        # The number of openings that failed.
+        self._failures = 0
 
     @classmethod
     async def open(
@@ -46,12 +48,20 @@ class LaneRegistry:
         return cls(log, histories, own, lane=(shard, lane), tasks=tasks)
 
     async def of(self, shard: int, lane: str) -> LaneReader:
-        """Return the reader of a lane, opened if need be. Raises LogError."""
+        """Return the reader of a lane, opened if need be. Raises LogError, also if another opening fails
+        meanwhile: a silent log would otherwise answer clients one by one."""
         if (reader := self._readers.get((shard, lane))) is not None:
             return reader
+        failures = self._failures
         async with self._opening:
             if (shard, lane) not in self._readers:
-                await self._tasks.start(self._read_while_used, shard, lane)
+                if self._failures > failures:
+                    raise LogError("the opening of a lane failed meanwhile")
+                try:
+                    await self._tasks.start(self._read_while_used, shard, lane)
+                except LogError:
+                    self._failures += 1
+                    raise
             return self._readers[shard, lane]
 
     def every(self) -> list[LaneReader]:
