@@ -83,7 +83,7 @@ def correct(options: Namespace) -> None:
                 f"--model: {options.model!r} has no price, so no invoice has a line for it; "
                 "`rift prices list` shows the models that have"
             )
-        model = await _model_of(log, options) if options.request else options.model
+        model = options.model if options.request is None else await _model_of(log, options)
         correction = UsageCorrected(
             id=book_admin.entry_id("correction", options.account, options.id),
             account=options.account,

@@ -56,13 +56,13 @@ def set_limits(options: Namespace) -> None:
     changed = _changed(options)
     if not changed:
         raise CommandFailed("nothing to set: name --budget, --plan, --concurrent or another limit")
-    if options.key and (invalid := [name for name in OF_ACCOUNT if name in changed]):
+    if options.key is not None and (invalid := [name for name in OF_ACCOUNT if name in changed]):
         option = invalid[0].removesuffix("_nanousd").removesuffix("_percent").replace("_", "-")
         raise CommandFailed(f"--{option} applies to accounts, not to keys; set it without --key")
 
     async def write(log: JetStream) -> Book:
         book = await books.read(log)
-        if options.key:
+        if options.key is not None:
             await book_admin.set_key_limits(log, book, options.account, options.key, changed)
         else:
             await book_admin.set_limits(log, book, options.account, changed)

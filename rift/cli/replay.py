@@ -45,11 +45,11 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
 
 
 def replay(options: Namespace) -> None:
-    if options.select and not options.until:
+    if options.select and options.until is None:
         raise CommandFailed("a SELECT needs --until POSITION; use `rift sql` to query the present")
     if options.rebuild:
         rebuild(options)
-    elif options.until:
+    elif options.until is not None:
         until(options)
     elif options.verify:
         verify.verify(options)

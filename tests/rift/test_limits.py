@@ -193,6 +193,8 @@ ERRORS: list[tuple[tuple[str, ...], int, str]] = [
         "--budget applies to",
     ),
     (("limits", "set", "--account", "dev", "--key", "k", "--concurrent", "1"), 1, "has no valid key 'k'"),
+    (("limits", "set", "--account", "dev", "--key", "", "--concurrent", "1"), 1, "has no valid key ''"),
+    (("limits", "set", "--account", "dev", "--key", "", "--budget", "1"), 1, "--budget applies to"),
     (("credit", "grant", "--account", "dev", "--usd", "1.0000000001"), 1, "is not an amount; write"),
     (("credit", "grant", "--account", "dev", "--usd", "-1"), 1, "must be greater than 0, got -1"),
     (("credit", "grant", "--account", "dev", "--usd", "1e3"), 1, "'1e3' is not an amount; write USD"),

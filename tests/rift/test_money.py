@@ -226,7 +226,11 @@ WRONG: dict[str, tuple[str, ...]] = {
     "'req_1' is not a request id": (
         *("correct", "--account", "dev", "--usd", "1", "--reason", "x", "--request", "req_1"),
     ),
+    "'' is not a request id": (
+        *("correct", "--account", "dev", "--usd", "1", "--reason", "x", "--request", ""),
+    ),
     "'here' is not a position": ("replay", "--until", "here"),
+    "'' is not a position": ("replay", "--until", ""),
     "needs --until POSITION": ("replay", "--digest", "select 1"),
     "only unreadable records can be skipped": ("quarantine", "RIFT_0:1", "--reason", "x"),
 }
