@@ -206,6 +206,29 @@ async def test_a_subject_of_another_stream_is_refused(log: Log, at: Address) -> 
     assert await log.last_sequence(STREAM) == before
 
 
+async def settled(outcomes: list[int | LogError]) -> int | LogError:
+    with anyio.fail_after(5):
+        while not outcomes:  # noqa: ASYNC110
+            await anyio.sleep(0.005)
+    (outcome,) = outcomes
+    return outcome
+
+
+async def test_an_append_without_a_task_is_settled_with_its_sequence(log: Log, at: Address) -> None:
+    outcomes: list[int | LogError] = []
+    assert log.begin_append(STREAM, subjects.work(at), b"x", outcomes.append)
+    assert await settled(outcomes) == await log.last_sequence(STREAM, subjects.work(at))
+    assert not log.unwritable_s(STREAM)
+
+
+async def test_an_append_that_may_not_be_never_counts_as_stored(log: Log, at: Address) -> None:
+    before = await log.last_sequence(STREAM)
+    outcomes: list[int | LogError] = []
+    if log.begin_append(subjects.BOOK, subjects.work(at), b"x", outcomes.append):
+        assert isinstance(await settled(outcomes), LogError)
+    assert await log.last_sequence(STREAM) == before
+
+
 async def test_a_record_that_is_too_large_is_refused(log: Log, at: Address) -> None:
     with pytest.raises(RecordTooLarge, match="larger than the broker's limit"):
         await log.append(STREAM, subjects.work(at), b"x" * (9 * MIB))
@@ -231,6 +254,10 @@ async def test_a_full_log_refuses_and_keeps_everything(log: Log) -> None:
     assert 1000 * took < room - await log.room_bytes(SMALL_STREAM) < 1200 * took
     assert 0 <= await log.room_bytes(SMALL_STREAM) < 1200
     assert await fill(log) == 0
+    outcomes: list[int | LogError] = []
+    assert log.begin_append(SMALL_STREAM, "rift.9.work.a.b", b"x" * 1000, outcomes.append)
+    assert isinstance(await settled(outcomes), LogFull)
+    assert log.unwritable_s(SMALL_STREAM) > 0
     # Only one stream is full.
     await log.append(STREAM, "rift.0.work.a.b", b"x")
 
