@@ -33,6 +33,9 @@ CONFIG: Config = {
 # by type, so with small row groups a query for one type reads little of the others.
 PARQUET = "format parquet, compression zstd, parquet_version v2, row_group_size 30720"
 
+# DuckDB's RuntimeError in place of KeyboardInterrupt.
+INTERRUPTED = "Query interrupted"
+
 Record = tuple[int, int, str, str, str, int, str]
 Event = tuple[int, int, int, str, str]
 
@@ -141,6 +144,10 @@ class Segments:
                     yield from rows
         except duckdb.Error as error:
             raise SegmentUnreadable(str(error).partition("\n")[0]) from error
+        except RuntimeError as error:
+            if str(error) == INTERRUPTED:
+                raise KeyboardInterrupt from error
+            raise
         finally:
             cursor.close()
 

@@ -4,6 +4,8 @@ import hashlib
 import multiprocessing
 import os
 import random
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +20,7 @@ from events import codec, merkle, redaction, schema, subjects
 from events.log import Stored
 from events.schema import SegmentSealed
 from replay.archive import archive as archives
+from replay.archive import parquet
 from replay.archive.archive import Archive
 from replay.archive.manifest import ArchiveDamaged, ArchiveError, File, Manifest
 from replay.facts.fold import Batch
@@ -437,3 +440,15 @@ def test_a_damaged_file_says_so_when_it_is_read(archive: Archive) -> None:
     path.write_bytes(b"{}")
     with pytest.raises(ArchiveDamaged, match=r"00000000000000000001.json is no manifest"):
         archive.manifests("RIFT_0")
+
+
+def test_ctrl_c_ends_a_question_as_it_ends_other_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with parquet.Segments(tmp_path) as segments:
+        monkeypatch.setattr(parquet, "sql", lambda name: "select count(*) from range(100000000000)")
+        ctrl_c = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        ctrl_c.start()
+        with pytest.raises(KeyboardInterrupt):
+            list(segments.records(tmp_path / "records.parquet"))
+        ctrl_c.join()
