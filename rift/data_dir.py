@@ -55,7 +55,8 @@ RESTORE = (
 # Only these are tightened: the folder may hold other files.
 DATABASES = ("rift.duckdb", "rift-sql.duckdb")
 PART_PREFIXES = ("dev.key.", *(f"{name}." for name in DATABASES))
-FILES = ("version", "lock", "secret", "dev.key", "rift.toml", *DATABASES)
+JOURNALS = tuple(f"{name}.wal" for name in DATABASES)
+FILES = ("version", "lock", "secret", "dev.key", "rift.toml", *DATABASES, *JOURNALS)
 PARTS = (*FILES, "archive", "nats", "logs")
 # Each start makes them anew if they are missing.
 MADE_FILES = ("lock", *(f"nats/{name}" for name in ("nats.conf", "token", "url", "monitor", "reserve")))

@@ -204,7 +204,7 @@ def test_a_part_that_is_no_folder_is_refused(used: DataDir, name: str) -> None:
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_what_is_no_file_is_refused_at_once(used: DataDir, make: Callable[[Path], None]) -> None:
     """A reader of a pipe would wait for ever, and a folder would be reported as a full disk."""
-    kept = ["version", "secret", "dev.key", "rift.toml", "rift.duckdb"]
+    kept = ["version", "secret", "dev.key", "rift.toml", "rift.duckdb", "rift.duckdb.wal"]
     made = ["lock", *(f"nats/{name}" for name in ("nats.conf", "token", "url", "monitor", "reserve"))]
     made.append("logs/nats.log")
     for name in kept + made:
