@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from events import codec, subjects
-from events.encryption import Cipher, opened
+from events.encryption import Cipher, ContentUndecipherable, opened
 from events.ids import RequestId
 from events.lifecycle import NEW, Life
 from events.log import Log, LogError, Stored
@@ -127,6 +127,9 @@ class HistoryReader:
                 if reader.past is not None:
                     reader.done.set()
                     await anyio.lowlevel.checkpoint()
+        except ContentUndecipherable:
+            # One request's content: the others are read again.
+            raise
         except LogError as error:
             for reader in readers:
                 reader.failure = error

@@ -1,5 +1,6 @@
 """Readers of one lane share a scan, and if it fails, later ones can still read."""
 
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 
@@ -8,6 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from events import codec, ids, request_history, subjects
+from events.encryption import ContentUndecipherable
 from events.log import LogError, Stored
 from events.request_history import HistoryReader, RequestHistory
 from events.schema import CancelRequested, Parameters, RequestAccepted
@@ -23,6 +25,7 @@ class Scans:
     def __init__(self, requests: Sequence[str]) -> None:
         self.count = 0
         self.failing = 0
+        self.error: type[LogError] = LogError
         self.stored = [
             Stored(subjects.request(AT), at, at, codec.encode("w", [acceptance(request)]))
             for at, request in enumerate(requests, 1)
@@ -38,7 +41,7 @@ class Scans:
         self.count += 1
         await anyio.sleep(0.02)
         if self.count <= self.failing:
-            raise LogError("the broker is away")
+            raise self.error("the broker is away")
         yield [stored for stored in self.stored if first <= stored.sequence <= target]
 
 
@@ -215,6 +218,24 @@ async def test_a_log_that_fails_answers_all_readers_of_a_scan_at_once() -> None:
             tasks.start_soon(read, text)
     assert len(failed) == 50
     assert log.count <= 2
+
+
+async def test_a_content_that_cannot_be_decrypted_fails_no_other_reader() -> None:
+    requests = request_ids(3)
+    log = Scans(requests)
+    log.failing, log.error = 1, ContentUndecipherable
+    histories = HistoryReader(log)  # type: ignore[arg-type]
+    found: list[str] = []
+
+    async def read(text: str) -> None:
+        with contextlib.suppress(ContentUndecipherable):
+            await histories.read(ids.parsed(text))
+            found.append(text)
+
+    async with anyio.create_task_group() as tasks:
+        for text in requests:
+            tasks.start_soon(read, text)
+    assert len(found) == 2
 
 
 async def test_nothing_is_read_behind_the_end() -> None:
