@@ -445,10 +445,15 @@ def test_a_damaged_file_says_so_when_it_is_read(archive: Archive) -> None:
 def test_ctrl_c_ends_a_question_as_it_ends_other_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with parquet.Segments(tmp_path) as segments:
-        monkeypatch.setattr(parquet, "sql", lambda name: "select count(*) from range(100000000000)")
-        ctrl_c = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-        ctrl_c.start()
-        with pytest.raises(KeyboardInterrupt):
-            list(segments.records(tmp_path / "records.parquet"))
-        ctrl_c.join()
+    # A suite that a shell runs in the background ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with parquet.Segments(tmp_path) as segments:
+            monkeypatch.setattr(parquet, "sql", lambda name: "select count(*) from range(100000000000)")
+            ctrl_c = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+            ctrl_c.start()
+            with pytest.raises(KeyboardInterrupt):
+                list(segments.records(tmp_path / "records.parquet"))
+            ctrl_c.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
