@@ -28,14 +28,14 @@ class DirectClient(Client):
 
     def send(self, command: bytes) -> bool:
         """Write a command of the protocol; return False, and write nothing, if it would have to wait."""
-        if not self.is_connected or self._transport.is_full:
+        if not self.is_connected or not self._transport.is_writable:
             return False
         self._pending.append(command)
         self._write_pending()
         return True
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
-        if not self.is_connected or self._transport.is_full:
+        if not self.is_connected or not self._transport.is_writable:
             return await super()._flush_pending(force_flush)
         self._write_pending()
         return None
@@ -58,14 +58,18 @@ class DirectTransport(TcpTransport):
         return True
 
     @property
-    def is_full(self) -> bool:
-        """Whether the socket takes no more, so that bytes would pile up here."""
+    def is_writable(self) -> bool:
+        """Whether the socket takes bytes. If it is full, they would pile up here; if it is lost and the read
+        loop has not learned of that yet, uvloop raises."""
         assert self._io_writer is not None, "asked while connected"
-        return self._io_writer.transport.get_write_buffer_size() > UNSENT_BYTES_MAX
+        socket = self._io_writer.transport
+        return not socket.is_closing() and socket.get_write_buffer_size() <= UNSENT_BYTES_MAX
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         assert uri.hostname is not None, "the library completes each address"
         assert uri.port is not None, "the library completes each address"
+        # What came after the library gave up the last connection.
+        self._client._ps.reset()
         loop = asyncio.get_running_loop()
         reader = DirectReader(limit=buffer_size, loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
@@ -97,7 +101,7 @@ class DirectReader(asyncio.StreamReader):
 
         Raises what `parse` raises, and the error that ended the connection.
         """
-        if not self._is_empty:
+        if not self._is_empty or self.exception() is not None:
             data = await self.read(size)
             self._is_empty = len(data) < size
             return data

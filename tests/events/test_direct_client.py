@@ -8,6 +8,7 @@ from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
 import anyio
+import nats.errors
 import pytest
 
 from events.jetstream.direct_client import UNSENT_BYTES_MAX, DirectClient, DirectReader
@@ -122,9 +123,9 @@ async def test_a_lost_connection_is_noticed_at_once(end: str) -> None:
     async with connection(error_cb=ignore) as (server, _):
         socket = await is_read_directly(server)
         if end == "reset":
-            at_once = struct.pack("ii", 1, 0)
-            socket.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, at_once)
-        socket.close()
+            reset(socket)
+        else:
+            socket.close()
         await server.connected(2)
 
 
@@ -146,6 +147,63 @@ async def test_what_follows_a_message_that_takes_time_waits_for_it() -> None:
             while len(order) < 5:  # noqa: ASYNC110
                 await anyio.sleep(0.005)
     assert order == ["begun", "done", "1", "2", "3"]
+
+
+UVLOOP = "asyncio", {"use_uvloop": True}
+
+
+def reset(socket: asyncio.StreamWriter) -> None:
+    """End a connection with an error rather than with an end of its bytes."""
+    socket.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+    socket.close()
+
+
+async def test_a_connection_that_is_lost_while_a_message_takes_time_is_noticed() -> None:
+    async def slowly(error: Exception) -> None:
+        await anyio.sleep(0.05)
+
+    async with connection(error_cb=slowly) as (server, _):
+        socket = await is_read_directly(server)
+        socket.write(b"-ERR 'Permissions Violation for Publish to \"x\"'\r\n")
+        await anyio.sleep(0.01)
+        reset(socket)
+        await server.connected(2)
+
+
+@pytest.mark.parametrize("anyio_backend", [UVLOOP])
+async def test_nothing_is_written_to_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bool] = []
+    async with connection(error_cb=ignore) as (server, client), anyio.create_task_group() as tasks:
+        socket = await is_read_directly(server)
+        loop = asyncio.get_running_loop()
+        set_exception = DirectReader.set_exception
+
+        def lose(reader: DirectReader, error: Exception) -> None:
+            # Before the read loop learns of the loss.
+            loop.call_soon(lambda: sent.append(client.send(b"PUB a 0\r\n\r\n")))
+            tasks.start_soon(client.publish, "last", b"the end")
+            set_exception(reader, error)
+
+        monkeypatch.setattr(DirectReader, "set_exception", lose)
+        reset(socket)
+        await server.has_received(b"the end")
+    assert sent == [False]
+
+
+async def test_what_arrives_after_a_connection_was_given_up_does_not_reach_the_next_one() -> None:
+    taken: list[bytes] = []
+    async with connection(error_cb=ignore) as (server, client):
+        await subscribe(client, "a", lambda message: taken.append(message.data))
+        await is_read_directly(server)
+        reader = client._transport._io_reader
+        assert reader is not None
+        await client._process_op_err(nats.errors.StaleConnectionError())
+        reader.feed_data(b"MSG a 1 5000\r\n")
+        (await server.connected(2)).write(b"MSG a 1 1\r\n1\r\n")
+        with anyio.fail_after(DEADLINE_S):
+            while not taken:  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+    assert taken == [b"1"]
 
 
 async def test_a_socket_that_takes_no_more_makes_publishes_wait_in_order() -> None:
