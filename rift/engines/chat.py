@@ -207,7 +207,7 @@ class VllmParser:
                 index=call.index,
                 id=call.id,
                 name=call.function.name if call.function else None,
-                arguments=(call.function.arguments if call.function else None) or "",
+                arguments=_escaped((call.function.arguments if call.function else None) or ""),
             )
             for call in message.tool_calls
             if not (self._first_only and call.index)
@@ -226,6 +226,12 @@ class VllmParser:
             ids.insert(0, start)
         count: int = self._parser.count_reasoning_tokens(ids)
         return count
+
+
+def _escaped(text: str) -> str:
+    """Return text with each half of a surrogate pair escaped as in JSON: a parser reads such an escape of the
+    model's and writes the half itself, which no record can hold."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 class LogprobReader:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 from events.schema import Message, Parameters, Tool
 from rift.engines import Delta, Parser
 from rift.engines.chat import VllmParser, chat_request
+from rift.engines.sim import SimDecoder
 from rift.engines.tokens import Tokenizer
 from rift.engines.vllm import _import
 from rift.worker.attempt import NotContinuable
@@ -227,6 +229,19 @@ async def test_after_a_parser_error_the_rest_is_content(hf: Any) -> None:
     parser = VllmParser(Raises(), request, [1], Tokenizer(hf).decoder())
     assert parser.feed("one", [5]) == Delta("one")
     assert parser.feed(" two", [6], "complete") == Delta(" two")
+
+
+def test_half_a_surrogate_pair_in_a_call_is_escaped_again() -> None:
+    class Writes:
+        def parse_delta(self, **others: Any) -> Any:
+            del others
+            function = SimpleNamespace(name="get_weather", arguments='{"city": "Zürich \ud83d"}')
+            call = SimpleNamespace(index=0, id="1", function=function)
+            return SimpleNamespace(content=None, reasoning=None, tool_calls=[call])
+
+    parser = VllmParser(Writes(), SimpleNamespace(parallel_tool_calls=None), [1], SimDecoder())
+    (call,) = parser.feed("x", [5]).tool_calls
+    assert call.arguments == '{"city": "Zürich \\ud83d"}'
 
 
 def test_vllm_has_every_parser_of_the_catalogue(hf: Any) -> None:
