@@ -10,6 +10,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from events.clock import now_s
 from events.contracts import ACK_WAIT_S, SECOND_NS
 from events.jetstream import wire
 from events.jetstream.request_reply import subscribe
@@ -130,7 +131,7 @@ class Jobs:
             pull.left = 0
             if status not in wire.PULL_ENDED:
                 self._refusals += 1
-                self._not_before = anyio.current_time() + REFUSED_S
+                self._not_before = now_s() + REFUSED_S
         self._wake.set()
 
     def __aiter__(self) -> "Jobs":
@@ -139,7 +140,7 @@ class Jobs:
     async def __anext__(self) -> Job:
         while not self._received:
             self._wake = anyio.Event()
-            await anyio.sleep(max(0.0, self._not_before - anyio.current_time()))
+            await anyio.sleep(max(0.0, self._not_before - now_s()))
             await self._recreate()
             await self._pull()
             if not self._received:
@@ -159,16 +160,16 @@ class Jobs:
                 logger.warning("could not recreate the consumer: %s", error)
 
     async def _pull(self) -> None:
-        now_s = anyio.current_time()
+        at_s = now_s()
         for pull in self._pulls:
-            if pull.expires_at_s < now_s:
+            if pull.expires_at_s < at_s:
                 pull.left = 0
         batch = self._wanted - sum(pull.left for pull in self._pulls)
         if batch <= 0 or not self._client.is_connected:
             return
         pull = next((pull for pull in self._pulls if not pull.left), None) or await self._new_pull()
         pull.left = batch
-        pull.expires_at_s = now_s + PULL_EXPIRES_S + PULL_GRACE_S
+        pull.expires_at_s = at_s + PULL_EXPIRES_S + PULL_GRACE_S
         ask = {"batch": batch, "expires": int(PULL_EXPIRES_S * SECOND_NS)}
         await self._client.publish(self._next, json.dumps(ask).encode(), reply=pull.inbox)
 

@@ -3,9 +3,9 @@
 Everything that the lane's requests produce while an append waits for its acknowledgement becomes the next
 record, one event for each request. So order is certain, and a retry is the identical record.
 
-    start or release of an attempt, an answer's first tokens    appended at once
-    further tokens, the end                                     appended at once too, unless an append began
-                                                                less than PACE_S ago
+    start, release or lone end of an attempt, first tokens    appended at once
+    further tokens, with the end or without                   appended at once too, unless an append began
+                                                              less than PACE_S ago
 
 So the first tokens of an answer, and every step of a model whose steps take longer than PACE_S, are not
 delayed, and a faster model costs no more than the log and its readers can bear.
