@@ -273,6 +273,7 @@ async def open_claims(log: Log, shard: int, model: str) -> AsyncIterator[Claims]
     stream = subjects.shard_stream(shard)
     cancels_of_model = [subjects.cancels_of_model(shard, model)]
     opened_at = await log.last_sequence(stream)
+    newest = await log.get(stream, opened_at) if opened_at else None
     async with (
         log.follow(stream, subjects.of_model(shard, model), after=opened_at, pace_s=READ_PACE_S) as reader,
         log.follow(stream, cancels_of_model, after=opened_at) as cancels,
@@ -280,6 +281,9 @@ async def open_claims(log: Log, shard: int, model: str) -> AsyncIterator[Claims]
         anyio.create_task_group() as tasks,
     ):
         claims = Claims(log, reader, jobs, known_from=opened_at)
+        if newest is not None:
+            # Until the reader has read something, an attempt that ended long ago would look alive.
+            claims.clock.note(newest.stored_at_ns)
         tasks.start_soon(claims.follow)
         tasks.start_soon(claims.watch_cancels, cancels)
         yield claims

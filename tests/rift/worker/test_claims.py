@@ -112,3 +112,21 @@ async def test_a_start_that_must_count_does_not_wait_for_the_pace(monkeypatch: p
         sequence = await log.append(STREAM, subjects.work(AT), codec.encode("w", [started("a")]))
         with anyio.fail_after(5):
             assert await claims.has_counted(claim, sequence)
+
+
+async def test_a_dead_attempt_does_not_look_alive_to_a_reader_that_has_read_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ATTEMPT_ALIVE_S", 0.05)
+    async with anyio.create_task_group() as tasks:
+        log = connect(MemoryBroker(tasks, lambda: NOW_NS))
+        await log.append(STREAM, subjects.request(AT), codec.encode("g", [ACCEPTED]))
+        await log.append(STREAM, subjects.work(AT), codec.encode("v", [started("dead")]))
+        async with open_claims(log, 0, "model-a") as claims:
+            claims.jobs.want(1)
+            job = await anext(aiter(claims.jobs))
+            await anyio.sleep(0.1)
+            claim = claims.take(Job(job.stored, job.ack, 2, job.epoch))
+            assert claim is not None
+            assert await claims.catch_up(claim)
+        tasks.cancel_scope.cancel()
