@@ -7,7 +7,8 @@ from events.contracts import SECOND_NS
 class BrokerClock:
     """Estimate the broker's time: the newest stored time, plus the monotonic time since it was read.
 
-    The estimate is never ahead of the broker. It lags by the delivery time of the newest record.
+    The estimate is never ahead of the broker. It lags by the time that the newest record waited to be
+    read, so it may step back by that much when a newer one is read.
     """
 
     def __init__(self) -> None:

@@ -128,13 +128,15 @@ class Appends:
             self.health.end(stream, number, outcome if isinstance(outcome, LogError) else None)
             settled(outcome)
 
+        state.alone += 1
+        number = self.health.begin(stream)
         reply = self._expect(stream, settle)
         line = f"PUB {subject} {reply} {len(data)}\r\n".encode()
         if not self._client.send(b"".join((line, data, b"\r\n"))):
             self._forget(reply)
+            self._leave(state)
+            self.health.end(stream, number, LogError("not sent"))
             return False
-        state.alone += 1
-        number = self.health.begin(stream)
         return True
 
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None) -> int:

@@ -20,7 +20,7 @@ Parse = Callable[[bytes], Coroutine[Any, Any, None]]
 
 
 class DirectClient(Client):
-    """A client whose publishes have reached the socket when they return, unless it takes no more."""
+    """A client whose publishes go to the socket at once, unless it takes no more."""
 
     def __init__(self) -> None:
         super().__init__()
