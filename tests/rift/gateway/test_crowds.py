@@ -89,7 +89,7 @@ def test_clients_of_one_key_keep_no_prompt() -> None:
         calls = [world.ask(gateway, headers=headers, prompt="a long one", stream=True) for _ in range(5)]
         await anyio.sleep(2)
         assert [call.status for call in calls] == [200] * 5
-        kept = [one for one in gc.get_objects() if isinstance(one, ParsedRequest)]
+        kept = [one for one in gc.get_objects() if type(one) is ParsedRequest]
         assert not any(one.input == "a long one" for one in kept)
 
     live(test)
