@@ -48,11 +48,13 @@ ERR_NO_SUCH_SEQUENCE = (10043, 10057)
 async def connect(url: str, *, token: str | None, name: str) -> "JetStream":
     """Return the log at `url` (several with commas), which reconnects while it is open. Raises LogError."""
     opened = JetStream()
+    addresses = url.split(",")
+    opened.untried = len(addresses)
     with anyio.move_on_after(CONNECT_S) as scope:
         opened.connecting = scope
         try:
             await opened.client.connect(
-                url.split(","),
+                addresses,
                 name=name,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # the client accepts a float
@@ -85,7 +87,9 @@ class JetStream:
         self._appends = Appends(self.client, self.replies)
         self.epoch = 0
         self.reconnected = Wakeup()
+        # While connecting: the number of servers that have not refused yet.
         self.connecting: anyio.CancelScope | None = None
+        self.untried = 1
         self.problem: Exception | None = None
         self._readers: set[PushReader | PollingReader | Jobs] = set()
 
@@ -131,7 +135,9 @@ class JetStream:
         is_known = not self.is_connected and str(error) == str(self.problem)
         self.problem = error
         if self.connecting is not None:
-            self.connecting.cancel()
+            self.untried -= 1
+            if not self.untried:
+                self.connecting.cancel()
         elif not is_known:
             logger.warning("connection to the log: %s", str(error) or type(error).__name__)
 

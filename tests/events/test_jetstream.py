@@ -19,6 +19,7 @@ from events.jetstream import connection as jetstream
 from events.jetstream.deliveries import PULL_EXPIRES_S
 from events.log import LogError, LogFull, NoResponders, OutcomeUnknown, Stored, append_until_known
 from events.subjects import Address
+from tests.chaos.rig import free_port
 from tests.conftest import Server
 
 pytestmark = pytest.mark.anyio
@@ -127,6 +128,14 @@ async def test_a_lost_connection_closes_with_what_could_not_be_sent(tmp_path: Pa
         await anyio.sleep(0.01)
     await log.client.publish("lost", b"x")
     await log.close()
+
+
+async def test_a_dead_server_beside_a_live_one_prevents_no_connection(server: Any) -> None:
+    """The client library tries them in any order."""
+    for _ in range(8):
+        either = f"nats://127.0.0.1:{free_port()},{server.address.url}"
+        log = await connect(either, token=server.address.token, name="either")
+        await log.close()
 
 
 async def test_a_wrong_token_is_refused(server: Any) -> None:
