@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rift.log_disk.reserve import RESERVE_BYTES, Reserve
+from rift.log_disk.watch import POLL_S
 from tests.rift.test_launcher import role
 from tests.service import MODEL, Service, frames, joined
 from tests.small_disk import SmallDisk, small_disk
@@ -190,6 +191,8 @@ def test_a_broker_that_met_a_read_only_disk_is_started_again(disk: SmallDisk, tm
         shown = service.rift("status")
         assert shown.returncode == 1
         assert "Read-only file system" in shown.stderr.splitlines()[-1]
+        # The watch looks this often, and says what it finds.
+        time.sleep(2 * POLL_S)
         disk.writable()
         until(lambda: is_ready(service) and is_served(service), BACK_S, "service")
     finally:
