@@ -20,6 +20,10 @@ TIMEOUT_S = 25.0
 # A leader that hangs is replaced within this time (`control/leader.py`). Meanwhile ask this often who leads.
 TAKEOVER_S = 6.0
 LEADER_TIMEOUT_S = 0.5
+# A standby leads some 1.5 s after a leader was killed (`control/leader.py`), or twice that on a busy machine.
+# Meanwhile nobody answers.
+NO_LEADER_S = 4.0
+NO_LEADER_POLL_S = 0.25
 # How often a client that waits for an answer asks whether the same process still leads. A leader that
 # reconnects to the broker may be missing once.
 WATCH_S = 1.0
@@ -161,17 +165,29 @@ AnyQuestion = (
 
 
 async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float | None = None) -> Any:
-    """As `ask`, but first wait for a leader that answers, so that one that hangs costs TAKEOVER_S at most.
+    """As `ask`, but first wait for a leader: NO_LEADER_S if none answers, TAKEOVER_S if one hangs.
 
     Raises AnswerFailed also once another process leads, or none.
     """
+    until_s = anyio.current_time() + NO_LEADER_S
+    while True:
+        try:
+            return await _ask_leader(log, question, timeout_s)
+        except NoResponders:
+            # No process has received the question, so asking again repeats nothing.
+            if anyio.current_time() >= until_s:
+                raise
+            await anyio.sleep(NO_LEADER_POLL_S)
+
+
+async def _ask_leader(log: Log, question: AnyQuestion, timeout_s: float | None) -> Any:
     leader = None
     with anyio.move_on_after(TAKEOVER_S):
         while leader is None:
             try:
                 leader = await ask(log, AskLeader(), timeout_s=LEADER_TIMEOUT_S)
             except NoResponders:
-                break
+                raise
             except LogError:
                 continue
     if leader is None:

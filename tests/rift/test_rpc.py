@@ -7,8 +7,9 @@ import anyio
 import msgspec
 import pytest
 
+from events.log import NoResponders
 from events.memory import MemoryBroker, MemoryLog
-from rift.rpc import AnswerFailed, AskLeader, Sql, ask_leader
+from rift.rpc import NO_LEADER_S, AnswerFailed, AskLeader, Sql, ask_leader
 from tests.simulation import clock
 
 
@@ -62,6 +63,34 @@ def test_a_leader_that_is_slow_is_waited_for_while_standbys_come_and_go() -> Non
             leader: Any = MemoryLog(MemoryBroker(tasks, lambda: 1))
             async with leader.answer(AskLeader.topic, leads_now), leader.answer(Sql.topic, slow):
                 assert await ask_leader(leader, Sql("select 1")) == 1
+            tasks.cancel_scope.cancel()
+
+    clock.run(main)
+
+
+@pytest.mark.parametrize("after_s", [2, None])
+def test_a_question_waits_for_the_next_leader_but_not_without_end(after_s: float | None) -> None:
+    async def answer(data: bytes) -> bytes:
+        return b'{"answer": 1}'
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            log = MemoryLog(MemoryBroker(tasks, lambda: 1))
+
+            async def lead(after_s: float) -> None:
+                await anyio.sleep(after_s)
+                async with log.answer(AskLeader.topic, leads(1)):
+                    await anyio.sleep(0.5)
+                    async with log.answer(Sql.topic, answer):
+                        await anyio.sleep_forever()
+
+            if after_s is None:
+                with pytest.raises(NoResponders):
+                    await ask_leader(log, Sql("select 1"))
+                assert NO_LEADER_S <= anyio.current_time() < NO_LEADER_S + 1
+            else:
+                tasks.start_soon(lead, after_s)
+                assert await ask_leader(log, Sql("select 1")) == 1
             tasks.cancel_scope.cancel()
 
     clock.run(main)
