@@ -41,7 +41,7 @@ class AnswerFailed(QuestionRefused):
 
 
 class ProjectionBlocked(AnswerFailed):
-    """Control's disk refuses writes, so the answer would lack records; the message names the disk."""
+    """Control cannot apply every stored record now, so the answer would lack some; the message says why."""
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

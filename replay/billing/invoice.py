@@ -141,6 +141,10 @@ def usage(read: Read, account: str, first_day: str, last_day: str, groups: Seque
     """Return sums over days from the first to the last (UTC, inclusive), by groups. Raises BillingRefused."""
     _check_day("from", first_day)
     _check_day("to", last_day)
+    if first_day > last_day:
+        raise BillingRefused(f"from: {first_day!r} is after to: {last_day!r}; both days are inclusive")
+    if repeated := [group for number, group in enumerate(groups) if group in groups[:number]]:
+        raise BillingRefused(f"group_by: {repeated[0]!r} is named more than once")
     if unknown := [group for group in groups if group not in GROUPS]:
         raise BillingRefused(f"group_by: {unknown[0]!r} is not a group; use {', '.join(GROUPS)}")
     known, sums, applied = read(

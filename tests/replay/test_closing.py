@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,19 @@ from rift.book_admin import RecordReadable
 from rift.cli.verify import differences
 from rift.control import process
 from rift.control.config import ControlConfig
+from rift.control.projection import projector
 from rift.control.projection.catch_up import fold_tail, rebuilt
 from rift.control.projection.time_travel import InvalidPosition, fold_until, parse
 from rift.rpc import (
     AnswerFailed,
     AskInvoice,
+    AskInvoices,
+    AskRequests,
+    AskStatus,
     AskUsage,
     ClosePeriod,
     Digests,
+    ProjectionBlocked,
     QuestionRefused,
     Rebuild,
     SealSegment,
@@ -310,6 +315,33 @@ async def test_every_reader_skips_a_quarantined_record(rig: Rig) -> None:
     await fold_until(rig.log, rig.archive, warehouse, parse("RIFT_0:13"), [0])
     assert warehouse.query(count.sql).rows == [[2]]
     warehouse.close()
+
+
+async def test_no_bill_lacks_records_in_silence(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.ordinary()
+    bills = AskUsage("dev", PERIOD + "-01", PERIOD + "-30"), AskInvoice("dev", PERIOD)
+    questions = *bills, AskInvoices("dev", 1), AskRequests("dev", 1)
+    async with controlling(rig):
+        [row] = (await rig.ask(bills[0]))["data"]
+        assert row["requests"] == 1
+        rig.scribe.put("RIFT_0", "rift.0.lane.x", b"no record")
+        rig.ordinary()
+        for question in questions:
+            with pytest.raises(ProjectionBlocked, match="would lack stored records"):
+                await rig.ask(question)
+        # The operator still sees where it stopped.
+        assert (await rig.ask(AskStatus()))["lag"]
+        await book_admin.quarantine(rig.log, "RIFT_0", 7, "written by hand")
+        with anyio.fail_after(10):
+            while True:
+                with suppress(ProjectionBlocked):
+                    assert (await rig.ask(bills[0]))["data"][0]["requests"] == 2
+                    break
+                await anyio.sleep(0.05)
+        monkeypatch.setattr(projector, "CATCH_UP_S", 0.0)
+        rig.ordinary()
+        with pytest.raises(ProjectionBlocked, match="would lack stored records"):
+            await rig.ask(bills[0])
 
 
 async def test_a_period_is_not_closed_over_unprojected_records(rig: Rig) -> None:

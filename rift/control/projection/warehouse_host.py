@@ -30,6 +30,12 @@ Result = TypeVar("Result")
 # Answers SQL with its parameters, each as a `replay.warehouse.queries.Question`. Raises QueryRefused.
 Query = Callable[..., Awaitable[list[QueryResult]]]
 
+# Why a bill is refused although the disk accepts writes.
+INCOMPLETE = (
+    "the answer would lack stored records: the projection has not applied them yet, or stopped at one of "
+    "them, which `rift status` names"
+)
+
 # How often a stopped projection checks whether the book has grown.
 BOOK_POLL_S = 1.0
 
@@ -45,7 +51,7 @@ class Projection:
     to the subjects that are projected.
 
     While the disk of the database is full or read-only, the projection waits and repeats what was refused. An
-    answer that would lack records then raises ProjectionBlocked.
+    answer that would lack records then raises ProjectionBlocked; a bill does so for any other reason too.
     """
 
     def __init__(
@@ -157,16 +163,19 @@ class Projection:
                 await self._settled.wait()
         return True
 
-    async def read(self, read: Callable[[Warehouse], Result], *, catch_up: bool = True) -> Result:
+    async def read(
+        self, read: Callable[[Warehouse], Result], *, catch_up: bool = True, is_bill: bool = False
+    ) -> Result:
         """Return the result of `read`, called in a thread after `catch_up`.
 
         Raises what `read` raises, and ProjectionBlocked if the disk refuses writes and either records are
-        missing after `catch_up` or the file is not open.
+        missing after `catch_up` or the file is not open. For a bill, raises it if records are missing after
+        `catch_up` for any reason: its reader could not see that in a total.
         """
         while True:
             is_complete = not catch_up or await self.catch_up()
-            if not is_complete and self.problem is not None:
-                raise ProjectionBlocked(self.problem)
+            if not is_complete and (is_bill or self.problem is not None):
+                raise ProjectionBlocked(self.problem or INCOMPLETE)
             warehouse = self.warehouse
             try:
                 return await to_thread.run_sync(read, warehouse)

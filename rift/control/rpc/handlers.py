@@ -78,22 +78,25 @@ class Handlers:
 
     async def _invoice(self, question: AskInvoice) -> object:
         return await self._projection.read(
-            lambda warehouse: invoice.invoice(warehouse.read, question.account, question.period)
+            lambda warehouse: invoice.invoice(warehouse.read, question.account, question.period), is_bill=True
         )
 
     async def _invoices(self, question: AskInvoices) -> object:
         page = question.account, question.limit, question.after
-        return await self._projection.read(lambda warehouse: invoice.invoice_list(warehouse.read, *page))
+        return await self._projection.read(
+            lambda warehouse: invoice.invoice_list(warehouse.read, *page), is_bill=True
+        )
 
     async def _usage(self, question: AskUsage) -> object:
         days = question.first_day, question.last_day
         return await self._projection.read(
-            lambda warehouse: invoice.usage(warehouse.read, question.account, *days, question.group_by)
+            lambda warehouse: invoice.usage(warehouse.read, question.account, *days, question.group_by),
+            is_bill=True,
         )
 
     async def _requests(self, question: AskRequests) -> object:
         page = question.account, question.limit, question.after
-        return await self._projection.read(lambda warehouse: listing(warehouse.read, *page))
+        return await self._projection.read(lambda warehouse: listing(warehouse.read, *page), is_bill=True)
 
     async def _close(self, question: ClosePeriod) -> object:
         return await period_close.close(self._log, question.period, self._projection, self._archive_now)

@@ -18,6 +18,6 @@ def answered(answer: object, *, failed: bool) -> bytes:
 
 def error(message: str, *, failed: bool = False, blocked: bool = False) -> bytes:
     """Return the reply with an error. `failed`: the question was valid, but could not be answered. `blocked`:
-    as `failed`, because the disk of the database refuses writes."""
+    as `failed`, because the answer would lack stored records."""
     reply = {"error": message, "failed": failed, "blocked": blocked}
     return json.dumps(reply, ensure_ascii=False).encode()

@@ -81,8 +81,9 @@ class BillingRoutes:
                 return await ask(self._log, question, timeout_s=ANSWER_S)
         except ProjectionBlocked as error:
             message = (
-                "the answer would lack the latest records: the disk of the control process is full or "
-                "read-only, so it cannot apply them; try again later"
+                "the answer would lack stored records: the control process has not applied them yet, or "
+                "cannot, because its disk is full or read-only or a record is unreadable or lost; try again "
+                "later"
             )
             raise HTTPError(503, message, code="projection_blocked", headers=retry_after(5)) from error
         except AnswerFailed as error:

@@ -177,7 +177,8 @@ CODES = (
               "Repeat it at another gateway, resume the stream, or fetch the answer by its id."),
     ErrorCode("control_unavailable", (503,), ("question",), "No control process answers.", LATER),
     ErrorCode("projection_blocked", (503,), ("question",),
-              "The disk of the control process is full or read-only, so the answer would lack records.",
+              "The answer would lack stored records: the control process has not applied them yet, or "
+              "cannot, because its disk is full or read-only or a record is unreadable or lost.",
               LATER),
     ErrorCode("answer_failed", (503,), ("question",), "The query failed.", "Repeat it, or ask for less."),
     # Ends of accepted requests.

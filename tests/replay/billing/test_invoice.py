@@ -443,6 +443,12 @@ WRONG = {
     "no account 'nobody'": lambda read: invoice(read, "nobody", PERIOD),
     "'2023-13' is not a period": lambda read: invoice(read, "dev", "2023-13"),
     "'2023-02-31' is not a day": lambda read: usage(read, "dev", "2023-02-31", "2023-03-01", []),
+    "from: '2023-03-02' is after to: '2023-03-01'": lambda read: usage(
+        read, "dev", "2023-03-02", "2023-03-01", []
+    ),
+    "group_by: 'day' is named more than once": lambda read: usage(
+        read, "dev", "2023-02-01", "2023-03-01", ["day", "model", "day"]
+    ),
     "'colour' is not a group": lambda read: usage(read, "dev", "2023-02-01", "2023-03-01", ["colour"]),
     "there is no account 'nobody'": lambda read: usage(read, "nobody", "2023-02-01", "2023-03-01", []),
 }
