@@ -2,6 +2,7 @@
 field."""
 
 import re
+from decimal import Decimal
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -18,7 +19,7 @@ SEED_MAX = 9223372036854776000
 NO_SEED = -1
 # The mark that some editors and shells write at the start of a UTF-8 file.
 MARK = b"\xef\xbb\xbf"
-WHOLE = re.compile(rb"(-?\d{1,20})\.0+")
+NUMBER = re.compile(rb"-?\d{1,20}(\.\d{1,40})?([eE][+-]?\d{1,2})?")
 
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 TopP = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -121,7 +122,7 @@ def decode(data: Body, decoder: "msgspec.json.Decoder[Decoded]") -> Decoded:
 
 
 def _with_integers(data: Body, inner: str = "parameters") -> bytes:
-    """Return a body whose whole numbers have no fraction: some languages write 5 as 5.0.
+    """Return a body whose whole numbers are integers: some languages write 5 as 5.0, and 100,000 as 1e+05.
 
     Only its own fields are read and, once, those of its field `inner`: the time must not grow with the depth.
     """
@@ -130,8 +131,8 @@ def _with_integers(data: Body, inner: str = "parameters") -> bytes:
         value = bytes(raw)
         if name == inner and value.startswith(b"{"):
             fields[name] = msgspec.Raw(_with_integers(value, inner=""))
-        elif whole := WHOLE.fullmatch(value):
-            fields[name] = msgspec.Raw(whole[1])
+        elif NUMBER.fullmatch(value) and (number := Decimal(value.decode())) == int(number):
+            fields[name] = msgspec.Raw(b"%d" % number)
     return msgspec.json.encode(fields)
 
 

@@ -191,13 +191,16 @@ def test_an_output_without_a_call_names_the_field() -> None:
     )
 
 
-def test_a_whole_number_may_have_a_fraction_of_zero() -> None:
+def test_a_whole_number_may_have_a_fraction_of_zero_or_an_exponent() -> None:
     whole = chat(max_tokens=5, n=2, seed=-7, top_k=0, temperature=1, tools=[WEATHER])
     assert chat(max_tokens=5.0, n=2.0, seed=-7.0, top_k=0.0, temperature=1.0, tools=[WEATHER]) == whole
     assert response(max_output_tokens=5.0) == response(max_output_tokens=5)
     assert completion(logprobs=3.0, best_of=1.0) == completion(logprobs=3, best_of=1)
     body = b'{"model": "m", "prompt": "1.0", "parameters": {"max_tokens": %b}}'
-    assert native.parse(body % b"5.0") == native.parse(body % b"5")
+    for written in (b"5.0", b"5e0", b"50E-1", b"0.5e+01"):
+        assert native.parse(body % written) == native.parse(body % b"5"), written
+    # As R writes it.
+    assert native.parse(body % b"1e+05") == native.parse(body % b"100000")
     error = refused(native_body, {"parameters": {"max_tokens": 5.5}})
     assert error.message == "parameters.max_tokens: Expected `int | null`, got `float`"
 
