@@ -3,8 +3,9 @@
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -63,7 +64,10 @@ def file_name(first: int, suffix: str | None = None) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
+    """Return a segment's manifest. Raises ArchiveDamaged, also if one of the segment's files is a pipe, at
+    which a reader would wait for ever."""
     try:
+        _check_file(path)
         data = path.read_bytes()
         manifest = msgspec.json.decode(data, type=Manifest)
     except OSError as error:
@@ -73,7 +77,17 @@ def read_manifest(path: Path) -> Manifest:
     named = (path.parent.name, file_name(manifest.first), VERSION)
     if manifest.encoded != data or (manifest.stream, path.name, manifest.version) != named:
         raise ArchiveDamaged(f"{path} is no manifest as it was written")
+    for name in manifest.files:
+        # Its reader reports one that is missing.
+        with suppress(OSError):
+            _check_file(path.with_name(name))
     return manifest
+
+
+def _check_file(path: Path) -> None:
+    """Raises ArchiveDamaged, OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ArchiveDamaged(f"{path} is not a file: restore the archive from a backup")
 
 
 def measure(path: Path) -> File:

@@ -337,6 +337,18 @@ def test_any_file_missing_truncated_or_grown_is_found(sealed: Archive) -> None:
     assert list(sealed.verify(anchors=known)) == []
 
 
+def test_a_pipe_is_damage_instead_of_a_wait_for_its_writer(sealed: Archive) -> None:
+    for path in files(sealed.folder / "RIFT_0"):
+        whole = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(ArchiveDamaged, match=f"{path} is not a file"):
+            sealed.manifests("RIFT_0")
+        assert any(f"{path} is not a file" in line for line in sealed.verify())
+        path.unlink()
+        path.write_bytes(whole)
+
+
 def drop(archive: Archive, index: int) -> None:
     manifest = archive.manifests("RIFT_0")[index]
     for path in files(archive.folder / "RIFT_0"):
