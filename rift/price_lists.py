@@ -10,6 +10,7 @@
 Models that a file does not name keep their prices. A named model gets exactly the prices in the file.
 """
 
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 def load(file: Path, book: Book) -> PricePublished:
     """Return the next price list: the prices in force, updated by the file. Raises InvalidPrices."""
     try:
-        content = msgspec.toml.decode(file.read_bytes(), type=_File)
+        content = msgspec.toml.decode(file.read_bytes().removeprefix(BOM_UTF8), type=_File)
     except OSError as error:
         raise InvalidPrices(f"{file} cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@ An invalid setting prevents the start. The error names its key, its value and th
 """
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -129,7 +130,7 @@ def load(file: Path | None, overrides: dict[str, Any]) -> Settings:
 def parsed(data: bytes, overrides: dict[str, Any], *, where: str) -> Settings:
     """As `load`, for the content of a file."""
     try:
-        tables = msgspec.toml.decode(data)
+        tables = msgspec.toml.decode(data.removeprefix(BOM_UTF8))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidSettings(f"{where}: {error}") from error
     # The processes of an installation do not all get the same options, so the file must be valid by itself.

@@ -4,6 +4,7 @@ This module resolves policies by name and computes the figures of a run. `traces
 """
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def _scaling(
 
 def _of_file(path: Path) -> Policy:
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Policy)
+        return msgspec.toml.decode(path.read_bytes().removeprefix(BOM_UTF8), type=Policy)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidPolicy(
             f"{path}: {error}; its fields are {', '.join(Policy.__struct_fields__)}"

@@ -77,6 +77,10 @@ def test_invalid_lists_are_refused(case: str, tmp_path: Path) -> None:
         load(tmp_path, text, book)
 
 
+def test_a_byte_order_mark_is_not_part_of_a_list(tmp_path: Path) -> None:
+    assert load(tmp_path, "\ufeff" + V3) == load(tmp_path, V3)
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidPrices, match=r"nothing.toml cannot be read: No such file"):
         price_lists.load(tmp_path / "nothing.toml", Book())

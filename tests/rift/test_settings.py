@@ -101,6 +101,11 @@ def test_a_pipe_is_refused_instead_of_waiting_for_its_writer(tmp_path: Path) -> 
         load(pipe, {})
 
 
+def test_a_byte_order_mark_is_not_part_of_the_settings(tmp_path: Path) -> None:
+    (file := tmp_path / "rift.toml").write_text("port = 1\n", encoding="utf-8-sig")
+    assert load(file, {}).port == 1
+
+
 def test_a_missing_file_is_named_without_the_numbers_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r"none\.toml cannot be read: No such file or directory$"):
         load(tmp_path / "none.toml", {})

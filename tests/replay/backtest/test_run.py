@@ -65,7 +65,8 @@ def test_a_replica_without_gpus_counts_as_one_and_costs_nothing() -> None:
 
 def test_a_policy_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "warm.toml"
-    file.write_text("replicas_min = 1\nreplicas_max = 1\n")
+    # Some editors begin a file with a byte-order mark.
+    file.write_text("\ufeffreplicas_min = 1\nreplicas_max = 1\n")
     result, fleet = run(waves(), R1, str(file), start_s=60.0, ttft_ms=2000)
     assert {wanted for _, wanted, _ in fleet.statistics.history} == {1}
     assert result.policy == str(file)
