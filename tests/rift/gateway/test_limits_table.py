@@ -1,19 +1,27 @@
 """The table "What one account can hold" has the numbers and codes of the code."""
 
 import re
+import tracemalloc
 from pathlib import Path
 
+import pytest
+
+from events import codec
 from events.book import Book
 from events.contracts import BODY_BYTES_MAX, LOG_KEPT_S, LOG_TRIM_S, MESSAGE_BYTES_MAX
 from events.jetstream.streams import KEYS_FRACTION
+from events.lifecycle import NEW
+from events.schema import Logprob, Price, TokensGenerated
 from rift import gateway
 from rift.gateway.admission import log_room, log_share, queue_share, rate_limits
 from rift.gateway.admission.log_share import LogCapacity, LogShare
 from rift.gateway.api import account_turns
 from rift.gateway.asgi import body_budget, connections, parse_turns, request, server, strict_parser
+from rift.gateway.completion import Completion
 from rift.gateway.dialects.dialect import NATIVE
 from rift.gateway.streams import delivery
 from rift.settings import Settings
+from tests.replay.conftest import Scribe
 
 FOLDER = Path(next(iter(gateway.__path__)))
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -98,3 +106,38 @@ def test_every_code_of_the_table_is_answered_by_the_gateway() -> None:
     codes = re.findall(r"[45]\d\d `(\w+)`", SECTION)
     assert len(codes) > 10
     assert not [code for code in codes if f'"{code}"' not in source]
+
+
+@pytest.mark.parametrize("top", [None, 0, 5, 20])
+def test_an_answer_takes_the_memory_that_the_docs_say(top: int | None) -> None:
+    figures = re.search(
+        r"([0-9,]+) bytes for each token, ([0-9,]+) with logprobs, ([0-9,]+) with `top_logprobs: 5` and "
+        r"([0-9,]+) with `top_logprobs: 20`",
+        " ".join(README.split()),
+    )
+    assert figures is not None, "the README says it"
+    expected = int(figures[{None: 1, 0: 2, 5: 3, 20: 4}[top]].replace(",", ""))
+    records = [codec.encode("w", [tokens(index, top)]) for index in range(500)]
+    scribe = Scribe()
+    answer = Completion(
+        scribe.accepted(scribe.request_id()),
+        Price(model="tiny:1", prompt_nanousd=1, output_nanousd=1),
+        keep_text=True,
+    )
+    tracemalloc.start()
+    try:
+        for record in records:
+            for event in codec.decode(record)[1]:
+                answer.add(event, NEW, 1)
+        kept = tracemalloc.get_traced_memory()[0] / len(records)
+    finally:
+        tracemalloc.stop()
+    assert 0.8 * expected < kept < 1.2 * expected
+
+
+def tokens(index: int, top: int | None) -> TokensGenerated:
+    def logprob(rank: int, likely: tuple[Logprob, ...] = ()) -> Logprob:
+        return Logprob(token=f" word{rank}", logprob=-(index + rank) / 7, top=likely)
+
+    shown = () if top is None else (logprob(0, tuple(logprob(rank) for rank in range(top))),)
+    return TokensGenerated(attempt="a", index=index, token_ids=(index,), text=f" word{index}", logprobs=shown)
