@@ -4,13 +4,16 @@ This module has one reader for each format, and thins a trace by client. It does
 Readers stream line by line, and their errors name the file and the line.
 """
 
+import codecs
 import csv
 import gzip
 import hashlib
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -53,11 +56,8 @@ def read(path: Path, kind: str, *, thin: int = 1) -> list[TraceRequest]:
         raise InvalidTrace(
             f"{path}: a trace of format {kind} names no clients, so none can be left out (--thin)"
         )
-    try:
-        with _opened(path) as lines:
-            found = list(READERS[kind](path, lines, thin))
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError, zlib.error, csv.Error) as error:
-        raise InvalidTrace(f"{path}: {error}") from error
+    with _opened(path) as lines:
+        found = list(READERS[kind](path, lines, thin))
     return _from_zero(found, path)
 
 
@@ -133,14 +133,20 @@ READERS: dict[str, Callable[[Path, TextIO, int], Iterator[TraceRequest]]] = {
 }
 
 
-def _opened(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """Open a file as text, UTF-8 unless a mark says UTF-16. Raises InvalidTrace, also while it is read."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            is_utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            yield TextIOWrapper(file, encoding="utf-16" if is_utf16 else "utf-8-sig", newline="")
+    except (EOFError, gzip.BadGzipFile, UnicodeError, zlib.error, csv.Error) as error:
+        raise InvalidTrace(f"{path}: {error}") from error
 
 
 def _csv(lines: TextIO) -> tuple[Iterator[tuple[int, list[str]]], list[str]]:
-    """Return the rows that are not blank, each with its last line number, and the lower-case header."""
+    """Return the rows that are not blank, each with its last line number, and the lower-case header. Between
+    semicolons a comma is a point."""
     blank, first = 0, ""
     for first in lines:
         if not first.isspace():
@@ -148,7 +154,8 @@ def _csv(lines: TextIO) -> tuple[Iterator[tuple[int, list[str]]], list[str]]:
         blank += 1
     delimiter = max(DELIMITERS, key=first.count)
     reader = csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=True)
-    rows = ((blank + reader.line_num, [value.strip() for value in row]) for row in reader)
+    comma = "." if delimiter == ";" else ","
+    rows = ((blank + reader.line_num, [value.strip().replace(",", comma) for value in row]) for row in reader)
     filled = ((number, row) for number, row in rows if any(row))
     _, header = next(filled, (1, []))
     return filled, [name.casefold() for name in header]

@@ -81,6 +81,23 @@ def test_csv_is_read_as_common_programs_write_it(tmp_path: Path, text: str) -> N
     ]
 
 
+def test_a_comma_is_a_point_between_semicolons(tmp_path: Path) -> None:
+    text = "t_s;client;input_tokens;output_tokens\n0,25;x;374;44\n1,75;x;396;109,0\n"
+    path = written(tmp_path, "s.csv", text)
+    assert traces.read(path, traces.guessed(path)) == [
+        TraceRequest(0.0, 374, 44),
+        TraceRequest(1.5, 396, 109),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_mark_may_say_that_the_text_is_utf_16(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(f"\ufeff{AZURE}".encode(encoding))
+    assert traces.guessed(path) == "azure"
+    assert traces.read(path, "azure") == traces.read(written(tmp_path, "b.csv", AZURE), "azure")
+
+
 @pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz", "m.ndjson"])
 def test_json_lines_are_read_as_common_programs_write_them(tmp_path: Path, name: str) -> None:
     text = (
@@ -164,13 +181,15 @@ def test_what_is_wrong_is_named_with_file_and_line(
 
 def test_a_broken_archive_and_text_that_is_none(tmp_path: Path) -> None:
     packed = written(tmp_path, "s.csv.gz", SERVEGEN)
-    packed.write_bytes(packed.read_bytes()[:-9])
-    with pytest.raises(InvalidTrace, match=r"s\.csv\.gz: "):
-        traces.read(packed, "servegen")
+    packed.write_bytes(packed.read_bytes()[:20])
     plain = tmp_path / "s.csv"
     plain.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InvalidTrace, match=r"s\.csv: "):
-        traces.read(plain, "servegen")
+    wide = written(tmp_path, "wide.csv", f'"{"x" * 200_000}"')
+    for path in (packed, plain, wide):
+        with pytest.raises(InvalidTrace, match=rf"{path.name}: "):
+            traces.read(path, "servegen")
+        with pytest.raises(InvalidTrace, match=rf"{path.name}: "):
+            traces.guessed(path)
 
 
 def test_only_clients_can_be_left_out(tmp_path: Path) -> None:
