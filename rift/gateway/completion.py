@@ -43,11 +43,14 @@ UNAVAILABLE = {"model_unavailable": 503}
 
 
 class Segment(msgspec.Struct):
-    """Adjacent output of one kind, as far as it is generated. A tool call's text is its arguments."""
+    """Adjacent output of one kind, as far as it is generated. A tool call's text is its arguments.
+
+    `encoded` is for the dialect, which shows each of the `logprobs` several times."""
 
     kind: Literal["reasoning", "text", "call"]
     pieces: list[str] = []
     logprobs: list[Logprob] = []
+    encoded: list[bytes] = []
     id: str = ""
     name: str = ""
 

@@ -5,6 +5,7 @@ so none comes before the first token.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import msgspec
@@ -20,6 +21,9 @@ from rift.gateway.dialects.native import KEEP_ALIVE
 from rift.gateway.dialects.sampling import ParsedRequest
 
 DONE = b"data: [DONE]\n\n"
+
+# The tokens of a vocabulary that most answers use.
+TOKENS_KEPT = 2**15
 
 _encode = msgspec.json.Encoder().encode
 
@@ -252,16 +256,33 @@ class _ChoiceChunks:
 
 
 def chat_logprobs(logprobs: Iterable[Logprob]) -> dict[str, Any]:
-    content = [_token(each) | {"top_logprobs": [_token(top) for top in each.top]} for each in logprobs]
-    return {"content": content, "refusal": None}
+    return {"content": json_list(map(token_logprob, logprobs)), "refusal": None}
 
 
-def _token(each: Logprob) -> dict[str, Any]:
-    return {
-        "token": each.token,
-        "logprob": each.logprob,
-        "bytes": list(each.token.encode(errors="replace")),
-    }
+def json_list(items: Iterable[bytes]) -> msgspec.Raw:
+    return msgspec.Raw(b"[%b]" % b",".join(items))
+
+
+def token_logprob(each: Logprob) -> bytes:
+    """Return a token as JSON. An answer has up to 21 texts for each of its tokens, and while they are shown
+    nobody else is served: a dict for each took seven times as long."""
+    top = [_Top(one.token, one.logprob, _bytes(one.token)) for one in each.top]
+    return _encode(_Sampled(each.token, each.logprob, _bytes(each.token), top))
+
+
+class _Top(msgspec.Struct, gc=False):
+    token: str
+    logprob: float
+    bytes: msgspec.Raw
+
+
+class _Sampled(_Top, gc=False):
+    top_logprobs: list[_Top]
+
+
+@lru_cache(maxsize=TOKENS_KEPT)
+def _bytes(token: str) -> msgspec.Raw:
+    return msgspec.Raw(_encode(list(token.encode(errors="replace"))))
 
 
 def _call_delta(call: ToolCallDelta) -> dict[str, Any]:

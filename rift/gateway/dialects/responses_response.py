@@ -12,7 +12,7 @@ import msgspec
 from events.schema import Parameters, Problem, ResponseFormat, TokensGenerated
 from rift.gateway.completion import Completion, Segment
 from rift.gateway.dialects import openai_errors
-from rift.gateway.dialects.chat_response import chat_logprobs
+from rift.gateway.dialects.chat_response import json_list, token_logprob
 from rift.gateway.dialects.native import KEEP_ALIVE
 
 REQUEST = "req_"
@@ -175,22 +175,22 @@ class ResponsesStream:
         pieces, logprobs = self._sent[at]
         self._sent[at] = len(segment.pieces), len(segment.logprobs)
         if delta := "".join(segment.pieces[pieces:]):
-            yield self._text(at, segment, "delta", {"delta": delta}, segment.logprobs[logprobs:])
+            yield self._text(at, segment, "delta", {"delta": delta}, logprobs)
 
     def _close(self, at: int, status: str) -> Iterator[dict[str, Any]]:
         segment = self._answer.segments[at]
         self._open = None
         if segment.kind == "call":
             done = {"arguments": segment.text, "name": segment.name}
-            yield self._text(at, segment, "done", done, ())
+            yield self._text(at, segment, "done", done)
         else:
-            yield self._text(at, segment, "done", {"text": segment.text}, segment.logprobs)
+            yield self._text(at, segment, "done", {"text": segment.text})
             yield self._part("done", at, segment)
         item = _item(self._answer, at, segment, status)
         yield {"type": "response.output_item.done", "output_index": at, "item": item}
 
     def _text(
-        self, at: int, segment: Segment, what: str, content: dict[str, str], logprobs: Any
+        self, at: int, segment: Segment, what: str, content: dict[str, str], logprobs_from: int = 0
     ) -> dict[str, Any]:
         shown: dict[str, Any] = {
             "type": f"{TEXT_EVENT[segment.kind]}.{what}",
@@ -200,7 +200,7 @@ class ResponsesStream:
         if segment.kind != "call":
             shown["content_index"] = 0
         if segment.kind == "text":
-            shown["logprobs"] = chat_logprobs(logprobs)["content"]
+            shown["logprobs"] = _logprobs(segment, logprobs_from)
         return shown | content
 
     def _part(self, what: str, at: int, segment: Segment) -> dict[str, Any]:
@@ -252,8 +252,14 @@ def _no_parts(item: dict[str, Any]) -> dict[str, Any]:
 def _part(segment: Segment) -> dict[str, Any]:
     part: dict[str, Any] = {"type": PART[segment.kind], "text": segment.text}
     if segment.kind == "text":
-        part |= {"annotations": [], "logprobs": chat_logprobs(segment.logprobs)["content"]}
+        part |= {"annotations": [], "logprobs": _logprobs(segment)}
     return part
+
+
+def _logprobs(segment: Segment, first: int = 0) -> msgspec.Raw:
+    """Return the log probabilities of a text from number `first` on. Each is encoded once."""
+    segment.encoded += map(token_logprob, segment.logprobs[len(segment.encoded) :])
+    return json_list(segment.encoded[first:])
 
 
 def _error(answer: Completion) -> dict[str, Any] | None:

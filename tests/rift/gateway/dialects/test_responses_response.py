@@ -2,10 +2,12 @@
 
 import json
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from events.schema import Logprob
+from rift.gateway.dialects import responses_response
 from tests.scripted import MODEL, End, Served, Tokens
 
 pytestmark = pytest.mark.slow
@@ -64,6 +66,18 @@ def test_logprobs_of_tokens_without_text_come_with_the_next_text(served: Served)
     assert events[-1]["response"]["output"][1]["content"] == [part]
     told = [event for event in events if event["type"].startswith("response.output_text")]
     assert [tokens(event["logprobs"]) for event in told] == [["a1", "a2"], ["b"], ["a1", "a2", "b", "c"]]
+
+
+def test_each_token_of_a_stream_is_encoded_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last events show every token again. As objects, a long answer would stop all others for seconds."""
+    encoded = Mock(wraps=responses_response.token_logprob)
+    monkeypatch.setattr(responses_response, "token_logprob", encoded)
+    served.script = lambda accepted: [piece("a", "a"), piece("b", "b"), piece("", "c"), End()]
+    body = {"model": MODEL, "input": "hi", "top_logprobs": 0, "include": ["message.output_text.logprobs"]}
+    with served.client() as client:
+        text = client.post(PATH, json=body | {"stream": True}).text
+    assert text.count('"token":"a"') == 5
+    assert [each.args[0].token for each in encoded.mock_calls] == ["a", "b", "c"]
 
 
 def test_resuming_past_the_end_names_the_last_event(served: Served) -> None:
