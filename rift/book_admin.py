@@ -54,6 +54,10 @@ class OutcomeOpen(RiftError):
     """It is unknown whether an entry was stored; the message explains how to retry it idempotently."""
 
 
+class EntryUnreadable(RiftError):
+    """No reader could read the entry, so it is not stored: the book's records cannot be skipped."""
+
+
 class RecordReadable(RiftError):
     """The position does not hold an unreadable record, so it cannot be quarantined."""
 
@@ -62,8 +66,9 @@ async def _set(log: Log, event: AnyEvent, *, read_to: int) -> None:
     """Append an entry that replaces an earlier one.
 
     Raises Conflict if the entry was written after `read_to`, the position of the caller's book;
-    OutcomeUnknown.
+    EntryUnreadable, OutcomeUnknown.
     """
+    _check(event)
     last = await log.last_sequence(*destination(event))
     if last > read_to:
         raise Conflict(CHANGED)
@@ -74,7 +79,15 @@ async def _set(log: Log, event: AnyEvent, *, read_to: int) -> None:
 
 
 async def _add(log: Log, event: AnyEvent) -> int:
+    """Append an entry that adds up. Raises EntryUnreadable, OutcomeUnknown."""
+    _check(event)
     return await Publisher(log, WRITER).publish(event, within_s=APPEND_S)
+
+
+def _check(event: AnyEvent) -> None:
+    _, (read,) = codec.decode(codec.encode(WRITER, [event]))
+    if isinstance(read, codec.Unreadable):
+        raise EntryUnreadable(f"nothing was stored, because no process could read it: {read.problem}")
 
 
 async def open_account(log: Log, book: Book, account: str) -> bool:

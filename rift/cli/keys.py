@@ -108,12 +108,7 @@ def expiry_ns(text: str, now_ns: int) -> int:
     Raises CommandFailed.
     """
     if duration := re.fullmatch(r"(\d{1,6})([dh])", text):
-        lifetime_s = int(duration[1]) * UNIT_S[duration[2]]
-        if not 0 < lifetime_s <= LIFETIME_S_MAX:
-            raise CommandFailed(
-                f"--expires: must be a time in the future, at most 100 years away, got {text!r}"
-            )
-        return now_ns + lifetime_s * SECOND_NS
+        return _near(now_ns + int(duration[1]) * UNIT_S[duration[2]] * SECOND_NS, now_ns, text)
     try:
         day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError:
@@ -123,7 +118,16 @@ def expiry_ns(text: str, now_ns: int) -> int:
     start_ns = int(day.timestamp()) * SECOND_NS
     if start_ns <= now_ns:
         raise CommandFailed(f"--expires: {text} has already started (UTC); choose a later date")
-    return start_ns
+    return _near(start_ns, now_ns, text)
+
+
+def _near(expires_ns: int, now_ns: int, text: str) -> int:
+    if not now_ns < expires_ns <= now_ns + LIFETIME_S_MAX * SECOND_NS:
+        raise CommandFailed(
+            f"--expires: must be a time in the future, at most 100 years away, got {text!r}; "
+            "without it a key does not expire"
+        )
+    return expires_ns
 
 
 def _line(key: HeldKey, now_ns: int) -> dict[str, Any]:

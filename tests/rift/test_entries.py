@@ -12,7 +12,7 @@ from events.log import Conflict, OutcomeUnknown
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import CreditGranted, UsageCorrected
 from rift import book_admin
-from rift.book_admin import OutcomeOpen
+from rift.book_admin import EntryUnreadable, OutcomeOpen
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +70,19 @@ async def test_a_repeated_entry_with_the_same_id_counts_once(
     assert await book_admin.add(log, book, make(None))
     assert await book_admin.add(log, book, make(None))
     assert await counted(log) == 28
+
+
+async def test_an_entry_that_nobody_could_read_is_not_stored(broker: MemoryBroker) -> None:
+    log = MemoryLog(broker)
+    with pytest.raises(EntryUnreadable, match="expires_at_ns"):
+        await book_admin.issue_key(log, "acme", expires_at_ns=2**63)
+    book = await books.read(log)
+    grant = CreditGranted(id=book_admin.entry_id("grant", "acme", None), account="acme", nanousd=2**63)
+    with pytest.raises(EntryUnreadable, match="nanousd"):
+        await book_admin.add(log, book, grant)
+    with pytest.raises(EntryUnreadable, match="requests_per_minute"):
+        await book_admin.set_limits(log, book, "acme", {"requests_per_minute": 0})
+    assert (await books.read(log)).position == book.position
 
 
 async def test_ids_are_separate_for_each_account_and_kind() -> None:
