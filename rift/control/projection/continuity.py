@@ -9,6 +9,7 @@ with its stored time. So the check reads a few records and takes milliseconds. I
 - a secret that did not sign the last request's id
 - an archive whose last segment is not the one that the log's book names, or that has none
 - a stream that is missing, or shorter than the other streams say
+- a stream of idempotency keys without the key of the last request that has one
 
 It cannot find an older copy of the whole log if no file is ahead of it.
 """
@@ -25,6 +26,7 @@ from events.log import Log, Stored
 from events.schema import RequestAccepted, SegmentSealed
 from replay.archive.folder import ArchiveFolder
 from replay.archive.manifest import ArchiveDamaged, Manifest
+from rift.control.projection.key_continuity import lost_key
 from rift.data_dir import RESTORE, DataDir, DataDirError
 from rift.errors import RiftError
 from rift.settings import SHARDS
@@ -153,6 +155,12 @@ async def _check_streams(log: Log, shards: Iterable[int], lasts: Mapping[str, in
             raise WrongLog(f"another secret than this folder's signed the last request's id in {stream}")
         if accepted.book > book:
             raise WrongLog(f"{stream} names the book's record {accepted.book}, but the book ends at {book}")
+        if (lost := await lost_key(log, shard)) is not None:
+            raise WrongLog(
+                f"{subjects.KEYS} lacks the idempotency key of a request in {stream}:{lost}, so a client "
+                "that repeats it would pay twice; without a backup, wait 24 hours after the last request: "
+                "its key would have expired then"
+            )
 
 
 async def _check_head(log: Log, head: Manifest) -> None:

@@ -10,14 +10,14 @@ import anyio
 import duckdb
 import pytest
 
-from events import codec, memory, subjects
+from events import codec, ids, memory, subjects
 from events.memory import MemoryBroker
 from events.publisher import destination
 from events.schema import AccountOpened, AnyEvent, Price, PricePublished, SegmentSealed
 from events.subjects import BOOK, FLEET, KEYS, SECRETS
 from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse, WarehouseError
-from rift.control.projection import continuity
+from rift.control.projection import continuity, key_continuity
 from rift.control.projection.continuity import WrongLog
 from rift.data_dir import DataDir, DataDirError
 from tests.replay.conftest import AT, START_NS, Scribe
@@ -62,9 +62,12 @@ class Installation:
         self.now_ns += 1_000
         self.broker.streams[stream].add(subject, codec.encode("test", [event]), self.now_ns)
 
-    def accept(self) -> None:
-        scribe = Scribe()
-        accepted = scribe.accepted(scribe.request_id(), book=self.broker.streams[BOOK].last_sequence)
+    def accept(self, *, digest: str | None = None, floor: int = 0) -> None:
+        request = ids.new_request_id(
+            secret=self.secret, account="dev", at=AT, floor=floor, entropy=bytes(ids.RANDOM_BYTES)
+        )
+        book = self.broker.streams[BOOK].last_sequence
+        accepted = Scribe().accepted(request, book=book, idempotency_hash=digest)
         self.now_ns += 1_000
         self.broker.streams[SHARD].add(subjects.request(AT), codec.encode("test", [accepted]), self.now_ns)
 
@@ -256,6 +259,34 @@ async def test_a_book_that_lost_its_records_but_not_its_end_is_refused(installat
     book.trim(book.last_sequence)
     with pytest.raises(WrongLog, match="holds another record RIFT_BOOK:2 than the log"):
         await installation.check()
+
+
+HOUR_NS = 3600 * 10**9
+
+
+@pytest.mark.parametrize("later_ns", [0, 22 * HOUR_NS])
+async def test_a_stream_of_keys_that_lost_them_is_refused_until_they_would_have_expired(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, later_ns: int
+) -> None:
+    def wait_until(now_ns: int) -> None:
+        monkeypatch.setattr(key_continuity, "now_ns", lambda: now_ns)
+
+    keys = installation.broker.streams[KEYS]
+    keys.add(subjects.idempotency("digest"), b"{}", installation.now_ns)
+    installation.accept(digest="digest", floor=1)
+    # It ends the log, and has no key.
+    installation.accept()
+    wait_until(installation.now_ns + later_ns)
+    await installation.check()
+    keys.trim(keys.last_sequence)
+    with pytest.raises(WrongLog, match="RIFT_KEYS lacks the idempotency key of a request in RIFT_0:2"):
+        await installation.check()
+    wait_until(installation.now_ns + 24 * HOUR_NS)
+    await installation.check()
+    # Another gateway may accept a request long after its key was stored.
+    installation.now_ns += 24 * HOUR_NS
+    installation.accept(digest="older", floor=1)
+    await installation.check()
 
 
 async def test_the_secret_of_another_installation_is_refused(installation: Installation) -> None:
