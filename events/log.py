@@ -120,6 +120,14 @@ class Log(Protocol):
         `append` would raise. If the append cannot begin at once, nothing was sent, and `append` has to wait.
         """
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes of this connection wait because the operating system takes no more.
+
+        Without any, an append that has begun reaches the broker even if this process is killed now, but not
+        if the network or the broker fails too.
+        """
+
     def unwritable_s(self, stream: str) -> float:
         """Return for how long appends of this connection to the stream have waited or failed without one
         that was stored; 0 if none has."""

@@ -217,6 +217,10 @@ class JetStream:
     def begin_append(self, stream: str, subject: str, data: bytes, settled: Settled) -> bool:
         return self._appends.begin(stream, subject, data, settled)
 
+    @property
+    def has_unsent(self) -> bool:
+        return self.client.has_unsent
+
     def unwritable_s(self, stream: str) -> float:
         return self._appends.health.unwritable_s(stream)
 

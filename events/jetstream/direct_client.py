@@ -34,6 +34,11 @@ class DirectClient(Client):
         self._write_pending()
         return True
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes wait here, or may wait, because there is no socket that takes them."""
+        return not self.is_connected or bool(self._pending) or self._transport.has_unsent
+
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         if not self.is_connected or not self._transport.is_writable:
             return await super()._flush_pending(force_flush)
@@ -64,6 +69,13 @@ class DirectTransport(TcpTransport):
         assert self._io_writer is not None, "asked while connected"
         socket = self._io_writer.transport
         return not socket.is_closing() and socket.get_write_buffer_size() <= UNSENT_BYTES_MAX
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes may wait for the socket. With TLS they always may: it keeps some of its own."""
+        assert self._io_writer is not None, "asked while connected"
+        is_plain = isinstance(self._io_reader, DirectReader)
+        return not is_plain or self._io_writer.transport.get_write_buffer_size() > 0
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         assert uri.hostname is not None, "the library completes each address"

@@ -78,6 +78,10 @@ class MemoryLog:
         self._broker.tasks.start_soon(run)
         return True
 
+    @property
+    def has_unsent(self) -> bool:
+        return not self.connection.is_connected
+
     def unwritable_s(self, stream: str) -> float:
         return self._health.unwritable_s(stream)
 

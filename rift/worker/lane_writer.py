@@ -47,8 +47,31 @@ class AttemptWriter(Protocol):
     def add(self, *events: AnyEvent) -> None:
         """As `put`, but leave the append to the end of the engine's step."""
 
-    async def put_durably(self, event: AnyEvent) -> int:
-        """Put an event and return the sequence of its record once it is stored."""
+    def put_tracked(self, event: AnyEvent, doubted: Callable[[], None] | None = None) -> "Receipt":
+        """Put an event and return its receipt. `doubted` is called if its record was sent and may be lost."""
+
+
+class Receipt:
+    """How far one event has come.
+
+    `sent`: the log's connection has its record. It is set at the latest once the record is stored.
+    """
+
+    def __init__(self, doubted: Callable[[], None] | None) -> None:
+        self.sent = anyio.Event()
+        self.doubted = doubted
+        self._stored = anyio.Event()
+        self._sequence = 0
+
+    async def stored(self) -> int:
+        """Return the sequence of the record once it is stored."""
+        await self._stored.wait()
+        return self._sequence
+
+    def settle(self, sequence: int) -> None:
+        self._sequence = sequence
+        self.sent.set()
+        self._stored.set()
 
 
 class SealedWriter:
@@ -64,16 +87,15 @@ class SealedWriter:
     def add(self, *events: AnyEvent) -> None:
         self._writer.add(*(self._cipher.closed(event) for event in events))
 
-    async def put_durably(self, event: AnyEvent) -> int:
-        return await self._writer.put_durably(self._cipher.closed(event))
+    def put_tracked(self, event: AnyEvent, doubted: Callable[[], None] | None = None) -> Receipt:
+        return self._writer.put_tracked(self._cipher.closed(event), doubted)
 
 
 class _Entry(msgspec.Struct):
-    """Events that are stored together. For a caller that waits, `stored` is set and `sequence` is known."""
+    """Events that are stored together."""
 
     events: list[AnyEvent]
-    stored: anyio.Event | None = None
-    sequence: int = 0
+    receipt: Receipt | None = None
 
 
 class _InFlight(msgspec.Struct):
@@ -113,12 +135,10 @@ class LaneWriter:
     def add(self, *events: AnyEvent) -> None:
         self._add([*events])
 
-    async def put_durably(self, event: AnyEvent) -> int:
-        entry = self._add([event])
-        entry.stored = anyio.Event()
+    def put_tracked(self, event: AnyEvent, doubted: Callable[[], None] | None = None) -> Receipt:
+        receipt = self._add([event]).receipt = Receipt(doubted)
         self.flush()
-        await entry.stored.wait()
-        return entry.sequence
+        return receipt
 
     def _add(self, events: list[AnyEvent]) -> _Entry:
         first = events[0]
@@ -172,13 +192,21 @@ class LaneWriter:
         record = self._in_flight = _InFlight(codec.join(self._name, entries), len(entries))
         if not self._log.begin_append(self._stream, self._subject, record.data, self._settled):
             self._leave_to_task(record)
+            return
+        for entry in self._queue[: record.entries]:
+            if entry.receipt is not None:
+                entry.receipt.sent.set()
 
     def _settled(self, outcome: int | LogError) -> None:
-        assert self._in_flight is not None, "one append is in flight until it is settled"
-        if isinstance(outcome, LogError):
-            self._leave_to_task(self._in_flight)
-        else:
+        record = self._in_flight
+        assert record is not None, "one append is in flight until it is settled"
+        if not isinstance(outcome, LogError):
             self._advance(outcome)
+            return
+        self._leave_to_task(record)
+        for entry in self._queue[: record.entries]:
+            if entry.receipt is not None and entry.receipt.doubted is not None:
+                entry.receipt.doubted()
 
     def _leave_to_task(self, record: _InFlight) -> None:
         record.needs_task = True
@@ -191,9 +219,8 @@ class LaneWriter:
         del self._queue[: self._in_flight.entries]
         self._in_flight = None
         for entry in stored:
-            if entry.stored is not None:
-                entry.sequence = sequence
-                entry.stored.set()
+            if entry.receipt is not None:
+                entry.receipt.settle(sequence)
         if self._queue:
             self.flush()
         else:

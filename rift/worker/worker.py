@@ -4,12 +4,17 @@ The life of a job here:
 
     1. A delivery arrives for a free slot. If the worker's reader has seen no activity on its request, the
        request is fresh. Otherwise its history is read.
-    2. `AttemptStarted` is durable before the engine sees the prompt.
+    2. `AttemptStarted` is sent before the engine sees the prompt, and durable unless the request is fresh.
     3. The attempt generates; the lane's writer appends its events.
     4. `claims.py` reads them back, in log order with the events of other processes, and decides which count.
 
 So it is harmless that a worker begins a fresh request before its reader has seen its own `AttemptStarted`: if
 another attempt counts, none of this one's events do.
+
+A request that kills engines must not do so for ever, so each death has to be counted. What the operating
+system has accepted outlives this process, so the engine of a fresh request need not wait for the disk. If the
+acknowledgement fails to come, the engine's request is aborted, and the job is delivered again; then it is not
+fresh. The lane's writer appends nothing of the answer before the acknowledgement.
 """
 
 import logging
@@ -175,10 +180,15 @@ class Worker:
         if is_poison(history.life):
             attempt.refuse("poison", POISON)
             return
-        sequence = await writer.put_durably(started)
         # A fresh request has no rival that we know of, so its engine starts at once. If another attempt
         # counts, the reader drops this claim and stops the attempt.
-        if history.counted and not await self.claims.has_counted(claim, sequence):
+        is_fresh = not history.counted
+        receipt = writer.put_tracked(started, partial(self._withdraw, claim) if is_fresh else None)
+        if not receipt.sent.is_set():
+            await receipt.sent.wait()
+        if not is_fresh or self._log.has_unsent:
+            await self.claims.has_counted(claim, await receipt.stored())
+        if not self.claims.holds(claim):
             return
         waited_s = max(0.0, (self.claims.clock.now_ns() - claim.accepted_at_ns) / SECOND_NS)
         try:
@@ -189,6 +199,23 @@ class Worker:
         except InvalidRequest as error:
             attempt.finish("invalid", Problem(code=error.code, message=error.message, param=error.param))
         self._progressed_at_s = anyio.current_time()
+
+    def _withdraw(self, claim: JobClaim) -> None:
+        """Abort an attempt whose start may be lost: nobody would count it if its engine died."""
+        attempt = claim.attempt
+        if self.claims.holds(claim) and attempt is not None and not attempt.finished:
+            self.claims.drop(claim)
+            self._tasks.start_soon(self._give_back_released, claim, attempt.id)
+
+    async def _give_back_released(self, claim: JobClaim, attempt: str) -> None:
+        """Release an attempt and have its job delivered again."""
+        # Stored before its job is given back: the next worker must find the release.
+        await self._writer(claim).put_tracked(AttemptReleased(attempt=attempt, why="host")).stored()
+        try:
+            for ack in claim.acks:
+                await self._log.give_back(ack)
+        except LogError as error:
+            logger.warning("%s is delivered again later: %s", claim.request.text, error)
 
     def _writer(self, claim: JobClaim) -> LaneWriter:
         at = claim.request.at

@@ -217,6 +217,7 @@ async def settled(outcomes: list[int | LogError]) -> int | LogError:
 async def test_an_append_without_a_task_is_settled_with_its_sequence(log: Log, at: Address) -> None:
     outcomes: list[int | LogError] = []
     assert log.begin_append(STREAM, subjects.work(at), b"x", outcomes.append)
+    assert not log.has_unsent
     assert await settled(outcomes) == await log.last_sequence(STREAM, subjects.work(at))
     assert not log.unwritable_s(STREAM)
 

@@ -218,6 +218,7 @@ async def test_a_socket_that_takes_no_more_makes_publishes_wait_in_order() -> No
         assert client._transport._io_writer is not None
         unsent = client._transport._io_writer.transport.get_write_buffer_size()
         assert unsent <= UNSENT_BYTES_MAX + 2 * len(line), "bytes must not pile up here"
+        assert client.has_unsent
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(client.publish, "last", b"the end")
             await anyio.sleep(0.02)

@@ -195,7 +195,7 @@ async def test_a_start_is_durable_with_its_own_record() -> None:
     async with writing(log) as writer, anyio.create_task_group() as tasks:
 
         async def start() -> None:
-            sequences.append(await writer.put_durably(started("b")))
+            sequences.append(await writer.put_tracked(started("b")).stored())
 
         writer.put(tokens("a", 0, 1))
         await anyio.wait_all_tasks_blocked()
