@@ -216,4 +216,4 @@ def test_every_kind_of_prose_is_counted() -> None:
     )
     page = "Who reads this page, waits.\n```\nwho reads this code\n```\n| a cell | who reads this cell |\n"
     assert count("page.md", page).hits == ["Who reads this page, waits.", "who reads this cell"]
-    assert "tests/structure/test_structure.py" in counts()
+    assert "tests/structure/test_imports.py" in counts()
