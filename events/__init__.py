@@ -21,6 +21,7 @@ merkle           Merkle trees and proofs
 log              the log as a protocol
 append_health    for how long the log has stored nothing
 publisher        appends an event where its type belongs
+shards           which shards are open
 stream_fold      keeps a fold current with a stream
 clock            the event loop's time
 broker_clock     the broker's time, from stored times

@@ -17,6 +17,7 @@ from events.schema import (
     LimitsSet,
     Price,
     PricePublished,
+    ShardOpened,
 )
 from events.subjects import BOOK
 
@@ -40,7 +41,8 @@ class HeldKey(msgspec.Struct):
 class Book:
     """The state of the book at `position`, the last sequence folded; `at_ns` is the largest stored time.
 
-    A repeated event id is dropped. `revoked` holds the ids of revoked keys, in order of revocation.
+    A repeated event id is dropped. `revoked` holds the ids of revoked keys, in order of revocation, and
+    `shards` is the number of open shards.
     """
 
     def __init__(self) -> None:
@@ -52,6 +54,7 @@ class Book:
         self.revoked: list[str] = []
         self.credits = Credits()
         self.price_version = 0
+        self.shards = 1
         self._prices: dict[int, dict[str, Price]] = {0: {}}
         self._seen: set[str] = set()
 
@@ -84,6 +87,8 @@ class Book:
                     if prices := prices_by_model(event, last_version=self.price_version):
                         self.price_version = event.version
                         self._prices[event.version] = prices
+                case ShardOpened():
+                    self.shards = max(self.shards, event.shard + 1)
                 case _:
                     if isinstance(event, LimitsSet):
                         self.limits[event.account] = event

@@ -31,6 +31,7 @@ from events.schema import (
     RequestAccepted,
     RequestFinished,
     SegmentSealed,
+    ShardOpened,
     TokensGenerated,
     UsageCorrected,
 )
@@ -101,6 +102,9 @@ def _book_entry(event: BookEvent) -> tuple[str, str]:
             return "period", event.period
         case SegmentSealed():
             return "segment", event.stream.lower()
+        case ShardOpened():
+            # One subject, so that a compare-and-set keeps the numbers without gaps.
+            return "shard", "list"
         case RecordQuarantined():
             return "quarantine", event.stream.lower()
     raise AssertionError(f"{type(event).__name__} has no subject: give it one here")

@@ -45,9 +45,14 @@ def prefix(stream: str) -> str:
     return "rift.secret." if stream == SECRETS else f"{stream.lower().replace('_', '.')}."
 
 
+def of_shard(shard: int) -> str:
+    """Return a pattern of all subjects of a shard."""
+    return f"rift.{shard}.>"
+
+
 def folded(shards: Iterable[int]) -> dict[str, str]:
     """Return the streams that facts and bills are computed from, each with a pattern of its subjects."""
-    streams = {shard_stream(shard): f"rift.{shard}.>" for shard in shards}
+    streams = {shard_stream(shard): of_shard(shard) for shard in shards}
     return streams | {FLEET: "rift.fleet.>", BOOK: "rift.book.>"}
 
 
@@ -101,6 +106,8 @@ def fleet(model: str) -> str:
 def book(kind: str, entry: str) -> str:
     return f"rift.book.{kind}.{entry}"
 
+
+SHARD_LIST = book("shard", "list")
 
 # Anchors of the archive's segments: one subject per stream.
 ANCHORS = book("segment", "")

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from events import codec, subjects
+from events import codec, shards, subjects
 from events.book import Book, key_digest
 from events.log import Conflict, Log, OutcomeUnknown
 from events.publisher import Publisher, destination
@@ -29,7 +29,6 @@ from events.schema import (
 from rift import keys
 from rift.errors import RiftError
 from rift.keys import Key
-from rift.settings import SHARDS
 
 WRITER = "cli"
 
@@ -196,7 +195,7 @@ def _unique() -> str:
 
 async def quarantine(log: Log, stream: str, sequence: int, reason: str) -> None:
     """Make all readers skip an unreadable record. Raises RecordReadable, LogError."""
-    everything = subjects.folded(range(SHARDS)).get(stream)
+    everything = subjects.folded(range(await shards.count(log))).get(stream)
     if everything is None or stream == subjects.BOOK:
         raise RecordReadable(f"records of {stream} cannot be skipped; only a shard's and the fleet's can")
     if not 1 <= sequence <= await log.last_sequence(stream):

@@ -25,7 +25,7 @@ from rift.catalogue import Profile
 from rift.control.projection import continuity
 from rift.data_dir import DataDir, DataDirError
 from rift.fleet.decision_reader import drive
-from rift.fleet.local import WORKER_STOP_S, Host, LocalFleet
+from rift.fleet.local import WORKER_STOP_S, Host, LocalFleet, declare_lost
 from rift.log_disk.reserve import Reserve
 from rift.log_disk.watch import Broker, LogDisk, ask_health
 from rift.settings import Settings
@@ -122,7 +122,7 @@ class Launcher:
         tasks.start_soon(check.watch)
         key = await startup.write_book(log, self._installation, settings, self._notify)
         if settings.fleet == "local":
-            await startup.write_fleet(log)
+            await declare_lost(log)
         start("control", partial(self._role, "control", *self._serving))
         if settings.fleet == "local":
             fleet = self._fleet = LocalFleet(log, self._host())

@@ -17,8 +17,8 @@ from rift import catalogue
 from rift.catalogue import Catalogue, InvalidCatalogue, Model, Natural, Positive
 from rift.errors import RiftError
 
-# More shards can be added at any time without moving records.
-SHARDS = 1
+# Every shard takes `log_bytes_max` of disk, and control reads all of them.
+SHARDS_MAX = 64
 
 # Replicas of one model. Each follows the log, and beyond this number the readers of one stream take more
 # work than the requests.
@@ -81,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
     nats_monitor: str = ""
     broker_unchecked: bool = False
+    shards: Annotated[int, msgspec.Meta(ge=1, le=SHARDS_MAX)] | None = None
     log_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     # Gateways refuse requests below 64 MiB of room, and the archiver makes room before that.
     log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 28, le=1 << 60)] = 4 << 30

@@ -3,28 +3,24 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import anyio
 
 from events import book as books
 from events import fleet as fleets
-from events import subjects
+from events import shards, subjects
 from events.jetstream import BrokerCheck, JetStream, MonitorSilent, ask_monitor, connect
 from events.log import Log, LogError
-from events.publisher import Publisher
-from events.schema import ReplicaLost
 from rift import book_admin, nats_server, price_lists
 from rift.data_dir import RESTORE, DataDir, DataDirError
-from rift.settings import SHARDS, Settings
+from rift.settings import InvalidSettings, Settings
 
 WRITER = "up"
 FIRST_ACCOUNT = "dev"
 
 # A broker with a large store first reads its index. An empty one answers in 0.1 s.
 BROKER_START_S = 60.0
-FLEET_APPEND_S = 30.0
 
 # How often the operator hears that the model is still being loaded.
 MODEL_WAIT_S = 10.0
@@ -51,22 +47,29 @@ async def prepared(log: JetStream, settings: Settings, monitor: str | None) -> B
     """Check the broker's settings, and create or adjust the log's streams.
 
     `monitor` is the embedded broker's monitoring URL. The caller runs the returned check's `watch`. Raises
-    LogError.
+    LogError, InvalidSettings.
     """
     wanted = {
-        "shards": SHARDS,
         "replicas": settings.log_replicas,
         "max_bytes": settings.log_bytes_max,
         "retention_days": settings.retention_days,
     }
-    check = BrokerCheck(
-        log,
-        [monitor] if monitor else settings.monitors(),
-        partial(log.compare_streams, **wanted),
-        unchecked=settings.broker_unchecked,
-    )
+
+    async def compare() -> None:
+        await log.compare_streams(shards=await shards.count(log), **wanted)
+
+    monitors = [monitor] if monitor else settings.monitors()
+    check = BrokerCheck(log, monitors, compare, unchecked=settings.broker_unchecked)
     await check.check_servers()
-    await log.ensure_streams(**wanted)
+    opened = await shards.count(log) if subjects.BOOK in await log.streams() else 1
+    if settings.shards is not None and settings.shards < opened:
+        raise InvalidSettings(
+            f"shards = {settings.shards}, but the log has {opened}: a shard is never closed, because the ids "
+            f"of its requests name it; set shards = {opened}, or remove the setting"
+        )
+    wanted_shards = settings.shards or opened
+    await log.ensure_streams(shards=wanted_shards, **wanted)
+    await shards.open_up_to(log, wanted_shards, writer=WRITER)
     return check
 
 
@@ -110,16 +113,6 @@ def _key_text(file: Path) -> str | None:
         return file.read_text(errors="replace").strip()
     except OSError as error:
         raise DataDirError(f"{file} cannot be read: {error.strerror}") from error
-
-
-async def write_fleet(log: Log) -> None:
-    """Declare every replica lost that the fleet's stream still counts: none has been started yet."""
-    fleet = await fleets.read(log)
-    publisher = Publisher(log, WRITER)
-    for model, replicas in fleet.replicas.items():
-        for replica in replicas:
-            lost = ReplicaLost(replica=replica, model=model, why="found dead at the start", cause="host")
-            await publisher.publish(lost, within_s=FLEET_APPEND_S)
 
 
 async def model_ready(log: Log, model: str, notify: Callable[[str], None]) -> None:

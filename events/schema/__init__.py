@@ -28,6 +28,7 @@ from events.schema.book import (
     PricePublished,
     RecordQuarantined,
     SegmentSealed,
+    ShardOpened,
     UsageCorrected,
 )
 from events.schema.fleet import (
@@ -133,6 +134,7 @@ __all__ = [
     "ScaleDecided",
     "SegmentSealed",
     "Shape",
+    "ShardOpened",
     "Stamps",
     "TokensGenerated",
     "Tool",
@@ -170,6 +172,7 @@ BookEvents = (
     | UsageCorrected
     | PeriodClosed
     | SegmentSealed
+    | ShardOpened
     | RecordQuarantined
 )
 AnyEvent = RequestEvent | LaneEvent | FleetEvent | BookEvents

@@ -139,6 +139,13 @@ class SegmentSealed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
     manifest: Digest
 
 
+class ShardOpened(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """Another stream of requests exists. Shard 0 always does, each event opens the next number, and none is
+    ever closed."""
+
+    shard: Natural
+
+
 class RecordQuarantined(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
     """A record that readers cannot read; from this entry on, all of them skip it."""
 

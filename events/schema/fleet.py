@@ -60,6 +60,7 @@ class ReplicaReported(Event, frozen=True, kw_only=True, omit_defaults=True):
     running: Natural
     waiting: Natural
     kv_used_tokens: Natural = 0
+    shards: Natural = 1
 
 
 class ReplicaDraining(Event, frozen=True, kw_only=True, omit_defaults=True):

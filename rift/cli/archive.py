@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from contextlib import aclosing
 
-from events import codec, subjects
+from events import codec, shards, subjects
 from events.jetstream import JetStream
 from events.log import LogError
 from events.schema import SegmentSealed
@@ -12,7 +12,6 @@ from rift.cli import connection, fresh_warehouse
 from rift.cli.arguments import Commands, add_command, add_group
 from rift.cli.output import CommandFailed, first_message
 from rift.data_dir import DataDirError
-from rift.settings import SHARDS
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
@@ -93,5 +92,5 @@ async def _anchors(log: JetStream) -> tuple[dict[str, list[SegmentSealed]], dict
                 for event in codec.decode(stored.data)[1]:
                     if isinstance(event, SegmentSealed):
                         sealed.setdefault(event.stream, []).append(event)
-    streams = subjects.folded(range(SHARDS))
+    streams = subjects.folded(range(await shards.count(log)))
     return sealed, {stream: await log.first_sequence(stream) for stream in streams}

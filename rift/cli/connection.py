@@ -20,7 +20,7 @@ from rift.control.projection import continuity
 from rift.control.projection.continuity import WrongLog
 from rift.data_dir import DataDir
 from rift.rpc import AnyQuestion, QuestionRefused, Sql, ask_leader
-from rift.settings import SHARDS, Settings
+from rift.settings import Settings
 from rift.startup import prepared
 
 OVERRIDES = ("host", "port", "model", "engine", "workers")
@@ -95,7 +95,7 @@ async def connected_role(
 
 async def _check_log(log: JetStream, archive: ArchiveFolder, database: Path | None, folder: DataDir) -> None:
     try:
-        await continuity.check(log, archive, database, shards=range(SHARDS), secret=folder.secret())
+        await continuity.check(log, archive, database, secret=folder.secret())
     except WrongLog as error:
         raise CommandFailed(
             f"the log at {log.server_address} is not the log of {folder.folder}: {error}; name its broker "

@@ -66,7 +66,8 @@ def show(options: Namespace) -> None:
 
 async def current_month(log: Log, book: Book) -> str:
     """Return the month of the log's last record, which is the one that budgets apply to."""
-    return credit.month_of(max(book.at_ns, await _last_ns(log, shard=0)))
+    times_ns = [await _last_ns(log, shard=shard) for shard in range(book.shards)]
+    return credit.month_of(max(book.at_ns, *times_ns))
 
 
 def _line(book: Book, account: str, month: str) -> dict[str, Any]:
@@ -88,6 +89,6 @@ async def _last_ns(log: Log, *, shard: int) -> int:
     stream = subjects.shard_stream(shard)
     last_ns = 0
     last = await log.last_sequence(stream)
-    async for batch in log.scan(stream, [f"rift.{shard}.>"], first=last, target=last):
+    async for batch in log.scan(stream, [subjects.of_shard(shard)], first=last, target=last):
         last_ns = max(last_ns, *(stored.stored_at_ns for stored in batch))
     return last_ns

@@ -15,7 +15,6 @@ from rift.cli.output import CommandFailed, first_message, positions, print_resul
 from rift.cli.sql import ask_file
 from rift.control.projection.time_travel import fold_until, parse
 from rift.rpc import LONG_TIMEOUT_S, Digests, QuestionRefused, Rebuild
-from rift.settings import SHARDS
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
@@ -77,7 +76,7 @@ def until(options: Namespace) -> None:
         with temporary_file() as path:
             warehouse = await to_thread.run_sync(Warehouse.open, path)
             try:
-                await fold_until(log, source, warehouse, position, range(SHARDS))
+                await fold_until(log, source, warehouse, position)
             finally:
                 await to_thread.run_sync(warehouse.close)
             return await ask_file(path, options.select or "from lag")

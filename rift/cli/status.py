@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 
 from events import fleet as fleets
-from events import subjects
+from events import shards, subjects
 from events.contracts import LANE_SILENT_S
 from events.fleet import Fleet
 from events.jetstream import JetStream
@@ -34,7 +34,6 @@ from rift.rpc import (
     QuestionRefused,
     ask_leader,
 )
-from rift.settings import SHARDS
 
 # How long the command waits for one answer. Control answers in about a tenth of a second.
 ANSWER_S = 5.0
@@ -82,7 +81,8 @@ async def _report(log: JetStream) -> dict[str, Any]:
     """Return what log and leader know. Raises LogError if the log does not answer."""
     fleet = await fleets.read(log)
     streams = {
-        stream: await _size(log, stream) for stream in (*subjects.folded(range(SHARDS)), subjects.KEYS)
+        stream: await _size(log, stream)
+        for stream in (*subjects.folded(range(await shards.count(log))), subjects.KEYS)
     }
     brokers = await _brokers(log, streams)
     problems: list[str] = []

@@ -16,7 +16,6 @@ from rift.cli.fresh_warehouse import archive, book_read_first, temporary_file
 from rift.cli.output import CommandFailed, positions
 from rift.control.projection.catch_up import fold_tail, rebuilt
 from rift.rpc import LONG_TIMEOUT_S, Digests
-from rift.settings import SHARDS
 
 
 def verify(options: Namespace) -> None:
@@ -31,7 +30,7 @@ def verify(options: Namespace) -> None:
                 # Asked after the rebuild, control has folded at least what the archive holds.
                 in_use = await ask_control(log, Digests(), LONG_TIMEOUT_S)
                 applied: Mapping[str, int] = in_use["positions"]
-                await fold_tail(log, warehouse, range(SHARDS), until=applied)
+                await fold_tail(log, warehouse, until=applied)
                 return await to_thread.run_sync(lambda: list(differences(warehouse, in_use))), applied
             finally:
                 await to_thread.run_sync(warehouse.close)

@@ -14,7 +14,6 @@ from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine
 from rift.cli.connection import connected_role, load_settings
 from rift.engines.start import start_engine
-from rift.settings import SHARDS
 from rift.supervisor import RETIRE, Guard
 from rift.worker import process
 from rift.worker.shutdown import Shutdown
@@ -47,7 +46,7 @@ def worker(options: Namespace) -> None:
     async def serve() -> None:
         async with connected_role(options, settings, replica) as log:
             start = partial(start_engine, settings.engine, settings.model, model, profile)
-            await process.serve(log, start, starting, shards=SHARDS, shutdown=shutdown)
+            await process.serve(log, start, starting, shutdown)
 
     handlers: dict[signal.Signals, Callable[[], None]] = {
         signal.SIGTERM: partial(shutdown.drain, settings.drain_s),

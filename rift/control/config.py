@@ -1,6 +1,6 @@
 """The settings of a control process."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from rift.control.scaling_config import ModelScaling
@@ -12,7 +12,6 @@ class ControlConfig(NamedTuple):
     """`scaling` holds the served models; `driver` is set if control itself starts and ends replicas; `sql`
     says how the process that answers SQL finds log and files."""
 
-    shards: Sequence[int] = (0,)
     retention_days: int = 7
     scaling: Mapping[str, ModelScaling] = {}
     driver: Driver | None = None

@@ -2,6 +2,7 @@
 
 import anyio
 
+from events import shards
 from events.log import Log
 from replay.archive.archive import Archive
 from rift.control.config import ControlConfig
@@ -21,18 +22,23 @@ async def lead(log: Log, projection: Projection, archive: Archive, config: Contr
     """Run every duty until cancelled. Another leader may run them too for a moment; see `leader.py`."""
     archiver = Archiver(log, archive, projection, retention_days=config.retention_days)
     autoscaler = Autoscaler(log, projection, config.scaling, epoch=epoch)
-    janitors = [Janitor(log, shard=shard, accepted=autoscaler.request_accepted) for shard in config.shards]
+    janitors: list[Janitor] = []
     operators = Operators(projection, config.sql)
     handlers = Handlers(log, projection, archiver, janitors, operators)
     async with handlers.serving(), anyio.create_task_group() as tasks:
-        for janitor in janitors:
+
+        def supervise(shard: int) -> None:
+            janitor = Janitor(log, shard=shard, accepted=autoscaler.request_accepted)
+            janitors.append(janitor)
             tasks.start_soon(janitor.run, projection.first_open)
+            tasks.start_soon(UsageCorrection(log, projection.query, shard=shard).run)
+
+        supervise(0)
+        tasks.start_soon(shards.follow, log, 1, supervise)
         tasks.start_soon(autoscaler.run)
         if config.driver is not None:
             tasks.start_soon(config.driver.run)
             tasks.start_soon(drive, log, config.driver)
         tasks.start_soon(archiver.run)
         tasks.start_soon(CreditSettlement(log, projection.query).run)
-        for shard in config.shards:
-            tasks.start_soon(UsageCorrection(log, projection.query, shard=shard).run)
         tasks.start_soon(KeyErasure(log, projection.query).run)

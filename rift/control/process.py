@@ -36,7 +36,7 @@ async def run(
     Raises WarehouseError, LogError, LogBehind, LogTrimmed, ArchiveError.
     """
     warehouse = await to_thread.run_sync(_opened, database)
-    projection = Projection(log, database, warehouse, archive, config.shards)
+    projection = Projection(log, database, warehouse, archive)
     leadership = Leadership(log, f"control-{secrets.token_hex(4)}")
     try:
         async with anyio.create_task_group() as tasks:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import anyio
 from anyio.abc import TaskGroup
 
-from events import subjects
+from events import fleet, subjects
 from events.contracts import SECOND_NS
 from events.fleet import Fleet
 from events.log import Log, LogError, Stored
@@ -207,3 +207,13 @@ class _Worker:
 
 def _stop_order(worker: _Worker) -> tuple[bool, int, float]:
     return worker.is_ready, worker.running, -worker.began_at_s
+
+
+async def declare_lost(log: Log) -> None:
+    """Declare every replica lost that the fleet's stream still counts: none has been started yet."""
+    held = await fleet.read(log)
+    publisher = Publisher(log, WRITER)
+    for model, replicas in held.replicas.items():
+        for replica in replicas:
+            lost = ReplicaLost(replica=replica, model=model, why="found dead at the start", cause="host")
+            await publisher.publish(lost, within_s=APPEND_S)

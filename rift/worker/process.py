@@ -3,31 +3,25 @@
 import gc
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
 
-from events import subjects
+from events import shards, subjects
 from events.log import Log, LogError
 from events.schema import ReplicaStarting
 from rift.engines import Engine
-from rift.worker.claims import Load
 from rift.worker.replica import ReplicaAnnouncer
 from rift.worker.shutdown import Shutdown
+from rift.worker.slots import Slots
 from rift.worker.worker import Worker, WorkerConfig, open_worker
 
 LOG_RETRY_S = 1.0
 
 
 async def serve(
-    log: Log,
-    start_engine: Callable[[], Awaitable[Engine]],
-    starting: ReplicaStarting,
-    *,
-    shards: int,
-    shutdown: Shutdown,
+    log: Log, start_engine: Callable[[], Awaitable[Engine]], starting: ReplicaStarting, shutdown: Shutdown
 ) -> None:
     """Start the engine and serve until the shutdown. Raises EngineFailed, LogError."""
     replica = ReplicaAnnouncer(log, starting)
@@ -37,25 +31,13 @@ async def serve(
     last_words: Callable[[], Awaitable[None]] | None = None
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(replica.report, lambda: sum((worker.claims.load for worker in workers), Load()))
+            tasks.start_soon(replica.report, workers)
             tasks.start_soon(replica.watch_for_loss, sequence)
             engine = await _start(start_engine, replica, shutdown)
             # Without this, each full collection would scan the millions of objects that the engine imported,
             # for half a second, while every stream waits.
             gc.freeze()
-            await _wait_for_log(log)
-            async with AsyncExitStack() as stack:
-                for shard in range(shards):
-                    config = WorkerConfig(
-                        name=replica.name,
-                        model=subjects.slug(replica.model),
-                        shard=shard,
-                        slots=max(1, engine.slots // shards),
-                        entropy=secrets.token_bytes,
-                    )
-                    worker = open_worker(log, engine, config, shutdown)
-                    workers.append(await stack.enter_async_context(worker))
-                await _run(workers, engine, replica, shutdown)
+            await _serve_shards(log, engine, replica, shutdown, workers)
             tasks.cancel_scope.cancel()
         last_words = partial(replica.stopped, "drained")
     except Exception as error:
@@ -89,27 +71,47 @@ async def _start(
     return engine
 
 
-async def _wait_for_log(log: Log) -> None:
-    """Wait for the log, so that a broker's restart does not cost an engine that took minutes to start."""
-    while True:
-        try:
-            await log.last_sequence(subjects.FLEET)
-            return
-        except LogError:
-            await anyio.sleep(LOG_RETRY_S)
-
-
-async def _run(
-    workers: Sequence[Worker], engine: Engine, replica: ReplicaAnnouncer, shutdown: Shutdown
+async def _serve_shards(
+    log: Log, engine: Engine, replica: ReplicaAnnouncer, shutdown: Shutdown, workers: list[Worker]
 ) -> None:
+    """Serve every shard, also those that are opened meanwhile, until the shutdown; add their workers."""
+    slots = Slots(engine.slots, shutdown)
+    model = subjects.slug(replica.model)
+
+    async def serve_shard(shard: int) -> None:
+        stream = subjects.shard_stream(shard)
+        await _answered(lambda: log.last_sequence(stream))
+        config = WorkerConfig(replica.name, model, shard, slots, secrets.token_bytes)
+        async with open_worker(log, engine, config) as worker:
+            workers.append(worker)
+            first.set()
+            await worker.run()
+
+    def start(shard: int) -> None:
+        tasks.start_soon(serve_shard, shard)
+
     async def announce() -> None:
+        await first.wait()
         async with anyio.create_task_group() as announcing:
             announcing.start_soon(replica.ready, engine)
+            announcing.start_soon(shards.follow, log, opened, start)
             await shutdown.wait()
             announcing.cancel_scope.cancel()
         await replica.draining()
 
+    first = anyio.Event()
+    opened = await _answered(lambda: shards.count(log))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(announce)
-        for worker in workers:
-            tasks.start_soon(worker.run)
+        for shard in range(opened):
+            start(shard)
+
+
+async def _answered(ask: Callable[[], Awaitable[int]]) -> int:
+    """Repeat a question until the log answers, so that a broker's restart does not cost an engine that took
+    minutes to start."""
+    while True:
+        try:
+            return await ask()
+        except LogError:
+            await anyio.sleep(LOG_RETRY_S)

@@ -1,6 +1,6 @@
 """A replica's life in the fleet's stream: the events that a worker process publishes about itself."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Literal
 
 import anyio
@@ -20,6 +20,7 @@ from events.schema import (
 )
 from rift.engines import Engine, EngineFailed
 from rift.worker.claims import Load
+from rift.worker.worker import Worker
 
 # Long enough for a broker's restart; a worker that exits has less time.
 APPEND_S = 60.0
@@ -75,17 +76,19 @@ class ReplicaAnnouncer:
             ReplicaLost(replica=self.name, model=self.model, why=why[:WHY_CHARACTERS], cause=cause)
         )
 
-    async def report(self, load: Callable[[], Load]) -> None:
-        """Publish the replica's load every REPLICA_REPORT_S. A report that is late is dropped."""
+    async def report(self, workers: Sequence[Worker]) -> None:
+        """Publish the replica's load and the number of shards that it serves, every REPLICA_REPORT_S. A
+        report that is late is dropped."""
         while True:
             await anyio.sleep(REPLICA_REPORT_S)
-            current = load()
+            current = sum((worker.claims.load for worker in workers), Load())
             event = ReplicaReported(
                 replica=self.name,
                 model=self.model,
                 running=current.running,
                 waiting=current.waiting,
                 kv_used_tokens=current.tokens,
+                shards=max(1, len(workers)),
             )
             with anyio.move_on_after(REPLICA_REPORT_S):
                 await self._publisher.try_publish(event, within_s=0)

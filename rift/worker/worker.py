@@ -34,10 +34,10 @@ from events.schema import AttemptReleased, AttemptStarted, Problem
 from rift.engines import Engine, EngineFailed, InvalidRequest
 from rift.worker.attempt import Attempt, NotContinuable
 from rift.worker.claims import Claims, JobClaim, open_claims
-from rift.worker.isolation import POISON, Isolation, is_poison, is_suspect
+from rift.worker.isolation import POISON, is_poison, is_suspect
 from rift.worker.lane_writer import LaneWriter, SealedWriter
 from rift.worker.prompt import prepare_or_refuse
-from rift.worker.shutdown import Shutdown
+from rift.worker.slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,12 @@ SUSPECT_DELAY_S = 1.0
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
-    """`model` is a slug, `slots` the requests to run at once, and `entropy` returns random bytes."""
+    """`model` is a slug, `slots` the replica's, and `entropy` returns random bytes."""
 
     name: str
     model: str
     shard: int
-    slots: int
+    slots: Slots
     entropy: Callable[[int], bytes]
 
 
@@ -72,18 +72,15 @@ class Worker:
         engine: Engine,
         config: WorkerConfig,
         claims: Claims,
-        shutdown: Shutdown,
         tasks: TaskGroup,
     ) -> None:
         self.claims = claims
         self._log = log
         self._engine = engine
         self._config = config
-        self._shutdown = shutdown
         self._tasks = tasks
-        self._isolation = Isolation()
+        self._slots = config.slots
         self._writers: dict[str, LaneWriter] = {}
-        self._running = 0
         self._progressed_at_s = anyio.current_time()
 
     async def run(self) -> None:
@@ -93,13 +90,13 @@ class Worker:
         """
         self._tasks.start_soon(self._fetch)
         self._tasks.start_soon(self._watch_engine)
-        await self._shutdown.wait()
-        self._update_demand()
+        await self._slots.shutdown.wait()
+        self._slots.ask()
         for claim in self.claims.held:
             # Giving one back waits for the broker; another may have ended meanwhile.
             if claim.attempt is None and self.claims.holds(claim):
                 await self.claims.give_back(claim)
-        while self.claims.held and anyio.current_time() < self._shutdown.deadline_s:
+        while self.claims.held and anyio.current_time() < self._slots.shutdown.deadline_s:
             with anyio.move_on_after(DRAIN_CHECK_S):
                 await self.claims.advanced.wait()
         with anyio.move_on_after(RELEASE_S):
@@ -108,15 +105,10 @@ class Worker:
     # --- jobs ----------------------------------------------------------------------------------------
 
     async def _fetch(self) -> None:
-        self._update_demand()
+        self._slots.add(self.claims.jobs)
         async for job in self.claims.jobs:
-            self._running += 1
+            self._slots.take()
             self._tasks.start_soon(self._handle, job)
-
-    def _update_demand(self) -> None:
-        """Ask the broker for as many jobs as slots are free: none while a suspect waits, or at shutdown."""
-        is_paused = self._isolation.is_requested or self._shutdown.is_requested
-        self.claims.jobs.want(0 if is_paused else self._config.slots - self._running)
 
     async def _handle(self, job: Job) -> None:
         try:
@@ -126,28 +118,27 @@ class Worker:
             logger.warning("delivery %d: %s", job.stored.sequence, error)
             self.claims.drop_job(job)
         finally:
-            self._running -= 1
-            self._update_demand()
+            self._slots.give_back()
 
     async def _admit(self, job: Job) -> None:
         """Claim a job, and run it with others, alone, or not at all. Raises LogError."""
         if (claim := self.claims.take(job)) is None:
             return
-        if self._shutdown.is_requested:
+        if self._slots.shutdown.is_requested:
             await self.claims.give_back(claim)
             return
         if not await self.claims.catch_up(claim):
             return
         if not is_suspect(claim.history.life):
-            async with self._isolation.shared():
+            async with self._slots.isolation.shared():
                 await self._run_attempt(claim)
-        elif self._isolation.is_requested:
+        elif self._slots.isolation.is_requested:
             # One suspect at a time: meanwhile this one may run alone elsewhere.
             await self.claims.give_back(claim, delay_s=SUSPECT_DELAY_S)
         else:
-            self._isolation.request()
-            self._update_demand()
-            async with self._isolation.alone():
+            self._slots.isolation.request()
+            self._slots.ask()
+            async with self._slots.isolation.alone():
                 await self._run_attempt(claim)
 
     async def _run_attempt(self, claim: JobClaim) -> None:
@@ -275,12 +266,10 @@ class Worker:
 
 
 @asynccontextmanager
-async def open_worker(
-    log: Log, engine: Engine, config: WorkerConfig, shutdown: Shutdown
-) -> AsyncIterator[Worker]:
+async def open_worker(log: Log, engine: Engine, config: WorkerConfig) -> AsyncIterator[Worker]:
     """Open a worker, whose reader runs while the context lasts. Raises EngineFailed, LogError."""
     async with open_claims(log, config.shard, config.model) as claims, anyio.create_task_group() as tasks:
-        worker = Worker(log, engine, config, claims, shutdown, tasks)
+        worker = Worker(log, engine, config, claims, tasks)
         engine.after_step.append(worker.flush)
         try:
             yield worker

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
+from events import subjects
 from events.jetstream import JetStream, connect
 from events.log import LogError, Stored
 from events.subjects import BOOK
@@ -65,7 +66,7 @@ async def _measure(
     say(f"{len(messages)} records with {events} events are stored")
     warehouse = Warehouse.open(folder / "rift.duckdb")
     began = time.perf_counter()
-    await fold_tail(log, warehouse, [0])
+    await fold_tail(log, warehouse)
     seconds = time.perf_counter() - began
     say(f"folded in {seconds:.1f} s")
     load = [
@@ -91,7 +92,7 @@ async def _under_load(
 ) -> tuple[list[float], list[float]]:
     """Return the time that each query waits for the records stored before it, and the warehouse's lag before
     each query, in seconds."""
-    projector = Projector(log, warehouse, [0])
+    projector = Projector(log, warehouse, subjects.folded([0]))
     answered: list[float] = []
     lags: list[float] = []
     per_s = len(messages) / LOAD_S

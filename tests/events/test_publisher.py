@@ -46,6 +46,7 @@ PREFIXES = {
     "PeriodClosed": "rift.book.period.",
     "SegmentSealed": "rift.book.segment.rift_",
     "RecordQuarantined": "rift.book.quarantine.rift_",
+    "ShardOpened": "rift.book.shard.list",
 }
 
 

@@ -247,9 +247,9 @@ class Chaos:
 class ListFollower:
     """Yields the messages of its list after `position`, and waits for more."""
 
-    def __init__(self, log: "ListLog", stream: str, after: int) -> None:
+    def __init__(self, log: "ListLog", stream: str, subject: str, after: int) -> None:
         self.position = after
-        self._log, self._stream = log, stream
+        self._log, self._stream, self._start = log, stream, subject.removesuffix(">")
 
     def hurry(self) -> None:
         """Do nothing: this follower is not paced."""
@@ -260,7 +260,8 @@ class ListFollower:
     async def __anext__(self) -> Sequence[Stored]:
         while True:
             grown = self._log.grown
-            batch = [m for m in self._log.streams.get(self._stream, []) if m.sequence > self.position]
+            messages = self._log.streams.get(self._stream, [])
+            batch = [m for m in messages if m.sequence > self.position and m.subject.startswith(self._start)]
             if batch:
                 self.position = batch[-1].sequence
                 return batch
@@ -314,7 +315,7 @@ class ListLog:
         self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
     ) -> AsyncIterator[ListFollower]:
         assert len(subjects) == 1
-        yield ListFollower(self, stream, after)
+        yield ListFollower(self, stream, subjects[0], after)
 
     async def append(self, stream: str, subject: str, data: bytes, *, expect_last: int | None = None) -> int:
         if subject != LEADER:

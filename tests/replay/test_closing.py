@@ -131,7 +131,7 @@ async def test_a_closed_period_is_frozen_archived_and_reproducible(rig: Rig) -> 
 async def by_replay(rig: Rig, digests: Any) -> list[str]:
     warehouse = await rebuilt(rig.log, rig.archive, rig.folder / "again.duckdb")
     try:
-        await fold_tail(rig.log, warehouse, [0], until=digests["positions"])
+        await fold_tail(rig.log, warehouse, until=digests["positions"])
         return list(differences(warehouse, digests))
     finally:
         warehouse.close()
@@ -249,7 +249,7 @@ async def test_the_past_is_as_it_was(rig: Rig) -> None:
     ended = []
     for sequence in range(1, last + 1):
         warehouse = Warehouse.open(Path(":memory:"))
-        await fold_until(rig.log, rig.archive, warehouse, parse(f"RIFT_0:{sequence}"), [0])
+        await fold_until(rig.log, rig.archive, warehouse, parse(f"RIFT_0:{sequence}"))
         assert warehouse.positions()["RIFT_0"] == sequence
         [[count]] = warehouse.query("select count(*) from requests where state = 'finished'").rows
         ended.append(count)
@@ -262,7 +262,7 @@ async def test_the_past_holds_other_streams_up_to_the_same_time(rig: Rig) -> Non
     rig.scribe.prices(2)
     rig.ordinary()
     warehouse = Warehouse.open(Path(":memory:"))
-    await fold_until(rig.log, rig.archive, warehouse, parse("RIFT_0:6.0"), [0])
+    await fold_until(rig.log, rig.archive, warehouse, parse("RIFT_0:6.0"))
     assert warehouse.query("select max(version) from prices").rows == [[1]]
     warehouse.close()
 
@@ -281,7 +281,7 @@ async def test_invalid_positions(rig: Rig, text: str, message: str) -> None:
     rig.ordinary()
     warehouse = Warehouse.open(Path(":memory:"))
     with pytest.raises(InvalidPosition, match=message):
-        await fold_until(rig.log, rig.archive, warehouse, parse(text), [0])
+        await fold_until(rig.log, rig.archive, warehouse, parse(text))
     warehouse.close()
 
 
@@ -312,7 +312,7 @@ async def test_every_reader_skips_a_quarantined_record(rig: Rig) -> None:
         assert (await rig.ask(Digests()))["digests"] == digests["digests"]
     assert await by_replay(rig, digests) == []
     warehouse = Warehouse.open(Path(":memory:"))
-    await fold_until(rig.log, rig.archive, warehouse, parse("RIFT_0:13"), [0])
+    await fold_until(rig.log, rig.archive, warehouse, parse("RIFT_0:13"))
     assert warehouse.query(count.sql).rows == [[2]]
     warehouse.close()
 

@@ -152,7 +152,7 @@ async def test_an_unreadable_record_stops_project(scribe: Any, list_log: Any, wa
     scribe.prices()
     scribe.put("RIFT_0", "rift.0.lane.x", b"{")
     with pytest.raises(BaseExceptionGroup) as raised:
-        await Projector(list_log(scribe.streams), warehouse, [0]).run()
+        await Projector(list_log(scribe.streams), warehouse, subjects.folded([0])).run()
     assert "the projection stopped at RIFT_0:1: not a record" in str(
         list(warehouse_host._messages(raised.value))
     )
@@ -165,7 +165,7 @@ async def test_another_log_is_refused(scribe: Any, list_log: Any, warehouse: War
         warehouse.apply(stream, scribe.streams[stream])
     shorter = scribe.streams | {"RIFT_0": scribe.streams["RIFT_0"][:2]}
     with pytest.raises(LogBehind, match="RIFT_0 ends at 2, but the database has applied it up to 6"):
-        await Projector(list_log(shorter), warehouse, [0]).run()
+        await Projector(list_log(shorter), warehouse, subjects.folded([0])).run()
 
 
 @pytest.mark.parametrize("applied", [0, 1, 2])
@@ -179,12 +179,12 @@ async def test_a_projector_does_not_skip_a_trimmed_gap(
     log = list_log(scribe.streams | {"RIFT_0": scribe.streams["RIFT_0"][2:]})
     if applied == 2:
         with anyio.move_on_after(0.2):
-            await Projector(log, warehouse, [0]).run()
+            await Projector(log, warehouse, subjects.folded([0])).run()
         assert warehouse.positions()["RIFT_0"] == 6
         return
     why = f"RIFT_0 begins at 3, but the database has applied it only up to {applied}.*rift replay --rebuild"
     with pytest.raises(LogTrimmed, match=why):
-        await Projector(log, warehouse, [0]).run()
+        await Projector(log, warehouse, subjects.folded([0])).run()
 
 
 async def test_reading_ahead_is_bounded(
@@ -203,7 +203,7 @@ async def test_reading_ahead_is_bounded(
 
     @asynccontextmanager
     async def follow(
-        stream: str, subjects: Sequence[str], *, after: int, pace_s: float
+        stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
     ) -> AsyncIterator[AsyncIterator[list[Stored]]]:
         yield endless(stream, after)
 
@@ -212,7 +212,7 @@ async def test_reading_ahead_is_bounded(
     log.streams["RIFT_0"] = []
     monkeypatch.setattr(warehouse, "apply", lambda stream, _: time.sleep(0.3) if stream == "RIFT_0" else None)
     with anyio.move_on_after(0.2):
-        await Projector(log, warehouse, [0]).run()
+        await Projector(log, warehouse, subjects.folded([0])).run()
     assert AHEAD_MAX <= read <= 2 * AHEAD_MAX
 
 
@@ -224,7 +224,7 @@ async def test_the_loop_stays_free_while_a_batch_is_applied(
     slowest = 0.0
     with anyio.move_on_after(1.0):
         async with anyio.create_task_group() as group:
-            group.start_soon(Projector(list_log(scribe.streams), warehouse, [0]).run)
+            group.start_soon(Projector(list_log(scribe.streams), warehouse, subjects.folded([0])).run)
             while True:
                 began = time.monotonic()
                 await anyio.sleep(0.01)

@@ -157,7 +157,7 @@ async def test_the_fleet_keeps_records_that_still_matter(scribe: Any, tmp_path: 
     async with anyio.create_task_group() as tasks:
         log = memory.connect(broker_of(tasks, scribe))
         warehouse = Warehouse.open(tmp_path / "db")
-        projection = Projection(log, tmp_path / "db", warehouse, Archive(tmp_path, key=b"k"), [0])
+        projection = Projection(log, tmp_path / "db", warehouse, Archive(tmp_path, key=b"k"))
         assert await projection.needed_from(subjects.FLEET) == 7
         await log.trim(subjects.FLEET, 6)
         assert (await fleet.read(log)).wanted == {"m": 0}
@@ -210,7 +210,7 @@ async def test_a_standby_ends_if_records_it_needs_were_trimmed(scribe: Any, tmp_
 
             tasks.start_soon(be_away)
             with anyio.fail_after(5), pytest.raises(BaseExceptionGroup) as raised:
-                await Projector(log, warehouse, [0]).run()
+                await Projector(log, warehouse, subjects.folded([0])).run()
             assert raised.group_contains(LogTrimmed, match="RIFT_0 was trimmed up to 30 while", depth=None)
             assert warehouse.positions()[SHARD] == 18
         tasks.cancel_scope.cancel()
@@ -267,6 +267,6 @@ async def test_on_a_real_broker(server: Any, scribe: Any, warehouse: Warehouse, 
         assert anchor is not None
         assert sealed[SHARD].sha256.encode() in anchor.data
         with pytest.raises(LogTrimmed):
-            await Projector(log, warehouse, [0]).run()
+            await Projector(log, warehouse, subjects.folded([0])).run()
     finally:
         await log.close()

@@ -22,6 +22,7 @@ from rift.engines.sim import SimEngine
 from rift.gateway import process as gateway
 from rift.gateway.state import GatewayConfig
 from rift.worker.shutdown import Shutdown
+from rift.worker.slots import Slots
 from rift.worker.worker import Worker, WorkerConfig, open_worker
 
 MODEL = "model-a"
@@ -210,11 +211,11 @@ class WorkerProcess(Process):
             name=self.name,
             model=subjects.slug(MODEL),
             shard=0,
-            slots=SLOTS,
+            slots=Slots(SLOTS, self.leaving),
             entropy=self.chance.randbytes,
         )
         async with (
-            open_worker(self.log, self.engine, config, self.leaving) as self.worker,
+            open_worker(self.log, self.engine, config) as self.worker,
             anyio.create_task_group() as tasks,
         ):
             ready = ReplicaReady(replica=self.name, model=MODEL, slots=SLOTS, start_ns=1)

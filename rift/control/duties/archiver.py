@@ -100,10 +100,17 @@ class Archiver:
         self._archive = archive
         self._projection = projection
         self._retention_ns = max(retention_days * DAY_NS, KEPT_NS)
-        # The book comes last, so that it is archived with the anchors of the other streams.
-        self._streams = [ArchivedStream(*item) for item in projection.streams.items()]
+        self._known: dict[str, ArchivedStream] = {}
         self._one_at_a_time = anyio.Lock()
         self._thread_lock = threading.Lock()
+
+    @property
+    def _streams(self) -> list[ArchivedStream]:
+        """Every stream that is projected now. The book comes last, so that it is archived with the anchors of
+        the other streams."""
+        for name, stream_subjects in self._projection.streams.items():
+            self._known.setdefault(name, ArchivedStream(name, stream_subjects))
+        return sorted(self._known.values(), key=lambda stream: stream.name == subjects.BOOK)
 
     @property
     def problems(self) -> list[str]:

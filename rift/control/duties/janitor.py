@@ -66,7 +66,7 @@ class Janitor:
         caught_up = await self._log.last_sequence(self._stream)
         replicas = self._supervision.replicas
         await stream_fold.read(self._log, subjects.FLEET, FLEET_SUBJECTS, replicas)
-        shard_subjects = [f"rift.{self._shard}.>"]
+        shard_subjects = [subjects.of_shard(self._shard)]
         async with (
             self._log.follow(subjects.FLEET, FLEET_SUBJECTS, after=replicas.position) as fleet,
             self._log.follow(subjects.BOOK, KEY_SUBJECTS, after=0) as keys,

@@ -1,6 +1,6 @@
 """Build a fresh warehouse from the archive, then fold the records that only the log holds."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from itertools import takewhile
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anyio import to_thread
 
-from events import subjects
+from events import shards, subjects
 from events.log import Log, Stored
 from replay.archive.archive import Archive
 from replay.warehouse.rebuild import rebuild
@@ -51,14 +51,12 @@ async def archived(log: Log, archive: Archive, path: Path) -> Warehouse:
     return await to_thread.run_sync(Warehouse.open, path)
 
 
-async def fold_tail(
-    log: Log, warehouse: Warehouse, shards: Iterable[int], *, until: Mapping[str, int] | None = None
-) -> None:
+async def fold_tail(log: Log, warehouse: Warehouse, *, until: Mapping[str, int] | None = None) -> None:
     """Apply the records after the warehouse's positions, all of them or up to `until` by stream.
 
     Raises LogError, LogTrimmed, ProjectionStopped.
     """
-    streams = subjects.folded(shards)
+    streams = subjects.folded(range(await shards.count(log)))
     targets = until if until is not None else {}
     if until is None:
         # The book's end is read last, so it covers every request that was admitted under it.

@@ -14,14 +14,14 @@ with its stored time. So the check reads a few records and takes milliseconds. I
 It cannot find an older copy of the whole log if no file is ahead of it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from anyio import to_thread
 
-from events import codec, ids, subjects
+from events import codec, ids, shards, subjects
 from events.log import Log, Stored
 from events.schema import RequestAccepted, SegmentSealed
 from replay.archive.folder import ArchiveFolder
@@ -29,7 +29,6 @@ from replay.archive.manifest import ArchiveDamaged, Manifest
 from rift.control.projection.key_continuity import lost_key
 from rift.data_dir import RESTORE, DataDir, DataDirError
 from rift.errors import RiftError
-from rift.settings import SHARDS
 
 Event = TypeVar("Event")
 
@@ -55,7 +54,6 @@ async def check_folder(log: Log, installation: DataDir) -> None:
             log,
             archive,
             installation.database,
-            shards=range(SHARDS),
             secret=installation.secret(),
             # The first versions had neither a reserve nor content keys.
             content_keys=(installation.nats / "reserve").exists(),
@@ -71,7 +69,6 @@ async def check(
     archive: ArchiveFolder,
     database: Path | None,
     *,
-    shards: Sequence[int],
     secret: bytes,
     content_keys: bool = True,
 ) -> None:
@@ -93,9 +90,10 @@ async def check(
             applied = await to_thread.run_sync(applied_marks, database)
             marks += [Mark(database, stream, *mark) for stream, mark in applied.items()]
     existing = await log.streams()
+    opened = range(await shards.count(log) if subjects.BOOK in existing else 1)
     lasts = {
         stream: await log.last_sequence(stream) if stream in existing else 0
-        for stream in subjects.folded(shards)
+        for stream in subjects.folded(opened)
     }
     longest = max(lasts, key=lambda stream: lasts[stream])
     wanted = {*lasts, subjects.KEYS, *([subjects.SECRETS] if content_keys else ())}
@@ -105,7 +103,7 @@ async def check(
     for mark in marks:
         await _check_mark(log, mark, lasts.get(mark.stream, 0))
     if lasts[subjects.BOOK]:
-        await _check_streams(log, shards, lasts, secret)
+        await _check_streams(log, opened, lasts, secret)
         for head in heads:
             await _check_head(log, head)
         if database is not None:
@@ -137,7 +135,7 @@ async def _holds_time(log: Log, mark: Mark) -> bool:
     return False
 
 
-async def _check_streams(log: Log, shards: Iterable[int], lasts: Mapping[str, int], secret: bytes) -> None:
+async def _check_streams(log: Log, opened: Iterable[int], lasts: Mapping[str, int], secret: bytes) -> None:
     """Compare the end of each stream with the records that the other streams name."""
     for stream, last in lasts.items():
         anchor = await _anchor(log, stream)
@@ -146,7 +144,7 @@ async def _check_streams(log: Log, shards: Iterable[int], lasts: Mapping[str, in
                 f"the log's book names records of {stream} up to {anchor.last}, but it ends at {last}"
             )
     book = lasts[subjects.BOOK]
-    for shard in shards:
+    for shard in opened:
         stream = subjects.shard_stream(shard)
         accepted = _event(await log.last(stream, subjects.queue(shard, "*")), RequestAccepted)
         if accepted is None:

@@ -3,13 +3,13 @@
 This module only schedules. The fold defines what a record means, and the warehouse what is stored.
 """
 
-from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from contextlib import suppress
 
 import anyio
 from anyio import to_thread
 
-from events import subjects
+from events import shards, subjects
 from events.log import Follower, Log, LogError, Stored
 from events.wakeup import Wakeup
 from replay.disk import DiskRefused
@@ -40,14 +40,15 @@ class LogTrimmed(RiftError):
 
 
 class Projector:
-    """While the disk refuses a batch, the projector repeats it, and `disk` notes that."""
+    """While the disk refuses a batch, the projector repeats it, and `disk` notes that. `streams` maps each
+    stream to its subjects; the projector adds the shards that are opened while it runs."""
 
     def __init__(
-        self, log: Log, warehouse: Warehouse, shards: Iterable[int], disk: DiskWatch | None = None
+        self, log: Log, warehouse: Warehouse, streams: dict[str, str], disk: DiskWatch | None = None
     ) -> None:
         self._log = log
         self._writer = _Writer(log, warehouse, disk or DiskWatch("the projection"))
-        self._subjects = subjects.folded(shards)
+        self._streams = streams
         self._readers: dict[str, Follower] = {}
         self._stopped = False
         # The heads that relation `lag` shows. None: unknown, an earlier process may have written some.
@@ -63,25 +64,37 @@ class Projector:
     def is_stopped(self) -> bool:
         return self._stopped
 
+    async def find_shards(self) -> None:
+        """Add the shards that are open. Raises LogError."""
+        self._streams.update(subjects.folded(range(await shards.count(self._log))))
+
     async def run(self) -> None:
         """Apply the book, the fleet and every shard from the applied positions on, until cancelled.
 
         Raises ProjectionStopped (in an exception group) at a record that cannot be folded, LogBehind,
         LogTrimmed.
         """
-        for stream in self._subjects:
+        for stream in self._streams:
             await self._check(stream, self.applied.get(stream, 0))
         try:
             async with anyio.create_task_group() as group:
-                for stream, stream_subjects in self._subjects.items():
+
+                def opened(shard: int) -> None:
+                    stream, stream_subjects = subjects.shard_stream(shard), subjects.of_shard(shard)
+                    self._streams[stream] = stream_subjects
                     group.start_soon(self._follow, stream, stream_subjects)
+
+                for stream, stream_subjects in self._streams.items():
+                    group.start_soon(self._follow, stream, stream_subjects)
+                known = len(self._streams.keys() - {subjects.FLEET, subjects.BOOK})
+                group.start_soon(shards.follow, self._log, known, opened)
         finally:
             self._stopped = True
             self._writer.changed.set()
 
     async def is_trimmed(self) -> bool:
         """Return whether the log lacks a record that has to be applied next."""
-        for stream in self._subjects:
+        for stream in self._streams:
             if self.applied.get(stream, 0) + 1 < await self._log.first_sequence(stream):
                 return True
         return False
@@ -111,7 +124,7 @@ class Projector:
             return False
         try:
             with anyio.move_on_after(CATCH_UP_S) as timer:
-                for stream in self._subjects:
+                for stream in list(self._streams):
                     last = await self._log.last_sequence(stream)
                     while not self._stopped and self.applied.get(stream, 0) < last:
                         if (reader := self._readers.get(stream)) is not None:
@@ -129,7 +142,7 @@ class Projector:
     async def _behind(self) -> dict[str, tuple[int, int]]:
         """Return the last sequence and stored time of each stream that is not applied to its end."""
         heads = {}
-        for stream, stream_subjects in self._subjects.items():
+        for stream, stream_subjects in list(self._streams.items()):
             last = await self._log.last(stream, stream_subjects)
             if last is not None and last.sequence > self.applied.get(stream, 0):
                 heads[stream] = last.sequence, last.stored_at_ns

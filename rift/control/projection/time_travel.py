@@ -7,7 +7,7 @@ from contextlib import aclosing
 import msgspec
 from anyio import to_thread
 
-from events import subjects
+from events import shards, subjects
 from events.log import Log
 from replay.archive.archive import Archive
 from replay.facts import fold
@@ -42,14 +42,12 @@ def parse(text: str) -> Until:
     return Until(stream, int(sequence), None if index is None else int(index))
 
 
-async def fold_until(
-    log: Log, archive: Archive, warehouse: Warehouse, until: Until, shards: Sequence[int]
-) -> int:
+async def fold_until(log: Log, archive: Archive, warehouse: Warehouse, until: Until) -> int:
     """Apply one stream up to a position, and the others up to that position's stored time. Return that time.
 
     Raises InvalidPosition, LogError, LogTrimmed, ArchiveError, ProjectionStopped.
     """
-    streams = subjects.folded(shards)
+    streams = subjects.folded(range(await shards.count(log)))
     if until.stream not in streams:
         raise InvalidPosition(f"there is no stream {until.stream!r}; the streams are {', '.join(streams)}")
     last = await log.last_sequence(until.stream)

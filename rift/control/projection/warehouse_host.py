@@ -48,19 +48,16 @@ BUILD_RETRY_S = 10.0
 
 class Projection:
     """`warehouse` may be another object after every await: a rebuild replaces it. `streams` maps each stream
-    to the subjects that are projected.
+    to the subjects that are projected; shards that are opened later are added.
 
     While the disk of the database is full or read-only, the projection waits and repeats what was refused. An
     answer that would lack records then raises ProjectionBlocked; a bill does so for any other reason too.
     """
 
-    def __init__(
-        self, log: Log, database: Path, warehouse: Warehouse, archive: Archive, shards: Iterable[int]
-    ) -> None:
+    def __init__(self, log: Log, database: Path, warehouse: Warehouse, archive: Archive) -> None:
         self._log = log
         self._database = database
-        self._shards = tuple(shards)
-        self.streams = subjects.folded(self._shards)
+        self.streams = subjects.folded([0])
         self._archive = archive
         self._disk = DiskWatch("the projection")
         self._use(warehouse)
@@ -72,7 +69,7 @@ class Projection:
 
     def _use(self, warehouse: Warehouse) -> None:
         self.warehouse = warehouse
-        self._projector = Projector(self._log, warehouse, self._shards, self._disk)
+        self._projector = Projector(self._log, warehouse, self.streams, self._disk)
 
     @property
     def applied(self) -> Mapping[str, int]:
@@ -97,6 +94,7 @@ class Projection:
 
         Raises LogError, LogBehind, LogTrimmed, ArchiveError, WarehouseError.
         """
+        await self._projector.find_shards()
         await self._disk.until_accepted("the file", self._open)
         if await self._projector.is_trimmed():
             logger.info("the log was trimmed past the database's positions: rebuilding from the archive")
@@ -136,9 +134,7 @@ class Projection:
             with contextlib.suppress(LogError):
                 last = await self._log.last_sequence(subjects.BOOK)
                 if last > self.warehouse.positions().get(subjects.BOOK, 0):
-                    fold_book = partial(
-                        fold_tail, self._log, self.warehouse, self._shards, until={subjects.BOOK: last}
-                    )
+                    fold_book = partial(fold_tail, self._log, self.warehouse, until={subjects.BOOK: last})
                     await self._disk.until_accepted(subjects.BOOK, fold_book)
                     return
             await anyio.sleep(BOOK_POLL_S)
@@ -247,7 +243,7 @@ class Projection:
         remove(fresh)
         warehouse = await rebuilt(self._log, self._archive, fresh)
         try:
-            await fold_tail(self._log, warehouse, self._shards)
+            await fold_tail(self._log, warehouse)
             await to_thread.run_sync(warehouse.checkpoint)
         finally:
             with anyio.CancelScope(shield=True):

@@ -25,7 +25,6 @@ class SqlSetup(msgspec.Struct, frozen=True):
     token: str | None = None
     archive: str = ""
     archive_key: bytes = b""
-    shards: tuple[int, ...] = (0,)
 
 
 def frame(kind: bytes, data: bytes = b"") -> bytes:

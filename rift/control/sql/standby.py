@@ -83,7 +83,7 @@ class Standby:
                 warehouse = await to_thread.run_sync(_opened, database)
                 break
         archive = Archive(Path(setup.archive), key=setup.archive_key)
-        self._projection = Projection(log, database, warehouse, archive, setup.shards)
+        self._projection = Projection(log, database, warehouse, archive)
         await self._projection.run()
 
     async def catch_up(self) -> None:

@@ -103,7 +103,7 @@ class Installation:
 
     async def check(self) -> None:
         log = memory.connect(self.broker)
-        await continuity.check(log, self.archive, self.database, shards=[0], secret=self.secret)
+        await continuity.check(log, self.archive, self.database, secret=self.secret)
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ async def test_a_lost_archive_is_refused_only_where_its_files_belong(
     with pytest.raises(WrongLog, match=r"book names segments of RIFT_0, but .*archive holds none"):
         await installation.check()
     log = memory.connect(installation.broker)
-    await continuity.check(log, installation.archive, None, shards=[0], secret=installation.secret)
+    await continuity.check(log, installation.archive, None, secret=installation.secret)
 
 
 async def test_a_damaged_database_is_refused(installation: Installation) -> None:

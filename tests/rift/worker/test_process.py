@@ -38,7 +38,7 @@ async def published(
         shutdown = Shutdown()
         tasks.start_soon(then, shutdown)
         with suppress(ExceptionGroup):
-            await process.serve(MemoryLog(broker), start, STARTING, shards=1, shutdown=shutdown)
+            await process.serve(MemoryLog(broker), start, STARTING, shutdown)
         tasks.cancel_scope.cancel()
     records = broker.stream(subjects.FLEET).after(0)
     return [event for stored in records for event in codec.decode(stored.data)[1]]
@@ -107,7 +107,7 @@ async def test_a_replica_that_is_declared_lost_exits() -> None:
 
         tasks.start_soon(then)
         with pytest.raises(ExceptionGroup) as failed, anyio.fail_after(5):
-            await process.serve(MemoryLog(broker), good, STARTING, shards=1, shutdown=Shutdown())
+            await process.serve(MemoryLog(broker), good, STARTING, Shutdown())
         assert failed.group_contains(EngineFailed, match="declared lost: silent for 36 s")
         tasks.cancel_scope.cancel()
 

@@ -11,6 +11,7 @@ from events.schema import Parameters, RequestAccepted
 from rift.catalogue import Profile
 from rift.engines.sim import SimEngine
 from rift.worker.shutdown import Shutdown
+from rift.worker.slots import Slots
 from rift.worker.worker import WorkerConfig, open_worker
 from tests.simulation.processes import MODEL, MODELS
 
@@ -56,11 +57,12 @@ async def test_a_trimmed_request_is_not_attempted() -> None:
         stream.add(subjects.request(AT), codec.encode("w", [accepted]), 1)
         log: Any = Trimmed(broker)
         engine = SimEngine(MODELS[MODEL], Profile())
-        config = WorkerConfig(name="w", model="model-a", shard=0, slots=1, entropy=bytes)
         shutdown = Shutdown()
+        slots = Slots(1, shutdown)
+        config = WorkerConfig(name="w", model="model-a", shard=0, slots=slots, entropy=bytes)
 
         async def serve() -> None:
-            async with open_worker(log, engine, config, shutdown) as worker:
+            async with open_worker(log, engine, config) as worker:
                 await worker.run()
 
         tasks.start_soon(serve)
