@@ -213,12 +213,19 @@ class _Protocol(H11Protocol):
         self._spawn = spawn
         self._buffer = strict_parser.strict_buffer(self.connection)  # type: ignore[arg-type]
 
+    async def handle(self, event: Event) -> None:
+        if not (isinstance(event, RawData) and strict_parser.is_last(self.connection)):  # type: ignore[arg-type]
+            await super().handle(event)
+
     async def spawn_app(self, app: None, config: Config, scope: Scope, send: Send) -> Any:
         inbox = _Inbox(partial(self._begin_answer, scope["http_version"]))
         self._spawn(scope, inbox.receive, send)
         return inbox.put
 
     def _begin_answer(self, http_version: str) -> None:
+        """The request is whole. After the last one of a connection nothing more is read."""
+        if strict_parser.is_last(self.connection):  # type: ignore[arg-type]
+            self._buffer.clear()
         can_probe = http_version == "1.1" and strict_parser.is_answer_due(self.connection)  # type: ignore[arg-type]
         self._client.begin_answer(CONTINUE if can_probe else b"")
 

@@ -69,6 +69,9 @@ class StrictBuffer(ReceiveBuffer):
                 self.refuse(problem)
         return data
 
+    def clear(self) -> None:
+        self._extract(len(self))
+
     def refuse(self, problem: str, status: int = 400) -> None:
         """Note the problem, and raise h11.LocalProtocolError, which h11 expects of its parts."""
         self.problem = problem
@@ -84,6 +87,11 @@ def strict_buffer(connection: h11.Connection) -> StrictBuffer:
 
 def is_request_whole(connection: h11.Connection) -> bool:
     return connection.their_state not in (h11.SEND_BODY, h11.ERROR)
+
+
+def is_last(connection: h11.Connection) -> bool:
+    """Return whether a whole request has arrived after which the connection closes."""
+    return connection.their_state is h11.MUST_CLOSE
 
 
 def is_answer_due(connection: h11.Connection) -> bool:

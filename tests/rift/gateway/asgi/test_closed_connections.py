@@ -115,6 +115,18 @@ async def test_a_client_that_closes_its_side_gets_its_answers(request_: bytes, i
 
 
 @pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_what_follows_the_last_request_of_a_connection_is_not_read(version: bytes) -> None:
+    """Scripts and old clients send a line end after a body, and may send more while they read."""
+    app = Paths()
+    last = b"POST /later HTTP/%b\r\nHost: rift\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
+    async with serving(app) as running, await running.connect(last % version + b"\r\n" + HEAD) as stream:
+        await until(lambda: app.bodies == [b"ok"])
+        await stream.send(b"\n" + HEAD)
+        answer = await rest(stream)
+    assert (answer.count(b"HTTP/1.1 200"), answer[-2:], app.begun) == (1, b"ok", 1)
+
+
 async def test_no_interim_answer_follows_the_head_of_an_answer() -> None:
     async with serving(Paths()) as running:
         stream = await running.connect(HEAD.replace(b"GET /", b"GET /early"))
