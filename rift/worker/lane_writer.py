@@ -140,6 +140,12 @@ class LaneWriter:
         self.flush()
         return receipt
 
+    def discard(self, attempt: str) -> None:
+        """Forget the tokens of an attempt that are not being appended yet."""
+        first = 0 if self._in_flight is None else self._in_flight.entries
+        self._queue[first:] = [entry for entry in self._queue[first:] if not _is_of(entry.events[0], attempt)]
+        self._growing.pop(attempt, None)
+
     def _add(self, events: list[AnyEvent]) -> _Entry:
         first = events[0]
         tokens = first if isinstance(first, TokensGenerated) else None
@@ -255,6 +261,10 @@ class LaneWriter:
                 is_logged = True
                 self._blocked()
                 await anyio.sleep(RETRY_S)
+
+
+def _is_of(event: AnyEvent, attempt: str) -> bool:
+    return isinstance(event, TokensGenerated) and event.attempt == attempt
 
 
 def _joined(first: AnyEvent, then: TokensGenerated) -> TokensGenerated:

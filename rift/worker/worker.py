@@ -196,6 +196,8 @@ class Worker:
         attempt = claim.attempt
         if self.claims.holds(claim) and attempt is not None and not attempt.finished:
             self.claims.drop(claim)
+            # Without them, answers that cannot be continued can be tried again.
+            self._writer(claim).discard(attempt.id)
             self._tasks.start_soon(self._give_back_released, claim, attempt.id)
 
     async def _give_back_released(self, claim: JobClaim, attempt: str) -> None:
