@@ -21,6 +21,7 @@ from rift.catalogue import Model, Pace, Profile
 from rift.engines import Rendered
 from rift.engines.sim import SimEngine
 from rift.worker.shutdown import Shutdown
+from rift.worker.slots import Slots
 from rift.worker.worker import WorkerConfig, open_worker
 
 MODEL = Model(source="sim", context_tokens=512, prompt_usd="0.1", output_usd="0.35")
@@ -59,8 +60,9 @@ async def main(point: str, url: str, token: str, model: str, folder: str, broker
     log = await connect(url, token=token, name="mortal")
     engine = MortalEngine(point, Path(folder), int(broker))
     name = f"mortal-{os.getpid()}"
-    config = WorkerConfig(name=name, model=model, shard=0, slots=2, entropy=os.urandom)
-    async with open_worker(log, engine, config, Shutdown()) as worker:
+    slots = Slots(2, Shutdown())
+    config = WorkerConfig(name=name, model=model, shard=0, slots=slots, entropy=os.urandom)
+    async with open_worker(log, engine, config) as worker:
         print("ready", flush=True)
         await worker.run()
 

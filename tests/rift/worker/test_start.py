@@ -17,6 +17,7 @@ from events.schema import AttemptReleased, AttemptStarted, Parameters, RequestAc
 from rift.catalogue import Pace, Profile
 from rift.engines.sim import SimEngine
 from rift.worker.shutdown import Shutdown
+from rift.worker.slots import Slots
 from rift.worker.worker import WorkerConfig, open_worker
 from tests.simulation.processes import MODEL, MODELS
 
@@ -111,8 +112,8 @@ class Rig:
 async def serving(*, entropy: Callable[[int], bytes]) -> AsyncIterator[Rig]:
     async with anyio.create_task_group() as tasks:
         rig = Rig(MemoryBroker(tasks, now_ns))
-        config = WorkerConfig(name="w", model="model-a", shard=0, slots=1, entropy=entropy)
-        async with open_worker(rig.log, rig.engine, config, Shutdown()) as worker:
+        config = WorkerConfig(name="w", model="model-a", shard=0, slots=Slots(1, Shutdown()), entropy=entropy)
+        async with open_worker(rig.log, rig.engine, config) as worker:
             tasks.start_soon(worker.run)
             rig.accept()
             with anyio.fail_after(10):
