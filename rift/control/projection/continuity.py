@@ -156,8 +156,8 @@ async def _check_streams(log: Log, opened: Iterable[int], lasts: Mapping[str, in
         if (lost := await lost_key(log, shard)) is not None:
             raise WrongLog(
                 f"{subjects.KEYS} lacks the idempotency key of a request in {stream}:{lost}, so a client "
-                "that repeats it would pay twice; without a backup, wait 24 hours after the last request: "
-                "its key would have expired then"
+                "that repeats it would pay twice (if there is no backup, start again 24 hours after the last "
+                "request: its key would have expired by then)"
             )
 
 
