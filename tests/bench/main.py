@@ -8,6 +8,7 @@ from pathlib import Path
 
 from replay.scaling import hardware
 from tests.bench import bill, figures, gateway, growth, log, replay, scale, serve, servers, syscalls
+from tests.chaos.rig import RigBroken
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = _command(commands, "log", "compare appends and reads with the plain client library")
     command.add_argument("--appends", type=int, default=2000, metavar="N")
     command.add_argument("--rounds", type=int, default=5, metavar="N")
+    command.add_argument(
+        "--shards",
+        type=_numbers,
+        default=(),
+        metavar="N,N,…",
+        help="instead, measure appends to this many shards, on one broker and on a cluster of three",
+    )
+    command.add_argument(
+        "--writers", type=_numbers, default=(1, 16, 64, 256), metavar="N,N,…", help="with --shards"
+    )
+    command.add_argument("--seconds", type=float, default=3.0, metavar="S", help="measured time per figure")
 
     command = _command(commands, "replay", "compare a rebuild from the archive with a plain DuckDB table")
     command.add_argument("--requests", type=int, default=10_000_000, metavar="N", help="archived requests")
@@ -76,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module = modules[name]
     try:
         result = figures.plain(module.run(module.Options(**options), say))
-    except (servers.ServerBroken, syscalls.StraceMissing) as error:
+    except (servers.ServerBroken, syscalls.StraceMissing, RigBroken) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     if as_json:

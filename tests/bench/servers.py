@@ -98,7 +98,7 @@ class Running(NamedTuple):
         """Return the CPU seconds used so far, by role; `engine` stands for a server's engine processes."""
         used: Counter[str] = Counter()
         for pid, role in self.roles().items():
-            used[role] += _cpu_s(pid)
+            used[role] += cpu_s_of(pid)
         return used
 
     def peak_mb(self) -> Counter[str]:
@@ -232,7 +232,7 @@ def _descendants(main: int) -> list[tuple[int, int]]:
     return processes
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s_of(pid: int) -> float:
     """Read the process's CPU clock, which counts nanoseconds; /proc counts ticks of 10 ms."""
     with suppress(OSError):
         # Linux's number of that clock, for any process (MAKE_PROCESS_CPUCLOCK in its sources).

@@ -33,6 +33,15 @@ def test_the_log_against_the_client_library() -> None:
     assert all(ratio > 0 for ratio in result["ratios"].values())
 
 
+def test_appends_to_several_shards() -> None:
+    result = bench("log", "--shards", "2", "--writers", "3", "--seconds", "0.3")
+    assert [(row["servers"], row["shards"]) for row in result["ratios"]] == [(1, 2), (3, 2)]
+    for row in result["ratios"]:
+        assert row["appends_per_s"] > 0
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+        assert row["per_first"] == 1
+
+
 def test_a_warehouse_from_the_archive() -> None:
     result = bench("replay", "--requests", "50000", "--log-requests", "500")
     assert result["segments"] == 3

@@ -1,11 +1,8 @@
 """Rift's roles as separate commands, with a cluster of three nats-servers or a proxy to one."""
 
 import json
-import secrets
-import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +10,15 @@ import anyio
 from anyio.abc import TaskGroup
 
 from events import book as books
-from events.contracts import MESSAGE_BYTES_MAX
-from events.jetstream import JetStream, connect
-from events.log import LogError
-from rift import book_admin, catalogue, nats_server, price_lists, supervisor
+from events import shards, subjects
+from events.jetstream import JetStream
+from rift import book_admin, catalogue, price_lists, supervisor
 from rift.data_dir import DataDir
+from tests.chaos.brokers import Brokers
 from tests.chaos.proxy import Proxy
-from tests.chaos.rig import POLL_S, READY_S, STOP_S, Rig, RigBroken, free_port
+from tests.chaos.rig import POLL_S, READY_S, Rig, RigBroken, free_port
 
 LOG_BYTES_MAX = 1 << 30
-STREAMS = ("RIFT_0", "RIFT_FLEET", "RIFT_BOOK")
-
-CONFIGURATION = """\
-listen: "127.0.0.1:{port}"
-http: "127.0.0.1:{monitor}"
-server_name: {name}
-max_payload: {max_payload}
-max_pending: {max_pending}
-authorization {{ token: "{token}" }}
-jetstream {{
-  store_dir: {store}
-  sync_interval: always
-}}
-"""
-IN_CLUSTER = """\
-cluster {{
-  name: chaos
-  listen: "127.0.0.1:{route}"
-  routes: [{routes}]
-}}
-"""
 
 
 class Apart(Rig):
@@ -51,44 +27,32 @@ class Apart(Rig):
     servers = 1
     gateways = 1
 
-    def __init__(self, folder: Path, *, engine: str, workers: int) -> None:
-        super().__init__(folder, engine=engine, workers=workers)
-        self._token = secrets.token_hex(16)
-        self._names = [f"nats-{number}" for number in range(self.servers)]
-        self._ports = {name: free_port() for name in self._names}
-        self._monitors = {name: free_port() for name in self._names}
-        self._routes = {name: free_port() for name in self._names}
-        self._servers: dict[str, subprocess.Popen[bytes]] = {}
-        self._children: list[supervisor.Child] = []
+    def __init__(self, folder: Path, *, engine: str, workers: int, shards: int = 1) -> None:
+        super().__init__(folder, engine=engine, workers=workers, shards=shards)
+        self.brokers = Brokers(self.folder, self.servers, self.guard)
 
     async def start(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
         supervisor.WELL_S = 0.0
         installation = DataDir(self.folder)
         installation.make()
-        monitors = ",".join(f"http://127.0.0.1:{port}" for port in self._monitors.values())
-        (self.folder / "rift.toml").write_text(
-            f'fleet = "none"\nlog_replicas = {self.servers}\nlog_bytes_max = {LOG_BYTES_MAX}\n'
-            f'nats_monitor = "{monitors}"\n'
+        self.configure(
+            'fleet = "none"',
+            f"log_replicas = {self.servers}",
+            f"log_bytes_max = {LOG_BYTES_MAX}",
+            f'nats_monitor = "{",".join(self.brokers.monitors)}"',
         )
-        for name in self._names:
-            self._configure(name)
-            await self.start_server(name)
+        self.brokers.start_all()
         self.log = await self.connected()
         await self._prepare()
-        await self._start_roles(list(self._ports.values()))
+        await self._start_roles(self.brokers.client_ports)
         await self.workers_ready()
         await self.settled()
 
     async def _prepare(self) -> None:
         """Create the streams and the book, as `rift up` does for its broker."""
-        with anyio.move_on_after(READY_S):
-            while True:
-                try:
-                    await self.log.ensure_streams(shards=1, replicas=self.servers, max_bytes=LOG_BYTES_MAX)
-                    break
-                except LogError:
-                    await anyio.sleep(POLL_S)
+        await self.brokers.ensure_streams(self.log, shards=self.shards, max_bytes=LOG_BYTES_MAX)
+        await shards.open_up_to(self.log, self.shards, writer="chaos")
         book = await books.read(self.log)
         await book_admin.open_account(self.log, book, "dev")
         published = price_lists.default(catalogue.shipped(), book)
@@ -101,24 +65,22 @@ class Apart(Rig):
         return "\n".join(f"--- {file.name}\n{file.read_text()[-2000:]}" for file in files)
 
     async def stop(self) -> list[str]:
-        async with anyio.create_task_group() as tasks:
-            for child in self._children:
-                tasks.start_soon(child.stop, STOP_S)
+        await self.stop_children()
         if hasattr(self, "log"):
             await self.log.close()
-        for name in list(self._servers):
-            self.kill_server(name)
+        self.brokers.kill_all()
         return [" ".join(command) for _, command in self.processes()]
 
     # --- roles ---------------------------------------------------------------------------------------
 
     async def _start_roles(self, nats_ports: Sequence[int]) -> None:
         """Start control, gateways and workers with the ports of all servers."""
-        self._nats = ",".join(f"nats://{self._token}@127.0.0.1:{port}" for port in nats_ports)
+        self._nats = ",".join(f"nats://{self.brokers.token}@127.0.0.1:{port}" for port in nats_ports)
         self._role("control", "control")
-        for number in range(self.gateways):
+        for number in range(max(self.gateways, self.shards)):
             port = free_port()
-            self._role(f"gateway-{number}", "gateway", "--port", str(port))
+            shard = ["--shard", str(number % self.shards)] if self.shards > 1 else []
+            self._role(f"gateway-{number}", "gateway", "--port", str(port), *shard)
             self.urls.append(f"http://127.0.0.1:{port}")
         for number in range(self.workers):
             self._role(f"worker-{number}", "worker")
@@ -128,54 +90,13 @@ class Apart(Rig):
     def _role(self, name: str, role: str, *more: str) -> None:
         options = ["--data", str(self.folder), "--engine", self.engine, "--nats", self._nats]
         command = [sys.executable, "-m", "rift", role, *options, *more]
-        self._children.append(self.child(name, command))
+        self.child(name, command)
 
     async def sql(self, select: str) -> list[dict[str, Any]]:
         return await super().sql(select, "--nats", self._nats)
 
     async def connected(self) -> JetStream:
-        urls = ",".join(f"nats://127.0.0.1:{port}" for port in self._ports.values())
-        with anyio.move_on_after(READY_S):
-            while True:
-                with suppress(LogError):
-                    return await connect(urls, token=self._token, name="chaos")
-                await anyio.sleep(POLL_S)
-        raise RigBroken("no server of the cluster answers")
-
-    # --- servers -------------------------------------------------------------------------------------
-
-    def _configure(self, name: str) -> None:
-        routes = ", ".join(
-            f'"nats://127.0.0.1:{port}"' for other, port in self._routes.items() if other != name
-        )
-        folder = self.folder / name
-        folder.mkdir()
-        configuration = CONFIGURATION + (IN_CLUSTER if self.servers > 1 else "")
-        nats_server.write_secret(
-            folder / "nats.conf",
-            configuration.format(
-                port=self._ports[name],
-                monitor=self._monitors[name],
-                name=name,
-                max_payload=MESSAGE_BYTES_MAX,
-                max_pending=nats_server.MAX_PENDING_BYTES,
-                token=self._token,
-                store=json.dumps(str(folder / "store")),
-                route=self._routes[name],
-                routes=routes,
-            ),
-        )
-
-    async def start_server(self, name: str) -> None:
-        with (self.folder / "logs" / f"{name}.log").open("ab") as output:
-            self._servers[name] = subprocess.Popen(  # noqa: ASYNC220  # returns at once
-                nats_server.command(self.folder / name), stdout=output, stderr=output, start_new_session=True
-            )
-        self.guard.add(self._servers[name].pid)
-
-    def kill_server(self, name: str) -> None:
-        self._servers[name].kill()
-        self._servers[name].wait()
+        return await self.brokers.connected("chaos")
 
 
 class Proxied(Apart):
@@ -197,11 +118,11 @@ class Proxied(Apart):
 class Cluster(Apart):
     servers = 3
 
-    async def leader(self) -> str:
-        """Return the server that leads the shard's stream. Raises RigBroken."""
+    async def leader(self, shard: int) -> str:
+        """Return the server that leads a shard's stream. Raises RigBroken."""
         with anyio.move_on_after(READY_S):
             while True:
-                for info in await self._infos("RIFT_0"):
+                for info in await self._infos(subjects.shard_stream(shard)):
                     if leader := info.get("leader"):
                         return str(leader)
                 await anyio.sleep(POLL_S)
@@ -209,11 +130,12 @@ class Cluster(Apart):
 
     async def settled(self) -> None:
         """Return once every stream has a leader and two current followers."""
+        streams = (*subjects.folded(range(self.shards)),)
         with anyio.move_on_after(READY_S):
             while True:
-                infos = await self._infos(*STREAMS)
+                infos = await self._infos(*streams)
                 current = [all(peer.get("current") for peer in info.get("replicas", [])) for info in infos]
-                if len(infos) == len(STREAMS) and all(current) and all(info.get("leader") for info in infos):
+                if len(infos) == len(streams) and all(current) and all(info.get("leader") for info in infos):
                     await super().settled()
                     return
                 await anyio.sleep(POLL_S)

@@ -52,6 +52,7 @@ class Options(NamedTuple):
     engine: str = "sim"
     streams: int = STREAMS
     workers: int | None = None
+    shards: int = 1
     folder: Path | None = None
 
 
@@ -69,6 +70,7 @@ class Report:
     breaks: int = 0
     orphans: int = 0
     ignored: Ignored = field(default_factory=Ignored)
+    requests_by_shard: dict[str, int] = field(default_factory=dict)
     waits_s: dict[str, list[float]] = field(default_factory=dict)
 
     def line(self) -> str:
@@ -157,7 +159,8 @@ class Run:
     async def _check(self, cycle: Cycle, http: httpx.AsyncClient) -> Counts:
         await self.ledger.read_on(self._rig.log)
         self.report.ignored = self.ledger.ignored
-        counts = Counts(unexplained=list(cycle.problems))
+        self.report.requests_by_shard = self.ledger.requests_by_shard
+        counts = Counts(unexplained=[*cycle.problems, *await self._rig.problems()])
         if not cycle.done:
             counts.unexplained.append("the fault did not happen")
         for client in cycle.clients:
@@ -308,7 +311,7 @@ async def run(options: Options, say: Callable[[str], None], report: Report | Non
     kind = KINDS[options.kind]
     # A real engine takes 3 GB: two of them are enough for one to take over.
     workers = options.workers or (kind.workers if options.engine == "sim" else 2)
-    rig = kind.rig(folder, engine=options.engine, workers=workers)
+    rig = kind.rig(folder, engine=options.engine, workers=workers, shards=options.shards)
     whole = Run(options, rig, say, report or Report())
     say(f"kind {options.kind}, seed {options.seed}, {options.cycles} cycles of {options.streams} streams")
     began_at = anyio.current_time()
@@ -360,6 +363,7 @@ def summary(whole: Run, seconds: float, say: Callable[[str], None]) -> None:
         f"did not count in the log: {ignored.tokens} tokens, {ignored.starts} starts, {ignored.ends} ends, "
         f"{ignored.acceptances} acceptances"
     )
+    say(f"requests by shard: {report.requests_by_shard}")
     for name, waits_s in report.waits_s.items():
         say(f"{name}: {spread(waits_s)}")
 

@@ -18,7 +18,7 @@ import anyio
 from events.log import APPEND_TIMEOUT_S
 from tests.chaos.client import Client, Progress
 from tests.chaos.cluster import Cluster, Proxied
-from tests.chaos.ledger import EVERYTHING, STREAM
+from tests.chaos.ledger import shard_streams
 from tests.chaos.rig import Hanging, OnSmallDisk, Rig, TwoGateways
 
 # A superseded attempt may still write for this long, until its engine's request is aborted.
@@ -150,11 +150,11 @@ async def kill_leader(cycle: Cycle) -> None:
     assert isinstance(cycle.rig, Cluster), "only a cluster has a leader to lose"
     (moment,) = cycle.moments(1)
     await cycle.reach(moment)
-    server = await cycle.rig.leader()
-    cycle.rig.kill_server(server)
+    server = await cycle.rig.leader(cycle.chance.randrange(cycle.rig.shards))
+    cycle.rig.brokers.kill(server)
     cycle.note(f"killed the leader {server}")
     await anyio.sleep(cycle.chance.uniform(0.1, 3.0))
-    await cycle.rig.start_server(server)
+    cycle.rig.brokers.start(server)
 
 
 async def drain(cycle: Cycle) -> None:
@@ -180,26 +180,32 @@ async def drop_acks(cycle: Cycle) -> None:
 async def poison(cycle: Cycle) -> None:
     """End every engine that starts the fatal request, until no worker starts it any more."""
     (fatal,) = (client.plan.prompt for client in cycle.clients if client.plan.fatal)
-    last = await cycle.rig.log.last_sequence(STREAM)
-    request, deaths = None, 0
+    log = cycle.rig.log
+    deaths = 0
     async with anyio.create_task_group() as tasks:
 
         async def all_ended() -> None:
             await cycle.ended.wait()
             tasks.cancel_scope.cancel()
 
+        async def crash(stream: str, everything: str, last: int) -> None:
+            nonlocal deaths
+            request = None
+            async with log.follow(stream, [everything], after=last) as reader:
+                async for batch in reader:
+                    for stored in batch:
+                        events = json.loads(stored.data)["events"]
+                        if events[0].get("input") == fatal:
+                            request = events[0]["request"]
+                        mine = [event for event in events if event.get("request") == request]
+                        # A start and an end in one record: an attempt that no engine saw.
+                        if [event["type"] for event in mine] == ["AttemptStarted"]:
+                            cycle.rig.crash(mine[0]["worker"])
+                            deaths += 1
+
         tasks.start_soon(all_ended)
-        async with cycle.rig.log.follow(STREAM, EVERYTHING, after=last) as reader:
-            async for batch in reader:
-                for stored in batch:
-                    events = json.loads(stored.data)["events"]
-                    if events[0].get("input") == fatal:
-                        request = events[0]["request"]
-                    mine = [event for event in events if event.get("request") == request]
-                    # A start and an end in one record: an attempt that no engine saw.
-                    if [event["type"] for event in mine] == ["AttemptStarted"]:
-                        cycle.rig.crash(mine[0]["worker"])
-                        deaths += 1
+        for stream, everything in await shard_streams(log):
+            tasks.start_soon(crash, stream, everything, await log.last_sequence(stream))
     cycle.note(f"ended {deaths} engines")
     if deaths > DEATHS_MAX:
         cycle.problems.append(f"{deaths} engines died of one request, at most {DEATHS_MAX} may")

@@ -5,16 +5,17 @@ Rift's fold. `ignored` counts the events that did not count: they show that ther
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 
-from events.log import Log, OutcomeUnknown
+from events.jetstream import JetStream
+from events.log import OutcomeUnknown
 from tests.chaos.checks import LoggedRequest
 
-STREAM = "RIFT_0"
-EVERYTHING = ["rift.0.>"]
+SHARD = re.compile(r"RIFT_(\d+)")
 
 # A cluster whose leader was killed does not answer until it has elected another.
 ELECTION_S = 60.0
@@ -54,15 +55,22 @@ class Ignored:
     last_ns: int = 0
 
 
+async def shard_streams(log: JetStream) -> list[tuple[str, str]]:
+    """Return the stream of each shard and its subjects, as the broker has them. Raises LogError."""
+    found = [match for name in await log.streams() if (match := SHARD.fullmatch(name))]
+    return sorted((match[0], f"rift.{match[1]}.>") for match in found)
+
+
 class Ledger:
     def __init__(self) -> None:
-        self.position = 0
+        self.positions: dict[str, int] = {}
         self.stories: dict[str, Story] = {}
         self.ignored = Ignored()
+        self.requests_by_shard: dict[str, int] = {}
         self._request_of: dict[str, str] = {}
 
-    async def read_on(self, log: Log) -> None:
-        """Fold all records after `position`. Raises LogError."""
+    async def read_on(self, log: JetStream) -> None:
+        """Fold all records of every shard after `positions`. Raises LogError."""
         with anyio.fail_after(ELECTION_S):
             while True:
                 try:
@@ -71,13 +79,19 @@ class Ledger:
                 except OutcomeUnknown:
                     await anyio.sleep(1)
 
-    async def _read_on(self, log: Log) -> None:
-        target = await log.last_sequence(STREAM)
-        async for batch in log.scan(STREAM, EVERYTHING, first=self.position + 1, target=target):
-            for stored in batch:
-                self.position = stored.sequence
-                for event in json.loads(stored.data)["events"]:
-                    self.fold(event, stored.stored_at_ns)
+    async def _read_on(self, log: JetStream) -> None:
+        for stream, everything in await shard_streams(log):
+            first = self.positions.get(stream, 0) + 1
+            target = await log.last_sequence(stream)
+            async for batch in log.scan(stream, [everything], first=first, target=target):
+                for stored in batch:
+                    self.positions[stream] = stored.sequence
+                    events = json.loads(stored.data)["events"]
+                    accepted = sum(event["type"] == "RequestAccepted" for event in events)
+                    if accepted:
+                        self.requests_by_shard[stream] = self.requests_by_shard.get(stream, 0) + accepted
+                    for event in events:
+                        self.fold(event, stored.stored_at_ns)
 
     def forget(self, request: str) -> None:
         """Drop an ended request; its later events are ignored anyway."""

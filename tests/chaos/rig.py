@@ -73,21 +73,24 @@ def role_of(command: Sequence[str]) -> str:
 
 
 class Rig:
-    """`rift up` with workers, its log, and its processes by role."""
+    """`rift up` with workers, a gateway for each further shard, its log, and its processes by role."""
 
-    def __init__(self, folder: Path, *, engine: str, workers: int) -> None:
-        self.folder, self.engine, self.workers = folder / "data", engine, workers
+    def __init__(self, folder: Path, *, engine: str, workers: int, shards: int = 1) -> None:
+        self.folder, self.engine, self.workers, self.shards = folder / "data", engine, workers, shards
         self.urls: list[str] = []
         self.key = ""
         self.log: JetStream
         self.guard = Guard()
         self._screen = folder / "screen.txt"
+        self._children: list[Child] = []
 
     async def start(self, tasks: TaskGroup) -> None:
         """Return once requests are answered. Raises RigBroken."""
         self._tasks = tasks
         processes.WELL_S = 0.0
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        if self.shards > 1:
+            self.configure(f"shards = {self.shards}")
         options = ["--data", str(self.folder), "--port", "0", "--engine", self.engine]
         with self._screen.open("wb") as screen:
             self._up = subprocess.Popen(  # noqa: ASYNC220  # returns at once
@@ -108,6 +111,22 @@ class Rig:
             raise RigBroken(f"rift up did not become ready: {self.screen()}")
         self.urls, self.key = [ready[1]], ready[2]
         self.log = await self.connected()
+        for shard in range(1, self.shards):
+            await self.add_gateway("--shard", str(shard))
+
+    def configure(self, *settings: str) -> None:
+        """Add lines to `rift.toml`."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.folder / "rift.toml").open("a") as file:
+            file.writelines(f"{line}\n" for line in settings)
+
+    async def add_gateway(self, *options: str) -> None:
+        """Start a supervised gateway beside `rift up`, for every later client. Raises RigBroken."""
+        port = str(free_port())
+        common = ["--data", str(self.folder), "--engine", self.engine, "--port", port]
+        self.child(f"gateway-{port}", [sys.executable, "-m", "rift", "gateway", *common, *options])
+        await self.answering(f"http://127.0.0.1:{port}")
+        self.urls.append(f"http://127.0.0.1:{port}")
 
     def screen(self) -> str:
         return self._screen.read_text()
@@ -119,6 +138,7 @@ class Rig:
 
     async def stop(self) -> list[str]:
         """Stop everything; return the command lines of processes that still run."""
+        await self.stop_children()
         if hasattr(self, "log"):
             await self.log.close()
         if hasattr(self, "_up"):
@@ -136,7 +156,12 @@ class Rig:
             return left
         return []
 
-    def child(self, name: str, command: Sequence[str]) -> Child:
+    async def stop_children(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            for child in self._children:
+                tasks.start_soon(child.stop, STOP_S)
+
+    def child(self, name: str, command: Sequence[str]) -> None:
         """Start a process outside `rift up`, under the same kind of supervision."""
         child = Child(
             name,
@@ -145,7 +170,7 @@ class Rig:
         )
         child.start()
         self._tasks.start_soon(child.supervise)
-        return child
+        self._children.append(child)
 
     @property
     def runs(self) -> bool:
@@ -180,13 +205,18 @@ class Rig:
 
     # --- waiting -------------------------------------------------------------------------------------
 
+    async def rift(self, *command: str) -> str:
+        """Run a command as an operator does, and return what it prints. Raises RigBroken."""
+        line = [sys.executable, "-m", "rift", *command, "--data", str(self.folder)]
+        done = await anyio.run_process(line, check=False, env=environment())
+        if done.returncode != 0:
+            output = done.stdout.decode() + done.stderr.decode()
+            raise RigBroken(f"rift {' '.join(command)}: {output}")
+        return done.stdout.decode()
+
     async def sql(self, select: str, *more: str) -> list[dict[str, Any]]:
         """Query with the command line, as an operator does. Raises RigBroken."""
-        command = [sys.executable, "-m", "rift", "sql", "--json", select, "--data", str(self.folder), *more]
-        done = await anyio.run_process(command, check=False, env=environment())
-        if done.returncode != 0:
-            raise RigBroken(f"rift sql: {done.stderr.decode()}")
-        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        rows: list[dict[str, Any]] = json.loads(await self.rift("sql", "--json", select, *more))
         return rows
 
     async def answering(self, url: str) -> None:
@@ -217,6 +247,10 @@ class Rig:
                 await anyio.sleep(POLL_S)
         raise RigBroken(f"not all of {self.workers} workers became ready again: {self.screen()}")
 
+    async def problems(self) -> list[str]:
+        """Return what is wrong with the whole installation after a cycle. Raises RigBroken."""
+        return []
+
     async def log_answers(self) -> None:
         """Return once the log answers. Raises RigBroken."""
         with anyio.move_on_after(READY_S):
@@ -235,16 +269,7 @@ class TwoGateways(Rig):
 
     async def start(self, tasks: TaskGroup) -> None:
         await super().start(tasks)
-        port = free_port()
-        options = ["--data", str(self.folder), "--engine", self.engine, "--port", str(port)]
-        self.second = self.child("gateway-b", [sys.executable, "-m", "rift", "gateway", *options])
-        self.urls.append(f"http://127.0.0.1:{port}")
-        await self.answering(self.urls[1])
-
-    async def stop(self) -> list[str]:
-        if hasattr(self, "second"):
-            await self.second.stop(STOP_S)
-        return await super().stop()
+        await self.add_gateway()
 
 
 class Hanging(Rig):
@@ -256,17 +281,12 @@ class Hanging(Rig):
         self.workers += 1
         self.flag = self.folder / "hang"
         options = ["worker", "--data", str(self.folder), "--engine", self.engine, "--replica", "hanging"]
-        self.second = self.child("worker-b", [sys.executable, "-c", HANGS, str(self.flag), *options])
+        self.child("worker-b", [sys.executable, "-c", HANGS, str(self.flag), *options])
         await self.workers_ready()
 
     def victim(self) -> int:
         (victim,) = [pid for pid, command in self.processes() if "hanging" in command]
         return victim
-
-    async def stop(self) -> list[str]:
-        if hasattr(self, "second"):
-            await self.second.stop(STOP_S)
-        return await super().stop()
 
 
 class OnSmallDisk(Rig):
@@ -280,8 +300,7 @@ class OnSmallDisk(Rig):
         self._mounted = ExitStack()
         self.disk = self._mounted.enter_context(small_disk(self.folder.parent / "disk", self.DISK_BYTES))
         self.folder = self.disk.path / "data"
-        self.folder.mkdir()
-        (self.folder / "rift.toml").write_text(f"log_bytes_max = {self.LOG_BYTES_MAX}\n")
+        self.configure(f"log_bytes_max = {self.LOG_BYTES_MAX}")
         await super().start(tasks)
 
     async def fill_disk(self) -> None:
