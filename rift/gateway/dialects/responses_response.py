@@ -34,6 +34,7 @@ PARAMS = {
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
     "logprobs": "top_logprobs",
+    "template": "chat_template_kwargs",
 }
 
 _encode = msgspec.json.Encoder().encode
