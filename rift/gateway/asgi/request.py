@@ -169,6 +169,14 @@ class Request:
     async def write(self, data: bytes, *, more: bool) -> None:
         await self.send({"type": "http.response.body", "body": data, "more_body": more})
 
+    async def write_part(self, data: bytes, *, more: bool) -> None:
+        """Write a part of a chunked answer. Of a client that kept up until now, only the connection keeps
+        it, and counts what is not read: on the way of `write` two more copies would wait for the client."""
+        if data and self.write_chunk is not None and self.write_chunk(data):
+            data = b""
+        if data or not more:
+            await self.write(data, more=more)
+
     async def answer(self, status: int, value: Any, headers: Headers = ()) -> None:
         """Answer with one JSON value."""
         data = msgspec.json.encode(value)

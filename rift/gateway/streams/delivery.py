@@ -185,7 +185,7 @@ class Delivery:
                 await subscription.wait_for_news(request.write_chunk)
             if subscription.has_news:
                 more = not subscription.is_over
-                await request.write(client.take(), more=more)
+                await request.write_part(client.take(), more=more)
                 if not more:
                     return None
             elif subscription.state != "waiting" and anyio.current_time() >= client.sent_at_s + KEEP_ALIVE_S:

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import tracemalloc
 from collections.abc import Iterator
 
 import anyio
@@ -9,6 +10,7 @@ import pytest
 from anyio.abc import SocketStream
 
 from rift.gateway.asgi import connections as module
+from rift.gateway.asgi.request import Receive, Request, Scope, Send
 from tests.rift.gateway.asgi.serving import (
     HEAD,
     Paths,
@@ -116,6 +118,30 @@ async def test_the_bytes_that_no_client_reads_are_bounded(monkeypatch: pytest.Mo
         for stream in (streams[0], streams[2]):
             assert len(await read(stream, 10_000_000)) == 10_000_000
         assert await is_answered(await running.connect(HEAD))
+
+
+async def test_only_the_connection_keeps_what_a_client_does_not_read() -> None:
+    size = 20_000_000
+    written = anyio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send, own_id="one")
+        await request.start(200, b"text/event-stream")
+        await request.write_part(bytes(size), more=True)
+        written.set()
+        await request.write_part(b"", more=False)
+
+    async with serving(app) as running:
+        tracemalloc.start()
+        try:
+            client = await running.connect(b"GET / HTTP/1.1\r\nHost: rift\r\n\r\n")
+            with anyio.move_on_after(5):
+                await written.wait()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 1.5 * size
+        assert len(await read(client, size)) >= size
 
 
 @contextlib.contextmanager
