@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl
 
 import anyio
 import msgspec
+from anyio.abc import TaskGroup
 
 from events.clock import now_s
 from events.contracts import BODY_BYTES_MAX
@@ -24,6 +25,10 @@ WriteChunk = Callable[[bytes], bool]
 # An extension of our server: set the chunk that finds out whether a client that has closed its side is gone.
 PROBE = "rift.probe"
 SetProbe = Callable[[bytes], None]
+
+# An extension of our server: call a function once the client has left, or at once if it has.
+WHEN_GONE = "rift.when_gone"
+WhenGone = Callable[[Callable[[], None]], None]
 
 # A client's own id is stored and echoed only if it is visible ASCII, without spaces.
 CLIENT_ID = re.compile(r"[!-~]{1,128}")
@@ -150,6 +155,19 @@ class Request:
         """Return once the client has disconnected. Call it only after the body was read."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
+
+    def cancel_when_gone(self, tasks: TaskGroup) -> None:
+        """Cancel a task group once the client has disconnected. Call it only after the body was read."""
+        when_gone: WhenGone | None = self._scope.get("extensions", {}).get(WHEN_GONE)
+        if when_gone is not None:
+            # A task that waits for it costs more than the rest of a short answer.
+            when_gone(tasks.cancel_scope.cancel)
+        else:
+            tasks.start_soon(self._cancel_when_gone, tasks)
+
+    async def _cancel_when_gone(self, tasks: TaskGroup) -> None:
+        await self.disconnected()
+        tasks.cancel_scope.cancel()
 
     async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
         took_ms = (now_s() - self._began_at_s) * 1000

@@ -14,6 +14,7 @@ costs nothing, even if it has ended by then.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
@@ -112,9 +113,16 @@ class Delivery:
             self.revoke(request.key)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_cancel_at_disconnect, request, tasks.cancel_scope)
-                tasks.start_soon(self._stay_attached, subscription, resumed)
-                failure = await send(request, subscription, headers, resumed)
+                request.cancel_when_gone(tasks)
+                stay = partial(tasks.start_soon, self._stay_attached, subscription)
+                if resumed:
+                    stay()
+                else:
+                    subscription.at_attachment(stay)
+                try:
+                    failure = await send(request, subscription, headers, resumed)
+                finally:
+                    subscription.at_attachment(None)
                 tasks.cancel_scope.cancel()
         finally:
             del self._keys[subscription]
@@ -194,13 +202,11 @@ class Delivery:
 
     # --- attaching and leaving -------------------------------------------------------------------------
 
-    async def _stay_attached(self, subscription: Subscription, resumed: bool) -> None:
+    async def _stay_attached(self, subscription: Subscription) -> None:
         """Report this client, so that no gateway cancels the request when another client disconnects.
 
         A client that resumed is reported at once, the first client only after another has attached.
         """
-        if not resumed:
-            await subscription.wait_for_attachment()
         accepted = subscription.answer.accepted
         while not accepted.detached:
             await self._report_attached(accepted.request)
@@ -271,11 +277,6 @@ class Delivery:
         async with anyio.create_task_group() as tasks:
             for answer in answers:
                 tasks.start_soon(self.cancellation.cancel, answer.id, why)
-
-
-async def _cancel_at_disconnect(request: Request, scope: anyio.CancelScope) -> None:
-    await request.disconnected()
-    scope.cancel()
 
 
 def _failure(subscription: Subscription) -> HTTPError | None:

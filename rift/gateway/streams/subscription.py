@@ -44,6 +44,7 @@ class Subscription:
         self._on_end = on_end
         self._ciphers: dict[str, Cipher] = {}
         self._attachments = 0
+        self._on_attachment: Callable[[], object] | None = None
         self._changed = Wakeup()
 
     @property
@@ -107,6 +108,7 @@ class Subscription:
         """Note that another client has attached to a request, at this or another gateway."""
         self._attachments += 1
         self._changed.set()
+        self.at_attachment(self._on_attachment)
 
     # --- the client ------------------------------------------------------------------------------------
 
@@ -151,7 +153,12 @@ class Subscription:
         while not (self.is_over or (or_attachment and self._attachments > seen)):
             await self._changed.wait()
 
-    async def wait_for_attachment(self) -> None:
-        """Return once another client has attached, at this or another gateway; at once if one has."""
-        while not self._attachments:
-            await self._changed.wait()
+    def at_attachment(self, call: Callable[[], object] | None) -> None:
+        """Call a function once, when another client attaches, at this or another gateway; at once if one has.
+
+        None: call no function any more.
+        """
+        is_due = call is not None and self._attachments > 0
+        self._on_attachment = None if is_due else call
+        if call is not None and is_due:
+            call()

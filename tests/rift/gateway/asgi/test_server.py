@@ -8,7 +8,9 @@ import anyio
 import pytest
 from hypercorn.protocol import h11
 
-from rift.gateway.asgi.request import WRITE_CHUNK
+from rift.gateway.asgi import server
+from rift.gateway.asgi.request import WHEN_GONE, WRITE_CHUNK
+from rift.gateway.asgi.server import FRAMING
 from tests.rift.gateway.asgi.serving import HEAD, Paths, error, serving, until
 
 pytestmark = pytest.mark.anyio
@@ -63,6 +65,65 @@ async def test_a_response_without_chunks_goes_through_the_server() -> None:
 
 
 # --- hypercorn -----------------------------------------------------------------------------------------
+
+
+class Headed:
+    """Answer with given headers, with a body of 2 bytes."""
+
+    def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self.headers = headers
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        await send({"type": "http.response.body", "body": b"ok", "more_body": False})
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("protocol", ["1.0", "1.1"])
+@pytest.mark.parametrize("framing", [[], [(b"content-length", b"2")], [(b"connection", b"close")]])
+async def test_a_head_is_the_one_that_h11_would_write(
+    method: str, protocol: str, framing: list[tuple[bytes, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = [(b"server-timing", b"a;dur=1"), *framing, (b"server-timing", b"b;dur=\xe9"), (b"x-empty", b"")]
+    request = f"{method} / HTTP/{protocol}\r\nHost: rift\r\nConnection: close\r\n\r\n".encode()
+    answers = []
+    for names in ((), FRAMING):
+        # If every header frames the body, h11 writes the head alone.
+        monkeypatch.setattr(server, "FRAMING", names or [name for name, _ in headers])
+        async with serving(Headed(headers)) as running:
+            head, _, body = (await running.ask(request)).partition(b"\r\n\r\n")
+        status, *lines = head.split(b"\r\n")
+        answers.append((status, sorted(each for each in lines if not each.startswith(b"date: ")), body))
+    assert answers[0] == answers[1]
+    assert answers[0][1].count(b"server-timing: a;dur=1") == 1
+
+
+@pytest.mark.parametrize("header", [(b"x-a", b"1\r\nx-b: 2"), (b"x-a", b"\0"), (b"x-\na", b"1")])
+async def test_no_control_character_gets_into_a_head(
+    header: tuple[bytes, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Headed([header])) as running:
+        answer = await running.ask(HEAD)
+    assert error(answer) == (500, "internal_error")
+    assert "a control character in a header" in caplog.text
+
+
+async def test_a_function_is_called_once_the_client_has_left() -> None:
+    gone: list[str] = []
+    left = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["more_body"] is False
+        scope["extensions"][WHEN_GONE](lambda: (gone.append("first"), left.set()))
+        await left.wait()
+        scope["extensions"][WHEN_GONE](lambda: gone.append("at once"))
+
+    async with serving(app) as running:
+        stream = await running.connect(HEAD)
+        await anyio.sleep(0.05)
+        assert not gone
+        await stream.aclose()
+        await until(lambda: gone == ["first", "at once"])
 
 
 def test_hypercorn_is_the_version_that_the_server_was_written_for() -> None:

@@ -73,3 +73,24 @@ async def test_only_a_client_can_be_broken_off() -> None:
     assert subscription.state == "broken"
     subscription.release_client()
     assert subscription.state == "ended"
+
+
+def test_another_client_is_reported_once_and_at_once_if_it_was_first() -> None:
+    subscription = Subscription([completion("a")], client())
+    calls: list[str] = []
+    subscription.at_attachment(lambda: calls.append("later"))
+    assert not calls
+    for _ in range(2):
+        subscription.note_attachment()
+    assert calls == ["later"]
+    subscription.at_attachment(lambda: calls.append("at once"))
+    assert calls == ["later", "at once"]
+
+
+def test_a_client_that_left_is_told_of_no_other() -> None:
+    subscription = Subscription([completion("a")], client())
+    calls: list[str] = []
+    subscription.at_attachment(lambda: calls.append("called"))
+    subscription.at_attachment(None)
+    subscription.note_attachment()
+    assert not calls
