@@ -54,6 +54,10 @@ from rift.gateway.submission.submit import Submission
 # From the signal to stop until the server stops: enough for each stream's last frame.
 LAST_FRAMES_S = 0.5
 
+# The objects that are made between two collections of garbage. Requests leave none; a connection leaves 30
+# objects and at most HEAD_BYTES, so at most 30 MB wait for the second of three generations.
+GARBAGE_OBJECTS = 5_000
+
 
 class Opened(NamedTuple):
     """A gateway whose lane is open and whose background tasks run: it accepts requests."""
@@ -99,6 +103,7 @@ async def run(
 
         # Objects that exist now stay, so the collector need not look at them again.
         gc.freeze()
+        gc.set_threshold(GARBAGE_OBJECTS, 10, 10)
 
         async def stopped() -> None:
             await stop.wait()
