@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import anyio
 
 from events.schema import RequestFinished, TokensGenerated
+from rift.gateway.asgi.request import WHEN_GONE
 from tests.simulation.ledger import Entry, Ledger
 from tests.simulation.processes import MODEL, GatewayProcess
 from tests.simulation.promise import hold
@@ -46,6 +47,7 @@ class Call:
             "path": path,
             "query_string": query.encode(),
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "extensions": {WHEN_GONE: self._when_gone},
         }
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
@@ -54,6 +56,7 @@ class Call:
         self.whole = False
         self._body: bytes | None = b"" if body is None else json.dumps(body).encode()
         self._gone = anyio.Event()
+        self._at_gone: Callable[[], None] | None = None
         self._changed = anyio.Event()
 
     async def receive(self) -> dict[str, Any]:
@@ -62,6 +65,11 @@ class Call:
             return {"type": "http.request", "body": body, "more_body": False}
         await self._gone.wait()
         return {"type": "http.disconnect"}
+
+    def _when_gone(self, call: Callable[[], None]) -> None:
+        self._at_gone = call
+        if self._gone.is_set():
+            call()
 
     async def send(self, message: Any) -> None:
         await anyio.lowlevel.checkpoint()
@@ -82,6 +90,8 @@ class Call:
 
     def leave(self) -> None:
         self._gone.set()
+        if self._at_gone is not None:
+            self._at_gone()
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, anyio.Event()

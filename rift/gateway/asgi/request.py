@@ -7,7 +7,6 @@ from urllib.parse import parse_qsl
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup
 
 from events.clock import now_s
 from events.contracts import BODY_BYTES_MAX
@@ -26,7 +25,8 @@ WriteChunk = Callable[[bytes], bool]
 PROBE = "rift.probe"
 SetProbe = Callable[[bytes], None]
 
-# An extension of our server: call a function once the client has left, or at once if it has.
+# An extension of our server: call a function once the client has left before its answer's end; at once if it
+# has.
 WHEN_GONE = "rift.when_gone"
 WhenGone = Callable[[Callable[[], None]], None]
 
@@ -156,18 +156,12 @@ class Request:
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
-    def cancel_when_gone(self, tasks: TaskGroup) -> None:
-        """Cancel a task group once the client has disconnected. Call it only after the body was read."""
-        when_gone: WhenGone | None = self._scope.get("extensions", {}).get(WHEN_GONE)
-        if when_gone is not None:
-            # A task that waits for it costs more than the rest of a short answer.
-            when_gone(tasks.cancel_scope.cancel)
-        else:
-            tasks.start_soon(self._cancel_when_gone, tasks)
+    def when_gone(self, call: Callable[[], None]) -> None:
+        """Call a function once the client has disconnected before the end; at once if it has.
 
-    async def _cancel_when_gone(self, tasks: TaskGroup) -> None:
-        await self.disconnected()
-        tasks.cancel_scope.cancel()
+        Call it only after the body was read. A task that awaits `disconnected` would cost more.
+        """
+        self._scope["extensions"][WHEN_GONE](call)
 
     async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
         took_ms = (now_s() - self._began_at_s) * 1000

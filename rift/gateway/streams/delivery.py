@@ -14,9 +14,9 @@ costs nothing, even if it has ended by then.
 """
 
 from collections.abc import Iterable
-from functools import partial
 
 import anyio
+from anyio import TaskHandle
 from anyio.abc import TaskGroup
 
 from events.book import Book
@@ -111,20 +111,23 @@ class Delivery:
         if self._book.keys[request.key].revoked_at_ns is not None:
             # The key was revoked after this request was authenticated.
             self.revoke(request.key)
+        reports: list[TaskHandle[None]] = []
+
+        def stay() -> None:
+            reports.append(self._tasks.start_soon(self._stay_attached, subscription))
+
+        if resumed:
+            stay()
+        else:
+            subscription.at_attachment(stay)
         try:
-            async with anyio.create_task_group() as tasks:
-                request.cancel_when_gone(tasks)
-                stay = partial(tasks.start_soon, self._stay_attached, subscription)
-                if resumed:
-                    stay()
-                else:
-                    subscription.at_attachment(stay)
-                try:
-                    failure = await send(request, subscription, headers, resumed)
-                finally:
-                    subscription.at_attachment(None)
-                tasks.cancel_scope.cancel()
+            with anyio.CancelScope() as sending:
+                request.when_gone(sending.cancel)
+                failure = await send(request, subscription, headers, resumed)
         finally:
+            subscription.at_attachment(None)
+            for report in reports:
+                report.cancel()
             del self._keys[subscription]
             reader.release_client(subscription)
             if self._stopping.is_set():
