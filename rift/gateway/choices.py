@@ -93,8 +93,10 @@ def failure(answer: Completion, answers: Iterable[Completion]) -> tuple[int, Pro
 
     If `answers`, to which it belongs, have several prompts, the problem names its prompt.
     """
+    if (found := answer.failure()) is None:
+        return None
     prompts = list(dict.fromkeys(prompt_id(each.accepted) for each in answers))
-    if (found := answer.failure()) is None or len(prompts) == 1:
+    if len(prompts) == 1:
         return found
     status, problem = found
     return status, at_prompt(problem, prompts.index(prompt_id(answer.accepted)))
