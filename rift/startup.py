@@ -68,9 +68,30 @@ async def prepared(log: JetStream, settings: Settings, monitor: str | None) -> B
             f"of its requests name it; set shards = {opened}, or remove the setting"
         )
     wanted_shards = settings.shards or opened
+    if wanted_shards > opened:
+        _check_room(check, await log.missing_bytes(shards=wanted_shards, **wanted), settings)
     await log.ensure_streams(shards=wanted_shards, **wanted)
     await shards.open_up_to(log, wanted_shards, writer=WRITER)
     return check
+
+
+def _check_room(check: BrokerCheck, missing_bytes: int, settings: Settings) -> None:
+    """Raise InvalidSettings if a server has no room for its part of further shards.
+
+    The broker itself would refuse the first stream that does not fit, and keep those before it. In a cluster
+    with more servers than copies, only the broker knows where the streams will be.
+    """
+    if len(check.servers) != settings.log_replicas:
+        return
+    for server in check.servers:
+        room_bytes = server.unreserved_bytes
+        if room_bytes is not None and missing_bytes > room_bytes:
+            raise InvalidSettings(
+                f"no shard was opened: {settings.shards} shards need {missing_bytes} bytes more "
+                f"(log_bytes_max = {settings.log_bytes_max} for each), and nats-server {server.server_name} has room for "
+                f"{room_bytes}; lower log_bytes_max or the number of shards, or raise the server's "
+                "max_file_store (`rift up` sets it at its start to three quarters of the free disk space)"
+            )
 
 
 async def write_book(

@@ -46,6 +46,11 @@ class MonitorSilent(LogError):
 
 class _JetStreamSettings(msgspec.Struct, frozen=True):
     sync_always: bool = False
+    max_storage: int = 0
+
+
+class _JetStreamLoad(msgspec.Struct, frozen=True):
+    reserved_storage: int = 0
 
 
 class _Cluster(msgspec.Struct, frozen=True):
@@ -54,6 +59,7 @@ class _Cluster(msgspec.Struct, frozen=True):
 
 class _JetStreamState(msgspec.Struct, frozen=True):
     config: _JetStreamSettings = _JetStreamSettings()
+    stats: _JetStreamLoad = _JetStreamLoad()
     meta: _Cluster = _Cluster()
 
 
@@ -65,6 +71,12 @@ class MonitoredServer(msgspec.Struct, frozen=True):
     version: Annotated[str, msgspec.Meta(max_length=64)]
     max_payload: int
     jetstream: _JetStreamState = _JetStreamState()
+
+    @property
+    def unreserved_bytes(self) -> int | None:
+        """Return the space that no stream of this server has reserved, None if it shows no limit."""
+        limit = self.jetstream.config.max_storage
+        return max(0, limit - self.jetstream.stats.reserved_storage) if limit > 0 else None
 
     def check(self, url: str) -> None:
         """Raise InvalidBroker naming the first setting that the protocol cannot work with."""
@@ -88,7 +100,8 @@ class MonitoredServer(msgspec.Struct, frozen=True):
 class BrokerCheck:
     """Compares the settings of every server at `monitors`, and the streams with `compare_streams`.
 
-    `unchecked`: a server whose settings differ or cannot be read is a warning in the log.
+    `servers` are those that answered at the last check. `unchecked`: a server whose settings differ or cannot
+    be read is a warning in the log.
     """
 
     def __init__(
@@ -103,6 +116,7 @@ class BrokerCheck:
         self._monitors = monitors
         self._compare_streams = compare_streams
         self._unchecked = unchecked
+        self.servers: Sequence[MonitoredServer] = ()
         self._checked: set[str] = set()
         self._warnings: dict[str, str] = {}
 
@@ -155,6 +169,7 @@ class BrokerCheck:
         async with anyio.create_task_group() as tasks:
             for url in self._monitors:
                 tasks.start_soon(_read, url, servers, failures)
+        self.servers = [*servers.values()]
         for url, server in servers.items():
             server.check(url)
         ids = {server.server_id for server in servers.values()}

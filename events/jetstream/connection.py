@@ -167,6 +167,14 @@ class JetStream:
         for config in stream_configs(shards, replicas, max_bytes, retention_days):
             await self._ensure_stream(config["name"], config)
 
+    async def missing_bytes(
+        self, *, shards: int, replicas: int, max_bytes: int, retention_days: int = 7
+    ) -> int:
+        """Return the space of the streams that `ensure_streams` would create. Raises LogError."""
+        existing = await self.streams()
+        configs = stream_configs(shards, replicas, max_bytes, retention_days)
+        return sum(config["max_bytes"] for config in configs if config["name"] not in existing)
+
     async def compare_streams(
         self, *, shards: int, replicas: int, max_bytes: int, retention_days: int = 7
     ) -> None:
