@@ -88,9 +88,10 @@ def _check_room(check: BrokerCheck, missing_bytes: int, settings: Settings) -> N
         if room_bytes is not None and missing_bytes > room_bytes:
             raise InvalidSettings(
                 f"no shard was opened: {settings.shards} shards need {missing_bytes} bytes more "
-                f"(log_bytes_max = {settings.log_bytes_max} for each), and nats-server {server.server_name} has room for "
-                f"{room_bytes}; lower log_bytes_max or the number of shards, or raise the server's "
-                "max_file_store (`rift up` sets it at its start to three quarters of the free disk space)"
+                f"(log_bytes_max = {settings.log_bytes_max} for each), and nats-server {server.server_name} "
+                f"has room for {room_bytes}; lower log_bytes_max or the number of shards, or raise "
+                "max_file_store of the server (`rift up` sets it at its start, to three quarters of the free "
+                "disk space)"
             )
 
 
