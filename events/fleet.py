@@ -41,13 +41,15 @@ STARTS = 5
 
 class Replica(msgspec.Struct):
     """A live replica. Times are stored times; `heard_at_ns` is its last report's, `at` its first sequence.
-    `slots` is the number of requests that it can run at once, 0 before it is ready."""
+    `slots` is the number of requests that it can run at once, 0 before it is ready; it takes them from the
+    first `shards` shards."""
 
     state: Literal["starting", "ready", "draining"]
     began_at_ns: int
     heard_at_ns: int
     at: int
     slots: int = 0
+    shards: int = 1
 
 
 class Starts(msgspec.Struct):
@@ -189,6 +191,8 @@ class Fleet:
             self.starts[event.model] = Starts(took_ns=(*took, event.start_ns)[-STARTS:])
         elif isinstance(event, ReplicaDraining):
             replica.state = "draining"
+        else:
+            replica.shards = event.shards
         return True
 
     def _ended(self, event: ReplicaStopped | ReplicaLost) -> bool:

@@ -28,7 +28,12 @@ async def read(log: Log, stream: str, subjects: Sequence[str], fold: Fold) -> No
 
 
 async def follow(
-    log: Log, stream: str, subjects: Sequence[str], fold: Fold, *, changed: Callable[[], None]
+    log: Log,
+    stream: str,
+    subjects: Sequence[str],
+    fold: Fold,
+    *,
+    changed: Callable[[], None] = lambda: None,
 ) -> None:
     """Fold each record after `fold.position` as it is stored, until cancelled.
 

@@ -147,9 +147,17 @@ class AskLanes(Question, frozen=True, forbid_unknown_fields=True):
     topic = "rift.ask.lanes"
 
 
+class AskShards(Question, frozen=True, forbid_unknown_fields=True):
+    """Ask which shards the leader supervises, and how many live gateways each has: a list of objects with
+    `shard` and `gateways`."""
+
+    topic = "rift.ask.shards"
+
+
 AnyQuestion = (
     AskLeader
     | AskLanes
+    | AskShards
     | AskStatus
     | AskProblems
     | Sql

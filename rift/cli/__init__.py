@@ -12,10 +12,10 @@ gateway         gateway
 worker          worker
 control         control
 status          status
+shards          shards list, shards add
 models          models list, models add
 sql             sql, quarantine
-accounts        accounts list
-keys            keys create, keys list, keys revoke
+keys            accounts list; keys create, keys list, keys revoke
 limits          limits set, limits list
 credit          credit grant, credit list
 invoices        invoice, period close, correct

@@ -100,6 +100,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,16}", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 0, got {text!r}")
+    return int(text)
+
+
 def period(text: str) -> str:
     if not PERIOD.fullmatch(text):
         raise argparse.ArgumentTypeError(f"must be a month as YYYY-MM, like 2026-11, got {text!r}")

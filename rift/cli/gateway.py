@@ -9,16 +9,20 @@ import anyio
 from events import ids
 from replay.archive.folder import ArchiveFolder
 from rift.cli import signals
-from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_workers
+from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_workers, natural
 from rift.cli.connection import connected, connected_role, installation, load_settings
 from rift.gateway import process
 from rift.gateway.state import GatewayConfig
+from rift.gateway.streams import shard_choice
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
     parser = add_command(commands, "gateway", gateway, "run one gateway process", has_json=False)
     add_engine(parser)
     add_listen(parser)
+    parser.add_argument(
+        "--shard", type=natural, metavar="N", help="shard to use (default: the one with the fewest gateways)"
+    )
     add_workers(parser)
 
 
@@ -32,7 +36,9 @@ def gateway(options: Namespace) -> None:
             connected_role(options, settings, "gateway", archive=ArchiveFolder(folder.archive)) as log,
             connected(options, "gateway-history") as history_log,
         ):
+            shard = await shard_choice.choose(log, options.shard, secrets.SystemRandom().random)
             config = GatewayConfig(
+                shard=shard,
                 lane=ids.new_lane_id(secrets.token_bytes(ids.RANDOM_BYTES)),
                 secret=secret,
                 models=settings.catalogue(),

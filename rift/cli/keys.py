@@ -1,4 +1,4 @@
-"""API keys: `rift keys create`, `rift keys list`, `rift keys revoke`."""
+"""Accounts and API keys: `rift accounts list`, `rift keys create`, `rift keys list`, `rift keys revoke`."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from rift import book_admin, clock, keys
 from rift.cli import arguments
 from rift.cli.arguments import Commands, add_command, add_group
 from rift.cli.connection import with_log
-from rift.cli.output import CommandFailed, Formats, print_list, utc_time
+from rift.cli.credit import current_month
+from rift.cli.output import CommandFailed, Formats, money, print_list, utc_time
 from rift.keys import SCOPES, Key
 
 UNIT_S = {"h": 3600, "d": 86_400}
@@ -24,6 +25,8 @@ LIFETIME_S_MAX = 100 * 366 * 86_400
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    accounts = add_group(commands, "accounts", "list accounts")
+    add_command(accounts, "list", show_accounts, "list all accounts, their valid keys and available credit")
     actions = add_group(commands, "keys", "create, list and revoke API keys")
     new = add_command(actions, "create", create, "create a key and print it once")
     new.add_argument(
@@ -46,6 +49,30 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
     listed.add_argument("--account", type=arguments.account, metavar="NAME", help="only this account's keys")
     end = add_command(actions, "revoke", revoke, "revoke a key and cancel its running requests")
     end.add_argument("key", metavar="ID", help="the part of the key between its underscores")
+
+
+def show_accounts(options: Namespace) -> None:
+    async def read(log: JetStream) -> list[dict[str, Any]]:
+        now_ns = clock.now_ns()
+        book = await books.read(log)
+        month = await current_month(log, book)
+        valid = [held.event.account for held in book.keys.values() if held.state(now_ns) == "valid"]
+        return [
+            {
+                "account": account,
+                "opened": opened_at_ns,
+                "keys": valid.count(account),
+                "plan": book.credits.of(account).plan,
+                "available_nanousd": book.credits.room(account, month),
+            }
+            for account, opened_at_ns in sorted(book.accounts.items())
+        ]
+
+    print_list(
+        with_log(options, read),
+        as_json=options.json,
+        formats={"opened": utc_time, "available_nanousd": money},
+    )
 
 
 def create(options: Namespace) -> None:

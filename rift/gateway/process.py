@@ -136,7 +136,7 @@ def build(
     own = lanes.own
     stopping = anyio.Event()
     freshness = BookFreshness(state.log, state.book)
-    gateways = LiveGateways(config.lane, own.position)
+    gateways = LiveGateways(config.shard, config.lane)
     rate_limits = RateLimits(own, book=state.book, gateways=gateways, share=share)
     holds = LaneCredit(state, config, own.clock, reported_at_s=lambda: lane.reported_at_s)
     credit = CreditReservations(holds, lanes, state.book, tasks)
@@ -188,7 +188,7 @@ def build(
 
     start_fold(subjects.BOOK, "rift.book.>", state.book, book_changed)
     start_fold(subjects.FLEET, "rift.fleet.>", state.fleet, queue_status.refresh)
-    start_fold(subjects.shard_stream(config.shard), subjects.lane(config.shard, "*"), gateways, lambda: None)
+    tasks.start_soon(gateways.follow, state.log)
     for watch in (freshness.confirm, holds.keep, health.ask, room.watch_reserve):
         tasks.start_soon(watch)
     tasks.start_soon(key_limits.follow_log, state.log)

@@ -49,7 +49,9 @@ class Janitor:
     def __init__(self, log: Log, *, shard: int, accepted: Callable[[str], None] = lambda slug: None) -> None:
         self._log = log
         self._publisher = Publisher(log, WRITER, shard=shard)
-        self._shard = shard
+        self.shard = shard
+        # Whether it has read the shard to its end and acts.
+        self.is_supervising = False
         self._stream = subjects.shard_stream(shard)
         self._accepted = accepted
         self._supervision = Supervision()
@@ -66,7 +68,7 @@ class Janitor:
         caught_up = await self._log.last_sequence(self._stream)
         replicas = self._supervision.replicas
         await stream_fold.read(self._log, subjects.FLEET, FLEET_SUBJECTS, replicas)
-        shard_subjects = [subjects.of_shard(self._shard)]
+        shard_subjects = [subjects.of_shard(self.shard)]
         async with (
             self._log.follow(subjects.FLEET, FLEET_SUBJECTS, after=replicas.position) as fleet,
             self._log.follow(subjects.BOOK, KEY_SUBJECTS, after=0) as keys,
@@ -80,6 +82,7 @@ class Janitor:
             while shard.position < caught_up:  # noqa: ASYNC110
                 await anyio.sleep(TICK_S)
             self._supervision.begin(self._clock.now_ns())
+            self.is_supervising = True
             while True:
                 news = self._news.pending
                 if await self._is_current(shard):

@@ -23,6 +23,7 @@ from rift.rpc import (
     AskLanes,
     AskProblems,
     AskRequests,
+    AskShards,
     AskStatus,
     AskUsage,
     ClosePeriod,
@@ -73,6 +74,7 @@ class Handlers:
             SealSegment: self._seal,
             Rebuild: self._rebuild,
             AskLanes: self._lanes,
+            AskShards: self._shards,
             AskProblems: self._problems,
         }
 
@@ -130,3 +132,7 @@ class Handlers:
 
     async def _lanes(self, question: AskLanes) -> object:
         return {lane: silent_ms for janitor in self._janitors for lane, silent_ms in janitor.lanes().items()}
+
+    async def _shards(self, question: AskShards) -> object:
+        supervised = [janitor for janitor in self._janitors if janitor.is_supervising]
+        return [{"shard": janitor.shard, "gateways": len(janitor.lanes())} for janitor in supervised]

@@ -107,7 +107,7 @@ class RateLimits:
         if (log_bytes := self._share.bytes_per_minute(account)) is not None:
             owner = f"account {account}"
             own = shares.get(owner, LimitShare())
-            shares[owner] = replace(own, log_bytes=max(1, log_bytes // gateways))
+            shares[owner] = replace(own, log_bytes=max(1, log_bytes // self._gateways.on_own_shard()))
         return {owner: share for owner, share in shares.items() if share != LimitShare()}
 
     def _at_end(self, watcher: Subscription) -> None:

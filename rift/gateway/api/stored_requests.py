@@ -43,7 +43,7 @@ class StoredRequests:
         issued = self._auth.authenticate(request)
         text = self._only.request_id(id) if self._only is not None else id
         parsed = ids.verified(text, secret=self._secret, account=issued.account)
-        if parsed is None:
+        if parsed is None or parsed.at.shard >= self._state.book.shards:
             raise unknown(id)
         return parsed
 

@@ -6,6 +6,7 @@ queue_status   length of the queue, and the status of waiting requests
 lane_reader    reads a lane and folds each event once
 lane_registry  the lanes that this gateway reads
 live_gateways  the gateways whose lanes report: they share the limits
+shard_choice   which shard a gateway uses
 own_lane       this gateway's own lane: opened, reported, lost
 log_health     whether the log stores records, and its room
 cancellation   cancels requests, and repeats that until it is stored

@@ -238,7 +238,8 @@ def test_a_flood_at_most_doubles_the_wait_of_another_account() -> None:
 def test_a_flood_at_most_doubles_the_total_time_of_requests_that_did_not_wait() -> None:
     alone = p99_ms("total_ms", BUSY, flooded=False, clients=SLOTS)
     flooded = p99_ms("total_ms", BUSY, flooded=True, clients=SLOTS)
-    assert 1.2 * alone < flooded <= 2 * alone, (alone, flooded)
+    # The flood asks again every 100 ms, so the longest of these few waits comes in such steps.
+    assert 1.2 * alone < flooded <= 2 * alone + 100, (alone, flooded)
 
 
 def test_without_a_share_a_flood_starves_the_others() -> None:

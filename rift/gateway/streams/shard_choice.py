@@ -1,0 +1,73 @@
+"""Which shard a gateway uses: decided once, at its start.
+
+It takes the shard with the fewest live gateways of those that are served. A shard is served if the leader
+supervises it and each model with ready replicas has one that takes requests from it. Without an answer from a
+leader it takes shard 0, which every process serves. An operator may name the shard; then the gateway waits
+until it is served.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+
+import anyio
+
+from events import fleet as fleets
+from events import shards
+from events.fleet import Fleet
+from events.log import Log, LogError
+from rift.errors import RiftError
+from rift.rpc import AskShards, QuestionRefused, ask
+
+logger = logging.getLogger(__name__)
+
+ANSWER_S = 2.0
+# A worker reports its shards every five seconds.
+RETRY_S = 1.0
+
+
+class ShardUnknown(RiftError):
+    """The log has no such shard; the message names those that are open."""
+
+
+async def choose(log: Log, named: int | None, chance: Callable[[], float]) -> int:
+    """Return the shard to use: `named` once it is served. `chance` (0 to 1) decides between equals, so that
+    gateways that start together spread out.
+
+    Raises ShardUnknown, LogError.
+    """
+    opened = await shards.count(log)
+    if named is not None and named >= opened:
+        raise ShardUnknown(
+            f"there is no shard {named}: the log has {opened}, numbered from 0; `rift shards add` opens "
+            "another"
+        )
+    if opened == 1 or named == 0:
+        return 0
+    while True:
+        served = await _served(log)
+        if named is None:
+            return min(served, key=lambda shard: (served[shard], chance()), default=0)
+        if named in served:
+            return named
+        logger.warning("this gateway waits until shard %d is served by the leader and the workers", named)
+        await anyio.sleep(RETRY_S)
+
+
+async def _served(log: Log) -> Mapping[int, int]:
+    """Return the number of live gateways of each shard that is served; none if no leader answers."""
+    try:
+        rows = await ask(log, AskShards(), timeout_s=ANSWER_S)
+    except (LogError, QuestionRefused) as error:
+        logger.warning("the leader does not tell which shards it supervises: %s", error)
+        return {}
+    fleet = await fleets.read(log)
+    return {row["shard"]: row["gateways"] for row in rows if has_workers(fleet, row["shard"])}
+
+
+def has_workers(fleet: Fleet, shard: int) -> bool:
+    """Return whether each model with ready replicas has one that takes requests from the shard."""
+    ready = [
+        [replica.shards for replica in replicas.values() if replica.state == "ready"]
+        for replicas in fleet.replicas.values()
+    ]
+    return all(max(each) > shard for each in ready if each)
