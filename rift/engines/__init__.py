@@ -2,6 +2,7 @@
 
 vllm           the real engine
 vllm_client    runs requests in vLLM's engine process
+engine_socket  receives the output of that process
 chat           chat templates, tools, reasoning and logprobs, all by vLLM's own code
 engine_words   errors of the engine in a client's words
 schemas        limits on JSON schemas and patterns

@@ -21,6 +21,7 @@ from events.schema import Message, Parameters
 from rift.catalogue import Model, Profile
 from rift.engines import Decoder, Emit, EngineFailed, InvalidRequest, Parser, Rendered, RequestAborted, Step
 from rift.engines.chat import Chat, RenderedChat, invalid, logit_bias, no_grammar, structured_outputs
+from rift.engines.engine_socket import receive_directly
 from rift.engines.prepare import digest_of
 from rift.engines.prompt_limits import (
     check_bytes,
@@ -94,6 +95,7 @@ class VllmEngine:
         self.slots: int = config.scheduler_config.max_num_seqs
         self.context_tokens: int = config.model_config.max_model_len
         self._llm = loaded.llm
+        receive_directly(loaded.llm.engine_core.resources.output_socket)
         self._client = VllmClient(loaded.llm.engine_core)
         self._processes = loaded.processes
         self._tokenizer = loaded.tokenizer

@@ -34,6 +34,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "transformers": ENGINE,
     "uvloop": ("rift/",),
     "vllm": ENGINE,
+    "zmq": ("rift/engines/engine_socket.py",),
 }
 # Inside these packages each folder or module imports only those before it.
 LAYERS: dict[str, tuple[str, ...]] = {
