@@ -75,15 +75,27 @@ class MemoryBroker:
         self.tasks = tasks
         self.now_ns = now_ns
         self.faults = faults
+        # Of all streams; each `Stream` has its own too.
         self.is_full = False
-        # As on a disk that cannot be written to: no append is stored or answered, and all else works.
         self.is_unwritable = False
-        shard_streams = map(names.shard_stream, range(shards))
-        others = names.FLEET, names.BOOK, names.KEYS, names.SECRETS
-        self.streams = {name: Stream(names.prefix(name)) for name in (*shard_streams, *others)}
+        self.streams: dict[str, Stream] = {}
+        for name in (names.FLEET, names.BOOK, names.KEYS, names.SECRETS):
+            self.streams[name] = Stream(names.prefix(name))
+        for _ in range(shards):
+            self.add_shard()
         self.answers: dict[str, list[Answerer]] = {}
         self._chance = chance
         self._connections: list[Connection] = []
+
+    def add_shard(self) -> None:
+        """Add the next shard's stream. It is open once the book says so."""
+        name = names.shard_stream(self.shards)
+        self.streams[name] = Stream(names.prefix(name))
+
+    @property
+    def shards(self) -> int:
+        """The number of shards that have a stream."""
+        return len(self.streams) - len((names.FLEET, names.BOOK, names.KEYS, names.SECRETS))
 
     def connect(self) -> "Connection":
         connection = Connection()
@@ -121,7 +133,7 @@ class MemoryBroker:
             raise Conflict(
                 f"append to {stream}: the last sequence of {subject} is {last}, expected {expect_last}"
             )
-        if self.is_full or size_bytes(subject, data) > target.bytes_max - target.size:
+        if self.is_full or target.is_full or size_bytes(subject, data) > target.bytes_max - target.size:
             raise LogFull(f"append to {stream}: the stream is full")
         return target.add(subject, data, self.now_ns())
 
@@ -198,7 +210,11 @@ class Answerer:
 
 
 class Stream:
-    """One stream's messages from sequence `first`. `changed` wakes its readers at each change."""
+    """One stream's messages from sequence `first`. `changed` wakes its readers at each change.
+
+    `is_unwritable`: as on a disk that cannot be written to, no append is stored or answered, and all else
+    works. `is_silent`: as without a leader, appends and questions are not answered, and nothing is delivered.
+    """
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -207,8 +223,20 @@ class Stream:
         self.last: dict[str, int] = {}
         self.size = 0
         self.bytes_max = 1 << 62
+        self.is_full = False
+        self.is_unwritable = False
+        self.is_silent = False
         self.consumers: dict[str, Consumer] = {}
         self.changed = Wakeup()
+
+    def set_silent(self, is_silent: bool) -> None:
+        self.is_silent = is_silent
+        self.changed.set()
+
+    async def answering(self) -> None:
+        """Return once the stream answers."""
+        while self.is_silent:
+            await self.changed.wait()
 
     def add(self, subject: str, data: bytes, now_ns: int) -> int:
         sequence = self.last_sequence + 1

@@ -100,7 +100,7 @@ class MemoryLog:
 
         epoch = self.epoch
         due_at_s = self._due_at_s()
-        self._broker.tasks.start_soon(self._travel, epoch, due_at_s, arrive, answered)
+        self._broker.tasks.start_soon(self._travel, stream, epoch, due_at_s, arrive, answered)
         with anyio.move_on_after(APPEND_TIMEOUT_S):
             await answered.wait()
         await self.connection.thawed()
@@ -119,7 +119,7 @@ class MemoryLog:
         return self._arrives_at_s
 
     async def _travel(
-        self, epoch: int, due_at_s: float, arrive: Callable[[], None], answered: anyio.Event
+        self, stream: str, epoch: int, due_at_s: float, arrive: Callable[[], None], answered: anyio.Event
     ) -> None:
         """Carry one message to the broker and its answer back, even if the sender no longer waits."""
         broker = self._broker
@@ -128,7 +128,8 @@ class MemoryLog:
         if broker.happens(faults.disconnects):
             connection.disconnect(broker.some(faults.down_s))
         await anyio.sleep_until(due_at_s)
-        if broker.is_unwritable:
+        target = broker.streams.get(stream)
+        if broker.is_unwritable or (target is not None and (target.is_unwritable or target.is_silent)):
             return
         cut = epoch != connection.epoch
         if (cut and broker.happens(LOST_WITH_CONNECTION)) or broker.happens(faults.lost):
@@ -174,7 +175,7 @@ class MemoryLog:
 
     async def room_bytes(self, stream: str) -> int:
         found = await self._ask(stream)
-        return 0 if self._broker.is_full else found.bytes_max - found.size
+        return 0 if self._broker.is_full or found.is_full else found.bytes_max - found.size
 
     async def capacity_bytes(self, stream: str) -> int:
         return (await self._ask(stream)).bytes_max
@@ -185,7 +186,15 @@ class MemoryLog:
             await self.connection.running()
             await anyio.sleep(self._broker.some(self._broker.faults.append_s))
             await self.connection.running()
-            return self._broker.stream(stream)
+            return await self._answering(stream)
+        raise OutcomeUnknown(f"no answer from {stream}")
+
+    async def _answering(self, stream: str) -> Stream:
+        """Return a stream once it answers. Raises LogError."""
+        source = self._broker.stream(stream)
+        with anyio.move_on_after(API_TIMEOUT_S):
+            await source.answering()
+            return source
         raise OutcomeUnknown(f"no answer from {stream}")
 
     @asynccontextmanager
@@ -193,7 +202,7 @@ class MemoryLog:
         self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
     ) -> AsyncIterator["MemoryFollower"]:
         await self.connection.running()
-        source = self._broker.stream(stream)
+        source = await self._answering(stream)
         yield MemoryFollower(self.connection, self._broker, source, subjects, after, pace_s=pace_s)
 
     async def scan(
@@ -219,7 +228,7 @@ class MemoryLog:
         await self.connection.running()
         stream = names.shard_stream(shard)
         name = f"worker-{model}"
-        source = self._broker.stream(stream)
+        source = await self._answering(stream)
         consumer = source.consumers.setdefault(name, Consumer(source, names.queue(shard, model)))
         yield MemoryJobs(self.connection, self._broker, source, consumer, f"ack.{stream}.{name}")
 
@@ -238,7 +247,8 @@ class MemoryLog:
         await anyio.lowlevel.checkpoint()
         _, stream, name, _, sequence = ack.split(".")
         consumer = self._broker.stream(stream).consumers[name]
-        if self.is_connected and not self._broker.happens(self._broker.faults.lost_answers):
+        is_heard = self.is_connected and not self._broker.stream(stream).is_silent
+        if is_heard and not self._broker.happens(self._broker.faults.lost_answers):
             consumer.answer(int(sequence), word, now_s(), delay_s=delay_s)
             if word == "ack" and self._broker.happens(self._broker.faults.again):
                 consumer.deliver_again(int(sequence))

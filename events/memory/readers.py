@@ -49,7 +49,7 @@ class MemoryFollower:
         while True:
             await self._connection.running()
             changed = self._stream.changed.pending
-            if self._stream.last_sequence > self._read_to:
+            if self._stream.last_sequence > self._read_to and not self._stream.is_silent:
                 if self._broker.happens(faults.reader_restarts):
                     await anyio.sleep(self._broker.some(faults.restart_s))
                 await anyio.sleep(self._broker.some(faults.reader_s))
@@ -91,7 +91,7 @@ class MemoryJobs:
         await anyio.lowlevel.checkpoint()
         while True:
             changed = self._stream.changed.pending
-            can_take = self._slots > 0 and self._connection.is_connected
+            can_take = self._slots > 0 and self._connection.is_connected and not self._stream.is_silent
             if can_take and (delivery := self._consumer.take(now_s())) is not None:
                 return await self._hand_out(*delivery)
             with anyio.move_on_after(PULL_S):

@@ -37,7 +37,7 @@ async def serve(
             # Without this, each full collection would scan the millions of objects that the engine imported,
             # for half a second, while every stream waits.
             gc.freeze()
-            await _serve_shards(log, engine, replica, shutdown, workers)
+            await serve_shards(log, engine, replica, shutdown, workers)
             tasks.cancel_scope.cancel()
         last_words = partial(replica.stopped, "drained")
     except Exception as error:
@@ -71,17 +71,25 @@ async def _start(
     return engine
 
 
-async def _serve_shards(
-    log: Log, engine: Engine, replica: ReplicaAnnouncer, shutdown: Shutdown, workers: list[Worker]
+async def serve_shards(
+    log: Log,
+    engine: Engine,
+    replica: ReplicaAnnouncer,
+    shutdown: Shutdown,
+    workers: list[Worker],
+    entropy: Callable[[int], bytes] = secrets.token_bytes,
 ) -> None:
-    """Serve every shard, also those that are opened meanwhile, until the shutdown; add their workers."""
+    """Serve every shard, also those that are opened meanwhile, until the shutdown; add their workers.
+
+    Raises EngineFailed, LogError.
+    """
     slots = Slots(engine.slots, shutdown)
     model = subjects.slug(replica.model)
 
     async def serve_shard(shard: int) -> None:
         stream = subjects.shard_stream(shard)
         await _answered(lambda: log.last_sequence(stream))
-        config = WorkerConfig(replica.name, model, shard, slots, secrets.token_bytes)
+        config = WorkerConfig(replica.name, model, shard, slots, entropy)
         async with open_worker(log, engine, config) as worker:
             workers.append(worker)
             first.set()

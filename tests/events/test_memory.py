@@ -146,6 +146,39 @@ def test_a_full_log_refuses_until_it_is_not() -> None:
     simulate(test)
 
 
+def test_one_shard_is_full_unwritable_or_silent_and_the_other_goes_on() -> None:
+    async def test(broker: MemoryBroker) -> None:
+        broker.add_shard()
+        log, one, other = connect(broker), broker.stream("RIFT_0"), "RIFT_1"
+        one.is_full = True
+        assert await log.room_bytes(STREAM) == 0 < await log.room_bytes(other)
+        with pytest.raises(LogFull):
+            await log.append(STREAM, WORK, b"x")
+        one.is_full, one.is_unwritable = False, True
+        with pytest.raises(OutcomeUnknown):
+            await log.append(STREAM, WORK, b"x")
+        assert await log.last_sequence(STREAM) == 0
+        one.is_unwritable = False
+        await log.append(STREAM, WORK, b"x")
+        async with log.follow(STREAM, [WORK], after=0) as follower:
+            one.set_silent(True)
+            for asked in (log.last_sequence(STREAM), log.append(STREAM, WORK, b"y"), follow(log)):
+                with pytest.raises(OutcomeUnknown):
+                    await asked
+            with anyio.move_on_after(10.0) as waited:
+                await anext(follower)
+            assert waited.cancelled_caught
+            assert await log.append(other, WORK.replace("rift.0", "rift.1"), b"z") == 1
+            one.set_silent(False)
+            assert [message.data for message in await anext(follower)] == [b"x"]
+
+    async def follow(log: MemoryLog) -> None:
+        async with log.follow(STREAM, [WORK], after=0):
+            pass
+
+    simulate(test)
+
+
 def test_a_lost_connection_grows_the_epoch_and_comes_back() -> None:
     async def test(broker: MemoryBroker) -> None:
         log, other = connect(broker), connect(broker)

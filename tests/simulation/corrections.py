@@ -14,7 +14,7 @@ from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
 from rift.control.duties.usage_correction import TICK_S, UsageCorrection
 from rift.control.projection.warehouse_host import Query
-from tests.simulation.ledger import STREAM
+from tests.simulation.ledger import shard_streams
 
 PASSES = 4
 
@@ -30,9 +30,12 @@ def inline(warehouse: Warehouse) -> Query:
 
 def unanswered(broker: MemoryBroker) -> Collection[str]:
     """Return the requests whose gateway answered with an error and cancelled them."""
-    events = [event for stored in broker.stream(STREAM).messages for event in codec.decode(stored.data)[1]]
     return {
-        event.request for event in events if isinstance(event, CancelRequested) and event.why == "unanswered"
+        event.request
+        for name in shard_streams(broker)
+        for stored in broker.stream(name).messages
+        for event in codec.decode(stored.data)[1]
+        if isinstance(event, CancelRequested) and event.why == "unanswered"
     }
 
 
@@ -41,12 +44,13 @@ async def correct(broker: MemoryBroker) -> dict[str, int]:
     with closing(Warehouse.open(Path(":memory:"))) as warehouse:
 
         def project() -> None:
-            for name in (subjects.BOOK, subjects.FLEET, STREAM):
+            for name in (subjects.BOOK, subjects.FLEET, *shard_streams(broker)):
                 if messages := broker.stream(name).messages[warehouse.positions().get(name, 0) :]:
                     warehouse.apply(name, messages)
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(UsageCorrection(MemoryLog(broker), inline(warehouse), shard=0).run)
+            for shard in range(broker.shards):
+                tasks.start_soon(UsageCorrection(MemoryLog(broker), inline(warehouse), shard=shard).run)
             for _ in range(PASSES):
                 project()
                 await anyio.sleep(TICK_S)

@@ -6,6 +6,8 @@ would.
 """
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -17,12 +19,17 @@ from events.memory import MemoryBroker
 from events.pricing import charge_nanousd
 from events.request_states import RequestStates
 from events.schema import AttemptStarted, Price, RequestAccepted, RequestFinished, TokensGenerated
-from replay.facts.fold import FactFold
+from replay.facts.fold import Batch, FactFold
 from replay.facts.fold import read as read_batch
 from replay.facts.rows import RequestRow
 from tests.simulation.promise import hold
 
+# Of an installation with one shard.
 STREAM = subjects.shard_stream(0)
+
+
+def shard_streams(broker: MemoryBroker) -> list[str]:
+    return [subjects.shard_stream(shard) for shard in range(broker.shards)]
 
 
 class Entry(msgspec.Struct):
@@ -57,23 +64,23 @@ class Ledger:
         self.price = price
         self._broker = broker
         self._lives = RequestStates()
-        self._read_to = 0
+        self._read_to: Counter[str] = Counter()
 
-    async def watch(self) -> None:
-        """Check every record as it is stored, until cancelled. Raises Violation."""
-        stream = self._broker.stream(STREAM)
+    async def watch(self, shard: int) -> None:
+        """Check every record of a shard as it is stored, until cancelled. Raises Violation."""
+        stream = self._broker.stream(subjects.shard_stream(shard))
         while True:
             changed = stream.changed.pending
             self.catch_up()
             await changed.wait()
 
     def catch_up(self) -> None:
-        messages = self._broker.stream(STREAM).messages
-        while self._read_to < len(messages):
-            self._read_to += 1
-            stored = messages[self._read_to - 1]
-            hold(stored.sequence == self._read_to, f"sequence {stored.sequence} stands at {self._read_to}")
-            self._check(stored)
+        for name in shard_streams(self._broker):
+            for stored in self._broker.stream(name).messages[self._read_to[name] :]:
+                self._read_to[name] += 1
+                place = self._read_to[name]
+                hold(stored.sequence == place, f"sequence {stored.sequence} of {name} stands at {place}")
+                self._check(stored)
 
     def _check(self, stored: Stored) -> None:
         at = subjects.parse(stored.subject)
@@ -124,15 +131,14 @@ class Ledger:
             hold(now_ns < due_ns, f"{entry.id} is open long after its deadline")
 
     def check_projection(self, cut: int) -> None:
-        """Check that the projector's fold, in batches of `cut`, bills as this ledger, each request once."""
+        """Check that the projector's fold, in batches of `cut` and of each shard in turn, bills as this
+        ledger, each request once."""
         fold, rows, ended = FactFold(), list[Any](), set[str]()
-        for name in (subjects.BOOK, subjects.FLEET, STREAM):
-            messages = self._broker.stream(name).messages
-            for first in range(0, len(messages), cut):
-                changes = fold.apply(read_batch(name, messages[first : first + cut]), ended=frozenset(ended))
-                hold(changes.stop is None, f"the projector stopped: {changes.stop}")
-                rows += changes.rows
-                ended |= {row.request_id for row in changes.rows if isinstance(row, RequestRow)}
+        for batch in self._batches(cut):
+            changes = fold.apply(batch, ended=frozenset(ended))
+            hold(changes.stop is None, f"the projector stopped: {changes.stop}")
+            rows += changes.rows
+            ended |= {row.request_id for row in changes.rows if isinstance(row, RequestRow)}
         requests = [row for row in rows if isinstance(row, RequestRow)]
         billed = {row.request_id: (row.output_tokens, row.charge_nanousd) for row in requests}
         hold(len(billed) == len(requests), "the projector entered a request twice")
@@ -142,6 +148,13 @@ class Ledger:
             if entry.ended_at_ns
         }
         hold(billed == expected, "the projector's bill differs from the ledger's")
+
+    def _batches(self, cut: int) -> Iterator[Batch]:
+        for names in ([subjects.BOOK], [subjects.FLEET], shard_streams(self._broker)):
+            streams = {name: self._broker.stream(name).messages for name in names}
+            for first in range(0, max(map(len, streams.values())), cut):
+                for name, messages in streams.items():
+                    yield read_batch(name, messages[first : first + cut])
 
     def digest(self) -> str:
         """Return the SHA-256 of everything the log holds: positions, times, subjects and bytes."""

@@ -26,7 +26,7 @@ from rift.control.duties.credit_settlement import CreditSettlement
 from tests.simulation import clock, service
 from tests.simulation.client import Call
 from tests.simulation.corrections import inline
-from tests.simulation.ledger import STREAM, Ledger
+from tests.simulation.ledger import Ledger, shard_streams
 from tests.simulation.processes import MODEL
 from tests.simulation.promise import Violation, hold
 from tests.simulation.service import ACCOUNT, END_S, UNREST_S
@@ -70,7 +70,7 @@ async def settle_lost(broker: MemoryBroker) -> None:
             tasks.start_soon(settlement.follow_book)
             while True:
                 await anyio.sleep(PROJECT_S)
-                for name in (subjects.BOOK, subjects.FLEET, STREAM):
+                for name in (subjects.BOOK, subjects.FLEET, *shard_streams(broker)):
                     applied = warehouse.positions().get(name, 0)
                     if messages := broker.stream(name).messages[applied:]:
                         warehouse.apply(name, messages)

@@ -11,19 +11,20 @@ from typing import Any, Protocol
 import anyio
 from anyio.abc import TaskGroup
 
-from events import codec, ids, subjects
+from events import codec, ids, shards, subjects
 from events.log import LogError, append_until_known
 from events.memory import MemoryBroker, MemoryLog
-from events.schema import AnyEvent, ReplicaLost, ReplicaReady, ReplicaStarting, ReplicaStopped
+from events.schema import AnyEvent, ReplicaLost, ReplicaStarting, ReplicaStopped
 from rift.catalogue import Catalogue, Model, Pace, Profile
 from rift.control.duties.janitor import Janitor
 from rift.engines import Emit, EngineFailed, Rendered
 from rift.engines.sim import SimEngine
 from rift.gateway import process as gateway
 from rift.gateway.state import GatewayConfig
+from rift.worker.process import serve_shards
+from rift.worker.replica import ReplicaAnnouncer
 from rift.worker.shutdown import Shutdown
-from rift.worker.slots import Slots
-from rift.worker.worker import Worker, WorkerConfig, open_worker
+from rift.worker.worker import Worker
 
 MODEL = "model-a"
 MODELS: Catalogue = {MODEL: Model(source="sim", context_tokens=512, prompt_usd="0.1", output_usd="0.35")}
@@ -53,6 +54,7 @@ class Process:
     def __init__(self, broker: MemoryBroker, chance: Chance, name: str) -> None:
         self.name, self.chance = name, chance
         self.log, self.second_log = MemoryLog(broker), MemoryLog(broker)
+        self.shard = 0
         self.ended = anyio.Event()
         self.is_frozen = False
         self.why: BaseException | None = None
@@ -127,6 +129,7 @@ class GatewayProcess(Process):
         async with anyio.create_task_group() as self._tasks:
             config = GatewayConfig(
                 lane=ids.new_lane_id(self.chance.randbytes(ids.RANDOM_BYTES)),
+                shard=self.shard,
                 models=MODELS,
                 served=self._served,
                 secret=SECRET,
@@ -195,33 +198,21 @@ class WorkerProcess(Process):
         super().__init__(broker, chance, name)
         self.leaving = Shutdown()
         self.engine = Engine(self)
-        self.worker: Worker | None = None
+        self.workers: list[Worker] = []
 
     @property
     def at_work(self) -> list[str]:
         """The requests and attempts that the worker still holds, in its engine or not."""
-        requests = (
-            [claim.request.text for claim in self.worker.claims.held] if self.worker is not None else []
-        )
+        requests = [claim.request.text for worker in self.workers for claim in worker.claims.held]
         return requests + list(self.engine.running)
 
     async def main(self) -> None:
-        await say(self.log, ReplicaStarting(replica=self.name, model=MODEL, engine="sim"))
-        config = WorkerConfig(
-            name=self.name,
-            model=subjects.slug(MODEL),
-            shard=0,
-            slots=Slots(SLOTS, self.leaving),
-            entropy=self.chance.randbytes,
+        starting = ReplicaStarting(replica=self.name, model=MODEL, engine="sim")
+        await say(self.log, starting)
+        replica = ReplicaAnnouncer(self.log, starting)
+        await serve_shards(
+            self.log, self.engine, replica, self.leaving, self.workers, entropy=self.chance.randbytes
         )
-        async with (
-            open_worker(self.log, self.engine, config) as self.worker,
-            anyio.create_task_group() as tasks,
-        ):
-            ready = ReplicaReady(replica=self.name, model=MODEL, slots=SLOTS, start_ns=1)
-            tasks.start_soon(say, self.log, ready)
-            await self.worker.run()
-            tasks.cancel_scope.cancel()
         await say(self.log, ReplicaStopped(replica=self.name, model=MODEL, why="drained"))
 
 
@@ -230,18 +221,27 @@ async def from_the_first(stream: str) -> int:
 
 
 class JanitorProcess(Process):
+    """A janitor for each shard, as a leader has."""
+
     kind = "janitor"
 
     async def main(self) -> None:
-        await Janitor(self.log, shard=0).run(from_the_first)
+        async with anyio.create_task_group() as tasks:
+
+            def supervise(shard: int) -> None:
+                tasks.start_soon(Janitor(self.log, shard=shard).run, from_the_first)
+
+            supervise(0)
+            await shards.follow(self.log, 1, supervise)
 
 
 class Supervisor:
-    """Replaces processes that end, and reports most workers that do."""
+    """Replaces processes that end, and reports most workers that do. `shards` is the number of open ones."""
 
     def __init__(self, broker: MemoryBroker, chance: Chance, tasks: TaskGroup) -> None:
         self.processes: list[Process] = []
         self.is_calm = False
+        self.shards = 1
         self._broker, self._chance, self._tasks = broker, chance, tasks
         self._log = MemoryLog(broker)
         self._started = 0
@@ -249,8 +249,15 @@ class Supervisor:
     def start(self, kind: type[Process]) -> None:
         self._started += 1
         process = kind(self._broker, self._chance, f"{kind.kind}{self._started}")
+        if kind is GatewayProcess:
+            process.shard = self._least_used()
         self.processes.append(process)
         self._tasks.start_soon(partial(self._keep, process))
+
+    def _least_used(self) -> int:
+        """Return the first open shard of those with the fewest gateways."""
+        used = [gateway.shard for gateway in self.processes if isinstance(gateway, GatewayProcess)]
+        return min(range(self.shards), key=used.count)
 
     async def _keep(self, process: Process) -> None:
         await process.run()

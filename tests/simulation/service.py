@@ -12,21 +12,24 @@ import logging
 import random
 import sys
 from collections import Counter
+from itertools import chain
 from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
 
-from events import codec, subjects
+from events import codec, shards, subjects
 from events.book import key_digest
-from events.memory import Faults, MemoryBroker
+from events.log import LogError
+from events.memory import Faults, MemoryBroker, MemoryLog
+from events.memory.broker import Stream
 from events.schema import AccountOpened, AnyEvent, KeyIssued, Price, PricePublished
 from rift import keys
 from rift.engines import sim
 from tests.simulation import clock
 from tests.simulation.client import Client
 from tests.simulation.corrections import correct, unanswered
-from tests.simulation.ledger import STREAM, Entry, Ledger
+from tests.simulation.ledger import Entry, Ledger, shard_streams
 from tests.simulation.processes import (
     MODEL,
     MODELS,
@@ -43,7 +46,12 @@ PRICE = Price(model=MODEL, prompt_nanousd=100, output_nanousd=350)
 MODEL_ENGINE = sim.SimEngine(MODELS[MODEL])
 START_NS = 1_750_000_000_000_000_000
 
+# One gateway more if there are three shards.
 GATEWAYS, WORKERS = 2, 3
+SHARDS_MAX = 3
+
+# Two seeds in five have three shards: from the start, or opened meanwhile.
+SEVERAL_FROM_START, SEVERAL_LATER, SEEDS_A_ROUND = 2, 3, 5
 CLIENTS = 14
 
 # Clients arrive and faults happen during UNREST_S. Then no new fault happens, and every request must end: the
@@ -96,7 +104,12 @@ class Service:
     def __init__(self, seed: int, tasks: TaskGroup, faults: Faults, *, mishaps: bool) -> None:
         self._has_mishaps = mishaps
         self.chance = random.Random(seed)
-        self.broker = MemoryBroker(tasks, self._now_ns, chance=self.chance, faults=faults)
+        kind = seed % SEEDS_A_ROUND
+        self._shards = SHARDS_MAX if kind in (SEVERAL_FROM_START, SEVERAL_LATER) else 1
+        self._shards_at_start = SHARDS_MAX if kind == SEVERAL_FROM_START else 1
+        self.broker = MemoryBroker(
+            tasks, self._now_ns, shards=self._shards_at_start, chance=self.chance, faults=faults
+        )
         self.ledger = Ledger(self.broker, PRICE)
         self.clients: list[Client] = []
         self.mishaps: Counter[str] = Counter()
@@ -113,10 +126,12 @@ class Service:
     async def run(self) -> None:
         """Raises Violation."""
         await self._write_book()
-        self._tasks.start_soon(self.ledger.watch)
+        for shard in range(self._shards_at_start):
+            await self._open_shard(shard)
         if not self._has_mishaps:
             self._tasks.start_soon(self._watch_engines)
-        for kind, many in ((GatewayProcess, GATEWAYS), (WorkerProcess, WORKERS), (JanitorProcess, 1)):
+        gateways = max(GATEWAYS, self._shards)
+        for kind, many in ((GatewayProcess, gateways), (WorkerProcess, WORKERS), (JanitorProcess, 1)):
             for _ in range(many):
                 self._supervisor.start(kind)
         async with anyio.create_task_group() as clients:
@@ -124,6 +139,7 @@ class Service:
                 async with anyio.create_task_group() as unrest:
                     if self._has_mishaps:
                         unrest.start_soon(self._inject_faults)
+                    unrest.start_soon(self._open_shards)
                     unrest.start_soon(self._start_clients, clients)
             self._calm()
         await self._settle()
@@ -144,6 +160,25 @@ class Service:
         ]
         data = codec.encode("cli", events)
         self.broker.store(subjects.BOOK, subjects.book("all", "all"), data, None)
+
+    async def _open_shard(self, shard: int) -> None:
+        """Open a shard whose stream exists, as `rift shards add` does, and watch it."""
+        log = MemoryLog(self.broker)
+        while True:
+            try:
+                await shards.open_up_to(log, shard + 1, writer="cli")
+                break
+            except LogError:
+                await anyio.sleep(1.0)
+        self._supervisor.shards = shard + 1
+        self._tasks.start_soon(self.ledger.watch, shard)
+
+    async def _open_shards(self) -> None:
+        """Open the other shards while requests run. Gateways that start later use them."""
+        for shard in range(self._shards_at_start, self._shards):
+            await anyio.sleep(self.chance.uniform(0.0, UNREST_S / 3))
+            self.broker.add_shard()
+            await self._open_shard(shard)
 
     async def _start_clients(self, clients: TaskGroup) -> None:
         for number in range(CLIENTS):
@@ -170,12 +205,12 @@ class Service:
     # --- mishaps -------------------------------------------------------------------------------------
 
     async def _inject_faults(self) -> None:
-        mishaps = list(MISHAPS)
+        mishaps = [*MISHAPS, *SHARD_MISHAPS] if self._shards > 1 else list(MISHAPS)
         while True:
             await anyio.sleep(self.chance.uniform(0.0, 8.0))
             name = self.chance.choice(mishaps)
             self.mishaps[name] += 1
-            self._tasks.start_soon(MISHAPS[name], self)
+            self._tasks.start_soon((MISHAPS | SHARD_MISHAPS)[name], self)
 
     def _some(self, kind: type[Process] = Process) -> Process | None:
         able = [p for p in self._supervisor.processes if isinstance(p, kind) and not p.ended.is_set()]
@@ -234,11 +269,36 @@ class Service:
         await anyio.sleep(self.chance.uniform(0.0, 45.0))
         self.broker.is_unwritable = False
 
+    def _some_shard(self) -> Stream:
+        shard = int(self.chance.random() * self.broker.shards)
+        return self.broker.stream(subjects.shard_stream(shard))
+
+    async def fill_a_shard(self) -> None:
+        shard = self._some_shard()
+        shard.is_full = True
+        await anyio.sleep(self.chance.uniform(0.0, 12.0))
+        shard.is_full = False
+
+    async def stop_a_shard(self) -> None:
+        shard = self._some_shard()
+        shard.is_unwritable = True
+        await anyio.sleep(self.chance.uniform(0.0, 45.0))
+        shard.is_unwritable = False
+
+    async def silence_a_shard(self) -> None:
+        shard = self._some_shard()
+        shard.set_silent(True)
+        await anyio.sleep(self.chance.uniform(0.0, 45.0))
+        shard.set_silent(False)
+
     # --- the end -------------------------------------------------------------------------------------
 
     def _calm(self) -> None:
         self.broker.faults = Faults(append_s=0.005)
         self.broker.is_full = self.broker.is_unwritable = False
+        for stream in self.broker.streams.values():
+            stream.is_full = stream.is_unwritable = False
+            stream.set_silent(False)
         self._supervisor.is_calm = True
         for process in list(self._supervisor.processes):
             process.thaw()
@@ -258,7 +318,8 @@ class Service:
             hold(not worker.at_work, f"{worker.name} holds requests that have ended: {worker.at_work}")
         for gateway in self._supervisor.gateways():
             hold(not gateway.followed, f"{gateway.name} follows requests that have ended: {gateway.followed}")
-        for consumer in self.broker.stream(STREAM).consumers.values():
+        streams = map(self.broker.stream, shard_streams(self.broker))
+        for consumer in chain.from_iterable(stream.consumers.values() for stream in streams):
             hold(not consumer.unanswered, f"deliveries without an acknowledgement: {consumer.unanswered}")
 
     def _check(self) -> None:
@@ -329,6 +390,13 @@ MISHAPS = {
     "restart the broker": Service.restart_the_broker,
     "fill the disk": Service.fill_the_disk,
     "stop the disk": Service.stop_the_disk,
+}
+
+# Only where there are several.
+SHARD_MISHAPS = {
+    "fill a shard": Service.fill_a_shard,
+    "stop a shard": Service.stop_a_shard,
+    "silence a shard": Service.silence_a_shard,
 }
 
 
