@@ -1,5 +1,6 @@
 """The streams that requests are divided over: `rift shards list`, `rift shards add`."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from events.jetstream import JetStream
 from events.log import LogError
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_config, add_group
-from rift.cli.connection import connected, connected_role, load_settings, with_log
+from rift.cli.connection import connected, connected_role, installation, load_settings, with_log
 from rift.cli.output import CommandFailed, print_list
 from rift.rpc import AskShards, ask_leader
 from rift.settings import SHARDS_MAX, Settings
@@ -39,6 +40,9 @@ def show(options: Namespace) -> None:
 
 def add(options: Namespace) -> None:
     settings = load_settings(options)
+    reserve = installation(options).reserve(options.nats, os.environ)
+    if reserve is not None and not reserve.is_whole():
+        raise CommandFailed(f"no shard was opened: {reserve.trouble()}")
 
     async def run() -> None:
         async with connected(options, "cli") as log:

@@ -7,6 +7,8 @@ import pytest
 
 from events import shards
 from events.jetstream import connect
+from rift import cli
+from rift.data_dir import DataDir
 from rift.settings import InvalidSettings, Settings
 from rift.startup import prepared
 from tests.conftest import Server
@@ -46,3 +48,14 @@ async def test_shards_without_room_on_the_broker_are_refused_as_a_whole(tmp_path
     finally:
         await log.close()
         server.kill()
+
+
+def test_no_shard_is_added_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = DataDir(tmp_path / "data")
+    folder.make()
+    folder.nats.mkdir()
+    (folder.nats / "reserve").touch()
+    assert cli.main(["shards", "add", "--data", str(folder.folder)]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("rift: no shard was opened: the disk of ")
+    assert message.count("\n") == 1
