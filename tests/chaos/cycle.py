@@ -107,10 +107,13 @@ class Run:
             for number in range(self._options.cycles):
                 await self._cycle(number, http)
                 self.report.cycles += 1
+                if number == 0:
+                    await self._check_installation()
                 if self.report.cycles % BILL_EVERY == 0:
                     await self._check_bill()
         await self._check_bill()
         await self._check_unknown_requests()
+        await self._check_installation()
 
     # --- one cycle -----------------------------------------------------------------------------------
 
@@ -160,7 +163,7 @@ class Run:
         await self.ledger.read_on(self._rig.log)
         self.report.ignored = self.ledger.ignored
         self.report.requests_by_shard = self.ledger.requests_by_shard
-        counts = Counts(unexplained=[*cycle.problems, *await self._rig.problems()])
+        counts = Counts(unexplained=list(cycle.problems))
         if not cycle.done:
             counts.unexplained.append("the fault did not happen")
         for client in cycle.clients:
@@ -235,6 +238,10 @@ class Run:
         for bill in due:
             counts += checks.check_row(bill.request, rows.get(bill.request), bill.logged, charge=bill.charge)
         self.add(counts)
+
+    async def _check_installation(self) -> None:
+        """Run the installation's own checks: after the first cycle, and after the last."""
+        self.add(Counts(unexplained=await self._rig.problems()))
 
     async def _check_unknown_requests(self) -> None:
         """Check that requests which no client knows have ended and are free.

@@ -18,6 +18,7 @@ import anyio
 from events.log import APPEND_TIMEOUT_S
 from tests.chaos.client import Client, Progress
 from tests.chaos.cluster import Cluster, Proxied
+from tests.chaos.growing import Growing
 from tests.chaos.ledger import shard_streams
 from tests.chaos.rig import Hanging, OnSmallDisk, Rig, TwoGateways
 
@@ -69,6 +70,19 @@ async def kill_worker(cycle: Cycle) -> None:
         victim = cycle.chance.choice(await cycle.rig.alive("worker", 1))
         os.kill(victim, signal.SIGKILL)
         cycle.note("killed a worker")
+
+
+async def open_shards(cycle: Cycle) -> None:
+    """Open the other shards while workers are killed, once a cycle has run on the first one."""
+    assert isinstance(cycle.rig, Growing), "only this installation begins with fewer shards"
+    (moment,) = cycle.moments(1, until=0.2)
+    await cycle.reach(moment)
+    async with anyio.create_task_group() as tasks:
+        if cycle.rig.may_grow:
+            cycle.note("began to open shards")
+            tasks.start_soon(cycle.rig.grow)
+        await kill_worker(cycle)
+    cycle.note(f"had {cycle.rig.shards} shards")
 
 
 async def freeze_worker(cycle: Cycle) -> None:
@@ -241,6 +255,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "worker": Kind(Rig, 3, kill_worker),
+    "grow": Kind(Growing, 3, open_shards),
     "zombie": Kind(Rig, 3, freeze_worker),
     "broker": Kind(Rig, 2, kill_broker, healed=True),
     "disk": Kind(OnSmallDisk, 2, fill_disk, healed=True, keys=True),

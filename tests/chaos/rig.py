@@ -248,7 +248,10 @@ class Rig:
         raise RigBroken(f"not all of {self.workers} workers became ready again: {self.screen()}")
 
     async def problems(self) -> list[str]:
-        """Return what is wrong with the whole installation after a cycle. Raises RigBroken."""
+        """Return what is wrong with the whole installation, after the first cycle and after the last one.
+
+        Raises RigBroken.
+        """
         return []
 
     async def log_answers(self) -> None:

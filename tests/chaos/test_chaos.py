@@ -12,6 +12,7 @@ from tests.chaos.faults import KINDS
 
 CYCLES = {
     "worker": 2,
+    "grow": 3,
     "zombie": 2,
     "broker": 2,
     "disk": 2,
@@ -25,6 +26,7 @@ CYCLES = {
 # The traces that each fault leaves. Without them the fault had no effect, and its test proves nothing.
 MARKS = {
     "worker": lambda report: report.taken_over,
+    "grow": lambda report: report.taken_over and len(report.requests_by_shard) == 3,
     "zombie": lambda report: report.ignored.tokens,
     "broker": lambda report: report.streams,
     "disk": lambda report: report.streams,
@@ -35,13 +37,15 @@ MARKS = {
     "poison": lambda report: report.taken_over,
     "hang": lambda report: report.taken_over,
 }
+# With a few streams, a random seed leaves a gateway without any once in 200 runs.
+SEEDS = {"grow": "41d79af3"}
 
 pytestmark = pytest.mark.slow
 
 
 def run(kind: str, cycles: int, folder: Path) -> tuple[Report, str]:
     output: list[str] = []
-    options = Options(kind, cycles, folder=folder / "chaos")
+    options = Options(kind, cycles, seed=SEEDS.get(kind, ""), folder=folder / "chaos")
     report = anyio.run(partial(cycle.run, options, output.append), backend_options={"use_uvloop": True})
     return report, "\n".join(output)
 
