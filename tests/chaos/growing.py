@@ -11,7 +11,7 @@ from tests.chaos.rig import Rig
 
 BILLS = (
     "select request_id, finish_reason, prompt_tokens, output_tokens, attempts, charge_nanousd "
-    "from requests where state != 'open' order by request_id"
+    "from requests where finish_reason is not null order by request_id"
 )
 
 
