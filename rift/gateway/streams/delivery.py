@@ -41,8 +41,8 @@ STATUS_S = 2.0
 # A gateway reports the clients of one request at most this often: far more often than a grace period.
 REPORT_PAUSE_S = 1.0
 
-# A stream answers with headers after this time at the latest. A request that fails earlier is answered with
-# an HTTP error.
+# A stream answers with headers when its output begins, or after this time. A request that fails earlier, as
+# one that its engine refuses, is answered with an HTTP error.
 STATUS_LINE_S = 1.0
 
 # The status for formats that do not show it: a change of status is then no news.
@@ -174,7 +174,7 @@ class Delivery:
         assert format is not None, "frames have a format"
         if not resumed:
             with anyio.move_on_after(STATUS_LINE_S):
-                await subscription.wait_for_start()
+                await subscription.wait_for_output()
             if subscription.is_over and (failure := _failure(subscription)):
                 return failure
         timed = [*headers, *server_timing(subscription.answer.timing())]

@@ -23,8 +23,9 @@ class Subscription:
     """Follows requests to their end, with or without a client.
 
     `answers` holds one completion for each request, in the order of their choices, `answer` is the first, and
-    `finished` are those that have ended, in log order. `on_end` is for subscriptions without a client: it is
-    called once, at the end, and must not close the subscription.
+    `finished` are those that have ended, in log order. `has_begun` says whether a token was generated or a
+    request has ended: an attempt that has only started may still be refused by its engine. `on_end` is for
+    subscriptions without a client: it is called once, at the end, and must not close the subscription.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Subscription:
         self.answer = answers[0]
         self.client = client
         self.state: State = "waiting"
+        self.has_begun = False
         self.finished: list[Completion] = []
         # Why the client's stream was broken off.
         self.problem: Problem | None = None
@@ -93,6 +95,8 @@ class Subscription:
                 self._on_end(self)
         elif self.state == "waiting" and (has_ended or life.attempt is not None):
             self.state = "running"
+        if not self.has_begun and (has_ended or life.next_index):
+            self.has_begun = True
             self._changed.set()
 
     def _is_complete(self) -> bool:
@@ -134,9 +138,9 @@ class Subscription:
         elif self.state != "waiting":
             self.state = "running"
 
-    async def wait_for_start(self) -> None:
-        """Return once the state is no longer `waiting`."""
-        while self.state == "waiting":
+    async def wait_for_output(self) -> None:
+        """Return once the answer has begun, or its stream was broken off."""
+        while not (self.has_begun or self.is_over):
             await self._changed.wait()
 
     async def wait_for_news(self, write: WriteChunk | None) -> None:
