@@ -11,9 +11,10 @@ from typing import Any
 import anyio
 import pytest
 
-from events import subjects
+from events import codec, shards, subjects
 from events.contracts import MESSAGE_BYTES_MAX, REPLY_BYTES_MAX
 from events.log import LogError, Stored
+from events.memory import MemoryBroker, MemoryLog
 from replay.archive.archive import Archive
 from replay.sql_files import sql
 from replay.warehouse import warehouse
@@ -214,6 +215,33 @@ async def test_reading_ahead_is_bounded(
     with anyio.move_on_after(0.2):
         await Projector(log, warehouse, subjects.folded([0])).run()
     assert AHEAD_MAX <= read <= 2 * AHEAD_MAX
+
+
+class HearsLateOfShards(MemoryLog):
+    @asynccontextmanager
+    async def follow(self, stream: str, topics: Sequence[str], **options: Any) -> AsyncIterator[Any]:
+        if subjects.SHARD_LIST in topics:
+            await anyio.sleep(0.3)
+        async with super().follow(stream, topics, **options) as reader:
+            yield reader
+
+
+async def test_an_answer_has_the_records_of_a_shard_that_was_just_opened(
+    scribe: Any, warehouse: Warehouse
+) -> None:
+    async with anyio.create_task_group() as group:
+        broker = MemoryBroker(group, lambda: scribe.now_ns)
+        log = HearsLateOfShards(broker)
+        projector = Projector(log, warehouse, subjects.folded([0]))
+        group.start_soon(projector.run)
+        assert await projector.catch_up()
+        broker.add_shard()
+        await shards.open_up_to(log, 2, writer="test")
+        request = subjects.request(subjects.Address(1, "laneaaaa", "tiny-1"))
+        await log.append("RIFT_1", request, codec.encode("test", []))
+        assert await projector.catch_up()
+        assert projector.applied["RIFT_1"] == 1
+        group.cancel_scope.cancel()
 
 
 async def test_the_loop_stays_free_while_a_batch_is_applied(

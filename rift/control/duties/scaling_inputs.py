@@ -49,7 +49,7 @@ async def read_inputs(
         if projection.problem is None:
             logger.warning("no decision on %s: the projection is behind the log", model)
         return None
-    positions = dict(projection.applied)
+    positions = {stream: projection.applied.get(stream, 0) for stream in projection.streams}
     positions.pop(subjects.BOOK, None)
     if positions.get(subjects.FLEET, 0) < fleet_position:
         return None

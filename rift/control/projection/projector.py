@@ -82,6 +82,7 @@ class Projector:
                 def opened(shard: int) -> None:
                     stream, stream_subjects = subjects.shard_stream(shard), subjects.of_shard(shard)
                     self._streams[stream] = stream_subjects
+                    self._writer.changed.set()
                     group.start_soon(self._follow, stream, stream_subjects)
 
                 for stream, stream_subjects in self._streams.items():
@@ -124,6 +125,9 @@ class Projector:
             return False
         try:
             with anyio.move_on_after(CATCH_UP_S) as timer:
+                newest = subjects.shard_stream(await shards.count(self._log) - 1)
+                while not self._stopped and newest not in self._streams:
+                    await self._writer.changed.wait()
                 for stream in list(self._streams):
                     last = await self._log.last_sequence(stream)
                     while not self._stopped and self.applied.get(stream, 0) < last:

@@ -19,11 +19,13 @@ IDLE_NS = 300 * SECOND
 
 
 class Story:
-    """Writes a history of one model on two shards, and reports the same requests to `Demands`."""
+    """Writes a history of one model on two shards, and reports the same requests to `Demands` in the order of
+    their stored times. The second shard's broker has a clock of its own, `skew_ns` ahead."""
 
-    def __init__(self, scribe: Any, dice: random.Random) -> None:
-        self.scribe, self.dice = scribe, dice
-        self.demands, self.reports = Demands(), Reports()
+    def __init__(self, scribe: Any, dice: random.Random, skew_ns: int) -> None:
+        self.scribe, self.dice, self.skew_ns = scribe, dice, skew_ns
+        self.told: list[tuple[int, str, str, dict[str, int]]] = []
+        self.reports = Reports()
         self.waiting: list[tuple[str, Address]] = []
         self.running: dict[str, dict[str, Any]] = {}
         self.moments: list[tuple[Moment, Demand, tuple[int, int]]] = []
@@ -38,16 +40,29 @@ class Story:
             self.look()
 
     def look(self) -> None:
-        now_ns = self.scribe.now_ns + self.dice.choice((0, 0, 1, 5 * SECOND, SPEED_NS, ENDED_NS))
+        stored_ns = max(messages[-1].stored_at_ns for messages in self.scribe.streams.values())
+        now_ns = stored_ns + self.dice.choice((0, 0, 1, 5 * SECOND, SPEED_NS, ENDED_NS))
         positions = {stream: len(messages) for stream, messages in self.scribe.streams.items()}
         positions.pop(subjects.BOOK, None)
-        self.moments.append((Moment(positions, now_ns), self.demands.at(now_ns), self.reports.at(now_ns)))
+        demands = Demands()
+        for at_ns, what, request, sums in sorted(self.told, key=lambda told: told[0]):
+            getattr(demands, what)(request, at_ns, **sums)
+        self.moments.append((Moment(positions, now_ns), demands.at(now_ns), self.reports.at(now_ns)))
+
+    def tell(self, event: Any, *, at: Address, kind: str = "work") -> int:
+        """Write a record and return its stored time."""
+        skew_ns = self.skew_ns if at == OTHER else 0
+        self.scribe.now_ns += skew_ns
+        self.scribe.tell(event, at=at, kind=kind)
+        at_ns = self.scribe.now_ns
+        self.scribe.now_ns -= skew_ns
+        return at_ns
 
     def accept(self) -> None:
         at = self.dice.choice((AT, OTHER))
         request = self.scribe.request_id(at=at)
-        self.scribe.tell(self.scribe.accepted(request), at=at, kind="request")
-        self.demands.accepted(request, self.scribe.now_ns)
+        at_ns = self.tell(self.scribe.accepted(request), at=at, kind="request")
+        self.told.append((at_ns, "accepted", request, {}))
         self.waiting.append((request, at))
 
     def start(self) -> None:
@@ -55,8 +70,8 @@ class Story:
             return
         request, at = self.waiting.pop(self.dice.randrange(len(self.waiting)))
         attempt, prompt = self.scribe.unique("att"), self.dice.randrange(1, 50)
-        self.scribe.tell(self.scribe.started(request, attempt, prompt_tokens=prompt), at=at)
-        self.demands.started(request, self.scribe.now_ns)
+        at_ns = self.tell(self.scribe.started(request, attempt, prompt_tokens=prompt), at=at)
+        self.told.append((at_ns, "started", request, {}))
         run = {"at": at, "attempt": attempt, "prompt": prompt, "tokens": 0, "first": 0, "last": 0}
         self.running[request] = run
 
@@ -65,9 +80,8 @@ class Story:
             return
         run = self.running[self.dice.choice(list(self.running))]
         count = self.dice.randrange(1, 4)
-        self.scribe.tell(self.scribe.tokens_of(run["attempt"], run["tokens"], count), at=run["at"])
-        run["first"] = run["first"] or self.scribe.now_ns
-        run["last"] = self.scribe.now_ns
+        run["last"] = self.tell(self.scribe.tokens_of(run["attempt"], run["tokens"], count), at=run["at"])
+        run["first"] = run["first"] or run["last"]
         run["tokens"] += count
 
     def end(self) -> None:
@@ -78,21 +92,20 @@ class Story:
         end = RequestFinished(
             request=request, attempt=run["attempt"], reason="stop", output_tokens=run["tokens"]
         )
-        self.scribe.tell(end, at=run["at"])
-        self.demands.ended(
-            request,
-            self.scribe.now_ns,
-            prompt_tokens=run["prompt"],
-            output_tokens=run["tokens"],
-            decode_ns=run["last"] - run["first"],
-        )
+        at_ns = self.tell(end, at=run["at"])
+        decode_ns = run["last"] - run["first"]
+        self.note_end(request, at_ns, run["prompt"], run["tokens"], decode_ns)
 
     def drop(self) -> None:
         if not self.waiting:
             return
         request, at = self.waiting.pop()
-        self.scribe.tell(CancelRequested(request=request, why="client"), at=at, kind="cancel")
-        self.demands.ended(request, self.scribe.now_ns, prompt_tokens=0, output_tokens=0, decode_ns=0)
+        at_ns = self.tell(CancelRequested(request=request, why="client"), at=at, kind="cancel")
+        self.note_end(request, at_ns, 0, 0, 0)
+
+    def note_end(self, request: str, at_ns: int, prompt: int, output: int, decode_ns: int) -> None:
+        sums = {"prompt_tokens": prompt, "output_tokens": output, "decode_ns": decode_ns}
+        self.told.append((at_ns, "ended", request, sums))
 
     def report(self) -> None:
         running = self.dice.randrange(0, 9)
@@ -103,7 +116,8 @@ class Story:
 @pytest.mark.parametrize("seed", range(12))
 def test_sql_counts_as_memory_does(scribe: Any, warehouse: Warehouse, seed: int) -> None:
     scribe.prices()
-    story = Story(scribe, random.Random(seed))
+    skew_ns = (0, 2 * SECOND, -2 * SECOND, -600 * SECOND)[seed % 4]
+    story = Story(scribe, random.Random(seed), skew_ns)
     for _ in range(120):
         story.step()
     story.look()

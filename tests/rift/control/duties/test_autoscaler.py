@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from events import codec, fleet, memory, subjects
+from events import codec, fleet, memory, shards, subjects
 from events.memory import MemoryBroker
 from events.schema import (
     ControlElected,
@@ -128,6 +128,8 @@ async def test_a_request_for_a_model_at_zero_decides_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autoscaler, "TICK_S", 1000)
+    world.broker.add_shard()
+    await shards.open_up_to(world.log, 2, writer="test")
     async with world.controlling(served(replicas_max=3)):
         await ask_until_answered(world)
         await world.ask()
@@ -136,7 +138,8 @@ async def test_a_request_for_a_model_at_zero_decides_at_once(
         assert decided.epoch == 1
         assert decided.inputs["demand.waiting"] == 1
         assert decided.inputs["policy.replicas_max"] == 3
-        assert decided.positions.keys() == {"RIFT_0", "RIFT_FLEET"}
+        assert decided.positions.keys() == {"RIFT_0", "RIFT_1", "RIFT_FLEET"}
+        assert decided.positions["RIFT_1"] == 0
         (row,) = (await ask_sql(world.log, "select reason, counts, inputs from decisions")).rows
         assert row[:2] == [decided.reason, True]
         assert json.loads(row[2]) == decided.inputs
