@@ -1,9 +1,11 @@
 """The duties of a leader, built and run together for one epoch."""
 
+import logging
+
 import anyio
 
 from events import shards
-from events.log import Log
+from events.log import Log, LogError
 from replay.archive.archive import Archive
 from rift.control.config import ControlConfig
 from rift.control.duties.archiver import Archiver
@@ -17,21 +19,35 @@ from rift.control.rpc.handlers import Handlers
 from rift.control.rpc.operators import Operators
 from rift.fleet.decision_reader import drive
 
+logger = logging.getLogger(__name__)
+
+# A shard that does not answer is asked again after this time.
+LOG_RETRY_S = 1.0
+
 
 async def lead(log: Log, projection: Projection, archive: Archive, config: ControlConfig, epoch: int) -> None:
     """Run every duty until cancelled. Another leader may run them too for a moment; see `leader.py`."""
     archiver = Archiver(log, archive, projection, retention_days=config.retention_days)
     autoscaler = Autoscaler(log, projection, config.scaling, epoch=epoch)
-    janitors: list[Janitor] = []
+    janitors: dict[int, Janitor] = {}
     operators = Operators(projection, config.sql)
     handlers = Handlers(log, projection, archiver, janitors, operators)
     async with handlers.serving(), anyio.create_task_group() as tasks:
 
+        async def keep(shard: int) -> None:
+            """Run the duties of a shard. If it does not answer, the others go on meanwhile."""
+            while True:
+                janitors[shard] = Janitor(log, shard=shard, accepted=autoscaler.request_accepted)
+                try:
+                    async with anyio.create_task_group() as duties:
+                        duties.start_soon(janitors[shard].run, projection.first_open)
+                        duties.start_soon(UsageCorrection(log, projection.query, shard=shard).run)
+                except* LogError as silent:
+                    logger.warning("shard %d is not supervised now: %s", shard, silent.exceptions[0])
+                await anyio.sleep(LOG_RETRY_S)
+
         def supervise(shard: int) -> None:
-            janitor = Janitor(log, shard=shard, accepted=autoscaler.request_accepted)
-            janitors.append(janitor)
-            tasks.start_soon(janitor.run, projection.first_open)
-            tasks.start_soon(UsageCorrection(log, projection.query, shard=shard).run)
+            tasks.start_soon(keep, shard)
 
         supervise(0)
         tasks.start_soon(shards.follow, log, 1, supervise)

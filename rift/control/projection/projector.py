@@ -3,6 +3,7 @@
 This module only schedules. The fold defines what a record means, and the warehouse what is stored.
 """
 
+import logging
 from collections.abc import AsyncIterable, Mapping, Sequence
 from contextlib import suppress
 
@@ -22,13 +23,19 @@ from rift.errors import RiftError
 # its records have changed, so a busy stream should need few of them. A question does not wait for the pace:
 # see `catch_up`.
 PACE_S = 3.0
-# How long a question waits for records that were stored before it. Then it is answered from the applied ones,
-# and relation `lag` shows how much is missing.
-CATCH_UP_S = 2.0
+# How long a question waits for records that were stored before it: less than a client of `/v1/usage` waits
+# for its answer. Then a bill is refused, and another question is answered from the applied ones, and relation
+# `lag` shows how much is missing.
+CATCH_UP_S = 4.0
+# A stream that does not answer is asked again after this time.
+LOG_RETRY_S = 1.0
 # Records of one transaction while catching up: about 0.2 s of work, for which a question has to wait.
 BATCH_MAX = 2_000
 # Records read ahead of the warehouse, at some kilobytes each.
 AHEAD_MAX = 8_000
+
+
+logger = logging.getLogger(__name__)
 
 
 class LogBehind(RiftError):
@@ -75,7 +82,9 @@ class Projector:
         LogTrimmed.
         """
         for stream in self._streams:
-            await self._check(stream, self.applied.get(stream, 0))
+            # One that does not answer now is checked before it is followed.
+            with suppress(LogError):
+                await self._check(stream, self.applied.get(stream, 0))
         try:
             async with anyio.create_task_group() as group:
 
@@ -96,8 +105,10 @@ class Projector:
     async def is_trimmed(self) -> bool:
         """Return whether the log lacks a record that has to be applied next."""
         for stream in self._streams:
-            if self.applied.get(stream, 0) + 1 < await self._log.first_sequence(stream):
-                return True
+            # `run` checks it too.
+            with suppress(LogError):
+                if self.applied.get(stream, 0) + 1 < await self._log.first_sequence(stream):
+                    return True
         return False
 
     async def _check(self, stream: str, applied: int) -> None:
@@ -161,6 +172,16 @@ class Projector:
                 self._heads = heads
 
     async def _follow(self, stream: str, stream_subjects: str) -> None:
+        """Apply a stream. One that does not answer is asked again, so that the others go on meanwhile."""
+        while True:
+            try:
+                await self._check(stream, self.applied.get(stream, 0))
+                await self._read(stream, stream_subjects)
+            except* LogError as silent:
+                logger.warning("%s is not projected yet: %s", stream, silent.exceptions[0])
+            await anyio.sleep(LOG_RETRY_S)
+
+    async def _read(self, stream: str, stream_subjects: str) -> None:
         after = self.applied.get(stream, 0)
         async with (
             self._log.follow(stream, [stream_subjects], after=after, pace_s=PACE_S) as reader,

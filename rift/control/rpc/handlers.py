@@ -1,6 +1,6 @@
 """The answers to questions. An answer covers every record that was stored before its question."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
@@ -37,14 +37,14 @@ from rift.rpc import (
 
 
 class Handlers:
-    """`janitors` supervise one shard each."""
+    """`janitors` holds the janitor of each shard."""
 
     def __init__(
         self,
         log: Log,
         projection: Projection,
         archiver: Archiver,
-        janitors: Sequence[Janitor],
+        janitors: Mapping[int, Janitor],
         operators: Operators,
     ) -> None:
         self._log = log
@@ -131,8 +131,11 @@ class Handlers:
         return [*([] if projection is None else [projection]), *self._archiver.problems]
 
     async def _lanes(self, question: AskLanes) -> object:
-        return {lane: silent_ms for janitor in self._janitors for lane, silent_ms in janitor.lanes().items()}
+        lanes: dict[str, int] = {}
+        for janitor in self._janitors.values():
+            lanes |= janitor.lanes()
+        return lanes
 
     async def _shards(self, question: AskShards) -> object:
-        supervised = [janitor for janitor in self._janitors if janitor.is_supervising]
+        supervised = [janitor for janitor in self._janitors.values() if janitor.is_supervising]
         return [{"shard": janitor.shard, "gateways": len(janitor.lanes())} for janitor in supervised]
