@@ -251,13 +251,13 @@ class Run:
         rows: list[dict[str, Any]] = []
         with anyio.move_on_after(ORPHAN_S):
             while True:
-                answer = await self._rig.sql("select request_id, state, charge_nanousd from requests")
+                answer = await self._rig.sql("select request_id, finish_reason, charge_nanousd from requests")
                 rows = [row for row in answer if row["request_id"] not in self._known]
-                if all(row["state"] != "open" for row in rows):
+                if all(row["finish_reason"] for row in rows):
                     break
                 await anyio.sleep(1)
         counts = Counts(
-            unexplained=[f"{row['request_id']} has not ended" for row in rows if row["state"] == "open"]
+            unexplained=[f"{row['request_id']} has not ended" for row in rows if not row["finish_reason"]]
         )
         charged = [f"{row['request_id']}: no client knows it" for row in rows if row["charge_nanousd"]]
         if rows:
