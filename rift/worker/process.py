@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
+from anyio.abc import TaskGroup
 
 from events import shards, subjects
 from events.log import Log, LogError
@@ -87,32 +88,41 @@ async def serve_shards(
     model = subjects.slug(replica.model)
 
     async def serve_shard(shard: int) -> None:
-        stream = subjects.shard_stream(shard)
-        await _answered(lambda: log.last_sequence(stream))
         config = WorkerConfig(replica.name, model, shard, slots, entropy)
         async with open_worker(log, engine, config) as worker:
             workers.append(worker)
             first.set()
             await worker.run()
 
-    def start(shard: int) -> None:
+    async def begin(shard: int) -> None:
+        stream = subjects.shard_stream(shard)
+        await _answered(lambda: log.last_sequence(stream))
         tasks.start_soon(serve_shard, shard)
 
     async def announce() -> None:
         await first.wait()
-        async with anyio.create_task_group() as announcing:
-            announcing.start_soon(replica.ready, engine)
-            announcing.start_soon(shards.follow, log, opened, start)
+        await replica.ready(engine)
+
+    async def begin_all(beginning: TaskGroup) -> None:
+        def start(shard: int) -> None:
+            beginning.start_soon(begin, shard)
+
+        opened = await _answered(lambda: shards.count(log))
+        for shard in range(opened):
+            start(shard)
+        await shards.follow(log, opened, start)
+
+    async def until_shutdown() -> None:
+        async with anyio.create_task_group() as beginning:
+            beginning.start_soon(begin_all, beginning)
+            beginning.start_soon(announce)
             await shutdown.wait()
-            announcing.cancel_scope.cancel()
+            beginning.cancel_scope.cancel()
         await replica.draining()
 
     first = anyio.Event()
-    opened = await _answered(lambda: shards.count(log))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(announce)
-        for shard in range(opened):
-            start(shard)
+        tasks.start_soon(until_shutdown)
 
 
 async def _answered(ask: Callable[[], Awaitable[int]]) -> int:

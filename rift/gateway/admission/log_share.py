@@ -45,10 +45,11 @@ class LogShare:
         self._book = book
 
     def bytes_per_minute(self, account: str) -> int | None:
+        """Return the share of the gateway's shard. None: unbounded, or the book sets a limit."""
         limits = self._book.limits.get(account)
-        return (limits and limits.log_bytes_per_minute) or self._part(
-            self._capacity.shard - ROOM_BYTES_MIN, FILL_MINUTES
-        )
+        if limits is not None and limits.log_bytes_per_minute is not None:
+            return None
+        return self._part(self._capacity.shard - ROOM_BYTES_MIN, FILL_MINUTES)
 
     def idempotency_keys(self, account: str) -> int | None:
         limits = self._book.limits.get(account)

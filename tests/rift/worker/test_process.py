@@ -2,13 +2,16 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 
-from events import codec, subjects
+from events import codec, shards, stream_fold, subjects
+from events.fleet import Fleet
 from events.memory import MemoryBroker, MemoryLog
+from events.memory.broker import Stream
 from events.schema import (
     ReplicaDraining,
     ReplicaLost,
@@ -129,3 +132,39 @@ async def test_a_shutdown_during_the_engines_start_exits_at_once(monkeypatch: py
         _, stopped, *_ = await published(slow, then)
     assert isinstance(stopped, ReplicaStopped)
     assert stopped.why == "not needed"
+
+
+async def test_a_shard_that_does_not_answer_neither_keeps_a_replica_from_serving_nor_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica, "REPLICA_REPORT_S", 0.1)
+    monkeypatch.setattr(process, "LOG_RETRY_S", 0.1)
+    async with anyio.create_task_group() as tasks:
+        broker = MemoryBroker(tasks, lambda: int(anyio.current_time() * 1e9), shards=2)
+        log = MemoryLog(broker)
+        await shards.open_up_to(log, 3, writer="test")
+        fleet = Fleet()
+        shutdown = Shutdown()
+
+        async def serve() -> None:
+            await process.serve(log, good, STARTING, shutdown)
+            ended.set()
+
+        ended = anyio.Event()
+        tasks.start_soon(serve)
+        tasks.start_soon(partial(stream_fold.follow, log, subjects.FLEET, ["rift.fleet.>"], fleet))
+
+        async def reported(shards: int) -> None:
+            with anyio.fail_after(5):
+                while not fleet.is_ready("m") or fleet.replicas["m"]["r"].shards != shards:  # noqa: ASYNC110
+                    await anyio.sleep(0.02)
+
+        await reported(2)
+        broker.streams["RIFT_2"] = Stream("rift.2.")
+        await reported(3)
+        await shards.open_up_to(log, 4, writer="test")
+        await anyio.sleep(0.3)
+        shutdown.drain(0.0)
+        with anyio.fail_after(5):
+            await ended.wait()
+        tasks.cancel_scope.cancel()

@@ -12,14 +12,16 @@ from events.broker_clock import BrokerClock
 from events.contracts import IDEMPOTENCY_S, SECOND_NS
 from events.jetstream import JetStream, connect
 from events.log import Stored
-from events.schema import LimitsSet
+from events.schema import LaneOpened, LimitsSet
 from events.subjects import Address
 from rift.gateway.admission import log_share, request_size
 from rift.gateway.admission.key_limits import KeyCounts, KeyLimits
 from rift.gateway.admission.log_room import ROOM_BYTES_MIN
 from rift.gateway.admission.log_share import CONTENT_KEY_BYTES, IDEMPOTENCY_KEY_BYTES, LogCapacity, LogShare
+from rift.gateway.admission.rate_limits import RateLimits
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.state import GatewayConfig
+from rift.gateway.streams.live_gateways import LiveGateways
 from rift.gateway.submission.idempotency import KeyEntry
 from tests.rift.gateway.admission.test_credit import World, live, opened
 from tests.rift.gateway.admission.test_max_cost import accepted
@@ -71,6 +73,22 @@ def test_one_of_several_accounts_cannot_fill_the_log_before_it_is_trimmed() -> N
     least = request_size.ENDS_BYTES + 400
     assert 12 * part // least < LOG_BYTES // 16 // CONTENT_KEY_BYTES // 2
     assert LogShare(LogCapacity(-1, -1, -1), book_of("a")).bytes_per_minute("a") is None
+
+
+@pytest.mark.anyio
+async def test_a_limit_of_the_book_replaces_the_share_and_is_divided_among_all_gateways() -> None:
+    book = book_of("a", "b")
+    share = LogShare(LogCapacity(LOG_BYTES, LOG_BYTES, LOG_BYTES), book)
+    book.limits["a"] = LimitsSet(id="l", account="a", log_bytes_per_minute=900)
+    gateways = LiveGateways(0, "lane-a")
+    for shard, lane in ((0, "lane-b"), (1, "lane-c")):
+        gateways.note(shard, LaneOpened(lane=lane, shard=shard))
+    lane: Any = None
+    limits = RateLimits(lane, book=book, gateways=gateways, share=share)
+    part = share.bytes_per_minute("b")
+    assert part is not None
+    assert limits._shares("a", "k")["account a"].log_bytes == 300
+    assert limits._shares("b", "k")["account b"].log_bytes == part // 2
 
 
 def test_a_flood_of_bytes_is_refused_with_an_exact_hint_and_another_account_goes_on() -> None:
