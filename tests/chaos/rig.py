@@ -301,7 +301,8 @@ class OnSmallDisk(Rig):
 
     async def start(self, tasks: TaskGroup) -> None:
         self._mounted = ExitStack()
-        self.disk = self._mounted.enter_context(small_disk(self.folder.parent / "disk", self.DISK_BYTES))
+        size_bytes = self.DISK_BYTES + (self.shards - 1) * self.LOG_BYTES_MAX * 4 // 3
+        self.disk = self._mounted.enter_context(small_disk(self.folder.parent / "disk", size_bytes))
         self.folder = self.disk.path / "data"
         self.configure(f"log_bytes_max = {self.LOG_BYTES_MAX}")
         await super().start(tasks)
