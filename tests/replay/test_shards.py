@@ -59,10 +59,10 @@ def shares(warehouse: Warehouse, ids: dict[str, str]) -> dict[str, int]:
     return {ids.get(request, request): nanousd for request, nanousd in rows}
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_three_shards_fold_as_one(seed: int) -> None:
-    streams = history_of(seed, 120)
+    streams = history_of(seed, 300)
     split = Split(streams)
     one, three = folded(Path(":memory:"), streams), folded(Path(":memory:"), split.streams)
     assert contents(three, split.ids) == contents(one, {})

@@ -5,6 +5,7 @@ process continues later without noticing the pause. The processes run Rift's own
 """
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -221,7 +222,7 @@ async def from_the_first(stream: str) -> int:
 
 
 class JanitorProcess(Process):
-    """A janitor for each shard, as a leader has."""
+    """A janitor for each shard, as a leader has. One that a silent shard has ended begins anew."""
 
     kind = "janitor"
 
@@ -229,10 +230,16 @@ class JanitorProcess(Process):
         async with anyio.create_task_group() as tasks:
 
             def supervise(shard: int) -> None:
-                tasks.start_soon(Janitor(self.log, shard=shard).run, from_the_first)
+                tasks.start_soon(self._keep, shard)
 
             supervise(0)
             await shards.follow(self.log, 1, supervise)
+
+    async def _keep(self, shard: int) -> None:
+        while not self.ended.is_set():
+            with suppress(LogError):
+                await Janitor(self.log, shard=shard).run(from_the_first)
+            await anyio.sleep(RETRY_S)
 
 
 class Supervisor:
@@ -244,11 +251,11 @@ class Supervisor:
         self.shards = 1
         self._broker, self._chance, self._tasks = broker, chance, tasks
         self._log = MemoryLog(broker)
-        self._started = 0
+        self.started = 0
 
     def start(self, kind: type[Process]) -> None:
-        self._started += 1
-        process = kind(self._broker, self._chance, f"{kind.kind}{self._started}")
+        self.started += 1
+        process = kind(self._broker, self._chance, f"{kind.kind}{self.started}")
         if kind is GatewayProcess:
             process.shard = self._least_used()
         self.processes.append(process)

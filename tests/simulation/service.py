@@ -20,6 +20,7 @@ from anyio.abc import TaskGroup
 
 from events import codec, shards, subjects
 from events.book import key_digest
+from events.ids import parsed
 from events.log import LogError
 from events.memory import Faults, MemoryBroker, MemoryLog
 from events.memory.broker import Stream
@@ -97,6 +98,7 @@ class Result(NamedTuple):
     mishaps: Counter[str]
     outcomes: Counter[str]
     reasons: Counter[str]
+    shards: Counter[int]
     seconds: float
 
 
@@ -364,6 +366,7 @@ class Service:
             self.mishaps,
             Counter(client.outcome for client in self.clients),
             Counter(f"{entry.life.reason} by {entry.life.ender}" for entry in entries),
+            Counter(parsed(entry.id).at.shard for entry in entries),
             anyio.current_time(),
         )
 

@@ -16,12 +16,13 @@ from msgspec.structs import replace
 
 from events import lifecycle
 from events.memory import Faults
+from events.memory.broker import Stream
 from events.schema import TokensGenerated
 from rift.gateway.api import requests
 from rift.gateway.streams import lane_reader
 from rift.gateway.submission import idempotency
 from rift.worker import attempt
-from tests.simulation import service
+from tests.simulation import outage, service
 from tests.simulation.promise import Violation
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,15 @@ KEPT = (20, 26, 34, 159, 220, 386)
 
 CALM = Faults(append_s=0.01)
 
+
+def full(shard: Stream, is_full: bool) -> None:
+    shard.is_full = is_full
+
+
+def unwritable(shard: Stream, is_unwritable: bool) -> None:
+    shard.is_unwritable = is_unwritable
+
+
 # The simulation must catch each mutant within this many seeds.
 CAUGHT_WITHIN = 40
 
@@ -41,16 +51,18 @@ CAUGHT_WITHIN = 40
 def test_seeds_keep_the_promises_and_together_they_are_eventful() -> None:
     results = [service.run(seed) for seed in sorted({*range(SEEDS), *KEPT})]
     many = len(results)
-    outcomes, reasons, mishaps = Counter[str](), Counter[str](), Counter[str]()
+    outcomes, reasons, mishaps, shards = Counter[str](), Counter[str](), Counter[str](), Counter[int]()
     for result in results:
         outcomes += result.outcomes
         reasons += result.reasons
         mishaps += result.mishaps
+        shards += result.shards
     assert sum(result.requests for result in results) > 8 * many
     assert sum(result.attempts - result.requests for result in results) > 2 * many
     assert outcomes["done"] > 6 * many
     assert reasons["cancelled by worker"] > many / 10
-    assert {name for name in mishaps if name in service.MISHAPS} == set(service.MISHAPS)
+    assert mishaps.keys() >= {*service.MISHAPS, *service.SHARD_MISHAPS}
+    assert min(shards[shard] for shard in range(service.SHARDS_MAX)) > many / 3
 
 
 def test_without_faults_every_request_is_answered() -> None:
@@ -58,6 +70,13 @@ def test_without_faults_every_request_is_answered() -> None:
     assert set(calm.outcomes) <= {"done", "left"}
     assert calm.attempts == calm.requests
     assert not calm.mishaps
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("set_broken", [full, unwritable, Stream.set_silent])
+def test_a_shard_is_out_of_service_and_the_others_go_on(set_broken: outage.Break, restarts: bool) -> None:
+    served = outage.run(set_broken, restarts=restarts)
+    assert len(served.meanwhile) > 4
 
 
 def test_a_seed_replays_to_the_last_byte() -> None:
