@@ -36,7 +36,9 @@ def gateway(options: Namespace) -> None:
             connected_role(options, settings, "gateway", archive=ArchiveFolder(folder.archive)) as log,
             connected(options, "gateway-history") as history_log,
         ):
-            shard = await shard_choice.choose(log, options.shard, secrets.SystemRandom().random)
+            shard = await shard_choice.choose(log, options.shard, secrets.SystemRandom().random, stop)
+            if shard is None:
+                return
             config = GatewayConfig(
                 shard=shard,
                 lane=ids.new_lane_id(secrets.token_bytes(ids.RANDOM_BYTES)),

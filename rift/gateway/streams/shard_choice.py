@@ -29,9 +29,9 @@ class ShardUnknown(RiftError):
     """The log has no such shard; the message names those that are open."""
 
 
-async def choose(log: Log, named: int | None, chance: Callable[[], float]) -> int:
-    """Return the shard to use: `named` once it is served. `chance` (0 to 1) decides between equals, so that
-    gateways that start together spread out.
+async def choose(log: Log, named: int | None, chance: Callable[[], float], stop: anyio.Event) -> int | None:
+    """Return the shard to use: `named` once it is served, or None if `stop` is set before. `chance` (0 to 1)
+    decides between equals, so that gateways that start together spread out.
 
     Raises ShardUnknown, LogError.
     """
@@ -50,7 +50,9 @@ async def choose(log: Log, named: int | None, chance: Callable[[], float]) -> in
         if named in served:
             return named
         logger.warning("this gateway waits until shard %d is served by the leader and the workers", named)
-        await anyio.sleep(RETRY_S)
+        with anyio.move_on_after(RETRY_S):
+            await stop.wait()
+            return None
 
 
 async def _served(log: Log) -> Mapping[int, int]:

@@ -1,5 +1,6 @@
 """Which shard a gateway takes, and which gateways it counts."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
@@ -20,10 +21,15 @@ from tests.simulation import clock
 pytestmark = pytest.mark.anyio
 
 
-def chosen(named: int | None, *, supervised: Sequence[int] | None, workers: int = 3) -> tuple[int, float]:
+def chosen(
+    named: int | None, *, supervised: Sequence[int] | None, workers: int = 3, stop_s: float = 60.0
+) -> tuple[int | None, float]:
     """Return the shard that a gateway takes of three, and when. `supervised` are the gateways of each shard
-    that the leader supervises, None if none leads; a worker serves `workers` shards after 4 s, one before."""
-    found = []
+    that the leader supervises, None if none leads; a worker serves `workers` shards after 4 s, one before.
+    The gateway is stopped after `stop_s`."""
+    found: list[int | None] = []
+    at_s: list[float] = []
+    stop = anyio.Event()
 
     async def main() -> None:
         async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
@@ -49,18 +55,23 @@ def chosen(named: int | None, *, supervised: Sequence[int] | None, workers: int 
             tasks.start_soon(report)
             if supervised is not None:
                 await stack.enter_async_context(log.answer(AskShards.topic, answer))
-            found.append(await shard_choice.choose(log, named, lambda: 0.5))
-            found.append(anyio.current_time())
+            asyncio.get_running_loop().call_later(stop_s, stop.set)
+            found.append(await shard_choice.choose(log, named, lambda: 0.5, stop))
+            at_s.append(anyio.current_time())
             tasks.cancel_scope.cancel()
 
     clock.run(main)
-    return found[0], found[1]
+    return found[0], at_s[0]
 
 
 def test_a_named_shard_is_used_once_leader_and_workers_serve_it() -> None:
     shard, at_s = chosen(2, supervised=[1, 1, 1])
     assert shard == 2
     assert at_s > 4
+
+
+def test_a_gateway_that_waits_for_its_shard_can_be_stopped() -> None:
+    assert chosen(2, supervised=[1, 1, 1], stop_s=2) == (None, pytest.approx(2, abs=0.1))
 
 
 def test_without_a_name_it_takes_a_served_shard_at_once() -> None:
