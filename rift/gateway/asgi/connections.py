@@ -254,6 +254,7 @@ class ClientConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.remove(self)
         self._phase = "closed"
+        self._received.clear()
         self._writable.set()
         self.reading.cancel()
 

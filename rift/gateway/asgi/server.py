@@ -175,6 +175,7 @@ class _Server:
             logger.exception("a connection failed")
         finally:
             connection.close()
+            protocol.forget()
 
     def _spawn(self, connection: ClientConnection, scope: Scope, receive: Receive, send: Send) -> None:
         if (write := chunk_writer(connection, scope)) is not None:
@@ -235,6 +236,11 @@ class _Protocol(H11Protocol):
     async def handle(self, event: Event) -> None:
         if not (isinstance(event, RawData) and strict_parser.is_last(self.connection)):  # type: ignore[arg-type]
             await super().handle(event)
+
+    def forget(self) -> None:
+        """Drop the bytes that were not read. The objects of a connection are garbage for a while."""
+        self._buffer.clear()
+        self._inbox = None
 
     async def spawn_app(self, app: None, config: Config, scope: Scope, send: Send) -> Any:
         inbox = self._inbox = _Inbox(partial(self._begin_answer, scope["http_version"]))
