@@ -2,8 +2,8 @@
 
 One `MemoryBroker` holds the streams, and each process has a connection of its own. By default nothing fails
 and nothing takes time. `Faults` with an injected random source makes the network and the broker unreliable;
-`disconnect`, `freeze`, `restart`, `is_full` and `is_unwritable` cause one fault at once. Nothing outlives the
-process.
+`disconnect`, `freeze`, `restart`, `is_full` and `is_unwritable` cause one fault at once, and a `Stream` has
+faults of its own. Nothing outlives the process.
 
     broker      the streams, their queues, and their faults
     connection  a process's connection
