@@ -240,7 +240,6 @@ class _Protocol(H11Protocol):
     def forget(self) -> None:
         """Drop the bytes that were not read. The objects of a connection are garbage for a while."""
         self._buffer.clear()
-        self._inbox = None
 
     async def spawn_app(self, app: None, config: Config, scope: Scope, send: Send) -> Any:
         inbox = self._inbox = _Inbox(partial(self._begin_answer, scope["http_version"]))
