@@ -1,6 +1,7 @@
 """A replica's life in the fleet's stream: the events that a worker process publishes about itself."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import count
 from typing import Literal
 
 import anyio
@@ -77,7 +78,7 @@ class ReplicaAnnouncer:
         )
 
     async def report(self, workers: Sequence[Worker]) -> None:
-        """Publish the replica's load and the number of shards that it serves, every REPLICA_REPORT_S. A
+        """Publish the replica's load and the number of first shards that it serves, every REPLICA_REPORT_S. A
         report that is late is dropped."""
         while True:
             await anyio.sleep(REPLICA_REPORT_S)
@@ -88,7 +89,7 @@ class ReplicaAnnouncer:
                 running=current.running,
                 waiting=current.waiting,
                 kv_used_tokens=current.tokens,
-                shards=max(1, len(workers)),
+                shards=_first_shards({worker.shard for worker in workers}),
             )
             with anyio.move_on_after(REPLICA_REPORT_S):
                 await self._publisher.try_publish(event, within_s=0)
@@ -113,3 +114,8 @@ class ReplicaAnnouncer:
 
     def _lived_ns(self) -> int:
         return int((now_s() - self._began_at_s) * SECOND_NS)
+
+
+def _first_shards(served: Collection[int]) -> int:
+    """Return how many shards from 0 on are served without a gap; at least 1, as shard 0 always will be."""
+    return next(shard for shard in count(1) if shard not in served)

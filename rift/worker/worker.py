@@ -77,6 +77,7 @@ class Worker:
         self.claims = claims
         self._log = log
         self._engine = engine
+        self.shard = config.shard
         self._config = config
         self._tasks = tasks
         self._slots = config.slots

@@ -11,7 +11,6 @@ import pytest
 from events import codec, shards, stream_fold, subjects
 from events.fleet import Fleet
 from events.memory import MemoryBroker, MemoryLog
-from events.memory.broker import Stream
 from events.schema import (
     ReplicaDraining,
     ReplicaLost,
@@ -142,6 +141,7 @@ async def test_a_shard_that_does_not_answer_neither_keeps_a_replica_from_serving
     async with anyio.create_task_group() as tasks:
         broker = MemoryBroker(tasks, lambda: int(anyio.current_time() * 1e9), shards=2)
         log = MemoryLog(broker)
+        silent = broker.streams.pop("RIFT_1")
         await shards.open_up_to(log, 3, writer="test")
         fleet = Fleet()
         shutdown = Shutdown()
@@ -159,8 +159,8 @@ async def test_a_shard_that_does_not_answer_neither_keeps_a_replica_from_serving
                 while not fleet.is_ready("m") or fleet.replicas["m"]["r"].shards != shards:  # noqa: ASYNC110
                     await anyio.sleep(0.02)
 
-        await reported(2)
-        broker.streams["RIFT_2"] = Stream("rift.2.")
+        await reported(1)
+        broker.streams["RIFT_1"] = silent
         await reported(3)
         await shards.open_up_to(log, 4, writer="test")
         await anyio.sleep(0.3)
