@@ -2,10 +2,11 @@
 
 Folders are layers; each imports only those before it.
 
-    state        shared by all parts: the log, its folds, the configuration
     asgi/        HTTP: requests, errors, CORS, static pages, the server
     completion   one request's counted events
     choices      the requests of a body with several prompts or `n` > 1
+    histories    stored requests, long ones in turns of their accounts
+    state        shared by all parts: the log, its folds, the configuration
     dialects/    each API's bodies and frames
     streams/     from a lane's events to waiting clients
     admission/   keys, queue, rate limits, credit, room

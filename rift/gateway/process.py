@@ -11,7 +11,6 @@ from anyio.abc import TaskGroup
 from events import book, fleet, subjects
 from events.log import Log
 from events.publisher import Publisher
-from events.request_history import HistoryReader
 from events.stream_fold import Fold, follow
 from rift.gateway.admission.admission import Admission
 from rift.gateway.admission.auth import Authenticator
@@ -37,6 +36,7 @@ from rift.gateway.asgi.body_budget import return_memory
 from rift.gateway.asgi.connections import Connections, connections_max
 from rift.gateway.asgi.server import serve
 from rift.gateway.dialects.dialect import RESPONSES, native_dialect
+from rift.gateway.histories import Histories
 from rift.gateway.state import GatewayConfig, LogState
 from rift.gateway.streams.cancellation import Cancellation
 from rift.gateway.streams.delivery import LOG_OUTAGE, STOPPING, Delivery
@@ -116,7 +116,7 @@ async def run(
 
 async def open_gateway(log: Log, history_log: Log, config: GatewayConfig, tasks: TaskGroup) -> Opened:
     """Open the lane and start the background tasks. Raises as `run`, but for the port."""
-    state = LogState(log, HistoryReader(history_log), await book.read(log), await fleet.read(log))
+    state = LogState(log, Histories(history_log), await book.read(log), await fleet.read(log))
     share = LogShare(await capacity(log, config.shard), state.book)
     lane = await OwnLane.open(log, config)
     lanes = await LaneRegistry.open(log, state.histories, shard=config.shard, lane=config.lane, tasks=tasks)
@@ -161,7 +161,7 @@ def build(
             IdempotencyKeys(state, config.secret, own.clock),
             AcceptanceBuilder(state.book, config, own),
             AcceptanceWriter(state, config, health, cancellation),
-            Responder(state.book, lanes, delivery),
+            Responder(state, lanes, delivery),
             readers,
         ),
         native=native_dialect(config.native_prompt_tokens_max),

@@ -7,8 +7,8 @@ import msgspec
 from events.book import Book
 from events.fleet import Fleet
 from events.log import Log
-from events.request_history import HistoryReader
 from rift.catalogue import NATIVE_PROMPT_TOKENS_MAX, Catalogue
+from rift.gateway.histories import Histories
 from rift.log_disk.reserve import Reserve
 
 
@@ -17,7 +17,7 @@ class LogState(msgspec.Struct, frozen=True):
     clients that resume cannot slow live streams."""
 
     log: Log
-    histories: HistoryReader
+    histories: Histories
     book: Book
     fleet: Fleet
 

@@ -1,6 +1,7 @@
 """Readers of one lane share a scan, and if it fails, later ones can still read."""
 
 import contextlib
+import math
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 
@@ -11,8 +12,8 @@ import pytest
 from events import codec, ids, request_history, subjects
 from events.encryption import ContentUndecipherable
 from events.log import LogError, Stored
-from events.request_history import HistoryReader, RequestHistory
-from events.schema import CancelRequested, Parameters, RequestAccepted
+from events.request_history import HistoryReader, HistoryTooLong, RequestHistory
+from events.schema import AttemptStarted, CancelRequested, Parameters, RequestAccepted, TokensGenerated
 
 pytestmark = pytest.mark.anyio
 
@@ -247,3 +248,56 @@ async def test_nothing_is_read_behind_the_end() -> None:
     assert parsed is not None
     past = await HistoryReader(log).read(parsed)  # type: ignore[arg-type]
     assert (past.life.phase, past.life.reason) == ("ended", "cancelled")
+
+
+async def test_a_reader_that_accepts_less_keeps_nothing_and_spoils_nothing_for_others() -> None:
+    short, long = request_ids(2)
+    log = Scans([short, long])
+    words = TokensGenerated(attempt="a", index=0, token_ids=(1,), text="word" * 500)
+    started = AttemptStarted(
+        request=long, attempt="a", after=None, resume_index=0, worker="w", prompt_tokens=1, accepted_at_ns=1,
+        engine="sim", model_digest="", delivery="",
+    )  # fmt: skip
+    log.stored.append(Stored(subjects.work(AT), 3, 3, codec.encode("w", [started, words])))
+    histories = HistoryReader(log)  # type: ignore[arg-type]
+    kept: dict[tuple[str, float], RequestHistory | None] = {}
+
+    async def read(text: str, bytes_max: float) -> None:
+        try:
+            kept[text, bytes_max] = await histories.read(ids.parsed(text), bytes_max=bytes_max)
+        except HistoryTooLong:
+            kept[text, bytes_max] = None
+
+    for readers in ([(short, 1500), (long, 1500)], [(long, 1500), (long, math.inf), (short, 1500)]):
+        kept.clear()
+        async with anyio.create_task_group() as tasks:
+            for one in readers:
+                tasks.start_soon(read, *one)
+        past = kept[short, 1500]
+        assert past is not None
+        assert past.accepted is not None
+        assert kept[long, 1500] is None
+    whole = kept[long, math.inf]
+    assert whole is not None
+    assert len(whole.counted) == 3
+
+
+class Instant(Scans):
+    async def scan(
+        self, stream: str, names: Sequence[str], *, first: int, target: int
+    ) -> AsyncGenerator[Sequence[Stored], None]:
+        yield self.stored
+
+
+async def test_other_tasks_run_while_records_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_history, "SLICE_BYTES", 1)
+    requests = request_ids(200)
+    histories = HistoryReader(Instant(requests))  # type: ignore[arg-type]
+    turns = 0
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(histories.read, ids.parsed(requests[0]))
+        await anyio.lowlevel.checkpoint()
+        while histories._reading:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+    assert turns > 100

@@ -9,7 +9,7 @@ from rift.gateway.api.stored_requests import StoredRequests
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.asgi.request import Request
 from rift.gateway.completion import Completion
-from rift.gateway.dialects.responses_response import ResponsesStream, response
+from rift.gateway.dialects.responses_response import ResponsesStream, encode_logprobs, response
 from rift.gateway.state import LogState
 from rift.gateway.streams.delivery import Delivery
 from rift.gateway.streams.lane_reader import LaneReader
@@ -53,6 +53,7 @@ class ResponseRoutes:
                     await stream.wait_for_end()
             finally:
                 lane.close(stream)
+            await encode_logprobs(stream.answer)
         await request.answer(200, response(stream.answer))
 
     async def remove(self, request: Request, id: str) -> None:

@@ -49,18 +49,21 @@ class StoredRequests:
 
     def reading(self, request: Request) -> AbstractContextManager[None]:
         """Count a verified request as a reader while the context is open. Raises HTTPError (429)."""
-        return self._readers(self._state.book.keys[request.key].event.account)
+        return self._readers(self._account(request))
 
     async def read(self, request: Request, id: str) -> Completion:
         """Return a request with its answer so far. Raises HTTPError, LogError."""
         parsed = self.verify(request, id)
+
+        def make(accepted: RequestAccepted | None) -> Completion:
+            return Completion.of(self._checked(request, accepted, id), self._state.book, keep_text=True)
+
+        async def read(bytes_max: float) -> Completion:
+            encode = self._only.encode if self._only is not None else None
+            return await self._state.histories.completion(parsed, make, encode, bytes_max=bytes_max)
+
         with self.reading(request):
-            past = await self._state.histories.read(parsed)
-        accepted = self._checked(request, past.accepted, id)
-        answer = Completion.of(accepted, self._state.book, keep_text=True)
-        for counted in past.counted:
-            answer.add(counted.event, counted.life, counted.stored_at_ns)
-        return answer
+            return await self._state.histories.in_turn(request, self._account(request), read)
 
     async def attach(
         self,
@@ -71,7 +74,11 @@ class StoredRequests:
     ) -> tuple[LaneReader, Subscription]:
         """Follow a verified request from its first event. Raises HTTPError, LogError."""
         lane = await self._lanes.of(parsed.at.shard, parsed.at.lane)
-        subscription = await lane.attach([parsed], lambda group: make(lane, group[0]))
+
+        async def attach(bytes_max: float) -> Subscription | None:
+            return await lane.attach([parsed], lambda group: make(lane, group[0]), bytes_max=bytes_max)
+
+        subscription = await self._state.histories.in_turn(request, self._account(request), attach)
         if subscription is None:
             raise unknown(id)
         try:
@@ -84,9 +91,16 @@ class StoredRequests:
     async def erase(self, request: Request, id: str) -> None:
         """Erase a request's content. Raises HTTPError, LogError."""
         parsed = self.verify(request, id)
-        with self.reading(request):
-            past = await self._state.histories.read(parsed)
+
+        async def erase(bytes_max: float) -> None:
+            past = await self._state.histories.read(parsed, bytes_max=bytes_max)
             await erase_content(self._state, self._checked(request, past.accepted, id))
+
+        with self.reading(request):
+            await self._state.histories.in_turn(request, self._account(request), erase)
+
+    def _account(self, request: Request) -> str:
+        return self._state.book.keys[request.key].event.account
 
     def _checked(self, request: Request, accepted: RequestAccepted | None, id: str) -> RequestAccepted:
         if accepted is None or (self._only is not None and accepted.kind != self._only.kind):

@@ -2,7 +2,7 @@
 
 request       a request with a bounded body, and its answer
 body_budget   how many bytes of bodies may be under way
-parse_turns   when a large body may be parsed
+parse_turns   when a large body may be parsed, or a long history read
 errors        errors in OpenAI's form
 cors          headers for browsers: CORS and timing
 tally         counts of what clients cause at any rate, for the log

@@ -1,7 +1,7 @@
 """The four APIs side by side. Every difference between them is a field of `Dialect`, so no other module
 branches on the API of a request."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -44,6 +44,10 @@ class StreamFormat(Protocol):
         ...
 
 
+async def _encode_nothing(answer: Completion) -> None:
+    """Leave everything to `whole`."""
+
+
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     """How one API reads requests and shows answers."""
 
@@ -58,6 +62,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     stream: Callable[[Sequence[Completion], ParsedRequest], StreamFormat]
     # All choices, in the order of their ends, to the API's object.
     whole: Callable[[Sequence[Completion]], dict[str, Any]]
+    # Encode much of what `whole` will show of an answer, while other tasks run.
+    encode: Callable[[Completion], Awaitable[None]] = _encode_nothing
     # Status and object of an accepted background request; None if the API has none.
     background: Callable[[Completion], tuple[int, dict[str, Any]]] | None = None
     # A request's problem as this API names it.
@@ -105,6 +111,7 @@ RESPONSES = Dialect(
     parse=responses_request.parse,
     stream=lambda answers, parsed: responses_response.ResponsesStream(answers[0]),
     whole=lambda answers: responses_response.response(answers[0]),
+    encode=responses_response.encode_logprobs,
     background=lambda answer: (200, responses_response.response(answer)),
     translate=partial(openai_errors.translate, params=responses_response.PARAMS),
     request_id=responses_response.request_id,

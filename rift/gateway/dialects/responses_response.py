@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from events.request_history import sliced
 from events.schema import Parameters, Problem, ResponseFormat, TokensGenerated
 from rift.gateway.completion import Completion, Segment
 from rift.gateway.dialects import openai_errors
@@ -261,6 +262,13 @@ def _logprobs(segment: Segment, first: int = 0) -> msgspec.Raw:
     """Return the log probabilities of a text from number `first` on. Each is encoded once."""
     segment.encoded += map(token_logprob, segment.logprobs[len(segment.encoded) :])
     return json_list(segment.encoded[first:])
+
+
+async def encode_logprobs(answer: Completion) -> None:
+    """Encode the log probabilities of an answer that takes no more events, while other tasks run."""
+    for segment in answer.segments:
+        async for each in sliced(segment.logprobs[len(segment.encoded) :]):
+            segment.encoded.append(token_logprob(each))
 
 
 def _error(answer: Completion) -> dict[str, Any] | None:

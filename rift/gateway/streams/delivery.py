@@ -161,6 +161,8 @@ class Delivery:
         # An answer takes as long as the choice that ends last.
         timed = [*headers, *server_timing(subscription.finished[-1].timing())]
         dialect = dialects.of(subscription.answer.accepted.kind)
+        for answer in subscription.finished:
+            await dialect.encode(answer)
         await request.answer(200, dialect.whole(subscription.finished), timed)
         return None
 

@@ -5,6 +5,7 @@ in the log.
 """
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from events import codec, subjects
 from events.broker_clock import BrokerClock
 from events.ids import RequestId
 from events.log import Follower
-from events.request_history import HistoryReader, in_order
+from events.request_history import HistoryReader, in_order, sliced
 from events.request_states import RequestStates
 from events.schema import ClientAttached, Problem, RequestAccepted
 from rift.gateway.dialects.dialect import StreamFormat
@@ -127,26 +128,31 @@ class LaneReader:
             self._subscriptions[request].append(subscription)
 
     async def attach(
-        self, requests: Sequence[RequestId], make: Callable[[list[RequestAccepted]], Subscription]
+        self,
+        requests: Sequence[RequestId],
+        make: Callable[[list[RequestAccepted]], Subscription],
+        *,
+        bytes_max: float = math.inf,
     ) -> Subscription | None:
         """Follow requests from their first event on, in any state.
 
-        `make` is given the acceptances that the log holds. Returns None if it holds none. Raises LogError.
+        `make` is given the acceptances that the log holds. Returns None if it holds none.
+        Raises LogError, and HistoryTooLong if a history has more than `bytes_max` bytes.
         """
         with self._missed.kept() as missed:
-            pasts = await self._histories.read_all(requests)
+            pasts = await self._histories.read_all(requests, bytes_max=bytes_max)
+            stored = [past for past in pasts if past.accepted is not None]
+            accepted = [self._shown(past.accepted) for past in stored if past.accepted is not None]
+            if not accepted:
+                return None
+            subscription = make(accepted)
+            states = RequestStates()
+            for past, first in zip(stored, accepted, strict=True):
+                states.follow(first.request, past.life)
+                subscription.decrypt_with(first.request, past.seal)
+            async for request, counted in sliced(in_order(pasts)):
+                subscription.push(request, counted.event, counted.life, counted.stored_at_ns)
             later = missed()
-        stored = [past for past in pasts if past.accepted is not None]
-        accepted = [self._shown(past.accepted) for past in stored if past.accepted is not None]
-        if not accepted:
-            return None
-        subscription = make(accepted)
-        states = RequestStates()
-        for past, first in zip(stored, accepted, strict=True):
-            states.follow(first.request, past.life)
-            subscription.decrypt_with(first.request, past.seal)
-        for request, counted in in_order(pasts):
-            subscription.push(request, counted.event, counted.life, counted.stored_at_ns)
         for event, at, stored_at_ns in later:
             if (folded := states.fold(event, at)) is not None:
                 subscription.push(folded[0], event, folded[1], stored_at_ns)

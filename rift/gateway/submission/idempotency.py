@@ -27,6 +27,7 @@ from events.log import Conflict, LogFull, OutcomeUnknown
 from events.schema import Plan
 from rift.gateway import choices as groups
 from rift.gateway.asgi.errors import FINAL, HTTPError, retry_after_ms
+from rift.gateway.asgi.request import Request
 from rift.gateway.choices import Choices
 from rift.gateway.dialects.sampling import Body
 from rift.gateway.state import LogState
@@ -180,15 +181,18 @@ class IdempotencyKeys:
         )
         return HTTPError(503, message, code="idempotency_keys_full", headers=retry_after_ms(wait_ms))
 
-    async def failed_by_us(self, claim: KeyClaim, choices: Choices) -> bool:
+    async def failed_by_us(self, request: Request, claim: KeyClaim, choices: Choices) -> bool:
         """Return whether the key's request failed by our fault: then the key may be claimed again.
 
-        Raises LogError.
+        Raises ClientGone, HTTPError (429), LogError.
         """
         first = replace(choices[0], request=claim.entry.request)
-        named = groups.request_ids(first, len(choices), secret=self._secret)
-        pasts = await self._histories.read_all([ids.parsed(request) for request in named])
-        return any(_is_our_failure(past.life) for past in pasts)
+        named = [ids.parsed(one) for one in groups.request_ids(first, len(choices), secret=self._secret)]
+
+        async def lives(bytes_max: float) -> list[Life]:
+            return [past.life for past in await self._histories.read_all(named, bytes_max=bytes_max)]
+
+        return any(map(_is_our_failure, await self._histories.in_turn(request, first.account, lives)))
 
     async def check_kept(self, request: str) -> None:
         """Raise HTTPError (410) if the log may have trimmed a request's acceptance. Raises LogError."""

@@ -6,13 +6,13 @@ from functools import partial
 from msgspec.structs import replace
 
 from events import ids
-from events.book import Book
 from events.schema import Parameters, RequestAccepted
 from rift.gateway.asgi.errors import Headers
 from rift.gateway.asgi.request import Request
 from rift.gateway.completion import Completion
 from rift.gateway.dialects import dialect as dialects
 from rift.gateway.dialects.sampling import ParsedRequest
+from rift.gateway.state import LogState
 from rift.gateway.streams.delivery import Delivery
 from rift.gateway.streams.lane_reader import LaneReader
 from rift.gateway.streams.lane_registry import LaneRegistry
@@ -22,8 +22,9 @@ Answer = Callable[[], Awaitable[None]]
 
 
 class Responder:
-    def __init__(self, book: Book, lanes: LaneRegistry, delivery: Delivery) -> None:
-        self._book = book
+    def __init__(self, state: LogState, lanes: LaneRegistry, delivery: Delivery) -> None:
+        self._book = state.book
+        self._histories = state.histories
         self._lanes = lanes
         self._delivery = delivery
 
@@ -40,14 +41,20 @@ class Responder:
         format = dialect.stream(answers, parsed) if parsed.stream else None
         return Subscription(answers, lane.client(format))
 
-    async def attach(self, parsed: ParsedRequest, choices: Sequence[RequestAccepted]) -> Subscription | None:
+    async def attach(
+        self, request: Request, parsed: ParsedRequest, choices: Sequence[RequestAccepted]
+    ) -> Subscription | None:
         """Follow a request, or group, from its first event; None unless the log holds every choice.
 
-        Raises LogError.
+        Raises ClientGone, HTTPError (429), LogError.
         """
         requests = [ids.parsed(accepted.request) for accepted in choices]
         lane = await self._lanes.of(requests[0].at.shard, requests[0].at.lane)
-        subscription = await lane.attach(requests, partial(self._subscribe, lane, parsed))
+
+        async def attach(bytes_max: float) -> Subscription | None:
+            return await lane.attach(requests, partial(self._subscribe, lane, parsed), bytes_max=bytes_max)
+
+        subscription = await self._histories.in_turn(request, choices[0].account, attach)
         if subscription is not None and len(subscription.answers) < len(choices):
             lane.close(subscription)
             return None

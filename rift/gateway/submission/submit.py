@@ -84,7 +84,7 @@ class Submission:
             failed = None
             if claim is not None:
                 with self._readers(issued.account):
-                    failed = claim if await self._keys.failed_by_us(claim, choices) else None
+                    failed = claim if await self._keys.failed_by_us(request, claim, choices) else None
             if claim is None or failed is not None:
                 # Before the claim, because the acceptance must follow a claim at once.
                 reservation = await self._admission.reserve(parsed, choices)
@@ -103,12 +103,12 @@ class Submission:
         is_replayed = claim.entry.nonce != entry.nonce
         choices = self._builder.build(parsed, issued, claim.entry, digest=digest)
         held.enter_context(self._readers(issued.account))
-        subscription = await self._responder.attach(parsed, choices)
+        subscription = await self._responder.attach(request, parsed, choices)
         if subscription is None:
             # The gateway that claimed the key died before it had accepted all, or the log was trimmed.
             await self._keys.check_kept(choices[0].request)
             await self._writer.complete(await self._admission.reserve(parsed, choices))
-            subscription = await self._responder.attach(parsed, choices)
+            subscription = await self._responder.attach(request, parsed, choices)
             assert subscription is not None, "an acceptance that was appended is found"
         return self._responder.answer(request, parsed, subscription, REPLAYED if is_replayed else ())
 

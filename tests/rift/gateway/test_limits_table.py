@@ -13,6 +13,7 @@ from events.jetstream.streams import KEYS_FRACTION
 from events.lifecycle import NEW
 from events.schema import Logprob, Price, TokensGenerated
 from rift import gateway
+from rift.gateway import histories
 from rift.gateway.admission import log_room, log_share, queue_share, rate_limits
 from rift.gateway.admission.log_share import LogCapacity, LogShare
 from rift.gateway.api import account_turns
@@ -76,8 +77,12 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert f"after {rate_limits.SOON_MS // 1000} s" in row("requests that wait")
     assert "| a quarter of the connections |" in row("clients that read")
     assert account_turns.READERS_SHARE == 4
+    reads = row(f"reads of stored requests with more than {mib(histories.SHORT_BYTES)}")
+    assert f"| {parse_turns.HISTORIES} at a time |" in reads
+    assert (parse_turns.HISTORY_REST, "one at a time, with a rest as long" in reads) == (1, True)
+    assert f"| {parse_turns.HISTORIES_WAITING} |" in row("clients that wait for such a read")
     assert f"| {account_turns.QUESTIONS_MAX} |" in row("questions")
-    for name in ("clients that read", "questions"):
+    for name in ("clients that read", "clients that wait for such", "questions"):
         assert row(name).endswith(f"after {account_turns.RETRY_S} s |")
     assert delivery.REPORT_PAUSE_S == 1
     assert f"after {LOG_KEPT_S / 60:.0f} minutes, and is within {LOG_TRIM_S / 60:.0f} more" in SECTION

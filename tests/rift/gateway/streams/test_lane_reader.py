@@ -22,7 +22,7 @@ class Slow:
     def __init__(self) -> None:
         self.reads: list[anyio.Event] = []
 
-    async def read_all(self, requests: list[RequestId]) -> list[RequestHistory]:
+    async def read_all(self, requests: list[RequestId], **limits: float) -> list[RequestHistory]:
         read = anyio.Event()
         self.reads.append(read)
         await read.wait()
