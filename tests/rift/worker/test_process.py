@@ -139,7 +139,7 @@ async def test_a_shard_that_does_not_answer_neither_keeps_a_replica_from_serving
     monkeypatch.setattr(replica, "REPLICA_REPORT_S", 0.1)
     monkeypatch.setattr(process, "LOG_RETRY_S", 0.1)
     async with anyio.create_task_group() as tasks:
-        broker = MemoryBroker(tasks, lambda: int(anyio.current_time() * 1e9), shards=2)
+        broker = MemoryBroker(tasks, lambda: int(anyio.current_time() * 1e9), shards=3)
         log = MemoryLog(broker)
         silent = broker.streams.pop("RIFT_1")
         await shards.open_up_to(log, 3, writer="test")
