@@ -23,6 +23,7 @@ import hashlib
 import hmac
 import os
 import pwd
+import re
 import secrets
 import shutil
 import stat
@@ -52,6 +53,10 @@ RESTORE = (
     "installation here, first move everything except rift.toml out of the folder"
 )
 
+# DuckDB takes a backslash for a slash, and a question mark for the end of a file's name; it needs UTF-8.
+# nats-server's configuration has no escape for most control characters.
+UNUSABLE = re.compile(r"[\x00-\x1f\\?\ud800-\udfff]")
+
 # Only these are tightened: the folder may hold other files.
 DATABASES = ("rift.duckdb", "rift-sql.duckdb")
 PART_PREFIXES = ("dev.key.", *(f"{name}." for name in DATABASES))
@@ -75,7 +80,7 @@ class DataDir:
         self.logs = self.folder / "logs"
         self.database = self.folder / "rift.duckdb"
         self.archive = self.folder / "archive"
-        digest = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:12]
         # Any user could create a folder of a known name in the system's temporary directory first.
         self._temporary_prefix = f"rift-{digest}-"
         self.temporary = Path(tempfile.gettempdir()) / f"{self._temporary_prefix}{secrets.token_hex(4)}"
@@ -83,8 +88,13 @@ class DataDir:
         self._lock: int | None = None
 
     def check(self) -> None:
-        """Raise DataDirError if the folder has another version, or something else in place of a file. A
-        missing folder is fine."""
+        """Raise DataDirError if the folder has another version, a path that a part of Rift cannot open, or
+        something else in place of a file. A missing folder is fine."""
+        if (found := UNUSABLE.search(str(self.folder))) is not None:
+            raise DataDirError(
+                f"the path {str(self.folder)!r} has {found[0]!r} in it, which the database or the broker "
+                "cannot open: rename that folder, or name another one with --data"
+            )
         self._check_files()
         try:
             version = (self.folder / "version").read_text(errors="replace").strip()

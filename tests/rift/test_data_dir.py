@@ -72,6 +72,14 @@ def test_any_other_version_is_refused(tmp_path: Path, version: str) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["version"]
 
 
+@pytest.mark.parametrize("name", ["a\\b", "why?", "line\n", "\x1b[2J", os.fsdecode(b"\xff")])
+def test_a_path_that_a_part_of_rift_cannot_open_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataDirError, match=r"has '.{1,6}' in it.*another one with --data") as refused:
+        DataDir(tmp_path / name / "data").make()
+    assert str(refused.value).isprintable()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_running_service_is_not_asked_past(used: DataDir) -> None:
     """While control starts again, its open file would be reported as the reason."""
     options = Namespace(data=used.folder, nats=None, select="select 1")
