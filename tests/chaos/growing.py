@@ -39,12 +39,12 @@ class Growing(Rig):
 
     async def problems(self) -> list[str]:
         """Compare every bill with a replay, and those from before the growth with what they were then."""
-        await self.rift("replay", "--verify")
         if self._before is None:
             stream = subjects.shard_stream(0)
             self._position = f"{stream}:{await self.log.last_sequence(stream)}"
             self._before = await self.sql(BILLS)
             return []
+        await self.rift("replay", "--verify")
         known = {row["request_id"] for row in self._before}
         now = [row for row in await self.sql(BILLS) if row["request_id"] in known]
         past = json.loads(await self.rift("replay", "--json", "--until", self._position, BILLS))
