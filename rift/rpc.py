@@ -61,7 +61,8 @@ class Sql(Question, frozen=True, forbid_unknown_fields=True):
 
 
 class AskStatus(Question, frozen=True, forbid_unknown_fields=True):
-    """Ask for the queues, the replicas and the lag of control's own projection."""
+    """Ask for queues, the speed of the last minute, replicas and lag, as far as control's own projection is,
+    and for what holds scaling back."""
 
     topic = "rift.ask.status"
 

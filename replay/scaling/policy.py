@@ -103,7 +103,7 @@ class _Capacity(msgspec.Struct, frozen=True):
 def decide(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> Decision | None:
     """Return the number of replicas and the reason, or None to keep the latest decision."""
     low, high = bounds(policy, hardware)
-    need = _idle(demand, replicas, policy) or _needed(demand, replicas, policy, hardware)
+    need = _wanted(demand, replicas, policy, hardware)
     if need.replicas > high:
         limit = f"the maximum is {high}"
         if high < policy.replicas_max:
@@ -113,6 +113,19 @@ def decide(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardwar
         need = _Need(low, f"{need.why}; the minimum is {low}")
     need = _after_failures(need, demand, replicas, low) or need
     return None if need.replicas == replicas.wanted else Decision(need.replicas, need.why)
+
+
+def limit(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> str:
+    """Return what keeps the model from as many replicas as its requests need, or ""."""
+    low, high = bounds(policy, hardware)
+    need = _wanted(demand, replicas, policy, hardware)
+    capped = _Need(min(need.replicas, high), need.why)
+    if (after := _after_failures(capped, demand, replicas, low)) and after.replicas < capped.replicas:
+        return after.why
+    if need.replicas <= high:
+        return ""
+    setting = "max" if high == policy.replicas_max else "hour_usd_max"
+    return f"{setting} allows {_replicas(high)}; {need.why}"
 
 
 def bounds(policy: Policy, hardware: Hardware) -> tuple[int, int]:
@@ -130,6 +143,11 @@ def speed_permille(demand: Demand, replicas: Replicas, hardware: Hardware) -> in
     slope = hardware.step_us_per_running * replicas.running_square_sum // replicas.running_sum
     seen = demand.decode_ns // demand.decode_tokens // (hardware.step_us + slope)
     return max(SPEED_PERMILLE_MIN, min(SPEED_PERMILLE_MAX, seen))
+
+
+def _wanted(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> _Need:
+    """Return the need before any limit."""
+    return _idle(demand, replicas, policy) or _needed(demand, replicas, policy, hardware)
 
 
 def _idle(demand: Demand, replicas: Replicas, policy: Policy) -> _Need | None:

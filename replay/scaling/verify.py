@@ -24,7 +24,7 @@ from events.subjects import FLEET
 from replay.scaling.demand import Demand, Replicas
 from replay.scaling.demand_query import Moment, observed, replicas
 from replay.scaling.hardware import Hardware
-from replay.scaling.policy import POLICY, Decision, Policy, decide
+from replay.scaling.policy import POLICY, Decision, Policy, decide, limit
 from replay.sql_files import sql
 from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
@@ -40,6 +40,9 @@ class Inputs(msgspec.Struct, frozen=True):
 
     def decide(self) -> Decision | None:
         return decide(self.demand, self.replicas, self.policy, self.hardware)
+
+    def limit(self) -> str:
+        return limit(self.demand, self.replicas, self.policy, self.hardware)
 
     def flat(self) -> dict[str, int]:
         """Return every number under its part's name, as the event stores them."""

@@ -1,21 +1,24 @@
-"""`rift status`: running processes, queues, lag, and parts that fail or do not answer.
+"""`rift status`: running processes, queues, speed, lag, and parts that fail or do not answer.
 
-There are two sources: the log, which knows the fleet, and the control leader, which knows the rest. If one of
-them does not answer, the command names it, shows what the other knows, and exits with status 1.
+There are two sources: the log, which knows the fleet, and the control leader, which knows the rest. If a part
+of them does not answer, the command names it, shows what the others know, and exits with status 1.
 """
 
 import json
 import os
 import platform
+import shutil
+import sys
+import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import anyio
 
 from events import fleet as fleets
 from events import shards, subjects
-from events.contracts import LANE_SILENT_S
+from events.contracts import LANE_SILENT_S, REPLICA_REPORT_S, SECOND_NS
 from events.fleet import Fleet
 from events.jetstream import JetStream
 from events.log import LogError
@@ -29,41 +32,122 @@ from rift.rpc import (
     AskLanes,
     AskLeader,
     AskProblems,
+    AskShards,
     AskStatus,
     ProjectionBlocked,
     QuestionRefused,
     ask_leader,
 )
 
-# How long the command waits for one answer. Control answers in about a tenth of a second.
-ANSWER_S = 5.0
+# How long the command waits for one answer. Control answers in about a tenth of a second, or after 4 s if it
+# cannot apply every record; the log answers in milliseconds.
+ANSWER_S = 6.0
+LOG_S = 4.0
 
-# Gateways report every 3 s, so a leader that has just been elected knows none of them yet.
-LANES_S = 4.0
-LANES_POLL_S = 0.2
+# Gateways report every 3 s, and a janitor first reads its shard, so a leader that has just been elected knows
+# no gateway and supervises nothing.
+SETTLE_S = 4.0
+SETTLE_POLL_S = 0.2
+
+# A follower that is behind for a moment is no problem; one that is still behind after this time is.
+BEHIND_S = 1.0
+
+# A replica that sends no report for this long has missed one.
+REPORT_LATE_S = REPLICA_REPORT_S * 1.5
+
+# A failed start of a model that is scaled to zero is no longer a problem after this time: while requests wait
+# for the model, its start is tried every ten minutes.
+FAILED_START_S = 3600.0
 
 # What a server is to a stream, from the best.
 SERVER_STATES = ("leader", "current", "behind", "silent")
 
+REDRAW_S = 1.0
+CLEAR = "\033[H\033[J"
+
+# The parts of a report that `--watch` shows again, with their age, while nothing newer is known.
+KEPT = ("brokers", "models", "replicas", "streams", "nats", "nats_server")
+
 Rows = list[dict[str, Any]]
+Part = TypeVar("Part")
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
-    add_command(
+    parser = add_command(
         commands, "status", status, "show what runs, is queued and lags; exit status 1 if there is a problem"
     )
+    parser.add_argument("--watch", action="store_true", help="show it again every second until Ctrl-C")
 
 
 def status(options: Namespace) -> None:
-    """Show the status. Then raise CommandFailed if there is a problem."""
+    """Show the status. Then raise a CommandFailed for each problem."""
+    report = _watch(options) if options.watch else _report(options)
+    if not options.watch:
+        print(json.dumps(report, ensure_ascii=False) if options.json else _text(report))
+    if problems := report["problems"]:
+        raise ExceptionGroup("problems", [CommandFailed(problem) for problem in problems])
+
+
+def _watch(options: Namespace) -> dict[str, Any]:
+    """Show the status every REDRAW_S until Ctrl-C, and return the last one."""
+    report: dict[str, Any] = {"problems": []}
+    known: dict[str, tuple[Any, float]] = {}
+    is_screen = sys.stdout.isatty() and not options.json
+    try:
+        while True:
+            began_s = time.monotonic()
+            report = _with_kept(_report(options), known, began_s)
+            if options.json:
+                shown = json.dumps(report, ensure_ascii=False)
+            else:
+                problems = "".join(f"\nproblem   {problem}" for problem in report["problems"])
+                shown = f"{time.strftime('%H:%M:%S')}  {_text(report)}{problems}\n"
+            if is_screen:
+                size = shutil.get_terminal_size()
+                shown = CLEAR + _cropped(shown, size.lines - 1, size.columns)
+            print(shown, flush=True)
+            time.sleep(max(0.0, began_s + REDRAW_S - time.monotonic()))
+    except KeyboardInterrupt:
+        return report
+
+
+def _with_kept(report: dict[str, Any], known: dict[str, tuple[Any, float]], now_s: float) -> dict[str, Any]:
+    """Return the report with the newest known value of each part that is missing in it, and remember it."""
+    for part in KEPT:
+        if part in report:
+            known[part] = report[part], now_s - report["stale_ms"].get(part, 0) / 1000
+        elif part in known:
+            value, at_s = known[part]
+            report[part] = value
+            report["stale_ms"][part] = round((now_s - at_s) * 1000)
+    return report
+
+
+def _cropped(text: str, lines_max: int, columns: int) -> str:
+    """Return the text as it fits a terminal; the problems, at its end, stay."""
+    lines = [line[:columns] for line in text.splitlines()]
+    if len(lines) <= lines_max:
+        return "\n".join(lines)
+    problems = [line for line in lines if line.startswith("problem ")][: max(0, lines_max - 2)]
+    kept = lines_max - len(problems) - 1
+    left_out = f"… {len(lines) - lines_max + 1} lines do not fit"
+    return "\n".join([*lines[: max(0, kept)], left_out, *problems])
+
+
+# --- the report ------------------------------------------------------------------------------------------
+
+
+def _report(options: Namespace) -> dict[str, Any]:
+    """Return all that is known. `stale_ms` has the age of each part that is not of this moment."""
     report: dict[str, Any] = {
         "rift": __version__,
         "python": platform.python_version(),
         "data": str(installation(options).folder),
         "problems": [],
+        "stale_ms": {},
     }
     try:
-        report |= with_log(options, _report)
+        report |= with_log(options, _ask_all)
     except* (DataDirError, LogError) as silent:
         report["problems"].append(first_message(silent))
     if (reserve := installation(options).reserve(options.nats, os.environ)) and reserve.file.exists():
@@ -72,50 +156,186 @@ def status(options: Namespace) -> None:
             reserve.check()
         except OSError as error:
             report["problems"].append(f"{reserve.trouble()} ({error.strerror})")
-    print(json.dumps(report, ensure_ascii=False) if options.json else _text(report))
-    if report["problems"]:
-        raise CommandFailed("; ".join(report["problems"]))
+    return report
 
 
-async def _report(log: JetStream) -> dict[str, Any]:
-    """Return what log and leader know. Raises LogError if the log does not answer."""
-    fleet = await fleets.read(log)
-    streams = {
-        stream: await _size(log, stream)
-        for stream in (*subjects.folded(range(await shards.count(log))), subjects.KEYS)
-    }
-    brokers = await _brokers(log, streams)
-    problems: list[str] = []
-    leader: dict[str, Any] | None = None
-    lanes: dict[str, int] | None = None
-    projected: Mapping[str, Rows] = {"queues": [], "replicas": [], "lag": []}
-    try:
-        leader = await _ask(log, AskLeader())
-        lanes = await _lanes(log)
-        problems += await _ask(log, AskProblems())
-        projected = await _ask(log, AskStatus())
-    except ProjectionBlocked as blocked:
-        # The first problem names the disk already.
-        problems = problems or [str(blocked)]
-    except (LogError, QuestionRefused) as error:
-        problems.append(f"no control process answers as leader: {error}")
-    problems += stops(projected["lag"])
-    if lanes is not None and not any(silent_ms <= LANE_SILENT_S * 1000 for silent_ms in lanes.values()):
-        problems.append("no gateway is alive")
-    folded = {row.pop("stream"): row for row in projected["lag"]}
-    return {
-        "nats_server": log.server_version,
-        "nats": log.server_address,
-        "brokers": brokers,
-        "leader": leader,
-        "gateways": None
-        if lanes is None
-        else [{"lane": lane, "silent_ms": ms} for lane, ms in lanes.items()],
-        "models": _models(fleet, projected["queues"], has_leader=leader is not None),
-        "replicas": projected["replicas"],
-        "streams": [{"stream": name, **size, **folded.get(name, {})} for name, size in streams.items()],
-        "problems": [*_silent(brokers), *failing(fleet), *problems],
-    }
+async def _ask_all(log: JetStream) -> dict[str, Any]:
+    """Return what log and leader know. All are asked at once, so that one that hangs delays no other."""
+    asked = _Asked(log)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(asked.log)
+        tasks.start_soon(asked.control)
+    return asked.report()
+
+
+class _Asked:
+    """The answers of the log and of control. None: no answer."""
+
+    def __init__(self, log: JetStream) -> None:
+        self._log = log
+        self._problems: list[str] = []
+        self._fleet: Fleet | None = None
+        self._shards: int | None = None
+        self._streams: dict[str, dict[str, int]] = {}
+        self._brokers: Mapping[str, str] = {}
+        self._leader: dict[str, Any] | None = None
+        self._lanes: dict[str, int] | None = None
+        self._supervised: Rows | None = None
+        self._projected: dict[str, Rows] | None = None
+
+    # --- the log -------------------------------------------------------------------------------------
+
+    async def log(self) -> None:
+        self._fleet = await self._within(lambda: fleets.read(self._log), "the fleet's stream")
+        self._shards = await self._within(lambda: shards.count(self._log), "the book")
+        names = [*subjects.folded(range(self._shards or 1)), subjects.KEYS]
+        async with anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(self._size, name)
+        if not self._streams:
+            return
+        self._brokers = await self._servers()
+        if "behind" in self._brokers.values():
+            await anyio.sleep(BEHIND_S)
+            later = await self._servers()
+            self._brokers = {
+                server: later.get(server, state) if state == "behind" else state
+                for server, state in self._brokers.items()
+            }
+
+    async def _size(self, stream: str) -> None:
+        async def read() -> dict[str, int]:
+            room = await self._log.room_bytes(stream)
+            last = await self._log.last_sequence(stream)
+            return {"bytes": await self._log.capacity_bytes(stream) - room, "room_bytes": room, "last": last}
+
+        if (size := await self._within(read, stream)) is not None:
+            self._streams[stream] = size
+
+    async def _within(self, ask: Callable[[], Awaitable[Part]], what: str) -> Part | None:
+        """Return the log's answer, or None and a problem."""
+        error: object = f"no answer within {LOG_S:g} s"
+        with anyio.move_on_after(LOG_S):
+            try:
+                return await ask()
+            except LogError as silent:
+                error = silent
+        self._problems.append(f"{what} does not answer: {error}")
+        return None
+
+    async def _servers(self) -> Mapping[str, str]:
+        """Return the worst state of each server of a cluster over all streams; empty for a single server."""
+        worst: dict[str, str] = {}
+
+        async def add(stream: str) -> None:
+            servers = await self._within(lambda: self._log.stream_servers(stream), stream)
+            for server, state in (servers or {}).items():
+                worst[server] = max(worst.get(server, state), state, key=SERVER_STATES.index)
+
+        async with anyio.create_task_group() as tasks:
+            for stream in self._streams:
+                tasks.start_soon(add, stream)
+        return dict(sorted(worst.items()))
+
+    # --- control -------------------------------------------------------------------------------------
+
+    async def control(self) -> None:
+        try:
+            with anyio.fail_after(ANSWER_S):
+                self._leader = await self._ask(AskLeader())
+        except (LogError, QuestionRefused, TimeoutError) as error:
+            why = str(error) or f"no answer within {ANSWER_S:g} s"
+            self._problems.append(f"no control process answers as leader: {why}")
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._settled)
+            tasks.start_soon(self._project)
+
+    async def _settled(self) -> None:
+        """Ask for gateways and shards until all of them are known, or for SETTLE_S."""
+        with anyio.move_on_after(SETTLE_S):
+            while not self._lanes or len(self._supervised or ()) < (self._shards or 1):
+                try:
+                    self._lanes = await self._ask(AskLanes())
+                    self._supervised = await self._ask(AskShards())
+                except (LogError, QuestionRefused):
+                    pass
+                await anyio.sleep(SETTLE_POLL_S)
+
+    async def _project(self) -> None:
+        try:
+            with anyio.fail_after(ANSWER_S):
+                self._problems += await self._ask(AskProblems())
+                self._projected = await self._ask(AskStatus())
+        except ProjectionBlocked as blocked:
+            # The first problem names the disk already.
+            if str(blocked) not in self._problems:
+                self._problems.append(str(blocked))
+        except (LogError, QuestionRefused, TimeoutError) as error:
+            why = str(error) or f"no answer within {ANSWER_S:g} s"
+            self._problems.append(f"control does not show its projection: {why}")
+
+    async def _ask(self, question: AnyQuestion) -> Any:
+        return await ask_leader(self._log, question, timeout_s=ANSWER_S)
+
+    # --- both ----------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        lanes, projected = self._lanes, self._projected
+        lag = {row["stream"]: row for row in projected["lag"]} if projected is not None else {}
+        report: dict[str, Any] = {
+            "leader": self._leader,
+            "gateways": None
+            if lanes is None
+            else [{"lane": lane, "silent_ms": ms} for lane, ms in lanes.items()],
+            "shards": self._shard_rows(),
+            "stale_ms": self._stale_ms(lag),
+            "problems": self._all_problems(lag),
+        }
+        if self._streams:
+            report |= {
+                "nats_server": self._log.server_version,
+                "nats": self._log.server_address,
+                "brokers": self._brokers,
+                "streams": [
+                    {"stream": name, **size, **lag.get(name, {})} for name, size in self._streams.items()
+                ],
+            }
+        if self._fleet is not None:
+            report["models"] = model_rows(self._fleet, projected)
+        if projected is not None:
+            report["replicas"] = projected["replicas"]
+        return report
+
+    def _shard_rows(self) -> Rows | None:
+        if self._shards is None or self._supervised is None:
+            return None
+        gateways = {row["shard"]: row["gateways"] for row in self._supervised}
+        return [
+            {"shard": shard, "supervised": shard in gateways, "gateways": gateways.get(shard)}
+            for shard in range(self._shards)
+        ]
+
+    def _stale_ms(self, lag: Mapping[str, dict[str, Any]]) -> dict[str, int]:
+        """Return the age of the figures of a projection that lacks records."""
+        ages = [
+            row["applied_ms"]
+            for name, row in lag.items()
+            if name in self._streams and row["sequence"] < self._streams[name]["last"]
+        ]
+        return dict.fromkeys(("models", "replicas"), max(ages)) if ages else {}
+
+    def _all_problems(self, lag: Mapping[str, dict[str, Any]]) -> list[str]:
+        problems = [*unwell(self._brokers), *(failing(self._fleet) if self._fleet else ()), *self._problems]
+        problems += stops(list(lag.values()))
+        if self._lanes is not None and all(ms > LANE_SILENT_S * 1000 for ms in self._lanes.values()):
+            problems.append("no gateway is alive")
+        problems += [
+            f"nobody supervises shard {row['shard']}: its requests may never end"
+            for row in self._shard_rows() or ()
+            if not row["supervised"]
+        ]
+        return list(dict.fromkeys(problems))
 
 
 def stops(lag: Rows) -> list[str]:
@@ -127,108 +347,136 @@ def stops(lag: Rows) -> list[str]:
     ]
 
 
-def _models(fleet: Fleet, queues: Rows, *, has_leader: bool) -> Rows:
+def model_rows(fleet: Fleet, projected: Mapping[str, Rows] | None) -> Rows:
     """Return a row for each model with a decision, a replica or an open request."""
-    by_model = {row["model"]: {"queued": row["queued"], "running": row["running"]} for row in queues}
-    none: Mapping[str, int | None] = dict.fromkeys(("queued", "running"), 0 if has_leader else None)
+    by_model: dict[str, dict[str, Any]] = {}
+    for part in ("queues", "speed", "limits"):
+        for row in (projected or {}).get(part, ()):
+            by_model.setdefault(row["model"], {}).update(row)
+    unknown = 0 if projected is not None else None
     live = (name for name, replicas in fleet.replicas.items() if replicas)
+    rows: Rows = []
+    for model in sorted({*fleet.wanted, *by_model, *live}):
+        starts = fleet.starts.get(model)
+        known = by_model.get(model, {})
+        limits = [known.get("limit", ""), fleet.failed_start(model)]
+        rows.append(
+            {
+                "model": model,
+                "wanted": fleet.wanted.get(model, 0),
+                **{state: fleet.count(model, state) for state in ("ready", "starting", "draining")},
+                **{name: known.get(name, unknown) for name in ("queued", "running", "tokens_per_s")},
+                **{name: known.get(name) for name in ("ttft_p50_ms", "ttft_p99_ms")},
+                "failed_starts": starts.failed if starts else 0,
+                "why": starts.why if starts else "",
+                "limit": "; ".join(filter(None, limits)),
+            }
+        )
+    return rows
+
+
+def unwell(brokers: Mapping[str, str]) -> list[str]:
+    """Return the servers of a cluster that do not answer the others, or do not keep up with them."""
+    words = {
+        "silent": "does not answer the others",
+        "behind": f"has been behind the others for {BEHIND_S:g} s",
+    }
     return [
-        {
-            "model": model,
-            "wanted": fleet.wanted.get(model, 0),
-            **{state: fleet.count(model, state) for state in ("ready", "starting", "draining")},
-            **by_model.get(model, none),
-            "failed_starts": starts.failed if (starts := fleet.starts.get(model)) else 0,
-            "why": starts.why if starts else "",
-        }
-        for model in sorted({*fleet.wanted, *by_model, *live})
-    ]
-
-
-async def _brokers(log: JetStream, streams: Iterable[str]) -> Mapping[str, str]:
-    """Return the worst state of each server of a cluster over all streams; empty for a single server."""
-    worst: dict[str, str] = {}
-    for stream in streams:
-        for server, state in (await log.stream_servers(stream)).items():
-            worst[server] = max(worst.get(server, state), state, key=SERVER_STATES.index)
-    return dict(sorted(worst.items()))
-
-
-def _silent(brokers: Mapping[str, str]) -> list[str]:
-    lost = [server for server, state in brokers.items() if state == "silent"]
-    return [
-        f"nats-server {server} does not answer the others, one of {len(brokers)} that hold the log"
-        for server in lost
+        f"nats-server {server} {words[state]}, one of {len(brokers)} that hold the log"
+        for server, state in brokers.items()
+        if state in words
     ]
 
 
 def failing(fleet: Fleet) -> list[str]:
-    """Return the models whose last start failed and that have fewer ready replicas than wanted."""
+    """Return the models whose last start failed and that have too few ready replicas. A model that is scaled
+    to zero counts for FAILED_START_S: the policy itself may have given up."""
+    long_ago_ns = fleet.at_ns - int(FAILED_START_S * SECOND_NS)
     return [
         failure
-        for model in sorted(fleet.starts)
-        if (failure := fleet.failed_start(model)) and fleet.count(model, "ready") < fleet.wanted.get(model, 0)
+        for model, starts in sorted(fleet.starts.items())
+        if (failure := fleet.failed_start(model))
+        and fleet.count(model, "ready")
+        < max(fleet.wanted.get(model, 0), 1 if starts.failed_at_ns > long_ago_ns else 0)
     ]
-
-
-async def _size(log: JetStream, stream: str) -> dict[str, int]:
-    room = await log.room_bytes(stream)
-    capacity = await log.capacity_bytes(stream)
-    return {"bytes": capacity - room, "room_bytes": room}
-
-
-async def _lanes(log: JetStream) -> dict[str, int]:
-    """Return how long each gateway has been silent, in ms. Empty only if none reported within LANES_S."""
-    lanes: dict[str, int] = {}
-    with anyio.move_on_after(LANES_S):
-        while not lanes:
-            lanes = await _ask(log, AskLanes())
-            await anyio.sleep(0 if lanes else LANES_POLL_S)
-    return lanes
-
-
-async def _ask(log: JetStream, question: AnyQuestion) -> Any:
-    return await ask_leader(log, question, timeout_s=ANSWER_S)
 
 
 # --- text output -----------------------------------------------------------------------------------------
 
 
 def _text(report: dict[str, Any]) -> str:
+    stale = report["stale_ms"]
     lines = [f"rift {report['rift']}, Python {report['python']}, in {report['data']}"]
     if disk := report.get("disk"):
         lines.append(f"disk      {disk['free_bytes'] >> 20} MiB free for {disk['folder']}")
-    if "streams" in report:
-        leader = report["leader"]
+    if "nats" in report:
+        lines.append(
+            f"log       nats-server {report['nats_server']} at {report['nats']}{_age(stale, 'nats')}"
+        )
         lines += [
-            f"log       nats-server {report['nats_server']} at {report['nats']}",
-            *(f"broker    {server}: {state}" for server, state in report["brokers"].items()),
-            f"control   {leader['control']} leads in epoch {leader['epoch']}"
-            if leader
-            else "control   no leader",
-            *([f"standbys  {', '.join(leader['standbys'])}"] if leader and leader["standbys"] else []),
-            f"gateways  {_gateways(report['gateways'])}",
-            "",
-            _table(
-                report["models"], ("model", "wanted", "ready", "starting", "draining", "queued", "running")
-            ),
+            f"broker    {name}: {state}{_age(stale, 'brokers')}" for name, state in report["brokers"].items()
         ]
-        if report["replicas"]:
-            for replica in report["replicas"]:
-                replica["report"] = f"{replica.pop('silent_ms') / 1000:.1f} s ago"
-            lines += ["", _table(report["replicas"], tuple(report["replicas"][0]))]
-        for stream in report["streams"]:
-            stream |= {"MiB": stream["bytes"] >> 20, "room MiB": stream["room_bytes"] >> 20}
-        columns = ("stream", "MiB", "room MiB", "sequence", "behind", "behind_ms")
-        lines += ["", _table(report["streams"], columns)]
+    if "leader" in report:
+        lines += _control_lines(report)
+    for row in report.get("models", ()):
+        if row["limit"]:
+            lines.append(f"scaling   {row['model']}: {row['limit']}")
+    if "models" in report:
+        columns = ("model", "wanted", "ready", "starting", "draining", "queued", "running")
+        speed = ("tokens_per_s", "ttft_p50_ms", "ttft_p99_ms")
+        lines += ["", *_heading(stale, "models"), _table(report["models"], (*columns, *speed))]
+    if report.get("replicas"):
+        late_ms = 0 if "replicas" in stale else REPORT_LATE_S * 1000
+        rows = [
+            {name: value for name, value in row.items() if name != "silent_ms"}
+            | {"report": _since(row["silent_ms"], late_ms)}
+            for row in report["replicas"]
+        ]
+        lines += ["", *_heading(stale, "replicas"), _table(rows, tuple(rows[0]))]
+    if "streams" in report:
+        rows = [
+            row | {"MiB": row["bytes"] >> 20, "room MiB": row["room_bytes"] >> 20}
+            for row in report["streams"]
+        ]
+        shown = ("stream", "MiB", "room MiB", "sequence", "behind", "behind_ms")
+        lines += ["", *_heading(stale, "streams"), _table(rows, shown)]
     return "\n".join(lines)
 
 
-def _gateways(gateways: Rows | None) -> str:
+def _control_lines(report: dict[str, Any]) -> Sequence[str]:
+    leader, gateways = report["leader"], report["gateways"]
+    lines = [
+        f"control   {leader['control']} leads in epoch {leader['epoch']}" if leader else "control   no leader"
+    ]
+    if leader:
+        lines.append(f"standbys  {', '.join(leader['standbys']) or 'none'}")
     if gateways is None:
-        return "unknown without a leader"
-    each = [f"{row['lane']} (last report {row['silent_ms'] / 1000:.1f} s ago)" for row in gateways]
-    return ", ".join(each) or "none"
+        lines.append("gateways  unknown without a leader")
+    else:
+        late_ms = LANE_SILENT_S * 1000
+        each = [f"{row['lane']} (last report {_since(row['silent_ms'], late_ms)})" for row in gateways]
+        lines.append(f"gateways  {', '.join(each) or 'none'}")
+    if shown := report["shards"]:
+        each = [
+            f"{row['shard']} (gateways: {row['gateways']})"
+            if row["supervised"]
+            else f"{row['shard']} (not supervised)"
+            for row in shown
+        ]
+        lines.append(f"shards    {', '.join(each)}")
+    return lines
+
+
+def _since(ms: int, late_ms: float) -> str:
+    return f"{ms / 1000:.1f} s ago{', stale' if ms > late_ms else ''}"
+
+
+def _age(stale: Mapping[str, int], part: str) -> str:
+    return f" (stale: {stale[part] / 1000:.0f} s old)" if part in stale else ""
+
+
+def _heading(stale: Mapping[str, int], part: str) -> Sequence[str]:
+    return [f"{part}{_age(stale, part)}"] if part in stale else []
 
 
 def _table(rows: Rows, columns: tuple[str, ...]) -> str:

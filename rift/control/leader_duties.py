@@ -30,7 +30,7 @@ async def lead(log: Log, projection: Projection, archive: Archive, config: Contr
     archiver = Archiver(log, archive, projection, retention_days=config.retention_days)
     autoscaler = Autoscaler(log, projection, config.scaling, epoch=epoch)
     janitors: dict[int, Janitor] = {}
-    operators = Operators(projection, config.sql)
+    operators = Operators(projection, config.sql, autoscaler.limits)
     handlers = Handlers(log, projection, archiver, janitors, operators)
     async with handlers.serving(), anyio.create_task_group() as tasks:
 

@@ -3,17 +3,23 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from anyio import to_thread
 
+from events.contracts import SECOND_NS
 from events.fleet import Fleet
 from events.schema import ControlElected, ReplicaLost, ReplicaStarting, ScaleDecided
+from events.subjects import FLEET
 from rift import settings
+from rift.cli import status as status_command
 from rift.cli.status import failing
 from tests.chaos.cluster import Cluster
 from tests.rift.test_launcher import role
@@ -37,7 +43,7 @@ def status(service: Service, returns: int = 0) -> dict[str, Any]:
     done = service.rift("status", "--json")
     assert done.returncode == returns, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
-    assert all(problem in done.stderr for problem in found["problems"])
+    assert all(f"rift: {problem}\n" in done.stderr for problem in found["problems"])
     return found
 
 
@@ -53,6 +59,11 @@ def test_status_shows_processes_queues_and_lag(service: Service) -> None:
     assert gateway["silent_ms"] < 9000
     (model,) = found["models"]
     assert (model["model"], model["wanted"], model["ready"], model["queued"]) == (MODEL, 1, 1, 0)
+    assert model["tokens_per_s"] > 0
+    assert 0 < model["ttft_p50_ms"] <= model["ttft_p99_ms"]
+    assert model["limit"] == ""
+    assert found["shards"] == [{"shard": 0, "supervised": True, "gateways": 1}]
+    assert found["stale_ms"] == {}
     (replica,) = found["replicas"]
     assert (replica["engine"], replica["state"]) == ("sim", "ready")
     streams = {stream["stream"]: stream for stream in found["streams"]}
@@ -62,6 +73,41 @@ def test_status_shows_processes_queues_and_lag(service: Service) -> None:
     shown = service.rift("status").stdout
     for text in (MODEL, "leads in epoch", "RIFT_BOOK", replica["replica"], gateway["lane"]):
         assert text in shown
+
+
+def test_watch_repeats_the_status_until_ctrl_c(service: Service) -> None:
+    command = [sys.executable, "-m", "rift", "status", "--watch", "--json", "--data", str(service.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None, "it was started with a pipe"
+        shown = [json.loads(watch.stdout.readline()) for _ in range(2)]
+        watch.send_signal(signal.SIGINT)
+        _, errors = watch.communicate(timeout=10)
+    assert [report["models"][0]["ready"] for report in shown] == [1, 1]
+    assert (watch.returncode, errors) == (0, "")
+
+
+def test_watch_shows_the_age_of_what_it_no_longer_learns() -> None:
+    known: dict[str, Any] = {}
+    first = {"models": ["m"], "brokers": {}, "stale_ms": {"models": 2000}, "problems": []}
+    assert status_command._with_kept(dict(first), known, 10.0) == first
+    silent: dict[str, Any] = {"problems": ["no log"], "stale_ms": {}}
+    kept = status_command._with_kept(silent, known, 13.0)
+    assert kept["models"] == ["m"]
+    assert kept["stale_ms"] == {"models": 5000, "brokers": 3000}
+
+
+def test_problems_stay_on_a_small_screen() -> None:
+    text = "\n".join([*map(str, range(20)), "problem   no leader"])
+    shown = status_command._cropped(text, 5, 80).splitlines()
+    assert shown == ["0", "1", "2", "… 17 lines do not fit", "problem   no leader"]
+
+
+def test_a_broker_that_is_silent_or_behind_is_a_problem() -> None:
+    problems = status_command.unwell({"a": "leader", "b": "behind", "c": "silent", "d": "current"})
+    assert [problem.split(",")[0] for problem in problems] == [
+        "nats-server b has been behind the others for 1 s",
+        "nats-server c does not answer the others",
+    ]
 
 
 def test_status_names_what_does_not_answer(tmp_path: Path) -> None:
@@ -94,14 +140,10 @@ async def test_status_names_a_lost_server_of_a_cluster(tmp_path: Path) -> None:
             found = await _until(rig, lambda found: found["leader"]["standbys"])
             assert found["problems"] == []
             assert sorted(found["brokers"]) == ["nats-0", "nats-1", "nats-2"]
-            lost = "nats-0" if await rig.leader() != "nats-0" else "nats-1"
-            rig.kill_server(lost)
-            found = await _until(
-                rig, lambda found: found["brokers"][lost] == "silent" and found["leader"]["standbys"]
-            )
-            assert found["problems"] == [
-                f"nats-server {lost} does not answer the others, one of 3 that hold the log"
-            ]
+            lost = "nats-0" if await rig.leader(0) != "nats-0" else "nats-1"
+            rig.brokers.kill(lost)
+            problem = f"nats-server {lost} does not answer the others, one of 3 that hold the log"
+            await _until(rig, lambda found: found["problems"] == [problem] and found["leader"]["standbys"])
             shown = await to_thread.run_sync(Service(rig.folder).rift, "status", "--nats", rig._nats)
             assert shown.returncode == 1
             assert f"broker    {lost}: silent" in shown.stdout
@@ -143,7 +185,16 @@ def test_a_model_that_cannot_start_is_a_problem() -> None:
         fleet.apply(event, sequence, sequence)
         assert failing(fleet) == []
     fleet.apply(lost, 4, 4)
-    assert failing(fleet) == [f"{MODEL} cannot start, failed starts: 1, the last: no room"]
+    failure = f"{MODEL} cannot start, failed starts: 1, the last: no room"
+    assert failing(fleet) == [failure]
+    held = {"limits": [{"model": MODEL, "limit": "max allows 1 replica"}]}
+    (row,) = status_command.model_rows(fleet, held)
+    assert row["limit"] == f"max allows 1 replica; {failure}"
+    gave_up = msgspec.structs.replace(wants, from_replicas=1, to_replicas=0, positions={FLEET: 4})
+    fleet.apply(gave_up, 5, 5)
+    assert failing(fleet) == [failure], "the policy gave up"
+    fleet.at_ns += 2 * 3600 * SECOND_NS
+    assert failing(fleet) == []
 
 
 def test_models_are_listed_with_prices_and_replicas(service: Service) -> None:

@@ -20,7 +20,7 @@ from events.log import Log, LogError
 from events.publisher import Publisher
 from events.schema import AnyEvent, ReplicaLost, ScaleDecided
 from events.wakeup import Wakeup
-from replay.scaling.policy import POLICY
+from replay.scaling.policy import POLICY, bounds
 from rift.control.duties.replica_reports import ReplicaReports
 from rift.control.duties.scaling_inputs import read_fleet, read_inputs
 from rift.control.projection.warehouse_host import Projection
@@ -62,6 +62,20 @@ class Autoscaler:
         if model is not None and not self._fleet.wanted.get(model):
             self._requested.add(model)
             self._request_came.set()
+
+    async def limits(self) -> Mapping[str, str]:
+        """Return, by model, what keeps it from as many replicas as its requests need."""
+        limits: dict[str, str] = {}
+        for model, scaling in self._scaling.items():
+            starts = self._fleet.starts.get(model)
+            is_low = self._fleet.wanted.get(model, 0) < bounds(scaling.policy, scaling.hardware)[1]
+            if is_low and not (starts and starts.failed):
+                continue
+            now_ns = self._reports.clock.now_ns()
+            observation = await read_inputs(self._projection, self._fleet, model, scaling, now_ns=now_ns)
+            if observation is not None and (limit := observation[0].limit()):
+                limits[model] = limit
+        return limits
 
     @property
     def _fleet(self) -> Fleet:

@@ -1,5 +1,6 @@
 """The answers to operators' questions: SQL, `rift status`, digests."""
 
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import anyio
@@ -18,10 +19,19 @@ LINES_MAX = 10_000
 
 class Operators:
     """A process of its own answers SQL, so that no question can slow or end control. An installation in
-    memory has no broker that another process could reach: there, `setup` is None and control answers."""
+    memory has no broker that another process could reach: there, `setup` is None and control answers.
 
-    def __init__(self, projection: Projection, setup: SqlSetup | None) -> None:
+    `limits` returns what holds the scaling of each model back.
+    """
+
+    def __init__(
+        self,
+        projection: Projection,
+        setup: SqlSetup | None,
+        limits: Callable[[], Awaitable[Mapping[str, str]]],
+    ) -> None:
         self._projection = projection
+        self._limits = limits
         self._host = None if setup is None else SqlHost(setup)
 
     async def run(self) -> None:
@@ -37,14 +47,20 @@ class Operators:
         return await self._projection.read(lambda warehouse: warehouse.query(question.sql))
 
     async def status(self, question: AskStatus) -> dict[str, list[dict[str, Any]]]:
-        names = ("queues", "replicas", "lag")
+        names = ("queues", "speed", "replicas", "lag")
+        # The figures of a projection that stopped are old. `lag` shows how old, which is better than none.
+        await self._projection.catch_up()
         results = await self._projection.read(
-            lambda warehouse: warehouse.read(*((sql(f"control/status_{name}"), []) for name in names))
+            lambda warehouse: warehouse.read(*((sql(f"control/status_{name}"), []) for name in names)),
+            catch_up=False,
         )
-        return {
+        tables = {
             name: [dict(zip(result.columns, row, strict=True)) for row in result.rows]
             for name, result in zip(names, results, strict=True)
         }
+        # The inputs of the policy would lack the same records.
+        limits = await self._limits() if self._projection.problem is None else {}
+        return {**tables, "limits": [{"model": model, "limit": limit} for model, limit in limits.items()]}
 
     async def digests(self, question: Digests) -> dict[str, Any]:
         digests, (positions, lines) = await self._projection.read(

@@ -12,7 +12,7 @@ from replay.backtest.policies import Ours
 from replay.backtest.simulator import SimulatedFleet, TraceRequest
 from replay.scaling.demand import PASTS, Demand, Replicas
 from replay.scaling.hardware import Hardware, profile, profiles
-from replay.scaling.policy import RETRY_NS, Policy, bounds, decide, speed_permille
+from replay.scaling.policy import RETRY_NS, Policy, bounds, decide, limit, speed_permille
 
 R1 = profile("mi300x-deepseek-r1")
 NOW_NS = 100_000 * SECOND_NS
@@ -164,6 +164,19 @@ def test_the_price_ceiling_is_named() -> None:
     decision = decide(demand, Replicas(wanted=1, ready=1, start_ns=START_NS), policy, R1)
     assert decision is not None
     assert (decision.to_replicas, "the price ceiling pays for 2" in decision.reason) == (2, True)
+
+
+def test_a_limit_is_named_while_it_holds() -> None:
+    demand = busy(waiting=500, running=64, arrived_minute=500)
+    two = Replicas(wanted=2, ready=2, start_ns=START_NS)
+    dear = Policy(replicas_max=100, hour_nanousd_max=2 * R1.hour_nanousd + 1)
+    assert decide(demand, two, dear, R1) is None
+    assert limit(demand, two, dear, R1).startswith("hour_usd_max allows 2 replicas; 500 waiting")
+    assert limit(demand, two, Policy(replicas_max=2), R1).startswith("max allows 2 replicas; 500 waiting")
+    assert limit(demand, two, POLICY, R1) == ""
+    failed = Replicas(wanted=2, start_ns=START_NS, failed=3, failed_at_ns=NOW_NS)
+    assert limit(demand, failed, POLICY, R1) == "3 starts failed in a row; the next is tried in 10 s"
+    assert limit(Demand(now_ns=NOW_NS), failed, POLICY, R1) == ""
 
 
 def test_long_prompts_want_more_for_a_short_target() -> None:
