@@ -10,6 +10,7 @@ prompt_limits  limits on the size of a prompt
 tokens         token ids to text
 sim            the simulated engine
 start          starts the configured engine
+start_errors   why an engine's process failed to start
 prepare        models on disk
 progress       the progress bar of a preparation
 """

@@ -19,7 +19,17 @@ import anyio.to_thread
 
 from events.schema import Message, Parameters
 from rift.catalogue import Model, Profile
-from rift.engines import Decoder, Emit, EngineFailed, InvalidRequest, Parser, Rendered, RequestAborted, Step
+from rift.engines import (
+    Decoder,
+    Emit,
+    EngineFailed,
+    InvalidRequest,
+    Parser,
+    Rendered,
+    RequestAborted,
+    Step,
+    start_errors,
+)
 from rift.engines.chat import Chat, RenderedChat, invalid, logit_bias, no_grammar, structured_outputs
 from rift.engines.engine_socket import receive_directly
 from rift.engines.prepare import digest_of
@@ -309,7 +319,10 @@ def mend_cpu_seeds() -> None:
     reads a part of a prompt, vLLM rewinds the request's random generator by its offset. A CPU's generator has
     no offset and raises. Here the generator is reseeded instead, which is equivalent because no number has
     been used yet. (A request that is preempted during its answer draws the same numbers again.)
+
+    Also record why this process fails to start, since vLLM has no other hook in its processes.
     """
+    start_errors.record()
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -353,7 +366,8 @@ def _load(model_path: str, name: str, model: Model, profile: Profile) -> LoadedM
     # Before the weights, whose loading can take minutes.
     check_token_bytes(tokenizer.bytes_max, name, model)
     others = set(psutil.Process().children(recursive=True))
-    llm = AsyncLLM.from_engine_args(engine_arguments)
+    with start_errors.reported():
+        llm = AsyncLLM.from_engine_args(engine_arguments)
     # Collected now, because the children of a killed engine process lose their parent.
     processes = set(psutil.Process().children(recursive=True)) - others
     config = llm.vllm_config.model_config

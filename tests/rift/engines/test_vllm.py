@@ -18,7 +18,7 @@ from rift.catalogue import Profile
 from rift.engines import Engine, EngineFailed, InvalidRequest, PromptTooLong, Rendered, Step, vllm
 from rift.engines.prepare import digest_of
 from rift.engines.vllm import VllmEngine
-from tests.rift.engines.conftest import MODEL, start, stop
+from tests.rift.engines.conftest import MODEL, PROFILE, start, stop
 
 psutil = pytest.importorskip("psutil")  # it comes with vLLM
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
@@ -293,6 +293,12 @@ async def test_cancelling_the_reader_aborts_the_request(engine: VllmEngine) -> N
 async def test_a_failed_start_names_the_cause(tiny: Path) -> None:
     with pytest.raises(EngineFailed, match="no_such_argument"):
         await VllmEngine.start(tiny, MODEL, Profile(args={"no_such_argument": 1}), name="tiny")
+
+
+async def test_a_start_that_fails_in_the_engine_s_process_names_the_cause(tiny: Path) -> None:
+    small = Profile(args={**PROFILE.args, "kv_cache_memory_bytes": 4096})
+    with pytest.raises(EngineFailed, match="cannot be started: No available memory"):
+        await start(tiny, profile=small)
 
 
 async def test_a_start_names_a_bound_that_is_below_the_longest_token(tiny: Path) -> None:
