@@ -41,6 +41,11 @@ def test_ordinary_schemas_are_accepted() -> None:
     check_schemas(
         format_of({"properties": {f"address_{number}": {"pattern": email} for number in range(10)}})
     )
+    counted = {"minProperties": 1, "properties": {f"p{number}": {} for number in range(126)}}
+    check_schemas(format_of({"properties": {"a": counted}}))
+    many = {f"p{number}": {} for number in range(1000)}
+    check_schemas(format_of({"minProperties": 0, "properties": many}))
+    check_schemas(format_of({"minProperties": 1, "properties": many, "required": list(many)}))
     tool = Tool(
         name="f", parameters=json.dumps({"properties": {f"p{n}": {"type": "string"} for n in range(20)}})
     )
@@ -58,6 +63,8 @@ def test_ordinary_schemas_are_accepted() -> None:
         },
         {"anyOf": [{"patternProperties": {"(a{90}){90}": {}}}]},
         {"enum": ["x" * SCHEMA_CHARACTERS_MAX]},
+        {"minProperties": 1, "properties": {f"p{number}": {} for number in range(127)}},
+        {"anyOf": [{"maxProperties": 9, "properties": {f"p{number}": {} for number in range(90)}}] * 2},
     ],
 )
 def test_schemas_that_would_compile_for_minutes_are_rejected(schema: Any) -> None:
