@@ -12,7 +12,8 @@ from events.schema import LaneLost, LaneOpened, LaneReported
 
 logger = logging.getLogger(__name__)
 
-# A shard that does not answer is asked again after this time; its gateways count as gone meanwhile.
+# A shard that does not answer, or holds a record that cannot be read, is followed from its end after this
+# time. Its gateways report every few seconds, and count as gone if nothing is read of them meanwhile.
 RETRY_S = 5.0
 
 
@@ -59,7 +60,7 @@ class LiveGateways:
             try:
                 reports = _Reports(self, shard, await log.last_sequence(stream))
                 await stream_fold.follow(log, stream, [subjects.lane(shard, "*")], reports)
-            except LogError as error:
+            except (LogError, codec.RecordUnreadable) as error:
                 logger.warning("the gateways of %s are not counted: %s", stream, error)
                 await anyio.sleep(RETRY_S)
 

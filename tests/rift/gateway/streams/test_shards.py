@@ -144,3 +144,21 @@ def test_a_shard_that_does_not_answer_costs_only_its_own_gateways() -> None:
             tasks.cancel_scope.cancel()
 
     clock.run(main)
+
+
+def test_a_record_that_cannot_be_read_does_not_end_the_gateways_of_all_shards() -> None:
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            broker = MemoryBroker(tasks, lambda: int(anyio.current_time() * 1e9), shards=1)
+            log = MemoryLog(broker)
+            gateways = LiveGateways(0, "lane-a")
+            tasks.start_soon(gateways.follow, log)
+            await anyio.sleep(0.1)
+            await log.append(subjects.shard_stream(0), subjects.lane(0, "lane-b"), b"{")
+            await anyio.sleep(10)
+            await Publisher(log, "b").publish(LaneOpened(lane="lane-b", shard=0), within_s=1)
+            await anyio.sleep(0.1)
+            assert len(gateways) == 2
+            tasks.cancel_scope.cancel()
+
+    clock.run(main)
