@@ -54,8 +54,8 @@ from rift.gateway.submission.submit import Submission
 # From the signal to stop until the server stops: enough for each stream's last frame.
 LAST_FRAMES_S = 0.5
 
-# The objects that are made between two collections of garbage. Requests leave none; a connection leaves 30
-# objects and at most HEAD_BYTES, so at most 30 MB wait for the second of three generations.
+# The objects that are made between two collections of garbage. Answers leave none that holds content; a
+# connection leaves 30 objects and at most HEAD_BYTES, so at most 30 MB wait for the second of three generations.
 GARBAGE_OBJECTS = 5_000
 
 
