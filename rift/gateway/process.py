@@ -55,7 +55,7 @@ from rift.gateway.submission.submit import Submission
 LAST_FRAMES_S = 0.5
 
 # The objects that are made between two collections of garbage. Answers leave none that holds content; a
-# connection leaves 30 objects and at most HEAD_BYTES, so at most 30 MB wait for the second of three generations.
+# connection leaves 30 objects and at most HEAD_BYTES, so at most 30 MB wait for the second generation.
 GARBAGE_OBJECTS = 5_000
 
 
