@@ -1,5 +1,6 @@
 """A real nats-server for each test module that needs one, on a free port and in its own folder."""
 
+import gc
 import importlib.util
 import os
 import socket
@@ -101,3 +102,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("engine"):
                 item.add_marker(skip)
+
+
+def pytest_unconfigure() -> None:
+    """Remove Hypothesis's callback of the garbage collector, which it never removes itself.
+
+    The interpreter holds it to the very end, and with it Hypothesis's modules, their loader (pytest's import
+    hook), the collected tests and DuckDB. DuckDB's binding then lists all its objects as leaked.
+    """
+    gc.callbacks[:] = [
+        callback for callback in gc.callbacks if not str(callback.__module__).startswith("hypothesis.")
+    ]

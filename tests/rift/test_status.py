@@ -123,6 +123,7 @@ def test_status_names_what_does_not_answer(tmp_path: Path) -> None:
         assert found["models"][0]["ready"] == 1, "the log is enough to know that"
     finally:
         service.stop()
+    assert "leaked" not in (service.folder / "logs" / "control.log").read_text(), "DuckDB was closed"
     found = status(service, returns=1)
     assert found["problems"][0].startswith("no NATS server answers at")
     assert "models" not in found
