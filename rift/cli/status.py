@@ -96,7 +96,7 @@ def _watch(options: Namespace) -> dict[str, Any]:
     try:
         while True:
             began_s = time.monotonic()
-            report = _with_kept(_report(options), known, began_s)
+            report = _with_kept(_report(options), known, time.monotonic())
             if options.json:
                 shown = json.dumps(report, ensure_ascii=False)
             else:
