@@ -193,7 +193,7 @@ def forbidden_names(cursor: duckdb.DuckDBPyConnection) -> frozenset[str]:
     """Return the functions and the built-in views that no user's question may name."""
     cursor.execute(
         "select distinct lower(function_name) from duckdb_functions() "
-        "where function_type in ('table', 'table_macro', 'pragma')"
+        "where internal and function_type in ('table', 'table_macro', 'pragma')"
     )
     functions = {name for (name,) in cursor.fetchall()} - {*TABLE_FUNCTIONS} | {*FORBIDDEN_SCALARS}
     cursor.execute("select view_name, lower(sql) from duckdb_views() where internal")
