@@ -8,6 +8,7 @@ scaling/      demand, the scaling policy, and its verification
 backtest/     scaling policies on recorded traces
 sql/          one relation, check or query per file
 sql_files     reads a file of sql/
+questions     named questions with parameters, the files of sql/ask/
 disk          whole files, and the name of a disk that is full or read-only
 errors        the base class of this package's errors
 audit_export  the log records behind an invoice, with proofs

@@ -14,13 +14,13 @@ control         control
 status          status
 shards          shards list, shards add
 models          models list, models add
-sql             sql, quarantine
+sql             sql, ask
 keys            accounts list; keys create, keys list, keys revoke
 limits          limits set, limits list
 credit          credit grant, credit list
 invoices        invoice, period close, correct
 prices          prices list, prices publish, rerate
-replay          replay --rebuild, --until, --digest
+replay          replay --rebuild, --until, --digest; quarantine
 verify          replay --verify
 archive         archive verify
 audit           audit export

@@ -5,7 +5,6 @@ from argparse import Namespace
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from string import Template
 from typing import Any, TypeVar
 
 import anyio
@@ -13,7 +12,7 @@ import anyio
 from events.jetstream import JetStream, connect
 from events.log import LogError, NoResponders
 from replay.archive.folder import ArchiveFolder
-from replay.sql_files import sql
+from replay.sql_files import substituted
 from rift import settings
 from rift.cli.output import CommandFailed
 from rift.control.projection import continuity
@@ -126,15 +125,5 @@ async def ask_control(log: JetStream, question: AnyQuestion, timeout_s: float | 
 
 
 def select(name: str, **values: str | int) -> Sql:
-    """Return the question in `replay/sql/cli/NAME.sql`, with literals in place of its `$parameters`.
-
-    Questions to control are text without parameters.
-    """
-    literals = {
-        key: str(value) if isinstance(value, int) else _quoted(value) for key, value in values.items()
-    }
-    return Sql(Template(sql(f"cli/{name}")).substitute(literals))
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    """Return the question in `replay/sql/cli/NAME.sql`, with literals in place of its `$parameters`."""
+    return Sql(substituted(f"cli/{name}", values))

@@ -30,12 +30,22 @@ def print_result(result: QueryResult, *, as_json: bool) -> None:
     print(_json(rows))
 
 
+def print_answer(result: QueryResult, *, as_json: bool) -> None:
+    """Print a query's result with times and money as text, unless as JSON."""
+    units = {"_nanousd": money, "_at_ns": utc_time}
+    formats: Formats = {
+        name: write for name in result.columns for unit, write in units.items() if name.endswith(unit)
+    }
+    rows = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
+    print_list(rows, as_json=as_json, formats=formats)
+
+
 def print_list(lines: Sequence[Mapping[str, Any]], *, as_json: bool, formats: Formats) -> None:
     """Print lines that all have the same fields. A table drops the unit from a field's name."""
     if as_json:
         print(_json(lines))
         return
-    columns = [name.removesuffix("_nanousd") for name in lines[0]] if lines else ["nothing yet"]
+    columns = [re.sub("_(nanousd|at_ns)$", "", name) for name in lines[0]] if lines else ["nothing yet"]
     rows = [
         [formats[name](value) if name in formats else value for name, value in line.items()] for line in lines
     ]

@@ -1,4 +1,4 @@
-"""`rift replay`: fold the log again, or answer as of an earlier position."""
+"""`rift replay`: fold the log again, or answer from its past. `rift quarantine`: skip a record."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -7,6 +7,7 @@ from anyio import to_thread
 from events.jetstream import JetStream
 from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
+from rift import book_admin
 from rift.cli import verify
 from rift.cli.arguments import Commands, add_command
 from rift.cli.connection import ask_control, with_log
@@ -41,6 +42,18 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
         nargs="?",
         help="with --until: one SELECT (default: how far each stream is folded)",
     )
+
+    skip = add_command(
+        commands,
+        "quarantine",
+        quarantine,
+        "make every reader skip a record that cannot be decoded",
+        has_json=False,
+    )
+    skip.add_argument(
+        "position", metavar="STREAM:SEQUENCE", help="position as in relation `lag`, like RIFT_0:812"
+    )
+    skip.add_argument("--reason", required=True, help="why; stored permanently in the book")
 
 
 def replay(options: Namespace) -> None:
@@ -85,3 +98,13 @@ def until(options: Namespace) -> None:
         print_result(with_log(options, ask), as_json=options.json)
     except* QuestionRefused as refused:
         raise CommandFailed(first_message(refused)) from refused
+
+
+def quarantine(options: Namespace) -> None:
+    position = parse(options.position)
+
+    async def add(log: JetStream) -> None:
+        await book_admin.quarantine(log, position.stream, position.sequence, options.reason)
+
+    with_log(options, add)
+    print(f"readers skip {position.stream}:{position.sequence} from now on")

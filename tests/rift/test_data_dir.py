@@ -87,7 +87,7 @@ def test_a_running_service_is_not_asked_past(used: DataDir) -> None:
     used.lock()
     assert DataDir(used.folder).is_locked()
     with pytest.raises(CommandFailed, match="no process answers"):
-        sql._query_file(options, silent)
+        sql._query_file(options, "select 1", silent)
 
 
 # --- parts that belong together --------------------------------------------------------------------

@@ -447,6 +447,15 @@ def test_exit_statuses_and_json(shared: Service, tmp_path: Path) -> None:
     assert json.loads(made.stdout).keys() == {"account", "id", "key"}
     with shared.client(json.loads(made.stdout)["key"]) as client:
         assert client.post("/v1/inference", json=BODY).status_code == 200
+    asked = shared.rift("ask", "cost-per-account", "since=1h", "account=shop")
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.split()[:2] == ["account", "model"]
+    assert " 0.0000" in asked.stdout.splitlines()[2], "money as text"
+    asked = shared.rift("ask", "slowest-requests", "account=shop", "--json")
+    assert [type(row["accepted_at_ns"]) for row in json.loads(asked.stdout)] == [int]
+    unknown = shared.rift("ask", "why")
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("rift: no question is named 'why'; choose from cold-starts, ")
     nowhere = Service(tmp_path / "empty").rift("sql", "select 1")
     assert nowhere.returncode == 1
     assert "there is no installation in" in nowhere.stderr
