@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from events.money import InvalidMoney, nanousd
+from events.money import InvalidMoney, nanousd, usd
 from events.schema import Problem
 from events.subjects import slug
 from rift.errors import RiftError
@@ -30,12 +30,13 @@ NANOUSD_DIGITS = 3
 # Up to a million USD per million tokens, so that a price with digits too many is refused.
 PRICE = re.compile(r"(?P<whole>[0-9]{1,6})(?:\.(?P<part>[0-9]{1,3})0*)?")
 
+# Numbers of the settings become numbers of events, which no reader accepts beyond 64 bits.
+NUMBER_MAX = 2**53
+
 ModelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._:-]{0,62}$")]
-Argument = bool | int | float | str
-
-
-Natural = Annotated[int, msgspec.Meta(ge=0)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=NUMBER_MAX)]
+Argument = bool | Annotated[int, msgspec.Meta(ge=-NUMBER_MAX, le=NUMBER_MAX)] | float | str
 
 
 def context_overflow(
@@ -114,12 +115,12 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     source: str
-    context_tokens: Annotated[int, msgspec.Meta(ge=16)]
+    context_tokens: Annotated[int, msgspec.Meta(ge=16, le=NUMBER_MAX)]
     prompt_usd: str
     output_usd: str
     prompt_bytes_per_token_max: Positive = PROMPT_BYTES_PER_TOKEN_MAX
     title: str = ""
-    sampling: dict[str, float] = {}
+    sampling: dict[str, int | float] = {}
     tool_parser: str = ""
     tool_strict_level: Literal["auto", "function", "parameter"] = "auto"
     reasoning_parser: str = ""
@@ -162,7 +163,13 @@ def _model(name: str, entry: Any) -> Model:
     for field in ("prompt_usd", "output_usd"):
         nanousd_per_token(getattr(model, field), where=f"models.{name}.{field}")
     for hardware, profile in model.profiles.items():
-        nanousd_an_hour(profile.gpu_hour_usd, where=f"models.{name}.profiles.{hardware}.gpu_hour_usd")
+        where = f"models.{name}.profiles.{hardware}"
+        nanousd_an_hour(profile.gpu_hour_usd, where=f"{where}.gpu_hour_usd")
+        if profile.hour_nanousd > NUMBER_MAX:
+            raise InvalidCatalogue(
+                f"{where}: gpus times gpu_hour_usd is {usd(profile.hour_nanousd)} USD per hour; the most is "
+                f"{usd(NUMBER_MAX)}"
+            )
     return model
 
 

@@ -79,11 +79,26 @@ def test_an_invalid_price_is_refused_with_its_path(usd: str) -> None:
         ({"mine": entry(profiles={"cpu": {"arguments": {}}})}, "arguments"),
         ({"mine": {"source": "./model"}}, "required"),
         ({"a.b": entry(), "a-b": entry()}, "share one subject"),
+        ({"mine": entry(context_tokens=2**64)}, "context_tokens"),
+        ({"mine": entry(profiles={"cpu": {"gpus": 2**63}})}, "gpus"),
+        ({"mine": entry(profiles={"cpu": {"args": {"max_num_seqs": 10**20}}})}, "args"),
+        ({"mine": entry(profiles={"cpu": {"sim": {"running_max": 10**20}}})}, "running_max"),
+        ({"mine": entry(profiles={"cpu": {"gpus": 100, "gpu_hour_usd": "999999999"}})}, "the most is"),
     ],
 )
 def test_an_invalid_entry_is_refused(entries: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidCatalogue, match=words):
         catalogue.load(entries)
+
+
+def test_the_default_of_a_sampling_parameter_keeps_its_type() -> None:
+    """vLLM refuses `top_k` as a float."""
+    sampling = {"top_k": 40, "temperature": 0.7}
+    loaded = catalogue.load({"mine": entry(sampling=sampling)})["mine"].sampling
+    assert {name: (type(value), value) for name, value in loaded.items()} == {
+        "top_k": (int, 40),
+        "temperature": (float, 0.7),
+    }
 
 
 @pytest.mark.parametrize(("name", "slug"), [("smollm2:135m", "smollm2-135m"), ("a.b_c", "a-b-c"), ("x", "x")])
