@@ -84,7 +84,10 @@ async def _add(log: Log, event: AnyEvent) -> int:
 
 
 def _check(event: AnyEvent) -> None:
-    _, (read,) = codec.decode(codec.encode(WRITER, [event]))
+    try:
+        _, (read,) = codec.decode(codec.encode(WRITER, [event]))
+    except UnicodeEncodeError as error:
+        raise EntryUnreadable(f"nothing was stored, because {error.object!r} is not UTF-8") from error
     if isinstance(read, codec.Unreadable):
         raise EntryUnreadable(f"nothing was stored, because no process could read it: {read.problem}")
 

@@ -148,6 +148,8 @@ async def model_ready(log: Log, model: str, notify: Callable[[str], None]) -> No
             failure = fleet.failed_start(model)
             if failure and not fleet.count(model, "starting"):
                 notify(f"  {failure}; correct that, or press Ctrl-C")
+            elif not fleet.count(model, "starting"):
+                notify(f"  no worker of {model} has begun after {waited_s:.0f} s; see `rift status`")
             else:
                 notify(f"  loading {model}, {waited_s:.0f} s so far; a CPU takes up to two minutes")
 

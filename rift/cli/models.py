@@ -111,10 +111,10 @@ def add(options: Namespace) -> None:
             f'[models."{options.name}"] in {file}'
         )
     gap = b"" if not before else b"\n" if before.endswith(b"\n") else b"\n\n"
-    after = before + gap + _table(options).encode()
     try:
+        after = before + gap + _table(options).encode()
         settings.parsed(after, {}, where=str(file))
-    except InvalidSettings as error:
+    except (InvalidSettings, UnicodeEncodeError) as error:
         raise CommandFailed(f"nothing was added: {error}") from error
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with replacing(file) as beside:

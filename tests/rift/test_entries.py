@@ -82,6 +82,10 @@ async def test_an_entry_that_nobody_could_read_is_not_stored(broker: MemoryBroke
         await book_admin.add(log, book, grant)
     with pytest.raises(EntryUnreadable, match="requests_per_minute"):
         await book_admin.set_limits(log, book, "acme", {"requests_per_minute": 0})
+    # Python makes such text of an argument in another encoding.
+    latin = CreditGranted(id=grant.id, account="acme", nanousd=1, reason="f\udcfcr Mai")
+    with pytest.raises(EntryUnreadable, match="is not UTF-8"):
+        await book_admin.add(log, book, latin)
     assert (await books.read(log)).position == book.position
 
 

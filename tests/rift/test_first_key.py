@@ -1,4 +1,5 @@
-"""The first key's file: valid keys are kept, invalid ones are moved aside, and nothing is overwritten."""
+"""The first key's file: valid keys are kept, invalid ones are moved aside, and nothing is overwritten. The
+start says what it waits for."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -112,3 +113,20 @@ async def test_a_gateway_that_does_not_know_the_key_is_not_ours(monkeypatch: pyt
         await waiting.wait()
         tasks.cancel_scope.cancel()
     assert "another installation's gateway answers" in notes[0]
+
+
+async def test_an_operator_hears_that_no_worker_has_begun(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "MODEL_WAIT_S", 0.01)
+    told = anyio.Event()
+
+    def notify(note: str) -> None:
+        start.notes.append(note)
+        told.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(startup.model_ready, start.log, "acme:1", notify)
+        await told.wait()
+        tasks.cancel_scope.cancel()
+    assert "no worker of acme:1 has begun" in start.notes[0]

@@ -245,6 +245,7 @@ def test_adding_a_model_keeps_the_rest_of_the_file(tmp_path: Path) -> None:
         ([*ADD, *PRICES, "--profile", "cpu", "gpus=many"], "profiles[...].gpus"),
         ([*ADD, *PRICES, "--profile", "cpu", "fast"], "must be NAME=VALUE, like gpus=8, got 'fast'"),
         (["models", "add", "Not OK", *ADD[3:], *PRICES], "Not OK"),
+        ([*ADD, *PRICES, "--title", "f\udcfcr"], "nothing was added"),
         (["models", "add", "deepseek_v3", *ADD[3:], *PRICES], "would share one subject"),
         (["models", "add", "deepseek-v3", *ADD[3:], *PRICES], "already in the catalogue"),
     ],
