@@ -75,9 +75,18 @@ def test_status_shows_processes_queues_and_lag(service: Service) -> None:
         assert text in shown
 
 
+def obeys_ctrl_c(command: list[str]) -> subprocess.Popen[str]:
+    """Start a command that obeys Ctrl-C, also in a suite that a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_watch_repeats_the_status_until_ctrl_c(service: Service) -> None:
     command = [sys.executable, "-m", "rift", "status", "--watch", "--json", "--data", str(service.folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+    with obeys_ctrl_c(command) as watch:
         assert watch.stdout is not None, "it was started with a pipe"
         shown = [json.loads(watch.stdout.readline()) for _ in range(2)]
         watch.send_signal(signal.SIGINT)

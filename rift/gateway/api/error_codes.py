@@ -98,8 +98,9 @@ CODES = (
     ErrorCode("no_chat_template", (400,), ("answer",), "The model has no chat template.",
               "Use `/v1/completions`, or `raw` in the native API."),
     ErrorCode("schema_too_large", (400,), ("openai",),
-              "The JSON schemas are too long, or their patterns or counted properties are too complex.",
-              "Use smaller schemas, smaller counts in patterns, or fewer optional properties."),
+              "The JSON schemas are too long, or too complex in patterns, lengths or counted properties.",
+              "Use smaller schemas, smaller counts in patterns, fewer different lengths of strings, or fewer "
+              "optional properties."),
     ErrorCode("schema_unsupported", (400,), ("openai",), "The engine cannot enforce the JSON schema.",
               "Simplify the schema that `param` names."),
     ErrorCode("prompt_too_long", (400,), ("native",),

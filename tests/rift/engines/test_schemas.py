@@ -46,6 +46,9 @@ def test_ordinary_schemas_are_accepted() -> None:
     many = {f"p{number}": {} for number in range(1000)}
     check_schemas(format_of({"minProperties": 0, "properties": many}))
     check_schemas(format_of({"minProperties": 1, "properties": many, "required": list(many)}))
+    same = {f"p{number}": {"minLength": 1, "maxLength": 255} for number in range(500)}
+    lengths = {f"p{number}": {"maxLength": 500 + number} for number in range(18)}
+    check_schemas(format_of({"properties": same | lengths | {"maxLength": {"maxLength": 50}}}))
     tool = Tool(
         name="f", parameters=json.dumps({"properties": {f"p{n}": {"type": "string"} for n in range(20)}})
     )
@@ -64,6 +67,8 @@ def test_ordinary_schemas_are_accepted() -> None:
         {"anyOf": [{"patternProperties": {"(a{90}){90}": {}}}]},
         {"enum": ["x" * SCHEMA_CHARACTERS_MAX]},
         {"minProperties": 1, "properties": {f"p{number}": {} for number in range(127)}},
+        {"properties": {f"p{number}": {"maxLength": 500 + number} for number in range(21)}},
+        {"anyOf": [{"minLength": number} for number in range(100)]},
         {"anyOf": [{"maxProperties": 9, "properties": {f"p{number}": {} for number in range(90)}}] * 2},
     ],
 )

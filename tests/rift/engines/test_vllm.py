@@ -296,9 +296,9 @@ async def test_a_failed_start_names_the_cause(tiny: Path) -> None:
 
 
 async def test_a_start_that_fails_in_the_engine_s_process_names_the_cause(tiny: Path) -> None:
-    small = Profile(args={**PROFILE.args, "kv_cache_memory_bytes": 4096})
-    with pytest.raises(EngineFailed, match="cannot be started: No available memory"):
-        await start(tiny, profile=small)
+    large = Profile(args=PROFILE.args, env={**PROFILE.env, "VLLM_CPU_KVCACHE_SPACE": "1000000"})
+    with pytest.raises(EngineFailed, match="cannot be started: Available memory on node"):
+        await start(tiny, profile=large)
 
 
 async def test_a_start_names_a_bound_that_is_below_the_longest_token(tiny: Path) -> None:
