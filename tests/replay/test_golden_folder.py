@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,11 @@ def test_a_folder_is_one_shard_with_its_bills_and_can_get_another(pack: Path, se
 
 
 def bill(client: httpx.Client, period: str) -> dict[str, Any]:
-    return without_positions(client.get(f"/v1/invoices/{period}").raise_for_status().json())
+    """Return an invoice. Control may be building its database of an earlier version again: 503 until then."""
+    deadline = time.monotonic() + 30
+    while (answer := client.get(f"/v1/invoices/{period}")).status_code == 503 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return without_positions(answer.raise_for_status().json())
 
 
 def without_positions(invoice: dict[str, Any]) -> dict[str, Any]:
