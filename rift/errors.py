@@ -20,3 +20,10 @@ def printable(text: str, *, kept: str = "") -> str:
     return "".join(
         one if one.isprintable() or one in kept else one.encode("unicode_escape").decode() for one in text
     )
+
+
+def first_error(error: BaseException) -> BaseException:
+    """Return the first error of a group, however deep it is, or the error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -9,7 +9,7 @@ from typing import Any
 from events.contracts import SECOND_NS
 from events.money import usd
 from replay.warehouse.result import QueryResult
-from rift.errors import RiftError, printable
+from rift.errors import RiftError, first_error, printable
 
 # How a table writes the values of a column, by the column's name.
 Formats = dict[str, Callable[[Any], str | None]]
@@ -59,10 +59,7 @@ def _json(value: object) -> str:
 
 
 def first_message(group: BaseExceptionGroup[Any]) -> str:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error)
+    return str(first_error(group))
 
 
 def money(nanousd: int | None) -> str | None:

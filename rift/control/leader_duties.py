@@ -17,6 +17,7 @@ from rift.control.duties.usage_correction import UsageCorrection
 from rift.control.projection.warehouse_host import Projection
 from rift.control.rpc.handlers import Handlers
 from rift.control.rpc.operators import Operators
+from rift.errors import first_error
 from rift.fleet.decision_reader import drive
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ async def lead(log: Log, projection: Projection, archive: Archive, config: Contr
                         duties.start_soon(janitors[shard].run, projection.first_open)
                         duties.start_soon(UsageCorrection(log, projection.query, shard=shard).run)
                 except* LogError as silent:
-                    logger.warning("shard %d is not supervised now: %s", shard, silent.exceptions[0])
+                    logger.warning("shard %d is not supervised now: %s", shard, first_error(silent))
                 await anyio.sleep(LOG_RETRY_S)
 
         def supervise(shard: int) -> None:

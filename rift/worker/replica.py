@@ -20,6 +20,7 @@ from events.schema import (
     ReplicaStopped,
 )
 from rift.engines import Engine, EngineFailed
+from rift.errors import first_error
 from rift.worker.claims import Load
 from rift.worker.worker import Worker
 
@@ -69,8 +70,7 @@ class ReplicaAnnouncer:
 
     async def lost(self, error: BaseException) -> None:
         """Publish the cause: an unavailable log is the host's failure, any other error the engine's."""
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first_error(error)
         why = " ".join(str(error).split()) or type(error).__name__
         cause: Literal["host", "engine"] = "host" if isinstance(error, LogError) else "engine"
         await self._try_publish(

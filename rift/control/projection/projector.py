@@ -17,7 +17,7 @@ from replay.disk import DiskRefused
 from replay.facts.fold import BookBehind, Stop
 from replay.warehouse.warehouse import Warehouse
 from rift.control.projection.disk_watch import DISK_RETRY_S, DiskWatch
-from rift.errors import RiftError
+from rift.errors import RiftError, first_error
 
 # A transaction costs about as much as folding a thousand events, and writes the row of each open request that
 # its records have changed, so a busy stream should need few of them. A question does not wait for the pace:
@@ -178,7 +178,7 @@ class Projector:
                 await self._check(stream, self.applied.get(stream, 0))
                 await self._read(stream, stream_subjects)
             except* LogError as silent:
-                logger.warning("%s is not projected yet: %s", stream, silent.exceptions[0])
+                logger.warning("%s is not projected yet: %s", stream, first_error(silent))
             await anyio.sleep(LOG_RETRY_S)
 
     async def _read(self, stream: str, stream_subjects: str) -> None:

@@ -21,7 +21,6 @@ from rift.rpc import AskShards, QuestionRefused, ask
 logger = logging.getLogger(__name__)
 
 ANSWER_S = 2.0
-# A worker reports its shards every five seconds.
 RETRY_S = 1.0
 
 
