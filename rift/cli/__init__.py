@@ -5,13 +5,10 @@ arguments       how a command registers itself; shared options
 connection      the installation, its settings and its log
 output          tables, money and times as text
 signals         runs a process until a signal stops it
-fresh_warehouse the archive, and a temporary warehouse folded from it and the log
 
-up              up
-gateway         gateway
-worker          worker
-control         control
-status          status
+serve/          up, gateway, worker, control
+status/         status
+log/            replay, quarantine, archive verify, audit export
 shards          shards list, shards add
 models          models list, models add
 sql             sql, ask
@@ -20,10 +17,6 @@ limits          limits set, limits list
 credit          credit grant, credit list
 invoices        invoice, period close, correct
 prices          prices list, prices publish, rerate
-replay          replay --rebuild, --until, --digest; quarantine
-verify          replay --verify
-archive         archive verify
-audit           audit export
 calibrate       calibrate
 backtest        backtest
 """

@@ -16,11 +16,11 @@ from rift.errors import RiftError, printable
 # The modules of `rift/cli/` with their commands, in the order of `rift --help`. Only the module of the
 # command that runs is imported, so a gateway loads neither DuckDB nor the worker.
 COMMANDS = {
-    "up": ("up",),
-    "gateway": ("gateway",),
-    "worker": ("worker",),
-    "control": ("control",),
-    "status": ("status",),
+    "serve.up": ("up",),
+    "serve.gateway": ("gateway",),
+    "serve.worker": ("worker",),
+    "serve.control": ("control",),
+    "status.command": ("status",),
     "shards": ("shards",),
     "models": ("models",),
     "sql": ("sql", "ask"),
@@ -29,9 +29,9 @@ COMMANDS = {
     "credit": ("credit",),
     "invoices": ("invoice", "period", "correct"),
     "prices": ("prices", "rerate"),
-    "replay": ("replay", "quarantine"),
-    "archive": ("archive",),
-    "audit": ("audit",),
+    "log.replay": ("replay", "quarantine"),
+    "log.archive": ("archive",),
+    "log.audit": ("audit",),
     "calibrate": ("calibrate",),
     "backtest": ("backtest",),
 }

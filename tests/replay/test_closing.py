@@ -17,7 +17,7 @@ from replay.billing import invoice as invoices
 from replay.warehouse.warehouse import Warehouse
 from rift import book_admin
 from rift.book_admin import RecordReadable
-from rift.cli.verify import differences
+from rift.cli.log.verify import differences
 from rift.control import process
 from rift.control.config import ControlConfig
 from rift.control.projection import projector

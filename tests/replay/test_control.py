@@ -19,7 +19,7 @@ from replay.archive.archive import Archive
 from replay.sql_files import sql
 from replay.warehouse import warehouse
 from replay.warehouse.warehouse import Warehouse
-from rift.cli.status import stops
+from rift.cli.status.report import stops
 from rift.control import process
 from rift.control.config import ControlConfig
 from rift.control.projection import warehouse_host

@@ -21,7 +21,7 @@ from replay.billing.invoice import closing, invoice
 from replay.facts.fold import BookBehind
 from replay.warehouse.rebuild import rebuild
 from replay.warehouse.warehouse import Warehouse
-from rift.cli.audit import export_of, write_export
+from rift.cli.log.audit import export_of, write_export
 from rift.cli.output import CommandFailed
 from tests.replay import reckoning
 from tests.replay.conftest import ListLog, Scribe

@@ -68,7 +68,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = ["rift", "status"]
 class Pressed:
     def find_spec(self, name, *_):
-        if name == "rift.cli.status":
+        if name == "rift.cli.status.command":
             {press}
 sys.meta_path.insert(0, Pressed())
 from rift.cli import main

@@ -19,8 +19,8 @@ from events.fleet import Fleet
 from events.schema import ControlElected, ReplicaLost, ReplicaStarting, ScaleDecided
 from events.subjects import FLEET
 from rift import settings
-from rift.cli import status as status_command
-from rift.cli.status import failing
+from rift.cli.status import command as status_command
+from rift.cli.status.report import failing, model_rows, unwell
 from tests.chaos.cluster import Cluster
 from tests.rift.test_launcher import role
 from tests.service import MODEL, Service
@@ -112,7 +112,7 @@ def test_problems_stay_on_a_small_screen() -> None:
 
 
 def test_a_broker_that_is_silent_or_behind_is_a_problem() -> None:
-    problems = status_command.unwell({"a": "leader", "b": "behind", "c": "silent", "d": "current"})
+    problems = unwell({"a": "leader", "b": "behind", "c": "silent", "d": "current"})
     assert [problem.split(",")[0] for problem in problems] == [
         "nats-server b has been behind the others for 1 s",
         "nats-server c does not answer the others",
@@ -198,7 +198,7 @@ def test_a_model_that_cannot_start_is_a_problem() -> None:
     failure = f"{MODEL} cannot start, failed starts: 1, the last: no room"
     assert failing(fleet) == [failure]
     held = {"limits": [{"model": MODEL, "limit": "max allows 1 replica"}]}
-    (row,) = status_command.model_rows(fleet, held)
+    (row,) = model_rows(fleet, held)
     assert row["limit"] == f"max allows 1 replica; {failure}"
     gave_up = msgspec.structs.replace(wants, from_replicas=1, to_replicas=0, positions={FLEET: 4})
     fleet.apply(gave_up, 5, 5)

@@ -10,7 +10,7 @@ import anyio
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_workers
 from rift.cli.connection import connected_role, installation, load_settings
-from rift.cli.fresh_warehouse import archive
+from rift.cli.log.fresh_warehouse import archive
 from rift.control import process
 from rift.control.config import ControlConfig
 from rift.control.scaling_config import model_scaling

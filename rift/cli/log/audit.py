@@ -15,10 +15,10 @@ from replay.billing import invoice
 from replay.billing.invoice import Invoice
 from replay.sql_files import sql
 from replay.warehouse.warehouse import Warehouse
-from rift.cli import fresh_warehouse
 from rift.cli.arguments import Commands, add_account, add_command, add_group, add_period
 from rift.cli.connection import ask_control, with_log
-from rift.cli.fresh_warehouse import book_read_first, temporary_file
+from rift.cli.log import fresh_warehouse
+from rift.cli.log.fresh_warehouse import book_read_first, temporary_file
 from rift.control.projection.catch_up import archived
 from rift.rpc import LONG_TIMEOUT_S, SealSegment
 

@@ -1,32 +1,20 @@
-"""`rift status`: running processes, queues, speed, lag, and parts that fail or do not answer.
+"""Collect the processes, queues, speed, lag, and parts that fail or do not answer.
 
-There are two sources: the log, which knows the fleet, and the control leader, which knows the rest. If a part
-of them does not answer, the command names it, shows what the others know, and exits with status 1.
+The log knows the fleet, and the leader knows the rest. If a part of them does not answer, the report names it
+and has what the others know.
 """
 
-import json
-import os
-import platform
-import shutil
-import sys
-import time
-from argparse import ArgumentParser, Namespace
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import anyio
 
 from events import fleet as fleets
 from events import shards, subjects
-from events.contracts import LANE_SILENT_S, REPLICA_REPORT_S, SECOND_NS
+from events.contracts import LANE_SILENT_S, SECOND_NS
 from events.fleet import Fleet
 from events.jetstream import JetStream
 from events.log import LogError
-from rift import __version__
-from rift.cli.arguments import Commands, add_command
-from rift.cli.connection import installation, with_log
-from rift.cli.output import CommandFailed, first_message, table
-from rift.data_dir import DataDirError
 from rift.rpc import (
     AnyQuestion,
     AskLanes,
@@ -49,117 +37,21 @@ LOG_S = 4.0
 SETTLE_S = 4.0
 SETTLE_POLL_S = 0.2
 
-# A follower that is behind for a moment is no problem; one that is still behind after this time is.
+# A follower that is still behind after this time is a problem.
 BEHIND_S = 1.0
-
-# A replica that sends no report for this long has missed one.
-REPORT_LATE_S = REPLICA_REPORT_S * 1.5
 
 # A failed start of a model that is scaled to zero is no longer a problem after this time: while requests wait
 # for the model, its start is tried every ten minutes.
 FAILED_START_S = 3600.0
 
-# What a server is to a stream, from the best.
+# The states of a stream's server, the best first.
 SERVER_STATES = ("leader", "current", "behind", "silent")
-
-REDRAW_S = 1.0
-CLEAR = "\033[H\033[J"
-
-# The parts of a report that `--watch` shows again, with their age, while nothing newer is known.
-KEPT = ("brokers", "models", "replicas", "streams", "nats", "nats_server")
 
 Rows = list[dict[str, Any]]
 Part = TypeVar("Part")
 
 
-def add_parser(commands: "Commands[ArgumentParser]") -> None:
-    parser = add_command(
-        commands, "status", status, "show what runs, is queued and lags; exit status 1 if there is a problem"
-    )
-    parser.add_argument("--watch", action="store_true", help="show it again every second until Ctrl-C")
-
-
-def status(options: Namespace) -> None:
-    """Show the status. Then raise a CommandFailed for each problem."""
-    report = _watch(options) if options.watch else _report(options)
-    if not options.watch:
-        print(json.dumps(report, ensure_ascii=False) if options.json else _text(report))
-    if problems := report["problems"]:
-        raise ExceptionGroup("problems", [CommandFailed(problem) for problem in problems])
-
-
-def _watch(options: Namespace) -> dict[str, Any]:
-    """Show the status every REDRAW_S until Ctrl-C, and return the last one."""
-    report: dict[str, Any] = {"problems": []}
-    known: dict[str, tuple[Any, float]] = {}
-    is_screen = sys.stdout.isatty() and not options.json
-    try:
-        while True:
-            began_s = time.monotonic()
-            report = _with_kept(_report(options), known, time.monotonic())
-            if options.json:
-                shown = json.dumps(report, ensure_ascii=False)
-            else:
-                problems = "".join(f"\nproblem   {problem}" for problem in report["problems"])
-                shown = f"{time.strftime('%H:%M:%S')}  {_text(report)}{problems}\n"
-            if is_screen:
-                size = shutil.get_terminal_size()
-                shown = CLEAR + _cropped(shown, size.lines - 1, size.columns)
-            print(shown, flush=True)
-            time.sleep(max(0.0, began_s + REDRAW_S - time.monotonic()))
-    except KeyboardInterrupt:
-        return report
-
-
-def _with_kept(report: dict[str, Any], known: dict[str, tuple[Any, float]], now_s: float) -> dict[str, Any]:
-    """Return the report with the newest known value of each part that is missing in it, and remember it."""
-    for part in KEPT:
-        if part in report:
-            known[part] = report[part], now_s - report["stale_ms"].get(part, 0) / 1000
-        elif part in known:
-            value, at_s = known[part]
-            report[part] = value
-            report["stale_ms"][part] = round((now_s - at_s) * 1000)
-    return report
-
-
-def _cropped(text: str, lines_max: int, columns: int) -> str:
-    """Return the text as it fits a terminal; the problems, at its end, stay."""
-    lines = [line[:columns] for line in text.splitlines()]
-    if len(lines) <= lines_max:
-        return "\n".join(lines)
-    problems = [line for line in lines if line.startswith("problem ")][: max(0, lines_max - 2)]
-    kept = lines_max - len(problems) - 1
-    left_out = f"… {len(lines) - lines_max + 1} lines do not fit"
-    return "\n".join([*lines[: max(0, kept)], left_out, *problems])
-
-
-# --- the report ------------------------------------------------------------------------------------------
-
-
-def _report(options: Namespace) -> dict[str, Any]:
-    """Return all that is known. `stale_ms` has the age of each part that is not of this moment."""
-    report: dict[str, Any] = {
-        "rift": __version__,
-        "python": platform.python_version(),
-        "data": str(installation(options).folder),
-        "problems": [],
-        "stale_ms": {},
-    }
-    try:
-        report |= with_log(options, _ask_all)
-    except* (DataDirError, LogError) as silent:
-        report["problems"].append(first_message(silent))
-    if (reserve := installation(options).reserve(options.nats, os.environ)) and reserve.file.exists():
-        report["disk"] = {"folder": str(reserve.file.parent), "free_bytes": reserve.free_bytes}
-        try:
-            reserve.check()
-        except OSError as error:
-            report["problems"].append(f"{reserve.trouble()} ({error.strerror})")
-    return report
-
-
-async def _ask_all(log: JetStream) -> dict[str, Any]:
+async def ask_all(log: JetStream) -> dict[str, Any]:
     """Return what log and leader know. All are asked at once, so that one that hangs delays no other."""
     asked = _Asked(log)
     async with anyio.create_task_group() as tasks:
@@ -390,7 +282,7 @@ def unwell(brokers: Mapping[str, str]) -> list[str]:
 
 def failing(fleet: Fleet) -> list[str]:
     """Return the models whose last start failed and that have too few ready replicas. A model that is scaled
-    to zero counts for FAILED_START_S: the policy itself may have given up."""
+    to zero counts for FAILED_START_S, because the policy may have stopped its starts."""
     long_ago_ns = fleet.at_ns - int(FAILED_START_S * SECOND_NS)
     return [
         failure
@@ -399,85 +291,3 @@ def failing(fleet: Fleet) -> list[str]:
         and fleet.count(model, "ready")
         < max(fleet.wanted.get(model, 0), 1 if starts.failed_at_ns > long_ago_ns else 0)
     ]
-
-
-# --- text output -----------------------------------------------------------------------------------------
-
-
-def _text(report: dict[str, Any]) -> str:
-    stale = report["stale_ms"]
-    lines = [f"rift {report['rift']}, Python {report['python']}, in {report['data']}"]
-    if disk := report.get("disk"):
-        lines.append(f"disk      {disk['free_bytes'] >> 20} MiB free for {disk['folder']}")
-    if "nats" in report:
-        lines.append(
-            f"log       nats-server {report['nats_server']} at {report['nats']}{_age(stale, 'nats')}"
-        )
-        lines += [
-            f"broker    {name}: {state}{_age(stale, 'brokers')}" for name, state in report["brokers"].items()
-        ]
-    if "leader" in report:
-        lines += _control_lines(report)
-    for row in report.get("models", ()):
-        if row["limit"]:
-            lines.append(f"scaling   {row['model']}: {row['limit']}")
-    if "models" in report:
-        columns = ("model", "wanted", "ready", "starting", "draining", "queued", "running")
-        speed = ("tokens_per_s", "ttft_p50_ms", "ttft_p99_ms")
-        lines += ["", *_heading(stale, "models"), _table(report["models"], (*columns, *speed))]
-    if report.get("replicas"):
-        late_ms = 0 if "replicas" in stale else REPORT_LATE_S * 1000
-        rows = [
-            {name: value for name, value in row.items() if name != "silent_ms"}
-            | {"report": _since(row["silent_ms"], late_ms)}
-            for row in report["replicas"]
-        ]
-        lines += ["", *_heading(stale, "replicas"), _table(rows, tuple(rows[0]))]
-    if "streams" in report:
-        rows = [
-            row | {"MiB": row["bytes"] >> 20, "room MiB": row["room_bytes"] >> 20}
-            for row in report["streams"]
-        ]
-        shown = ("stream", "MiB", "room MiB", "sequence", "behind", "behind_ms")
-        lines += ["", *_heading(stale, "streams"), _table(rows, shown)]
-    return "\n".join(lines)
-
-
-def _control_lines(report: dict[str, Any]) -> Sequence[str]:
-    leader, gateways = report["leader"], report["gateways"]
-    lines = [
-        f"control   {leader['control']} leads in epoch {leader['epoch']}" if leader else "control   no leader"
-    ]
-    if leader:
-        lines.append(f"standbys  {', '.join(leader['standbys']) or 'none'}")
-    if gateways is None:
-        lines.append("gateways  unknown without a leader")
-    else:
-        late_ms = LANE_SILENT_S * 1000
-        each = [f"{row['lane']} (last report {_since(row['silent_ms'], late_ms)})" for row in gateways]
-        lines.append(f"gateways  {', '.join(each) or 'none'}")
-    if shown := report["shards"]:
-        each = [
-            f"{row['shard']} (gateways: {row['gateways']})"
-            if row["supervised"]
-            else f"{row['shard']} (not supervised)"
-            for row in shown
-        ]
-        lines.append(f"shards    {', '.join(each)}")
-    return lines
-
-
-def _since(ms: int, late_ms: float) -> str:
-    return f"{ms / 1000:.1f} s ago{', stale' if ms > late_ms else ''}"
-
-
-def _age(stale: Mapping[str, int], part: str) -> str:
-    return f" (stale: {stale[part] / 1000:.0f} s old)" if part in stale else ""
-
-
-def _heading(stale: Mapping[str, int], part: str) -> Sequence[str]:
-    return [f"{part}{_age(stale, part)}"] if part in stale else []
-
-
-def _table(rows: Rows, columns: tuple[str, ...]) -> str:
-    return table(columns, [[row.get(column) for column in columns] for row in rows])

@@ -12,7 +12,7 @@ from replay.scaling import verify as decisions
 from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
 from rift.cli.connection import ask_control, with_log
-from rift.cli.fresh_warehouse import archive, book_read_first, temporary_file
+from rift.cli.log.fresh_warehouse import archive, book_read_first, temporary_file
 from rift.cli.output import CommandFailed, positions
 from rift.control.projection.catch_up import fold_tail, rebuilt
 from rift.rpc import LONG_TIMEOUT_S, Digests

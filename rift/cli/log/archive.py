@@ -8,8 +8,9 @@ from events.jetstream import JetStream
 from events.log import LogError
 from events.schema import SegmentSealed
 from replay.archive.archive import Archive
-from rift.cli import connection, fresh_warehouse
+from rift.cli import connection
 from rift.cli.arguments import Commands, add_command, add_group
+from rift.cli.log import fresh_warehouse
 from rift.cli.output import CommandFailed, first_message
 from rift.data_dir import DataDirError
 

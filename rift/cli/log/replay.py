@@ -8,10 +8,10 @@ from events.jetstream import JetStream
 from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
 from rift import book_admin
-from rift.cli import verify
 from rift.cli.arguments import Commands, add_command
 from rift.cli.connection import ask_control, with_log
-from rift.cli.fresh_warehouse import archive, temporary_file
+from rift.cli.log import verify
+from rift.cli.log.fresh_warehouse import archive, temporary_file
 from rift.cli.output import CommandFailed, first_message, positions, print_result
 from rift.cli.sql import ask_file
 from rift.control.projection.time_travel import fold_until, parse
