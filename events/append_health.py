@@ -5,12 +5,13 @@ own appends: an append that is stored proves that the stream takes records, and 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgspec
 
 from events.clock import now_s
+from events.contracts import SECOND_NS
 from events.log import LogFull, OutcomeUnknown
 
 
@@ -33,7 +34,10 @@ class _Stream(msgspec.Struct):
 
 
 class AppendHealth:
+    """`took` is called for each append that was stored, with its nanoseconds."""
+
     def __init__(self) -> None:
+        self.took: Callable[[int], None] = lambda took_ns: None
         self._streams: dict[str, _Stream] = {}
 
     @contextmanager
@@ -63,6 +67,7 @@ class AppendHealth:
         if error is None:
             state.stored_at_s = now_s()
             state.failed_since_s = None
+            self.took(int((state.stored_at_s - began_at_s) * SECOND_NS))
         elif isinstance(error, OutcomeUnknown | LogFull) and began_at_s >= state.stored_at_s:
             earlier_s = state.failed_since_s
             state.failed_since_s = began_at_s if earlier_s is None else min(earlier_s, began_at_s)

@@ -42,7 +42,7 @@ STARTS = 5
 class Replica(msgspec.Struct):
     """A live replica. Times are stored times; `heard_at_ns` is its last report's, `at` its first sequence.
     `slots` is the number of requests that it can run at once, 0 before it is ready; it takes them from the
-    first `shards` shards."""
+    first `shards` shards. `metrics` is the address of its metrics, empty if it has none."""
 
     state: Literal["starting", "ready", "draining"]
     began_at_ns: int
@@ -50,6 +50,7 @@ class Replica(msgspec.Struct):
     at: int
     slots: int = 0
     shards: int = 1
+    metrics: str = ""
 
 
 class Starts(msgspec.Struct):
@@ -176,7 +177,7 @@ class Fleet:
         replicas = self.replicas.setdefault(event.model, {})
         if event.replica in replicas:
             return False
-        replicas[event.replica] = Replica("starting", self.at_ns, self.at_ns, sequence)
+        replicas[event.replica] = Replica("starting", self.at_ns, self.at_ns, sequence, metrics=event.metrics)
         return True
 
     def _heard(self, event: ReplicaReady | ReplicaReported | ReplicaDraining) -> bool:

@@ -132,6 +132,10 @@ class Log(Protocol):
         """Return for how long appends of this connection to the stream have waited or failed without one
         that was stored; 0 if none has."""
 
+    def time_appends(self, took: Callable[[int], None]) -> None:
+        """Call `took` from now on for each append that is stored, with the nanoseconds from its begin to the
+        answer. It must be quick, and must not raise."""
+
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
         """Return the stream's (or a subject's) last sequence as the stream's leader states it; 0: none."""
 

@@ -128,12 +128,13 @@ class Rebuild(Question, frozen=True, forbid_unknown_fields=True):
 
 
 class AskLeader(Question, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Ask which control process leads, in which epoch, and which others stand by. A process that stands by
-    names itself in `standby`."""
+    """Ask which control process leads, in which epoch, which others stand by, and where all of them serve
+    metrics. A process that stands by names itself in `standby`, and its address in `metrics`."""
 
     topic = "rift.ask.leader"
 
     standby: str = ""
+    metrics: str = ""
 
 
 class AskProblems(Question, frozen=True, forbid_unknown_fields=True):
@@ -149,8 +150,8 @@ class AskLanes(Question, frozen=True, forbid_unknown_fields=True):
 
 
 class AskShards(Question, frozen=True, forbid_unknown_fields=True):
-    """Ask which shards the leader supervises, and how many live gateways each has: a list of objects with
-    `shard` and `gateways`."""
+    """Ask which shards the leader supervises, how many live gateways each has, and where these serve metrics:
+    a list of objects with `shard`, `gateways` and `metrics`, addresses by lane."""
 
     topic = "rift.ask.shards"
 

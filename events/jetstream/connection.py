@@ -232,6 +232,9 @@ class JetStream:
     def unwritable_s(self, stream: str) -> float:
         return self._appends.health.unwritable_s(stream)
 
+    def time_appends(self, took: Callable[[int], None]) -> None:
+        self._appends.health.took = took
+
     async def last_sequence(self, stream: str, subject: str | None = None) -> int:
         if subject is None:
             return int((await self._api(f"STREAM.INFO.{stream}"))["state"]["last_seq"])

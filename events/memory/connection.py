@@ -85,6 +85,9 @@ class MemoryLog:
     def unwritable_s(self, stream: str) -> float:
         return self._health.unwritable_s(stream)
 
+    def time_appends(self, took: Callable[[int], None]) -> None:
+        self._health.took = took
+
     async def _append(self, stream: str, subject: str, data: bytes, expect_last: int | None) -> int:
         await self.connection.thawed()
         if len(data) > MESSAGE_BYTES_MAX:

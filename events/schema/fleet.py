@@ -37,6 +37,8 @@ class ScaleDecided(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ReplicaStarting(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """`metrics` is the address of its metrics, HOST:PORT, empty if it has none."""
+
     replica: str
     model: str
     engine: str
@@ -44,6 +46,7 @@ class ReplicaStarting(Event, frozen=True, kw_only=True, omit_defaults=True):
     gpus: Natural = 0
     # The price of the whole replica per hour.
     hour_nanousd: Natural = 0
+    metrics: str = ""
 
 
 class ReplicaReady(Event, frozen=True, kw_only=True, omit_defaults=True):

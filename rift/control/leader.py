@@ -35,7 +35,7 @@ from events.publisher import Publisher
 from events.schema import ControlElected
 from events.wakeup import Wakeup
 from rift.control.rpc.server import serving
-from rift.rpc import AskLeader, ask
+from rift.rpc import AskLeader, QuestionRefused, ask
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +82,17 @@ class Elections:
 
 class Leadership:
     """One process's part in the election. `fleet` is the fleet's stream as far as this process has read it; a
-    leader has read it up to its own election."""
+    leader has read it up to its own election. `metrics` is the address of this process's metrics."""
 
-    def __init__(self, log: Log, name: str) -> None:
+    def __init__(self, log: Log, name: str, *, metrics: str = "") -> None:
         self.name = name
+        self._metrics = metrics
         self._log = log
         self._publisher = Publisher(log, name)
         self._elections = Elections()
         self._changed = Wakeup()
-        self._standbys: dict[str, float] = {}
+        # When each standby asked last, and the address of its metrics.
+        self._standbys: dict[str, tuple[float, str]] = {}
 
     @property
     def fleet(self) -> Fleet:
@@ -142,9 +144,13 @@ class Leadership:
 
     async def _ask(self) -> Reply:
         try:
-            answer = await ask(self._log, AskLeader(standby=self.name), timeout_s=ASK_S)
+            question = AskLeader(standby=self.name, metrics=self._metrics)
+            answer = await ask(self._log, question, timeout_s=ASK_S)
         except NoResponders:
             return "missing"
+        except QuestionRefused:
+            # An older version leads, and does not know a field of the question.
+            return "leader"
         except LogError:
             return "timeout"
         # A deposed leader may still answer. That does not show that its successor is alive.
@@ -182,13 +188,19 @@ class Leadership:
     async def _answer(self, question: AskLeader) -> object:
         now_s = anyio.current_time()
         if question.standby:
-            self._standbys[question.standby] = now_s
+            self._standbys[question.standby] = now_s, question.metrics
         self._standbys = {
-            name: asked_at_s
-            for name, asked_at_s in self._standbys.items()
+            name: (asked_at_s, metrics)
+            for name, (asked_at_s, metrics) in self._standbys.items()
             if now_s - asked_at_s < STANDBY_GONE_S
         }
-        return {"epoch": self.fleet.epoch, "control": self.name, "standbys": sorted(self._standbys)}
+        metrics = {self.name: self._metrics} | {name: where for name, (_, where) in self._standbys.items()}
+        return {
+            "epoch": self.fleet.epoch,
+            "control": self.name,
+            "standbys": sorted(self._standbys),
+            "metrics": {name: where for name, where in metrics.items() if where},
+        }
 
     async def _doubt(self, leading: anyio.CancelScope) -> None:
         """Cancel `leading` once the election could not be confirmed for DOUBT_S."""

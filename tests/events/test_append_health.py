@@ -60,6 +60,19 @@ def test_an_append_under_way_counts_and_one_that_was_given_up_does_not() -> None
     timed(test)
 
 
+def test_only_stored_appends_are_timed() -> None:
+    async def test(health: AppendHealth) -> None:
+        took_ns: list[int] = []
+        health.took = took_ns.append
+        await append(health, 0.25)
+        with pytest.raises(OutcomeUnknown):
+            await append(health, 1.0, OutcomeUnknown("no answer"))
+        await append(health, 2.0)
+        assert took_ns == [250_000_000, 2_000_000_000]
+
+    timed(test)
+
+
 def test_a_refusal_for_another_reason_proves_nothing() -> None:
     async def test(health: AppendHealth) -> None:
         with pytest.raises(Conflict):

@@ -197,7 +197,21 @@ class _Asked:
             report["models"] = model_rows(self._fleet, projected)
         if projected is not None:
             report["replicas"] = projected["replicas"]
+        report["metrics"] = self._metrics()
         return report
+
+    def _metrics(self) -> Rows:
+        """Return where each process serves its metrics, as far as it is known."""
+        roles: list[tuple[str, Mapping[str, str]]] = [("control", (self._leader or {}).get("metrics", {}))]
+        roles += [("gateway", row.get("metrics", {})) for row in self._supervised or ()]
+        for replicas in self._fleet.replicas.values() if self._fleet else ():
+            roles.append(("worker", {name: replica.metrics for name, replica in replicas.items()}))
+        return [
+            {"role": role, "name": name, "address": address}
+            for role, addresses in roles
+            for name, address in sorted(addresses.items())
+            if address
+        ]
 
     def _shard_rows(self) -> Rows | None:
         if self._shards is None or self._supervised is None:

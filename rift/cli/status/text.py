@@ -40,6 +40,8 @@ def as_text(report: dict[str, Any]) -> str:
             for row in report["replicas"]
         ]
         lines += ["", *_heading(stale, "replicas"), _table(rows, tuple(rows[0]))]
+    if report.get("metrics"):
+        lines += ["", "metrics", _table(report["metrics"], ("role", "name", "address"))]
     if "streams" in report:
         rows = [
             row | {"MiB": row["bytes"] >> 20, "room MiB": row["room_bytes"] >> 20}

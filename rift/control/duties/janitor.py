@@ -104,9 +104,13 @@ class Janitor:
         """Return for how many milliseconds each live gateway has been silent, by lane."""
         now_ns = self._clock.now_ns()
         return {
-            lane: max(0, now_ns - reported_at_ns) // 1_000_000
-            for lane, reported_at_ns in self._supervision.lanes.items()
+            lane: max(0, now_ns - live.reported_at_ns) // 1_000_000
+            for lane, live in self._supervision.lanes.items()
         }
+
+    def metrics(self) -> dict[str, str]:
+        """Return the address of each live gateway's metrics, by lane."""
+        return {lane: live.metrics for lane, live in self._supervision.lanes.items() if live.metrics}
 
     async def _is_current(self, shard: Follower) -> bool:
         """Return whether a silence is the gateways' and not this process's: if we read nothing, we must not

@@ -111,6 +111,13 @@ class OpenRequest(msgspec.Struct):
     redeliveries: int = 0
 
 
+class LiveLane(msgspec.Struct, frozen=True):
+    """When a lane last reported, and the address of its gateway's metrics, "" if it is unknown."""
+
+    reported_at_ns: int
+    metrics: str = ""
+
+
 class LostReplica(msgspec.Struct):
     """A replica that was reported lost. Attempts that it started before `restarted_at_ns` are lost; later
     ones belong to a container that was restarted under the same name."""
@@ -169,7 +176,7 @@ class Supervision:
         # Kept until the deadline: a late repeat of an acceptance must not open the request again.
         self._ended: dict[str, int] = {}
         # When each lane last reported, was declared lost by us, and was lost on the log.
-        self._lanes: dict[str, int] = {}
+        self._lanes: dict[str, LiveLane] = {}
         self._declared_at_ns: dict[str, int] = {}
         self._lost_lanes: dict[str, int] = {}
         self._revoked: set[str] = set()
@@ -191,14 +198,14 @@ class Supervision:
             self._agenda.touch_all()
 
     @property
-    def lanes(self) -> Mapping[str, int]:
-        """When each live lane reported last."""
+    def lanes(self) -> Mapping[str, LiveLane]:
+        """The live lanes."""
         return self._lanes
 
     def fold_lane(self, event: Any, stored_at_ns: int) -> None:
         match event:
             case LaneOpened() | LaneReported():
-                self._lanes[event.lane] = stored_at_ns
+                self._lanes[event.lane] = LiveLane(stored_at_ns, event.metrics)
                 self._lost_lanes.pop(event.lane, None)
             case LaneLost():
                 self._lanes.pop(event.lane, None)
@@ -266,14 +273,14 @@ class Supervision:
             life=self._lives[event.request],
         )
         if at.lane not in self._lost_lanes:
-            self._lanes.setdefault(at.lane, stored_at_ns)
+            self._lanes.setdefault(at.lane, LiveLane(stored_at_ns))
 
     def due(self, now_ns: int) -> list[Action]:
         """Return the actions that are due. Each is returned once until the log has had time to answer."""
         silent = [
             lane
-            for lane, reported_at_ns in self._lanes.items()
-            if now_ns - max(reported_at_ns, self._outage_at_ns) > ns(LANE_LOST_S)
+            for lane, live in self._lanes.items()
+            if now_ns - max(live.reported_at_ns, self._outage_at_ns) > ns(LANE_LOST_S)
             and now_ns - self._declared_at_ns.get(lane, 0) > REPEAT_NS
         ]
         self._declared_at_ns.update(dict.fromkeys(silent, now_ns))

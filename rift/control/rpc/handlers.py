@@ -138,4 +138,7 @@ class Handlers:
 
     async def _shards(self, question: AskShards) -> object:
         supervised = [janitor for janitor in self._janitors.values() if janitor.is_supervising]
-        return [{"shard": janitor.shard, "gateways": len(janitor.lanes())} for janitor in supervised]
+        return [
+            {"shard": janitor.shard, "gateways": len(janitor.lanes()), "metrics": janitor.metrics()}
+            for janitor in supervised
+        ]

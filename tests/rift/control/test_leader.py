@@ -35,7 +35,7 @@ class Control:
     """One process: its connection, and since when it leads."""
 
     def __init__(self, log: Any, name: str) -> None:
-        self.log, self.leadership = log, Leadership(log, name)
+        self.log, self.leadership = log, Leadership(log, name, metrics=f"{name}:1")
         self.name = name
         self.is_leading = False
         self.led: list[int] = []
@@ -239,7 +239,8 @@ def test_one_leads_after_any_faults(seed: int) -> None:
         told = await ask(log, AskLeader(), timeout_s=1)
         alive = {control.name for control in world.controls if not control.scope.cancel_called}
         others = sorted(alive - {whole.leader})
-        assert told == {"epoch": whole.epoch, "control": whole.leader, "standbys": others}
+        assert (told["epoch"], told["control"], told["standbys"]) == (whole.epoch, whole.leader, others)
+        assert told["metrics"] == {name: f"{name}:1" for name in alive}
 
     faults = Faults(
         append_s=0.3,
@@ -287,12 +288,14 @@ async def test_on_a_real_broker(server: Any) -> None:
         await anyio.sleep(1.5)
         assert not second.is_leading
         told = await ask(second.log, AskLeader(), timeout_s=1)
-        assert told == {"epoch": 1, "control": "control-a", "standbys": ["control-b"]}
+        metrics = {"control-a": "control-a:1", "control-b": "control-b:1"}
+        assert told == {"epoch": 1, "control": "control-a", "standbys": ["control-b"], "metrics": metrics}
         first.scope.cancel()
         assert await leading(second) < 2
         assert second.led == [2]
         told = await ask(first.log, AskLeader(), timeout_s=1)
-        assert told == {"epoch": 2, "control": "control-b", "standbys": []}
+        del metrics["control-a"]
+        assert told == {"epoch": 2, "control": "control-b", "standbys": [], "metrics": metrics}
         tasks.cancel_scope.cancel()
 
 
