@@ -46,6 +46,11 @@ LANE_SILENT_S = 3 * LANE_REPORT_S
 
 assert LANE_REPORT_S * 3 < LANE_LOST_S, "three reports may be late or lost before a lane counts as lost"
 
+# A gateway reports the requests that it refused this often, with a count for at most this many pairs of an
+# account and a reason: about 20 KB. A record a minute of each gateway is nothing beside the lane's reports.
+REFUSALS_REPORT_S = 60.0
+REFUSAL_COUNTS_MAX = 256
+
 # --- credit that a lane holds -----------------------------------------------------------------------------
 
 # A gateway reserves credit only this long after it began its last stored report.

@@ -30,6 +30,7 @@ from events.schema import (
     RecordQuarantined,
     RequestAccepted,
     RequestFinished,
+    RequestsRefused,
     SegmentSealed,
     ShardOpened,
     TokensGenerated,
@@ -57,7 +58,7 @@ def destination(event: AnyEvent, *, at: Address | None = None, shard: int = 0) -
         case TokensGenerated() | AttemptReleased():
             assert at is not None, f"{type(event).__name__} names no request: pass its address"
             return _of_request(event, at)
-        case LaneOpened():
+        case LaneOpened() | RequestsRefused():
             return Destination(subjects.shard_stream(event.shard), subjects.lane(event.shard, event.lane))
         case LaneReported() | LaneLost():
             return Destination(subjects.shard_stream(shard), subjects.lane(shard, event.lane))

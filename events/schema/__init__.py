@@ -53,8 +53,10 @@ from events.schema.request import (
     Message,
     Parameters,
     Problem,
+    RefusalCount,
     RequestAccepted,
     RequestFinished,
+    RequestsRefused,
     ResponseFormat,
     Stamps,
     TokensGenerated,
@@ -120,6 +122,7 @@ __all__ = [
     "Problem",
     "Record",
     "RecordQuarantined",
+    "RefusalCount",
     "ReleaseReason",
     "ReplicaDraining",
     "ReplicaLost",
@@ -130,6 +133,7 @@ __all__ = [
     "RequestAccepted",
     "RequestEvent",
     "RequestFinished",
+    "RequestsRefused",
     "ResponseFormat",
     "ScaleDecided",
     "SegmentSealed",
@@ -148,7 +152,7 @@ RECORD_VERSION = 1
 RequestEvent = (
     RequestAccepted | AttemptStarted | TokensGenerated | AttemptReleased | RequestFinished | CancelRequested
 )
-LaneEvent = LaneOpened | LaneReported | LaneLost | ClientAttached
+LaneEvent = LaneOpened | LaneReported | LaneLost | ClientAttached | RequestsRefused
 FleetEvent = (
     ControlElected
     | ScaleDecided

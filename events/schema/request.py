@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from events.contracts import REFUSAL_COUNTS_MAX
 from events.schema.shapes import (
     Account,
     CancelReason,
@@ -237,6 +238,30 @@ class LaneReported(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 class LaneLost(Event, frozen=True, kw_only=True, omit_defaults=True):
     lane: str
+
+
+class RefusalCount(Shape, frozen=True, kw_only=True, omit_defaults=True):
+    """How many requests of an account were answered with an error, by its code. Without an account, the key
+    was missing or not valid, or was not read."""
+
+    account: Account | None = None
+    reason: str
+    count: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+
+
+class RequestsRefused(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """What a gateway answered with a status of 400 or more since its last report, on any route.
+
+    `other` counts those for which `counts` has no room. A report may be stored twice: it counts if it begins
+    where the lane's last one ends, or later. Times are the broker's, as the gateway estimates them.
+    """
+
+    lane: str
+    shard: Natural
+    from_at_ns: Natural
+    to_at_ns: Natural
+    counts: Annotated[tuple[RefusalCount, ...], msgspec.Meta(max_length=REFUSAL_COUNTS_MAX)]
+    other: Natural = 0
 
 
 class ClientAttached(Event, frozen=True, kw_only=True, omit_defaults=True):

@@ -30,11 +30,14 @@ from replay.facts.rows import (
     DecisionRow,
     ElectionRow,
     PriceRow,
+    RefusalRow,
     ReplicaRow,
     RequestRow,
     Row,
 )
 
+# The reason of the requests for which a report of refusals had no room.
+OTHER = "other"
 REPLICA_FIELDS = frozenset(ReplicaRow.__struct_fields__)
 
 
@@ -132,6 +135,8 @@ class FactFold:
         self._book_ids: set[str] = set()
         self._closed: set[str] = set()
         self._quarantined: dict[str, set[int]] = {}
+        # By lane: up to which time its reports of refused requests count.
+        self._refused_to_ns: dict[str, int] = {}
         # Groups of the current batch whose prompt is charged.
         self._charged: set[str] = set()
 
@@ -144,6 +149,9 @@ class FactFold:
         self._closed.update(periods)
         for row in prices:
             self._add_price(row)
+
+    def restore_refusals(self, to_at_ns: Iterable[tuple[str, int]]) -> None:
+        self._refused_to_ns.update(to_at_ns)
 
     def quarantine(self, stream: str, sequence: int) -> None:
         self._quarantined.setdefault(stream, set()).add(sequence)
@@ -242,6 +250,8 @@ class FactFold:
             return self._book_event(event, origin)
         if origin.stream == subjects.FLEET:
             return self._fleet_event(event, origin)
+        if isinstance(event, schema.RequestsRefused):
+            return self._refusals(event, subject, origin)
         if isinstance(event, schema.RequestAccepted) and self._is_new(event, subject, ended):
             price = self._prices[event.price_version, event.model]
             self.open[event.request] = Open(accepted_row(event, origin), price)
@@ -278,6 +288,28 @@ class FactFold:
             if isinstance(row, RequestRow) and row.billed_output_tokens and group is not None:
                 self._charged.add(group)
             yield row
+
+    def _refusals(
+        self, event: schema.RequestsRefused, subject: str, origin: EventOrigin
+    ) -> Iterator[RefusalRow]:
+        """Count a report once: it is stored again if its gateway missed the acknowledgement."""
+        last_ns = self._refused_to_ns.get(event.lane, 0)
+        if subject != subjects.lane(event.shard, event.lane) or event.from_at_ns < last_ns:
+            return
+        self._refused_to_ns[event.lane] = event.to_at_ns
+        others = [schema.RefusalCount(reason=OTHER, count=event.other)] if event.other else []
+        for one in (*event.counts, *others):
+            yield RefusalRow(
+                event.lane,
+                event.shard,
+                event.from_at_ns,
+                event.to_at_ns,
+                one.account,
+                one.reason,
+                one.count,
+                origin.position,
+                origin.at_ns,
+            )
 
     def _book_event(self, event: Any, origin: EventOrigin) -> Iterator[Row]:
         if not isinstance(event, schema.BookEvent) or event.id in self._book_ids:

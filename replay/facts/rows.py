@@ -150,6 +150,22 @@ class ElectionRow(Row):
     at_ns: int
 
 
+class RefusalRow(Row):
+    """One count of a gateway's report of refused requests."""
+
+    table = "counted_refusals"
+
+    gateway: str
+    shard: int
+    from_at_ns: int
+    to_at_ns: int
+    account: str | None
+    reason: str
+    count: int
+    position: str
+    at_ns: int
+
+
 class BookRow(Row):
     """One event of the book that counts, the first with its id."""
 
@@ -329,6 +345,7 @@ FACTS: tuple[type[Row], ...] = (
     ReplicaRow,
     DecisionRow,
     ElectionRow,
+    RefusalRow,
     BookRow,
     AccountRow,
     KeyRow,

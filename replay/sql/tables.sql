@@ -140,6 +140,19 @@ create table facts.held_elections (
     at_ns bigint not null
 );
 
+-- One row per count of a gateway's report of refused requests.
+create table facts.counted_refusals (
+    gateway varchar not null,
+    shard bigint not null,
+    from_at_ns bigint not null,
+    to_at_ns bigint not null,
+    account varchar,
+    reason varchar not null,
+    count bigint not null,
+    position varchar not null,
+    at_ns bigint not null
+);
+
 -- One row per event of the book that counts, the first with its id.
 create table facts.book_entries (
     id varchar not null,

@@ -135,6 +135,7 @@ class FactTables:
             (PriceRow(*row) for row in self.rows(PriceRow)),
             (period for (period,) in self.fetch("select period from facts.closed_periods")),
         )
+        fold.restore_refusals(self.fetch(sql("fold/refusals")))
         for stream, sequence in self.fetch("select stream, sequence from facts.quarantined_records"):
             fold.quarantine(stream, sequence)
         for epoch, control, model, replicas, sequence in self.fetch(sql("fold/leadership")):

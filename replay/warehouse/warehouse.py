@@ -35,7 +35,7 @@ from replay.warehouse.result import QueryRefused, QueryResult
 RELATIONS = (
     *("requests", "attempts", "replicas", "decisions", "latency", "itl_bounds", "demand", "prices"),
     *("accounts", "keys", "limits", "corrections", "periods", "segments", "charges", "invoice_lines"),
-    *("shares", "usage", "balances", "elections", "unit_economics", "lag"),
+    *("shares", "usage", "balances", "elections", "refusals", "unit_economics", "lag"),
 )
 
 # What makes a file, in order. The macros read relations.

@@ -33,6 +33,7 @@ PREFIXES = {
     "LaneOpened": "rift.",
     "LaneReported": "rift.7.lane.",
     "LaneLost": "rift.7.lane.",
+    "RequestsRefused": "rift.1.lane.",
     "AccountOpened": "rift.book.account.",
     "KeyIssued": "rift.book.key.",
     "KeyRevoked": "rift.book.key.",

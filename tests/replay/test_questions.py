@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from events import schema
+from events import codec, schema
 from replay.questions import _KINDS, NamedQuestion, WrongQuestion, named, questions
 from replay.sql_files import sql
 from replay.warehouse.warehouse import Warehouse
@@ -28,7 +28,7 @@ class Story:
         self.scribe = Scribe()
         self.ids: dict[str, str] = {}
         self.scribe.prices(second_nanousd=1000)
-        for write in (self.first_replica, self.answers, self.loss, self.queue):
+        for write in (self.first_replica, self.answers, self.loss, self.queue, self.refused):
             write()
 
     def at(self, ms: int) -> Scribe:
@@ -121,6 +121,30 @@ class Story:
         self.start(3_651_500, "again", "r1")
         self.at(3_655_000).tell(schema.AttemptReleased(attempt="again.1", why="draining"))
 
+    def refuse(self, from_ms: int, lane: str, other: int = 0, **counts: int) -> None:
+        """Report a minute of refusals; a keyword is an account and a reason, or a reason."""
+        refused = [
+            schema.RefusalCount(account=account or None, reason=reason, count=count)
+            for name, count in counts.items()
+            for account, _, reason in [name.rpartition("__")]
+        ]
+        event = schema.RequestsRefused(
+            lane=lane,
+            shard=0,
+            from_at_ns=ns(from_ms),
+            to_at_ns=ns(from_ms + 60_000),
+            counts=tuple(refused),
+            other=other,
+        )
+        self.at(from_ms + 60_010).put("RIFT_0", f"rift.0.lane.{lane}", codec.encode("g", [event]))
+
+    def refused(self) -> None:
+        self.refuse(3_480_000, "laneaaaa", missing_api_key=9)
+        self.refuse(3_540_000, "laneaaaa", acme__queue_full=2, invalid_api_key=5)
+        # Stored again.
+        self.refuse(3_540_000, "laneaaaa", acme__queue_full=2, invalid_api_key=5)
+        self.refuse(3_590_000, "lanebbbb", 3, acme__queue_full=1)
+
 
 @pytest.fixture(scope="module")
 def story() -> Story:
@@ -185,6 +209,12 @@ ANSWERS: dict[str, list[list[Any]]] = {
     "lost-replicas": [
         ["r2", ns(3_640_000), "silent for 35 s", "acme", "@hit", 1, "lost", 2, "r1", 41_000, "finished"]
     ],
+    "refusals since=90s": [
+        [None, "invalid_api_key", 5, 1, ns(3_540_000), ns(3_600_000)],
+        ["acme", "queue_full", 3, 2, ns(3_540_000), ns(3_650_000)],
+        [None, "other", 3, 1, ns(3_590_000), ns(3_650_000)],
+    ],
+    "refusals account=acme": [["acme", "queue_full", 3, 2, ns(3_540_000), ns(3_650_000)]],
     "last-decision model=tiny:1": [
         [MODEL, ns(3_580_000), 1, 2, "2 are needed", "default-1", 1, "RIFT_FLEET:5.0", '{"demand.waiting":2}']
     ],

@@ -25,7 +25,7 @@ where
 create or replace temp table waiting_attempts as
 select hash(attempt) as hash from started where hash(request) in (from waiting_requests);
 
--- One row per event for the fold. Fields that the fold does not read (deliveries, parameters) are empty.
+-- One row per event for the fold: those of requests, and reports of refused requests. Fields that the fold does not read (deliveries, parameters) are empty.
 create or replace temp table rest as
 with left_tokens as (
     select * from tokens
@@ -101,6 +101,11 @@ select
     coalesce(json, bare_json) as bare
 from filled
 join addresses using (home)
+union all
+select sequence * 1048576 + place, sequence, events.at_ns, subject, place, json
+from read_parquet($events) events
+join read_parquet($records) using (sequence)
+where type = 'RequestsRefused'
 order by pos;
 
 create or replace temp table accepted as

@@ -20,7 +20,9 @@ from events.schema import (
     Price,
     PricePublished,
     Problem,
+    RefusalCount,
     RequestFinished,
+    RequestsRefused,
 )
 from events.subjects import Address
 from replay.archive.archive import Archive
@@ -213,6 +215,49 @@ def test_what_is_at_no_requests_address_is_nobodys(scribe: Any, tmp_path: Path) 
     scribe.put("RIFT_0", "rift.0.lane.laneaaaa", codec.encode("g", [LaneReported(lane="laneaaaa")]))
     scribe.put("RIFT_0", "rift.0.lane.laneaaaa", codec.encode("g", [ClientAttached(request=request)]))
     assert compare(scribe.streams, tmp_path, [2, len(scribe.streams["RIFT_0"])]) == []
+
+
+def test_reports_of_refused_requests_count_once_over_segments(scribe: Any, tmp_path: Path) -> None:
+    def report(lane: str, minute: int, *, shard: int = 0) -> RequestsRefused:
+        counts = (
+            RefusalCount(reason="invalid_api_key", count=3),
+            RefusalCount(account="dev", reason="queue_full", count=1 + minute),
+        )
+        times = {"from_at_ns": 60 * minute, "to_at_ns": 60 * minute + 60}
+        return RequestsRefused(lane=lane, shard=shard, counts=counts, other=minute, **times)
+
+    def put(*reports: RequestsRefused, lane: str = "laneaaaa") -> None:
+        scribe.put("RIFT_0", f"rift.0.lane.{lane}", codec.encode("g", reports))
+
+    scribe.prices()
+    put(report("laneaaaa", 0))
+    scribe.finished_request()
+    put(report("lanebbbb", 0), lane="lanebbbb")
+    cut = len(scribe.streams["RIFT_0"])
+    # Repeated, late, of another lane or shard; then a new one.
+    put(report("laneaaaa", 0))
+    put(report("laneaaaa", 1), report("laneaaaa", 0))
+    put(report("lanebbbb", 1), report("laneaaaa", 2, shard=1))
+    scribe.tell(report("laneaaaa", 4))
+    put(report("laneaaaa", 3))
+    size = len(scribe.streams["RIFT_0"])
+    # The fold sees the reports only.
+    assert len(compare(scribe.streams, tmp_path, [cut, size])) == size - cut + 2
+    opened = Warehouse.open(tmp_path / "whole")
+    apply_all(opened, scribe.streams)
+    rows = opened.query("select gateway, from_at_ns // 60, account, reason, count from refusals").rows
+    assert sorted(map(repr, rows)) == sorted(
+        repr([lane, minute, account, reason, count])
+        for lane, minute in (("laneaaaa", 0), ("laneaaaa", 1), ("laneaaaa", 3), ("lanebbbb", 0))
+        for account, reason, count in (
+            (None, "invalid_api_key", 3),
+            ("dev", "queue_full", 1 + minute),
+            (None, "other", minute),
+        )
+        if count
+    )
+    assert list(opened.failed_checks()) == []
+    opened.close()
 
 
 def test_an_acceptance_stored_again_in_a_later_segment_begins_nothing(scribe: Any, tmp_path: Path) -> None:
