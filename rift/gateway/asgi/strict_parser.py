@@ -6,6 +6,7 @@ so the buffer checks them. No other module imports h11.
 """
 
 import re
+from collections.abc import Callable
 
 import h11
 from h11._receivebuffer import ReceiveBuffer
@@ -40,14 +41,19 @@ _CHUNK_HEADER = re.compile(rb"[0-9A-Fa-f]{1,16}\r\n")
 
 
 class StrictBuffer(ReceiveBuffer):
-    """h11's buffer. `problem` says why a request was refused."""
+    """h11's buffer. `problem` says why a request was refused. `is_idle` says whether a head comes next."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_idle: Callable[[], bool]) -> None:
         super().__init__()
         self.problem = ""
-        self._has_lines = False
+        self._is_idle = is_idle
+        self._has_lines = self._has_skipped = False
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
+        # Old clients end a body with a line that its length does not count: RFC 9112, 2.2.
+        if self._data[:2] == b"\r\n" and not self._has_skipped and self._is_idle():
+            self._extract(2)
+            self._has_skipped = True
         self._has_lines = True
         try:
             return super().maybe_extract_lines()
@@ -63,6 +69,7 @@ class StrictBuffer(ReceiveBuffer):
     def _extract(self, count: int) -> bytearray:
         data = super()._extract(count)
         if self._has_lines:
+            self._has_skipped = False
             if count > HEAD_BYTES or data.count(b"\n") > HEAD_LINES:
                 self.refuse("its head is too large", 431)
             if problem := head_problem(bytes(data)):
@@ -80,7 +87,7 @@ class StrictBuffer(ReceiveBuffer):
 
 def strict_buffer(connection: h11.Connection) -> StrictBuffer:
     """Give a new connection a strict buffer, and return it."""
-    buffer = StrictBuffer()
+    buffer = StrictBuffer(lambda: connection.their_state is h11.IDLE)
     connection._receive_buffer = buffer  # h11 has no parameter for it
     return buffer
 

@@ -9,7 +9,7 @@ import pytest
 from rift import gateway
 from rift.gateway.asgi import strict_parser
 from rift.gateway.asgi.strict_parser import HEAD_BYTES, HEAD_LINES
-from tests.rift.gateway.asgi.serving import HEAD, Paths, error, is_answered, read, serving, until
+from tests.rift.gateway.asgi.serving import BODY, HEAD, Paths, error, is_answered, read, serving, until
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +98,15 @@ async def test_what_two_parsers_could_read_differently_is_refused(request_: byte
 async def test_a_header_that_is_not_read_may_have_bytes_beyond_ascii() -> None:
     async with serving(Paths()) as running:
         assert await is_answered(await running.connect(HEAD[:-2] + b"Cookie: name=J\xc3\xbcrgen\r\n\r\n"))
+
+
+@pytest.mark.parametrize(("between", "answers"), [(b"\r\n", 3), (b"\r\n\r\n", 1), (b"\n", 1), (b"\r", 1)])
+async def test_one_empty_line_before_a_request_is_ignored(between: bytes, answers: int) -> None:
+    last = HEAD[:-2] + b"Connection: close\r\n\r\n"
+    async with serving(Paths()) as running:
+        found = await running.ask(b"\r\n" + HEAD + between + BODY + b"abc" + between + last)
+    assert found.count(b"HTTP/1.1 200") == answers
+    assert (b"malformed_http" in found) == (answers < 3)
 
 
 def test_every_header_that_is_read_may_occur_once() -> None:
