@@ -35,6 +35,10 @@ WRITER = "cli"
 # How long an append that adds up is repeated: a broker's restart takes a second or two.
 APPEND_S = 10.0
 
+# Every process keeps the whole book in memory.
+REASON_CHARACTERS = 200
+REASON_SHOWN = 40
+
 CHANGED = "another command changed this at the same time, so nothing was stored: repeat the command"
 
 # Random bytes of an entry's id, enough that no two are equal.
@@ -54,7 +58,8 @@ class OutcomeOpen(RiftError):
 
 
 class EntryUnreadable(RiftError):
-    """No reader could read the entry, so it is not stored: the book's records cannot be skipped."""
+    """No reader could read the entry, or its reason is no short line, so it is not stored: the book's records
+    cannot be skipped."""
 
 
 class RecordReadable(RiftError):
@@ -90,6 +95,13 @@ def _check(event: AnyEvent) -> None:
         raise EntryUnreadable(f"nothing was stored, because {error.object!r} is not UTF-8") from error
     if isinstance(read, codec.Unreadable):
         raise EntryUnreadable(f"nothing was stored, because no process could read it: {read.problem}")
+    reason: str = getattr(event, "reason", "")
+    if not reason.isprintable() or len(reason) > REASON_CHARACTERS:
+        shown = repr(reason[:REASON_SHOWN]) + ("…" if len(reason) > REASON_SHOWN else "")
+        raise EntryUnreadable(
+            f"nothing was stored, because the reason must be one line of text of at most {REASON_CHARACTERS} "
+            f"characters, got {len(reason)}: {shown}"
+        )
 
 
 async def open_account(log: Log, book: Book, account: str) -> bool:

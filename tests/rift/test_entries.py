@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from events import book as books
 from events.log import Conflict, OutcomeUnknown
@@ -86,7 +87,11 @@ async def test_an_entry_that_nobody_could_read_is_not_stored(broker: MemoryBroke
     latin = CreditGranted(id=grant.id, account="acme", nanousd=1, reason="f\udcfcr Mai")
     with pytest.raises(EntryUnreadable, match="is not UTF-8"):
         await book_admin.add(log, book, latin)
+    for reason in ("x" * 201, "two\nlines", "\x1b[31m"):
+        with pytest.raises(EntryUnreadable, match="one line of text of at most 200"):
+            await book_admin.add(log, book, replace(latin, reason=reason))
     assert (await books.read(log)).position == book.position
+    assert await book_admin.add(log, book, replace(latin, reason="ü" * 200))
 
 
 async def test_ids_are_separate_for_each_account_and_kind() -> None:
