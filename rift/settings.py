@@ -31,8 +31,9 @@ MONITOR = re.compile(
     r"http://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._/-]*)?"
 )
 Replicas = Annotated[int, msgspec.Meta(ge=0, le=REPLICAS_MAX)]
-# `N`, or `MIN..MAX`.
-Workers = Replicas | Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,2}(\.\.[0-9]{1,2})?$")]
+# `N`, or a text like `MIN..MAX`.
+Workers = Replicas | str
+WORKERS = re.compile(r"([0-9]{1,2})(?:\.\.([0-9]{1,2}))?")
 
 
 class InvalidSettings(RiftError):
@@ -153,6 +154,7 @@ def _checked(tables: Mapping[str, Any], overrides: Mapping[str, Any], where: str
         models = catalogue.load(entries)
         known = catalogue.checked({**catalogue.shipped(), **models})
         settings = msgspec.convert({**tables, **overrides}, Settings)
+        _scaled(Scale(), settings.workers)
         settings = msgspec.structs.replace(settings, models=models)
         if settings.model not in known:
             raise InvalidSettings(
@@ -216,9 +218,8 @@ def _checked_scale(settings: Settings, tables: Mapping[str, Any], *, has_option:
 
 def _scaled(scale: Scale, workers: int | str) -> Scale:
     """Return the scale with the bounds of `N` or `MIN..MAX`. Raises InvalidSettings."""
-    low, _, high = str(workers).partition("..")
-    least = int(low)
-    most = int(high or low)
+    bounds = WORKERS.fullmatch(str(workers))
+    least, most = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (1, 0)
     if not least <= most <= REPLICAS_MAX:
         raise InvalidSettings(
             f"workers: must be N or MIN..MAX with MIN <= MAX <= {REPLICAS_MAX}, "

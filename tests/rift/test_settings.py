@@ -59,7 +59,8 @@ def test_a_monitoring_url_that_cannot_be_read_is_named(tmp_path: Path, url: str)
         ('engine = "tpu"', {"engine": "sim"}, "engine"),
         ('model = "none"', {"model": "deepseek-v3"}, "model 'none' is not in the catalogue"),
         ('workers = "4..1"', {"workers": "2"}, "workers: must be N or MIN..MAX"),
-        ('workers = "x"', {"workers": "2"}, "workers"),
+        ('workers = "x"', {"workers": "2"}, "workers: must be N or MIN..MAX"),
+        ("", {"workers": "0..4..5"}, "workers: must be N or MIN..MAX"),
         ('models = ["smollm2:135m"]', {}, "models: must be tables"),
         ("log_bytes_max = 9000000000000000000", {}, "log_bytes_max"),
     ],
@@ -154,7 +155,7 @@ def test_nothing_is_served_without_replicas_or_with_manual_workers(tmp_path: Pat
     ("toml", "words"),
     [
         ("workers = 65", "$.workers"),
-        ('workers = "x"', "$.workers"),
+        ('workers = "x"', "workers: must be N or MIN..MAX"),
         (
             'workers = "4..2"',
             "workers: must be N or MIN..MAX with MIN <= MAX <= 64, like 2 or \"0..4\", got '4..2'",
