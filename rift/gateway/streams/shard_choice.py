@@ -7,6 +7,7 @@ until it is served.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 
 import anyio
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 ANSWER_S = 2.0
 RETRY_S = 1.0
+
+# A gateway that waits says so at once, and then this often.
+NOTICE_S = 60.0
 
 
 class ShardUnknown(RiftError):
@@ -42,24 +46,28 @@ async def choose(log: Log, named: int | None, chance: Callable[[], float], stop:
         )
     if opened == 1 or named == 0:
         return 0
+    noticed_s = -math.inf
     while True:
-        served = await _served(log)
+        is_due = anyio.current_time() >= noticed_s + NOTICE_S
+        served = await _served(log, level=logging.WARNING if is_due else logging.DEBUG)
         if named is None:
             return min(served, key=lambda shard: (served[shard], chance()), default=0)
         if named in served:
             return named
-        logger.warning("this gateway waits until shard %d is served by the leader and the workers", named)
+        if is_due:
+            logger.warning("this gateway waits until shard %d is served by the leader and the workers", named)
+            noticed_s = anyio.current_time()
         with anyio.move_on_after(RETRY_S):
             await stop.wait()
             return None
 
 
-async def _served(log: Log) -> Mapping[int, int]:
+async def _served(log: Log, *, level: int) -> Mapping[int, int]:
     """Return the number of live gateways of each shard that is served; none if no leader answers."""
     try:
         rows = await ask(log, AskShards(), timeout_s=ANSWER_S)
     except (LogError, QuestionRefused) as error:
-        logger.warning("the leader does not tell which shards it supervises: %s", error)
+        logger.log(level, "the leader does not tell which shards it supervises: %s", error)
         return {}
     fleet = await fleets.read(log)
     return {row["shard"]: row["gateways"] for row in rows if has_workers(fleet, row["shard"])}

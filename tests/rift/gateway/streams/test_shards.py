@@ -64,10 +64,19 @@ def chosen(
     return found[0], at_s[0]
 
 
-def test_a_named_shard_is_used_once_leader_and_workers_serve_it() -> None:
+def test_a_named_shard_is_used_once_leader_and_workers_serve_it(caplog: pytest.LogCaptureFixture) -> None:
     shard, at_s = chosen(2, supervised=[1, 1, 1])
     assert shard == 2
     assert at_s > 4
+    assert len(caplog.messages) == 1
+
+
+def test_a_gateway_that_waits_says_so_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    assert chosen(2, supervised=None, stop_s=100) == (None, pytest.approx(100, abs=0.1))
+    assert [message.partition(" that ")[0][:20] for message in caplog.messages] == [
+        "the leader does not tell"[:20],
+        "this gateway waits until"[:20],
+    ] * 2
 
 
 def test_a_gateway_that_waits_for_its_shard_can_be_stopped() -> None:
