@@ -270,8 +270,12 @@ class DataDir:
         Raises DataDirError.
         """
         if url := url or environment.get("RIFT_NATS_URL"):
-            parts = [urlsplit(one.strip()) for one in url.split(",")]
-            if not all(part.hostname for part in parts):
+            try:
+                parts = [urlsplit(one.strip()) for one in url.split(",")]
+                is_valid = all(part.hostname and part.port != 0 for part in parts)
+            except ValueError:
+                is_valid = False
+            if not is_valid:
                 raise DataDirError(f"NATS URL must be nats://[TOKEN@]HOST:PORT[,…], got {url!r}")
             hosts = [part.netloc.rpartition("@")[2] for part in parts]
             return Address(",".join(f"nats://{host}" for host in hosts), parts[0].username)

@@ -121,7 +121,7 @@ def _mooncake(path: Path, lines: TextIO, thin: int) -> Iterator[TraceRequest]:
             continue
         try:
             one = decoder.decode(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise InvalidTrace(f"{path}:{number}: {error}") from error
         yield _asked(path, number, float, (one.timestamp / 1000, one.input_length, one.output_length), names)
 

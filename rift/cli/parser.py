@@ -40,6 +40,9 @@ COMMANDS = {
 # The exit status of a command that Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
 
+# How much of a text that cannot be written is shown.
+SHOWN = 80
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. Raises SystemExit(2) for wrong usage."""
@@ -67,7 +70,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         options.run(options)
-    except* (EventsError, ReplayError, RiftError, OSError) as failed:
+    except* (EventsError, ReplayError, RiftError, OSError, UnicodeEncodeError) as failed:
         for error in _leaves(failed):
             if isinstance(error, BrokenPipeError):
                 # The reader of the output, such as `head`, has all that it wants.
@@ -84,6 +87,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[:SHOWN]!r} cannot be written in {error.encoding}: {error.reason}"
     return str(error)
 
 

@@ -357,3 +357,9 @@ def test_the_temporary_folder_cannot_be_known_before(tmp_path: Path, monkeypatch
     again.clear_temporary()
     assert not first.temporary.exists(), "an earlier start left it"
     assert other.temporary.exists()
+
+
+@pytest.mark.parametrize("url", ["nats://[", "nats://a:99999", "nats://a:b", "nats://", "a,,b", "nats://a:0"])
+def test_a_wrong_address_of_a_broker_is_named(tmp_path: Path, url: str) -> None:
+    with pytest.raises(DataDirError, match=r"NATS URL must be nats://\[TOKEN@\]HOST:PORT"):
+        DataDir(tmp_path).log_address(url, {})

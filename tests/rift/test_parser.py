@@ -42,6 +42,9 @@ print({foreign!r} in sys.modules)
 def test_an_error_of_the_system_is_shown_without_its_number() -> None:
     assert parser._text(FileNotFoundError(2, "No such file", "a.csv")) == "a.csv: No such file"
     assert parser._text(OSError(28, "No space left on device")) == "No space left on device"
+    assert parser._text(UnicodeEncodeError("utf-8", "f\udcfcr", 1, 2, "surrogates not allowed")) == (
+        r"'f\udcfcr' cannot be written in utf-8: surrogates not allowed"
+    )
     assert parser._text(TimeoutError("none within 5 s")) == "none within 5 s"
 
 

@@ -80,9 +80,8 @@ class _Asked:
     async def log(self) -> None:
         self._fleet = await self._within(lambda: fleets.read(self._log), "the fleet's stream")
         self._shards = await self._within(lambda: shards.count(self._log), "the book")
-        names = [*subjects.folded(range(self._shards or 1)), subjects.KEYS]
         async with anyio.create_task_group() as tasks:
-            for name in names:
+            for name in _stream_names(self._shards):
                 tasks.start_soon(self._size, name)
         if not self._streams:
             return
@@ -190,7 +189,9 @@ class _Asked:
                 "nats": self._log.server_address,
                 "brokers": self._brokers,
                 "streams": [
-                    {"stream": name, **size, **lag.get(name, {})} for name, size in self._streams.items()
+                    {"stream": name, **self._streams[name], **lag.get(name, {})}
+                    for name in _stream_names(self._shards)
+                    if name in self._streams
                 ],
             }
         if self._fleet is not None:
@@ -242,6 +243,11 @@ class _Asked:
             if not row["supervised"]
         ]
         return list(dict.fromkeys(problems))
+
+
+def _stream_names(shards: int | None) -> list[str]:
+    """Return the streams to show, in the order of their shards."""
+    return [*subjects.folded(range(shards or 1)), subjects.KEYS]
 
 
 def stops(lag: Rows) -> list[str]:

@@ -113,9 +113,10 @@ def test_a_wrong_line_has_its_number_in_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", 'TIMESTAMP,ContextTokens,GeneratedTokens\n\n"x\ny",1,2\n')
     with pytest.raises(InvalidTrace, match=r"a\.csv:4: "):
         traces.read(path, "azure")
-    path = written(tmp_path, "m.jsonl", "\n\n{")
-    with pytest.raises(InvalidTrace, match=r"m\.jsonl:3: "):
-        traces.read(path, "mooncake")
+    for line in ("{", '{"hash_ids": ' + "[" * 5000):
+        path = written(tmp_path, "m.jsonl", f"\n\n{line}")
+        with pytest.raises(InvalidTrace, match=r"m\.jsonl:3: "):
+            traces.read(path, "mooncake")
 
 
 def test_the_logs_rows(tmp_path: Path) -> None:
