@@ -243,9 +243,14 @@ def test_reports_of_refused_requests_count_once_over_segments(scribe: Any, tmp_p
     size = len(scribe.streams["RIFT_0"])
     # The fold sees the reports only.
     assert len(compare(scribe.streams, tmp_path, [cut, size])) == size - cut + 2
-    opened = Warehouse.open(tmp_path / "whole")
-    apply_all(opened, scribe.streams)
+    opened = Warehouse.open(Path(":memory:"))
+    for last in (cut, size):
+        apply_all(opened, {**scribe.streams, "RIFT_0": scribe.streams["RIFT_0"][:last]})
+        # The fold is restored from its rows.
+        with pytest.raises(InterruptedError), opened.transaction():
+            raise InterruptedError
     rows = opened.query("select gateway, from_at_ns // 60, account, reason, count from refusals").rows
+    opened.close()
     assert sorted(map(repr, rows)) == sorted(
         repr([lane, minute, account, reason, count])
         for lane, minute in (("laneaaaa", 0), ("laneaaaa", 1), ("laneaaaa", 3), ("lanebbbb", 0))
@@ -256,8 +261,6 @@ def test_reports_of_refused_requests_count_once_over_segments(scribe: Any, tmp_p
         )
         if count
     )
-    assert list(opened.failed_checks()) == []
-    opened.close()
 
 
 def test_an_acceptance_stored_again_in_a_later_segment_begins_nothing(scribe: Any, tmp_path: Path) -> None:

@@ -356,6 +356,26 @@ def test_percentiles_of_gaps_are_the_bounds_of_their_buckets(warehouse: Warehous
     assert warehouse.query("select itl_percentile_ns(null::bigint[], 0.5)").rows == [[None]]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "last"),
+    {
+        "interval runs backwards": ("g", 3, 3, "a", "x", 1, "RIFT_0:2.0"),
+        "refusals counted twice": ("g", 1, 3, "a", "x", 1, "RIFT_0:2.0"),
+        "a count is not positive": ("g", 2, 3, "a", "x", 0, "RIFT_0:2.0"),
+    }.items(),
+)
+def test_the_check_finds_wrong_refusals(wrong: str, last: tuple[object, ...], warehouse: Warehouse) -> None:
+    for row in (("g", 0, 2, "a", "x", 1, "RIFT_0:1.0"), ("g", 0, 2, None, "x", 1, "RIFT_0:1.0"), last):
+        assert warehouse.query(sql("refusals.check")).rows == []
+        warehouse._reopened().writer.execute(
+            "insert into facts.counted_refusals by name select"
+            " ? as gateway, 0 as shard, ? as from_at_ns, ? as to_at_ns, ? as account, ? as reason,"
+            " ? as count, ? as position, 1 as at_ns",
+            row,
+        )
+    assert warehouse.query(sql("refusals.check")).rows == [[wrong, "RIFT_0:2.0"]]
+
+
 # --- SQL and docs --------------------------------------------------------------------------------
 
 
