@@ -10,6 +10,7 @@ attempt_output  engine steps to the events of an answer
 detokenizer     token ids to text, and stop strings
 output_parser   text to content, reasoning and tool calls
 lane_writer     appends the events of a lane in order
+counts          what a worker has done, for its metrics
 slots           the requests that a replica may run, shared by its shards
 isolation       runs suspects alone
 shutdown        how much time a worker has left

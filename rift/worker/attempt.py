@@ -24,13 +24,13 @@ class NotContinuable(RiftError):
 class Attempt:
     """Generates the rest of one answer.
 
-    `finished` is set once the end was put. `progressed_at_s` is when the last step came, by the loop's clock.
+    `reason` is set once the end was put. `progressed_at_s` is when the last step came, by the loop's clock.
     """
 
     def __init__(
         self, prepared: PreparedRequest, started: AttemptStarted, *, engine: Engine, writer: AttemptWriter
     ) -> None:
-        self.finished = False
+        self.reason: FinishReason | None = None
         self._prepared = prepared
         self._started = started
         self._engine = engine
@@ -54,6 +54,10 @@ class Attempt:
         return self._started.attempt
 
     @property
+    def finished(self) -> bool:
+        return self.reason is not None
+
+    @property
     def prompt_tokens(self) -> int:
         return len(self._prepared.prompt_ids)
 
@@ -61,6 +65,11 @@ class Attempt:
     def tokens(self) -> int:
         """The tokens that the engine holds of the request: its prompt, and its output so far."""
         return self.prompt_tokens + self._output.index
+
+    @property
+    def new_tokens(self) -> int:
+        """The tokens that the engine has returned to this attempt."""
+        return self._output.index - self._started.resume_index
 
     def resume(self, past: RequestHistory) -> None:
         """Continue what the log holds of the answer. Raises NotContinuable."""
@@ -97,12 +106,12 @@ class Attempt:
     def finish(self, reason: FinishReason, error: Problem | None = None) -> None:
         """Put the end, unless it was put or the attempt is silent."""
         if not self.finished and not self._is_silent:
-            self.finished = True
+            self.reason = reason
             self._writer.put(self._end(reason, error))
 
     def refuse(self, reason: FinishReason, error: Problem) -> None:
         """Put the start and the end of an attempt that the engine never sees."""
-        self.finished = True
+        self.reason = reason
         self._writer.put(self._started, self._end(reason, error))
 
     async def _generate(self) -> None:
@@ -133,15 +142,15 @@ class Attempt:
         self.progressed_at_s = now_s()
         if self._stamps.first_token_ns is None:
             self._stamps = msgspec.structs.replace(self._stamps, first_token_ns=self._elapsed_ns())
-        assert not self.finished, "nothing follows the end"
+        assert self.reason is None, "nothing follows the end"
         tokens, reason = self._output.add(step)
         if reason is None:
             self._writer.add(tokens)
         else:
             # One entry, so a successor never finds the last tokens without the end.
-            self.finished = True
+            self.reason = reason
             self._writer.add(tokens, self._end(reason))
-        return not self.finished
+        return reason is None
 
     def _end(self, reason: FinishReason, error: Problem | None = None) -> RequestFinished:
         accepted = self._prepared.accepted

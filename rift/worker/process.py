@@ -5,8 +5,10 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Literal
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 
 from events import shards, subjects
@@ -21,24 +23,36 @@ from rift.worker.worker import Worker, WorkerConfig, open_worker
 LOG_RETRY_S = 1.0
 
 
+class Serving(msgspec.Struct):
+    """The parts of a replica, for those that watch it: a worker for each shard, and, once its engine is
+    ready, the slots that they share."""
+
+    state: Literal["starting", "ready", "draining"] = "starting"
+    workers: list[Worker] = []
+    slots: Slots | None = None
+
+
 async def serve(
-    log: Log, start_engine: Callable[[], Awaitable[Engine]], starting: ReplicaStarting, shutdown: Shutdown
+    log: Log,
+    start_engine: Callable[[], Awaitable[Engine]],
+    starting: ReplicaStarting,
+    shutdown: Shutdown,
+    serving: Serving,
 ) -> None:
     """Start the engine and serve until the shutdown. Raises EngineFailed, LogError."""
     replica = ReplicaAnnouncer(log, starting)
     sequence = await replica.starting()
     engine: Engine | None = None
-    workers: list[Worker] = []
     last_words: Callable[[], Awaitable[None]] | None = None
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(replica.report, workers)
+            tasks.start_soon(replica.report, serving.workers)
             tasks.start_soon(replica.watch_for_loss, sequence)
             engine = await _start(start_engine, replica, shutdown)
             # Without this, each full collection would scan the millions of objects that the engine imported,
             # for half a second, while every stream waits.
             gc.freeze()
-            await serve_shards(log, engine, replica, shutdown, workers)
+            await serve_shards(log, engine, replica, shutdown, serving)
             tasks.cancel_scope.cancel()
         last_words = partial(replica.stopped, "drained")
     except Exception as error:
@@ -77,20 +91,21 @@ async def serve_shards(
     engine: Engine,
     replica: ReplicaAnnouncer,
     shutdown: Shutdown,
-    workers: list[Worker],
+    serving: Serving,
     entropy: Callable[[int], bytes] = secrets.token_bytes,
 ) -> None:
-    """Serve every shard, also those that are opened meanwhile, until the shutdown; add their workers.
+    """Serve every shard, also those that are opened meanwhile, until the shutdown; `serving` gets the parts.
 
     Raises EngineFailed, LogError.
     """
-    slots = Slots(engine.slots, shutdown)
+    slots = serving.slots = Slots(engine.slots, shutdown)
+    engine.after_step.append(slots.counts.step)
     model = subjects.slug(replica.model)
 
     async def serve_shard(shard: int) -> None:
         config = WorkerConfig(replica.name, model, shard, slots, entropy)
         async with open_worker(log, engine, config) as worker:
-            workers.append(worker)
+            serving.workers.append(worker)
             first.set()
             await worker.run()
 
@@ -101,6 +116,7 @@ async def serve_shards(
 
     async def announce() -> None:
         await first.wait()
+        serving.state = "ready"
         await replica.ready(engine)
 
     async def begin_all(beginning: TaskGroup) -> None:
@@ -118,6 +134,7 @@ async def serve_shards(
             beginning.start_soon(announce)
             await shutdown.wait()
             beginning.cancel_scope.cancel()
+        serving.state = "draining"
         await replica.draining()
 
     first = anyio.Event()

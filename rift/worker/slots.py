@@ -7,18 +7,27 @@ a moment as many as its shards were asked for within one pull.
 """
 
 from events.log import Jobs
+from rift.worker.counts import WorkerCounts
 from rift.worker.isolation import Isolation
 from rift.worker.shutdown import Shutdown
 
 
 class Slots:
-    """`isolation` says which of the replica's requests run together, `shutdown` how long it still serves."""
+    """`isolation` says which of the replica's requests run together, `shutdown` how long it still serves, and
+    `counts` what was done."""
 
     def __init__(self, total: int, shutdown: Shutdown) -> None:
+        self.total = total
+        self.counts = WorkerCounts()
         self.isolation = Isolation()
         self._free = total
         self.shutdown = shutdown
         self._queues: list[Jobs] = []
+
+    @property
+    def used(self) -> int:
+        """May exceed `total` for a moment."""
+        return self.total - self._free
 
     def add(self, jobs: Jobs) -> None:
         """Fill the slots from another shard too."""

@@ -35,8 +35,8 @@ from rift.engines import Engine, EngineFailed, InvalidRequest
 from rift.worker.attempt import Attempt, NotContinuable
 from rift.worker.claims import Claims, JobClaim, open_claims
 from rift.worker.isolation import POISON, is_poison, is_suspect
-from rift.worker.lane_writer import LaneWriter, SealedWriter
-from rift.worker.prompt import prepare_or_refuse
+from rift.worker.lane_writer import AttemptWriter, LaneWriter, SealedWriter
+from rift.worker.prompt import PreparedRequest, prepare_or_refuse
 from rift.worker.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -109,6 +109,7 @@ class Worker:
         self._slots.add(self.claims.jobs)
         async for job in self.claims.jobs:
             self._slots.take()
+            self._slots.counts.claim(job.deliveries)
             self._tasks.start_soon(self._handle, job)
 
     async def _handle(self, job: Job) -> None:
@@ -166,6 +167,18 @@ class Worker:
         lane_writer = self._writer(claim)
         writer = lane_writer if cipher is None else SealedWriter(lane_writer, cipher)
         attempt = claim.attempt = Attempt(prepared, started, engine=self._engine, writer=writer)
+        with self._slots.counts.attempt(attempt):
+            await self._answer(claim, attempt, prepared, started, writer)
+
+    async def _answer(
+        self,
+        claim: JobClaim,
+        attempt: Attempt,
+        prepared: PreparedRequest,
+        started: AttemptStarted,
+        writer: AttemptWriter,
+    ) -> None:
+        history = claim.history
         if prepared.refusal is not None:
             attempt.refuse(*prepared.refusal)
             return
@@ -185,7 +198,8 @@ class Worker:
         waited_s = max(0.0, (self.claims.clock.now_ns() - claim.accepted_at_ns) / SECOND_NS)
         try:
             attempt.resume(history)
-            await attempt.run(accepted.deadline_ms / 1000 - waited_s)
+            self._slots.counts.prompt_tokens += attempt.prompt_tokens
+            await attempt.run(prepared.accepted.deadline_ms / 1000 - waited_s)
         except NotContinuable as error:
             attempt.finish("failed", Problem(code="not_continuable", message=str(error)))
         except InvalidRequest as error:

@@ -22,10 +22,9 @@ from rift.engines import Emit, EngineFailed, Rendered
 from rift.engines.sim import SimEngine
 from rift.gateway import process as gateway
 from rift.gateway.state import GatewayConfig
-from rift.worker.process import serve_shards
+from rift.worker.process import Serving, serve_shards
 from rift.worker.replica import ReplicaAnnouncer
 from rift.worker.shutdown import Shutdown
-from rift.worker.worker import Worker
 
 MODEL = "model-a"
 MODELS: Catalogue = {MODEL: Model(source="sim", context_tokens=512, prompt_usd="0.1", output_usd="0.35")}
@@ -199,12 +198,12 @@ class WorkerProcess(Process):
         super().__init__(broker, chance, name)
         self.leaving = Shutdown()
         self.engine = Engine(self)
-        self.workers: list[Worker] = []
+        self.serving = Serving()
 
     @property
     def at_work(self) -> list[str]:
         """The requests and attempts that the worker still holds, in its engine or not."""
-        requests = [claim.request.text for worker in self.workers for claim in worker.claims.held]
+        requests = [claim.request.text for worker in self.serving.workers for claim in worker.claims.held]
         return requests + list(self.engine.running)
 
     async def main(self) -> None:
@@ -212,7 +211,7 @@ class WorkerProcess(Process):
         await say(self.log, starting)
         replica = ReplicaAnnouncer(self.log, starting)
         await serve_shards(
-            self.log, self.engine, replica, self.leaving, self.workers, entropy=self.chance.randbytes
+            self.log, self.engine, replica, self.leaving, self.serving, entropy=self.chance.randbytes
         )
         await say(self.log, ReplicaStopped(replica=self.name, model=MODEL, why="drained"))
 

@@ -77,6 +77,7 @@ class Rig:
     def __init__(self, broker: MemoryBroker) -> None:
         self.log = HeldLog(broker)
         self.engine = CountingEngine()
+        self.slots = Slots(1, Shutdown())
         self.stream = broker.stream("RIFT_0")
         text = ids.new_request_id(
             secret=b"s" * 32, account="dev", at=AT, floor=0, entropy=bytes(ids.RANDOM_BYTES)
@@ -112,7 +113,7 @@ class Rig:
 async def serving(*, entropy: Callable[[int], bytes]) -> AsyncIterator[Rig]:
     async with anyio.create_task_group() as tasks:
         rig = Rig(MemoryBroker(tasks, now_ns))
-        config = WorkerConfig(name="w", model="model-a", shard=0, slots=Slots(1, Shutdown()), entropy=entropy)
+        config = WorkerConfig(name="w", model="model-a", shard=0, slots=rig.slots, entropy=entropy)
         async with open_worker(rig.log, rig.engine, config) as worker:
             tasks.start_soon(worker.run)
             rig.accept()
@@ -147,6 +148,17 @@ async def test_a_fresh_prompt_enters_the_engine_before_its_start_is_stored() -> 
         start, *rest = rig.stored()
         assert isinstance(start, AttemptStarted)
         assert isinstance(rest[0], TokensGenerated)
+
+
+async def test_tokens_count_once_while_an_attempt_runs_and_after_its_end() -> None:
+    async with serving(entropy=entropy()) as rig:
+        counts = rig.slots.counts
+        await until(lambda: counts.output_tokens)
+        assert (counts.claims, counts.repeated, counts.prompt_tokens) == (1, 0, 1)
+        rig.log.holds = False
+        rig.log.store()
+        await until(lambda: rig.slots.used == 0)
+        assert (counts.output_tokens, counts.ended) == (4, {"length": 1})
 
 
 async def test_a_prompt_waits_while_bytes_of_its_start_may_be_in_this_process() -> None:
