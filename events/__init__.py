@@ -2,7 +2,7 @@
 
 schema/          every event, and the record that carries them
 codec            records to bytes and back
-ids              request, attempt and lane ids
+ids              request, attempt and lane ids; ids of traces and spans
 subjects         streams and subjects
 errors           the root of this package's errors
 contracts        times and sizes that two processes must agree on

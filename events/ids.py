@@ -5,6 +5,9 @@
 `floor` is a sequence below the request's first event: a reader of its history begins there. The MAC covers
 the whole id and the account, so that a foreign or forged id is rejected before any read, like an unknown one.
 
+The ids of spans, and of a trace that no client names, follow from the request's id, so that every reader of
+the log names the same ones.
+
 Randomness is an argument, so that a simulation can repeat itself.
 """
 
@@ -62,6 +65,19 @@ def parsed(request: str) -> RequestId:
     return valid
 
 
+def trace_id(request: str, *, group: str | None, traceparent: str | None) -> str:
+    """Return the id of a request's trace, as 32 hex digits; `requests.sql` computes the same.
+
+    The client's trace has priority. The choices of a group share a trace.
+    """
+    return traceparent[3:35] if traceparent else _hex(group or request)[:32]
+
+
+def span_id(request: str, name: str = "") -> str:
+    """Return the id of a request's span, or of the part of it that has this name, as 16 hex digits."""
+    return _hex(f"{request} {name}")[:16]
+
+
 def new_attempt_id(entropy: bytes) -> str:
     return f"att_{_base32(entropy)}"
 
@@ -73,6 +89,10 @@ def new_lane_id(entropy: bytes) -> str:
 def _mac(secret: bytes, body: str, account: str) -> str:
     digest = hmac.new(secret, f"{body}\0{account}".encode(), hashlib.sha256).digest()
     return _base32(digest[:MAC_BYTES])
+
+
+def _hex(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _base32(data: bytes) -> str:

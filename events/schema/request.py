@@ -117,6 +117,7 @@ class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
     rules: int = 1
     # A detached request continues without a client: no disconnect ends it.
     detached: bool = False
+    # The client's trace and span, by W3C Trace Context, version 00.
     traceparent: str | None = None
     # The client's own labels, returned with the request.
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
@@ -126,6 +127,8 @@ class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
     # (encryption.py).
     sealed: Natural | None = None
     content: str = ""
+    # Sent with `traceparent`: at most 512 bytes for the tools that read traces.
+    tracestate: str | None = None
 
 
 class AttemptStarted(Event, frozen=True, kw_only=True, omit_defaults=True):

@@ -75,6 +75,8 @@ def accepted_row(event: schema.RequestAccepted, origin: EventOrigin) -> RequestR
         choice=event.choice,
         allowance=event.allowance,
         client_request_id=event.client_request_id,
+        traceparent=event.traceparent,
+        tracestate=event.tracestate,
         accepted_at_ns=origin.at_ns,
         accepted_sequence=origin.sequence,
         accepted_position=origin.position,

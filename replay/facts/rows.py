@@ -40,6 +40,8 @@ class RequestRow(Row):
     choice: int
     allowance: str | None
     client_request_id: str | None
+    traceparent: str | None
+    tracestate: str | None
     accepted_at_ns: int
     accepted_sequence: int
     accepted_position: str

@@ -34,6 +34,7 @@ select
     choice,
     allowance,
     client_request_id,
+    coalesce(traceparent[4:35], sha256(coalesce(group_id, request_id))[:32]) as trace_id,
     itl_counts,
     accepted_at_ns,
     started_at_ns,

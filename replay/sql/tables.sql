@@ -35,6 +35,8 @@ create table facts.ended_requests (
     choice bigint not null,
     allowance varchar,
     client_request_id varchar,
+    traceparent varchar,
+    tracestate varchar,
     accepted_at_ns bigint not null,
     accepted_sequence bigint not null,
     accepted_position varchar not null,

@@ -321,8 +321,13 @@ def test_headers_match_the_table(served: Served) -> None:
     assert "idempotent-replayed" not in post(key).headers
     assert post(key).headers["idempotent-replayed"] == "true"
     assert post(plain | {"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+    context = {"traceparent": parent, "tracestate": "a=1"}
+    trace, span = post(plain | context).headers["traceparent"].rsplit("-", 2)[:2]
+    assert (trace, span == parent[36:52]) == (parent[:35], False)
+    assert served.accepted[-1].tracestate == "a=1"
     assert {name for name, what in rows.items() if what == "supported"} == {
-        "Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"
+        "Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id", "traceparent", "tracestate"
     }  # fmt: skip
 
 

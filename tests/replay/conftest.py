@@ -30,6 +30,7 @@ from replay.warehouse.warehouse import Warehouse
 
 CANARY = "canary-in-the-prompt-7f3a"
 AT = Address(0, "laneaaaa", "tiny-1")
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 START_NS = 1_700_000_000_000_000_000
 
 
@@ -203,6 +204,8 @@ class Chaos:
             price_version=self.dice.randint(1, self.versions),
             plan=self.dice.choice(("per_token", "per_token", "per_token", "per_second")),
             client_request_id=self.dice.choice((None, "c-1", '"\\')),
+            traceparent=self.dice.choice((None, TRACEPARENT)),
+            tracestate=self.dice.choice((None, "a=1")),
         )
         return accepted
 

@@ -25,7 +25,8 @@ where split_part(subject, '.', 3) in ('request', 'work', 'cancel');
 insert into accepted
 select
     sequence * 1048576 + place, at_ns, home, request, account, key, model, kind, plan, price_version, stream,
-    book, allowance, group_id, choice, json ->> '$.client_request_id', json
+    book, allowance, group_id, choice, json ->> '$.client_request_id',
+    traceparent, json ->> '$.tracestate', json
 from read_parquet($events)
 join records using (sequence)
 join addresses using (home)

@@ -83,7 +83,6 @@ filled as (
         null as idempotency_hash,
         null as rules,
         null as detached,
-        null as traceparent,
         0 as accepted_at_ns,
         '' as delivery,
         null as error_param,

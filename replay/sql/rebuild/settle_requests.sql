@@ -146,6 +146,8 @@ select
     coalesce(choice, 0) as choice,
     allowance,
     client_request_id,
+    traceparent,
+    tracestate,
     accepted_at_ns,
     accepted_pos >> 20 as accepted_sequence,
     concat($stream, ':', accepted_pos >> 20, '.', accepted_pos & 1048575) as accepted_position,

@@ -57,6 +57,12 @@ HEADERS = {
         "req_0_yjz2ahqp6yb5dlxi_smollm2-135m_10_4tqhs2xk6f5vw3ma_7gk2wq5dbn4x",
         lambda route, _: bool({"submit", "read"} & set(route.errors)),
     ),
+    "traceparent": Header(
+        "The request's trace and its own span in it, by W3C Trace Context, once it is accepted.",
+        "string",
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        lambda route, _: bool({"submit", "read"} & set(route.errors)),
+    ),
     "openai-processing-ms": Header("Milliseconds until the answer began.", "integer", "12", lambda *_: True),
     "server-timing": Header(
         "The times that are known when the answer begins, in milliseconds, for the tools of browsers.",

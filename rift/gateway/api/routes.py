@@ -14,6 +14,7 @@ from rift.gateway.api.health import HealthRoutes
 from rift.gateway.api.models import ModelRoutes
 from rift.gateway.api.requests import RequestRoutes
 from rift.gateway.api.responses import ResponseRoutes
+from rift.gateway.asgi.trace_context import STATE_BYTES_MAX
 from rift.gateway.dialects.dialect import CHAT, COMPLETIONS, NATIVE, RESPONSES, Dialect
 from rift.gateway.submission.idempotency import KEY_CHARACTERS_MAX
 from rift.gateway.submission.submit import Submission
@@ -98,7 +99,19 @@ REQUEST_ID = _header(
     {"type": "string"},
     "mine-1",
 )
-NEW = (IDEMPOTENCY_KEY, REQUEST_ID)
+TRACEPARENT = _header(
+    "traceparent",
+    "The trace that the request continues, by W3C Trace Context; ignored if it is not valid.",
+    {"type": "string"},
+    "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+)
+TRACESTATE = _header(
+    "tracestate",
+    f"Stored with a valid `traceparent`, if it has at most {STATE_BYTES_MAX} bytes.",
+    {"type": "string"},
+    "vendor=a1",
+)
+NEW = (IDEMPOTENCY_KEY, REQUEST_ID, TRACEPARENT, TRACESTATE)
 PAGE_SIZE = _query(
     "limit", f"Page size, {PAGE} by default.", {"type": "integer", "minimum": 1, "maximum": PAGE_MAX}, PAGE
 )

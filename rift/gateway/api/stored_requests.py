@@ -105,7 +105,7 @@ class StoredRequests:
     def _checked(self, request: Request, accepted: RequestAccepted | None, id: str) -> RequestAccepted:
         if accepted is None or (self._only is not None and accepted.kind != self._only.kind):
             raise unknown(id)
-        request.request_id = accepted.request
+        request.answer_about(accepted)
         return accepted
 
 

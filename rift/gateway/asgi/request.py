@@ -10,8 +10,10 @@ import msgspec
 
 from events.clock import now_s
 from events.contracts import BODY_BYTES_MAX
+from events.schema import RequestAccepted
 from rift.gateway.asgi.body_budget import BodyHold
 from rift.gateway.asgi.errors import ClientGone, Headers, HTTPError
+from rift.gateway.asgi.trace_context import traceparent
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -87,6 +89,15 @@ class Request:
             if key.lower() == name:
                 return str(value, "latin-1")
         return None
+
+    def headers(self, name: bytes) -> list[str]:
+        """Return the values of all headers of this name, in the order in which they were sent."""
+        return [str(value, "latin-1") for key, value in self._scope["headers"] if key.lower() == name]
+
+    def answer_about(self, accepted: RequestAccepted) -> None:
+        """Name the accepted request and its span in the headers of the answer."""
+        self.request_id = accepted.request
+        self.always = [*self.always, (b"traceparent", traceparent(accepted).encode())]
 
     @property
     def client_id(self) -> str | None:

@@ -9,6 +9,7 @@ import msgspec
 
 from events.schema import Kind, Message, Parameters
 from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.asgi.trace_context import TraceContext
 
 OUTPUT_TOKENS_MAX = 1 << 20
 STOPS_MAX = 16
@@ -58,6 +59,7 @@ class ParsedRequest(msgspec.Struct, frozen=True):
     prompt_tokens_max: int | None = None
     # The field that limits the output, as this API's clients write it.
     max_tokens_param: str = "max_tokens"
+    trace: TraceContext | None = None
 
 
 def note(words: str, *examples: object) -> msgspec.Meta:

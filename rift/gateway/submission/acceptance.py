@@ -48,6 +48,7 @@ class AcceptanceBuilder:
         self, parsed: ParsedRequest, issued: KeyIssued, entry: KeyEntry, *, digest: str | None = None
     ) -> Choices:
         """Return the acceptance of each choice. `digest` names the idempotency key."""
+        trace = parsed.trace
         context = self._config.models[parsed.model].context_tokens
         first = RequestAccepted(
             request=entry.request,
@@ -68,5 +69,7 @@ class AcceptanceBuilder:
             detached=parsed.background or digest is not None,
             metadata=parsed.metadata,
             client_request_id=entry.client_request_id,
+            traceparent=trace.traceparent if trace else None,
+            tracestate=trace.tracestate if trace else None,
         )
         return groups.of(first, parsed.more, choices=parsed.choices, secret=self._config.secret)

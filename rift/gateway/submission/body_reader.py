@@ -1,7 +1,10 @@
 """A new request's body: counted while it arrives, then parsed and forgotten."""
 
+from msgspec.structs import replace
+
 from events.schema import KeyIssued
 from rift.gateway.admission.admission import Admission
+from rift.gateway.asgi import trace_context
 from rift.gateway.asgi.body_budget import BodyBudget
 from rift.gateway.asgi.connections import connections_max
 from rift.gateway.asgi.errors import HTTPError
@@ -37,5 +40,8 @@ class BodyReader:
                 parsed = dialect.parse(body)
             # An id contains the model's name, so none is made for an unknown model.
             self._admission.check_model(parsed.model, issued.key)
+            trace = trace_context.read(request.headers(b"traceparent"), request.headers(b"tracestate"))
+            if trace is not None:
+                parsed = replace(parsed, trace=trace)
             has_key = request.header(b"idempotency-key") is not None
             return parsed, self._keys.body_digest(request.path, body) if has_key else ""

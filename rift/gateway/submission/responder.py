@@ -74,7 +74,7 @@ class Responder:
         self, request: Request, parsed: ParsedRequest, subscription: Subscription, headers: Headers
     ) -> None:
         answer = subscription.answer
-        request.request_id = answer.id
+        request.answer_about(answer.accepted)
         at = ids.parsed(answer.id).at
         lane = await self._lanes.of(at.shard, at.lane)
         if parsed.background and not parsed.stream:

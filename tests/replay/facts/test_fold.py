@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events import codec, schema, subjects
-from events.ids import parse_request_id
+from events.ids import parse_request_id, trace_id
 from events.lifecycle import NEW, Life, advance
 from events.log import Stored
 from events.pricing import charge_nanousd
@@ -191,6 +191,7 @@ def test_money_and_times_of_an_ordinary_request(scribe: Any, warehouse: Warehous
     request = scribe.finished_request(tokens=4)
     apply_all(warehouse, scribe.streams)
     [row] = rows(warehouse, "requests")
+    assert row["trace_id"] == trace_id(request, group=None, traceparent=None)
     assert row["charge_nanousd"] == 7 * 150 + 4 * 400
     assert (row["request_id"], row["state"], row["finish_reason"]) == (request, "finished", "stop")
     [latency] = rows(warehouse, "latency")

@@ -33,7 +33,7 @@ from replay.warehouse.fact_tables import FactTables
 from replay.warehouse.rebuild import rebuild
 from replay.warehouse.warehouse import ProjectionStopped, Warehouse, WarehouseError
 from tests.replay.archive.test_archive import KEY, anchor, seal_all
-from tests.replay.conftest import started, tokens_of
+from tests.replay.conftest import TRACEPARENT, started, tokens_of
 from tests.replay.facts.test_fold import apply_all, everything
 
 Streams = dict[str, list[Stored]]
@@ -111,7 +111,10 @@ def test_common_lives_never_meet_the_fold_wherever_segments_end(scribe: Any, tmp
     scribe.prices()
     scribe.finished_request(tokens=5)
     scribe.finished_request(tokens=0)
-    first, second = scribe.accept(plan="per_second", choice=2), scribe.accept(client_request_id='a"\\')
+    first, second = (
+        scribe.accept(plan="per_second", choice=2, traceparent=TRACEPARENT),
+        scribe.accept(client_request_id='a"\\'),
+    )
     scribe.tell(started(first, "a1"), started(second, "a2", simulated=False))
     scribe.tell(tokens_of("a1", 0, 3, cached_tokens=4), tokens_of("a2", 0))
     scribe.tell(tokens_of("a2", 1), tokens_of("a1", 3, 2), tokens_of("a1", 5), step_ns=700_000_000)

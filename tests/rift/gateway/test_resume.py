@@ -169,9 +169,11 @@ def test_a_background_request_needs_no_client(client: httpx.Client) -> None:
 
 
 def test_a_key_repeats_the_answer_with_one_charge(client: httpx.Client, service: Service) -> None:
-    headers = {"Idempotency-Key": "one"}
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+    headers = {"Idempotency-Key": "one", "traceparent": parent}
     first = client.post("/v1/inference", json=body(5), headers=headers | {"X-Request-Id": "first"})
-    again = client.post("/v1/inference", json=body(5), headers=headers | {"X-Request-Id": "again"})
+    later = {"X-Request-Id": "again", "traceparent": parent.replace("b7ad", "0000")}
+    again = client.post("/v1/inference", json=body(5), headers=headers | later)
     assert [answer.headers["x-request-id"] for answer in (first, again)] == ["first", "again"]
     assert first.headers["rift-request-id"] == again.headers["rift-request-id"] == first.json()["id"]
     assert "idempotent-replayed" not in first.headers
@@ -180,8 +182,16 @@ def test_a_key_repeats_the_answer_with_one_charge(client: httpx.Client, service:
     other = client.post("/v1/inference", json=body(6), headers=headers)
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
     assert other.headers["x-should-retry"] == "false"
-    rows = service.sql(f"select client_request_id from requests where request_id = '{first.json()['id']}'")
-    assert rows == [{"client_request_id": "first"}]
+    trace, span = first.headers["traceparent"].rsplit("-", 2)[:2]
+    assert (trace, span == parent[36:52]) == (parent[:35], False)
+    path = f"/v1/inference/{first.json()['id']}"
+    read = [client.get(path), client.get(f"{path}/events"), client.delete(path)]
+    for answer in (again, *read):
+        assert answer.headers.get_list("traceparent") == [first.headers["traceparent"]], answer.request.url
+    rows = service.sql(
+        f"select client_request_id, trace_id from requests where request_id = '{first.json()['id']}'"
+    )
+    assert rows == [{"client_request_id": "first", "trace_id": parent[3:35]}]
 
 
 def test_a_repeated_request_streams_from_the_first_token(client: httpx.Client, service: Service) -> None:
