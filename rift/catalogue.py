@@ -33,7 +33,7 @@ PRICE = re.compile(r"(?P<whole>[0-9]{1,6})(?:\.(?P<part>[0-9]{1,3})0*)?")
 # Numbers of the settings become numbers of events, which no reader accepts beyond 64 bits.
 NUMBER_MAX = 2**53
 
-ModelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._:-]{0,62}$")]
+ModelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._:-]{0,62}\Z")]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=NUMBER_MAX)]
 Argument = bool | Annotated[int, msgspec.Meta(ge=-NUMBER_MAX, le=NUMBER_MAX)] | float | str

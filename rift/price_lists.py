@@ -42,7 +42,7 @@ def load(file: Path, book: Book) -> PricePublished:
         content = msgspec.toml.decode(file.read_bytes().removeprefix(BOM_UTF8), type=_File)
     except OSError as error:
         raise InvalidPrices(f"{file} cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidPrices(f"{file}: {error}") from error
     version = book.price_version + 1
     if content.version not in (None, version):

@@ -133,7 +133,7 @@ def parsed(data: bytes, overrides: dict[str, Any], *, where: str) -> Settings:
     """As `load`, for the content of a file."""
     try:
         tables = msgspec.toml.decode(data.removeprefix(BOM_UTF8))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidSettings(f"{where}: {error}") from error
     # The processes of an installation do not all get the same options, so the file must be valid by itself.
     settings = _checked(tables, {}, where)

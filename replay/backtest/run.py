@@ -97,7 +97,7 @@ def _scaling(
 def _of_file(path: Path) -> Policy:
     try:
         return msgspec.toml.decode(path.read_bytes().removeprefix(BOM_UTF8), type=Policy)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidPolicy(
             f"{path}: {error}; its fields are {', '.join(Policy.__struct_fields__)}"
         ) from error

@@ -156,6 +156,8 @@ def test_nothing_is_served_without_replicas_or_with_manual_workers(tmp_path: Pat
     [
         ("workers = 65", "$.workers"),
         ('workers = "x"', "workers: must be N or MIN..MAX"),
+        (f"a = {'[' * 5000}", "recursion"),
+        (f"port = {'9' * 5000}", "digits"),
         (
             'workers = "4..2"',
             "workers: must be N or MIN..MAX with MIN <= MAX <= 64, like 2 or \"0..4\", got '4..2'",
