@@ -293,6 +293,12 @@ def unwell(brokers: Mapping[str, str]) -> list[str]:
         "silent": "does not answer the others",
         "behind": f"has been behind the others for {BEHIND_S:g} s",
     }
+    if brokers and set(brokers.values()) == {"silent"}:
+        # A server without a majority takes every server for silent, also itself.
+        return [
+            f"the nats-servers that hold the log ({', '.join(brokers)}) have no majority: more than half of "
+            "them must run and reach each other; start those that do not run"
+        ]
     return [
         f"nats-server {server} {words[state]}, one of {len(brokers)} that hold the log"
         for server, state in brokers.items()
