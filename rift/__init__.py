@@ -6,6 +6,7 @@ engines/    vLLM, and its simulated twin
 control/    the elected leader: projection, bills, scaling, housekeeping
 fleet/      starts and stops replicas, locally or on Kubernetes
 log_disk/   the embedded broker's disk, full or not
+metrics/    what Prometheus scrapes
 cli/        the command line
 errors      root of this package's errors
 settings    `rift.toml` and the options that override it

@@ -123,13 +123,14 @@ class Launcher:
         key = await startup.write_book(log, self._installation, settings, self._notify)
         if settings.fleet == "local":
             await declare_lost(log)
-        start("control", partial(self._role, "control", *self._serving))
+        # Any number of roles on one machine: each serves its metrics on a free port, but for the gateway.
+        start("control", partial(self._role, "control", *self._serving, *self._metrics()))
         if settings.fleet == "local":
             fleet = self._fleet = LocalFleet(log, self._host())
             started.push_async_callback(self._stop_workers, fleet)
             tasks.start_soon(fleet.run)
             tasks.start_soon(drive, log, fleet)
-        listen = ["--host", settings.host, "--port", str(port)]
+        listen = ["--host", settings.host, "--port", str(port), "--metrics", settings.metrics]
         start("gateway", partial(self._role, "gateway", *self._serving, *listen))
         url = settings.url(port)
         await startup.gateway_ready(url, key, self._notify)
@@ -199,7 +200,9 @@ class Launcher:
     def _host(self) -> Host:
         return Host(
             serves=frozenset(self._settings.scales()),
-            command=lambda model, replica: self._role("worker", "--model", model, "--replica", replica),
+            command=lambda model, replica: self._role(
+                "worker", "--model", model, "--replica", replica, *self._metrics()
+            ),
             environment=self._worker_environment,
             parent=self._parent,
         )
@@ -216,6 +219,10 @@ class Launcher:
 
     def _role(self, role: str, *more: str) -> list[str]:
         return [sys.executable, "-P", "-m", "rift", role, *self._options, *more]
+
+    def _metrics(self) -> list[str]:
+        where = self._settings.metrics_address(0)
+        return ["--metrics", str(where._replace(port=0)) if where else ""]
 
     def _port(self) -> int:
         """Return the port to listen on. Raises DataDirError if it is taken."""

@@ -16,6 +16,8 @@ from replay.scaling.hardware import Hardware
 from rift import catalogue
 from rift.catalogue import Catalogue, InvalidCatalogue, Model, Natural, Positive
 from rift.errors import RiftError
+from rift.metrics import address
+from rift.metrics.address import PORT_MAX, Address, InvalidAddress
 
 # Every shard takes `log_bytes_max` of disk, and control reads all of them.
 SHARDS_MAX = 64
@@ -24,7 +26,6 @@ SHARDS_MAX = 64
 # work than the requests.
 REPLICAS_MAX = 64
 
-PORT_MAX = 65_535
 Port = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
 # Plain HTTP without a password, which is all that nats-server's monitoring offers by default.
 MONITOR = re.compile(
@@ -82,6 +83,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
     nats_monitor: str = ""
     broker_unchecked: bool = False
+    metrics: str = "127.0.0.1"
+    metrics_accounts: bool = False
     shards: Annotated[int, msgspec.Meta(ge=1, le=SHARDS_MAX)] | None = None
     log_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     # Gateways refuse requests below 64 MiB of room, and the archiver makes room before that.
@@ -106,6 +109,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def monitors(self) -> list[str]:
         """Return the monitoring URL of each server of a broker that is not embedded."""
         return [url.strip() for url in self.nats_monitor.split(",") if url.strip()]
+
+    def metrics_address(self, role_port: int) -> Address | None:
+        """Return where a role serves its metrics, None for nowhere. `role_port` is its own port."""
+        return address.parsed(self.metrics, role_port)
 
     def scales(self) -> dict[str, Scale]:
         """Return every model that this installation serves, the default first.
@@ -163,6 +170,10 @@ def _checked(tables: Mapping[str, Any], overrides: Mapping[str, Any], where: str
         _check_hardware(settings)
         for url in settings.monitors():
             _check_monitor(url)
+        try:
+            settings.metrics_address(0)
+        except InvalidAddress as error:
+            raise InvalidSettings(f"metrics: {error}") from error
         scale = _checked_scale(settings, tables.get("scale", {}), has_option="workers" in overrides)
     except (msgspec.ValidationError, InvalidCatalogue) as error:
         raise InvalidSettings(f"{where}: {error}") from error

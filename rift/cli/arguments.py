@@ -72,6 +72,14 @@ def add_listen(parser: ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="port to listen on (default: 8000)")
 
 
+def add_metrics(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--metrics",
+        metavar="HOST[:PORT]",
+        help="address of /metrics; empty for none (default: 127.0.0.1, at the role's own port)",
+    )
+
+
 def add_account(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--account", required=True, type=account, metavar="NAME", help="account that the command is about"

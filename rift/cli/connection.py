@@ -22,7 +22,7 @@ from rift.rpc import AnyQuestion, QuestionRefused, Sql, ask_leader
 from rift.settings import Settings
 from rift.startup import prepared
 
-OVERRIDES = ("host", "port", "model", "engine", "workers")
+OVERRIDES = ("host", "port", "model", "engine", "workers", "metrics")
 
 Result = TypeVar("Result")
 

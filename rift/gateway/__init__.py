@@ -2,6 +2,7 @@
 
 Folders are layers; each imports only those before it.
 
+    exchange     one HTTP request as it went, and its observers
     asgi/        HTTP: requests, errors, CORS, static pages, the server
     completion   one request's counted events
     choices      the requests of a body with several prompts or `n` > 1

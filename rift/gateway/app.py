@@ -1,6 +1,5 @@
 """The ASGI app: routes a request to its handler, and turns errors into answers."""
 
-import contextlib
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -9,10 +8,11 @@ from events import ids
 from events.log import LogError, LogFull
 from rift.gateway.api.routes import Handlers, Route
 from rift.gateway.asgi import cors
-from rift.gateway.asgi.errors import ClientGone, HTTPError, retry_after
+from rift.gateway.asgi.errors import CRASH, ClientGone, HTTPError, retry_after
 from rift.gateway.asgi.request import Receive, Request, Scope, Send
 from rift.gateway.asgi.static_files import StaticFiles
 from rift.gateway.asgi.tally import Tally
+from rift.gateway.exchange import Exchanges
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +24,41 @@ ENCODED_SLASH_BELOW = b"/v1/models/"
 class Gateway:
     """`entropy` makes the ids of answers to requests that have none."""
 
-    def __init__(self, routes: Sequence[Route], handlers: Handlers, entropy: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        handlers: Handlers,
+        exchanges: Exchanges,
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        self._exchanges = exchanges
         self._entropy = entropy
         self._pages = StaticFiles()
         self._log_failures = Tally()
-        self._routes = [(each.method, _pattern(each), each.handler(handlers)) for each in routes]
+        self._routes = [
+            (each.method, _pattern(each), each.handler(handlers), f"{each.method} {each.path}")
+            for each in routes
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send, own_id=self._entropy(ids.RANDOM_BYTES).hex())
+        exchange = self._exchanges.begin()
+        own_id = self._entropy(ids.RANDOM_BYTES).hex()
+        request = Request(scope, receive, send, own_id=own_id, exchange=exchange)
+        try:
+            await self._respond(request)
+        except ClientGone:
+            return
+        except Exception:
+            # The server answers, unless the answer has begun.
+            if not exchange.status:
+                exchange.status = CRASH.status
+                exchange.code = CRASH.code
+            raise
+        finally:
+            self._exchanges.end(exchange)
+
+    async def _respond(self, request: Request) -> None:
+        """Answer a request, also with an error. Raises ClientGone."""
         try:
             try:
                 await self._route(request)
@@ -42,12 +69,11 @@ class Gateway:
                 self._log_failed(request, error)
                 message = "the log does not answer; try again"
                 raise HTTPError(503, message, code="log_unavailable", headers=retry_after(2)) from error
-        except ClientGone:
-            return
         except HTTPError as refusal:
-            with contextlib.suppress(ClientGone):
-                await request.drain()
-                await request.answer(refusal.status, refusal.body(), refusal.headers)
+            request.exchange.status = refusal.status
+            request.exchange.code = refusal.code
+            await request.drain()
+            await request.answer(refusal.status, refusal.body(), refusal.headers)
 
     def _log_failed(self, request: Request, error: LogError) -> None:
         """Log the failure, once for many: while the log is down, every request fails."""
@@ -65,15 +91,17 @@ class Gateway:
         if problem := _ambiguity(request.raw_path):
             raise HTTPError(400, problem, code="malformed_http", headers=[(b"connection", b"close")])
         if request.path in self._pages:
+            request.exchange.route = f"GET {request.path}"
             return await self._pages.answer(request)
         if cors.is_open(request.path):
             if cors.is_preflight(request):
                 return await cors.answer_preflight(request)
             request.always = cors.ALWAYS
         allowed = set()
-        for method, pattern, handler in self._routes:
+        for method, pattern, handler, name in self._routes:
             if match := pattern.fullmatch(request.path):
                 if method == request.method or (method, request.method) == ("GET", "HEAD"):
+                    request.exchange.route = name
                     return await handler(request, *match.groups())
                 allowed.add(method)
         if allowed:

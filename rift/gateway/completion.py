@@ -185,6 +185,10 @@ class Completion:
         return self.accepted.request
 
     @property
+    def first_token_ns(self) -> int | None:
+        return self._times.first_token_ns
+
+    @property
     def created(self) -> int:
         """Unix seconds of the acceptance, as the broker stored it."""
         return (self._times.accepted_ns or self._times.finished_ns or 0) // SECOND_NS

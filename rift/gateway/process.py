@@ -1,7 +1,7 @@
 """The gateway process: the one place that builds and connects its parts."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ from rift.gateway.asgi.body_budget import return_memory
 from rift.gateway.asgi.connections import Connections, connections_max
 from rift.gateway.asgi.server import serve
 from rift.gateway.dialects.dialect import RESPONSES, native_dialect
+from rift.gateway.exchange import Exchanges
 from rift.gateway.histories import Histories
 from rift.gateway.state import GatewayConfig, LogState
 from rift.gateway.streams.cancellation import Cancellation
@@ -50,6 +51,8 @@ from rift.gateway.submission.acceptance_writer import AcceptanceWriter
 from rift.gateway.submission.idempotency import IdempotencyKeys
 from rift.gateway.submission.responder import Responder
 from rift.gateway.submission.submit import Submission
+from rift.metrics import families, listener
+from rift.metrics.families import Collector
 
 # From the signal to stop until the server stops: enough for each stream's last frame.
 LAST_FRAMES_S = 0.5
@@ -67,6 +70,7 @@ class Opened(NamedTuple):
     lane: OwnLane
     lanes: LaneRegistry
     credit: CreditReservations
+    collectors: Sequence[Collector]
     stopping: anyio.Event
 
     async def end_streams(self) -> None:
@@ -109,7 +113,8 @@ async def run(
             await stop.wait()
             await opened.end_streams()
 
-        await serve(opened.app, opened.connections, host=host, port=port, stopped=stopped)
+        async with listener.serving(config.metrics, opened.collectors):
+            await serve(opened.app, opened.connections, host=host, port=port, stopped=stopped)
         await opened.close()
         tasks.cancel_scope.cancel()
 
@@ -152,7 +157,8 @@ def build(
     delivery = Delivery(
         cancellation, book=state.book, queue_status=queue_status, tasks=tasks, stopping=stopping
     )
-    connections = Connections(connections_max())
+    exchanges = Exchanges(own.clock.now_ns)
+    connections = Connections(connections_max(), refused=exchanges.refused)
     readers = account_turns.readers(connections.limit).take
     responses = StoredRequests(state, config, lanes, auth, readers, only=RESPONSES)
     handlers = Handlers(
@@ -183,9 +189,7 @@ def build(
             delivery.revoke(key)
         ended_keys = len(state.book.revoked)
 
-    def start_fold(stream: str, topic: str, fold: Fold, changed: Callable[[], None]) -> None:
-        tasks.start_soon(partial(follow, state.log, stream, [topic], fold, changed=changed))
-
+    start_fold = partial(_start_fold, tasks, state.log)
     start_fold(subjects.BOOK, "rift.book.>", state.book, book_changed)
     start_fold(subjects.FLEET, "rift.fleet.>", state.fleet, queue_status.refresh)
     tasks.start_soon(gateways.follow, state.log)
@@ -193,4 +197,11 @@ def build(
         tasks.start_soon(watch)
     tasks.start_soon(key_limits.follow_log, state.log)
     tasks.start_soon(health.watch, lambda: lanes.break_off_all(LOG_OUTAGE))
-    return Opened(Gateway(ROUTES, handlers, config.entropy), connections, lane, lanes, credit, stopping)
+    app = Gateway(ROUTES, handlers, exchanges, config.entropy)
+    return Opened(app, connections, lane, lanes, credit, [families.process()], stopping)
+
+
+def _start_fold(
+    tasks: TaskGroup, log: Log, stream: str, topic: str, fold: Fold, changed: Callable[[], None]
+) -> None:
+    tasks.start_soon(partial(follow, log, stream, [topic], fold, changed=changed))

@@ -10,6 +10,7 @@ from events.log import Log
 from rift.catalogue import NATIVE_PROMPT_TOKENS_MAX, Catalogue
 from rift.gateway.histories import Histories
 from rift.log_disk.reserve import Reserve
+from rift.metrics.address import Address
 
 
 class LogState(msgspec.Struct, frozen=True):
@@ -39,5 +40,6 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     reserve: Reserve | None = None
     # Of this installation's workers, as pages and clients are told: "sim" answers mean nothing.
     engine: str = "vllm"
+    metrics: Address | None = None
     # Random bytes, for ids and keys.
     entropy: Callable[[int], bytes]

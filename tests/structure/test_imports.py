@@ -25,6 +25,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "hypercorn": ("rift/gateway/asgi/server.py",),
     "jinja2": ("rift/engines/tokens.py",),
     "matplotlib": ("replay/backtest/plot.py",),
+    "prometheus_client": ("rift/metrics/",),
     "msgspec": ("events/", "replay/", "rift/"),
     "nats": ("events/jetstream/",),
     "nats_server": ("rift/nats_server.py",),
@@ -40,6 +41,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 LAYERS: dict[str, tuple[str, ...]] = {
     "rift.gateway": (
         "state",
+        "exchange",
         "asgi",
         "completion",
         "choices",

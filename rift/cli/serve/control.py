@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 
 from rift.cli import signals
-from rift.cli.arguments import Commands, add_command, add_engine, add_workers
+from rift.cli.arguments import Commands, add_command, add_engine, add_metrics, add_workers
 from rift.cli.connection import connected_role, installation, load_settings
 from rift.cli.log.fresh_warehouse import archive
 from rift.control import process
@@ -33,6 +33,7 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
         help="DuckDB file of this process; two processes must not share one (default: DIR/rift.duckdb)",
     )
     add_workers(parser)
+    add_metrics(parser)
 
 
 def control(options: Namespace) -> None:

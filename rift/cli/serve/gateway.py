@@ -9,11 +9,20 @@ import anyio
 from events import ids
 from replay.archive.folder import ArchiveFolder
 from rift.cli import signals
-from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_workers, natural
+from rift.cli.arguments import (
+    Commands,
+    add_command,
+    add_engine,
+    add_listen,
+    add_metrics,
+    add_workers,
+    natural,
+)
 from rift.cli.connection import connected, connected_role, installation, load_settings
 from rift.gateway import process
 from rift.gateway.state import GatewayConfig
 from rift.gateway.streams import shard_choice
+from rift.metrics.address import gateway_port
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
@@ -24,6 +33,7 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
         "--shard", type=natural, metavar="N", help="shard to use (default: the one with the fewest gateways)"
     )
     add_workers(parser)
+    add_metrics(parser)
 
 
 def gateway(options: Namespace) -> None:
@@ -51,6 +61,7 @@ def gateway(options: Namespace) -> None:
                 retention_days=settings.retention_days,
                 native_prompt_tokens_max=settings.native_prompt_tokens_max,
                 entropy=secrets.token_bytes,
+                metrics=settings.metrics_address(gateway_port(settings.port)),
             )
             await process.run(log, history_log, config, host=settings.host, port=settings.port, stop=stop)
 

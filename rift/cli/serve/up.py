@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from rift import launcher
 from rift.cli import signals
-from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_workers
+from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_metrics, add_workers
 from rift.cli.connection import installation, load_settings, settings_file
 from rift.cli.output import CommandFailed
 from rift.fleet.cluster import Cluster
@@ -20,6 +20,7 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
     add_engine(parser)
     add_listen(parser)
     add_workers(parser)
+    add_metrics(parser)
 
 
 def up(options: Namespace) -> None:

@@ -11,7 +11,7 @@ from events import subjects
 from events.schema import ReplicaStarting
 from rift.catalogue import Profile
 from rift.cli import signals
-from rift.cli.arguments import Commands, add_command, add_engine
+from rift.cli.arguments import Commands, add_command, add_engine, add_metrics
 from rift.cli.connection import connected_role, load_settings
 from rift.engines.start import start_engine
 from rift.supervisor import RETIRE, Guard
@@ -22,6 +22,7 @@ from rift.worker.shutdown import Shutdown
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
     parser = add_command(commands, "worker", worker, "run one worker process for a model", has_json=False)
     add_engine(parser)
+    add_metrics(parser)
     parser.add_argument("--replica", help="name of this replica (default: random)")
     parser.add_argument("--pod", help="name of its pod; each start becomes another replica of the pod")
 

@@ -67,6 +67,7 @@ class Authenticator:
             message = f"this API key is not for {scope}; its scopes are {', '.join(issued.scopes)}"
             raise HTTPError(403, message, code="insufficient_scope")
         request.key = issued.key
+        request.exchange.account = issued.account
         request.limits = partial(self._rate_limits.headers, issued.account, issued.key)
         return issued
 

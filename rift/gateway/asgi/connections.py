@@ -123,11 +123,16 @@ class Connections:
     longest for its client: for a request, for the rest of its body, or for the client to read. If all
     clients wait for the gateway, the new one is refused.
 
+    `refused` is called with the status and the code of each answer that the app did not give.
+
     Many connections may be accepted before the first is read. So one whose bytes have arrived waits for the
     gateway, and each has WAIT_S_MIN to send."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self, limit: int, *, refused: Callable[[int, str], None] = lambda status, code: None
+    ) -> None:
         self.limit = limit
+        self.refused = refused
         self._open: dict[ClientConnection, None] = {}
         # Those that wait for their clients, and since when, the longest wait first.
         self._waiting: dict[ClientConnection, float] = {}
@@ -360,6 +365,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         """Answer with an error and close. Without `lingers`, do not wait for the client to close too."""
         if not self._is_closed:
             self._transport.write(refusal(error))
+            self._connections.refused(error.status, error.code)
             self.close()
             if not lingers:
                 self._transport.close()

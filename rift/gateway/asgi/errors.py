@@ -55,6 +55,9 @@ def _shortened(text: str) -> str:
     return f"{text[: CHARACTERS_MAX // 2]}…{text[-CHARACTERS_MAX // 2 :]}"
 
 
+CRASH = HTTPError(500, "this gateway failed to answer; its log says why", code="internal_error")
+
+
 class ClientGone(RiftError):
     """The client closed the connection before it had its answer."""
 

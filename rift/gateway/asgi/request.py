@@ -14,6 +14,7 @@ from events.schema import RequestAccepted
 from rift.gateway.asgi.body_budget import BodyHold
 from rift.gateway.asgi.errors import ClientGone, Headers, HTTPError
 from rift.gateway.asgi.trace_context import traceparent
+from rift.gateway.exchange import Exchange
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -47,12 +48,15 @@ BYTES_PER_S_MIN = 64 * 1024
 class Request:
     """One HTTP request. `body` may be read once.
 
-    `own_id` names the answer unless it has a `request_id`, which an answer about an accepted request has, or
-    the client named it in `x-request-id`. `key` is the id of the authenticated key, and `limits` returns the
-    headers of its rate limits at the moment an answer begins. `always` are headers of every answer.
+    `own_id` names the answer unless the exchange has a `request_id`, which an answer about an accepted
+    request has, or the client named it in `x-request-id`. `key` is the id of the authenticated key, and
+    `limits` returns the headers of its rate limits at the moment an answer begins. `always` are headers of
+    every answer.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, own_id: str) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, own_id: str, exchange: Exchange
+    ) -> None:
         self._began_at_s = now_s()
         self._scope = scope
         self.method: str = scope["method"]
@@ -61,7 +65,7 @@ class Request:
         self.send = send
         self._body_read = False
         self.own_id = own_id
-        self.request_id: str | None = None
+        self.exchange = exchange
         self.key = ""
         self.limits: Callable[[], Headers] = tuple
         self.always: Headers = ()
@@ -96,7 +100,8 @@ class Request:
 
     def answer_about(self, accepted: RequestAccepted) -> None:
         """Name the accepted request and its span in the headers of the answer."""
-        self.request_id = accepted.request
+        self.exchange.request_id = accepted.request
+        self.exchange.model = accepted.model
         self.always = [*self.always, (b"traceparent", traceparent(accepted).encode())]
 
     @property
@@ -176,10 +181,13 @@ class Request:
 
     async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
         took_ms = (now_s() - self._began_at_s) * 1000
-        rift_id = [(b"rift-request-id", self.request_id.encode())] if self.request_id else []
+        exchange = self.exchange
+        exchange.status = status
+        exchange.client_request_id = self.client_id or ""
+        rift_id = [(b"rift-request-id", exchange.request_id.encode())] if exchange.request_id else []
         named = [
             (b"content-type", content_type),
-            (b"x-request-id", (self.client_id or self.request_id or self.own_id).encode()),
+            (b"x-request-id", (exchange.client_request_id or exchange.request_id or self.own_id).encode()),
             *rift_id,
             (b"openai-processing-ms", b"%d" % took_ms),
             *self.limits(),

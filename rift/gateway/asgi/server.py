@@ -36,7 +36,7 @@ from rift.gateway.asgi.connections import (
     backlog,
     last_answer,
 )
-from rift.gateway.asgi.errors import HTTPError
+from rift.gateway.asgi.errors import CRASH, HTTPError
 from rift.gateway.asgi.request import (
     PROBE,
     WHEN_GONE,
@@ -80,7 +80,6 @@ REFUSALS = {
     501: ("encoding_unsupported", "this transfer encoding is not supported; use `chunked` or content-length"),
     505: ("http_version", "this gateway speaks HTTP/1.1; for HTTP/2, put a proxy in front of it"),
 }
-CRASH = HTTPError(500, "this gateway failed to answer; its log says why", code="internal_error")
 
 # An interim answer, which a client may ignore, and which resets the connection of one that is gone.
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

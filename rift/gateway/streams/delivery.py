@@ -125,6 +125,7 @@ class Delivery:
                 request.when_gone(sending.cancel)
                 failure = await send(request, subscription, headers, resumed)
         finally:
+            subscription.note_output(request.exchange)
             subscription.at_attachment(None)
             for report in reports:
                 report.cancel()

@@ -10,6 +10,7 @@ from events.wakeup import Wakeup
 from rift.gateway import choices as groups
 from rift.gateway.asgi.request import WriteChunk
 from rift.gateway.completion import Completion
+from rift.gateway.exchange import Exchange
 from rift.gateway.streams.client_buffer import ClientBuffer
 
 # waiting   no attempt has started
@@ -58,6 +59,14 @@ class Subscription:
     def has_news(self) -> bool:
         """Whether the client can be sent frames, or the end."""
         return self.is_over or (self.client is not None and self.client.has_frames)
+
+    def note_output(self, exchange: Exchange) -> None:
+        """Note in an exchange what its answer has so far."""
+        answers = self.answers.values()
+        firsts = [answer.first_token_ns for answer in answers if answer.first_token_ns is not None]
+        exchange.first_token_ns = min(firsts, default=0)
+        exchange.prompt_tokens = groups.sum_over_prompts(answers, lambda answer: answer.life.prompt_tokens)
+        exchange.output_tokens = sum(answer.life.next_index for answer in answers)
 
     def open_requests(self) -> list[Completion]:
         return [answer for answer in self.answers.values() if answer.life.phase != "ended"]

@@ -40,6 +40,7 @@ class BodyReader:
                 parsed = dialect.parse(body)
             # An id contains the model's name, so none is made for an unknown model.
             self._admission.check_model(parsed.model, issued.key)
+            request.exchange.model = parsed.model
             trace = trace_context.read(request.headers(b"traceparent"), request.headers(b"tracestate"))
             if trace is not None:
                 parsed = replace(parsed, trace=trace)

@@ -8,6 +8,7 @@ from events.log import LogError
 from rift.gateway.api.routes import Route
 from rift.gateway.app import Gateway
 from rift.gateway.asgi import tally
+from rift.gateway.exchange import Exchanges
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +28,7 @@ async def test_requests_that_fail_without_the_log_share_one_line(
     """Clients may send any number of them, and paths with encoded line ends."""
     now_s = 1000.0
     monkeypatch.setattr(tally.anyio, "current_time", lambda: now_s)
-    gateway = Gateway([FAILING], None, bytes)  # type: ignore[arg-type]
+    gateway = Gateway([FAILING], None, Exchanges(lambda: 0), bytes)  # type: ignore[arg-type]
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request"}

@@ -19,6 +19,7 @@ from rift.gateway.asgi.body_budget import (
 from rift.gateway.asgi.errors import ClientGone, HTTPError
 from rift.gateway.asgi.request import Request
 from rift.gateway.dialects.dialect import NATIVE
+from rift.gateway.exchange import Exchange
 from tests.scripted import MODEL, Served
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +44,7 @@ def request_of(*chunks: Any, declared: int | None = None) -> Request:
 
     headers = [] if declared is None else [(b"content-length", b"%d" % declared)]
     scope = {"method": "POST", "path": "/", "headers": headers, "query_string": b""}
-    return Request(scope, receive, send, own_id="id")
+    return Request(scope, receive, send, own_id="id", exchange=Exchange(0))
 
 
 async def outcome(budget: BodyBudget, request: Request, *, account: str = "a", limit: int = MIB) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from anyio.abc import SocketStream
 
 from rift.gateway.asgi import connections as module
+from rift.gateway.exchange import Exchange
 from rift.gateway.asgi.request import Receive, Request, Scope, Send
 from tests.rift.gateway.asgi.serving import (
     HEAD,
@@ -125,7 +126,7 @@ async def test_only_the_connection_keeps_what_a_client_does_not_read() -> None:
     written = anyio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send, own_id="one")
+        request = Request(scope, receive, send, own_id="one", exchange=Exchange(0))
         await request.start(200, b"text/event-stream")
         await request.write_part(bytes(size), more=True)
         written.set()

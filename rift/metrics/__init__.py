@@ -1,0 +1,8 @@
+"""Prometheus metrics: what a process counts, and a listener that shows it. Nothing in Rift reads them back.
+
+No other folder imports prometheus_client. A role counts in `families`, and hands them to `listener.serving`.
+
+address    where a role serves its metrics
+families   counts, histograms and figures that are read at a scrape
+listener   `/metrics` on an address of its own
+"""

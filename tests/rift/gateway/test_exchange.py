@@ -1,0 +1,121 @@
+"""What observers learn of each HTTP request, however it ends."""
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from rift.gateway.api.routes import Route
+from rift.gateway.app import Gateway
+from rift.gateway.asgi.errors import ClientGone, HTTPError
+from rift.gateway.asgi.request import Request
+from rift.gateway.exchange import Exchange, Exchanges
+from tests.rift.gateway.asgi.serving import serving
+
+pytestmark = pytest.mark.anyio
+
+
+def ended(handler: Callable[..., Any], seen: list[Exchange], *, fails: bool = False) -> Gateway:
+    def fail(exchange: Exchange) -> None:
+        raise KeyError("observer")
+
+    route = Route(
+        name="",
+        method="GET",
+        path="/v1/x/{id}",
+        handler=lambda to: handler,
+        summary="",
+        answers={},
+        errors=(),
+    )
+    exchanges = Exchanges(iter(range(100, 200)).__next__, [fail, seen.append] if fails else [seen.append])
+    return Gateway([route], None, exchanges, bytes)  # type: ignore[arg-type]
+
+
+async def ask(gateway: Gateway, path: str = "/v1/x/7", method: str = "GET") -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    headers = [(b"x-request-id", b"mine")]
+    await gateway({"method": method, "path": path, "raw_path": b"", "headers": headers}, receive, send)
+
+
+async def answer(request: Request, id: str) -> None:
+    request.exchange.account = "acme"
+    await request.answer(200, {})
+
+
+async def refuse(request: Request, id: str) -> None:
+    raise HTTPError(429, "too many", code="queue_full")
+
+
+async def leave(request: Request, id: str) -> None:
+    raise ClientGone
+
+
+async def crash(request: Request, id: str) -> None:
+    raise KeyError("bug")
+
+
+@pytest.mark.parametrize(
+    ("handler", "path", "expected"),
+    [
+        (answer, "/v1/x/7", ("GET /v1/x/{id}", 200, "", "acme", "mine")),
+        (refuse, "/v1/x/7", ("GET /v1/x/{id}", 429, "queue_full", None, "mine")),
+        (leave, "/v1/x/7", ("GET /v1/x/{id}", 0, "", None, "")),
+        (crash, "/v1/x/7", ("GET /v1/x/{id}", 500, "internal_error", None, "")),
+        (answer, "/v1/y", ("", 404, "not_found", None, "mine")),
+        (answer, "/docs", ("GET /docs", 200, "", None, "mine")),
+    ],
+)
+async def test_each_end_is_observed_once(
+    handler: Callable[..., Any], path: str, expected: tuple[Any, ...]
+) -> None:
+    seen: list[Exchange] = []
+    gateway = ended(handler, seen)
+    if handler is crash:
+        with pytest.raises(KeyError, match="bug"):
+            await ask(gateway, path)
+    else:
+        await ask(gateway, path)
+    (one,) = seen
+    assert (one.route, one.status, one.code, one.account, one.client_request_id) == expected
+    assert (one.started_ns, one.ended_ns) == (100, 101)
+
+
+async def test_a_cancelled_request_is_observed() -> None:
+    async def wait(request: Request, id: str) -> None:
+        await anyio.sleep_forever()
+
+    seen: list[Exchange] = []
+    with anyio.move_on_after(0.01):
+        await ask(ended(wait, seen))
+    assert [each.status for each in seen] == [0]
+
+
+async def test_an_observer_that_fails_harms_nothing_and_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[Exchange] = []
+    gateway = ended(answer, seen, fails=True)
+    for _ in range(3):
+        await ask(gateway)
+    assert len(seen) == 3
+    assert len(caplog.records) == 1
+
+
+async def test_answers_that_the_app_did_not_give_are_reported() -> None:
+    seen: list[tuple[int, str]] = []
+
+    async def never(*_: object) -> None:
+        raise AssertionError("the app is not asked")
+
+    async with serving(never) as server:
+        server.connections.refused = lambda status, code: seen.append((status, code))
+        await server.ask(b"GET / HTTP/2.0\r\n\r\n")
+        await server.ask(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 20_000 + b"\r\n\r\n")
+    assert seen == [(505, "http_version"), (431, "headers_too_large")]
