@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 from events import book, fleet, subjects
 from events.log import Log
@@ -93,7 +94,12 @@ async def run(
     Raises LogError, OSError (the port), codec.RecordUnreadable.
     """
     return_memory()
-    async with anyio.create_task_group() as tasks:
+    collectors = [families.process()]
+    async with (
+        listener.serving(config.metrics, collectors) as metrics,
+        anyio.create_task_group() as tasks,
+    ):
+        config = replace(config, metrics=metrics)
         async with anyio.create_task_group() as opening:
 
             async def cancel_when_stopped() -> None:
@@ -104,6 +110,7 @@ async def run(
             opening.start_soon(cancel_when_stopped)
             opened = await open_gateway(log, history_log, config, tasks)
             opening.cancel_scope.cancel()
+        collectors += opened.collectors
 
         # Objects that exist now stay, so the collector need not look at them again.
         gc.freeze()
@@ -113,8 +120,7 @@ async def run(
             await stop.wait()
             await opened.end_streams()
 
-        async with listener.serving(config.metrics, opened.collectors):
-            await serve(opened.app, opened.connections, host=host, port=port, stopped=stopped)
+        await serve(opened.app, opened.connections, host=host, port=port, stopped=stopped)
         await opened.close()
         tasks.cancel_scope.cancel()
 
@@ -198,7 +204,7 @@ def build(
     tasks.start_soon(key_limits.follow_log, state.log)
     tasks.start_soon(health.watch, lambda: lanes.break_off_all(LOG_OUTAGE))
     app = Gateway(ROUTES, handlers, exchanges, config.entropy)
-    return Opened(app, connections, lane, lanes, credit, [families.process()], stopping)
+    return Opened(app, connections, lane, lanes, credit, [], stopping)
 
 
 def _start_fold(

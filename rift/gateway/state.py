@@ -40,6 +40,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     reserve: Reserve | None = None
     # Of this installation's workers, as pages and clients are told: "sim" answers mean nothing.
     engine: str = "vllm"
+    # Where metrics are served.
     metrics: Address | None = None
     # Random bytes, for ids and keys.
     entropy: Callable[[int], bytes]

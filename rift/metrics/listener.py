@@ -35,6 +35,7 @@ async def serving(address: Address | None, collectors: Sequence[Collector]) -> A
 
     Yields None if there is none: with no address given, or if the host cannot be used, which is logged.
     Metrics are never a reason to end a process. A collector that fails is left out, and logged once.
+    `collectors` may grow later.
     """
     server = None if address is None else await _listen(address, collectors)
     if address is None or server is None:

@@ -33,6 +33,7 @@ class OwnLane:
     def __init__(self, log: Log, config: GatewayConfig, *, reported_at_s: float) -> None:
         self._log = log
         self._publisher = Publisher(log, config.lane, shard=config.shard)
+        self._metrics = str(config.metrics or "")
         self._stream = subjects.shard_stream(config.shard)
         self.id = config.lane
         self.reported_at_s = reported_at_s
@@ -66,7 +67,7 @@ class OwnLane:
     async def _report_once(self) -> None:
         began_at_s = now_s()
         try:
-            await self._publisher.publish(LaneReported(lane=self.id), within_s=0)
+            await self._publisher.publish(LaneReported(lane=self.id, metrics=self._metrics), within_s=0)
         except LogError as error:
             logger.info("this lane's report was not stored: %s", error)
         else:

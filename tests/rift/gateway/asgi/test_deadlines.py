@@ -10,8 +10,8 @@ import pytest
 from anyio.abc import SocketStream
 
 from rift.gateway.asgi import connections as module
-from rift.gateway.exchange import Exchange
 from rift.gateway.asgi.request import Receive, Request, Scope, Send
+from rift.gateway.exchange import Exchange
 from tests.rift.gateway.asgi.serving import (
     HEAD,
     Paths,
