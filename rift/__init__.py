@@ -5,6 +5,7 @@ worker/     claims requests from the log and appends answers
 engines/    vLLM, and its simulated twin
 control/    the elected leader: projection, bills, scaling, housekeeping
 fleet/      starts and stops replicas, locally or on Kubernetes
+broker/     who may do what at the broker, and its configuration
 log_disk/   the embedded broker's disk, full or not
 metrics/    what Prometheus scrapes
 cli/        the command line

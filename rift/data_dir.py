@@ -8,7 +8,7 @@ rift.toml   settings
 rift.duckdb projections; rebuilt from the log and the archive
 rift-sql.duckdb  the same again for operators' SQL; may be deleted while Rift is stopped
 archive/    facts without contents, kept permanently; cannot be rebuilt
-nats/       embedded broker: configuration, token, url, monitor, store, reserve
+nats/       embedded broker: configuration, credentials, url, monitor, store, reserve
 logs/       one file per process
 
 The parts belong together: a backup is the whole folder, taken while Rift is stopped. `rift up` refuses to
@@ -35,6 +35,7 @@ from urllib.parse import urlsplit
 
 from events.ids import SECRET_BYTES
 from rift import __version__, nats_server
+from rift.broker import secret_files
 from rift.errors import RiftError
 from rift.log_disk.reserve import Reserve
 from rift.nats_server import Address
@@ -64,7 +65,7 @@ JOURNALS = tuple(f"{name}.wal" for name in DATABASES)
 FILES = ("version", "lock", "secret", "dev.key", "rift.toml", *DATABASES, *JOURNALS)
 PARTS = (*FILES, "archive", "nats", "logs")
 # Each start makes them anew if they are missing.
-MADE_FILES = ("lock", *(f"nats/{name}" for name in ("nats.conf", "token", "url", "monitor", "reserve")))
+MADE_FILES = ("lock", *(f"nats/{name}" for name in ("nats.conf", "url", "monitor", "reserve")))
 
 
 class DataDirError(RiftError):
@@ -124,7 +125,7 @@ class DataDir:
                 if not os.path.lexists(self.folder / name):
                     # Another first start may have created it since. One of them gets the lock.
                     with suppress(FileExistsError):
-                        nats_server.create_secret(self.folder / name, text)
+                        secret_files.create_secret(self.folder / name, text)
         except FileExistsError as error:
             raise DataDirError(
                 f"{error.filename2 or error.filename} is in the way: move it, or name another folder with "
@@ -140,6 +141,7 @@ class DataDir:
     def _check_files(self) -> None:
         """Raise DataDirError for a folder, or for a pipe, at which a reader would wait for ever."""
         made = [*(self.folder / name for name in MADE_FILES), *self.logs.glob("*.log")]
+        made += self.nats.glob("credentials/*")
         for path in (*(self.folder / name for name in FILES), *made):
             try:
                 mode = path.stat().st_mode
@@ -153,8 +155,8 @@ class DataDir:
     def _check_owner(self) -> None:
         """Raise DataDirError if the folder or a part belongs to another user: that user could change it."""
         user = _user(os.geteuid())
-        # Whoever knows the broker's token can forge bills.
-        names = (*PARTS, "nats/store", *MADE_FILES)
+        # Whoever knows the broker's passwords can forge bills.
+        names = (*PARTS, "nats/store", "nats/credentials", *MADE_FILES)
         for path in (self.folder, self.folder.resolve(), *(self.folder / name for name in names)):
             if not os.path.lexists(path) or (owner := path.lstat().st_uid) == os.geteuid():
                 continue
@@ -260,6 +262,10 @@ class DataDir:
             raise DataDirError(f"{file} does not hold {2 * SECRET_BYTES} hex digits: {RESTORE}")
         return secret
 
+    def keep_first_key(self, text: str) -> None:
+        """Write the first key's file. Raises FileExistsError."""
+        secret_files.create_secret(self.first_key, text)
+
     def archive_key(self) -> bytes:
         """Return the key for the content hashes in the archive. Raises DataDirError."""
         return hmac.new(self.secret(), b"archive content", hashlib.sha256).digest()
@@ -278,7 +284,12 @@ class DataDir:
             if not is_valid:
                 raise DataDirError(f"NATS URL must be nats://[TOKEN@]HOST:PORT[,…], got {url!r}")
             hosts = [part.netloc.rpartition("@")[2] for part in parts]
-            return Address(",".join(f"nats://{host}" for host in hosts), parts[0].username)
+            return Address(
+                ",".join(f"nats://{host}" for host in hosts),
+                token=parts[0].username,
+                credentials=_folder(environment, "RIFT_NATS_CREDENTIALS"),
+                tls=_folder(environment, "RIFT_NATS_TLS"),
+            )
         if address := nats_server.address(self.nats):
             return address
         raise DataDirError(f"there is no installation in {self.folder}; {REMEDY}")
@@ -287,6 +298,15 @@ class DataDir:
         """Return the reserve on the log's disk, or None if the log is on another broker's disk."""
         embedded = not (url or environment.get("RIFT_NATS_URL"))
         return Reserve(self.nats / "reserve") if embedded else None
+
+
+def _folder(environment: Mapping[str, str], variable: str) -> Path | None:
+    """Return the folder that a variable names, None if it names none. Raises DataDirError."""
+    if not (name := environment.get(variable)):
+        return None
+    if not (folder := Path(name)).is_dir():
+        raise DataDirError(f"{variable} must name a folder, got {name!r}")
+    return folder
 
 
 def _is_part(name: str) -> bool:

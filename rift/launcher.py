@@ -107,7 +107,7 @@ class Launcher:
         with _naming_disk(reserve):
             self._installation.nats.mkdir(mode=0o700, exist_ok=True)
             reserve.check_start()
-            address = nats_server.configure(self._installation.nats)
+            address = nats_server.configure(self._installation.nats, settings.catalogue())
         start = partial(self._start_child, tasks, started)
         start("nats", lambda: nats_server.command(self._installation.nats))
         log = await startup.connected(self._installation)

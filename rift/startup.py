@@ -1,7 +1,7 @@
 """What `rift up` does with the log: connect, prepare book and fleet, and wait until a model is ready."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from events import shards, subjects
 from events.jetstream import BrokerCheck, JetStream, MonitorSilent, ask_monitor, connect
 from events.log import Log, LogError
 from rift import book_admin, nats_server, price_lists
+from rift.broker import roles
 from rift.data_dir import RESTORE, DataDir, DataDirError
 from rift.settings import InvalidSettings, Settings
 
@@ -21,6 +22,10 @@ FIRST_ACCOUNT = "dev"
 
 # A broker with a large store first reads its index. An empty one answers in 0.1 s.
 BROKER_START_S = 60.0
+
+# Gateways and workers may start together with the first control process, which creates the streams.
+STREAMS_S = 30.0
+STREAMS_POLL_S = 0.2
 
 # How often the operator hears that the model is still being loaded.
 MODEL_WAIT_S = 10.0
@@ -37,14 +42,16 @@ async def connected(installation: DataDir) -> JetStream:
     with anyio.move_on_after(BROKER_START_S):
         while True:
             try:
-                return await connect(address.url, token=address.token, name=WRITER)
+                return await connect(address.url, address.access(roles.SUPERVISOR), name=WRITER)
             except LogError:
                 await anyio.sleep(0.05)
     raise DataDirError(f"nats-server does not answer; see {installation.logs / 'nats.log'}")
 
 
-async def prepared(log: JetStream, settings: Settings, monitor: str | None) -> BrokerCheck:
-    """Check the broker's settings, and create or adjust the log's streams.
+async def prepared(
+    log: JetStream, settings: Settings, monitor: str | None, *, changes: bool = True
+) -> BrokerCheck:
+    """Check the broker's settings, and create or adjust the log's streams if `changes`, else compare them.
 
     `monitor` is the embedded broker's monitoring URL. The caller runs the returned check's `watch`. Raises
     LogError, InvalidSettings.
@@ -61,6 +68,10 @@ async def prepared(log: JetStream, settings: Settings, monitor: str | None) -> B
     monitors = [monitor] if monitor else settings.monitors()
     check = BrokerCheck(log, monitors, compare, unchecked=settings.broker_unchecked)
     await check.check_servers()
+    if not changes:
+        await _streams_made(log, wanted)
+        await compare()
+        return check
     opened = await shards.count(log) if subjects.BOOK in await log.streams() else 1
     if settings.shards is not None and settings.shards < opened:
         raise InvalidSettings(
@@ -73,6 +84,18 @@ async def prepared(log: JetStream, settings: Settings, monitor: str | None) -> B
     await log.ensure_streams(shards=wanted_shards, **wanted)
     await shards.open_up_to(log, wanted_shards, writer=WRITER)
     return check
+
+
+async def _streams_made(log: JetStream, wanted: Mapping[str, int]) -> None:
+    """Return once control has created all streams. Raises LogError after STREAMS_S."""
+    with anyio.move_on_after(STREAMS_S):
+        while True:
+            if subjects.BOOK in await log.streams():
+                opened = await shards.count(log)
+                if not await log.missing_bytes(shards=opened, **wanted):
+                    return
+            await anyio.sleep(STREAMS_POLL_S)
+    raise LogError("the log lacks streams, which a control process creates at its start: start one first")
 
 
 def _check_room(check: BrokerCheck, missing_bytes: int, settings: Settings) -> None:
@@ -123,7 +146,7 @@ async def write_book(
     elif any(held.event.account == FIRST_ACCOUNT for held in book.keys.values()):
         notify(f"{file} is missing, so another key is issued; `rift keys list` shows those that stay valid")
     key = await book_admin.issue_key(log, FIRST_ACCOUNT)
-    nats_server.create_secret(file, key.text)
+    installation.keep_first_key(key.text)
     return key.text
 
 

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -30,10 +30,12 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 class Server:
     """A nats-server that a test can kill and restart on the same port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, models: Iterable[str] = ()) -> None:
         self.folder = folder
-        self.address = nats_server.configure(folder)
+        self.address = nats_server.configure(folder, models)
         self.process: subprocess.Popen[bytes] | None = None
+        # For processes that name the broker with `--nats`.
+        self.environment = {"RIFT_NATS_CREDENTIALS": str(folder / "credentials")}
 
     def start(self) -> None:
         log = (self.folder / "log").open("ab")

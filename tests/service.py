@@ -68,9 +68,10 @@ class Service:
         headers = {"Authorization": f"Bearer {key or self.key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
-    def rift(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def rift(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "rift", *arguments, "--data", str(self.folder)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+        variables = environment() | variables
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, env=variables)
 
     def sql(self, select: str) -> list[dict[str, Any]]:
         done = self.rift("sql", "--json", select)

@@ -3,7 +3,8 @@
 It uses JetStream's own JSON API over plain requests, because times, consumer sequences and statuses are exact
 integers there. Nothing here may depend on the content of records.
 
-    connection      the connection, streams and appends
+    access          opens a connection: passwords, certificates
+    connection      a connection, streams and appends
     streams         the settings of the streams
     direct_client   the client library without tasks between messages and socket
     broker_check    the servers' settings, at their monitoring ports
@@ -16,11 +17,13 @@ integers there. Nothing here may depend on the content of records.
     wire            JetStream's subjects, headers and statuses
 """
 
+from events.jetstream.access import Access, connect
 from events.jetstream.broker_check import BrokerCheck, BrokerUnreadable, MonitorSilent, ask_monitor
-from events.jetstream.connection import JetStream, connect
+from events.jetstream.connection import JetStream
 from events.jetstream.streams import InvalidBroker
 
 __all__ = [
+    "Access",
     "BrokerCheck",
     "BrokerUnreadable",
     "InvalidBroker",

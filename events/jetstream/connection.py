@@ -32,10 +32,6 @@ Reader = TypeVar("Reader", PushReader, PollingReader, Jobs)
 
 SERVER_VERSION_MIN = (2, 15)
 
-# A broker that is just starting answers in well under a second; callers that accept more must retry.
-CONNECT_S = 5
-RECONNECT_S = 0.1
-
 # Closing a reader may take this long before the process continues without it.
 CLOSE_S = 1.0
 
@@ -43,39 +39,6 @@ ERR_STREAM_NOT_FOUND = 10059
 ERR_NO_MESSAGE = 10037
 # The sequence has no message; or its message was deleted.
 ERR_NO_SUCH_SEQUENCE = (10043, 10057)
-
-
-async def connect(url: str, *, token: str | None, name: str) -> "JetStream":
-    """Return the log at `url` (several with commas), which reconnects while it is open. Raises LogError."""
-    opened = JetStream()
-    addresses = url.split(",")
-    opened.untried = len(addresses)
-    with anyio.move_on_after(CONNECT_S) as scope:
-        opened.connecting = scope
-        try:
-            await opened.client.connect(
-                addresses,
-                name=name,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # the client accepts a float
-                connect_timeout=CONNECT_S,
-                ping_interval=5,
-                max_outstanding_pings=2,
-                allow_reconnect=True,
-                disconnected_cb=opened.on_disconnected,
-                reconnected_cb=opened.on_reconnected,
-                error_cb=opened.on_error,
-                token=token,
-            )
-            await opened.replies.open()
-        except (OSError, nats.errors.Error) as error:
-            opened.problem = opened.problem or error
-    opened.connecting = None
-    if not opened.is_connected:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_S):
-            await opened.close()
-        raise LogError(f"no NATS server answers at {url}: {opened.problem or 'no answer'}")
-    return opened
 
 
 class JetStream:

@@ -14,9 +14,11 @@ from events.log import LogError, NoResponders
 from replay.archive.folder import ArchiveFolder
 from replay.sql_files import substituted
 from rift import settings
+from rift.broker.roles import MAKES_STREAMS, OPERATOR, READER
 from rift.cli.output import CommandFailed
 from rift.control.projection import continuity
 from rift.control.projection.continuity import WrongLog
+from rift.control.sql.frames import SqlSetup
 from rift.data_dir import DataDir
 from rift.rpc import AnyQuestion, QuestionRefused, Sql, ask_leader
 from rift.settings import Settings
@@ -54,11 +56,11 @@ def load_settings(options: Namespace) -> Settings:
 
 
 @asynccontextmanager
-async def connected(options: Namespace, name: str) -> AsyncIterator[JetStream]:
-    """Connect to the log under a name. Raises LogError, DataDirError."""
+async def connected(options: Namespace, name: str, role: str) -> AsyncIterator[JetStream]:
+    """Connect to the log under a name, with the rights of a role. Raises LogError, DataDirError."""
     address = installation(options).log_address(options.nats, os.environ)
     try:
-        log = await connect(address.url, token=address.token, name=name)
+        log = await connect(address.url, address.access(role), name=name)
     except LogError as error:
         raise LogError(f"{error}; if Rift is not running, start it with `rift up`") from error
     try:
@@ -72,6 +74,7 @@ async def connected_role(
     options: Namespace,
     settings: Settings,
     name: str,
+    role: str,
     *,
     archive: ArchiveFolder | None = None,
     database: Path | None = None,
@@ -82,14 +85,27 @@ async def connected_role(
     also later, out of the context, if the broker comes back with other settings.
     """
     address = installation(options).log_address(options.nats, os.environ)
-    async with connected(options, name) as log:
+    async with connected(options, name, role) as log:
         if archive is not None:
             await _check_log(log, archive, database, installation(options))
-        check = await prepared(log, settings, address.monitor)
+        check = await prepared(log, settings, address.monitor, changes=role in MAKES_STREAMS)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(check.watch)
             yield log
             tasks.cancel_scope.cancel()
+
+
+def sql_setup(options: Namespace, database: Path) -> SqlSetup:
+    """Return what the process that answers SQL needs. Its file is beside control's `database`."""
+    folder = installation(options)
+    address = folder.log_address(options.nats, os.environ)
+    return SqlSetup(
+        database=str(database.with_stem(f"{database.stem}-sql").absolute()),
+        url=address.url,
+        access=address.access(READER),
+        archive=str(folder.archive),
+        archive_key=folder.archive_key(),
+    )
 
 
 async def _check_log(log: JetStream, archive: ArchiveFolder, database: Path | None, folder: DataDir) -> None:
@@ -106,7 +122,7 @@ def with_log(options: Namespace, ask: Callable[[JetStream], Awaitable[Result]]) 
     """Connect to the log, and return what `ask` returns."""
 
     async def run() -> Result:
-        async with connected(options, "cli") as log:
+        async with connected(options, "cli", OPERATOR) as log:
             return await ask(log)
 
     return anyio.run(run, backend_options={"use_uvloop": True})

@@ -13,7 +13,7 @@ import time
 import anyio
 
 from events import subjects
-from events.jetstream import JetStream, connect
+from events.jetstream import Access, JetStream, connect
 from tests.bench.log import DATA
 from tests.bench.log_shards import WARM_UP_S
 
@@ -30,7 +30,9 @@ async def append(log: JetStream, shard: int, seconds: float, latencies_us: list[
 
 async def run(seconds: float, shards: list[int]) -> None:
     urls, token = sys.stdin.readline().strip(), sys.stdin.readline().strip()
-    logs = [await connect(urls, token=token, name=f"bench-{number}") for number, _ in enumerate(shards)]
+    logs = [
+        await connect(urls, Access(token=token), name=f"bench-{number}") for number, _ in enumerate(shards)
+    ]
     print("ready", flush=True)
     await anyio.to_thread.run_sync(sys.stdin.readline)
     latencies_us: list[int] = []

@@ -353,7 +353,7 @@ class Fed:
 async def _fed_row(running: Running, data: Path, options: Options) -> dict[str, Any]:
     """Return control's cost with `options.fed` open requests."""
     address = DataDir(data).log_address(None, {})
-    log = await connect(address.url, token=address.token, name="bench")
+    log = await connect(address.url, address.access("admin"), name="bench")
     fed = Fed(log, options.fed)
     await fed.begin()
     async with anyio.create_task_group() as tasks:

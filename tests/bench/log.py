@@ -71,7 +71,7 @@ async def _measure(
     address: nats_server.Address, options: Options, say: Callable[[str], None]
 ) -> list[dict[str, float]]:
     log = await _connected(address)
-    raw = await nats.connect(address.url, token=address.token)
+    raw = await nats.connect(address.url, user="admin", password=address.access("admin").password)
     await log.ensure_streams(shards=1, replicas=1, max_bytes=2 << 30)
 
     async def raw_append() -> None:
@@ -103,7 +103,7 @@ async def _connected(address: nats_server.Address) -> JetStream:
     with anyio.fail_after(READY_S):
         while True:
             try:
-                return await connect(address.url, token=address.token, name="bench")
+                return await connect(address.url, address.access("admin"), name="bench")
             except LogError:
                 await anyio.sleep(0.05)
 

@@ -135,6 +135,6 @@ async def _connected(address: nats_server.Address) -> JetStream:
     with anyio.fail_after(READY_S):
         while True:
             try:
-                return await connect(address.url, token=address.token, name="bench")
+                return await connect(address.url, address.access("admin"), name="bench")
             except LogError:
                 await anyio.sleep(0.05)

@@ -103,7 +103,7 @@ async def one(
 
 async def measure(folder: Path, urls: list[str], number: int) -> None:
     address = DataDir(folder).log_address(None, {})
-    log = await connect(address.url, token=address.token, name="bench")
+    log = await connect(address.url, address.access("admin"), name="bench")
     try:
         issued = await issue(log, number)
         book = await books.read(log)

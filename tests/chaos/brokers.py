@@ -10,9 +10,11 @@ from typing import NamedTuple
 import anyio
 
 from events.contracts import MESSAGE_BYTES_MAX
-from events.jetstream import JetStream, connect
+from events.jetstream import Access, JetStream, connect
 from events.log import LogError
 from rift import nats_server
+from rift.broker.configuration import MAX_PENDING_BYTES
+from rift.broker.secret_files import write_secret
 from rift.supervisor import Guard
 from tests.chaos.rig import POLL_S, READY_S, RigBroken, free_port
 
@@ -100,7 +102,7 @@ class Brokers:
         with anyio.move_on_after(READY_S):
             while True:
                 with suppress(LogError):
-                    return await connect(self.urls, token=self.token, name=name)
+                    return await connect(self.urls, Access(token=self.token), name=name)
                 await anyio.sleep(POLL_S)
         raise RigBroken("no nats-server answers")
 
@@ -122,14 +124,14 @@ class Brokers:
         folder = self._folder / name
         folder.mkdir()
         configuration = CONFIGURATION + (IN_CLUSTER if routes else "")
-        nats_server.write_secret(
+        write_secret(
             folder / "nats.conf",
             configuration.format(
                 port=own.client,
                 monitor=own.monitor,
                 name=name,
                 max_payload=MESSAGE_BYTES_MAX,
-                max_pending=nats_server.MAX_PENDING_BYTES,
+                max_pending=MAX_PENDING_BYTES,
                 token=self.token,
                 store=json.dumps(str(folder / "store")),
                 route=own.route,

@@ -134,7 +134,7 @@ class Rig:
     async def connected(self) -> JetStream:
         address = nats_server.address(self.folder / "nats")
         assert address is not None, "rift up has configured its broker"
-        return await connect(address.url, token=address.token, name="chaos")
+        return await connect(address.url, address.access("admin"), name="chaos")
 
     async def stop(self) -> list[str]:
         """Stop everything; return the command lines of processes that still run."""

@@ -185,7 +185,7 @@ async def in_memory(wanted: list[Operation]) -> list[Any]:
 
 
 async def on_nats(server: Any, wanted: list[Operation]) -> list[Any]:
-    log = await connect(server.address.url, token=server.address.token, name="random")
+    log = await connect(server.address.url, server.address.access("admin"), name="random")
     try:
         await log.ensure_streams(shards=1, replicas=1, max_bytes=64 * MIB)
         run = Run(log, next(examples))

@@ -41,11 +41,11 @@ async def on_nats(server: Any) -> AsyncIterator[Twin]:
     opened = []
 
     async def another() -> Log:
-        log = await connect(server.address.url, token=server.address.token, name="contract")
+        log = await connect(server.address.url, server.address.access("admin"), name="contract")
         opened.append(log)
         return log
 
-    log = await connect(server.address.url, token=server.address.token, name="contract")
+    log = await connect(server.address.url, server.address.access("admin"), name="contract")
     await log.ensure_streams(shards=1, replicas=1, max_bytes=64 * MIB)
     await log.client.request(
         f"$JS.API.STREAM.CREATE.{SMALL_STREAM}",

@@ -15,7 +15,6 @@ import pytest
 from events.jetstream import BrokerCheck, BrokerUnreadable, InvalidBroker, JetStream, broker_check, connect
 from events.jetstream.broker_check import MonitorSilent, read_server
 from events.log import LogError
-from rift import nats_server
 from tests.chaos.rig import free_port
 from tests.conftest import Server
 
@@ -42,7 +41,7 @@ def own(tmp_path: Path) -> Iterator[Server]:
 
 @asynccontextmanager
 async def connected(server: Server) -> AsyncIterator[JetStream]:
-    log = await connect(server.address.url, token=server.address.token, name="test")
+    log = await connect(server.address.url, server.address.access("admin"), name="test")
     try:
         yield log
     finally:
@@ -228,8 +227,8 @@ def cluster(tmp_path: Path) -> Iterator[list[Server]]:
         others = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
         with (server.folder / "nats.conf").open("a") as configuration:
             configuration.write(CLUSTER.format(route=route, routes=others))
-        token = nats_server.address(servers[0].folder).token  # type: ignore[union-attr]
-        reconfigure(server, server.address.token or "", token or "")
+        one = servers[0].address.access("admin").password
+        reconfigure(server, str(server.address.access("admin").password), str(one))
         server.start()
     yield servers
     for server in servers:

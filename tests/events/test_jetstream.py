@@ -14,7 +14,7 @@ import pytest
 
 from events import subjects
 from events.contracts import ACK_WAIT_S
-from events.jetstream import InvalidBroker, JetStream, appends, connect, push_reader
+from events.jetstream import Access, InvalidBroker, JetStream, appends, connect, push_reader
 from events.jetstream import connection as jetstream
 from events.jetstream.deliveries import PULL_EXPIRES_S
 from events.log import LogError, LogFull, NoResponders, OutcomeUnknown, Stored, append_until_known
@@ -30,7 +30,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 async def log(server: Any) -> AsyncIterator[JetStream]:
-    opened = await connect(server.address.url, token=server.address.token, name="test")
+    opened = await connect(server.address.url, server.address.access("admin"), name="test")
     await opened.ensure_streams(shards=1, replicas=1, max_bytes=64 * MIB)
     yield opened
     await opened.close()
@@ -47,7 +47,7 @@ async def test_the_streams_are_as_the_protocol_needs_them(log: JetStream) -> Non
 
 
 async def test_a_stream_that_differs_stops_the_start(server: Any) -> None:
-    log = await connect(server.address.url, token=server.address.token, name="differs")
+    log = await connect(server.address.url, server.address.access("admin"), name="differs")
     await log.client.request(
         "$JS.API.STREAM.CREATE.RIFT_1",
         b'{"name":"RIFT_1","subjects":["rift.1.>"],"discard":"old","storage":"file","deny_delete":true}',
@@ -66,7 +66,7 @@ async def test_a_larger_setting_gives_full_streams_room_and_a_smaller_one_takes_
     """The book is kept for ever: once it is full, only the operator's setting brings it back."""
     server = Server(tmp_path)
     server.start()
-    log = await connect(server.address.url, token=server.address.token, name="small")
+    log = await connect(server.address.url, server.address.access("admin"), name="small")
     await log.ensure_streams(shards=1, replicas=1, max_bytes=MIB)
     assert await room_of(log) == {STREAM: MIB, subjects.BOOK: MIB // 4, subjects.FLEET: MIB // 4}
     for _ in range(3):
@@ -122,7 +122,7 @@ async def test_an_old_server_stops_the_start(log: JetStream, monkeypatch: pytest
 async def test_a_lost_connection_closes_with_what_could_not_be_sent(tmp_path: Path) -> None:
     server = Server(tmp_path)
     server.start()
-    log = await connect(server.address.url, token=server.address.token, name="lost")
+    log = await connect(server.address.url, server.address.access("admin"), name="lost")
     server.kill()
     while log.is_connected:  # noqa: ASYNC110  # the library calls back only once
         await anyio.sleep(0.01)
@@ -134,13 +134,14 @@ async def test_a_dead_server_beside_a_live_one_prevents_no_connection(server: An
     """The client library tries them in any order."""
     for _ in range(8):
         either = f"nats://127.0.0.1:{free_port()},{server.address.url}"
-        log = await connect(either, token=server.address.token, name="either")
+        log = await connect(either, server.address.access("admin"), name="either")
         await log.close()
 
 
-async def test_a_wrong_token_is_refused(server: Any) -> None:
+@pytest.mark.parametrize("access", [Access(), Access(token="wrong"), Access(user="admin", password="wrong")])
+async def test_a_wrong_password_is_refused(server: Any, access: Access) -> None:
     with pytest.raises(LogError, match="no NATS server answers"):
-        await connect(server.address.url, token="wrong", name="intruder")
+        await connect(server.address.url, access, name="intruder")
 
 
 async def test_free_slots_are_filled_at_once(log: JetStream) -> None:
@@ -161,7 +162,7 @@ async def test_a_job_on_its_way_to_a_worker_that_leaves_is_given_back(log: JetSt
     at = Address(0, "leaver12", "model-leaver")
 
     async def append() -> None:
-        other = await connect(server.address.url, token=server.address.token, name="other")
+        other = await connect(server.address.url, server.address.access("admin"), name="other")
         await other.append(STREAM, subjects.request(at), b"x")
         await other.close()
 

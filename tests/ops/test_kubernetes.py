@@ -12,7 +12,8 @@ import yaml
 
 from events.contracts import DEADLINE_S, MESSAGE_BYTES_MAX
 from events.subjects import slug
-from rift import catalogue, nats_server, settings
+from rift import catalogue, settings
+from rift.broker.configuration import MAX_PENDING_BYTES
 from rift.catalogue import nanousd_per_token
 from rift.cli import parser
 from rift.fleet.cluster import SELECTOR
@@ -232,7 +233,7 @@ def test_nats_server_accepts_its_configuration(tmp_path: Path) -> None:
     done = subprocess.run(command, env=dict(nats_environment()), capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     assert f"max_payload: {MESSAGE_BYTES_MAX}" in text
-    assert f"max_pending: {nats_server.MAX_PENDING_BYTES}" in text
+    assert f"max_pending: {MAX_PENDING_BYTES}" in text
     assert "sync_interval: always" in text
 
 

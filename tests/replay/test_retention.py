@@ -234,7 +234,7 @@ async def test_on_a_real_broker(server: Any, scribe: Any, warehouse: Warehouse, 
     scribe.prices()
     for _ in range(4):
         scribe.finished_request()
-    log = await connect(server.address.url, token=server.address.token, name="retention")
+    log = await connect(server.address.url, server.address.access("admin"), name="retention")
     try:
         await log.ensure_streams(shards=1, replicas=1, max_bytes=64 << 20)
         for stream, messages in scribe.streams.items():

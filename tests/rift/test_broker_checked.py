@@ -22,7 +22,7 @@ class Roles:
 
     def __init__(self, folder: Path) -> None:
         (folder / "nats").mkdir()
-        self.server = Server(folder / "nats")
+        self.server = Server(folder / "nats", ["smollm2-135m"])
         self.port = free_port()
         self._folder = folder / "data"
         DataDir(self._folder).make()
@@ -37,9 +37,11 @@ class Roles:
         file.write_text(file.read_text().replace(old, new))
 
     def start(self, role: str) -> "subprocess.Popen[str]":
-        nats = self.server.address.url.replace("://", f"://{self.server.address.token}@")
+        nats = self.server.address.url
         command = [sys.executable, "-m", "rift", role, "--data", str(self._folder), "--nats", nats]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=environment() | self.server.environment
+        )
         self._started.append(process)
         return process
 
@@ -87,7 +89,11 @@ def test_a_role_refuses_a_broker_that_it_cannot_check(roles: Roles) -> None:
 def test_a_gateway_ends_when_its_broker_returns_without_durability(roles: Roles) -> None:
     roles.set(f'nats_monitor = "{roles.server.address.monitor}"')
     gateway = roles.start("gateway")
+    # Only control may create the streams that the gateway waits for.
+    control = roles.start("control")
     roles.until_ready()
+    control.terminate()
+    control.communicate(timeout=WITHIN_S)
     roles.server.kill()
     roles.reconfigure("  sync_interval: always\n", "")
     roles.server.start()

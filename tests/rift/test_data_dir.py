@@ -16,6 +16,8 @@ import pytest
 
 from events.log import LogError
 from rift import nats_server, settings
+from rift.broker import secret_files
+from rift.broker.credentials import CredentialUnusable
 from rift.cli import sql
 from rift.cli.connection import load_settings
 from rift.cli.output import CommandFailed
@@ -154,16 +156,19 @@ def test_a_secret_that_is_cut_or_changed_is_never_replaced(used: DataDir, text: 
     assert file.read_text() == text
 
 
-def test_a_token_that_is_empty_is_refused_and_one_that_is_missing_is_made(tmp_path: Path) -> None:
-    token = nats_server.configure(tmp_path).token
-    assert nats_server.configure(tmp_path).token == token
-    (tmp_path / "token").unlink()
-    assert nats_server.configure(tmp_path).token != token
-    for text in ("", " \n", "short", 'x" }' + "0" * 40):
-        (tmp_path / "token").write_text(text)
-        with pytest.raises(
-            nats_server.TokenUnusable, match="token does not hold the broker's token: delete it"
-        ):
+def test_a_password_that_is_empty_is_refused_and_one_that_is_missing_is_made(tmp_path: Path) -> None:
+    address = nats_server.configure(tmp_path)
+    file = tmp_path / "credentials" / "gateway"
+    assert mode(file) == 0o600
+    first = address.access("gateway").password
+    assert nats_server.configure(tmp_path).access("gateway").password == first
+    file.unlink()
+    with pytest.raises(CredentialUnusable, match="gateway is missing, so this process cannot be gateway"):
+        address.access("gateway")
+    assert nats_server.configure(tmp_path).access("gateway").password != first
+    for text in ("", " \n", "short", 'x" }' + "0" * 40, "é" * 40):
+        file.write_text(text)
+        with pytest.raises(CredentialUnusable, match="gateway does not hold the password"):
             nats_server.configure(tmp_path)
 
 
@@ -172,11 +177,11 @@ def test_a_secret_is_created_once_and_not_through_a_link(tmp_path: Path) -> None
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("kept")
     (tmp_path / f".secret.{os.getpid()}").symlink_to(elsewhere)
-    nats_server.create_secret(file, "one")
+    secret_files.create_secret(file, "one")
     with pytest.raises(FileExistsError):
-        nats_server.create_secret(file, "two")
+        secret_files.create_secret(file, "two")
     assert file.read_text() == "one\n"
-    nats_server.write_secret(file, "three")
+    secret_files.write_secret(file, "three")
     assert file.read_text() == "three\n"
     assert elsewhere.read_text() == "kept"
     assert mode(file) == 0o600
@@ -186,13 +191,13 @@ def test_a_secret_is_created_once_and_not_through_a_link(tmp_path: Path) -> None
 def test_two_first_starts_at_once_agree_on_one_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = nats_server.create_secret
+    create = secret_files.create_secret
 
     def second(path: Path, text: str) -> None:
         create(path, "1" if path.name == "version" else "ab" * 32)
         create(path, text)
 
-    monkeypatch.setattr(nats_server, "create_secret", second)
+    monkeypatch.setattr(secret_files, "create_secret", second)
     folder = DataDir(tmp_path / "data")
     folder.make()
     assert folder.secret() == b"\xab" * 32
@@ -213,8 +218,9 @@ def test_a_part_that_is_no_folder_is_refused(used: DataDir, name: str) -> None:
 def test_what_is_no_file_is_refused_at_once(used: DataDir, make: Callable[[Path], None]) -> None:
     """A reader of a pipe would wait for ever, and a folder would be reported as a full disk."""
     kept = ["version", "secret", "dev.key", "rift.toml", "rift.duckdb", "rift.duckdb.wal"]
-    made = ["lock", *(f"nats/{name}" for name in ("nats.conf", "token", "url", "monitor", "reserve"))]
-    made.append("logs/nats.log")
+    made = ["lock", *(f"nats/{name}" for name in ("nats.conf", "url", "monitor", "reserve"))]
+    made += ["logs/nats.log", "nats/credentials/gateway"]
+    (used.nats / "credentials").mkdir()
     for name in kept + made:
         path = used.folder / name
         aside = path.with_name("aside")
@@ -295,9 +301,10 @@ def give(path: Path, user: int) -> None:
     subprocess.run([*sudo, "chown", "-h", str(user), path], check=True)
 
 
-@pytest.mark.parametrize("name", ["", "nats", "nats/token", "nats/store", "dev.key"])
+@pytest.mark.parametrize("name", ["", "nats", "nats/url", "nats/credentials", "nats/store", "dev.key"])
 def test_a_folder_of_another_user_is_refused(used: DataDir, name: str) -> None:
-    (used.nats / "token").touch()
+    (used.nats / "url").touch()
+    (used.nats / "credentials").mkdir()
     give(used.folder / name, 4321)
     with pytest.raises(DataDirError, match=r"belongs to user 4321, but Rift runs as .*: start Rift as 4321"):
         used.make()

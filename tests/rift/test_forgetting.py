@@ -45,7 +45,7 @@ def keys(service: Service) -> dict[str, bytes]:
     async def read() -> dict[str, bytes]:
         at = nats_server.address(service.folder / "nats")
         assert at is not None
-        log = await connect(at.url, token=at.token, name="test")
+        log = await connect(at.url, at.access("admin"), name="test")
         found = {}
         last = await log.last_sequence("RIFT_0")
         async for batch in log.scan("RIFT_0", ["rift.0.>"], first=1, target=last):

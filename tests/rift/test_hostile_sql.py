@@ -48,7 +48,7 @@ class Customer(threading.Thread):
 
 async def connected(service: Service) -> JetStream:
     address = DataDir(service.folder).log_address(None, {})
-    return await connect(address.url, token=address.token, name="test")
+    return await connect(address.url, address.access("admin"), name="test")
 
 
 def resident_mib(service: Service, part: str) -> int:

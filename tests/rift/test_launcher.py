@@ -155,9 +155,10 @@ def test_it_starts_in_a_folder_with_packages_of_the_same_names(tmp_path: Path) -
 
 def test_a_worker_that_cannot_start_reports_the_reason(tmp_path: Path, shared: Service) -> None:
     (tmp_path / "wrong.toml").write_text(
-        '[models.a]\nsource = "/nope"\ncontext_tokens = 100\nprompt_usd = "1"\noutput_usd = "1"\n'
+        '[models."smollm2:135m"]\nsource = "/nope"\n'
+        'context_tokens = 100\nprompt_usd = "1"\noutput_usd = "1"\n'
     )
-    done = shared.rift("worker", "--model", "a", "--engine", "vllm", "--config", str(tmp_path / "wrong.toml"))
+    done = shared.rift("worker", "--engine", "vllm", "--config", str(tmp_path / "wrong.toml"))
     assert done.returncode == 1
     assert "/nope" in done.stderr
     assert "Traceback" not in done.stderr
@@ -286,11 +287,11 @@ def test_a_start_without_its_log_is_refused_and_changes_nothing(service: Service
     assert "but the log ends at 0; restore the whole folder" in empty.stderr
     assert not list((nats / "store" / "jetstream").rglob("RIFT_*"))
     assert not (nats / "reserve").exists(), "a refused start takes no space"
-    url = server.address.url.replace("://", f"://{server.address.token}@")
-    control = service.rift("control", "--nats", url)
+    url = server.address.url
+    control = service.rift("control", "--nats", url, **server.environment)
     assert control.returncode == 1
     assert control.stderr.startswith(
-        f"rift: the log at {url.rpartition('@')[2]} is not the log of {service.folder}"
+        f"rift: the log at {url.removeprefix('nats://')} is not the log of {service.folder}"
     )
     assert service.key == (service.folder / "dev.key").read_text().strip()
     shutil.rmtree(nats)

@@ -26,7 +26,7 @@ async def test_shards_without_room_on_the_broker_are_refused_as_a_whole(tmp_path
     limited = re.sub(r"max_file_store: \d+", f"max_file_store: {BROKER_BYTES}", configuration.read_text())
     configuration.write_text(limited)
     server.start()
-    log = await connect(server.address.url, token=server.address.token, name="test")
+    log = await connect(server.address.url, server.address.access("admin"), name="test")
 
     async def prepare(count: int | None) -> None:
         settings = Settings(shards=count, log_bytes_max=SHARD_BYTES)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import anyio
 
+from rift.broker import roles
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_metrics, add_workers
-from rift.cli.connection import connected_role, installation, load_settings
+from rift.cli.connection import connected_role, installation, load_settings, sql_setup
 from rift.cli.log.fresh_warehouse import archive
 from rift.control import process
 from rift.control.config import ControlConfig
 from rift.control.scaling_config import model_scaling
-from rift.control.sql.frames import SqlSetup
 from rift.fleet import Driver
 from rift.fleet.cluster import Cluster
 from rift.fleet.kubernetes import KubernetesFleet
@@ -42,9 +42,11 @@ def control(options: Namespace) -> None:
     kept = archive(options, keep_content=settings.archive_content)
 
     async def serve(stop: anyio.Event) -> None:
-        async with connected_role(options, settings, "control", archive=kept, database=database) as log:
+        async with connected_role(
+            options, settings, "control", roles.CONTROL, archive=kept, database=database
+        ) as log:
             config = ControlConfig(
-                sql=_sql(options, database),
+                sql=sql_setup(options, database),
                 retention_days=settings.retention_days,
                 scaling=model_scaling(settings),
                 driver=_driver(settings),
@@ -52,19 +54,6 @@ def control(options: Namespace) -> None:
             await process.run(log, database, kept, config, stop=stop)
 
     signals.run_until_stopped(serve)
-
-
-def _sql(options: Namespace, database: Path) -> SqlSetup:
-    """Return what the process that answers SQL needs. Its file is beside this process's."""
-    folder = installation(options)
-    address = folder.log_address(options.nats, os.environ)
-    return SqlSetup(
-        database=str(database.with_stem(f"{database.stem}-sql").absolute()),
-        url=address.url,
-        token=address.token,
-        archive=str(folder.archive),
-        archive_key=folder.archive_key(),
-    )
 
 
 def _driver(settings: Settings) -> Driver | None:

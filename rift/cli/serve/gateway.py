@@ -8,6 +8,7 @@ import anyio
 
 from events import ids
 from replay.archive.folder import ArchiveFolder
+from rift.broker import roles
 from rift.cli import signals
 from rift.cli.arguments import (
     Commands,
@@ -43,8 +44,10 @@ def gateway(options: Namespace) -> None:
 
     async def serve(stop: anyio.Event) -> None:
         async with (
-            connected_role(options, settings, "gateway", archive=ArchiveFolder(folder.archive)) as log,
-            connected(options, "gateway-history") as history_log,
+            connected_role(
+                options, settings, "gateway", roles.GATEWAY, archive=ArchiveFolder(folder.archive)
+            ) as log,
+            connected(options, "gateway-history", roles.GATEWAY) as history_log,
         ):
             shard = await shard_choice.choose(log, options.shard, secrets.SystemRandom().random, stop)
             if shard is None:

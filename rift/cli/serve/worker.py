@@ -9,6 +9,7 @@ from functools import partial
 
 from events import subjects
 from events.schema import ReplicaStarting
+from rift.broker import roles
 from rift.catalogue import Profile
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_metrics
@@ -41,11 +42,12 @@ def worker(options: Namespace) -> None:
         gpus=profile.gpus,
         hour_nanousd=profile.hour_nanousd,
     )
+    role = roles.worker(subjects.slug(settings.model))
     guard = _guard()
     shutdown = Shutdown()
 
     async def serve() -> None:
-        async with connected_role(options, settings, replica) as log:
+        async with connected_role(options, settings, replica, role) as log:
             start = partial(start_engine, settings.engine, settings.model, model, profile)
             await process.serve(log, start, starting, shutdown, process.Serving())
 

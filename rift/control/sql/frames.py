@@ -9,6 +9,8 @@ import struct
 
 import msgspec
 
+from events.jetstream import Access
+
 HEADER = struct.Struct(">cI")
 
 SETUP = b"S"
@@ -22,7 +24,7 @@ class SqlSetup(msgspec.Struct, frozen=True):
 
     database: str
     url: str = ""
-    token: str | None = None
+    access: Access = Access()
     archive: str = ""
     archive_key: bytes = b""
 

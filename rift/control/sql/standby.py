@@ -63,7 +63,7 @@ class Standby:
     async def run(self) -> None:
         """Follow the log until something fails."""
         try:
-            self._log = await connect(self._setup.url, token=self._setup.token, name="sql")
+            self._log = await connect(self._setup.url, self._setup.access, name="sql")
             await self._follow(self._log)
         except Exception as error:  # the next question is told, or starts another process
             self._failure = error

@@ -25,6 +25,7 @@ from rift.control import process
 from rift.control.config import ControlConfig
 from rift.control.duties import archiver as archivers
 from rift.data_dir import DataDir
+from rift.nats_server import Address
 from rift.rpc import (
     AskLeader,
     AskProblems,
@@ -239,9 +240,9 @@ async def test_a_full_archive_trims_nothing_and_is_named_until_it_ends(
                 await anyio.sleep(0.05)
 
 
-async def open_accounts(url: str, token: str, count: int) -> None:
+async def open_accounts(address: Address, count: int) -> None:
     """Store more than the last page of the database's files has room for."""
-    log = await connect(url, token=token, name="test")
+    log = await connect(address.url, address.access("operator"), name="test")
     publisher = Publisher(log, "test")
     for number in range(count):
         account = f"account-{number}"
@@ -253,8 +254,7 @@ async def open_accounts(url: str, token: str, count: int) -> None:
 def test_the_command_survives_a_full_disk_and_status_names_it(server: Server, disk: SmallDisk) -> None:
     """`rift control` on a data folder whose disk fills up, with its broker on another disk."""
     address = server.address
-    url = address.url.replace("nats://", f"nats://{address.token}@")
-    options = ["--data", str(disk.path), "--nats", url]
+    options = ["--data", str(disk.path), "--nats", address.url]
     DataDir(disk.path).make()
     (disk.path / "rift.toml").write_text("broker_unchecked = true\n")
 
@@ -263,7 +263,7 @@ def test_the_command_survives_a_full_disk_and_status_names_it(server: Server, di
             [sys.executable, "-m", "rift", *command, *options],
             capture_output=True,
             text=True,
-            env=environment(),
+            env=environment() | server.environment,
             timeout=60,
         )
 
@@ -292,7 +292,7 @@ def test_the_command_survives_a_full_disk_and_status_names_it(server: Server, di
             [sys.executable, "-m", "rift", "control", "--engine", "sim", *options],
             stdout=output,
             stderr=output,
-            env=environment(),
+            env=environment() | server.environment,
         )
     try:
         logged("leads in epoch 1")
@@ -300,7 +300,7 @@ def test_the_command_survives_a_full_disk_and_status_names_it(server: Server, di
         disk.free()
         logged("the projection continues")
         disk.fill()
-        anyio.run(partial(open_accounts, address.url, address.token, 200))
+        anyio.run(partial(open_accounts, address, 200))
         found = until(lambda found: len(found) == 2)
         assert found[0].startswith(f"the projection stopped: no space left on {disk.path} (0 MB free)")
         done = rift("invoice", "--account", "account-1", "--period", "2026-11")

@@ -260,7 +260,7 @@ def test_one_leads_after_any_faults(seed: int) -> None:
 
 @asynccontextmanager
 async def on_nats(server: Any, name: str) -> AsyncIterator[Control]:
-    log = await connect(server.address.url, token=server.address.token, name=name)
+    log = await connect(server.address.url, server.address.access("admin"), name=name)
     await log.ensure_streams(shards=1, replicas=1, max_bytes=STREAM_BYTES_MAX)
     try:
         yield Control(log, name)
@@ -309,8 +309,8 @@ class Installation:
         self.folder = folder
         data_dir.DataDir(folder).make()
         (folder / "rift.toml").write_text(f'nats_monitor = "{server.address.monitor}"\n')
-        url = server.address.url.replace("://", f"://{server.address.token}@")
-        self.options = ["--data", str(folder), "--nats", url]
+        self.options = ["--data", str(folder), "--nats", server.address.url]
+        self._environment = environment() | server.environment
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -318,13 +318,13 @@ class Installation:
         database = self.folder / f"{number}.duckdb"
         command = [sys.executable, "-m", "rift", "control", *self.options, "--database", str(database)]
         with (self.folder / f"{number}.log").open("wb") as log:
-            process = subprocess.Popen(command, env=environment(), stderr=log)
+            process = subprocess.Popen(command, env=self._environment, stderr=log)
         self.processes.append(process)
         return process
 
     def sql(self, select: str) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "rift", "sql", "--json", select, *self.options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=self._environment)
         return json.loads(done.stdout) if done.returncode == 0 else []
 
     def until(self, after: int, *, within_s: float) -> tuple[float, int, str]:

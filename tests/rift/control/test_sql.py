@@ -66,7 +66,7 @@ class Operator:
 @pytest.fixture
 async def operator(server: Any, tmp_path: Path) -> AsyncIterator[Operator]:
     address = server.address
-    log = await connect(address.url, token=address.token, name="test")
+    log = await connect(address.url, address.access("admin"), name="test")
     for stream in (subjects.shard_stream(0), subjects.FLEET, subjects.BOOK):
         with contextlib.suppress(ApiError):
             await log._api(f"STREAM.DELETE.{stream}")
@@ -76,7 +76,7 @@ async def operator(server: Any, tmp_path: Path) -> AsyncIterator[Operator]:
         SqlSetup(
             database=str(tmp_path / "rift-sql.duckdb"),
             url=address.url,
-            token=address.token,
+            access=address.access("reader"),
             archive=str(tmp_path / "archive"),
             archive_key=b"k",
         ),

@@ -94,7 +94,8 @@ class Place:
         self.config = folder / "served.toml"
         models = "".join(MODEL.format(name=name, pace=pace) for name, pace in PACES.items())
         (folder / "nats").mkdir()
-        self.server = Server(folder / "nats")
+        self.server = Server(folder / "nats", PACES)
+        self.environment = environment() | self.server.environment
         monitor = f'nats_monitor = "{self.server.address.monitor}"\n'
         self.config.write_text(monitor + SERVED + models)
         self._by_hand = folder / "by-hand.toml"
@@ -141,21 +142,19 @@ class Place:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[JetStream]:
-        log = await connect(self.server.address.url, token=self.server.address.token, name="test")
+        log = await connect(self.server.address.url, self.server.address.access("admin"), name="test")
         try:
             yield log
         finally:
             await log.close()
 
     def command(self, role: str, *options: str) -> list[str]:
-        address = self.server.address
-        nats = address.url.replace("nats://", f"nats://{address.token}@")
-        return [role, "--data", str(self.folder), "--nats", nats, *options]
+        return [role, "--data", str(self.folder), "--nats", self.server.address.url, *options]
 
     def _role(self, role: str, *options: str) -> None:
         with (self.folder / "logs" / f"{role}.log").open("ab") as log:
             command = [sys.executable, "-m", "rift", *self.command(role, "--engine", "sim", *options)]
-            self._roles.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment()))
+            self._roles.append(subprocess.Popen(command, stdout=log, stderr=log, env=self.environment))
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +175,7 @@ class Rig:
         host = Host(
             serves=frozenset([model]),
             command=self._command,
-            environment=lambda model, place: environment(),
+            environment=lambda model, place: self._place.environment,
             parent=Parent(place.folder / "logs", place.guard, self.screen.append),
         )
         self.fleet = LocalFleet(log, host)
@@ -189,7 +188,7 @@ class Rig:
 
     async def sql(self, select: str) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "rift", *self._place.command("sql", "--json", select)]
-        done = await anyio.run_process(command, check=False, env=environment())
+        done = await anyio.run_process(command, check=False, env=self._place.environment)
         assert done.returncode == 0, done.stderr.decode()
         rows: list[dict[str, Any]] = json.loads(done.stdout)
         return rows

@@ -58,9 +58,9 @@ async def test_a_gateway_refuses_at_once_and_is_back_after_a_restart_of_the_brok
 
 
 async def refuse_and_serve_again(server: Server, disk: SmallDisk) -> None:
-    url, token = server.address.url, server.address.token
-    log = await connect(url, token=token, name="gateway")
-    second = await connect(url, token=token, name="history")
+    url, access = server.address.url, server.address.access("admin")
+    log = await connect(url, access, name="gateway")
+    second = await connect(url, access, name="history")
     await log.ensure_streams(shards=1, replicas=1, max_bytes=LOG_BYTES)
     key = await issue_key(log)
     lane = ids.new_lane_id(secrets.token_bytes(ids.RANDOM_BYTES))

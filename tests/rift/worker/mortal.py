@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio
 
-from events.jetstream import connect
+from events.jetstream import Access, connect
 from rift.catalogue import Model, Pace, Profile
 from rift.engines import Rendered
 from rift.engines.sim import SimEngine
@@ -56,8 +56,8 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def main(point: str, url: str, token: str, model: str, folder: str, broker: str) -> None:
-    log = await connect(url, token=token, name="mortal")
+async def main(point: str, url: str, password: str, model: str, folder: str, broker: str) -> None:
+    log = await connect(url, Access(user="admin", password=password), name="mortal")
     engine = MortalEngine(point, Path(folder), int(broker))
     name = f"mortal-{os.getpid()}"
     slots = Slots(2, Shutdown())

@@ -88,10 +88,10 @@ async def release(log: Log, request: ids.RequestId, attempts: int) -> None:
 async def test_a_poison_request_causes_three_deaths(server: Server, tmp_path: Path, point: str) -> None:
     assert server.process is not None
     at = Address(0, ids.new_lane_id(os.urandom(ids.RANDOM_BYTES)), f"model-{point}")
-    log = await connect(server.address.url, token=server.address.token, name="test")
+    log = await connect(server.address.url, server.address.access("admin"), name="test")
     await log.ensure_streams(shards=1, replicas=1, max_bytes=64 * 1024 * 1024)
     broker = server.process.pid
-    address = server.address.url, str(server.address.token), at.model
+    address = server.address.url, str(server.address.access("admin").password), at.model
     with workers(point, *address, str(tmp_path), str(broker)) as running:
         request = await accept(log, at)
         with anyio.fail_after(15):

@@ -275,7 +275,7 @@ async def test_keys_of_kept_content_are_bounded_where_content_is_sealed(seals: b
 
 @pytest.mark.anyio
 async def test_a_key_takes_at_most_the_bytes_that_the_shares_assume(server: Any) -> None:
-    log: JetStream = await connect(server.address.url, token=server.address.token, name="test")
+    log: JetStream = await connect(server.address.url, server.address.access("admin"), name="test")
     await log.ensure_streams(shards=1, replicas=1, max_bytes=64 * MIB)
     at = Address(0, "lane1234lane1234", "model-with-a-rather-long-name")
     account = "account-of-a-customer"

@@ -1,0 +1,84 @@
+"""Connections: how a process proves to the broker who it is, and how it knows the broker."""
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import nats.errors
+
+from events.jetstream.connection import CLOSE_S, JetStream
+from events.log import LogError
+
+# A broker that is just starting answers in well under a second; callers that accept more must retry.
+CONNECT_S = 5
+RECONNECT_S = 0.1
+
+
+class Access(msgspec.Struct, frozen=True):
+    """A token, or a user with a password. `inbox` is the prefix of the subjects at which answers arrive.
+
+    `tls` is a folder with `ca.pem`, and with `cert.pem` and `key.pem` if the broker asks for a certificate.
+    """
+
+    token: str | None = None
+    user: str | None = None
+    password: str | None = None
+    inbox: str = "_INBOX"
+    tls: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the client library's options. Raises OSError, ssl.SSLError for an unusable certificate."""
+        context = None if self.tls is None else _context(Path(self.tls))
+        return {
+            "token": self.token,
+            "user": self.user,
+            "password": self.password,
+            "inbox_prefix": self.inbox,
+            "tls": context,
+        }
+
+
+def _context(folder: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=folder / "ca.pem")
+    if (certificate := folder / "cert.pem").exists():
+        context.load_cert_chain(certificate, folder / "key.pem")
+    return context
+
+
+async def connect(url: str, access: Access, *, name: str) -> JetStream:
+    """Return the log at `url` (several with commas), which reconnects while it is open. Raises LogError."""
+    try:
+        options = access.options()
+    except OSError as error:  # those of TLS are among them
+        raise LogError(f"the certificates in {access.tls} cannot be used: {error}") from error
+    opened = JetStream()
+    addresses = url.split(",")
+    opened.untried = len(addresses)
+    with anyio.move_on_after(CONNECT_S) as scope:
+        opened.connecting = scope
+        try:
+            await opened.client.connect(
+                addresses,
+                name=name,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # the client accepts a float
+                connect_timeout=CONNECT_S,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                allow_reconnect=True,
+                disconnected_cb=opened.on_disconnected,
+                reconnected_cb=opened.on_reconnected,
+                error_cb=opened.on_error,
+                **options,
+            )
+            await opened.replies.open()
+        except (OSError, nats.errors.Error) as error:
+            opened.problem = opened.problem or error
+    opened.connecting = None
+    if not opened.is_connected:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_S):
+            await opened.close()
+        raise LogError(f"no NATS server answers at {url}: {opened.problem or 'no answer'}")
+    return opened

@@ -1,0 +1,129 @@
+"""The permission table: what each role may publish, subscribe to and ask of JetStream.
+
+A role is a user of the broker. There is one worker role for each model: a worker can neither take nor answer
+requests for a model of another role. Whoever may read a stream reads all prompts in it.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from events.subjects import SECRETS
+
+GATEWAY = "gateway"
+CONTROL = "control"
+SUPERVISOR = "supervisor"
+OPERATOR = "operator"
+READER = "reader"
+# For repairs by hand and for a restore. No process that serves uses it.
+ADMIN = "admin"
+
+# The roles besides the workers'.
+ROLES = (GATEWAY, CONTROL, SUPERVISOR, OPERATOR, READER, ADMIN)
+
+MAKES_STREAMS = (CONTROL, SUPERVISOR, OPERATOR)
+
+# All that reading takes: streams and their states, records, consumers of one's own, and flow control.
+READ = (
+    "$JS.API.INFO",
+    "$JS.API.STREAM.NAMES",
+    "$JS.API.STREAM.INFO.*",
+    "$JS.API.STREAM.MSG.GET.*",
+    "$JS.API.CONSUMER.CREATE.>",
+    "$JS.API.CONSUMER.DELETE.*.*",
+    "$JS.API.CONSUMER.MSG.NEXT.*.*",
+    "$JS.FC.>",
+)
+CHANGE_STREAMS = ("$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.UPDATE.*")
+ERASE_KEYS = f"$JS.API.STREAM.MSG.DELETE.{SECRETS}"
+
+# Questions to control that change nothing.
+ASK_STATUS = tuple(f"rift.ask.{topic}" for topic in ("status", "leader", "problems", "lanes", "shards"))
+ASK_BILLS = tuple(f"rift.ask.{topic}" for topic in ("invoice", "invoices", "usage", "requests"))
+
+PUBLISH: dict[str, Sequence[str]] = {
+    GATEWAY: (
+        "rift.*.request.*.*",
+        "rift.*.cancel.*.*",
+        "rift.*.lane.*",
+        "rift.book.credit.*",
+        "rift.keys.*",
+        "rift.secret.*",
+        ERASE_KEYS,
+        *ASK_STATUS,
+        *ASK_BILLS,
+    ),
+    CONTROL: (
+        "rift.*.request.*.*",
+        "rift.*.work.*.*",
+        "rift.*.cancel.*.*",
+        "rift.*.lane.*",
+        "rift.fleet.*",
+        *(f"rift.book.{kind}.*" for kind in ("credit", "correction", "segment", "period", "shard")),
+        ERASE_KEYS,
+        "$JS.API.STREAM.PURGE.*",
+        *CHANGE_STREAMS,
+        *ASK_STATUS,
+    ),
+    SUPERVISOR: ("rift.book.*.*", *CHANGE_STREAMS),
+    OPERATOR: ("rift.book.*.*", "rift.ask.*", *CHANGE_STREAMS),
+    READER: ("rift.ask.sql", *ASK_STATUS, *ASK_BILLS),
+}
+
+
+class Permissions(msgspec.Struct, frozen=True):
+    """Subjects with wildcards. A denied subject is refused even if it is allowed."""
+
+    publish: Sequence[str]
+    subscribe: Sequence[str]
+    denied: Sequence[str] = ()
+    answers: bool = False
+
+
+def worker(model: str) -> str:
+    """Return the role of a model's workers. `model` is the model's slug."""
+    return f"worker-{model}"
+
+
+def inbox(role: str) -> str:
+    """Return the prefix of the subjects at which a role receives answers and records."""
+    return f"_INBOX.{role}"
+
+
+def table(models: Iterable[str]) -> dict[str, Permissions]:
+    """Return the permissions of every role of an installation that serves these models (slugs)."""
+    models = sorted(models)
+    permissions = {role: _permissions(role, models) for role in ROLES if role != ADMIN}
+    permissions |= {worker(model): _worker(model, models) for model in models}
+    return permissions | {ADMIN: Permissions(publish=(">",), subscribe=(">",), answers=True)}
+
+
+def _permissions(role: str, models: Sequence[str]) -> Permissions:
+    publish = [*READ, *PUBLISH[role]]
+    subscribe = [f"{inbox(role)}.>"]
+    if role == CONTROL:
+        publish += [f"$JS.ACK.*.{worker(model)}.>" for model in models]
+        subscribe.append("rift.ask.*")
+    elif role == SUPERVISOR:
+        publish += [f"rift.fleet.{model}" for model in models]
+    return Permissions(publish, subscribe, _jobs(models), answers=role == CONTROL)
+
+
+def _worker(model: str, models: Sequence[str]) -> Permissions:
+    publish = (*READ, f"rift.*.work.*.{model}", f"rift.fleet.{model}", f"$JS.ACK.*.{worker(model)}.>")
+    others = [other for other in models if other != model]
+    return Permissions(publish, [f"{inbox(worker(model))}.>"], _jobs(others))
+
+
+def _jobs(models: Iterable[str]) -> list[str]:
+    """Return what hands out or takes away requests of models: the consumers named after their workers."""
+    return [
+        f"$JS.API.CONSUMER.{path}"
+        for model in models
+        for path in (
+            f"CREATE.*.{worker(model)}",
+            f"CREATE.*.{worker(model)}.>",
+            f"DELETE.*.{worker(model)}",
+            f"MSG.NEXT.*.{worker(model)}",
+        )
+    ]
