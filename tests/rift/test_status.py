@@ -20,7 +20,7 @@ from events.schema import ControlElected, ReplicaLost, ReplicaStarting, ScaleDec
 from events.subjects import FLEET
 from rift import settings
 from rift.cli.status import command as status_command
-from rift.cli.status.report import failing, model_rows, unwell
+from rift.cli.status.report import _stream_names, failing, model_rows, unwell
 from tests.chaos.cluster import Cluster
 from tests.rift.test_launcher import role
 from tests.service import MODEL, Service
@@ -120,6 +120,15 @@ def test_a_broker_that_is_silent_or_behind_is_a_problem() -> None:
     (problem,) = unwell({"a": "silent", "b": "silent", "c": "silent"})
     assert problem.startswith("the nats-servers that hold the log (a, b, c) have no majority")
     assert unwell({}) == []
+
+
+def test_streams_are_shown_in_the_order_of_their_shards() -> None:
+    assert _stream_names(11) == [
+        *(f"RIFT_{shard}" for shard in range(11)),
+        "RIFT_FLEET",
+        "RIFT_BOOK",
+        "RIFT_KEYS",
+    ]
 
 
 def test_status_names_what_does_not_answer(tmp_path: Path) -> None:
