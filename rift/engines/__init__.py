@@ -5,7 +5,8 @@ vllm_client    runs requests in vLLM's engine process
 engine_socket  receives the output of that process
 chat           chat templates, tools, reasoning and logprobs, all by vLLM's own code
 engine_words   errors of the engine in a client's words
-schemas        limits on JSON schemas and patterns
+schemas        limits on JSON schemas
+patterns       the number of states of a regular expression
 prompt_limits  limits on the size of a prompt
 tokens         token ids to text
 sim            the simulated engine

@@ -98,9 +98,8 @@ CODES = (
     ErrorCode("no_chat_template", (400,), ("answer",), "The model has no chat template.",
               "Use `/v1/completions`, or `raw` in the native API."),
     ErrorCode("schema_too_large", (400,), ("openai",),
-              "The JSON schemas are too long, or too complex in patterns, lengths or counted properties.",
-              "Use smaller schemas, smaller counts in patterns, fewer different lengths of strings, or fewer "
-              "optional properties."),
+              "The JSON schemas are too long, or have too complex patterns, lengths, formats or properties.",
+              "Do what the message says about the property that it names, or use smaller schemas."),
     ErrorCode("schema_unsupported", (400,), ("openai",), "The engine cannot enforce the JSON schema.",
               "Simplify the schema that `param` names."),
     ErrorCode("prompt_too_long", (400,), ("native",),
