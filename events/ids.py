@@ -73,9 +73,9 @@ def trace_id(request: str, *, group: str | None, traceparent: str | None) -> str
     return traceparent[3:35] if traceparent else _hex(group or request)[:32]
 
 
-def span_id(request: str, name: str = "") -> str:
-    """Return the id of a request's span, or of the part of it that has this name, as 16 hex digits."""
-    return _hex(f"{request} {name}")[:16]
+def span_id(of: str, part: str = "") -> str:
+    """Return the id of a request's own span, or of a part of the span `of`, as 16 hex digits."""
+    return _hex(f"{of} {part}")[:16]
 
 
 def new_attempt_id(entropy: bytes) -> str:

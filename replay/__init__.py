@@ -5,6 +5,7 @@ archive/      sealed segments of the log in Parquet
 warehouse/    the DuckDB file and its queries
 billing/      invoices and usage
 scaling/      demand, the scaling policy, and its verification
+spans/        OpenTelemetry spans of requests
 backtest/     scaling policies on recorded traces
 sql/          one relation, check or query per file
 sql_files     reads a file of sql/

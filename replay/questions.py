@@ -134,6 +134,14 @@ def _time(text: str, now_ns: int) -> int | None:
     return (at - TIMES[0]) // MICROSECOND * 1000 if TIMES[0] <= at < TIMES[1] else None
 
 
+def time_ns(name: str, text: str, now_ns: int) -> int:
+    """Return the time of an option as Unix nanoseconds. Raises WrongQuestion."""
+    form, _ = _KINDS["time"]
+    if (value := _time(text, now_ns)) is None:
+        raise WrongQuestion(f"{name} must be {form}, got {text!r}")
+    return value
+
+
 # By kind: the form of its values, and how one is read: None if it does not have this form.
 _KINDS: dict[str, tuple[str, Callable[[str, int], str | int | None]]] = {
     "text": ("a text that is not empty", _text),

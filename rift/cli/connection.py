@@ -140,6 +140,6 @@ async def ask_control(log: JetStream, question: AnyQuestion, timeout_s: float | 
         raise CommandFailed(str(refused)) from refused
 
 
-def select(name: str, **values: str | int) -> Sql:
+def select(name: str, **values: str | int | None) -> Sql:
     """Return the question in `replay/sql/cli/NAME.sql`, with literals in place of its `$parameters`."""
     return Sql(substituted(f"cli/{name}", values))

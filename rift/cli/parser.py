@@ -32,6 +32,7 @@ COMMANDS = {
     "log.replay": ("replay", "quarantine"),
     "log.archive": ("archive",),
     "log.audit": ("audit",),
+    "log.spans": ("spans",),
     "calibrate": ("calibrate",),
     "backtest": ("backtest",),
 }

@@ -52,7 +52,7 @@ def test_the_page_has_no_other_samples() -> None:
     found = re.findall(r"^## (.*)|^```(\w+)$", PAGE, re.MULTILINE)
     assert [title or language for title, language in found] == [
         "sh", "curl, with resume", "sh", "sh", "OpenAI's SDK for Python", "python", "python",
-        "OpenAI's SDK for JavaScript", "js", "LangChain", "python", "llm", "sh",
+        "OpenAI's SDK for JavaScript", "js", "LangChain", "python", "Traces", "llm", "sh",
     ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "cryptography": ("events/encryption.py",),
     "duckdb": ("replay/warehouse/warehouse.py", "replay/warehouse/queries.py", "replay/archive/parquet.py"),
     "h11": ("rift/gateway/asgi/strict_parser.py",),
-    "httpx": ("rift/cli/calibrate.py", "rift/fleet/cluster.py"),
+    "httpx": ("rift/cli/calibrate.py", "rift/cli/log/collector.py", "rift/fleet/cluster.py"),
     "hypercorn": ("rift/gateway/asgi/server.py",),
     "jinja2": ("rift/engines/tokens.py",),
     "matplotlib": ("replay/backtest/plot.py",),

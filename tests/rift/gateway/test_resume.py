@@ -1,5 +1,6 @@
 """Clients that disconnect, resume, cancel, run in the background or use idempotency keys."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.collectors import collecting
 from tests.service import Service, frames, joined, until
 
 pytestmark = pytest.mark.slow
@@ -192,6 +194,20 @@ def test_a_key_repeats_the_answer_with_one_charge(client: httpx.Client, service:
         f"select client_request_id, trace_id from requests where request_id = '{first.json()['id']}'"
     )
     assert rows == [{"client_request_id": "first", "trace_id": parent[3:35]}]
+    printed = service.rift("spans", "--json", "--since", "1h")
+    found = [
+        each
+        for line in printed.stdout.splitlines()
+        for each in json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    ]
+    [own] = [each for each in found if each.get("parentSpanId") == parent[36:52]]
+    assert (own["traceId"], own["spanId"]) == (parent[3:35], span)
+    with collecting() as collector:
+        sent = service.rift("spans", "--otlp", collector.url, "--account", "dev")
+    assert f" requests to {collector.url}/v1/traces\n" in sent.stdout, sent.stderr
+    assert own in collector.received[0].message["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    nobody = service.rift("spans", "--otlp", "http://127.0.0.1:1", "--account", "nobody")
+    assert (nobody.returncode, "there is no account 'nobody'" in nobody.stderr) == (1, True)
 
 
 def test_a_repeated_request_streams_from_the_first_token(client: httpx.Client, service: Service) -> None:
