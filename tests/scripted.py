@@ -175,6 +175,7 @@ class Served:
 
             tasks.start_soon(self._announce_ready, ready)
             await serve(opened.app, opened.connections, host="127.0.0.1", port=self.port, stopped=stopped)
+            await opened.close()
             tasks.cancel_scope.cancel()
 
     def stop(self) -> None:

@@ -47,6 +47,7 @@ from rift.gateway.streams.live_gateways import LiveGateways
 from rift.gateway.streams.log_health import LogHealth
 from rift.gateway.streams.own_lane import OwnLane
 from rift.gateway.streams.queue_status import QueueStatus
+from rift.gateway.streams.refusals import RefusalReports
 from rift.gateway.submission.acceptance import AcceptanceBuilder
 from rift.gateway.submission.acceptance_writer import AcceptanceWriter
 from rift.gateway.submission.idempotency import IdempotencyKeys
@@ -71,6 +72,7 @@ class Opened(NamedTuple):
     lane: OwnLane
     lanes: LaneRegistry
     credit: CreditReservations
+    refusals: RefusalReports
     collectors: Sequence[Collector]
     stopping: anyio.Event
 
@@ -81,8 +83,10 @@ class Opened(NamedTuple):
         await anyio.sleep(LAST_FRAMES_S)
 
     async def close(self) -> None:
-        """Return the unused credit and report the lane lost, as far as the log stores that at once."""
+        """Return the unused credit, and report refused requests and the lane lost, as far as the log stores
+        that at once."""
         await self.credit.holds.settle_all()
+        await self.refusals.close()
         await self.lane.close()
 
 
@@ -131,6 +135,8 @@ async def open_gateway(log: Log, history_log: Log, config: GatewayConfig, tasks:
     share = LogShare(await capacity(log, config.shard), state.book)
     lane = await OwnLane.open(log, config)
     lanes = await LaneRegistry.open(log, state.histories, shard=config.shard, lane=config.lane, tasks=tasks)
+    # Until the lane's first report is read.
+    lanes.own.clock.note(await lane.opened_at_ns())
     tasks.start_soon(lane.report)
     return build(state, config, share, lane, lanes, tasks)
 
@@ -163,7 +169,8 @@ def build(
     delivery = Delivery(
         cancellation, book=state.book, queue_status=queue_status, tasks=tasks, stopping=stopping
     )
-    exchanges = Exchanges(own.clock.now_ns)
+    refusals = RefusalReports(state.log, config, own.clock.now_ns)
+    exchanges = Exchanges(own.clock.now_ns, [refusals.observe])
     connections = Connections(connections_max(), refused=exchanges.refused)
     readers = account_turns.readers(connections.limit).take
     responses = StoredRequests(state, config, lanes, auth, readers, only=RESPONSES)
@@ -183,28 +190,40 @@ def build(
         billing=BillingRoutes(state.log, auth, secret=config.secret),
         health=HealthRoutes(state, config, auth, room, connections, openapi.document(ROUTES)),
     )
-    ended_keys = len(state.book.revoked)
+    end_revoked = _revocation(state, lanes, cancellation, delivery)
 
     def book_changed() -> None:
-        nonlocal ended_keys
         holds.changed()
         freshness.moved()
+        end_revoked()
+
+    start_fold = partial(_start_fold, tasks, state.log)
+    start_fold(subjects.BOOK, "rift.book.>", state.book, book_changed)
+    start_fold(subjects.FLEET, "rift.fleet.>", state.fleet, queue_status.refresh)
+    tasks.start_soon(gateways.follow, state.log)
+    for watch in (freshness.confirm, holds.keep, health.ask, room.watch_reserve, refusals.keep):
+        tasks.start_soon(watch)
+    tasks.start_soon(key_limits.follow_log, state.log)
+    tasks.start_soon(health.watch, lambda: lanes.break_off_all(LOG_OUTAGE))
+    app = Gateway(ROUTES, handlers, exchanges, config.entropy)
+    return Opened(app, connections, lane, lanes, credit, refusals, [], stopping)
+
+
+def _revocation(
+    state: LogState, lanes: LaneRegistry, cancellation: Cancellation, delivery: Delivery
+) -> Callable[[], None]:
+    """Return a function that ends the requests of the keys that were revoked since its last call."""
+    ended_keys = len(state.book.revoked)
+
+    def end_revoked() -> None:
+        nonlocal ended_keys
         for key in state.book.revoked[ended_keys:]:
             for reader in lanes.every():
                 cancellation.revoke(reader.open_of(key))
             delivery.revoke(key)
         ended_keys = len(state.book.revoked)
 
-    start_fold = partial(_start_fold, tasks, state.log)
-    start_fold(subjects.BOOK, "rift.book.>", state.book, book_changed)
-    start_fold(subjects.FLEET, "rift.fleet.>", state.fleet, queue_status.refresh)
-    tasks.start_soon(gateways.follow, state.log)
-    for watch in (freshness.confirm, holds.keep, health.ask, room.watch_reserve):
-        tasks.start_soon(watch)
-    tasks.start_soon(key_limits.follow_log, state.log)
-    tasks.start_soon(health.watch, lambda: lanes.break_off_all(LOG_OUTAGE))
-    app = Gateway(ROUTES, handlers, exchanges, config.entropy)
-    return Opened(app, connections, lane, lanes, credit, [], stopping)
+    return end_revoked
 
 
 def _start_fold(

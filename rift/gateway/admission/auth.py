@@ -63,11 +63,11 @@ class Authenticator:
             raise HTTPError(401, "this API key is not valid here", code="invalid_api_key", headers=CHALLENGE)
         issued = entry.event
         self.check_key(issued.key)
+        request.exchange.account = issued.account
         if scope is not None and not {scope, "admin"} & set(issued.scopes):
             message = f"this API key is not for {scope}; its scopes are {', '.join(issued.scopes)}"
             raise HTTPError(403, message, code="insufficient_scope")
         request.key = issued.key
-        request.exchange.account = issued.account
         request.limits = partial(self._rate_limits.headers, issued.account, issued.key)
         return issued
 

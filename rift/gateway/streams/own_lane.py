@@ -35,6 +35,7 @@ class OwnLane:
         self._publisher = Publisher(log, config.lane, shard=config.shard)
         self._metrics = str(config.metrics or "")
         self._stream = subjects.shard_stream(config.shard)
+        self._subject = subjects.lane(config.shard, config.lane)
         self.id = config.lane
         self.reported_at_s = reported_at_s
 
@@ -52,6 +53,11 @@ class OwnLane:
                 "full or read-only"
             )
             await anyio.sleep(OPEN_RETRY_S)
+
+    async def opened_at_ns(self) -> int:
+        """Return the stored time of the opening, or of a report since. Raises LogError."""
+        last = await self._log.last(self._stream, self._subject)
+        return last.stored_at_ns if last is not None else 0
 
     async def report(self) -> None:
         """Report the lane until cancelled. Readers take a lane without reports for lost."""

@@ -12,6 +12,7 @@ from events.contracts import REFUSAL_COUNTS_MAX, REFUSALS_REPORT_S
 from events.log import Log
 from events.publisher import Publisher
 from events.schema import RefusalCount, RequestsRefused
+from rift.gateway.exchange import Exchange
 from rift.gateway.state import GatewayConfig
 from rift.gateway.streams.own_lane import LOST_WITHIN_S, STORED_WITHIN_S
 
@@ -49,9 +50,10 @@ class RefusalReports:
         # A report whose outcome is not known.
         self._unstored: RequestsRefused | None = None
 
-    def add(self, account: str | None, reason: str) -> None:
-        """Count an answer with an error. `account` is None if no key was authenticated."""
-        self._counts.add(account, reason)
+    def observe(self, exchange: Exchange) -> None:
+        """Count an answer with an error."""
+        if exchange.status >= 400:
+            self._counts.add(exchange.account, exchange.code)
 
     async def keep(self) -> None:
         """Report until cancelled."""

@@ -14,6 +14,7 @@ from events.memory import Faults, MemoryBroker, MemoryLog
 from events.schema import RefusalCount, RequestsRefused
 from replay.facts import fold
 from replay.facts.rows import RefusalRow
+from rift.gateway.exchange import Exchange
 from rift.gateway.state import GatewayConfig
 from rift.gateway.streams.refusals import RefusalCounts, RefusalReports
 from tests.simulation import clock
@@ -36,7 +37,9 @@ class Gateway:
 
     def refuse(self, account: str | None = None, reason: str = "invalid_api_key", *, times: int = 1) -> None:
         for _ in range(times):
-            self.reports.add(account, reason)
+            self.reports.observe(Exchange(0, status=429, code=reason, account=account))
+        self.reports.observe(Exchange(0, status=200, account=account))
+        self.reports.observe(Exchange(0))
 
     def stored(self) -> list[RequestsRefused]:
         messages = self.broker.stream("RIFT_0").messages
