@@ -230,7 +230,7 @@ def test_a_worker_keeps_its_engine_and_little_in_memory_for_minutes() -> None:
         waiting = []
         for _ in range(30):
             await anyio.sleep(10.0)
-            [worker] = process.workers
+            [worker] = process.serving.workers
             waiting.append(sum(len(writer._queue) for writer in worker._writers.values()))
         assert waiting[-1] == waiting[2] <= 6 * SLOTS
         world.broker.is_unwritable = False
