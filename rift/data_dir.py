@@ -65,7 +65,10 @@ JOURNALS = tuple(f"{name}.wal" for name in DATABASES)
 FILES = ("version", "lock", "secret", "dev.key", "rift.toml", *DATABASES, *JOURNALS)
 PARTS = (*FILES, "archive", "nats", "logs")
 # Each start makes them anew if they are missing.
-MADE_FILES = ("lock", *(f"nats/{name}" for name in ("nats.conf", "url", "monitor", "reserve")))
+MADE_FILES = (
+    "lock",
+    *(f"nats/{name}" for name in ("nats.conf", "authorization.conf", "url", "monitor", "reserve")),
+)
 
 
 class DataDirError(RiftError):

@@ -14,26 +14,12 @@ from pathlib import Path
 
 import msgspec
 
-from events.contracts import MESSAGE_BYTES_MAX
 from events.jetstream import Access
 from events.subjects import slug
 from rift.broker import credentials, roles
-from rift.broker.configuration import MAX_PENDING_BYTES, authorization, quoted
+from rift.broker.configuration import AUTHORIZATION, Server, authorization
 from rift.broker.secret_files import write_secret
 from rift.errors import RiftError
-
-CONFIGURATION = """\
-listen: "127.0.0.1:{port}"
-http: "127.0.0.1:{monitor_port}"
-server_name: rift
-max_payload: {max_payload}
-max_pending: {max_pending}
-jetstream {{
-  store_dir: {store}
-  sync_interval: always
-  max_file_store: {file_bytes}
-}}
-{authorization}"""
 
 
 class BrokerMissing(RiftError):
@@ -69,18 +55,15 @@ def configure(folder: Path, models: Iterable[str] = ()) -> Address:
     passwords = credentials.ensure(folder / "credentials", granted)
     port, monitor_port = _free_ports(2)
     store = (folder / "store").resolve()
-    write_secret(
-        folder / "nats.conf",
-        CONFIGURATION.format(
-            port=port,
-            monitor_port=monitor_port,
-            authorization=authorization(granted, passwords),
-            store=quoted(str(store)),
-            file_bytes=_file_bytes_max(store),
-            max_payload=MESSAGE_BYTES_MAX,
-            max_pending=MAX_PENDING_BYTES,
-        ),
+    server = Server(
+        name="rift",
+        listen=f"127.0.0.1:{port}",
+        monitor=f"127.0.0.1:{monitor_port}",
+        store=str(store),
+        file_bytes=_file_bytes_max(store),
     )
+    write_secret(folder / AUTHORIZATION, authorization(granted, passwords))
+    write_secret(folder / "nats.conf", server.text())
     write_secret(folder / "url", f"nats://127.0.0.1:{port}")
     write_secret(folder / "monitor", f"http://127.0.0.1:{monitor_port}")
     # A broker without roles had it.

@@ -10,6 +10,7 @@ serve/          up, gateway, worker, control
 status/         status
 log/            replay, quarantine, archive verify, audit export
 shards          shards list, shards add
+broker          broker config
 models          models list, models add
 sql             sql, ask
 keys            accounts list; keys create, keys list, keys revoke

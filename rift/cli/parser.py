@@ -22,6 +22,7 @@ COMMANDS = {
     "serve.control": ("control",),
     "status.command": ("status",),
     "shards": ("shards",),
+    "broker": ("broker",),
     "models": ("models",),
     "sql": ("sql", "ask"),
     "keys": ("accounts", "keys"),

@@ -29,10 +29,9 @@ async def append(log: JetStream, shard: int, seconds: float, latencies_us: list[
 
 
 async def run(seconds: float, shards: list[int]) -> None:
-    urls, token = sys.stdin.readline().strip(), sys.stdin.readline().strip()
-    logs = [
-        await connect(urls, Access(token=token), name=f"bench-{number}") for number, _ in enumerate(shards)
-    ]
+    urls, password = sys.stdin.readline().strip(), sys.stdin.readline().strip()
+    access = Access(user="admin", password=password)
+    logs = [await connect(urls, access, name=f"bench-{number}") for number, _ in enumerate(shards)]
     print("ready", flush=True)
     await anyio.to_thread.run_sync(sys.stdin.readline)
     latencies_us: list[int] = []

@@ -109,7 +109,8 @@ def _appender(brokers: Brokers, targets: Sequence[int], seconds: float) -> Itera
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd=ROOT
     ) as process:
         try:
-            _pipe(process.stdin).write(f"{brokers.urls}\n{brokers.token}\n")
+            password = brokers.address.access("admin").password
+            _pipe(process.stdin).write(f"{brokers.urls}\n{password}\n")
             _pipe(process.stdin).flush()
             yield process
             process.wait(ANSWER_S)

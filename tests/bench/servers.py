@@ -32,10 +32,14 @@ MODEL = "bench"
 # `rift up` with nats-server's default interval of syncs, to show the cost of durability.
 NOT_DURABLE = """
 import sys
-from rift import cli, nats_server
-durable = nats_server.CONFIGURATION
-nats_server.CONFIGURATION = durable.replace("sync_interval: always", "")
-assert nats_server.CONFIGURATION != durable
+from rift import cli
+from rift.broker.configuration import Server
+durable = Server.text
+def text(server):
+    text = durable(server)
+    assert "sync_interval: always" in text
+    return text.replace("sync_interval: always", "")
+Server.text = text
 sys.exit(cli.main(sys.argv[1:]))
 """
 

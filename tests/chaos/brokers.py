@@ -1,7 +1,5 @@
 """Real nats-servers on loopback: one, or a cluster of several that route to each other."""
 
-import json
-import secrets
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -9,34 +7,19 @@ from typing import NamedTuple
 
 import anyio
 
-from events.contracts import MESSAGE_BYTES_MAX
-from events.jetstream import Access, JetStream, connect
+from events.jetstream import JetStream, connect
 from events.log import LogError
-from rift import nats_server
-from rift.broker.configuration import MAX_PENDING_BYTES
+from events.subjects import slug
+from rift import catalogue, nats_server
+from rift.broker import credentials, roles
+from rift.broker.configuration import AUTHORIZATION, Routes, Server, authorization
 from rift.broker.secret_files import write_secret
+from rift.nats_server import Address
 from rift.supervisor import Guard
 from tests.chaos.rig import POLL_S, READY_S, RigBroken, free_port
 
-CONFIGURATION = """\
-listen: "127.0.0.1:{port}"
-http: "127.0.0.1:{monitor}"
-server_name: {name}
-max_payload: {max_payload}
-max_pending: {max_pending}
-authorization {{ token: "{token}" }}
-jetstream {{
-  store_dir: {store}
-  sync_interval: always
-}}
-"""
-IN_CLUSTER = """\
-cluster {{
-  name: chaos
-  listen: "127.0.0.1:{route}"
-  routes: [{routes}]
-}}
-"""
+# The most that a server stores.
+FILE_BYTES = 8 << 30
 
 
 class Ports(NamedTuple):
@@ -46,15 +29,29 @@ class Ports(NamedTuple):
 
 
 class Brokers:
-    """Servers `nats-0`, `nats-1`, … in folders of their own. `guard` kills them if this process dies."""
+    """Servers `nats-0`, `nats-1`, … in folders of their own, which know Rift's roles.
 
-    def __init__(self, folder: Path, count: int, guard: Guard) -> None:
-        self.token = secrets.token_hex(16)
+    `tls` is a folder with their certificate. `guard` kills them if this process dies.
+    """
+
+    def __init__(self, folder: Path, count: int, guard: Guard, *, tls: Path | None = None) -> None:
+        self.credentials = folder / "credentials"
+        self.tls = tls
         self.ports = {
             f"nats-{number}": Ports(free_port(), free_port(), free_port()) for number in range(count)
         }
         self._folder, self._guard = folder, guard
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def address(self) -> Address:
+        return Address(self.urls, credentials=self.credentials, tls=self.tls)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what Rift's processes need besides the URL."""
+        tls = {} if self.tls is None else {"RIFT_NATS_TLS": str(self.tls)}
+        return {"RIFT_NATS_CREDENTIALS": str(self.credentials), **tls}
 
     @property
     def client_ports(self) -> list[int]:
@@ -102,7 +99,7 @@ class Brokers:
         with anyio.move_on_after(READY_S):
             while True:
                 with suppress(LogError):
-                    return await connect(self.urls, Access(token=self.token), name=name)
+                    return await connect(self.urls, self.address.access(roles.ADMIN), name=name)
                 await anyio.sleep(POLL_S)
         raise RigBroken("no nats-server answers")
 
@@ -118,23 +115,19 @@ class Brokers:
 
     def _configure(self, name: str) -> None:
         own = self.ports[name]
-        routes = ", ".join(
-            f'"nats://127.0.0.1:{ports.route}"' for other, ports in self.ports.items() if other != name
-        )
+        routes = [f"127.0.0.1:{ports.route}" for other, ports in self.ports.items() if other != name]
         folder = self._folder / name
         folder.mkdir()
-        configuration = CONFIGURATION + (IN_CLUSTER if routes else "")
-        write_secret(
-            folder / "nats.conf",
-            configuration.format(
-                port=own.client,
-                monitor=own.monitor,
-                name=name,
-                max_payload=MESSAGE_BYTES_MAX,
-                max_pending=MAX_PENDING_BYTES,
-                token=self.token,
-                store=json.dumps(str(folder / "store")),
-                route=own.route,
-                routes=routes,
-            ),
+        server = Server(
+            name=name,
+            listen=f"127.0.0.1:{own.client}",
+            monitor=f"127.0.0.1:{own.monitor}",
+            store=str(folder / "store"),
+            file_bytes=FILE_BYTES,
+            tls="" if self.tls is None else str(self.tls),
+            routes=Routes(f"127.0.0.1:{own.route}", routes, "chaos-cluster") if routes else None,
         )
+        granted = roles.table(map(slug, catalogue.shipped()))
+        passwords = credentials.ensure(self.credentials, granted)
+        write_secret(folder / AUTHORIZATION, authorization(granted, passwords))
+        write_secret(folder / "nats.conf", server.text())

@@ -14,6 +14,7 @@ from events import shards, subjects
 from events.jetstream import JetStream
 from rift import book_admin, catalogue, price_lists, supervisor
 from rift.data_dir import DataDir
+from tests.certificates import make
 from tests.chaos.brokers import Brokers
 from tests.chaos.proxy import Proxy
 from tests.chaos.rig import POLL_S, READY_S, Rig, RigBroken, free_port
@@ -26,16 +27,21 @@ class Apart(Rig):
 
     servers = 1
     gateways = 1
+    tls = False
 
     def __init__(self, folder: Path, *, engine: str, workers: int, shards: int = 1) -> None:
         super().__init__(folder, engine=engine, workers=workers, shards=shards)
-        self.brokers = Brokers(self.folder, self.servers, self.guard)
+        tls = self.folder / "tls" if self.tls else None
+        self.brokers = Brokers(self.folder, self.servers, self.guard, tls=tls)
+        self.environment |= self.brokers.environment
 
     async def start(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
         supervisor.WELL_S = 0.0
         installation = DataDir(self.folder)
         installation.make()
+        if self.brokers.tls is not None:
+            make(self.brokers.tls)
         self.configure(
             'fleet = "none"',
             f"log_replicas = {self.servers}",
@@ -75,7 +81,7 @@ class Apart(Rig):
 
     async def _start_roles(self, nats_ports: Sequence[int]) -> None:
         """Start control, gateways and workers with the ports of all servers."""
-        self._nats = ",".join(f"nats://{self.brokers.token}@127.0.0.1:{port}" for port in nats_ports)
+        self._nats = ",".join(f"nats://127.0.0.1:{port}" for port in nats_ports)
         self._role("control", "control")
         for number in range(max(self.gateways, self.shards)):
             port = free_port()
@@ -116,7 +122,10 @@ class Proxied(Apart):
 
 
 class Cluster(Apart):
+    """Three nats-servers, which speak TLS with one another and with Rift."""
+
     servers = 3
+    tls = True
 
     async def leader(self, shard: int) -> str:
         """Return the server that leads a shard's stream. Raises RigBroken."""

@@ -78,6 +78,7 @@ class Rig:
     def __init__(self, folder: Path, *, engine: str, workers: int, shards: int = 1) -> None:
         self.folder, self.engine, self.workers, self.shards = folder / "data", engine, workers, shards
         self.urls: list[str] = []
+        self.environment = environment()
         self.key = ""
         self.log: JetStream
         self.guard = Guard()
@@ -98,7 +99,7 @@ class Rig:
                 stdin=subprocess.DEVNULL,
                 stdout=screen,
                 stderr=screen,
-                env=environment(),
+                env=self.environment,
                 start_new_session=True,
             )
         self.guard.add(self._up.pid)
@@ -167,6 +168,7 @@ class Rig:
             name,
             lambda: command,
             Parent(self.folder / "logs", self.guard, notify=lambda text: None),
+            environment=self.environment,
         )
         child.start()
         self._tasks.start_soon(child.supervise)
@@ -208,7 +210,7 @@ class Rig:
     async def rift(self, *command: str) -> str:
         """Run a command as an operator does, and return what it prints. Raises RigBroken."""
         line = [sys.executable, "-m", "rift", *command, "--data", str(self.folder)]
-        done = await anyio.run_process(line, check=False, env=environment())
+        done = await anyio.run_process(line, check=False, env=self.environment)
         if done.returncode != 0:
             output = done.stdout.decode() + done.stderr.decode()
             raise RigBroken(f"rift {' '.join(command)}: {output}")

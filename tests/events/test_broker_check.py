@@ -1,6 +1,7 @@
 """The check of the broker's settings, against real nats-servers and against ports that are none."""
 
 import logging
+import shutil
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -223,12 +224,12 @@ def cluster(tmp_path: Path) -> Iterator[list[Server]]:
     servers = [Server(tmp_path / f"{number}") for number in range(3)]
     routes = [free_port() for _ in servers]
     for number, (server, route) in enumerate(zip(servers, routes, strict=True)):
-        reconfigure(server, "server_name: rift", f"server_name: rift-{number}")
+        reconfigure(server, 'server_name: "rift"', f'server_name: "rift-{number}"')
         others = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
         with (server.folder / "nats.conf").open("a") as configuration:
             configuration.write(CLUSTER.format(route=route, routes=others))
-        one = servers[0].address.access("admin").password
-        reconfigure(server, str(server.address.access("admin").password), str(one))
+        if number:
+            shutil.copy(servers[0].folder / "authorization.conf", server.folder)
         server.start()
     yield servers
     for server in servers:

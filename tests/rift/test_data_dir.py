@@ -218,7 +218,10 @@ def test_a_part_that_is_no_folder_is_refused(used: DataDir, name: str) -> None:
 def test_what_is_no_file_is_refused_at_once(used: DataDir, make: Callable[[Path], None]) -> None:
     """A reader of a pipe would wait for ever, and a folder would be reported as a full disk."""
     kept = ["version", "secret", "dev.key", "rift.toml", "rift.duckdb", "rift.duckdb.wal"]
-    made = ["lock", *(f"nats/{name}" for name in ("nats.conf", "url", "monitor", "reserve"))]
+    made = [
+        "lock",
+        *(f"nats/{name}" for name in ("nats.conf", "authorization.conf", "url", "monitor", "reserve")),
+    ]
     made += ["logs/nats.log", "nats/credentials/gateway"]
     (used.nats / "credentials").mkdir()
     for name in kept + made:
