@@ -41,11 +41,15 @@ SHAPES: tuple[tuple[float, tuple[str, ...]], ...] = (
 )
 # Tokens hardly ever continue in a position that matches fewer of a group's characters, such as a letter.
 SHARE_MIN = 0.1
+# The compiler also distinguishes where a part began if its count is variable and that of a part in it is too.
+NESTED_COST = 4
 # The estimate itself takes time, 0.1 to 0.5 µs a step, so that its steps count too.
 STEPS_PER_STATE = 50
 STEPS_PER_ATOM = 10
 STEPS_PER_CHAR = 25
 STEPS_PER_CLASS = 100
+# A longer class counts as all characters.
+CLASS_CHARACTERS_MAX = 1_000
 
 
 class TooManyStates(Exception):
@@ -85,6 +89,7 @@ class Automaton:
     def __init__(self, states_max: int) -> None:
         self.chars: list[str] = []
         self.follow: list[int] = []
+        self.nesting: list[int] = []
         self._states_max = states_max
         self.work = 0
 
@@ -92,6 +97,7 @@ class Automaton:
         begin = len(self.chars)
         self.chars.append(char)
         self.follow.append(0)
+        self.nesting.append(0)
         self.spend(STEPS_PER_CHAR)
         return Fragment(begin, 1 << begin, 1 << begin, is_optional=False)
 
@@ -110,22 +116,29 @@ class Automaton:
             return Fragment(part.begin)
         end = len(self.chars)
         chars, follow = self.chars[part.begin :], self.follow[part.begin :]
+        nesting = self.nesting[part.begin :]
         whole = copy = part
         last = part.last if least <= 1 else 0
         for number in range(2, (most or least) + 1):
             shift = len(self.chars) - part.begin
             self.spend(STEPS_PER_CHAR * max(1, end - part.begin))
             self.chars += chars
+            self.nesting += nesting
             self.follow += [following << shift for following in follow]
             copy = Fragment(part.begin, part.first << shift, part.last << shift, part.is_optional)
             whole = self.concat(whole, copy)
             last |= whole.last if number >= least else 0
         if most is None:
             self._connect(copy.last, copy.first)
+        if most is None or most > max(1, least):
+            self.nesting[part.begin :] = [level + 1 for level in self.nesting[part.begin :]]
         return Fragment(part.begin, whole.first, last, part.is_optional or least == 0)
 
     def active(self, position: int, masks: list[int]) -> float:
-        """Return how many positions are active on average while a token is read, from this position on."""
+        """Return how many positions are active on average while a token is read, from this position on.
+
+        Nested repetitions multiply those that are active at the same time.
+        """
         active = 1 << position
         total = 1
         for mask in masks:
@@ -137,7 +150,9 @@ class Automaton:
             active = following & mask
             total += active.bit_count()
         self.spend(total)
-        return total / (len(masks) + 1)
+        average = total / (len(masks) + 1)
+        nested: int = NESTED_COST ** max(0, self.nesting[position] - 1)
+        return average + max(0, average - 1) * (nested - 1)
 
     def _connect(self, before: int, after: int) -> None:
         self.spend(before.bit_count())
@@ -190,6 +205,8 @@ def _shares(char: str) -> dict[str, float]:
     """Return the share of each group of characters that one character of a pattern matches."""
     if len(char) == 1 and char != ".":
         char = re.escape(char)
+    elif len(char) > CLASS_CHARACTERS_MAX:
+        return dict.fromkeys(GROUPS, 1.0)
     elif char.startswith("["):
         # Python warns of characters that other dialects use for operations on classes.
         char = "[" + re.sub(r"\\.|[\[&~|]", lambda match: match[0].rjust(2, "\\"), char[1:], flags=re.S)

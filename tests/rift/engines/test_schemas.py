@@ -27,6 +27,8 @@ def test_ordinary_schemas_are_accepted() -> None:
     same = {f"p{number}": {"minLength": 1, "maxLength": 255} for number in range(500)}
     lengths = {f"p{number}": {"maxLength": 500 + number} for number in range(4)}
     check_schemas(format_of({"properties": same | lengths | {"maxLength": {"maxLength": 50}}}))
+    price = {"minimum": 0, "exclusiveMaximum": 99_999.99}
+    check_schemas(format_of({"properties": {f"p{number}": price for number in range(500)}}))
     tool = Tool(
         name="f", parameters=json.dumps({"properties": {f"p{n}": {"type": "string"} for n in range(20)}})
     )
@@ -52,6 +54,7 @@ def test_ordinary_schemas_are_accepted() -> None:
         {"anyOf": [{"format": "ipv6"}] * 334},
         {"properties": {f"p{number}": {"format": "email"} for number in range(950)}},
         {"items": {"properties": {f"p{number}": {"pattern": ".{60}"} for number in range(300)}}},
+        {"anyOf": [{"minimum": -1e300, "exclusiveMaximum": 1e300}] * 170},
         {"propertyNames": {"pattern": "([^a]?){60}"}},
         {"anyOf": [{"minLength": number} for number in range(100)]},
         {"anyOf": [{"maxProperties": 9, "properties": {f"p{number}": {} for number in range(90)}}] * 2},
