@@ -13,6 +13,7 @@ import msgspec
 
 from events.clock import now_s
 from events.errors import EventsError
+from events.subjects import Address
 
 # The broker answers an append in under a millisecond; after two seconds it is restarting or cut off.
 APPEND_TIMEOUT_S = 2.0
@@ -42,6 +43,10 @@ class RecordTooLarge(LogError):
 
 class Conflict(LogError):
     """The subject's last sequence is not the expected one; nothing was stored."""
+
+
+class ForeignDelivery(LogError):
+    """A job's ack names another queue, or none: whoever stored it made a mistake, or wants to do harm."""
 
 
 class NoResponders(LogError):
@@ -189,8 +194,11 @@ class Log(Protocol):
 
     async def in_progress(self, ack: str) -> None: ...
 
-    async def give_back(self, ack: str, *, delay_s: float = 0.0) -> None:
-        """Return a job, to be delivered again at once or after `delay_s`."""
+    async def give_back(self, ack: str, *, delay_s: float = 0.0, of: Address | None = None) -> None:
+        """Return a job, to be delivered again at once or after `delay_s`.
+
+        With `of`, raises ForeignDelivery if it is no job of the queue of that address.
+        """
 
     async def ask(self, subject: str, data: bytes, *, timeout_s: float) -> bytes:
         """Send a question to a subject outside all streams, and return the first answer.

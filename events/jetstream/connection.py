@@ -23,7 +23,15 @@ from events.jetstream.push_reader import PushReader
 from events.jetstream.request_reply import Replies
 from events.jetstream.streams import InvalidBroker, compare, extended, servers, stream_configs
 from events.jetstream.wire import ApiError
-from events.log import API_TIMEOUT_S, LogError, NoResponders, OutcomeUnknown, Settled, Stored
+from events.log import (
+    API_TIMEOUT_S,
+    ForeignDelivery,
+    LogError,
+    NoResponders,
+    OutcomeUnknown,
+    Settled,
+    Stored,
+)
 from events.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
@@ -301,7 +309,9 @@ class JetStream:
     async def in_progress(self, ack: str) -> None:
         await self._answer_job(ack, b"+WPI")
 
-    async def give_back(self, ack: str, *, delay_s: float = 0.0) -> None:
+    async def give_back(self, ack: str, *, delay_s: float = 0.0, of: names.Address | None = None) -> None:
+        if of is not None and not deliveries.is_ack(ack, of):
+            raise ForeignDelivery(f"{ack[:200]!a} is no delivery of {of.model} in shard {of.shard}")
         await self._answer_job(ack, deliveries.given_back(delay_s))
 
     async def _answer_job(self, ack: str, word: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -15,6 +16,7 @@ from events.contracts import ACK_WAIT_S, SECOND_NS
 from events.jetstream import wire
 from events.jetstream.request_reply import subscribe
 from events.log import Job, LogError
+from events.subjects import Address, shard_stream
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,12 @@ def consumer(name: str, subject: str) -> dict[str, object]:
         "replay_policy": "instant",
         "filter_subject": subject,
     }
+
+
+def is_ack(ack: str, of: Address) -> bool:
+    """Return whether an ack is of a queue. It is published to, so nothing else may be in it."""
+    queue = re.escape(f"$JS.ACK.{shard_stream(of.shard)}.worker-{of.model}")
+    return re.fullmatch(rf"{queue}(\.[0-9]{{1,20}}){{5}}", ack, re.ASCII) is not None
 
 
 def given_back(delay_s: float) -> bytes:

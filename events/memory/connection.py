@@ -14,6 +14,7 @@ from events.log import (
     API_TIMEOUT_S,
     APPEND_TIMEOUT_S,
     SCAN_TIMEOUT_S,
+    ForeignDelivery,
     Log,
     LogError,
     NoResponders,
@@ -241,7 +242,9 @@ class MemoryLog:
     async def in_progress(self, ack: str) -> None:
         await self._answer(ack, "in progress")
 
-    async def give_back(self, ack: str, *, delay_s: float = 0.0) -> None:
+    async def give_back(self, ack: str, *, delay_s: float = 0.0, of: names.Address | None = None) -> None:
+        if of is not None and not ack.startswith(f"ack.{names.shard_stream(of.shard)}.worker-{of.model}."):
+            raise ForeignDelivery(f"{ack!a} is no delivery of {of.model} in shard {of.shard}")
         await self._answer(ack, "give back", delay_s)
 
     async def _answer(self, ack: str, word: str, delay_s: float = 0.0) -> None:

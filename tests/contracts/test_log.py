@@ -8,6 +8,7 @@ import pytest
 from events import subjects
 from events.log import (
     Conflict,
+    ForeignDelivery,
     Log,
     LogError,
     LogFull,
@@ -292,6 +293,31 @@ async def test_jobs_come_one_per_wanted_slot_and_again_when_given_back(log: Log,
         rest = await take(jobs, 4)
     assert sorted(job.stored.data for job in rest) == [b"1", b"2", b"3", b"4"]
     assert {job.deliveries for job in rest if job.stored.data == b"1"} == {2}
+
+
+async def test_only_a_delivery_of_the_queue_is_given_back_for_another_process(log: Log, at: Address) -> None:
+    """An ack is published to, so one that a worker forged could be any subject, or more than one line."""
+    await append_many(log, subjects.request(at), 1)
+    async with log.jobs(0, at.model) as jobs:
+        (job,) = await take(jobs, 1)
+        other = Address(at.shard, at.lane, f"{at.model}-2")
+        elsewhere = Address(at.shard + 1, at.lane, at.model)
+        forged = [
+            "",
+            "rift.book.key.x",
+            f" {job.ack}",
+            f"$JS.ACK.{STREAM}.worker-x.>",
+            "$JS.API.STREAM.DELETE.x",
+        ]
+        for of, acks in ((at, forged), (other, [job.ack]), (elsewhere, [job.ack])):
+            for ack in acks:
+                with pytest.raises(
+                    ForeignDelivery, match=f"is no delivery of {of.model} in shard {of.shard}"
+                ):
+                    await log.give_back(ack, of=of)
+        await log.give_back(job.ack, of=at)
+        (again,) = await take(jobs, 1)
+        assert again.deliveries == 2
 
 
 async def test_a_job_given_back_with_a_delay_comes_after_it(log: Log, at: Address) -> None:

@@ -11,7 +11,7 @@ import anyio
 from events import codec, stream_fold, subjects
 from events.broker_clock import BrokerClock
 from events.contracts import LANE_REPORT_S
-from events.log import Follower, Log, LogError, Stored, append_until_known
+from events.log import Follower, ForeignDelivery, Log, LogError, Stored, append_until_known
 from events.publisher import Publisher
 from events.schema import CancelRequested, LaneLost, RequestAccepted, RequestFinished
 from events.wakeup import Wakeup
@@ -164,7 +164,7 @@ class Janitor:
             match action:
                 case AttemptRelease():
                     await self._publisher.publish(action.event, at=action.at, within_s=APPEND_S)
-                    await self._log.give_back(action.delivery)
+                    await self._give_back(action)
                 case Redelivery():
                     await self._redeliver(action)
                 case event:
@@ -173,6 +173,13 @@ class Janitor:
             # Nor could anyone else append meanwhile.
             self._supervision.note_outage(self._clock.now_ns())
             logger.warning("the log did not store it, so it is repeated: %s: %s", _sentence(action), error)
+
+    async def _give_back(self, action: AttemptRelease) -> None:
+        """Give back the delivery that the worker wrote into its event, unless it is not of its queue."""
+        try:
+            await self._log.give_back(action.delivery, of=action.at)
+        except ForeignDelivery as forged:
+            logger.error("attempt %s of a replica that is lost: %s", action.event.attempt, forged)
 
     async def _redeliver(self, action: Redelivery) -> None:
         """Append the record of the acceptance again, byte for byte."""
