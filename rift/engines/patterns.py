@@ -15,7 +15,7 @@ from dataclasses import dataclass
 ATOM = re.compile(
     r"(?P<zero>[\^$]|\\[bB])"
     r"|(?P<char>\\(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|x[0-9a-fA-F]{2}|.)|\[\^?(?:\\.|[^\]\\])*+\]?)"
-    r"|(?P<open>\((?:\?(?:<?[=!]|P?<\w+>|:))?)|(?P<close>\))|(?P<either>\|)"
+    r"|(?P<open>\((?:\?(?:(?P<look><?[=!])|P?<\w+>|:))?)|(?P<close>\))|(?P<either>\|)"
     r"|(?P<times>[*+?]|\{(?P<least>\d+)(?P<range>,(?P<most>\d*))?\})\??|.",
     re.S,
 )
@@ -69,12 +69,16 @@ class Fragment:
 class Group:
     """A group while it is read: its earlier alternatives, its sequence, and the latest part of that."""
 
-    def __init__(self, begin: int) -> None:
+    def __init__(self, begin: int, *, is_look: bool = False) -> None:
         self.either: list[Fragment] = []
         self.sequence = self.latest = Fragment(begin)
         self._begin = begin
+        self._is_look = is_look
 
     def whole(self) -> Fragment:
+        """Return the group as one part. What follows does not follow a look-ahead."""
+        if self._is_look:
+            return Fragment(self._begin)
         parts = [*self.either, self.sequence]
         first = last = 0
         for part in parts:
@@ -234,7 +238,7 @@ def _automaton(pattern: str, states_max: int) -> Automaton:
             Fragment(len(automaton.chars)),
         )
         if atom["open"]:
-            groups.append(Group(len(automaton.chars)))
+            groups.append(Group(len(automaton.chars), is_look=atom["look"] is not None))
         elif atom["either"]:
             group.either.append(group.sequence)
             group.sequence = group.latest

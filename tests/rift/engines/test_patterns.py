@@ -111,6 +111,8 @@ def test_patterns_that_compile_for_long_have_too_many_states(pattern: str) -> No
         (")(", 1),
         ("a**", 1),
         ("(?<year>a)|(?:b|)", 2),
+        (r"(?=[a-z]{9})[a-z]{9}(?!x)", 19),
+        (r"^(?=.{1,253}$)([a-z]([a-z-]{0,61}[a-z])?\.)+[a-z]{2,63}$", 1_525),
         ("a*?b{2,3}?", 4),
     ],
 )
