@@ -40,6 +40,9 @@ Reader = TypeVar("Reader", PushReader, PollingReader, Jobs)
 
 SERVER_VERSION_MIN = (2, 15)
 
+# What the subjects of answers begin with, whoever asks (`access.py`).
+INBOX = "_INBOX."
+
 # Closing a reader may take this long before the process continues without it.
 CLOSE_S = 1.0
 
@@ -350,6 +353,10 @@ class JetStream:
         """Answer questions in `tasks`, or one at a time in the client library's task."""
 
         async def on_message(message: Msg) -> None:
+            if not message.reply.startswith(INBOX):
+                # Whoever may read can have the broker deliver a record to any subject, even as a question.
+                logger.warning("a record came as a question on %s and is not answered", subject)
+                return
             try:
                 await self.client.publish(message.reply, await handler(message.data))
             except nats.errors.Error as error:
