@@ -8,7 +8,7 @@ import pytest
 from rift.engines.patterns import TooManyStates, pattern_states
 from rift.engines.schemas import PATTERN_STATES_MAX
 
-# Patterns as they are in published schemas.
+# Patterns in the style of published schemas, written for this test.
 HONEST = (
     r"^(([a-z0-9-]{1,63})\.){1,8}[a-z]{2,63}$",
     r"^([A-Z][a-z]{1,20} ?){1,5}$",
