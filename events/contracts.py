@@ -47,7 +47,7 @@ LANE_SILENT_S = 3 * LANE_REPORT_S
 assert LANE_REPORT_S * 3 < LANE_LOST_S, "three reports may be late or lost before a lane counts as lost"
 
 # A gateway reports the requests that it refused this often, with a count for at most this many pairs of an
-# account and a reason: about 20 KB. A record a minute of each gateway is nothing beside the lane's reports.
+# account and a reason: at most 30 KB. A record a minute of each gateway is nothing beside the lane's reports.
 REFUSALS_REPORT_S = 60.0
 REFUSAL_COUNTS_MAX = 256
 

@@ -86,7 +86,7 @@ def test_counts_are_bounded_and_the_rest_is_other() -> None:
     # The schema has the same bound.
     report = RequestsRefused(lane="l", shard=0, from_at_ns=1, to_at_ns=2, counts=told, other=11)
     assert codec.decode(codec.encode("g", [report]))[1] == (report,)
-    assert len(codec.encode("g", [report])) < 40_000
+    assert len(codec.encode("g", [report])) < 30_000
 
 
 def test_a_report_a_minute_and_none_without_refusals() -> None:
