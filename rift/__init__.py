@@ -8,6 +8,7 @@ fleet/      starts and stops replicas, locally or on Kubernetes
 broker/     who may do what at the broker, and its configuration
 log_disk/   the embedded broker's disk, full or not
 metrics/    what Prometheus scrapes
+logs/       the lines that processes log
 cli/        the command line
 errors      root of this package's errors
 settings    `rift.toml` and the options that override it

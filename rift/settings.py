@@ -16,6 +16,7 @@ from replay.scaling.hardware import Hardware
 from rift import catalogue
 from rift.catalogue import Catalogue, InvalidCatalogue, Model, Natural, Positive
 from rift.errors import RiftError
+from rift.logs.formats import Format
 from rift.metrics import address
 from rift.metrics.address import PORT_MAX, Address, InvalidAddress
 
@@ -85,6 +86,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker_unchecked: bool = False
     metrics: str = "127.0.0.1"
     metrics_accounts: bool = False
+    log_format: Format = "text"
     shards: Annotated[int, msgspec.Meta(ge=1, le=SHARDS_MAX)] | None = None
     log_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     # Gateways refuse requests below 64 MiB of room, and the archiver makes room before that.

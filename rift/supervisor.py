@@ -19,6 +19,8 @@ from typing import IO, BinaryIO, NamedTuple
 import anyio
 import anyio.to_thread
 
+from rift.logs import formats
+
 # Ended groups are removed from the list, because the system soon reuses their numbers.
 GUARD = """
 while read -r word group; do
@@ -50,7 +52,6 @@ LOG_BYTES_MAX = 16 * 1024 * 1024
 
 # How much of a log is searched for the last message. Libraries may write after it.
 LAST_BYTES = 16384
-MESSAGE_PREFIX = "rift: "
 
 
 class Guard:
@@ -270,9 +271,9 @@ class Child:
                 lines = [line.strip() for line in file.read().decode(errors="replace").split("\n")]
         except OSError as error:
             return str(error)
-        written = [line for line in lines if line]
-        messages = [line.removeprefix(MESSAGE_PREFIX) for line in written if line.startswith(MESSAGE_PREFIX)]
-        return (messages or written or ["it logged nothing"])[-1]
+        written = [formats.parsed(line) for line in lines if line]
+        own = [message for logger, message in written if logger == formats.LAST]
+        return (own or [message for _, message in written] or ["it logged nothing"])[-1]
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:

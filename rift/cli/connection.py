@@ -14,12 +14,12 @@ from events.log import LogError, NoResponders
 from replay.archive.folder import ArchiveFolder
 from replay.sql_files import substituted
 from rift import settings
-from rift.broker.roles import MAKES_STREAMS, OPERATOR, READER
+from rift.broker.roles import MAKES_STREAMS, OPERATOR
 from rift.cli.output import CommandFailed
 from rift.control.projection import continuity
 from rift.control.projection.continuity import WrongLog
-from rift.control.sql.frames import SqlSetup
 from rift.data_dir import DataDir
+from rift.logs.setup import set_up
 from rift.rpc import AnyQuestion, QuestionRefused, Sql, ask_leader
 from rift.settings import Settings
 from rift.startup import prepared
@@ -53,6 +53,13 @@ def load_settings(options: Namespace) -> Settings:
     return settings.load(
         settings_file(options), {name: value for name, value in given.items() if value is not None}
     )
+
+
+def role_settings(options: Namespace) -> Settings:
+    """As `load_settings`, for a process that serves: from here on, log in the format that they name."""
+    loaded = load_settings(options)
+    set_up(loaded.log_format)
+    return loaded
 
 
 @asynccontextmanager
@@ -93,19 +100,6 @@ async def connected_role(
             tasks.start_soon(check.watch)
             yield log
             tasks.cancel_scope.cancel()
-
-
-def sql_setup(options: Namespace, database: Path) -> SqlSetup:
-    """Return what the process that answers SQL needs. Its file is beside control's `database`."""
-    folder = installation(options)
-    address = folder.log_address(options.nats, os.environ)
-    return SqlSetup(
-        database=str(database.with_stem(f"{database.stem}-sql").absolute()),
-        url=address.url,
-        access=address.access(READER),
-        archive=str(folder.archive),
-        archive_key=folder.archive_key(),
-    )
 
 
 async def _check_log(log: JetStream, archive: ArchiveFolder, database: Path | None, folder: DataDir) -> None:

@@ -12,6 +12,8 @@ from events.errors import EventsError
 from replay.errors import ReplayError
 from rift import __version__
 from rift.errors import RiftError, printable
+from rift.logs.formats import LAST, LAST_PREFIX
+from rift.logs.setup import is_json, set_up
 
 # The modules of `rift/cli/` with their commands, in the order of `rift --help`. Only the module of the
 # command that runs is imported, so a gateway loads neither DuckDB nor the worker.
@@ -61,11 +63,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser(arguments[0] if arguments else "").parse_args(arguments)
     # Whatever this process and its children write may hold a customer's data, so it is for its owner only.
     os.umask(0o077)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # httpx would log a line for each request.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # The roles change to the format that their settings name.
+    set_up()
     exit_status = 0
     # From here on Ctrl-C is an exception, which lets the command end in order.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -78,12 +77,20 @@ def _run(arguments: Sequence[str] | None) -> int:
                 # The reader of the output, such as `head`, has all that it wants.
                 exit_status = max(exit_status, 1)
                 continue
-            print("rift:", printable(_text(error), kept="\n"), file=sys.stderr)
+            _fail(_text(error))
             exit_status = max(exit_status, error.exit_status if isinstance(error, RiftError) else 1)
     if (lost := _flush()) and not exit_status:
         print(f"rift: the output is not complete: {lost}", file=sys.stderr)
         exit_status = 1
     return exit_status
+
+
+def _fail(message: str) -> None:
+    """Show why this process ends. The supervisor shows it too."""
+    if is_json():
+        logging.getLogger(LAST).error("%s", message)
+    else:
+        print(LAST_PREFIX, printable(message, kept="\n"), sep="", file=sys.stderr)
 
 
 def _text(error: BaseException) -> str:

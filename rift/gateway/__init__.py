@@ -3,6 +3,7 @@
 Folders are layers; each imports only those before it.
 
     exchange     one HTTP request as it went, and its observers
+    request_log  a line in the log for each request
     asgi/        HTTP: requests, errors, CORS, static pages, the server
     completion   one request's counted events
     choices      the requests of a body with several prompts or `n` > 1

@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from events.clock import now_s
+from events.contracts import SECOND_NS
+
 logger = logging.getLogger(__name__)
 
 
@@ -14,10 +17,12 @@ class Exchange(msgspec.Struct, gc=False):
     `route` is `METHOD /template`, "" if no route matched. `status` is that of the answer, 0 if the client
     left before it began, and `code` the error code of an answer from 400 on. `account` is None until the key
     is authenticated; `model` is a served one. `request_id` is set if the request is stored or asks for a
-    stored one, and the tokens if its answer was delivered. Times are Unix nanoseconds by the broker's clock.
+    stored one, and the tokens if its answer was delivered. Times are Unix nanoseconds by the broker's clock;
+    `began_s` is when it began by our own.
     """
 
     started_ns: int
+    began_s: float = 0.0
     route: str = ""
     status: int = 0
     code: str = ""
@@ -44,11 +49,13 @@ class Exchanges:
         self._failed: set[int] = set()
 
     def begin(self) -> Exchange:
-        return Exchange(self._now_ns())
+        return Exchange(self._now_ns(), now_s())
 
     def end(self, exchange: Exchange) -> None:
-        # The clock may step back a little.
-        exchange.ended_ns = max(self._now_ns(), exchange.started_ns)
+        took_ns = int((now_s() - exchange.began_s) * SECOND_NS)
+        # The broker's clock may step, and is 0 until a record is read.
+        exchange.started_ns = exchange.started_ns or max(0, self._now_ns() - took_ns)
+        exchange.ended_ns = exchange.started_ns + took_ns
         for at, observe in enumerate(self._observers):
             try:
                 observe(exchange)

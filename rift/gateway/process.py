@@ -39,6 +39,7 @@ from rift.gateway.asgi.server import serve
 from rift.gateway.dialects.dialect import RESPONSES, native_dialect
 from rift.gateway.exchange import Exchanges
 from rift.gateway.histories import Histories
+from rift.gateway.request_log import RequestLog
 from rift.gateway.state import GatewayConfig, LogState
 from rift.gateway.streams.cancellation import Cancellation
 from rift.gateway.streams.delivery import LOG_OUTAGE, STOPPING, Delivery
@@ -170,7 +171,7 @@ def build(
         cancellation, book=state.book, queue_status=queue_status, tasks=tasks, stopping=stopping
     )
     refusals = RefusalReports(state.log, config, own.clock.now_ns)
-    exchanges = Exchanges(own.clock.now_ns, [refusals.observe])
+    exchanges = Exchanges(own.clock.now_ns, [refusals.observe, RequestLog().observe])
     connections = Connections(connections_max(), refused=exchanges.refused)
     readers = account_turns.readers(connections.limit).take
     responses = StoredRequests(state, config, lanes, auth, readers, only=RESPONSES)

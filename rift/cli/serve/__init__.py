@@ -4,4 +4,6 @@ up       up
 gateway  gateway
 worker   worker
 control  control
+
+control_parts  what control needs of others
 """

@@ -1,7 +1,5 @@
 """`rift control`: one control process. The elected leader projects, scales, archives and bills."""
 
-import os
-import secrets
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -10,15 +8,12 @@ import anyio
 from rift.broker import roles
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_metrics, add_workers
-from rift.cli.connection import connected_role, installation, load_settings, sql_setup
+from rift.cli.connection import connected_role, installation, role_settings
 from rift.cli.log.fresh_warehouse import archive
+from rift.cli.serve.control_parts import driver, sql_setup
 from rift.control import process
 from rift.control.config import ControlConfig
 from rift.control.scaling_config import model_scaling
-from rift.fleet import Driver
-from rift.fleet.cluster import Cluster
-from rift.fleet.kubernetes import KubernetesFleet
-from rift.settings import Settings
 
 
 def add_parser(commands: "Commands[ArgumentParser]") -> None:
@@ -37,7 +32,7 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
 
 
 def control(options: Namespace) -> None:
-    settings = load_settings(options)
+    settings = role_settings(options)
     database = options.database or installation(options).database
     kept = archive(options, keep_content=settings.archive_content)
 
@@ -46,21 +41,11 @@ def control(options: Namespace) -> None:
             options, settings, "control", roles.CONTROL, archive=kept, database=database
         ) as log:
             config = ControlConfig(
-                sql=sql_setup(options, database),
+                sql=sql_setup(options, settings, database),
                 retention_days=settings.retention_days,
                 scaling=model_scaling(settings),
-                driver=_driver(settings),
+                driver=driver(settings),
             )
             await process.run(log, database, kept, config, stop=stop)
 
     signals.run_until_stopped(serve)
-
-
-def _driver(settings: Settings) -> Driver | None:
-    """Return what the leader scales replicas with, or None if another process starts them.
-
-    Raises ClusterError.
-    """
-    if settings.fleet != "kubernetes":
-        return None
-    return KubernetesFleet(Cluster.around(os.environ), jitter=secrets.SystemRandom().random)

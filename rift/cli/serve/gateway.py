@@ -19,7 +19,7 @@ from rift.cli.arguments import (
     add_workers,
     natural,
 )
-from rift.cli.connection import connected, connected_role, installation, load_settings
+from rift.cli.connection import connected, connected_role, installation, role_settings
 from rift.gateway import process
 from rift.gateway.state import GatewayConfig
 from rift.gateway.streams import shard_choice
@@ -38,7 +38,7 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
 
 
 def gateway(options: Namespace) -> None:
-    settings = load_settings(options)
+    settings = role_settings(options)
     folder = installation(options)
     secret = folder.secret()
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from rift import launcher
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_listen, add_metrics, add_workers
-from rift.cli.connection import installation, load_settings, settings_file
+from rift.cli.connection import installation, role_settings, settings_file
 from rift.cli.output import CommandFailed
 from rift.fleet.cluster import Cluster
 
@@ -28,7 +28,7 @@ def up(options: Namespace) -> None:
         raise CommandFailed(
             "rift up starts a broker of its own: leave out --nats, or start the roles yourself"
         )
-    settings = load_settings(options)
+    settings = role_settings(options)
     if settings.fleet == "kubernetes":
         # Control would find this out at each of its starts, while the gateway accepts requests.
         Cluster.around(os.environ)

@@ -13,8 +13,9 @@ from rift.broker import roles
 from rift.catalogue import Profile
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_metrics
-from rift.cli.connection import connected_role, load_settings
+from rift.cli.connection import connected_role, role_settings
 from rift.engines.start import start_engine
+from rift.logs.setup import VLLM_JSON, VLLM_VARIABLE
 from rift.supervisor import RETIRE, Guard
 from rift.worker import process
 from rift.worker.shutdown import Shutdown
@@ -29,7 +30,10 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
 
 
 def worker(options: Namespace) -> None:
-    settings = load_settings(options)
+    settings = role_settings(options)
+    if settings.log_format == "json":
+        # Before vLLM is imported, and for the processes that it starts.
+        os.environ.setdefault(VLLM_VARIABLE, str(VLLM_JSON))
     prefix = options.pod or subjects.slug(settings.model)
     replica = options.replica or f"{prefix}-{secrets.token_hex(4)}"
     model = settings.catalogue()[settings.model]

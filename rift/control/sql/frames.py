@@ -10,6 +10,7 @@ import struct
 import msgspec
 
 from events.jetstream import Access
+from rift.logs.formats import Format
 
 HEADER = struct.Struct(">cI")
 
@@ -27,6 +28,7 @@ class SqlSetup(msgspec.Struct, frozen=True):
     access: Access = Access()
     archive: str = ""
     archive_key: bytes = b""
+    log_format: Format = "text"
 
 
 def frame(kind: bytes, data: bytes = b"") -> bytes:

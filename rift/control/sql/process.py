@@ -26,6 +26,7 @@ from rift.control.rpc import replies
 from rift.control.sql.frames import BEGUN, HEADER, REPLY, SqlSetup, frame
 from rift.control.sql.standby import SqlWarehouse, Standby
 from rift.errors import RiftError
+from rift.logs.setup import set_up
 from rift.rpc import QuestionRefused
 
 logger = logging.getLogger(__name__)
@@ -42,9 +43,7 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Answer questions until control closes the pipe or dies."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up()
     _be_modest(parent=int(sys.argv[2]))
     questions = sys.stdin.buffer
     # A library that prints must not write between the frames.
@@ -53,6 +52,7 @@ def main() -> None:
     if (first := _read(questions)) is None:
         return
     setup = msgspec.json.decode(first, type=SqlSetup)
+    set_up(setup.log_format)
     try:
         if setup.url:
             _answer_from_log(setup, questions, answers)
