@@ -62,10 +62,13 @@ class Clients:
         whole_body = {"model": MODEL} | body if isinstance(body, dict) else body
         await self.refuse(code, self.call("POST", path, account, whole_body, **headers), account)
 
-    async def accept(self, account: str = "acme", tokens: int = 1, **headers: str) -> str:
+    async def accept(
+        self, account: str = "acme", *, tokens: int = 1, idempotency_key: str | None = None, **more: Any
+    ) -> str:
         """Send a request that is accepted, and return its id."""
         body = {"model": MODEL, "prompt": "x", "background": True, "parameters": {"max_tokens": tokens}}
-        call = self.call("POST", NATIVE, account, body, **headers)
+        headers = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
+        call = self.call("POST", NATIVE, account, body | more, **headers)
         self.gateway.serve(call)
         status, answer = await whole(call)
         assert status == 202, answer
@@ -124,7 +127,9 @@ async def over_a_limit(clients: Clients) -> None:
         "budget_exhausted": {"budget_nanousd": 0},
         "requests_per_minute": {"requests_per_minute": 1},
         "tokens_per_minute": {"tokens_per_minute": 1},
+        "log_bytes_per_minute": {"log_bytes_per_minute": 1},
         "concurrent_requests": {"concurrent": 1},
+        "idempotency_keys": {"idempotency_keys": 1},
     }
     for code, limit in limits.items():
         account = code.replace("_", "-")
@@ -136,21 +141,43 @@ async def over_a_limit(clients: Clients) -> None:
     await clients.post("credit_exhausted", {"prompt": "x"}, "poor")
     for code in limits:
         account = code.replace("_", "-")
-        if code in ("requests_per_minute", "concurrent_requests"):
-            await clients.accept(account, tokens=400)
+        if code not in ("budget_exhausted", "tokens_per_minute"):
+            await clients.accept(account, tokens=400, idempotency_key="one", store=False)
         for _ in range(2):
-            await clients.post(code, {"prompt": "x"}, account)
+            await clients.post(code, {"prompt": "x", "store": False}, account, idempotency_key="two")
+
+
+async def in_a_full_queue(clients: Clients) -> None:
+    flood = {"model": MODEL, "prompt": "x", "background": True, "parameters": {"max_tokens": 400}}
+    status = 202
+    while status == 202:
+        call = clients.call("POST", NATIVE, "slow", flood)
+        clients.gateway.serve(call)
+        status, got = await whole(call)
+    assert got == "queue_share"
+    clients.refused["slow", got] += 1
+    await anyio.sleep(180)
 
 
 async def about_stored_requests(clients: Clients) -> None:
     await clients.accept(idempotency_key="one")
     await clients.post("idempotency_key_reused", {"prompt": "other"}, idempotency_key="one")
     running = await clients.accept(tokens=400)
+    sealed = await clients.accept(tokens=20, store=False)
+    await clients.refuse(
+        "request_not_ended", clients.call("DELETE", f"{NATIVE}/{sealed}/content", "acme"), "acme"
+    )
     await clients.get("request_not_found", f"{NATIVE}/req_1")
     await clients.get("invalid_event_id", f"{NATIVE}/{running}/events?after=9999")
     erased = clients.call("DELETE", f"{NATIVE}/{running}/content", "acme")
     await clients.refuse("content_not_sealed", erased, "acme")
     await clients.get("control_unavailable", "/v1/usage")
+    # Its key is erased 60 s after its end.
+    await anyio.sleep(30)
+    erased = clients.call("DELETE", f"{NATIVE}/{sealed}/content", "acme")
+    clients.gateway.serve(erased)
+    assert (await whole(erased))[0] == 200
+    await clients.get("content_removed", f"{NATIVE}/{sealed}")
 
 
 async def without_the_log(clients: Clients) -> None:
@@ -200,7 +227,7 @@ def test_each_kind_of_refusal_is_in_the_log_and_in_sql() -> None:
         for refuse in (without_a_key, with_a_wrong_key, wrong_bodies):
             await refuse(clients)
         await world.work()
-        for refuse in (over_a_limit, about_stored_requests, without_the_log):
+        for refuse in (over_a_limit, in_a_full_queue, about_stored_requests, without_the_log):
             await refuse(clients)
         await anyio.sleep(2 * REFUSALS_REPORT_S)
         assert reported(world.broker) == clients.refused
