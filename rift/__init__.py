@@ -6,6 +6,7 @@ engines/    vLLM, and its simulated twin
 control/    the elected leader: projection, bills, scaling, housekeeping
 fleet/      starts and stops replicas, locally or on Kubernetes
 broker/     who may do what at the broker, and its configuration
+backup/     backups and restores
 log_disk/   the embedded broker's disk, full or not
 metrics/    what Prometheus scrapes
 logs/       the lines that processes log

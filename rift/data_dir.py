@@ -43,6 +43,8 @@ from rift.nats_server import Address
 # Version of the folder's layout, not of Rift. A folder without the file has version 1. It grows with a change
 # after which this Rift would misread an older folder, or an older Rift a new one.
 VERSION = "1"
+# In place of the version while `rift restore` fills the folder.
+RESTORING = "restoring"
 REMEDY = (
     "start one with ./ops/run, name its folder with --data or RIFT_DATA, or name a broker with --nats or "
     "RIFT_NATS_URL"
@@ -109,6 +111,11 @@ class DataDir:
         except OSError as error:
             self._check_owner()
             raise DataDirError(f"{self.folder}/version cannot be read: {error.strerror}") from error
+        if version == RESTORING:
+            raise DataDirError(
+                f"a restore into {self.folder} did not finish: remove the folder, and run `rift restore` "
+                "again"
+            )
         if version != VERSION:
             raise DataDirError(
                 f"{self.folder} is a data folder of version {version!r}, but Rift {__version__} needs "

@@ -35,14 +35,14 @@ GATEWAY_WAIT_S = 30.0
 GATEWAY_ANSWER_S = 5.0
 
 
-async def connected(installation: DataDir) -> JetStream:
+async def connected(installation: DataDir, role: str = roles.SUPERVISOR) -> JetStream:
     """Connect to the embedded broker as soon as it answers. Raises DataDirError after BROKER_START_S."""
     address = nats_server.address(installation.nats)
     assert address is not None, "configure the broker first"
     with anyio.move_on_after(BROKER_START_S):
         while True:
             try:
-                return await connect(address.url, address.access(roles.SUPERVISOR), name=WRITER)
+                return await connect(address.url, address.access(role), name=WRITER)
             except LogError:
                 await anyio.sleep(0.05)
     raise DataDirError(f"nats-server does not answer; see {installation.logs / 'nats.log'}")

@@ -13,6 +13,7 @@ integers there. Nothing here may depend on the content of records.
     polling_reader  live readers that fetch at a pace
     history_scan    reads of the past up to a target
     deliveries      a worker's share of a model's queue
+    snapshots       copies of whole streams
     request_reply   requests to the broker, and questions between processes
     wire            JetStream's subjects, headers and statuses
 """
@@ -20,6 +21,7 @@ integers there. Nothing here may depend on the content of records.
 from events.jetstream.access import Access, connect
 from events.jetstream.broker_check import BrokerCheck, BrokerUnreadable, MonitorSilent, ask_monitor
 from events.jetstream.connection import JetStream
+from events.jetstream.snapshots import Snapshot
 from events.jetstream.streams import InvalidBroker
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "InvalidBroker",
     "JetStream",
     "MonitorSilent",
+    "Snapshot",
     "ask_monitor",
     "connect",
 ]

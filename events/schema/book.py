@@ -141,9 +141,11 @@ class SegmentSealed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
 
 class ShardOpened(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
     """Another stream of requests exists. Shard 0 always does, each event opens the next number, and none is
-    ever closed."""
+    ever closed. From this entry on, new requests are accepted on shard `requests_from` and those after it
+    only: the log was restored, and the lost end of an older shard may have held other records."""
 
     shard: Natural
+    requests_from: Natural = 0
 
 
 class RecordQuarantined(BookEvent, frozen=True, kw_only=True, omit_defaults=True):

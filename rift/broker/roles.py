@@ -35,6 +35,8 @@ READ = (
     "$JS.FC.>",
 )
 CHANGE_STREAMS = ("$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.UPDATE.*")
+# A backup only reads.
+SAVE_STREAMS = ("$JS.API.STREAM.SNAPSHOT.*", "$JS.SNAPSHOT.ACK.>")
 ERASE_KEYS = f"$JS.API.STREAM.MSG.DELETE.{SECRETS}"
 
 # Questions to control that change nothing.
@@ -67,7 +69,7 @@ PUBLISH: dict[str, Sequence[str]] = {
     ),
     SUPERVISOR: ("rift.book.*.*", *CHANGE_STREAMS),
     OPERATOR: ("rift.book.*.*", "rift.ask.*", *CHANGE_STREAMS),
-    READER: ("rift.ask.sql", *ASK_STATUS, *ASK_BILLS),
+    READER: ("rift.ask.sql", *ASK_STATUS, *ASK_BILLS, *SAVE_STREAMS),
 }
 
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "log.archive": ("archive",),
     "log.audit": ("audit",),
     "log.spans": ("spans",),
+    "log.backup": ("backup", "restore"),
     "calibrate": ("calibrate",),
     "backtest": ("backtest",),
 }

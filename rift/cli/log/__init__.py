@@ -8,4 +8,5 @@ verify           replay --verify
 archive          archive verify
 audit            audit export
 spans            spans
+backup           backup, restore
 """

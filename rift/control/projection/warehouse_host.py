@@ -96,8 +96,8 @@ class Projection:
         """
         await self._projector.find_shards()
         await self._disk.until_accepted("the file", self._open)
-        if await self._projector.is_trimmed():
-            logger.info("the log was trimmed past the database's positions: rebuilding from the archive")
+        if await self._is_to_rebuild():
+            logger.info("the database lacks records that only the archive holds: rebuilding from it")
             await self._disk.until_accepted(
                 "a fresh file", partial(self._build, _fresh(self._database)), BUILD_RETRY_S
             )
@@ -112,6 +112,13 @@ class Projection:
                 await self._change()
                 self._switch.set()
                 self._switch = None
+
+    async def _is_to_rebuild(self) -> bool:
+        """Return whether the database must begin with the archive: the log was trimmed past its positions, or
+        it is empty. A log that was restored lacks requests that its archive holds."""
+        if self._projector.applied:
+            return await self._projector.is_trimmed()
+        return bool(await to_thread.run_sync(self._archive.streams))
 
     async def _open(self) -> None:
         await to_thread.run_sync(self.warehouse.ensure_open)

@@ -1,9 +1,9 @@
 """Which shard a gateway uses: decided once, at its start.
 
-It takes the shard with the fewest live gateways of those that are served. A shard is served if the leader
-supervises it and each model with ready replicas has one that takes requests from it. Without an answer from a
-leader it takes shard 0, which every process serves. An operator may name the shard; then the gateway waits
-until it is served.
+It takes the shard with the fewest live gateways of those that accept requests and are served. (After a
+restore, older shards accept none.) A shard is served if the leader supervises it and each model with ready
+replicas has one that takes requests from it. Without an answer from a leader it takes the first shard that
+accepts requests. An operator may name the shard; then the gateway waits until it is served.
 """
 
 import logging
@@ -29,7 +29,7 @@ NOTICE_S = 60.0
 
 
 class ShardUnknown(RiftError):
-    """The log has no such shard; the message names those that are open."""
+    """The log has no such shard, or none that accepts requests; the message names those that do."""
 
 
 async def choose(log: Log, named: int | None, chance: Callable[[], float], stop: anyio.Event) -> int | None:
@@ -38,20 +38,25 @@ async def choose(log: Log, named: int | None, chance: Callable[[], float], stop:
 
     Raises ShardUnknown, LogError.
     """
-    opened = await shards.count(log)
-    if named is not None and named >= opened:
+    accepting = await shards.accepting(log)
+    if named is not None and named >= accepting.stop:
         raise ShardUnknown(
-            f"there is no shard {named}: the log has {opened}, numbered from 0; `rift shards add` opens "
-            "another"
+            f"there is no shard {named}: the log has {accepting.stop}, numbered from 0; `rift shards add` "
+            "opens another"
         )
-    if opened == 1 or named == 0:
-        return 0
+    if named is not None and named < accepting.start:
+        raise ShardUnknown(
+            f"shard {named} accepts no requests since the log was restored: use one from {accepting.start} on"
+        )
+    if len(accepting) == 1 or named == 0:
+        return accepting.start
     noticed_s = -math.inf
     while True:
         is_due = anyio.current_time() >= noticed_s + NOTICE_S
-        served = await _served(log, level=logging.WARNING if is_due else logging.DEBUG)
+        all_served = await _served(log, level=logging.WARNING if is_due else logging.DEBUG)
+        served = {shard: gateways for shard, gateways in all_served.items() if shard in accepting}
         if named is None:
-            return min(served, key=lambda shard: (served[shard], chance()), default=0)
+            return min(served, key=lambda shard: (served[shard], chance()), default=accepting.start)
         if named in served:
             return named
         if is_due:

@@ -1,0 +1,80 @@
+"""The broker that a log is restored into."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+from anyio import to_thread
+
+from events.jetstream import JetStream, connect
+from replay.disk import sync
+from rift import nats_server, startup
+from rift.broker.roles import ADMIN
+from rift.broker.secret_files import write_secret
+from rift.control.projection.continuity import RESTORE_WRITER
+from rift.data_dir import DataDir
+from rift.supervisor import Child, Guard, Parent
+
+# A broker that stops writes what it has buffered.
+STOP_S = 120.0
+
+# A sync for each record would take an hour for ten million. The files are synced once, at the end.
+EACH_RECORD = "sync_interval: always"
+ONCE = "sync_interval: 1h"
+
+
+class Target(NamedTuple):
+    """Where to restore to: a data folder, and the address of a broker, None for the folder's own."""
+
+    installation: DataDir
+    address: nats_server.Address | None
+
+
+@asynccontextmanager
+async def opened(target: Target, notify: Callable[[str], None]) -> AsyncIterator[JetStream]:
+    """Connect to the broker, which runs meanwhile if it is the folder's. Raises LogError, DataDirError."""
+    if target.address is None:
+        async with _embedded(target.installation, notify) as log:
+            yield log
+        return
+    log = await connect(target.address.url, target.address.access(ADMIN), name=RESTORE_WRITER)
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+@asynccontextmanager
+async def _embedded(installation: DataDir, notify: Callable[[str], None]) -> AsyncIterator[JetStream]:
+    """Run the folder's broker, and connect to it. Afterwards it is stopped, and its files are on disk."""
+    installation.nats.mkdir(mode=0o700, exist_ok=True)
+    nats_server.configure(installation.nats)
+    file = installation.nats / "nats.conf"
+    configuration = file.read_text()
+    assert EACH_RECORD in configuration, "the embedded broker syncs each record"
+    write_secret(file, configuration.replace(EACH_RECORD, ONCE).rstrip())
+    guard = Guard()
+    parent = Parent(installation.logs, guard, notify)
+    child = Child("nats", lambda: nats_server.command(installation.nats), parent)
+    try:
+        child.start()
+        log = await startup.connected(installation, ADMIN)
+        try:
+            yield log
+        finally:
+            await log.close()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await child.stop(STOP_S)
+            guard.dismiss()
+    await to_thread.run_sync(_sync_all, installation.nats)
+
+
+def _sync_all(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))

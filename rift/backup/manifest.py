@@ -1,0 +1,115 @@
+"""What a backup consists of. A folder without a manifest holds no backup.
+
+backup.json   this manifest, written last and in one step
+archive/      the archive; each run adds the segments that are new
+TIME/         the rest, as of one run: a snapshot of each stream, `secret`, `dev.key` and `rift.toml`
+"""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from events.jetstream import Snapshot
+from replay.archive.manifest import File, measure
+from rift import __version__
+from rift.backup.files import BackupError
+
+Decoded = TypeVar("Decoded")
+
+# Raise it with a change after which an older Rift would misread a backup.
+FORMAT = 1
+
+MANIFEST = "backup.json"
+ARCHIVE = "archive"
+RUN = re.compile(r"\d{8}T\d{6}Z(-\d+)?")
+
+
+class Backup(msgspec.Struct, frozen=True):
+    """One complete backup. `run` is the folder of its files; `files` are all of them, with their paths.
+
+    `archived` is the last archived sequence of each stream. `installation` tells installations apart.
+    """
+
+    format: int
+    rift: str
+    broker: str
+    layout: str
+    installation: str
+    created_at_ns: int
+    run: str
+    content_keys_until_ns: int
+    streams: dict[str, Snapshot]
+    archived: dict[str, int]
+    files: dict[str, File]
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """The last sequence that the backup holds of each stream."""
+        return {name: snapshot.last for name, snapshot in self.streams.items()}
+
+    def snapshot_file(self, stream: str) -> str:
+        return f"{self.run}/{stream}.snapshot"
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """The part of a manifest that every version has."""
+
+    format: int
+    rift: str
+
+
+def installation_of(secret: bytes) -> str:
+    return hmac.new(secret, b"backup", hashlib.sha256).hexdigest()
+
+
+def read(folder: Path) -> Backup:
+    """Return the manifest of a backup that this Rift can read. Raises BackupError."""
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BackupError(
+            f"{folder} holds no complete backup: there is no {MANIFEST}; name the folder that `rift backup` "
+            "wrote to"
+        ) from error
+    except OSError as error:
+        raise BackupError(f"{path} cannot be read: {error.strerror}") from error
+    head = _decoded(path, data, _Head)
+    if head.format > FORMAT or numbers(head.rift) > numbers(__version__):
+        raise BackupError(
+            f"{folder} was made by Rift {head.rift}, which is newer than this Rift {__version__}: restore it "
+            f"with Rift {head.rift}"
+        )
+    return _decoded(path, data, Backup)
+
+
+def damage(folder: Path, manifest: Backup, *, left_out: str = "") -> Iterator[str]:
+    """Yield each file that is not as it was saved, except `left_out`."""
+    for name, file in manifest.files.items():
+        if name == left_out:
+            continue
+        path = folder / name
+        try:
+            measured = measure(path)
+        except OSError as error:
+            yield f"{path} cannot be read: {error.strerror}"
+            continue
+        if measured != file:
+            yield f"{path} is not as it was saved: its bytes have another SHA-256"
+
+
+def numbers(version: str) -> list[int]:
+    """Return a version for comparisons."""
+    return [int(part) for part in re.findall(r"\d+", version)][:3]
+
+
+def _decoded(path: Path, data: bytes, kind: type[Decoded]) -> Decoded:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BackupError(f"{path} is damaged: {error}; use another copy of the backup") from error

@@ -1,0 +1,107 @@
+"""`rift backup` and `rift restore`: save a running installation, and make one from what was saved."""
+
+import json
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+from rift.backup.broker import Target
+from rift.backup.restore import Restored
+from rift.backup.restore import restore as restore_backup
+from rift.backup.save import CONTENT_KEYS_DAYS, Saved, Source, save
+from rift.broker.roles import READER
+from rift.cli import signals
+from rift.cli.arguments import Commands, add_command, add_config, natural
+from rift.cli.connection import connected, installation, settings_file
+from rift.cli.output import positions, utc_time
+from rift.data_dir import DataDir
+
+
+def add_parser(commands: "Commands[ArgumentParser]") -> None:
+    new = add_command(commands, "backup", backup, "save the running installation to a folder")
+    new.add_argument(
+        "folder",
+        type=Path,
+        metavar="BACKUP",
+        help="an empty folder, or one with an earlier backup of this installation, which is replaced",
+    )
+    new.add_argument(
+        "--content-keys-days",
+        type=natural,
+        default=CONTENT_KEYS_DAYS,
+        metavar="N",
+        help="after this time, a restore leaves out the keys of sealed content, so that erased content stays "
+        f"erased (default: {CONTENT_KEYS_DAYS})",
+    )
+    add_config(new)
+    again = add_command(commands, "restore", restore, "make a new installation from a backup", has_json=False)
+    again.add_argument("folder", type=Path, metavar="BACKUP", help="the folder that `rift backup` wrote to")
+    again.add_argument(
+        "--archive",
+        type=Path,
+        metavar="DIR",
+        help="the lost installation's archive, if it survived: its billing facts since the backup are kept",
+    )
+
+
+def backup(options: Namespace) -> None:
+    async def run() -> Saved:
+        async with connected(options, "backup", READER) as log:
+            source = Source(log, installation(options), settings_file(options))
+            return await save(source, options.folder, content_keys_days=options.content_keys_days)
+
+    saved = signals.run(run)
+    made = saved.manifest
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "positions": made.positions,
+                    "archived": made.archived,
+                    "created_at_ns": made.created_at_ns,
+                    "content_keys_until_ns": made.content_keys_until_ns,
+                    "written_bytes": saved.written_bytes,
+                    "segment_files": saved.segment_files,
+                }
+            )
+        )
+        return
+    print(f"saved up to {positions(made.positions)}")
+    print(
+        f"{saved.written_bytes / 1e6:.1f} MB written, {saved.segment_files} new files of the archive; "
+        f"{options.folder} is complete"
+    )
+    print(f"a restore after {utc_time(made.content_keys_until_ns)} leaves out the keys of sealed content")
+
+
+def restore(options: Namespace) -> None:
+    target = DataDir(options.data)
+    is_external = options.nats or os.environ.get("RIFT_NATS_URL")
+    address = target.log_address(options.nats, os.environ) if is_external else None
+
+    async def run() -> Restored:
+        return await restore_backup(options.folder, Target(target, address), print, surviving=options.archive)
+
+    restored = signals.run(run)
+    for line in summary(restored, target):
+        print(line)
+
+
+def summary(restored: Restored, target: DataDir) -> Iterator[str]:
+    """Yield what an operator must know about a restore."""
+    made = restored.manifest
+    continued = restored.continued
+    yield f"restored the backup of {utc_time(made.created_at_ns)}, up to {positions(made.positions)}"
+    if continued.filled:
+        ends = {stream: made.positions[stream] + count for stream, count in continued.filled.items()}
+        yield f"the archive reaches further, to {positions(ends)}: without prompts and answers"
+    if continued.ended:
+        yield f"{continued.ended} requests that ran when the archive ended are failed, without a charge"
+    if not restored.has_content_keys:
+        yield (
+            f"the keys of sealed content are left out, since {utc_time(made.content_keys_until_ns)} is past: "
+            "sealed prompts and answers from before cannot be read"
+        )
+    yield f"new requests go to shard {continued.shard}; the ids of lost requests answer 404"
+    yield f"start it with: rift up --data {target.folder}"
