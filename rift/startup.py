@@ -88,14 +88,19 @@ async def prepared(
 
 async def _streams_made(log: JetStream, wanted: Mapping[str, int]) -> None:
     """Return once control has created all streams. Raises LogError after STREAMS_S."""
+    problem = "it lacks streams, which a control process creates at its start: start one first"
     with anyio.move_on_after(STREAMS_S):
         while True:
-            if subjects.BOOK in await log.streams():
-                opened = await shards.count(log)
-                if not await log.missing_bytes(shards=opened, **wanted):
-                    return
+            try:
+                if subjects.BOOK in await log.streams():
+                    opened = await shards.count(log)
+                    if not await log.missing_bytes(shards=opened, **wanted):
+                        return
+            except LogError as error:
+                # A cluster elects a leader for each new stream.
+                problem = str(error)
             await anyio.sleep(STREAMS_POLL_S)
-    raise LogError("the log lacks streams, which a control process creates at its start: start one first")
+    raise LogError(f"the log is not ready after {STREAMS_S:g} s: {problem}")
 
 
 def _check_room(check: BrokerCheck, missing_bytes: int, settings: Settings) -> None:

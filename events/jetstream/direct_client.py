@@ -90,6 +90,11 @@ class DirectTransport(TcpTransport):
         self._bare_io_reader = self._io_reader = reader
         self._bare_io_writer = self._io_writer = asyncio.StreamWriter(transport, protocol, reader, loop)
 
+    async def connect_tls(self, *arguments: Any, **options: Any) -> None:
+        await super().connect_tls(*arguments, **options)
+        # The library's protocol does not learn of TLS, so asyncio would warn at the end of each connection.
+        self._io_writer._protocol._over_ssl = True  # type: ignore[union-attr]
+
     async def read(self, buffer_size: int) -> bytes:
         """Return bytes for the parser, or have it take what arrives and return nothing at the end."""
         if isinstance(self._io_reader, DirectReader):

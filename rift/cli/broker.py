@@ -1,6 +1,7 @@
 """`rift broker config`: configuration and passwords of nats-servers that Rift does not start itself."""
 
 import argparse
+import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,8 @@ MONITOR = 4000
 
 # A stream has at most five copies; more servers only add routes.
 NODES_MAX = 9
+
+IS_ADDRESS = re.compile(r"[0-9.]+$")
 
 # The file with the password that lets a server into the cluster.
 CLUSTER = "cluster"
@@ -92,35 +95,40 @@ def config(options: Namespace) -> None:
     try:
         passwords = credentials.ensure(folder / "credentials", [*granted, CLUSTER])
         write_secret(folder / AUTHORIZATION, authorization(granted, passwords))
-        for number, node in enumerate(options.nodes):
-            write_secret(folder / f"nats-{number}.conf", _server(options, number, node, passwords).text())
+        servers = [_server(options, node, passwords[CLUSTER]) for node in options.nodes]
+        for server in servers:
+            write_secret(folder / f"{server.name}.conf", server.text())
     except OSError as error:
         raise CommandFailed(f"{error.filename or folder}: {error.strerror}") from error
     urls = ",".join(f"nats://{node.host}:{node.port}" for node in options.nodes)
     monitors = ",".join(f"http://{node.host}:{node.port + MONITOR}" for node in options.nodes)
     tls = "RIFT_NATS_TLS=a folder with ca.pem\n" if options.tls else ""
     print(
-        f"{folder}: {AUTHORIZATION}, nats-0.conf to nats-{len(options.nodes) - 1}.conf, credentials/\n"
-        f"Each server needs {AUTHORIZATION} and its own nats-N.conf in one folder. Each of Rift's processes "
-        "needs the file of its role:\n"
+        f"{folder}: {AUTHORIZATION}, {', '.join(f'{server.name}.conf' for server in servers)}, credentials/\n"
+        f"Each server needs {AUTHORIZATION} beside its own file. Each of Rift's processes needs:\n"
         f"RIFT_NATS_URL={urls}\nRIFT_NATS_CREDENTIALS=a folder with the file of the process's role\n{tls}"
         f'rift.toml: nats_monitor = "{monitors}"'
     )
 
 
-def _server(options: Namespace, number: int, node: Node, passwords: dict[str, str]) -> Server:
+def _server(options: Namespace, node: Node, password: str) -> Server:
     peers: list[Node] = options.nodes
+    share = len({peer.host for peer in peers}) < len(peers)
+    # A server keeps its name for life: the others know it by that.
+    name = node.host.partition(".")[0]
+    if share or IS_ADDRESS.match(node.host):
+        name = f"nats-{peers.index(node)}"
     anywhere = "127.0.0.1" if all(peer.host == "127.0.0.1" for peer in peers) else "0.0.0.0"
     routes = Routes(
         f"{anywhere}:{node.port + ROUTE}",
         [f"{peer.host}:{peer.port + ROUTE}" for peer in peers if peer != node],
-        passwords[CLUSTER],
+        password,
     )
     return Server(
-        name=f"nats-{number}",
+        name=name,
         listen=f"{anywhere}:{node.port}",
         monitor=f"{options.monitor_host}:{node.port + MONITOR}",
-        store=f"{options.store}/nats-{number}",
+        store=f"{options.store}/{name}" if share else options.store,
         file_bytes=options.store_gib << 30,
         tls=options.tls or "",
         routes=routes if len(peers) > 1 else None,

@@ -1,27 +1,29 @@
 """The manifests of ops/kubernetes match each other, the catalogue, the command line and control's calls."""
 
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from events.contracts import DEADLINE_S, MESSAGE_BYTES_MAX
+from events.contracts import DEADLINE_S
 from events.subjects import slug
 from rift import catalogue, settings
-from rift.broker.configuration import MAX_PENDING_BYTES
 from rift.catalogue import nanousd_per_token
 from rift.cli import parser
 from rift.fleet.cluster import SELECTOR
 from rift.launcher import STOP_S
+from tests import certificates
 from tests.rift.fleet.apiserver import NAMESPACE, ApiServer, ObjectMeta
 from tests.rift.fleet.test_kubernetes import running, until
 
 FOLDER = Path(__file__).resolve().parents[2] / "ops" / "kubernetes"
+NATS_SERVER = str(Path(sys.executable).with_name("nats-server"))
 KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
     document
@@ -86,13 +88,16 @@ def test_every_selector_finds_its_pods() -> None:
 
 def test_every_object_that_a_pod_refers_to_exists() -> None:
     claims, maps = named("PersistentVolumeClaim"), named("ConfigMap")
+    manual = (FOLDER.parent / "README.md").read_text()
     for workload in WORKLOADS.values():
         templates = [t["metadata"]["name"] for t in workload["spec"].get("volumeClaimTemplates", ())]
         volumes = {volume["name"]: volume for volume in pod(workload).get("volumes", ())}
         for volume in volumes.values():
             assert volume.get("persistentVolumeClaim", {}).get("claimName", "rift-archive") in claims
             assert volume.get("configMap", {}).get("name", "rift") in maps
-            assert volume.get("secret", {}).get("secretName", "rift") == "rift"
+            if "secret" in volume:
+                made = re.sub("^rift-worker-.*", "rift-worker-$model", volume["secret"]["secretName"])
+                assert f"create secret generic {made} " in manual
         mounts = container(workload)["volumeMounts"]
         assert {mount["name"] for mount in mounts} == {*volumes, *templates}
         for mount in mounts:
@@ -216,44 +221,87 @@ def test_the_prices_are_the_price_lists() -> None:
     assert all(nanousd_per_token(price["output_usd"], where=name) for name, price in told.items())
 
 
-def nats_environment() -> Iterator[tuple[str, str]]:
-    """Return the environment of a server's pod, as Kubernetes expands it."""
-    known = {"POD_NAME": "rift-nats-0", "NATS_TOKEN": "rift-5e1f"}
-    for entry in container(WORKLOADS["rift-nats"])["env"]:
-        known[entry["name"]] = known.get(entry["name"]) or entry["value"].replace(
-            "$(NATS_TOKEN)", known["NATS_TOKEN"]
-        )
-    yield from known.items()
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what the manual's command writes, with certificates where its servers would find them."""
+    folder = tmp_path_factory.mktemp("broker")
+    manual = (FOLDER.parent / "README.md").read_text().partition("## Kubernetes")[2]
+    command = re.search(r"rift (broker config broker (?:[^\n]*\\\n)*[^\n]*)", manual)
+    assert command is not None
+    words = command[1].replace("\\\n", " ").replace("config broker ", f"config {folder} ").split()
+    assert parser.main([*words, "--data", str(folder), "--config", str(settings_file(folder))]) == 0
+    return folder
 
 
-def test_nats_server_accepts_its_configuration(tmp_path: Path) -> None:
-    text = named("ConfigMap")["rift-nats"]["data"]["nats.conf"]
-    (tmp_path / "nats.conf").write_text(text)
-    command = [str(Path(sys.executable).with_name("nats-server")), "-c", str(tmp_path / "nats.conf"), "-t"]
-    done = subprocess.run(command, env=dict(nats_environment()), capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, done.stderr
-    assert f"max_payload: {MESSAGE_BYTES_MAX}" in text
-    assert f"max_pending: {MAX_PENDING_BYTES}" in text
-    assert "sync_interval: always" in text
+def settings_file(folder: Path) -> Path:
+    file = folder / "rift.toml"
+    file.write_text(named("ConfigMap")["rift"]["data"]["rift.toml"])
+    return file
 
 
-def test_every_role_finds_every_nats_server() -> None:
+def test_nats_server_accepts_its_configuration(generated: Path, tmp_path: Path) -> None:
+    tls = certificates.make(tmp_path / "tls")
+    for number in range(WORKLOADS["rift-nats"]["spec"]["replicas"]):
+        text = (generated / f"rift-nats-{number}.conf").read_text()
+        (tmp_path / "nats.conf").write_text(text.replace("/etc/nats-tls", str(tls)))
+        shutil.copy(generated / "authorization.conf", tmp_path)
+        command = [NATS_SERVER, "-c", str(tmp_path / "nats.conf"), "-t"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        assert f'server_name: "rift-nats-{number}"' in text
+        assert 'store_dir: "/data"' in text
+        assert "sync_interval: always" in text
+
+
+def mounts(workload: dict[str, Any]) -> dict[str, str]:
+    """Return the name of the secret at each mounted path."""
+    volumes = pod(workload)["volumes"]
+    secrets = {one["name"]: one["secret"]["secretName"] for one in volumes if "secret" in one}
+    return {
+        one["mountPath"]: secrets[one["name"]]
+        for one in container(workload)["volumeMounts"]
+        if one["name"] in secrets
+    }
+
+
+def test_every_role_has_its_own_password_only(generated: Path) -> None:
+    """The manual makes each workload's secret from the files of its roles."""
+    manual = (FOLDER.parent / "README.md").read_text()
+    for name, workload in WORKLOADS.items():
+        if name == "rift-nats":
+            continue
+        told = {entry["name"]: entry.get("value") for entry in container(workload)["env"]}
+        assert mounts(workload)[told["RIFT_NATS_CREDENTIALS"]] == name
+        assert mounts(workload)[told["RIFT_NATS_TLS"]] == "rift-nats-ca"
+    for role, files in (("gateway", ["gateway"]), ("control", ["control", "reader", "operator"])):
+        made = "".join(f" --from-file=broker/credentials/{file}" for file in files)
+        assert f"create secret generic rift-{role}{made}\n" in manual
+        assert all((generated / "credentials" / file).exists() for file in files)
+    assert "generic rift-worker-$model --from-file=broker/credentials/worker-$model" in manual
+    for model in SERVED:
+        assert (generated / "credentials" / f"worker-{slug(model)}").exists()
+
+
+def test_every_role_finds_every_nats_server(generated: Path) -> None:
     servers = WORKLOADS["rift-nats"]["spec"]["replicas"]
     service = WORKLOADS["rift-nats"]["spec"]["serviceName"]
     assert service in named("Service")
-    urls = [f"nats://$(NATS_TOKEN)@rift-nats-{number}.{service}:4222" for number in range(servers)]
+    urls = [f"nats://rift-nats-{number}.{service}:4222" for number in range(servers)]
     for name, workload in WORKLOADS.items():
         told = {entry["name"]: entry.get("value") for entry in container(workload)["env"]}
         if name != "rift-nats":
             assert told["RIFT_NATS_URL"] == ",".join(urls)
-            assert list(told).index("NATS_TOKEN") < list(told).index("RIFT_NATS_URL"), "or it stays as it is"
     ports = {port["name"]: port["port"] for port in named("Service")[service]["spec"]["ports"]}
     given = tomllib.loads(named("ConfigMap")["rift"]["data"]["rift.toml"])["nats_monitor"]
     monitors = [f"http://rift-nats-{n}.{service}:{ports['monitor']}" for n in range(servers)]
     assert given == ",".join(monitors)
-    assert f'http: "0.0.0.0:{ports["monitor"]}"' in named("ConfigMap")["rift-nats"]["data"]["nats.conf"]
-    routes = [value for key, value in nats_environment() if key.startswith("ROUTE_")]
-    assert routes == [f"nats://rift:rift-5e1f@rift-nats-{n}.{service}:6222" for n in range(servers)]
+    for number in range(servers):
+        text = (generated / f"rift-nats-{number}.conf").read_text()
+        assert f'http: "0.0.0.0:{ports["monitor"]}"' in text
+        assert f'listen: "0.0.0.0:{ports["client"]}"' in text
+        assert f'listen: "0.0.0.0:{ports["route"]}"' in text
+        others = [f"@rift-nats-{other}.{service}:{ports['route']}" for other in range(servers)]
+        assert [other in text for other in others] == [other != number for other in range(servers)]
 
 
 def test_the_manual_lists_controls_messages() -> None:
