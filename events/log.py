@@ -103,10 +103,14 @@ class Jobs(Protocol):
 
 
 class Log(Protocol):
-    """One connection. `epoch` counts how often it was lost."""
+    """One connection. `epoch` counts how often it was lost, `reader_gaps` how often a live reader missed
+    records, or may have, and read on from where it was."""
 
     @property
     def epoch(self) -> int: ...
+
+    @property
+    def reader_gaps(self) -> int: ...
 
     @property
     def is_connected(self) -> bool: ...

@@ -42,6 +42,7 @@ from rift.catalogue import Catalogue, Model
 from rift.gateway import process as gateway
 from rift.gateway.asgi.server import serve
 from rift.gateway.state import GatewayConfig
+from rift.metrics.families import Collector
 from tests.chaos.rig import free_port
 
 MODEL = "model-a"
@@ -138,6 +139,7 @@ class Served:
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = ""
         self.broker: MemoryBroker
+        self.collectors: Sequence[Collector]
         self._stop: Callable[[], object]
         self._ends: dict[str, anyio.Event] = {}
         self._started = 0
@@ -168,6 +170,7 @@ class Served:
                 entropy=chance.randbytes,
             )
             opened = await gateway.open_gateway(connect(self.broker), connect(self.broker), config, tasks)
+            self.collectors = opened.collectors
 
             async def stopped() -> None:
                 await stop.wait()

@@ -19,7 +19,7 @@ from events.jetstream.deliveries import Jobs
 from events.jetstream.direct_client import DirectClient
 from events.jetstream.history_scan import first_sequence, scan
 from events.jetstream.polling_reader import PollingReader
-from events.jetstream.push_reader import PushReader
+from events.jetstream.push_reader import LiveSource, PushReader
 from events.jetstream.request_reply import Replies
 from events.jetstream.streams import InvalidBroker, compare, extended, servers, stream_configs
 from events.jetstream.wire import ApiError
@@ -65,6 +65,7 @@ class JetStream:
         self.connecting: anyio.CancelScope | None = None
         self.untried = 1
         self.problem: Exception | None = None
+        self.reader_gaps = 0
         self._readers: set[PushReader | PollingReader | Jobs] = set()
 
     @property
@@ -264,6 +265,9 @@ class JetStream:
 
     # --- readers and deliveries ------------------------------------------------------------------
 
+    def _note_gap(self) -> None:
+        self.reader_gaps += 1
+
     @asynccontextmanager
     async def follow(
         self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
@@ -273,7 +277,9 @@ class JetStream:
             async with self._open(polling) as follower:
                 yield follower
         else:
-            async with self._open(PushReader(self.client, self._api, stream, subjects, after)) as live:
+            async with self._open(
+                PushReader(self.client, self._api, LiveSource(stream, subjects, self._note_gap), after)
+            ) as live:
                 yield live
 
     def scan(

@@ -33,9 +33,11 @@ RETRY_S = 0.5
 Api = Callable[[str, Any], Awaitable[dict[str, Any]]]
 
 
-class _Source(NamedTuple):
+class LiveSource(NamedTuple):
     stream: str
     subjects: Sequence[str]
+    # Called when continuity was in doubt, so that records are read again.
+    broken: Callable[[], None]
 
 
 class _Silence:
@@ -71,11 +73,11 @@ class _Silence:
 class PushReader:
     """Hand out every stored message of its subjects once, in order."""
 
-    def __init__(self, client: Client, api: Api, stream: str, subjects: Sequence[str], after: int) -> None:
+    def __init__(self, client: Client, api: Api, source: LiveSource, after: int) -> None:
         self.position = after
         self._client = client
         self._api = api
-        self._source = _Source(stream, subjects)
+        self._source = source
         self._subscription: Any = None
         self._consumer = ""
         self._next = 1
@@ -175,6 +177,7 @@ class PushReader:
         logger.warning(
             "%s (%s): %s; reads on after sequence %d", self._source.stream, subjects, why, self.position
         )
+        self._source.broken()
         while True:
             try:
                 await self.close()

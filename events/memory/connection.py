@@ -53,6 +53,10 @@ class MemoryLog:
         return self.connection.epoch
 
     @property
+    def reader_gaps(self) -> int:
+        return 0
+
+    @property
     def is_connected(self) -> bool:
         return self.connection.is_connected
 

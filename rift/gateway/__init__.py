@@ -2,6 +2,7 @@
 
 Folders are layers; each imports only those before it.
 
+    bounds       a bound and its use, for metrics
     exchange     one HTTP request as it went, and its observers
     request_log  a line in the log for each request
     asgi/        HTTP: requests, errors, CORS, static pages, the server
@@ -14,6 +15,7 @@ Folders are layers; each imports only those before it.
     admission/   keys, queue, rate limits, credit, room
     submission/  appends a new request to the log
     api/         the route table, stored requests, billing, the OpenAPI document
+    metrics      what Prometheus scrapes
     app          the ASGI app: routing and error mapping
     process      the process: builds and connects all of it
 """

@@ -10,6 +10,7 @@ from events.request_history import HistoryReader, HistoryTooLong, sliced
 from events.schema import RequestAccepted
 from rift.gateway.asgi.parse_turns import HistoryTurns
 from rift.gateway.asgi.request import Request
+from rift.gateway.bounds import Bound
 from rift.gateway.completion import Completion
 
 # An answer of 8,000 tokens without logprobs has about this many bytes in the log.
@@ -22,6 +23,9 @@ class Histories(HistoryReader):
     def __init__(self, log: Log) -> None:
         super().__init__(log)
         self._turns = HistoryTurns()
+
+    def bounds(self) -> list[Bound]:
+        return self._turns.bounds()
 
     async def in_turn(
         self, request: Request, account: str, read: Callable[[float], Awaitable[Result]]

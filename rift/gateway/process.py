@@ -39,6 +39,7 @@ from rift.gateway.asgi.server import serve
 from rift.gateway.dialects.dialect import RESPONSES, native_dialect
 from rift.gateway.exchange import Exchanges
 from rift.gateway.histories import Histories
+from rift.gateway.metrics import GatewayMetrics, Parts
 from rift.gateway.request_log import RequestLog
 from rift.gateway.state import GatewayConfig, LogState
 from rift.gateway.streams.cancellation import Cancellation
@@ -171,10 +172,11 @@ def build(
         cancellation, book=state.book, queue_status=queue_status, tasks=tasks, stopping=stopping
     )
     refusals = RefusalReports(state.log, config, own.clock.now_ns)
-    exchanges = Exchanges(own.clock.now_ns, [refusals.observe, RequestLog().observe])
+    metrics = GatewayMetrics(state, config, own)
+    exchanges = Exchanges(own.clock.now_ns, [metrics.observe, refusals.observe, RequestLog().observe])
     connections = Connections(connections_max(), refused=exchanges.refused)
-    readers = account_turns.readers(connections.limit).take
-    responses = StoredRequests(state, config, lanes, auth, readers, only=RESPONSES)
+    readers = account_turns.readers(connections.limit)
+    responses = StoredRequests(state, config, lanes, auth, readers.take, only=RESPONSES)
     handlers = Handlers(
         submission=Submission(
             admission,
@@ -182,15 +184,17 @@ def build(
             AcceptanceBuilder(state.book, config, own),
             AcceptanceWriter(state, config, health, cancellation),
             Responder(state, lanes, delivery),
-            readers,
+            readers.take,
         ),
         native=native_dialect(config.native_prompt_tokens_max),
-        requests=RequestRoutes(state, StoredRequests(state, config, lanes, auth, readers), delivery),
+        requests=RequestRoutes(state, StoredRequests(state, config, lanes, auth, readers.take), delivery),
         responses=ResponseRoutes(state, responses, delivery),
         models=ModelRoutes(state, config.models, admission),
         billing=BillingRoutes(state.log, auth, secret=config.secret),
         health=HealthRoutes(state, config, auth, room, connections, openapi.document(ROUTES)),
     )
+    bounded = (handlers.submission.bodies, queue, key_limits, readers, state.histories, lanes, connections)
+    metrics.read(Parts(state, lanes, delivery, handlers.health, room, share, bounded))
     end_revoked = _revocation(state, lanes, cancellation, delivery)
 
     def book_changed() -> None:
@@ -207,7 +211,7 @@ def build(
     tasks.start_soon(key_limits.follow_log, state.log)
     tasks.start_soon(health.watch, lambda: lanes.break_off_all(LOG_OUTAGE))
     app = Gateway(ROUTES, handlers, exchanges, config.entropy)
-    return Opened(app, connections, lane, lanes, credit, refusals, [], stopping)
+    return Opened(app, connections, lane, lanes, credit, refusals, metrics.collectors, stopping)
 
 
 def _revocation(

@@ -40,7 +40,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     reserve: Reserve | None = None
     # Of this installation's workers, as pages and clients are told: "sim" answers mean nothing.
     engine: str = "vllm"
-    # Where metrics are served.
+    # Where metrics are served, whether they name accounts, and the targets for first tokens.
     metrics: Address | None = None
+    metrics_accounts: bool = False
+    ttft_ms: Collection[int] = ()
     # Random bytes, for ids and keys.
     entropy: Callable[[int], bytes]

@@ -36,10 +36,12 @@ class Counts:
 
     def add(self, *values: str, n: float = 1) -> None:
         """Add `n` for one value of each label, in their order."""
-        counts = self._counts
-        if values not in counts and len(counts) >= SERIES_MAX:
-            values = (OTHER,) * len(values)
-        counts[values] = counts.get(values, 0) + n
+        try:
+            self._counts[values] += n
+        except KeyError:
+            if len(self._counts) >= SERIES_MAX:
+                values = (OTHER,) * len(values)
+            self._counts[values] = self._counts.get(values, 0) + n
 
     def collect(self) -> Iterable[Metric]:
         family = CounterMetricFamily(self._name, self._help, labels=self._labels)

@@ -6,9 +6,12 @@ are few of them, and a page serves all scrapes of one second.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
@@ -37,28 +40,27 @@ async def serving(address: Address | None, collectors: Sequence[Collector]) -> A
     Metrics are never a reason to end a process. A collector that fails is left out, and logged once.
     `collectors` may grow later.
     """
-    server = None if address is None else await _listen(address, collectors)
-    if address is None or server is None:
-        yield None
-        return
-    bound = Address(address.host, server.sockets[0].getsockname()[1])
-    logger.info("metrics: http://%s/metrics", bound)
-    try:
-        yield bound
-    finally:
-        server.close()
+    async with anyio.create_task_group() as tasks:
+        scrapes = _Scrapes(_Page(collectors), tasks)
+        server = None if address is None else await _listen(address, scrapes)
+        if address is None or server is None:
+            yield None
+            return
+        bound = Address(address.host, server.sockets[0].getsockname()[1])
+        logger.info("metrics: http://%s/metrics", bound)
+        try:
+            yield bound
+        finally:
+            server.close()
+            tasks.cancel_scope.cancel()
 
 
-async def _listen(address: Address, collectors: Sequence[Collector]) -> asyncio.Server | None:
+async def _listen(address: Address, scrapes: "_Scrapes") -> asyncio.Server | None:
     loop = asyncio.get_running_loop()
-    page = _Page(collectors)
-    open_connections: set[_Connection] = set()
     problems = []
     for port in dict.fromkeys((address.port, 0)):
         try:
-            return await loop.create_server(
-                lambda: _Connection(page.text, open_connections), address.host, port
-            )
+            return await loop.create_server(lambda: _Connection(scrapes), address.host, port)
         except OSError as error:
             problems.append(error)
             if port:
@@ -71,54 +73,88 @@ class _Page:
     """The text of a scrape."""
 
     def __init__(self, collectors: Sequence[Collector]) -> None:
-        self._registry = _Registry(collectors)
-        self._text = b""
-        self._made_at_s = -PAGE_S
-
-    def text(self) -> bytes:
-        if now_s() >= self._made_at_s + PAGE_S:
-            self._text = generate_latest(self._registry)
-            self._made_at_s = now_s()
-        return self._text
-
-
-class _Registry:
-    def __init__(self, collectors: Sequence[Collector]) -> None:
         self._collectors = collectors
         self._failed: set[int] = set()
+        self._text = b""
+        self._made_at_s = -PAGE_S
+        self._making = anyio.Lock()
 
-    def collect(self) -> Iterable[Metric]:
-        for at, collector in enumerate(self._collectors):
+    async def text(self) -> bytes:
+        async with self._making:
+            if now_s() >= self._made_at_s + PAGE_S:
+                self._text = await self._make()
+                self._made_at_s = now_s()
+        return self._text
+
+    async def _make(self) -> bytes:
+        """Let other tasks run after each metric: some have hundreds of lines, which take milliseconds."""
+        parts = []
+        for at, collector in enumerate(list(self._collectors)):
             try:
                 # Complete before any of it is shown.
-                metrics = list(collector.collect())
+                collected = []
+                for metric in collector.collect():
+                    collected.append(generate_latest(_One(metric)))
+                    await anyio.lowlevel.checkpoint()
             except Exception:
                 if at not in self._failed:
                     self._failed.add(at)
                     logger.exception("metrics of %r are left out", collector)
             else:
-                yield from metrics
+                parts += collected
+        return b"".join(parts)
+
+
+class _One:
+    """A registry of one metric."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterable[Metric]:
+        return [self._metric]
+
+
+class _Scrapes:
+    """The connections that are open, and the tasks that answer them."""
+
+    def __init__(self, page: _Page, tasks: TaskGroup) -> None:
+        self.open: set[_Connection] = set()
+        self._page = page
+        self._tasks = tasks
+
+    def answer(self, request: bytes, transport: asyncio.Transport) -> None:
+        """Answer a request, and close."""
+        self._tasks.start_soon(self._answer, request, transport)
+
+    async def _answer(self, request: bytes, transport: asyncio.Transport) -> None:
+        method, _, rest = request.partition(b"\r\n")[0].partition(b" ")
+        status, body = b"404 Not Found", b"the metrics are at /metrics\n"
+        if method == b"GET" and rest.partition(b" ")[0].partition(b"?")[0] == b"/metrics":
+            status, body = b"200 OK", await self._page.text()
+        if not transport.is_closing():
+            transport.write(ANSWER % (status, CONTENT_TYPE_PLAIN_0_0_4.encode(), len(body)) + body)
+            transport.close()
 
 
 class _Connection(asyncio.Protocol):
     """One scrape: a request in, a page out."""
 
-    def __init__(self, page: Callable[[], bytes], open_connections: "set[_Connection]") -> None:
-        self._page = page
-        self._open = open_connections
+    def __init__(self, scrapes: _Scrapes) -> None:
+        self._scrapes = scrapes
         self._head = b""
         self._transport: asyncio.Transport
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
-        if len(self._open) >= CONNECTIONS_MAX:
+        if len(self._scrapes.open) >= CONNECTIONS_MAX:
             return transport.abort()
-        self._open.add(self)
+        self._scrapes.open.add(self)
         self._deadline = asyncio.get_running_loop().call_later(SCRAPE_S, transport.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._open.discard(self)
+        self._scrapes.open.discard(self)
         if self._deadline is not None:
             self._deadline.cancel()
 
@@ -127,14 +163,7 @@ class _Connection(asyncio.Protocol):
             return
         self._head += data
         if b"\r\n\r\n" in self._head:
-            self._transport.write(self._answer(self._head.partition(b"\r\n")[0]))
-            self._transport.close()
+            self._transport.pause_reading()
+            self._scrapes.answer(self._head, self._transport)
         elif len(self._head) > HEAD_BYTES_MAX:
             self._transport.abort()
-
-    def _answer(self, line: bytes) -> bytes:
-        method, _, rest = line.partition(b" ")
-        status, body = b"404 Not Found", b"the metrics are at /metrics\n"
-        if method == b"GET" and rest.partition(b" ")[0].partition(b"?")[0] == b"/metrics":
-            status, body = b"200 OK", self._page()
-        return ANSWER % (status, CONTENT_TYPE_PLAIN_0_0_4.encode(), len(body)) + body

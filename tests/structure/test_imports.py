@@ -41,6 +41,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 LAYERS: dict[str, tuple[str, ...]] = {
     "rift.gateway": (
         "state",
+        "bounds",
         "exchange",
         "asgi",
         "completion",
@@ -50,6 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "admission",
         "submission",
         "api",
+        "metrics",
         "app",
         "process",
     ),

@@ -65,6 +65,8 @@ def gateway(options: Namespace) -> None:
                 native_prompt_tokens_max=settings.native_prompt_tokens_max,
                 entropy=secrets.token_bytes,
                 metrics=settings.metrics_address(gateway_port(settings.port)),
+                metrics_accounts=settings.metrics_accounts,
+                ttft_ms={scale.ttft_ms for scale in settings.scales().values()},
             )
             await process.run(log, history_log, config, host=settings.host, port=settings.port, stop=stop)
 

@@ -5,6 +5,7 @@ gateways, and a restart loses none. Keys that are stored at the same moment may 
 """
 
 from collections import deque
+from collections.abc import Iterator
 
 import msgspec
 from anyio import create_task_group
@@ -15,6 +16,7 @@ from events.contracts import IDEMPOTENCY_S, SECOND_NS
 from events.log import Log, Stored
 from rift.gateway.admission.log_share import LogShare
 from rift.gateway.asgi.errors import HTTPError, retry_after_ms
+from rift.gateway.bounds import Bound
 from rift.gateway.choices import Choices
 from rift.gateway.state import GatewayConfig
 
@@ -77,6 +79,9 @@ class KeyCounts:
             keys.total -= keys.steps.popleft().keys
         return keys.total
 
+    def total(self, now_ns: int) -> int:
+        return sum(self.count(account, now_ns) for account in self._accounts)
+
     def wait_ns(self, account: str, now_ns: int, excess: int) -> int:
         """Return the time until `excess` keys have expired."""
         wait_ns = 0
@@ -100,6 +105,14 @@ class KeyLimits:
         self._seals = config.seal_content
         self._idempotency = KeyCounts(IDEMPOTENCY_S)
         self._content = KeyCounts((config.retention_days + 1) * DAY_S)
+
+    def bounds(self) -> Iterator[Bound]:
+        now_ns = self._clock.now_ns()
+        share = self._share
+        if share.idempotency_keys_max > 0:
+            yield Bound("idempotency_keys", share.idempotency_keys_max, self._idempotency.total(now_ns))
+        if self._seals and share.content_keys_max > 0:
+            yield Bound("content_keys", share.content_keys_max, self._content.total(now_ns))
 
     async def follow_log(self, log: Log) -> None:
         """Count keys until cancelled. Raises LogError."""

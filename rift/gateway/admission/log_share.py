@@ -49,7 +49,7 @@ class LogShare:
         limits = self._book.limits.get(account)
         if limits is not None and limits.log_bytes_per_minute is not None:
             return None
-        return self._part(self._capacity.shard - ROOM_BYTES_MIN, FILL_MINUTES)
+        return self._part(self.shard_bytes_max, FILL_MINUTES)
 
     def idempotency_keys(self, account: str) -> int | None:
         limits = self._book.limits.get(account)
@@ -58,6 +58,19 @@ class LogShare:
     def content_keys(self, account: str) -> int | None:
         limits = self._book.limits.get(account)
         return (limits and limits.content_keys) or self._part(self._capacity.secrets, CONTENT_KEY_BYTES)
+
+    @property
+    def shard_bytes_max(self) -> int:
+        """The bytes of the shard beyond which requests are refused; 0 or less if it is not bounded."""
+        return self._capacity.shard - ROOM_BYTES_MIN
+
+    @property
+    def idempotency_keys_max(self) -> int:
+        return self._capacity.keys // IDEMPOTENCY_KEY_BYTES
+
+    @property
+    def content_keys_max(self) -> int:
+        return self._capacity.secrets // CONTENT_KEY_BYTES
 
     def _part(self, bytes_max: int, each: int) -> int | None:
         parts = 1 if len(self._book.accounts) < 2 else ACCOUNT_PART

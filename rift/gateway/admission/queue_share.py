@@ -4,6 +4,7 @@ from events.book import Book
 from events.fleet import Fleet
 from rift.gateway.admission.rate_limits import SOON_MS
 from rift.gateway.asgi.errors import HTTPError, retry_after, retry_after_ms
+from rift.gateway.bounds import Bound
 from rift.gateway.streams.lane_reader import LaneReader
 from rift.gateway.streams.live_gateways import LiveGateways
 
@@ -28,6 +29,14 @@ class QueueShare:
         self._fleet = fleet
         self._lane = lane
         self._gateways = gateways
+
+    def bounds(self) -> list[Bound]:
+        """Return the bounds of each model's queue, as they are used by the longest."""
+        queue = self._lane.queue
+        return [
+            Bound("waiting_requests", QUEUE_MAX, max(queue.waiting().values(), default=0)),
+            Bound("waiting_request_bytes", QUEUE_BYTES_MAX, queue.waiting_bytes()),
+        ]
 
     def check(self, model: str, account: str, choices: int) -> None:
         """Raise HTTPError (429) if the queue is full or, with several accounts, the account's share is."""

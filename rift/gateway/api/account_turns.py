@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rift.gateway.asgi.errors import HTTPError, retry_after
+from rift.gateway.bounds import Bound
 
 # The control process answers one query at a time. With one running and one waiting, an account loses no time;
 # with more, it would make other accounts wait.
@@ -17,13 +18,18 @@ RETRY_S = 1
 
 
 class AccountTurns:
-    """`code` and `calls` name the calls in the error."""
+    """`code` and `calls` name the calls in the error. `in_total` is the bound of all accounts, or 0."""
 
-    def __init__(self, most: int, *, code: str, calls: str) -> None:
+    def __init__(self, most: int, *, code: str, calls: str, in_total: int = 0) -> None:
         self._most = most
+        self._in_total = in_total
         self._code = code
         self._calls = calls
         self._under_way: Counter[str] = Counter()
+
+    def bounds(self) -> list[Bound]:
+        used = self._under_way.total()
+        return [Bound(self._calls, self._in_total, used)] if self._in_total else []
 
     @contextmanager
     def take(self, account: str) -> Iterator[None]:
@@ -46,4 +52,5 @@ def questions() -> AccountTurns:
 
 
 def readers(connections: int) -> AccountTurns:
-    return AccountTurns(max(1, connections // READERS_SHARE), code="concurrent_readers", calls="readers")
+    most = max(1, connections // READERS_SHARE)
+    return AccountTurns(most, code="concurrent_readers", calls="readers", in_total=connections)

@@ -38,11 +38,15 @@ class HealthRoutes:
 
         The proof is a stored record: the lane's report, every few seconds.
         """
-        self._room.check()
-        self._auth.check_book()
+        self.check()
         ready = [name for name in self._config.models if self._state.fleet.is_ready(name)]
         connections = {"open": self._connections.open, "max": self._connections.limit}
         await request.answer(200, {"status": "ready", "models_ready": ready, "connections": connections})
+
+    def check(self) -> None:
+        """Raise HTTPError (503) if the gateway accepts nothing now."""
+        self._room.check()
+        self._auth.check_book()
 
     async def version(self, request: Request) -> None:
         await request.answer(200, {"version": __version__, "engine": self._config.engine})

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from events.contracts import BODY_BYTES_MAX
 from rift.gateway.asgi.errors import HTTPError, retry_after
+from rift.gateway.bounds import Bound
 
 # 32 of the largest bodies. Parsed, a body takes about twice its bytes for a moment.
 BODIES_BYTES_MAX = 256 * 1024 * 1024
@@ -76,6 +77,9 @@ class BodyBudget:
             yield hold
         finally:
             hold.release()
+
+    def bounds(self) -> list[Bound]:
+        return [Bound("body_bytes", BODIES_BYTES_MAX, self.size)]
 
     def take(self, account: str, size: int) -> None:
         """Raises HTTPError (429, 503): then nothing is taken."""

@@ -19,6 +19,7 @@ import msgspec
 from rift.gateway.asgi.cors import ALWAYS
 from rift.gateway.asgi.errors import HTTPError, retry_after
 from rift.gateway.asgi.tally import Tally
+from rift.gateway.bounds import Bound
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,12 @@ class Connections:
     @property
     def open(self) -> int:
         return len(self._open)
+
+    def bounds(self) -> list[Bound]:
+        return [
+            Bound("connections", self.limit, self.open),
+            Bound("unread_bytes", UNREAD_BYTES_MAX, self._unread),
+        ]
 
     def add(self, connection: "ClientConnection") -> None:
         """Accept, refuse or close a new connection."""

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import anyio
 
 from rift.gateway.asgi.errors import ClientGone, HTTPError, retry_after
+from rift.gateway.bounds import Bound
 
 # Smaller bodies are parsed within 1 ms, whatever is in them: no longer than the rest of a request takes.
 SMALL_BYTES = 16 * 1024
@@ -48,12 +49,17 @@ class _Share:
 
     def __init__(self, rest: int, at_once: int = 1) -> None:
         self._rest = rest
+        self._at_once = at_once
         self._lock = anyio.Semaphore(at_once)
         self._due_at_s = 0.0
 
     @property
     def waiting(self) -> int:
         return self._lock.statistics().tasks_waiting
+
+    @property
+    def taken(self) -> int:
+        return self._at_once - self._lock.value
 
     @contextlib.asynccontextmanager
     async def ready(self) -> AsyncIterator[None]:
@@ -76,6 +82,14 @@ class _Turns:
         self._refusal = refusal
         # One for each account of the book that ever took a turn.
         self._accounts: dict[str, _Share] = {}
+
+    @property
+    def waiting(self) -> int:
+        return self._all.waiting + sum(own.waiting for own in self._accounts.values())
+
+    @property
+    def taken(self) -> int:
+        return self._all.taken
 
     @contextlib.asynccontextmanager
     async def take(self, account: str, gone: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
@@ -105,6 +119,10 @@ class ParseTurns(_Turns):
         waiting_max = max(1, connections // WAITING_SHARE)
         refusal = "bodies of account {account} wait to be parsed: send fewer at a time", "concurrent_bodies"
         super().__init__(_Share(REST), ACCOUNT_REST, waiting_max, refusal)
+        self._connections = connections
+
+    def bounds(self) -> list[Bound]:
+        return [Bound("waiting_bodies", self._connections, self.waiting)]
 
     @contextlib.asynccontextmanager
     async def turn(self, account: str, size: int, gone: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
@@ -126,6 +144,9 @@ class HistoryTurns(_Turns):
             "concurrent_readers",
         )
         super().__init__(_Share(0, HISTORIES), HISTORY_REST, HISTORIES_WAITING, refusal)
+
+    def bounds(self) -> list[Bound]:
+        return [Bound("long_reads", HISTORIES, self.taken)]
 
 
 async def _enter(

@@ -9,6 +9,7 @@ live_gateways  the gateways whose lanes report: they share the limits
 shard_choice   which shard a gateway uses
 own_lane       this gateway's own lane: opened, reported, lost
 refusals       counts the requests that were refused, and reports them
+lane_counts    times, tokens and revenue of the own lane's requests, for metrics
 log_health     whether the log stores records, and its room
 cancellation   cancels requests, and repeats that until it is stored
 delivery       sends an answer, and decides what follows when the client goes

@@ -94,6 +94,11 @@ class Delivery:
             if reading == key and subscription.answer.accepted.key != key:
                 subscription.break_off(REVOKED)
 
+    def open_answers(self) -> dict[tuple[str, ...], int]:
+        """Return how many answers clients wait for, by kind."""
+        whole = sum(one.client is not None and one.client.format is None for one in self._keys)
+        return {("stream",): len(self._keys) - whole, ("whole",): whole}
+
     async def deliver(
         self,
         request: Request,

@@ -6,9 +6,9 @@ in the log.
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from msgspec.structs import replace
@@ -35,12 +35,23 @@ SLOW = Problem(code="slow_reader", message="the client reads too slowly; resume 
 UNREADABLE = Problem(code="unreadable", message="this gateway is older than the answer's writer")
 
 
+class EventCounts(Protocol):
+    def note(
+        self, request: str, event: Any, life: Any, stored_at_ns: int, answers: Mapping[str, Any]
+    ) -> None:
+        """Take an event that counted, and the life after it. `answers` are those of the request's body."""
+
+    def forget(self, request: str) -> None:
+        """Take nothing more of a request that is no longer followed."""
+
+
 class LaneReader:
     """Reads one lane for its subscriptions.
 
     It closes a subscription without a client at its end; the owner of any other subscription closes it.
 
-    `clock` follows the broker's time through this lane's records; a report comes every few seconds.
+    `clock` follows the broker's time through this lane's records; a report comes every few seconds. `counts`,
+    if set, takes every event that counted.
     """
 
     def __init__(self, reader: Follower, histories: HistoryReader) -> None:
@@ -58,6 +69,7 @@ class LaneReader:
         self.queue = QueueDepth()
         self.clock = BrokerClock()
         self.buffered = BufferedBytes()
+        self.counts: EventCounts | None = None
 
     @property
     def position(self) -> int:
@@ -193,6 +205,8 @@ class LaneReader:
                     self._states.forget(request)
                     self._unconfirmed.discard(request)
                     self.queue.end(answer.accepted)
+                    if self.counts is not None:
+                        self.counts.forget(request)
 
     # --- to all ----------------------------------------------------------------------------------------
 
@@ -248,6 +262,8 @@ class LaneReader:
         for subscription in subscribed:
             subscription.push(request, event, life, stored_at_ns)
             self._pushed[id(subscription)] = subscription
+        if self.counts is not None:
+            self.counts.note(request, event, life, stored_at_ns, subscribed[0].answers)
         if self.buffered.total > BUFFERED_BYTES_MAX:
             self._break_off_slowest()
 

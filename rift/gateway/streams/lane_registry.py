@@ -11,7 +11,8 @@ from events import subjects
 from events.log import Log, LogError
 from events.request_history import HistoryReader
 from events.schema import Problem
-from rift.gateway.streams.lane_reader import LaneReader
+from rift.gateway.bounds import Bound
+from rift.gateway.streams.lane_reader import BUFFERED_BYTES_MAX, LaneReader
 
 # Another gateway's lane without subscriptions is read this much longer: the next client to resume there
 # often comes soon.
@@ -66,6 +67,11 @@ class LaneRegistry:
 
     def every(self) -> list[LaneReader]:
         return list(self._readers.values())
+
+    def bounds(self) -> list[Bound]:
+        """Return the bound of each lane, as it is used by the lane with the most bytes."""
+        used = max(reader.buffered.total for reader in self.every())
+        return [Bound("buffered_bytes", BUFFERED_BYTES_MAX, used)]
 
     def break_off_all(self, problem: Problem) -> None:
         """End the streams of all clients."""

@@ -68,6 +68,21 @@ class QueueDepth:
         """Return how many requests of a model run."""
         return len(self._running.get(model, ()))
 
+    def waiting(self) -> dict[tuple[str, ...], int]:
+        """Return how many requests wait for each model."""
+        waiting: dict[tuple[str, ...], int] = {
+            (model,): each.requests for (model, account), each in self._waiting.items() if not account
+        }
+        return dict.fromkeys(((model,) for model in self._running), 0) | waiting
+
+    def waiting_bytes(self) -> int:
+        """Return the bytes that wait for the model for which most wait."""
+        return max((each.size for (_, account), each in self._waiting.items() if not account), default=0)
+
+    def under_way(self) -> dict[tuple[str, ...], int]:
+        """Return how many requests of each model run."""
+        return {(model,): len(running) for model, running in self._running.items()}
+
     def _count(self, accepted: RequestAccepted, requests: int, size: int) -> None:
         for account in ("", accepted.account):
             waiting = self._waiting.setdefault((accepted.model, account), Waiting())

@@ -10,6 +10,7 @@ from rift.gateway.asgi.connections import connections_max
 from rift.gateway.asgi.errors import HTTPError
 from rift.gateway.asgi.parse_turns import ParseTurns
 from rift.gateway.asgi.request import Request
+from rift.gateway.bounds import Bound
 from rift.gateway.dialects.dialect import Dialect
 from rift.gateway.dialects.sampling import ParsedRequest
 from rift.gateway.submission.idempotency import IdempotencyKeys
@@ -21,6 +22,9 @@ class BodyReader:
         self._keys = keys
         self._budget = BodyBudget()
         self._turns = ParseTurns(connections_max())
+
+    def bounds(self) -> list[Bound]:
+        return [*self._budget.bounds(), *self._turns.bounds()]
 
     async def read(self, dialect: Dialect, request: Request, issued: KeyIssued) -> tuple[ParsedRequest, str]:
         """Return the parsed body of an authenticated request and, for an idempotency key, its digest.

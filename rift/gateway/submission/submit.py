@@ -45,12 +45,12 @@ class Submission:
         self._builder = builder
         self._writer = writer
         self._responder = responder
-        self._bodies = BodyReader(admission, keys)
+        self.bodies = BodyReader(admission, keys)
 
     async def infer(self, dialect: Dialect, request: Request) -> None:
         """Accept a request and answer it. Raises HTTPError, LogError, ClientGone."""
         issued = self._admission.auth.authenticate(request)
-        parsed, body_digest = await self._bodies.read(dialect, request, issued)
+        parsed, body_digest = await self.bodies.read(dialect, request, issued)
         with ExitStack() as held:
             if request.header(b"idempotency-key") is None:
                 answer = await self._subscribe(request, parsed, issued)

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from events.schema import CreditGranted, LimitsSet, Problem, RequestsRefused
 from replay.questions import named
 from replay.warehouse.warehouse import Warehouse
 from rift.gateway.api.health import HealthRoutes
+from rift.metrics.families import Collector
+from rift.metrics.families import Counts as CountedFamily
 from tests import scripted
 from tests.rift.gateway.admission.test_credit import World, live, opened
 from tests.rift.gateway.admission.test_rate_limits import key_of, revoke, tell, whole
@@ -209,6 +212,27 @@ def reported(broker: MemoryBroker) -> Counts:
     return counts
 
 
+def scraped(collectors: Iterable[Collector]) -> Counter[str]:
+    """Return the gateway's metric of refusals, by reason."""
+    return Counter(
+        {
+            sample.labels["reason"]: int(sample.value)
+            for each in collectors
+            if isinstance(each, CountedFamily)
+            for metric in each.collect()
+            for sample in metric.samples
+            if sample.name == "rift_gateway_refusals_total"
+        }
+    )
+
+
+def by_reason(counts: Counts) -> Counter[str]:
+    reasons: Counter[str] = Counter()
+    for (_, reason), count in counts.items():
+        reasons[reason] += count
+    return reasons
+
+
 def asked(broker: MemoryBroker) -> Counts:
     """Return the answer to `rift ask refusals`."""
     with closing(Warehouse.open(Path(":memory:"))) as warehouse:
@@ -236,6 +260,7 @@ def test_each_kind_of_refusal_is_in_the_log_and_in_sql() -> None:
         gateway.stop.set()
         await gateway.ended.wait()
         assert reported(world.broker) == asked(world.broker) == clients.refused
+        assert scraped(opened(gateway).collectors) == by_reason(clients.refused)
 
     live(test)
 
@@ -294,3 +319,4 @@ def test_failures_and_unreadable_requests_are_counted_too(monkeypatch: pytest.Mo
                 body = {"model": scripted.MODEL, "prompt": "x", "stream": True}
                 assert client.post(NATIVE, json=body).status_code == 200
     assert reported(served.broker) == asked(served.broker) == refused
+    assert scraped(served.collectors) == by_reason(refused)
