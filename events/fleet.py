@@ -3,6 +3,7 @@
     ControlElected   counts if its epoch is higher than the last; its writer has read the last and adds one
     ScaleDecided     counts if its epoch is the last, `from_replicas` is the last decision, and its writer had
                      read that decision (`positions` is how far it had read)
+    ScalePlanned     counts if its epoch is the last
     ReplicaStarting  begins a replica; reports of a replica that has ended or never began are ignored
 
 So one of two candidates leads, and a late or repeated decision changes nothing: the order of the stream is
@@ -27,6 +28,7 @@ from events.schema import (
     ReplicaStarting,
     ReplicaStopped,
     ScaleDecided,
+    ScalePlanned,
 )
 from events.subjects import FLEET
 
@@ -37,6 +39,9 @@ ELECTION = ""
 
 # The next start is expected to take the median of this many starts, so that one odd start does not matter.
 STARTS = 5
+
+# The floor looks at the plans of five minutes, which are at least 30 s apart.
+PLANS = 12
 
 
 class Replica(msgspec.Struct):
@@ -60,6 +65,17 @@ class Starts(msgspec.Struct):
     failed: int = 0
     failed_at_ns: int = 0
     why: str = ""
+
+
+class Planned(msgspec.Struct, frozen=True):
+    """A model's floor from `at_ns`, its plan's time, until the next plan; `sequence` is the plan's."""
+
+    sequence: int
+    at_ns: int
+    floor: int
+    restart: int
+    is_missed: bool
+    policy: str
 
 
 class ReplicaTimelines:
@@ -112,6 +128,7 @@ class Fleet:
         self.at_ns = 0
         self.replicas: dict[str, dict[str, Replica]] = {}
         self.decided: dict[str, ScaleDecided] = {}
+        self.plans: dict[str, tuple[Planned, ...]] = {}
         self.starts: dict[str, Starts] = {}
         self._course = ReplicaTimelines()
         self._needed: dict[str, int] = {}
@@ -149,6 +166,8 @@ class Fleet:
                 return self._elected(event, sequence)
             case ScaleDecided():
                 return self._decided(event, sequence)
+            case ScalePlanned():
+                return self._planned(event, sequence)
             case ReplicaStarting():
                 return self._began(event, sequence)
             case ReplicaReady() | ReplicaReported() | ReplicaDraining():
@@ -170,6 +189,15 @@ class Fleet:
             return False
         self.decided[event.model] = event
         self._needed[event.model] = self._needed.get(ELECTION, sequence)
+        return True
+
+    def _planned(self, event: ScalePlanned, sequence: int) -> bool:
+        if event.epoch != self.epoch:
+            return False
+        plan = Planned(
+            sequence, event.planned_at_ns, event.floor, event.restart, event.is_missed, event.policy
+        )
+        self.plans[event.model] = (*self.plans.get(event.model, ()), plan)[-PLANS:]
         return True
 
     def _began(self, event: ReplicaStarting, sequence: int) -> bool:

@@ -33,6 +33,7 @@ MONITOR = re.compile(
     r"http://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._/-]*)?"
 )
 Replicas = Annotated[int, msgspec.Meta(ge=0, le=REPLICAS_MAX)]
+Share = Annotated[int, msgspec.Meta(ge=0, le=100)]
 # `N`, or a text like `MIN..MAX`.
 Workers = Replicas | str
 WORKERS = re.compile(r"([0-9]{1,2})(?:\.\.([0-9]{1,2}))?")
@@ -45,14 +46,17 @@ class InvalidSettings(RiftError):
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many replicas a served model may have.
 
-    After `idle_s` without a request it has `min`. First tokens are due within `ttft_ms`. All replicas
-    together cost at most `hour_usd_max` per hour.
+    After `idle_s` without a request it has `min`. First tokens are due within `ttft_ms` for `share` per cent
+    of the requests. With `keep_warm`, the replicas that this takes outlive `idle_s`, for an hour at most. All
+    replicas together cost at most `hour_usd_max` per hour.
     """
 
     min: Replicas = 0
     max: Replicas = 1
     idle_s: Natural = 300
     ttft_ms: Positive = 2000
+    share: Share = 99
+    keep_warm: bool = False
     hour_usd_max: str = ""
 
     @property

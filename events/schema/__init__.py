@@ -40,6 +40,7 @@ from events.schema.fleet import (
     ReplicaStarting,
     ReplicaStopped,
     ScaleDecided,
+    ScalePlanned,
 )
 from events.schema.request import (
     AttemptReleased,
@@ -136,6 +137,7 @@ __all__ = [
     "RequestsRefused",
     "ResponseFormat",
     "ScaleDecided",
+    "ScalePlanned",
     "SegmentSealed",
     "Shape",
     "ShardOpened",
@@ -156,6 +158,7 @@ LaneEvent = LaneOpened | LaneReported | LaneLost | ClientAttached | RequestsRefu
 FleetEvent = (
     ControlElected
     | ScaleDecided
+    | ScalePlanned
     | ReplicaStarting
     | ReplicaReady
     | ReplicaReported

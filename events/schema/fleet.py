@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from events.schema.shapes import Event, Natural
+from events.schema.shapes import Digest, Event, Natural
 
 
 class ControlElected(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -33,6 +33,34 @@ class ScaleDecided(Event, frozen=True, kw_only=True, omit_defaults=True):
     positions: dict[str, int]
     decided_at_ns: Natural
     inputs: dict[str, int]
+    epoch: Natural = 0
+    # Sequence of the ScalePlanned whose floor held, 0 without one.
+    plan: Natural = 0
+
+
+class ScalePlanned(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """The model's floor until the next plan: its fewest replicas, and its fewest after a start from zero.
+
+    A replay of `requests` from `from_ns` to `planned_at_ns` gave it. `candidates` and `restarts` are each
+    number that was tried and how many requests it served late. The replay can be repeated from the log up to
+    `positions`; `sha256` is that of its input, and `inputs` holds the settings among it. It counts if `epoch`
+    is the leader's. A plan that says the same as the last one is not stored.
+    """
+
+    model: str
+    floor: Natural
+    restart: Natural
+    policy: str
+    positions: dict[str, int]
+    from_ns: Natural
+    planned_at_ns: Natural
+    requests: Natural
+    sha256: Digest
+    inputs: dict[str, int]
+    candidates: tuple[tuple[Natural, Natural], ...] = ()
+    restarts: tuple[tuple[Natural, Natural], ...] = ()
+    # Even the most replicas that the settings allow would have missed the share.
+    is_missed: bool = False
     epoch: Natural = 0
 
 

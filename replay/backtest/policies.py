@@ -8,10 +8,12 @@ from collections import deque
 
 import msgspec
 
+from events.fleet import PLANS, Planned
 from replay.backtest.simulator import SimulatedFleet
-from replay.scaling.demand import Demands, Replicas, Reports
+from replay.scaling.demand import Demand, Demands, Replicas, Reports
+from replay.scaling.floor import PLAN_NS, has_floor, held, is_new, planned, terms_of, too_long
 from replay.scaling.hardware import Hardware
-from replay.scaling.policy import Policy, decide
+from replay.scaling.policy import POLICY, Policy, decide
 
 # The intervals between decisions of the autoscaler, and between reports of a worker.
 TICK_S = 2.0
@@ -24,7 +26,7 @@ class Ours:
     tick_s = TICK_S
 
     def __init__(self, policy: Policy, hardware: Hardware, *, start_s: float) -> None:
-        self.demands: Demands | None = Demands()
+        self.demands: Demands | None = Demands(long_tokens=too_long(policy.ttft_ms, hardware))
         self._demands = self.demands
         self._policy = policy
         self._hardware = hardware
@@ -32,6 +34,8 @@ class Ours:
         self._decided_at_ns = 0
         self._reports = Reports()
         self._report_s = 0.0
+        self._plans: list[Planned] = []
+        self._plan_ns = 0
 
     def decide(self, now_s: float, fleet: SimulatedFleet) -> int | None:
         now_ns = int(now_s * 1e9)
@@ -50,11 +54,26 @@ class Ours:
             running_sum=running_sum,
             running_square_sum=running_square_sum,
         )
-        decision = decide(self._demands.at(now_ns), replicas, self._policy, self._hardware)
+        demand = self._demands.at(now_ns)
+        if now_ns >= self._plan_ns and has_floor(self._policy, self._hardware):
+            self._plan_ns = now_ns + PLAN_NS
+            self._plan(demand, replicas)
+        floor = held(self._plans, now_ns)
+        decision = decide(demand, replicas, self._policy, self._hardware, floor)
         if decision is None:
             return None
         self._decided_at_ns = now_ns
         return decision.to_replicas
+
+    def _plan(self, demand: Demand, replicas: Replicas) -> None:
+        terms = terms_of(demand, replicas, self._policy, self._hardware, self._plans)
+        plan = planned(self._demands.arrivals.at(demand.now_ns), terms)
+        if is_new(plan, self._plans, POLICY):
+            self._plans = self._plans[1 - PLANS :]
+            sequence = self._plans[-1].sequence + 1 if self._plans else 1
+            self._plans.append(
+                Planned(sequence, demand.now_ns, plan.replicas, plan.restart, plan.is_missed, POLICY)
+            )
 
 
 class Static:

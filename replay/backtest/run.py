@@ -28,6 +28,17 @@ class InvalidPolicy(ReplayError):
     """The policy is unknown or its file is invalid; the message lists the valid choices."""
 
 
+class Setup(msgspec.Struct, frozen=True):
+    """How a trace is served and measured: the time of a start, the target and the share of the requests that
+    are to meet it, the most replicas that our policy may have, and the time from which on is measured."""
+
+    start_s: float
+    ttft_ms: int = 2000
+    share: int = 99
+    replicas_max: int = REPLICAS_MAX
+    after_s: float = 0.0
+
+
 class Result(msgspec.Struct, frozen=True):
     """The figures of a run.
 
@@ -39,6 +50,8 @@ class Result(msgspec.Struct, frozen=True):
     cold_starts                 replicas that were ordered
     requests_hit_by_cold_start  requests served by a replica that was not ready when they arrived
     scale_actions               changes of the desired number of replicas
+    requests_at_zero            requests that arrived while no replica was ready
+    slo_attainment_not_at_zero  share of the others whose time to first token is at most the target
     """
 
     policy: str
@@ -51,32 +64,34 @@ class Result(msgspec.Struct, frozen=True):
     cold_starts: int
     requests_hit_by_cold_start: int
     scale_actions: int
+    requests_at_zero: int
+    slo_attainment_not_at_zero: float
 
 
 def run(
     asked: Sequence[TraceRequest],
     hardware: Hardware,
     policy: str,
+    setup: Setup,
     *,
-    start_s: float,
-    ttft_ms: int,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[Result, SimulatedFleet]:
     """Serve a trace with the named policy. Raises InvalidPolicy, NothingStarts, OSError."""
     if policy == "oracle":
-        fleet = oracle.best(asked, hardware, start_s=start_s, ttft_ms=ttft_ms, progress=progress)
+        fleet = oracle.best(asked, hardware, start_s=setup.start_s, ttft_ms=setup.ttft_ms, progress=progress)
     else:
-        scaling = _scaling(policy, asked, hardware, start_s=start_s, ttft_ms=ttft_ms)
-        fleet = SimulatedFleet(asked, hardware, start_s=start_s, scaling=scaling)
+        scaling = _scaling(policy, asked, hardware, setup)
+        fleet = SimulatedFleet(asked, hardware, start_s=setup.start_s, scaling=scaling)
+        fleet.replicas.after_s = setup.after_s
         fleet.run(progress)
-    return result(policy, fleet, ttft_ms=ttft_ms), fleet
+    return result(policy, fleet, setup), fleet
 
 
-def _scaling(
-    policy: str, asked: Sequence[TraceRequest], hardware: Hardware, *, start_s: float, ttft_ms: int
-) -> Scaling:
+def _scaling(policy: str, asked: Sequence[TraceRequest], hardware: Hardware, setup: Setup) -> Scaling:
+    ttft_ms, start_s = setup.ttft_ms, setup.start_s
     if policy == "default":
-        return Ours(Policy(replicas_max=REPLICAS_MAX, ttft_ms=ttft_ms), hardware, start_s=start_s)
+        ours = Policy(replicas_max=setup.replicas_max, ttft_ms=ttft_ms, share=setup.share)
+        return Ours(ours, hardware, start_s=start_s)
     if policy == "knative":
         most = concurrency_max(
             hardware,
@@ -103,20 +118,33 @@ def _of_file(path: Path) -> Policy:
         ) from error
 
 
-def result(policy: str, fleet: SimulatedFleet, *, ttft_ms: int) -> Result:
-    """Return the figures of a fleet that has served its trace."""
-    waits = sorted(fleet.statistics.ttft_s)
+def result(policy: str, fleet: SimulatedFleet, setup: Setup) -> Result:
+    """Return the figures of a fleet that has served its trace, of what came after `after_s`."""
+    statistics = fleet.statistics
+    asked = [
+        (number, ttft_s)
+        for number, (one, ttft_s) in enumerate(zip(fleet.trace, statistics.ttft_s, strict=True))
+        if one.at_s >= setup.after_s
+    ]
+    waits = sorted(ttft_s for _, ttft_s in asked)
+    others = [ttft_s for number, ttft_s in asked if number not in statistics.at_zero]
     count = len(waits)
     hardware = fleet.hardware
     return Result(
         policy=policy,
         requests=count,
-        slo_attainment=sum(wait_s * 1000 <= ttft_ms for wait_s in waits) / count,
+        slo_attainment=_in_time(waits, setup),
         ttft_p50_ms=round(waits[count // 2] * 1000, 3),
         ttft_p99_ms=round(waits[min(count - 1, count * 99 // 100)] * 1000, 3),
         gpu_seconds=round(fleet.replicas.stopped_s * max(1, hardware.gpus), 3),
         cost_usd=round(fleet.replicas.stopped_s * hardware.hour_nanousd / 3600 / 1e9, 6),
         cold_starts=fleet.replicas.ordered,
-        requests_hit_by_cold_start=fleet.statistics.waited_for_start,
-        scale_actions=fleet.statistics.scale_actions,
+        requests_hit_by_cold_start=statistics.waited_for_start,
+        scale_actions=statistics.scale_actions,
+        requests_at_zero=count - len(others),
+        slo_attainment_not_at_zero=_in_time(others, setup),
     )
+
+
+def _in_time(waits: Sequence[float], setup: Setup) -> float:
+    return sum(wait_s * 1000 <= setup.ttft_ms for wait_s in waits) / len(waits) if waits else 1.0

@@ -98,8 +98,9 @@ class ReplicaPool:
         self.starting: list[SimulatedReplica] = []
         self.ready: list[SimulatedReplica] = []
         self.draining: list[SimulatedReplica] = []
-        # Replicas ever ordered, and the seconds from order to stop of those that stopped.
+        # Replicas ever ordered, and the seconds from order to stop of those that stopped, after `after_s`.
         self.ordered = 0
+        self.after_s = 0.0
         self.stopped_s = 0.0
         self._alive: dict[int, SimulatedReplica] = {}
         # A replica may have several entries; only the one at its `due_s` is an event.
@@ -117,7 +118,7 @@ class ReplicaPool:
 
     def stop(self, replica: SimulatedReplica, now_s: float) -> None:
         del self._alive[replica.number]
-        self.stopped_s += now_s - replica.ordered_s
+        self.stopped_s += max(0.0, now_s - max(replica.ordered_s, self.after_s))
 
     def remove(self, count: int, now_s: float) -> None:
         """Remove replicas: first those that started last, then those with the least load."""
@@ -167,6 +168,8 @@ class Statistics:
         self.ttft_s = [0.0] * requests
         self.ended = 0
         self.waited_for_start = 0
+        # Requests that arrived while no replica was ready.
+        self.at_zero: set[int] = set()
         self.scale_actions = 0
         # Each change: its time, the number wanted, the number ready.
         self.history: list[tuple[float, int, int]] = []
@@ -242,6 +245,8 @@ class SimulatedFleet:
     def _arrive(self, number: int, now_s: float) -> None:
         self.concurrency.advance(now_s)
         self.concurrency.under_way += 1
+        if not self.replicas.ready:
+            self.statistics.at_zero.add(number)
         if self._demands is not None:
             self._demands.accepted(number, int(now_s * 1e9))
         if self.queue or not self._assign(number, now_s):

@@ -29,6 +29,7 @@ from replay.facts.rows import (
     BookRow,
     DecisionRow,
     ElectionRow,
+    PlanRow,
     PriceRow,
     RefusalRow,
     ReplicaRow,
@@ -355,14 +356,39 @@ class FactFold:
                     now,
                     event.reason,
                     event.policy,
-                    msgspec.json.encode(event.positions, order="sorted").decode(),
-                    msgspec.json.encode(event.inputs, order="sorted").decode(),
+                    _json(event.positions),
+                    _json(event.inputs),
                     event.epoch,
                     self.course.decide(event, origin.sequence),
                     event.decided_at_ns,
+                    event.plan,
+                    origin.position,
+                    origin.at_ns,
+                )
+            case schema.ScalePlanned():
+                yield PlanRow(
+                    event.model,
+                    event.floor,
+                    event.restart,
+                    event.is_missed,
+                    event.policy,
+                    _json(event.positions),
+                    _json(event.inputs),
+                    _json(event.candidates),
+                    _json(event.restarts),
+                    event.requests,
+                    event.sha256,
+                    event.from_ns,
+                    event.planned_at_ns,
+                    event.epoch,
+                    event.epoch == self.course.epoch,
                     origin.position,
                     origin.at_ns,
                 )
             case _ if (name := REPLICA_EVENTS.get(type(event))) is not None:
                 fields = {field: getattr(event, field) for field in REPLICA_FIELDS if hasattr(event, field)}
                 yield ReplicaRow(event=name, position=origin.position, at_ns=origin.at_ns, **fields)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()

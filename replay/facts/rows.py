@@ -136,6 +136,32 @@ class DecisionRow(Row):
     epoch: int
     counts: bool
     decided_at_ns: int
+    plan: int
+    position: str
+    at_ns: int
+
+
+class PlanRow(Row):
+    """One plan of a floor; `positions`, `inputs`, `candidates` and `restarts` are JSON. It counts if its
+    epoch is the last."""
+
+    table = "scale_plans"
+
+    model: str
+    floor: int
+    restart: int
+    is_missed: bool
+    policy: str
+    positions: str
+    inputs: str
+    candidates: str
+    restarts: str
+    requests: int
+    sha256: str
+    from_ns: int
+    planned_at_ns: int
+    epoch: int
+    counts: bool
     position: str
     at_ns: int
 
@@ -346,6 +372,7 @@ FACTS: tuple[type[Row], ...] = (
     AttemptRow,
     ReplicaRow,
     DecisionRow,
+    PlanRow,
     ElectionRow,
     RefusalRow,
     BookRow,

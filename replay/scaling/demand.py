@@ -12,6 +12,7 @@ from bisect import bisect_right
 import msgspec
 
 from events.contracts import SECOND_NS
+from replay.scaling.arrivals import RecentArrivals
 
 MINUTE_NS = 60 * SECOND_NS
 # The number of open requests is sampled every half minute over the last five minutes. The first two samples
@@ -25,6 +26,7 @@ SPEED_NS = 600 * SECOND_NS
 # A request that waited longer for its attempt met a start or a fleet that was too small, so its times do not
 # measure the speed of a replica.
 WARM_NS = 2 * SECOND_NS
+NEVER_NS = 2**63
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -99,12 +101,16 @@ class _Sums:
 
 
 class Demands:
-    """A Demand that is kept up to date by events in order of time. It keeps all of them."""
+    """A Demand that is kept up to date by events in order of time. It keeps all of them.
 
-    def __init__(self) -> None:
-        # By request: the time of acceptance until its first attempt starts, then the time that it waited.
+    `arrivals` are the same requests in slots, for the floor.
+    """
+
+    def __init__(self, *, long_tokens: int = 0) -> None:
+        self.arrivals = RecentArrivals(long_tokens=long_tokens)
+        # By request: the time of acceptance, and once its first attempt has started, the time that it waited.
         self._waiting: dict[object, int] = {}
-        self._running: dict[object, int] = {}
+        self._running: dict[object, tuple[int, int]] = {}
         self._arrived_at_ns: list[int] = []
         self._left_at_ns: list[int] = []
         self._ended = _Sums(ENDED_NS)
@@ -114,10 +120,12 @@ class Demands:
     def accepted(self, request: object, at_ns: int) -> None:
         self._waiting[request] = self._active_at_ns = at_ns
         self._arrived_at_ns.append(at_ns)
+        self.arrivals.accepted(at_ns)
 
     def started(self, request: object, at_ns: int) -> None:
         """Report the start of a request's first attempt that counts; later attempts are not reported."""
-        self._running[request] = at_ns - self._waiting.pop(request)
+        accepted_at_ns = self._waiting.pop(request)
+        self._running[request] = accepted_at_ns, at_ns - accepted_at_ns
 
     def ended(
         self, request: object, at_ns: int, *, prompt_tokens: int, output_tokens: int, decode_ns: int
@@ -125,12 +133,12 @@ class Demands:
         """Report the end of a request; `decode_ns` is the time between its first and last token."""
         self._active_at_ns = at_ns
         self._left_at_ns.append(at_ns)
-        waited_ns = self._running.pop(request, None)
-        if waited_ns is None:
-            del self._waiting[request]
+        run = self._running.pop(request, None)
+        accepted_at_ns, waited_ns = run or (self._waiting.pop(request), NEVER_NS)
         if output_tokens:
             self._ended.add(at_ns, prompt_tokens, output_tokens)
-        if output_tokens > 1 and waited_ns is not None and waited_ns <= WARM_NS:
+            self.arrivals.ended(accepted_at_ns, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+        if output_tokens > 1 and waited_ns <= WARM_NS:
             self._decoded.add(at_ns, decode_ns, output_tokens - 1)
 
     def at(self, now_ns: int) -> Demand:

@@ -10,6 +10,14 @@ import msgspec
 
 from events.fleet import Fleet
 from events.subjects import FLEET
+from replay.scaling.arrivals import (
+    REQUESTS_MIN,
+    SLOT_NS,
+    WINDOW_NS,
+    WINDOW_NS_MAX,
+    Arrivals,
+    Slot,
+)
 from replay.scaling.demand import ENDED_NS, MINUTE_NS, PAST_NS, PASTS, SPEED_NS, WARM_NS, Demand, Replicas
 from replay.scaling.hardware import Hardware
 from replay.sql_files import sql
@@ -51,6 +59,22 @@ def observed(read: Read, model: str, moment: Moment, *, idle_ns: int) -> tuple[D
     return msgspec.convert(fields, Demand), (running, square)
 
 
+def arrivals(read: Read, model: str, moment: Moment, *, long_tokens: int) -> Arrivals:
+    """Return a model's recent arrivals in slots. Raises QueryRefused."""
+    parameters = {
+        "model": model,
+        **_cut(moment),
+        "slot_ns": SLOT_NS,
+        "day_ns": ((moment.now_ns - WINDOW_NS_MAX) // SLOT_NS + 1) * SLOT_NS - 1,
+        "since": (moment.now_ns - WINDOW_NS) // SLOT_NS,
+        "requests_min": REQUESTS_MIN,
+        "long_tokens": long_tokens,
+    }
+    (result,) = read((sql("scaling/arrivals"), parameters))
+    oldest = result.rows[0][-1] if result.rows else 0
+    return Arrivals(moment.now_ns, oldest, [Slot(*row[:-1]) for row in result.rows])
+
+
 def stored_at_ns(warehouse: Warehouse) -> int:
     """Return the largest applied stored time, 0 if nothing is applied."""
     (result,) = warehouse.read(("select coalesce(max(stored_at_ns), 0) from facts.applied", []))
@@ -59,10 +83,13 @@ def stored_at_ns(warehouse: Warehouse) -> int:
 
 
 def _demand(model: str, moment: Moment, idle_ns: int) -> Question:
-    shards = {stream: last for stream, last in moment.positions.items() if stream != FLEET}
-    cut = {"streams": list(shards), "sequences": list(shards.values())}
     times = {"now_ns": moment.now_ns, "since_ns": moment.now_ns - SINCE_NS - idle_ns}
-    return sql("scaling/demand"), {"model": model, **cut, **times, **WINDOWS}
+    return sql("scaling/demand"), {"model": model, **_cut(moment), **times, **WINDOWS}
+
+
+def _cut(moment: Moment) -> dict[str, Any]:
+    shards = {stream: last for stream, last in moment.positions.items() if stream != FLEET}
+    return {"streams": list(shards), "sequences": list(shards.values())}
 
 
 def _reports(model: str, moment: Moment) -> Question:

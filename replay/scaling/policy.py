@@ -27,6 +27,7 @@ The rules:
 """
 
 from math import isqrt
+from typing import Annotated
 
 import msgspec
 
@@ -36,7 +37,7 @@ from replay.scaling.hardware import Hardware, Natural, Positive
 
 # Every decision carries this name. Change it whenever a decision or its reason changes, because `verify`
 # makes decisions of this name again and compares them.
-POLICY = "pool-1"
+POLICY = "replay-1"
 
 # Standard deviations of open requests to keep free: 99.9 % of a normal distribution, its skew, and a margin.
 SPREAD = 3
@@ -63,6 +64,9 @@ RETRY_NS = 10 * SECOND_NS
 RETRY_NS_MAX = 600 * SECOND_NS
 
 
+Share = Annotated[int, msgspec.Meta(ge=0, le=100)]
+
+
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The operator's settings for one model. `hour_nanousd_max` 0: no ceiling."""
 
@@ -71,6 +75,25 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_ns: Natural = 300 * SECOND_NS
     ttft_ms: Positive = 2000
     hour_nanousd_max: Natural = 0
+    # Per cent of the requests that are to meet the target; 0: no floor.
+    share: Share = 99
+    # How long the floor holds without a request, if that is longer than `idle_ns`.
+    warm_ns: Natural = 0
+
+
+class Floor(msgspec.Struct, frozen=True):
+    """The fewest replicas by the plans of the last minutes, and the fewest after a start from zero.
+
+    `missed` is 1 if even the maximum misses the share. `plan` is the sequence of the plan that holds.
+    """
+
+    replicas: Natural = 0
+    restart: Natural = 0
+    missed: Natural = 0
+    plan: Natural = 0
+
+
+NO_FLOOR = Floor()
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -100,10 +123,12 @@ class _Capacity(msgspec.Struct, frozen=True):
     tokens_per_ks: int
 
 
-def decide(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> Decision | None:
+def decide(
+    demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware, floor: Floor = NO_FLOOR
+) -> Decision | None:
     """Return the number of replicas and the reason, or None to keep the latest decision."""
     low, high = bounds(policy, hardware)
-    need = _wanted(demand, replicas, policy, hardware)
+    need = _wanted(demand, replicas, policy, hardware, floor)
     if need.replicas > high:
         limit = f"the maximum is {high}"
         if high < policy.replicas_max:
@@ -115,14 +140,16 @@ def decide(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardwar
     return None if need.replicas == replicas.wanted else Decision(need.replicas, need.why)
 
 
-def limit(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> str:
+def limit(
+    demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware, floor: Floor = NO_FLOOR
+) -> str:
     """Return what keeps the model from as many replicas as its requests need, or ""."""
     low, high = bounds(policy, hardware)
-    need = _wanted(demand, replicas, policy, hardware)
+    need = _wanted(demand, replicas, policy, hardware, floor)
     capped = _Need(min(need.replicas, high), need.why)
     if (after := _after_failures(capped, demand, replicas, low)) and after.replicas < capped.replicas:
         return after.why
-    if need.replicas <= high:
+    if need.replicas <= high and not floor.missed:
         return ""
     setting = "max" if high == policy.replicas_max else "hour_usd_max"
     return f"{setting} allows {_replicas(high)}; {need.why}"
@@ -145,9 +172,18 @@ def speed_permille(demand: Demand, replicas: Replicas, hardware: Hardware) -> in
     return max(SPEED_PERMILLE_MIN, min(SPEED_PERMILLE_MAX, seen))
 
 
-def _wanted(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware) -> _Need:
+def _wanted(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardware, floor: Floor) -> _Need:
     """Return the need before any limit."""
-    return _idle(demand, replicas, policy) or _needed(demand, replicas, policy, hardware)
+    need = _idle(demand, replicas, policy) or _needed(demand, replicas, policy, hardware)
+    under_way = demand.waiting + demand.running
+    is_silent = not under_way and demand.now_ns - demand.active_at_ns >= max(policy.idle_ns, policy.warm_ns)
+    least = floor.replicas if replicas.ready or not under_way else max(floor.replicas, floor.restart)
+    if least <= need.replicas or is_silent:
+        return need
+    share = f"{'fewer than ' if floor.missed else ''}{policy.share} %"
+    return _Need(
+        least, f"{_replicas(least)} would have served {share} of the recent past in time; {need.why}"
+    )
 
 
 def _idle(demand: Demand, replicas: Replicas, policy: Policy) -> _Need | None:

@@ -19,12 +19,14 @@ from events.schema import (
     ReplicaStarting,
     ReplicaStopped,
     ScaleDecided,
+    ScalePlanned,
 )
 from events.subjects import FLEET
 from replay.scaling.demand import Demand, Replicas
-from replay.scaling.demand_query import Moment, observed, replicas
+from replay.scaling.demand_query import Moment, arrivals, observed, replicas
+from replay.scaling.floor import FloorTerms, Plan, digest, held, planned, too_long
 from replay.scaling.hardware import Hardware
-from replay.scaling.policy import POLICY, Decision, Policy, decide, limit
+from replay.scaling.policy import NO_FLOOR, POLICY, Decision, Floor, Policy, decide, limit, speed_permille
 from replay.sql_files import sql
 from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
@@ -37,12 +39,30 @@ class Inputs(msgspec.Struct, frozen=True):
     replicas: Replicas
     policy: Policy
     hardware: Hardware
+    floor: Floor = NO_FLOOR
 
     def decide(self) -> Decision | None:
-        return decide(self.demand, self.replicas, self.policy, self.hardware)
+        return decide(self.demand, self.replicas, self.policy, self.hardware, self.floor)
+
+    def decided(self, model: str, moment: Moment, *, epoch: int) -> ScaleDecided | None:
+        """Return the decision as an event, or None to keep the latest."""
+        if (decision := self.decide()) is None:
+            return None
+        return ScaleDecided(
+            model=model,
+            from_replicas=self.replicas.wanted,
+            to_replicas=decision.to_replicas,
+            reason=decision.reason,
+            policy=POLICY,
+            positions=dict(moment.positions),
+            decided_at_ns=moment.now_ns,
+            inputs=self.flat(),
+            epoch=epoch,
+            plan=self.floor.plan,
+        )
 
     def limit(self) -> str:
-        return limit(self.demand, self.replicas, self.policy, self.hardware)
+        return limit(self.demand, self.replicas, self.policy, self.hardware, self.floor)
 
     def flat(self) -> dict[str, int]:
         """Return every number under its part's name, as the event stores them."""
@@ -76,22 +96,33 @@ def parsed(inputs: Mapping[str, int]) -> Inputs:
 
 
 def differences(warehouse: Warehouse) -> Iterator[str]:
-    """Yield a line for each decision of this policy version that cannot be reproduced.
+    """Yield a line for each decision and plan of this policy version that cannot be reproduced.
 
     Raises QueryRefused.
     """
-    decisions, events = warehouse.read((sql("scaling/decided"), []), (sql("scaling/fleet"), []))
-    fleet = Fleet()
-    past = _events(events)
-    pending = next(past, None)
-    for row in decisions.rows:
-        decided = dict(zip(decisions.columns, row, strict=True))
-        positions = json.loads(decided["positions"])
-        while pending is not None and pending[1] <= positions.get(FLEET, 0):
-            fleet.apply(*pending)
-            pending = next(past, None)
-        if decided["policy"] == POLICY and (why := _difference(warehouse, fleet, decided, positions)):
-            yield f"decision {decided['position']} on {decided['model']}: {why}"
+    for name, relation, difference in (
+        ("decision", "scaling/decided", _difference),
+        ("plan", "scaling/planned", _plan_difference),
+    ):
+        made, events = warehouse.read((sql(relation), []), (sql("scaling/fleet"), []))
+        fleet = Fleet()
+        past = _events(events)
+        pending = next(past, None)
+        for row in made.rows:
+            one = dict(zip(made.columns, row, strict=True))
+            positions = json.loads(one["positions"])
+            while pending is not None and pending[1] <= positions.get(FLEET, 0):
+                fleet.apply(*pending)
+                pending = next(past, None)
+            if one["policy"] == POLICY and (why := difference(warehouse, fleet, one, positions)):
+                yield f"{name} {one['position']} on {one['model']}: {why}"
+
+
+def unverified(warehouse: Warehouse) -> int:
+    """Return how many decisions and plans other versions of the policy made. Raises QueryRefused."""
+    (result,) = warehouse.read((sql("scaling/unverified"), {"policy": POLICY}))
+    count: int = result.rows[0][0]
+    return count
 
 
 def fleet_of(warehouse: Warehouse) -> Fleet:
@@ -123,7 +154,10 @@ def _difference(
     moment = Moment(positions, decided["decided_at_ns"])
     demand, reports = observed(warehouse.read, model, moment, idle_ns=inputs.policy.idle_ns)
     recomputed = msgspec.structs.replace(
-        inputs, demand=demand, replicas=replicas(fleet, model, inputs.hardware, reports)
+        inputs,
+        demand=demand,
+        replicas=replicas(fleet, model, inputs.hardware, reports),
+        floor=held(fleet.plans.get(model, ()), moment.now_ns),
     )
     current = recomputed.flat()
     if changed := {name: (recorded.get(name), n) for name, n in current.items() if recorded.get(name) != n}:
@@ -132,6 +166,45 @@ def _difference(
     if (decision := recomputed.decide()) != expected:
         return f"it was {expected.to_replicas} ({expected.reason}), and is {decision}"
     return None
+
+
+def _plan_difference(
+    warehouse: Warehouse, fleet: Fleet, made: Mapping[str, Any], positions: Mapping[str, int]
+) -> str | None:
+    try:
+        recorded = msgspec.convert(json.loads(made["inputs"]), FloorTerms)
+    except msgspec.ValidationError as error:
+        return f"its inputs are not those of policy {POLICY!r}: {error}"
+    model = made["model"]
+    moment = Moment(positions, made["planned_at_ns"])
+    hardware = recorded.hardware
+    demand, reports = observed(warehouse.read, model, moment, idle_ns=0)
+    plans = fleet.plans.get(model, ())
+    known_start_ns = fleet.start_ns(model)
+    terms = msgspec.structs.replace(
+        recorded,
+        guess=plans[-1].floor if plans else 0,
+        start_ns=recorded.start_ns if known_start_ns is None else known_start_ns,
+        speed_permille=speed_permille(demand, replicas(fleet, model, hardware, reports), hardware),
+    )
+    if terms != recorded:
+        return f"it was made with {recorded}, and is with {terms}"
+    past = arrivals(warehouse.read, model, moment, long_tokens=too_long(terms.ttft_ms, hardware))
+    if (sha256 := digest(past, terms)) != made["sha256"]:
+        return f"the SHA-256 of its arrivals was {made['sha256']}, and is {sha256}"
+    then = Plan(
+        replicas=made["floor"],
+        restart=made["restart"],
+        counted=made["requests"],
+        candidates=_pairs(made["candidates"]),
+        restarts=_pairs(made["restarts"]),
+        is_missed=made["is_missed"],
+    )
+    return None if (now := planned(past, terms)) == then else f"it was {then}, and is {now}"
+
+
+def _pairs(text: str) -> tuple[tuple[int, int], ...]:
+    return msgspec.json.decode(text, type=tuple[tuple[int, int], ...])
 
 
 def _events(rows: QueryResult) -> Iterator[tuple[object, int, int]]:
@@ -157,6 +230,21 @@ def _event(fields: Mapping[str, Any]) -> object:
                 positions=json.loads(fields["positions"]),
                 decided_at_ns=fields["decided_at_ns"],
                 inputs={},
+                epoch=fields["epoch"],
+            )
+        case "planned":
+            return ScalePlanned(
+                model=model,
+                floor=fields["from_replicas"],
+                restart=fields["to_replicas"],
+                policy=fields["policy"],
+                positions={},
+                from_ns=0,
+                planned_at_ns=fields["decided_at_ns"],
+                requests=0,
+                sha256="0" * 64,
+                inputs={},
+                is_missed=fields["is_missed"],
                 epoch=fields["epoch"],
             )
         case "starting":

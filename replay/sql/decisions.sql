@@ -11,6 +11,7 @@ select
     epoch,
     counts,
     decided_at_ns,
+    plan,
     at_ns as stored_at_ns,
     position
 from facts.scale_decisions;

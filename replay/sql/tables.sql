@@ -129,6 +129,28 @@ create table facts.scale_decisions (
     epoch bigint not null,
     counts boolean not null,
     decided_at_ns bigint not null,
+    plan bigint not null,
+    position varchar not null,
+    at_ns bigint not null
+);
+
+-- One row per plan: the floor under a model's replicas.
+create table facts.scale_plans (
+    model varchar not null,
+    floor bigint not null,
+    restart bigint not null,
+    is_missed boolean not null,
+    policy varchar not null,
+    positions varchar not null,
+    inputs varchar not null,
+    candidates varchar not null,
+    restarts varchar not null,
+    requests bigint not null,
+    sha256 varchar not null,
+    from_ns bigint not null,
+    planned_at_ns bigint not null,
+    epoch bigint not null,
+    counts boolean not null,
     position varchar not null,
     at_ns bigint not null
 );

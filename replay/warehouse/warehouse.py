@@ -33,7 +33,7 @@ from replay.warehouse.result import QueryRefused, QueryResult
 
 # In the order of creation: each may read those before it.
 RELATIONS = (
-    *("requests", "attempts", "replicas", "decisions", "latency", "itl_bounds", "demand", "prices"),
+    *("requests", "attempts", "replicas", "decisions", "plans", "latency", "itl_bounds", "demand", "prices"),
     *("accounts", "keys", "limits", "corrections", "periods", "segments", "charges", "invoice_lines"),
     *("shares", "usage", "balances", "elections", "refusals", "unit_economics", "lag"),
 )

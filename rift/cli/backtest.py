@@ -11,10 +11,10 @@ import msgspec
 
 from events.jetstream import JetStream
 from replay.backtest import plot, traces
-from replay.backtest.run import InvalidPolicy, Result, run
+from replay.backtest.run import REPLICAS_MAX, InvalidPolicy, Result, Setup, run
 from replay.backtest.simulator import NothingStarts, TraceRequest
 from replay.backtest.traces import InvalidTrace
-from replay.scaling.hardware import HardwareUnknown, profile
+from replay.scaling.hardware import Hardware, HardwareUnknown, profile
 from rift.cli.arguments import Commands, add_command
 from rift.cli.connection import ask_control, select, with_log
 from rift.cli.output import CommandFailed, table
@@ -50,6 +50,27 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
     parser.add_argument(
         "--ttft-ms", type=int, default=TTFT_MS, metavar="MS", help="TTFT target (default: 2000)"
     )
+    parser.add_argument(
+        "--share",
+        type=int,
+        default=99,
+        metavar="PERCENT",
+        help="requests that are to meet the target, for policy default; 0: no floor (default: 99)",
+    )
+    parser.add_argument(
+        "--max",
+        type=int,
+        default=REPLICAS_MAX,
+        metavar="N",
+        help=f"most replicas, for policy default (default: {REPLICAS_MAX})",
+    )
+    parser.add_argument(
+        "--after-s",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="measure requests and GPU-seconds only after S seconds of the trace (default: 0)",
+    )
     parser.add_argument("--thin", type=int, default=1, metavar="N", help="keep one in N clients (default: 1)")
     parser.add_argument("--model", metavar="NAME", help="model whose requests to read from the log")
     parser.add_argument(
@@ -61,28 +82,40 @@ def backtest(options: Namespace) -> None:
     try:
         hardware = profile(options.profile)
         requests = _requests(options)
-        start_s = options.start_s if options.start_s is not None else hardware.start_ms / 1000
-        # False also for nan.
-        if not 0 <= start_s <= DAY_S or options.ttft_ms <= 0:
-            raise CommandFailed(
-                f"--start-s must be from 0 to {DAY_S} and --ttft-ms must be positive, "
-                f"got {start_s:g} and {options.ttft_ms}"
-            )
+        setup = _setup(options, hardware, last_s=requests[-1].at_s)
         with _bar(options.policy) as progress:
             result, fleet = run(
                 requests,
                 hardware,
                 options.policy,
-                start_s=start_s,
-                ttft_ms=options.ttft_ms,
+                setup,
                 progress=progress,
             )
         if options.plot is not None:
-            title = f"{options.policy} on {options.profile}, starts take {start_s:g} s"
+            title = f"{options.policy} on {options.profile}, starts take {setup.start_s:g} s"
             plot.plot(fleet, options.plot, title=title, ttft_ms=options.ttft_ms)
     except (HardwareUnknown, InvalidTrace, InvalidPolicy, NothingStarts, plot.PlotMissing) as error:
         raise CommandFailed(str(error)) from error
     _show(result, as_json=options.json)
+
+
+def _setup(options: Namespace, hardware: Hardware, *, last_s: float) -> Setup:
+    start_s = options.start_s if options.start_s is not None else hardware.start_ms / 1000
+    # False also for nan.
+    if not 0 <= start_s <= DAY_S or options.ttft_ms <= 0:
+        raise CommandFailed(
+            f"--start-s must be from 0 to {DAY_S} and --ttft-ms must be positive, "
+            f"got {start_s:g} and {options.ttft_ms}"
+        )
+    if not 0 <= options.share <= 100 or options.max < 1:
+        raise CommandFailed(
+            f"--share must be from 0 to 100 and --max at least 1, got {options.share} and {options.max}"
+        )
+    if not 0 <= options.after_s <= last_s:
+        raise CommandFailed(
+            f"--after-s must be from 0 to the trace's last request at {last_s:g} s, got {options.after_s:g}"
+        )
+    return Setup(start_s, options.ttft_ms, options.share, options.max, options.after_s)
 
 
 def _requests(options: Namespace) -> list[TraceRequest]:

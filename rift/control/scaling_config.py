@@ -15,6 +15,9 @@ from rift.settings import InvalidSettings, Scale, Settings
 # A simulated engine without a prefill pace reads prompts in no time, and has no memory to fill.
 UNBOUNDED = 1_000_000_000
 
+# How long a model that is kept warm keeps its floor without a request.
+KEEP_WARM_NS = 3600 * SECOND_NS
+
 # For a model without a measured profile: as slow as a large one. The starts of its replicas correct it.
 UNKNOWN = Hardware(
     gpus=0,
@@ -34,6 +37,11 @@ class ModelScaling(msgspec.Struct, frozen=True):
 
     policy: Policy
     hardware: Hardware
+
+    @property
+    def most(self) -> int:
+        """The most replicas that the settings allow."""
+        return bounds(self.policy, self.hardware)[1]
 
 
 # For a model with replicas that `rift.toml` does not serve: it goes to zero.
@@ -76,6 +84,8 @@ def _policy(scale: Scale) -> Policy:
         idle_ns=scale.idle_s * SECOND_NS,
         ttft_ms=scale.ttft_ms,
         hour_nanousd_max=scale.hour_nanousd_max or 0,
+        share=scale.share,
+        warm_ns=KEEP_WARM_NS if scale.keep_warm else 0,
     )
 
 

@@ -45,7 +45,7 @@ def run(options: Options, say: Callable[[str], None]) -> dict[str, Any]:
             results = {}
             for policy in POLICIES:
                 results[policy], _ = backtest.run(
-                    requests, profile(PROFILE), policy, start_s=start_s, ttft_ms=TTFT_MS
+                    requests, profile(PROFILE), policy, backtest.Setup(start_s, ttft_ms=TTFT_MS)
                 )
                 say(f"  {start_s} s, {policy}: {_line(results[policy])}")
             measured.append(_row(name, start_s, results))

@@ -28,6 +28,7 @@ EXPECTED = {
     "CancelRequested": ("RIFT_3", "rift.3.cancel.laneaaaa.tiny-1"),
     "ClientAttached": ("RIFT_3", "rift.3.lane.laneaaaa"),
     "ControlElected": ("RIFT_FLEET", "rift.fleet._leader"),
+    "ScalePlanned": ("RIFT_FLEET", "rift.fleet.model-a"),
 }
 PREFIXES = {
     "LaneOpened": "rift.",

@@ -318,7 +318,8 @@ def test_the_check_finds_what_must_not_count(wrong: str, warehouse: Warehouse) -
     for number, (model, before, now, epoch) in enumerate(BROKEN[wrong]):
         values = [model, before, now, epoch, f"RIFT_FLEET:{number + 9}.0"]
         warehouse._reopened().writer.execute(
-            "insert into facts.scale_decisions values (?, ?, ?, '', '', '{}', '{}', ?, true, 1, ?, 1)", values
+            "insert into facts.scale_decisions values (?, ?, ?, '', '', '{}', '{}', ?, true, 1, 0, ?, 1)",
+            values,
         )
     [[problem, position]] = warehouse.query(sql("decisions.check")).rows
     assert (problem, position) == (wrong, f"RIFT_FLEET:{len(BROKEN[wrong]) + 8}.0")

@@ -22,7 +22,7 @@ def verify(options: Namespace) -> None:
     """Fold everything again in this process, and compare it with control's answer."""
     source = archive(options)
 
-    async def compare(log: JetStream) -> tuple[list[str], Mapping[str, int]]:
+    async def compare(log: JetStream) -> tuple[list[str], int, Mapping[str, int]]:
         with temporary_file() as path:
             with book_read_first():
                 warehouse = await rebuilt(log, source, path)
@@ -31,19 +31,22 @@ def verify(options: Namespace) -> None:
                 in_use = await ask_control(log, Digests(), LONG_TIMEOUT_S)
                 applied: Mapping[str, int] = in_use["positions"]
                 await fold_tail(log, warehouse, until=applied)
-                return await to_thread.run_sync(lambda: list(differences(warehouse, in_use))), applied
+                found = await to_thread.run_sync(lambda: list(differences(warehouse, in_use)))
+                return found, await to_thread.run_sync(decisions.unverified, warehouse), applied
             finally:
                 await to_thread.run_sync(warehouse.close)
 
-    different, applied = with_log(options, compare)
+    different, older, applied = with_log(options, compare)
     for line in different:
         print(line)
     if different:
         raise CommandFailed(f"{len(different)} differences between the database in use and a fresh replay")
     print(
         f"verified up to {positions(applied)}: "
-        "replay gives the same invoices, closed periods, decisions and relations"
+        "replay gives the same invoices, closed periods, decisions, plans and relations"
     )
+    if older:
+        print(f"not made again: {older} decisions and plans of other versions of the policy")
 
 
 def differences(fresh: Warehouse, in_use: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
     the log → projection → Demand ┐
     RIFT_FLEET → Fleet → Replicas ┴→ decide (replay/scaling/policy.py) → ScaleDecided → RIFT_FLEET → driver
+    the log → Arrivals → planned (replay/scaling/floor.py) → ScalePlanned → RIFT_FLEET → Fleet → the floor ↗
 
 It looks every TICK_S at each model that has replicas or requests, and at once when a request arrives for a
 model that is scaled to zero. It also declares silent replicas lost. The policy, and starting or ending a
@@ -18,9 +19,9 @@ from events import stream_fold, subjects
 from events.fleet import Fleet
 from events.log import Log, LogError
 from events.publisher import Publisher
-from events.schema import AnyEvent, ReplicaLost, ScaleDecided
+from events.schema import AnyEvent, ReplicaLost
 from events.wakeup import Wakeup
-from replay.scaling.policy import POLICY, bounds
+from rift.control.duties.floor_planner import FloorPlanner
 from rift.control.duties.replica_reports import ReplicaReports
 from rift.control.duties.scaling_inputs import read_fleet, read_inputs
 from rift.control.projection.warehouse_host import Projection
@@ -55,6 +56,7 @@ class Autoscaler:
         self._requested: set[str] = set()
         self._request_came = Wakeup()
         self._fleet_changed = Wakeup()
+        self._planner = FloorPlanner(projection)
 
     def request_accepted(self, slug: str) -> None:
         """Note that a request was accepted for the model of this slug."""
@@ -68,8 +70,9 @@ class Autoscaler:
         limits: dict[str, str] = {}
         for model, scaling in self._scaling.items():
             starts = self._fleet.starts.get(model)
-            is_low = self._fleet.wanted.get(model, 0) < bounds(scaling.policy, scaling.hardware)[1]
-            if is_low and not (starts and starts.failed):
+            is_low = self._fleet.wanted.get(model, 0) < scaling.most
+            plans = self._fleet.plans.get(model, ())
+            if is_low and not (starts and starts.failed) and not (plans and plans[-1].is_missed):
                 continue
             now_ns = self._reports.clock.now_ns()
             observation = await read_inputs(self._projection, self._fleet, model, scaling, now_ns=now_ns)
@@ -134,21 +137,18 @@ class Autoscaler:
                 self._requested.add(model)
                 return
             inputs, moment = observation
-            if (decision := inputs.decide()) is None:
+            plan = await self._planner.plan(self._fleet, model, inputs, moment, epoch=self._epoch)
+            if plan is not None:
+                logger.info("%s: the floor is %d, by %d requests", model, plan.floor, plan.requests)
+                await self._publish(plan)
+                # Decide with the new floor, at once.
+                self._requested.add(model)
+                self._request_came.set()
+                return
+            if (event := inputs.decided(model, moment, epoch=self._epoch)) is None:
                 if inputs.demand.waiting:
                     self._requested.add(model)
                 return
-            event = ScaleDecided(
-                model=model,
-                from_replicas=inputs.replicas.wanted,
-                to_replicas=decision.to_replicas,
-                reason=decision.reason,
-                policy=POLICY,
-                positions=dict(moment.positions),
-                decided_at_ns=moment.now_ns,
-                inputs=inputs.flat(),
-                epoch=self._epoch,
-            )
             logger.info("%s: %d → %d: %s", model, event.from_replicas, event.to_replicas, event.reason)
             await self._publish(event)
         except LogError as error:

@@ -7,7 +7,7 @@ import msgspec
 
 from events import subjects
 from events.fleet import Fleet
-from replay.scaling import demand_query
+from replay.scaling import demand_query, floor
 from replay.scaling.demand_query import Moment
 from replay.scaling.verify import Inputs, fleet_of
 from replay.warehouse.result import QueryRefused
@@ -43,6 +43,7 @@ async def read_inputs(
 ) -> tuple[Inputs, Moment] | None:
     """Return the inputs of a decision and the moment they describe; None if the projection is behind."""
     fleet_position = fleet.position
+    plans = fleet.plans.get(model, ())
     replicas = demand_query.replicas(fleet, model, scaling.hardware)
     if not await projection.catch_up():
         # A shard that is not applied yet may hold requests: its model must not look idle.
@@ -60,7 +61,8 @@ async def read_inputs(
         idle_ns = scaling.policy.idle_ns
         demand, reports = demand_query.observed(warehouse.read, model, moment, idle_ns=idle_ns)
         reported = msgspec.structs.replace(replicas, running_sum=reports[0], running_square_sum=reports[1])
-        return Inputs(demand, reported, scaling.policy, scaling.hardware), moment
+        held = floor.held(plans, moment.now_ns)
+        return Inputs(demand, reported, scaling.policy, scaling.hardware, held), moment
 
     try:
         return await projection.read(observe, catch_up=False)

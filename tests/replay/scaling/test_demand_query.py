@@ -8,6 +8,8 @@ import pytest
 from events import subjects
 from events.schema import CancelRequested, ReplicaReported, RequestFinished
 from events.subjects import Address
+from replay.scaling import arrivals, demand_query
+from replay.scaling.arrivals import Arrivals
 from replay.scaling.demand import ENDED_NS, SPEED_NS, Demand, Demands, Reports
 from replay.scaling.demand_query import Moment, observed
 from replay.warehouse.warehouse import Warehouse
@@ -16,6 +18,7 @@ from tests.replay.conftest import AT
 SECOND = 1_000_000_000
 OTHER = Address(1, "lanebbbb", "tiny-1")
 IDLE_NS = 300 * SECOND
+LONG_TOKENS = 25
 
 
 class Story:
@@ -28,7 +31,7 @@ class Story:
         self.reports = Reports()
         self.waiting: list[tuple[str, Address]] = []
         self.running: dict[str, dict[str, Any]] = {}
-        self.moments: list[tuple[Moment, Demand, tuple[int, int]]] = []
+        self.moments: list[tuple[Moment, Demand, tuple[int, int], Arrivals]] = []
 
     def step(self) -> None:
         self.scribe.now_ns += self.dice.choice((0, 1, SECOND // 3, 2 * SECOND, 20 * SECOND, 90 * SECOND))
@@ -44,10 +47,11 @@ class Story:
         now_ns = stored_ns + self.dice.choice((0, 0, 1, 5 * SECOND, SPEED_NS, ENDED_NS))
         positions = {stream: len(messages) for stream, messages in self.scribe.streams.items()}
         positions.pop(subjects.BOOK, None)
-        demands = Demands()
+        demands = Demands(long_tokens=LONG_TOKENS)
         for at_ns, what, request, sums in sorted(self.told, key=lambda told: told[0]):
             getattr(demands, what)(request, at_ns, **sums)
-        self.moments.append((Moment(positions, now_ns), demands.at(now_ns), self.reports.at(now_ns)))
+        moment, recent = Moment(positions, now_ns), demands.arrivals.at(now_ns)
+        self.moments.append((moment, demands.at(now_ns), self.reports.at(now_ns), recent))
 
     def tell(self, event: Any, *, at: Address, kind: str = "work") -> int:
         """Write a record and return its stored time."""
@@ -114,7 +118,14 @@ class Story:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_sql_counts_as_memory_does(scribe: Any, warehouse: Warehouse, seed: int) -> None:
+def test_sql_counts_as_memory_does(
+    scribe: Any, warehouse: Warehouse, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (arrivals, demand_query):
+        # Some of the stories reach back for the first requests of the window, and some do not.
+        monkeypatch.setattr(module, "REQUESTS_MIN", (4, 1000)[seed % 2])
+        monkeypatch.setattr(module, "WINDOW_NS", 600 * SECOND)
+        monkeypatch.setattr(module, "WINDOW_NS_MAX", 2400 * SECOND)
     scribe.prices()
     skew_ns = (0, 2 * SECOND, -2 * SECOND, -600 * SECOND)[seed % 4]
     story = Story(scribe, random.Random(seed), skew_ns)
@@ -123,8 +134,16 @@ def test_sql_counts_as_memory_does(scribe: Any, warehouse: Warehouse, seed: int)
     story.look()
     for stream in sorted(scribe.streams, key=lambda name: name != subjects.BOOK):
         warehouse.apply(stream, scribe.streams[stream])
-    for moment, demand, reports in story.moments:
+    for moment, demand, reports, recent in story.moments:
         assert observed(warehouse.read, "tiny:1", moment, idle_ns=IDLE_NS) == (demand, reports)
+        read = demand_query.arrivals(warehouse.read, "tiny:1", moment, long_tokens=LONG_TOKENS)
+        assert read == recent
+    if seed:
+        return
+    assert any(recent.slots and recent.slots[0].at > recent.oldest for *_, recent in story.moments)
+    assert any(
+        slot.long and slot.ended < slot.requests for *_, recent in story.moments for slot in recent.slots
+    )
 
 
 def test_another_models_requests_are_not_counted(scribe: Any, warehouse: Warehouse) -> None:

@@ -225,14 +225,15 @@ def test_the_speed_is_learned_and_bounded() -> None:
     assert speed_permille(Demand(decode_ns=10**12, decode_tokens=10), replicas, R1) == 1000
 
 
-@pytest.mark.parametrize("per_s", [0.5, 2.0, 8.0])
-def test_a_constant_load_settles(per_s: float) -> None:
+@pytest.mark.parametrize(("per_s", "share"), [(0.5, 99), (2.0, 99), (8.0, 0)])
+def test_a_constant_load_settles(per_s: float, share: int) -> None:
     chance = random.Random(1)
     now_s, asked = 0.0, []
     while now_s < 7200:
         now_s += chance.expovariate(per_s)
         asked.append(TraceRequest(now_s, 1000, 1 + int(chance.expovariate(1 / 500))))
-    fleet = SimulatedFleet(asked, R1, start_s=60.0, scaling=Ours(POLICY, R1, start_s=60.0))
+    policy = Policy(replicas_max=100, share=share)
+    fleet = SimulatedFleet(asked, R1, start_s=60.0, scaling=Ours(policy, R1, start_s=60.0))
     fleet.run()
     settled = [wanted for at_s, wanted, _ in fleet.statistics.history if at_s > 2400]
     assert len(settled) <= 6

@@ -19,6 +19,7 @@ from events.schema import (
     ReplicaStarting,
     RequestFinished,
     ScaleDecided,
+    ScalePlanned,
 )
 from events.subjects import Address
 from replay.archive.archive import Archive
@@ -293,6 +294,55 @@ async def test_trimmed_records_still_count(world: World) -> None:
     kept = {stored.sequence for stored in stream.messages}
     stream.messages[:0] = [stored for stored in whole if stored.sequence not in kept]
     assert world.replay() == []
+
+
+async def test_a_replay_of_the_past_holds_a_floor_that_can_be_computed_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 prompts of an unknown length at once: one replica would fill them for three seconds."""
+    monkeypatch.setattr(autoscaler, "TICK_S", 0.05)
+    stream = world.broker.stream(subjects.FLEET)
+
+    def plans() -> list[ScalePlanned]:
+        events = [event for stored in stream.messages for event in codec.decode(stored.data)[1]]
+        return [event for event in events if isinstance(event, ScalePlanned)]
+
+    requests = [await world.ask() for _ in range(60)]
+    async with world.controlling(served(replicas_max=6)):
+        decided = await world.wants(3)
+        (plan,) = plans()
+        assert (plan.floor, plan.requests, plan.epoch, plan.is_missed) == (3, 60, 1, False)
+        assert "3 replicas would have served 99 % of the recent past in time" in decided.reason
+        (stored,) = [stored for stored in stream.messages if b"ScalePlanned" in stored.data]
+        assert decided.plan == decided.inputs["floor.plan"] == stored.sequence
+        assert len(stored.data) < 2048
+        (row,) = (await ask_sql(world.log, "select floor, counts, candidates, inputs from plans")).rows
+        assert row[:2] == [3, True]
+        assert tuple(map(tuple, json.loads(row[2]))) == plan.candidates
+        assert json.loads(row[3])["share"] == 99
+    for request in requests:
+        await world.finish(request)
+    # The next leader plans again: the log is ten minutes old, and its replicas count as less slow.
+    world.ahead_ns += 600 * SECOND
+    async with world.controlling(served(replicas_max=6)):
+        with anyio.fail_after(10):
+            while len(plans()) < 2:
+                await world.ask()
+                await anyio.sleep(0.1)
+        assert (plans()[1].floor, plans()[1].epoch) == (2, 2)
+    assert world.replay() == []
+    at = stream.messages.index(stored)
+    for changed, found in (
+        ({"candidates": ((1, 9),)}, "plan RIFT_FLEET:"),
+        ({"sha256": "0" * 64}, "the SHA-256 of its arrivals was 0000"),
+        ({"inputs": plan.inputs | {"speed_permille": 900}}, "it was made with"),
+        ({"inputs": {}}, "not those of policy"),
+        ({"floor": 2}, "floor.replicas was 3, and is 2"),
+    ):
+        event = ScalePlanned(**{name: getattr(plan, name) for name in plan.__struct_fields__} | changed)
+        data = codec.encode("autoscaler", [event])
+        stream.messages[at] = type(stored)(stored.subject, stored.sequence, stored.stored_at_ns, data)
+        assert any(found in line for line in world.replay()), found
 
 
 def test_inputs_survive_flattening() -> None:
