@@ -3,20 +3,24 @@
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from events import codec
+from events import codec, subjects
 from events.contracts import REFUSAL_COUNTS_MAX, REFUSALS_REPORT_S, SECOND_NS
 from events.memory import Faults, MemoryBroker, MemoryLog
 from events.schema import RefusalCount, RequestsRefused
 from replay.facts import fold
 from replay.facts.rows import RefusalRow
+from replay.warehouse.warehouse import ProjectionStopped, Warehouse
 from rift.gateway.exchange import Exchange
 from rift.gateway.state import GatewayConfig
 from rift.gateway.streams.refusals import RefusalCounts, RefusalReports
+from tests.rift.gateway.admission.test_credit import World, live, opened
 from tests.simulation import clock
 
 START_NS = 1_800_000_000 * SECOND_NS
@@ -162,3 +166,22 @@ def test_each_refusal_counts_once_on_a_bad_network(seed: int) -> None:
         assert len({report.from_at_ns for report in gateway.stored()}) < len(gateway.stored())
 
     during(test, seed, FAULTS)
+
+
+def test_a_report_of_a_newer_gateway_stops_the_projector_only() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        other = await world.gateway()
+        await world.work()
+        lane = subjects.lane(0, opened(other).lane.id)
+        newer = b'{"version":1,"writer":"w","events":[{"type":"NewReport","lane":"x","shard":0}]}'
+        world.broker.store("RIFT_0", lane, newer, None)
+        for each in (gateway, other):
+            status, _ = await world.answer(each)
+            assert status == 200
+        with closing(Warehouse.open(Path(":memory:"))) as warehouse:
+            warehouse.apply(subjects.BOOK, world.broker.stream(subjects.BOOK).messages)
+            with pytest.raises(ProjectionStopped, match="NewReport"):
+                warehouse.apply("RIFT_0", world.broker.stream("RIFT_0").messages)
+
+    live(test)
