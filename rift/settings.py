@@ -120,6 +120,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return where a role serves its metrics, None for nowhere. `role_port` is its own port."""
         return address.parsed(self.metrics, role_port)
 
+    @property
+    def control_metrics(self) -> Address | None:
+        return self.metrics_address(address.CONTROL_PORT)
+
+    @property
+    def worker_metrics(self) -> Address | None:
+        return self.metrics_address(address.WORKER_PORT)
+
     def scales(self) -> dict[str, Scale]:
         """Return every model that this installation serves, the default first.
 

@@ -30,6 +30,7 @@ from replay.sql_files import checks, sql
 from replay.warehouse.fact_tables import FactTables
 from replay.warehouse.queries import ROWS_MAX, TIME_MAX_S, Queries, Question
 from replay.warehouse.result import QueryRefused, QueryResult
+from replay.warehouse.totals import Totals
 
 # In the order of creation: each may read those before it.
 RELATIONS = (
@@ -112,12 +113,14 @@ class _Opened(NamedTuple):
 
 
 class Warehouse:
-    """Open it with `Warehouse.open`. Any thread may query; one thread at a time may write."""
+    """Open it with `Warehouse.open`. Any thread may query; one thread at a time may write. `totals` has what
+    was applied since."""
 
     config: ClassVar[parquet.Config] = CONFIG
 
     def __init__(self, path: Path, *, reading: Path | None = None) -> None:
         """Open nothing yet: `ensure_open` does, and the first use."""
+        self.totals = Totals()
         self._path = path
         self._reading = reading
         self._lock = threading.Lock()
@@ -201,6 +204,7 @@ class Warehouse:
             known = opened.tables.look_up(batch)
         with self.transaction() as tables:
             changes = tables.apply(batch, known)
+        self.totals.add(changes.rows)
         if changes.stop is not None:
             raise ProjectionStopped(batch.stream, changes.stop)
 

@@ -34,6 +34,7 @@ from events.log import Conflict, Log, LogError, NoResponders, Stored
 from events.publisher import Publisher
 from events.schema import ControlElected
 from events.wakeup import Wakeup
+from rift.control.fleet_counts import FleetCounts
 from rift.control.rpc.server import serving
 from rift.rpc import AskLeader, QuestionRefused, ask
 
@@ -64,18 +65,25 @@ Reply = Literal["leader", "timeout", "missing"]
 
 
 class Elections:
-    """A fold of the fleet's stream that also remembers the last election, whether it counts or not."""
+    """A fold of the fleet's stream that also remembers the last election, even one that does not count.
+
+    `counts` has what was stored after `counted_after`.
+    """
 
     def __init__(self) -> None:
         self.fleet = Fleet()
         self.last_sequence = 0
+        self.counts = FleetCounts()
+        self.counted_after = 0
 
     @property
     def position(self) -> int:
         return self.fleet.position
 
     def fold(self, stored: Stored) -> None:
-        self.fleet.fold(stored)
+        events = self.fleet.fold(stored)
+        if stored.sequence > self.counted_after:
+            self.counts.note(events)
         if stored.subject == subjects.LEADER:
             self.last_sequence = stored.sequence
 
@@ -99,11 +107,21 @@ class Leadership:
         return self._elections.fleet
 
     @property
+    def counts(self) -> FleetCounts:
+        return self._elections.counts
+
+    @property
+    def standbys(self) -> int:
+        """How many processes stood by when this one was last asked as leader."""
+        return len(self._standbys)
+
+    @property
     def leads(self) -> bool:
         return self.fleet.leader == self.name
 
     async def run(self, lead: Lead) -> None:
         """Stand by; when elected, call `lead` with the epoch, and cancel it when another leads."""
+        self._elections.counted_after = await self._last()
         async with (
             self._log.follow(subjects.FLEET, ["rift.fleet.>"], after=0) as reader,
             anyio.create_task_group() as tasks,
@@ -216,12 +234,14 @@ class Leadership:
 
     async def _confirm(self) -> None:
         """Return once every election that is stored now has been read."""
+        last = await self._last(subjects.LEADER)
+        while self._elections.last_sequence < last:
+            await self._changed.wait()
+
+    async def _last(self, subject: str | None = None) -> int:
+        """Return the last sequence of the fleet's stream, or of one of its subjects, once the log answers."""
         while True:
             try:
-                last = await self._log.last_sequence(subjects.FLEET, subjects.LEADER)
+                return await self._log.last_sequence(subjects.FLEET, subject)
             except LogError:
                 await anyio.sleep(RETRY_S)
-                continue
-            while self._elections.last_sequence < last:
-                await self._changed.wait()
-            return

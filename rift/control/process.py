@@ -18,8 +18,11 @@ from replay.disk import DiskRefused, naming
 from replay.warehouse.warehouse import Warehouse, WarehouseOutdated
 from rift.control.config import ControlConfig
 from rift.control.leader import Leadership
-from rift.control.leader_duties import lead
+from rift.control.leader_duties import Duties, lead
 from rift.control.projection.warehouse_host import Projection, remove
+from rift.control.samples import Samples
+from rift.metrics import control, listener
+from rift.metrics.families import Collector
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +40,20 @@ async def run(
     """
     warehouse = await to_thread.run_sync(_opened, database)
     projection = Projection(log, database, warehouse, archive)
-    leadership = Leadership(log, f"control-{secrets.token_hex(4)}")
+    duties = Duties()
+    samples = Samples(log, database, config.reserve)
+    collectors: list[Collector] = []
     try:
-        async with anyio.create_task_group() as tasks:
+        async with (
+            listener.serving(config.metrics, collectors) as metrics,
+            anyio.create_task_group() as tasks,
+        ):
+            leadership = Leadership(log, f"control-{secrets.token_hex(4)}", metrics=str(metrics or ""))
+            collectors += control.collectors(leadership, projection, duties, samples)
+            if metrics is not None:
+                tasks.start_soon(samples.run, projection.streams)
             tasks.start_soon(projection.run)
-            tasks.start_soon(leadership.run, partial(lead, log, projection, archive, config))
+            tasks.start_soon(leadership.run, partial(lead, log, projection, archive, config, duties))
             await stop.wait()
             with anyio.move_on_after(LAST_S):
                 await projection.catch_up()

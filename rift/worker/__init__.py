@@ -1,6 +1,7 @@
 """The worker: takes requests of one model from the log and answers them through it.
 
 process         starts the engine and serves until the shutdown
+serving         the parts of a replica
 replica         the events that a worker process publishes about itself
 worker          takes jobs, runs attempts, releases them
 claims          the jobs that a worker holds, and other processes' effect on them

@@ -5,31 +5,24 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Literal
 
 import anyio
-import msgspec
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 from events import shards, subjects
 from events.log import Log, LogError
 from events.schema import ReplicaStarting
 from rift.engines import Engine
+from rift.metrics import worker as worker_metrics
+from rift.metrics.address import Address
 from rift.worker.replica import ReplicaAnnouncer
+from rift.worker.serving import Serving
 from rift.worker.shutdown import Shutdown
 from rift.worker.slots import Slots
-from rift.worker.worker import Worker, WorkerConfig, open_worker
+from rift.worker.worker import WorkerConfig, open_worker
 
 LOG_RETRY_S = 1.0
-
-
-class Serving(msgspec.Struct):
-    """The parts of a replica, for those that watch it: a worker for each shard, and, once its engine is
-    ready, the slots that they share."""
-
-    state: Literal["starting", "ready", "draining"] = "starting"
-    workers: list[Worker] = []
-    slots: Slots | None = None
 
 
 async def serve(
@@ -37,10 +30,23 @@ async def serve(
     start_engine: Callable[[], Awaitable[Engine]],
     starting: ReplicaStarting,
     shutdown: Shutdown,
-    serving: Serving,
+    *,
+    metrics: Address | None = None,
 ) -> None:
     """Start the engine and serve until the shutdown. Raises EngineFailed, LogError."""
-    replica = ReplicaAnnouncer(log, starting)
+    serving = Serving()
+    async with worker_metrics.served(metrics, log, starting, serving) as address:
+        replica = ReplicaAnnouncer(log, replace(starting, metrics=address))
+        await _serve(log, start_engine, replica, shutdown, serving)
+
+
+async def _serve(
+    log: Log,
+    start_engine: Callable[[], Awaitable[Engine]],
+    replica: ReplicaAnnouncer,
+    shutdown: Shutdown,
+    serving: Serving,
+) -> None:
     sequence = await replica.starting()
     engine: Engine | None = None
     last_words: Callable[[], Awaitable[None]] | None = None

@@ -22,6 +22,7 @@ from rift import settings
 from rift.cli.status import command as status_command
 from rift.cli.status.report import _stream_names, failing, model_rows, unwell
 from tests.chaos.cluster import Cluster
+from tests.metrics.scrapes import documented, scraped
 from tests.rift.test_launcher import role
 from tests.service import MODEL, Service
 
@@ -73,6 +74,30 @@ def test_status_shows_processes_queues_and_lag(service: Service) -> None:
     shown = service.rift("status").stdout
     for text in (MODEL, "leads in epoch", "RIFT_BOOK", replica["replica"], gateway["lane"]):
         assert text in shown
+
+
+def test_it_names_addresses_of_metrics_that_are_documented(service: Service) -> None:
+    with service.client() as client:
+        client.post("/v1/inference", json={"model": MODEL, "prompt": "Hi", "parameters": {"max_tokens": 3}})
+    found = {row["role"]: scraped(row["address"]) for row in status(service)["metrics"]}
+    for kind in ("control", "worker"):
+        tables = documented(kind)
+        shown = {
+            name: {frozenset(dict(labels)) for labels in samples} for name, samples in found[kind].items()
+        }
+        assert {name for name in shown if name.startswith("rift_")} == tables.keys()
+        assert all(shown[name] <= {labels} for name, labels in tables.items())
+        assert found[kind]["process_cpu_seconds_total"][()] > 0
+    worker = found["worker"]
+    assert worker["rift_worker_attempts_total"][("end", "length"), ("model", MODEL)] >= 1
+    assert worker["rift_worker_output_tokens_total"][("model", MODEL),] >= 3
+    assert worker["rift_worker_append_seconds"][()] >= 1
+    control = found["control"]
+    assert control["rift_control_requests_total"][("model", MODEL), ("reason", "length")] >= 1
+    assert control["rift_control_output_tokens_total"][("model", MODEL),] >= 3
+    assert control["rift_control_charged_usd_total"][("model", MODEL),] > 0
+    assert control["rift_control_decisions_total"][("direction", "from_zero"), ("model", MODEL)] == 1
+    assert "gateway" in found
 
 
 def obeys_ctrl_c(command: list[str]) -> subprocess.Popen[str]:

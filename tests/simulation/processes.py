@@ -22,8 +22,9 @@ from rift.engines import Emit, EngineFailed, Rendered
 from rift.engines.sim import SimEngine
 from rift.gateway import process as gateway
 from rift.gateway.state import GatewayConfig
-from rift.worker.process import Serving, serve_shards
+from rift.worker.process import serve_shards
 from rift.worker.replica import ReplicaAnnouncer
+from rift.worker.serving import Serving
 from rift.worker.shutdown import Shutdown
 
 MODEL = "model-a"

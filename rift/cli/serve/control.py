@@ -1,5 +1,6 @@
 """`rift control`: one control process. The elected leader projects, scales, archives and bills."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def control(options: Namespace) -> None:
                 retention_days=settings.retention_days,
                 scaling=model_scaling(settings),
                 driver=driver(settings),
+                metrics=settings.control_metrics,
+                reserve=installation(options).reserve(options.nats, os.environ),
             )
             await process.run(log, database, kept, config, stop=stop)
 

@@ -53,7 +53,7 @@ def worker(options: Namespace) -> None:
     async def serve() -> None:
         async with connected_role(options, settings, replica, role) as log:
             start = partial(start_engine, settings.engine, settings.model, model, profile)
-            await process.serve(log, start, starting, shutdown, process.Serving())
+            await process.serve(log, start, starting, shutdown, metrics=settings.worker_metrics)
 
     handlers: dict[signal.Signals, Callable[[], None]] = {
         signal.SIGTERM: partial(shutdown.drain, settings.drain_s),

@@ -113,6 +113,11 @@ class Archiver:
         return sorted(self._known.values(), key=lambda stream: stream.name == subjects.BOOK)
 
     @property
+    def archived(self) -> dict[str, int]:
+        """The sequence up to which each stream is archived, as far as it is known."""
+        return {stream.name: stream.archived for stream in self._known.values() if stream.is_known}
+
+    @property
     def problems(self) -> list[str]:
         """What keeps streams from being archived, a sentence each."""
         return [_failed(stream) for stream in self._streams if stream.failure]

@@ -4,6 +4,7 @@ It keeps one promise: every accepted request ends. The rules are in `supervision
 """
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
@@ -44,9 +45,17 @@ FIRST_RETRY_S = 0.1
 
 
 class Janitor:
-    """Supervises one shard. `accepted` receives the model's slug of each accepted request."""
+    """Supervises one shard. `accepted` receives the model's slug of each accepted request; `acted` counts the
+    actions that were carried out."""
 
-    def __init__(self, log: Log, *, shard: int, accepted: Callable[[str], None] = lambda slug: None) -> None:
+    def __init__(
+        self,
+        log: Log,
+        *,
+        shard: int,
+        accepted: Callable[[str], None] = lambda slug: None,
+        acted: Counter[str] | None = None,
+    ) -> None:
         self._log = log
         self._publisher = Publisher(log, WRITER, shard=shard)
         self.shard = shard
@@ -54,6 +63,7 @@ class Janitor:
         self.is_supervising = False
         self._stream = subjects.shard_stream(shard)
         self._accepted = accepted
+        self._acted = Counter() if acted is None else acted
         self._supervision = Supervision()
         self._news = Wakeup()
         self._clock = BrokerClock()
@@ -169,6 +179,7 @@ class Janitor:
                     await self._redeliver(action)
                 case event:
                     await self._publisher.publish(event, within_s=APPEND_S)
+            self._acted[_kind(action)] += 1
         except LogError as error:
             # Nor could anyone else append meanwhile.
             self._supervision.note_outage(self._clock.now_ns())
@@ -188,6 +199,20 @@ class Janitor:
         async for batch in self._log.scan(self._stream, [subject], first=sequence, target=sequence):
             for stored in batch:
                 await append_until_known(self._log, self._stream, subject, stored.data, within_s=APPEND_S)
+
+
+def _kind(action: Action) -> str:
+    match action:
+        case AttemptRelease():
+            return "released"
+        case Redelivery():
+            return "redelivered"
+        case RequestFinished():
+            return action.reason
+        case CancelRequested():
+            return "cancel_requested"
+        case LaneLost():
+            return "lane_lost"
 
 
 def _sentence(action: Action) -> str:

@@ -32,18 +32,18 @@ class Operators:
     ) -> None:
         self._projection = projection
         self._limits = limits
-        self._host = None if setup is None else SqlHost(setup)
+        self.host = None if setup is None else SqlHost(setup)
 
     async def run(self) -> None:
         """End the SQL process while nobody asks, and kill it when cancelled."""
-        if self._host is None:
+        if self.host is None:
             await anyio.sleep_forever()
         else:
-            await self._host.run()
+            await self.host.run()
 
     async def sql(self, question: Sql) -> object:
-        if self._host is not None:
-            return await self._host.ask(question.sql)
+        if self.host is not None:
+            return await self.host.ask(question.sql)
         return await self._projection.read(lambda warehouse: warehouse.query(question.sql))
 
     async def status(self, question: AskStatus) -> dict[str, list[dict[str, Any]]]:

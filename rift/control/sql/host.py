@@ -33,14 +33,17 @@ AGAIN = "ask again, or for less"
 
 
 class SqlHost:
-    """One SQL process at a time, and the questions to it, one at a time and in their order."""
+    """One SQL process at a time, and the questions to it, one at a time and in their order. `asked` are under
+    way, `answered` and `refused` have ended."""
 
     def __init__(self, setup: SqlSetup) -> None:
         self._setup = setup
         self._process: Process | None = None
         self._replies: BufferedByteReceiveStream | None = None
         self._turn = anyio.Lock()
-        self._asked = 0
+        self.asked = 0
+        self.answered = 0
+        self.refused = 0
         self._asked_at_s = 0.0
 
     async def run(self) -> None:
@@ -57,12 +60,21 @@ class SqlHost:
 
     async def ask(self, sql: str) -> bytes:
         """Return the process's reply. Raises QuestionRefused."""
+        try:
+            reply = await self._ask(sql)
+        except QuestionRefused:
+            self.refused += 1
+            raise
+        self.answered += 1
+        return reply
+
+    async def _ask(self, sql: str) -> bytes:
         question = sql.encode(errors="surrogatepass")
         if len(question) > SQL_BYTES_MAX:
             raise QuestionRefused(f"the question has {len(question)} bytes, more than {SQL_BYTES_MAX}")
-        if self._asked > WAITING_MAX:
+        if self.asked > WAITING_MAX:
             raise QuestionRefused(f"{WAITING_MAX} questions wait for an answer; ask again in a minute")
-        self._asked += 1
+        self.asked += 1
         try:
             with anyio.move_on_after(SQL_QUEUE_S) as timer:
                 await self._turn.acquire()
@@ -74,7 +86,7 @@ class SqlHost:
             finally:
                 self._turn.release()
         finally:
-            self._asked -= 1
+            self.asked -= 1
 
     async def _answer(self, question: bytes) -> bytes:
         """Ask the process. Kill it if it does not reply in time, dies, or the asker is cancelled."""

@@ -40,7 +40,7 @@ async def published(
         shutdown = Shutdown()
         tasks.start_soon(then, shutdown)
         with suppress(ExceptionGroup):
-            await process.serve(MemoryLog(broker), start, STARTING, shutdown, process.Serving())
+            await process.serve(MemoryLog(broker), start, STARTING, shutdown)
         tasks.cancel_scope.cancel()
     records = broker.stream(subjects.FLEET).after(0)
     return [event for stored in records for event in codec.decode(stored.data)[1]]
@@ -109,7 +109,7 @@ async def test_a_replica_that_is_declared_lost_exits() -> None:
 
         tasks.start_soon(then)
         with pytest.raises(ExceptionGroup) as failed, anyio.fail_after(5):
-            await process.serve(MemoryLog(broker), good, STARTING, Shutdown(), process.Serving())
+            await process.serve(MemoryLog(broker), good, STARTING, Shutdown())
         assert failed.group_contains(EngineFailed, match="declared lost: silent for 36 s")
         tasks.cancel_scope.cancel()
 
@@ -147,7 +147,7 @@ async def test_a_shard_that_does_not_answer_neither_keeps_a_replica_from_serving
         shutdown = Shutdown()
 
         async def serve() -> None:
-            await process.serve(log, good, STARTING, shutdown, process.Serving())
+            await process.serve(log, good, STARTING, shutdown)
             ended.set()
 
         ended = anyio.Event()

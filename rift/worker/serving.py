@@ -1,0 +1,16 @@
+"""The parts of a replica, for those that watch it."""
+
+from typing import Literal
+
+import msgspec
+
+from rift.worker.slots import Slots
+from rift.worker.worker import Worker
+
+
+class Serving(msgspec.Struct):
+    """A worker for each shard and, once the engine is ready, the slots that they share."""
+
+    state: Literal["starting", "ready", "draining"] = "starting"
+    workers: list[Worker] = []
+    slots: Slots | None = None
