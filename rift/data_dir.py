@@ -58,6 +58,8 @@ RESTORE = (
 
 # DuckDB takes a backslash for a slash, and a question mark for the end of a file's name; it needs UTF-8.
 # nats-server's configuration has no escape for most control characters.
+# What stands before the host of a URL.
+CREDENTIAL = re.compile(r"[^/,]*@")
 UNUSABLE = re.compile(r"[\x00-\x1f\\?\ud800-\udfff]")
 
 # Only these are tightened: the folder may hold other files.
@@ -292,7 +294,8 @@ class DataDir:
             except ValueError:
                 is_valid = False
             if not is_valid:
-                raise DataDirError(f"NATS URL must be nats://[TOKEN@]HOST:PORT[,…], got {url!r}")
+                shown = CREDENTIAL.sub("…@", url)
+                raise DataDirError(f"NATS URL must be nats://[TOKEN@]HOST:PORT[,…], got {shown!r}")
             hosts = [part.netloc.rpartition("@")[2] for part in parts]
             return Address(
                 ",".join(f"nats://{host}" for host in hosts),

@@ -19,6 +19,7 @@ from typing import IO, BinaryIO, NamedTuple
 import anyio
 import anyio.to_thread
 
+from events.errors import reason
 from rift.logs import formats
 
 # Ended groups are removed from the list, because the system soon reuses their numbers.
@@ -220,7 +221,7 @@ class Child:
             try:
                 self.start()
             except OSError as error:
-                self._parent.notify(f"{self.name} cannot be started: {error}")
+                self._parent.notify(f"{self.name} cannot be started: {reason(error)}")
 
     def restart(self) -> None:
         """Kill the child, and start it again at once and without a message."""
@@ -270,7 +271,7 @@ class Child:
                 file.seek(max(start, end - LAST_BYTES))
                 lines = [line.strip() for line in file.read().decode(errors="replace").split("\n")]
         except OSError as error:
-            return str(error)
+            return reason(error)
         written = [formats.parsed(line) for line in lines if line]
         own = [message for logger, message in written if logger == formats.LAST]
         return (own or [message for _, message in written] or ["it logged nothing"])[-1]

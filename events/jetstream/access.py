@@ -8,6 +8,7 @@ import anyio
 import msgspec
 import nats.errors
 
+from events.errors import reason
 from events.jetstream.connection import CLOSE_S, JetStream
 from events.log import LogError
 
@@ -52,7 +53,7 @@ async def connect(url: str, access: Access, *, name: str) -> JetStream:
     try:
         options = access.options()
     except OSError as error:  # those of TLS are among them
-        raise LogError(f"the certificates in {access.tls} cannot be used: {error}") from error
+        raise LogError(f"the certificates in {access.tls} cannot be used: {reason(error)}") from error
     opened = JetStream()
     addresses = url.split(",")
     opened.untried = len(addresses)
@@ -80,5 +81,6 @@ async def connect(url: str, access: Access, *, name: str) -> JetStream:
     if not opened.is_connected:
         with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_S):
             await opened.close()
-        raise LogError(f"no NATS server answers at {url}: {opened.problem or 'no answer'}")
+        problem = "no answer" if opened.problem is None else reason(opened.problem)
+        raise LogError(f"no NATS server answers at {url}: {problem}")
     return opened

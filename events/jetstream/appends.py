@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from events import subjects
 from events.append_health import AppendHealth
 from events.contracts import MESSAGE_BYTES_MAX
+from events.errors import reason
 from events.jetstream import wire
 from events.jetstream.direct_client import DirectClient
 from events.jetstream.request_reply import Replies
@@ -230,7 +231,7 @@ class Appends:
         except nats.errors.MaxPayloadError as error:
             raise RecordTooLarge("a message of the batch is larger than the broker's limit") from error
         except (nats.errors.Error, OSError) as error:
-            raise OutcomeUnknown(f"append to {stream}: {str(error) or type(error).__name__}") from error
+            raise OutcomeUnknown(f"append to {stream}: {reason(error)}") from error
         return await self._stored(stream, batch[-1].subject, batch[-1].data, headers[-1])
 
     async def _append_alone(
@@ -258,7 +259,7 @@ class Appends:
                 f"a record of {len(data)} bytes is larger than the broker's limit"
             ) from error
         except (nats.errors.Error, OSError) as error:
-            raise OutcomeUnknown(f"append to {stream}: {str(error) or type(error).__name__}") from error
+            raise OutcomeUnknown(f"append to {stream}: {reason(error)}") from error
         finally:
             self._forget(reply)
         (outcome,) = outcomes

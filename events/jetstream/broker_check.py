@@ -14,6 +14,7 @@ import anyio
 import msgspec
 
 from events.contracts import MESSAGE_BYTES_MAX
+from events.errors import reason
 from events.jetstream.connection import SERVER_VERSION_MIN, JetStream
 from events.jetstream.streams import InvalidBroker
 from events.log import LogError
@@ -230,6 +231,6 @@ async def ask_monitor(url: str, path: str, *, within_s: float, key: str | None =
     except TimeoutError as error:
         raise MonitorSilent(f"{url} does not answer within {within_s:.0f} s") from error
     except (OSError, UnicodeError, anyio.BrokenResourceError) as error:
-        raise MonitorSilent(f"{url} cannot be reached: {str(error) or type(error).__name__}") from error
+        raise MonitorSilent(f"{url} cannot be reached: {reason(error)}") from error
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
     return head.partition(b"\r\n")[0].decode("latin-1"), body

@@ -114,14 +114,14 @@ class JetStream:
             if not self.untried:
                 self.connecting.cancel()
         elif not is_known:
-            logger.warning("connection to the log: %s", str(error) or type(error).__name__)
+            logger.warning("connection to the log: %s", wire.reason(error))
 
     async def _api(self, path: str, body: Any = None) -> dict[str, Any]:
         data = b"" if body is None else json.dumps(body).encode()
         try:
             reply = await self.replies.ask_within(API_TIMEOUT_S, f"$JS.API.{path}", data)
         except (nats.errors.Error, OSError) as error:
-            raise OutcomeUnknown(f"no answer to {path}: {str(error) or type(error).__name__}") from error
+            raise OutcomeUnknown(f"no answer to {path}: {wire.reason(error)}") from error
         answer: dict[str, Any] = json.loads(reply.data)
         if "error" in answer:
             raise ApiError(path, answer["error"])
@@ -328,7 +328,7 @@ class JetStream:
         try:
             await self.client.publish(ack, word)
         except nats.errors.Error as error:
-            logger.warning("could not send %s: %s", word.decode(), str(error) or type(error).__name__)
+            logger.warning("could not send %s: %s", word.decode(), wire.reason(error))
 
     # --- request-reply, in no stream ----------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class JetStream:
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"no process answers {subject}") from error
         except (nats.errors.Error, OSError) as error:
-            raise LogError(f"no answer on {subject}: {str(error) or type(error).__name__}") from error
+            raise LogError(f"no answer on {subject}: {wire.reason(error)}") from error
 
     @asynccontextmanager
     async def answer(
@@ -366,7 +366,7 @@ class JetStream:
             try:
                 await self.client.publish(message.reply, await handler(message.data))
             except nats.errors.Error as error:
-                logger.warning("an answer on %s was lost: %s", subject, str(error) or type(error).__name__)
+                logger.warning("an answer on %s was lost: %s", subject, wire.reason(error))
 
         async def start(message: Msg) -> None:
             assert tasks is not None, "only with a task group"

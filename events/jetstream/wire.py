@@ -7,6 +7,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from events.contracts import SECOND_NS
+from events.errors import reason as reason
 from events.log import LogError, Stored
 
 # The status of a request to a subject without subscribers.

@@ -14,7 +14,7 @@ import msgspec
 from events.schema import Logprob, Message, Parameters, ToolCallDelta
 from rift.catalogue import Model
 from rift.engines import Decoder, Delta, End, InvalidRequest, PromptTooLong, Rendered
-from rift.engines.engine_words import REFUSED, UNSUPPORTED, engine_words
+from rift.engines.engine_words import REFUSED, UNSUPPORTED, engine_words, without_message
 from rift.engines.prompt_limits import check_text, check_tokens, param_of
 from rift.engines.schemas import check_schemas
 from rift.engines.tokens import Tokenizer, template_words
@@ -113,7 +113,8 @@ class Chat:
                 raise PromptTooLong(tokens_max + 1, param_of(prompt), tokens_max=tokens_max) from error
             raise invalid(error, parameters) from error
         if isinstance(result, ErrorResponse):
-            logger.info("vLLM refused a request: %s", result.error.message)
+            # The message may quote the request.
+            logger.debug("vLLM refused a request: %s", result.error.message)
             is_template = "chat template" in result.error.message.lower()
             param = "template" if is_template else _likely_param(parameters)
             raise InvalidRequest(UNSUPPORTED.get(param or "", REFUSED), code="unsupported", param=param)
@@ -194,9 +195,13 @@ class VllmParser:
                 prompt_token_ids=self._prompt_ids,
                 finished=finished,
             )
-        except Exception:
+        except Exception as error:
             # A model can write anything, and vLLM's parsers do not expect all of it.
-            logger.exception("%s failed; the rest of the answer is content", type(self._parser).__name__)
+            logger.warning(
+                "%s failed; the rest of the answer is content",
+                type(self._parser).__name__,
+                exc_info=without_message(error),
+            )
             self._is_broken = True
             return Delta(text)
         if message is None:

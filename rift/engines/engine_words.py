@@ -5,8 +5,18 @@ Must not live here: the decision whose fault an error is, and which parameter ca
 
 import logging
 import re
+from types import TracebackType
 
 logger = logging.getLogger(__name__)
+
+# The loggers of vLLM that quote prompts, answers or parameters.
+QUOTING = (
+    "vllm.logging_utils.dump_input",
+    "vllm.reasoning",
+    "vllm.renderers",
+    "vllm.tool_parsers",
+    "vllm.v1.structured_output",
+)
 
 INTERNAL = re.compile(
     r"\.(?:cc|cpp|h|pxi|py|rs)\b|VLLM_|(?:^|\s)--\w|\w\(\)|\w\.\w+\.\w|<\w+>|\b[A-Z]\w*(?:Error|Exception)\b"
@@ -35,6 +45,21 @@ GENERIC = {
 }
 
 
+class Withheld(Exception):
+    """In place of an error in the log; the message is only the error's type."""
+
+
+def without_message(error: Exception) -> tuple[type[Withheld], Withheld, TracebackType | None]:
+    """Return an error for `exc_info` without its message, which may quote a prompt or an answer."""
+    return Withheld, Withheld(type(error).__name__), error.__traceback__
+
+
+def silence_quotes() -> None:
+    """Keep vLLM in this process from logging a request's content."""
+    for name in QUOTING:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
 def engine_words(message: str, param: str | None, *, cause: object, is_for_clients: bool) -> str:
     """Return a client's version of an error message. Log a message that is withheld."""
     if found := REASON.search(f"{message}\n{cause}"):
@@ -43,5 +68,6 @@ def engine_words(message: str, param: str | None, *, cause: object, is_for_clien
             return f"the engine cannot enforce this schema: {reason}"
     elif is_for_clients and not INTERNAL.search(message):
         return message
-    logger.info("an error is withheld from the client: %s", message)
+    # It may quote the request.
+    logger.debug("an error is withheld from the client: %s", message)
     return GENERIC.get(param or "", f"the engine rejects {param or 'this request'}")

@@ -32,6 +32,7 @@ from rift.engines import (
 )
 from rift.engines.chat import Chat, RenderedChat, invalid, logit_bias, no_grammar, structured_outputs
 from rift.engines.engine_socket import receive_directly
+from rift.engines.engine_words import silence_quotes
 from rift.engines.prepare import digest_of
 from rift.engines.prompt_limits import (
     check_bytes,
@@ -320,9 +321,11 @@ def mend_cpu_seeds() -> None:
     no offset and raises. Here the generator is reseeded instead, which is equivalent because no number has
     been used yet. (A request that is preempted during its answer draws the same numbers again.)
 
-    Also record why this process fails to start, since vLLM has no other hook in its processes.
+    Also record why this process fails to start, and keep content out of its log, since vLLM has no other hook
+    in its processes.
     """
     start_errors.record()
+    silence_quotes()
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -368,6 +371,8 @@ def _load(model_path: str, name: str, model: Model, profile: Profile) -> LoadedM
     others = set(psutil.Process().children(recursive=True))
     with start_errors.reported():
         llm = AsyncLLM.from_engine_args(engine_arguments)
+    # Again: here vLLM has configured its loggers after its plugins.
+    silence_quotes()
     # Collected now, because the children of a killed engine process lose their parent.
     processes = set(psutil.Process().children(recursive=True)) - others
     config = llm.vllm_config.model_config

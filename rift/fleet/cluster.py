@@ -14,6 +14,7 @@ from typing import TypeVar
 import httpx
 import msgspec
 
+from events.errors import reason
 from rift.errors import RiftError
 
 Shape = TypeVar("Shape")
@@ -140,7 +141,7 @@ class Cluster:
         try:
             verify = ssl.create_default_context(cafile=self._ca) if self._ca else True
         except (OSError, ssl.SSLError) as error:
-            raise ClusterError(f"{self._ca}: {error}") from error
+            raise ClusterError(f"{self._ca}: {reason(error)}") from error
         # The environment may name a proxy, but the server is inside the cluster.
         self._client = httpx.AsyncClient(
             base_url=self._url, verify=verify, timeout=self._call_s, trust_env=False

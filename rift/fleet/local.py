@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 
 from events import fleet, subjects
 from events.contracts import SECOND_NS
+from events.errors import reason
 from events.fleet import Fleet
 from events.log import Log, LogError, Stored
 from events.publisher import Publisher
@@ -104,7 +105,7 @@ class LocalFleet:
             worker.child.start()
         except OSError as error:
             # The supervisor retries.
-            self._host.parent.notify(f"{worker.child.name} cannot be started: {error}")
+            self._host.parent.notify(f"{worker.child.name} cannot be started: {reason(error)}")
         self._workers.append(worker)
         tasks.start_soon(self._keep, worker)
 

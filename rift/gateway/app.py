@@ -48,7 +48,8 @@ class Gateway:
             await self._respond(request)
         except ClientGone:
             return
-        except Exception:
+        except Exception as error:
+            error.add_note(f"while {exchange.route or 'no route'} was answered")
             # The server answers, unless the answer has begun.
             if not exchange.status:
                 exchange.status = CRASH.status
@@ -78,12 +79,10 @@ class Gateway:
     def _log_failed(self, request: Request, error: LogError) -> None:
         """Log the failure, once for many: while the log is down, every request fails."""
         if counts := self._log_failures.add("failed"):
-            path = request.raw_path.decode("latin-1")
             logger.warning(
-                "the log did not answer %d requests, the last %s %s: %s",
+                "the log did not answer %d requests, the last %s: %s",
                 counts["failed"],
-                request.method,
-                path,
+                request.exchange.route,
                 error,
             )
 

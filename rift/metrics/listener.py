@@ -17,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 from events.clock import now_s
+from events.errors import reason
 from rift.metrics.address import Address
 
 logger = logging.getLogger(__name__)
@@ -57,15 +58,15 @@ async def serving(address: Address | None, collectors: Sequence[Collector]) -> A
 
 async def _listen(address: Address, scrapes: "_Scrapes") -> asyncio.Server | None:
     loop = asyncio.get_running_loop()
-    problems = []
+    problem = ""
     for port in dict.fromkeys((address.port, 0)):
         try:
             return await loop.create_server(lambda: _Connection(scrapes), address.host, port)
         except OSError as error:
-            problems.append(error)
+            problem = reason(error)
             if port:
-                logger.warning("metrics: %s cannot be used (%s); trying a free port", address, error.strerror)
-    logger.error("no metrics: cannot listen on %s (%s); see the setting `metrics`", address, problems[-1])
+                logger.warning("metrics: %s cannot be used (%s); trying a free port", address, problem)
+    logger.error("no metrics: cannot listen on %s (%s); see the setting `metrics`", address, problem)
     return None
 
 
@@ -99,7 +100,7 @@ class _Page:
             except Exception:
                 if at not in self._failed:
                     self._failed.add(at)
-                    logger.exception("metrics of %r are left out", collector)
+                    logger.exception("metrics of %s are left out", type(collector).__name__)
             else:
                 parts += collected
         return b"".join(parts)

@@ -9,6 +9,7 @@ import msgspec
 from events.schema import FinishReason, Problem, RequestAccepted
 from rift.catalogue import OUTPUT_TOKENS_DEFAULT, context_overflow
 from rift.engines import Engine, InvalidRequest, PromptTooLong, Rendered
+from rift.engines.engine_words import without_message
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,10 @@ async def prepare_or_refuse(engine: Engine, accepted: RequestAccepted) -> Prepar
         except InvalidRequest as error:
             reason = "invalid"
             problem = Problem(code=error.code, message=error.message, param=error.param)
-        except Exception:
+        except Exception as error:
             # A template or tokenizer that fails on this prompt must not take worker after worker with it.
-            logger.exception("%s: the prompt cannot be prepared", accepted.request)
+            logger.error(
+                "%s: the prompt cannot be prepared", accepted.request, exc_info=without_message(error)
+            )
             problem = PROMPT_UNREADABLE
     return PreparedRequest(accepted, Rendered((), accepted.parameters), refusal=(reason, problem))

@@ -373,3 +373,8 @@ def test_the_temporary_folder_cannot_be_known_before(tmp_path: Path, monkeypatch
 def test_a_wrong_address_of_a_broker_is_named(tmp_path: Path, url: str) -> None:
     with pytest.raises(DataDirError, match=r"NATS URL must be nats://\[TOKEN@\]HOST:PORT"):
         DataDir(tmp_path).log_address(url, {})
+
+
+def test_the_token_in_a_wrong_address_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(DataDirError, match="got 'nats://…@a:b,…@c'"):
+        DataDir(tmp_path).log_address("nats://token@a:b,user:password@c", {})

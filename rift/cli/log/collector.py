@@ -8,6 +8,7 @@ from urllib.parse import unquote
 import anyio
 import httpx
 
+from events.errors import reason
 from rift.cli.output import CommandFailed
 from rift.errors import printable
 
@@ -55,7 +56,7 @@ class Collector:
                 try:
                     status, answer, wait = await _post(client, self.url, content)
                 except httpx.HTTPError as error:
-                    problem = f"does not answer: {str(error) or type(error).__name__}"
+                    problem = f"does not answer: {reason(error)}"
                 else:
                     if 200 <= status < 300:
                         return self._note(answer)

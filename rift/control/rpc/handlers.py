@@ -112,7 +112,8 @@ class Handlers:
         try:
             manifests = await self._archiver.archive_now()
         except (ReplayError, OSError) as error:
-            raise QuestionRefused(f"the archive cannot be written: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise QuestionRefused(f"the archive cannot be written: {why}") from error
         return period_close.ArchivedEnds(
             positions={stream: manifest.last for stream, manifest in manifests.items()},
             roots={stream: manifest.sha256 for stream, manifest in manifests.items()},

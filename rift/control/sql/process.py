@@ -17,7 +17,7 @@ from typing import BinaryIO, NoReturn
 import msgspec
 from anyio.from_thread import start_blocking_portal
 
-from events.errors import EventsError
+from events.errors import EventsError, reason
 from replay.errors import ReplayError
 from replay.warehouse.queries import MEMORY
 from replay.warehouse.result import QueryRefused
@@ -59,7 +59,7 @@ def main() -> None:
         else:
             _answer_from_file(Path(setup.database), questions, answers)
     except (EventsError, ReplayError, RiftError, OSError) as error:
-        _write(answers, REPLY, replies.error(str(error), failed=True))
+        _write(answers, REPLY, replies.error(reason(error), failed=True))
 
 
 def _be_modest(parent: int) -> None:
@@ -88,7 +88,7 @@ def _answer_from_log(setup: SqlSetup, questions: BinaryIO, answers: BinaryIO) ->
                 _write(answers, REPLY, replies.error(str(refused)))
             except Exception as error:  # whatever ended the other thread, or a log that does not answer
                 logger.exception("a question could not be answered")
-                why = f"the SQL database cannot follow the log: {str(error) or type(error).__name__}"
+                why = f"the SQL database cannot follow the log: {reason(error)}"
                 _write(answers, REPLY, replies.error(why, failed=True))
             else:
                 _write(answers, BEGUN)

@@ -187,7 +187,7 @@ class _Server:
             try:
                 await self._app(scope, receive, send)
             except Exception:
-                logger.exception("%s %s failed", scope["method"], scope["raw_path"].decode("latin-1"))
+                logger.exception("a request failed")
                 headers, body = last_answer(CRASH)
                 # Raised if the answer has begun.
                 with contextlib.suppress(UnexpectedMessageError):
@@ -369,7 +369,8 @@ def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """
     headers = list(headers)
     if _CONTROL.search(b"".join(chain.from_iterable(headers))):
-        raise ValueError(f"a control character in a header of {headers}")
+        names = b", ".join(name for name, _ in headers).decode("latin-1")
+        raise ValueError(f"a control character in a header of {names}")
     return b"".join([b"%b: %b\r\n" % each for each in headers])
 
 

@@ -1,8 +1,17 @@
 """Error messages of the engine reach clients without its source, settings and flags."""
 
+import logging
+
 import pytest
 
-from rift.engines.engine_words import INTERNAL, SCHEMA, engine_words
+from rift.engines.engine_words import (
+    INTERNAL,
+    QUOTING,
+    SCHEMA,
+    engine_words,
+    silence_quotes,
+    without_message,
+)
 
 COMPILER = "Failed to transform json schema into a grammar: [18:14:55] /project/cpp/"
 TAG = "Invalid structural tag specification."
@@ -56,3 +65,24 @@ def test_a_message_that_is_not_for_clients_is_withheld() -> None:
     assert shown == "the model's chat template cannot be rendered with these variables"
     shown = engine_words("'int' object is not iterable", "seed", cause=None, is_for_clients=False)
     assert shown == "the engine rejects seed"
+
+
+def test_what_may_quote_a_request_stays_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    engine_words("VLLM_X: my prompt", None, cause=None, is_for_clients=True)
+    try:
+        raise ValueError("my answer")
+    except ValueError as error:
+        logging.getLogger("x").error("a parser failed", exc_info=without_message(error))
+    assert "my " not in caplog.text.replace('raise ValueError("my answer")', "")
+    assert "Withheld: ValueError" in caplog.text
+
+
+def test_vllms_loggers_that_quote_requests_are_silent() -> None:
+    levels = {name: logging.getLogger(name).level for name in QUOTING}
+    parser = logging.getLogger("vllm.tool_parsers.some_parser")
+    assert parser.isEnabledFor(logging.ERROR)
+    silence_quotes()
+    assert not parser.isEnabledFor(logging.CRITICAL)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rift.logs.formats import JsonFormatter, TextFormatter, parsed
+from rift.logs.setup import VLLM_JSON
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -84,6 +85,25 @@ thread.join()
 _fail("why")
 raise KeyError("uncaught")
 """
+
+
+VLLM = """
+import json, logging, logging.config, sys
+logging.config.dictConfig(json.load(open(sys.argv[1])))
+logging.getLogger("vllm.v1.engine").warning("of vLLM")
+logging.getLogger("vllm.v1.engine").info("not shown")
+logging.getLogger("rift.engines.vllm").info("ours")
+"""
+
+
+def test_vllms_processes_log_in_json_too() -> None:
+    """vLLM reads the file in each of its processes, as its logging.config does here."""
+    ended = subprocess.run(
+        [sys.executable, "-c", VLLM, str(VLLM_JSON)], capture_output=True, text=True, check=True
+    )
+    assert [parsed(line) for line in ended.stderr.splitlines()] == [
+        ("vllm.v1.engine", "of vLLM"), ("rift.engines.vllm", "ours")
+    ]  # fmt: skip
 
 
 def test_all_that_a_process_writes_is_in_its_format() -> None:
