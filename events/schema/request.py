@@ -129,6 +129,8 @@ class RequestAccepted(Event, frozen=True, kw_only=True, omit_defaults=True):
     content: str = ""
     # Sent with `traceparent`: at most 512 bytes for the tools that read traces.
     tracestate: str | None = None
+    # Nanoseconds of the gateway's clock from the arrival of the request's head until this event is appended.
+    admission_ns: Natural | None = None
 
 
 class AttemptStarted(Event, frozen=True, kw_only=True, omit_defaults=True):

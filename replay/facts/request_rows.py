@@ -77,6 +77,7 @@ def accepted_row(event: schema.RequestAccepted, origin: EventOrigin) -> RequestR
         client_request_id=event.client_request_id,
         traceparent=event.traceparent,
         tracestate=event.tracestate,
+        admission_ns=event.admission_ns,
         accepted_at_ns=origin.at_ns,
         accepted_sequence=origin.sequence,
         accepted_position=origin.position,

@@ -42,6 +42,7 @@ class RequestRow(Row):
     client_request_id: str | None
     traceparent: str | None
     tracestate: str | None
+    admission_ns: int | None
     accepted_at_ns: int
     accepted_sequence: int
     accepted_position: str

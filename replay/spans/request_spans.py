@@ -1,6 +1,7 @@
 """The spans of one request, from its row of `sql/cli/spans.sql`: the same at every time, with the same ids.
 
-    request              from its acceptance to its end
+    request              from its arrival to its end
+      admission          until it is accepted
       queue              until an attempt starts; after a lost attempt again
         start            the part in which the replica of the next attempt started
       prefill, decode    of each attempt, before and after its first token
@@ -92,16 +93,23 @@ class EndedRequest(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     output_tokens: int
     charge_nanousd: int | None
+    admission_ns: int | None
     accepted_at_ns: int
     first_token_at_ns: int | None
     finished_at_ns: int
     attempts: tuple[EndedAttempt, ...]
+
+    @property
+    def arrived_at_ns(self) -> int:
+        return self.accepted_at_ns - (self.admission_ns or 0)
 
 
 def spans_of(request: EndedRequest) -> Iterator[Span]:
     """Yield the request's own span, then its parts."""
     own = _own(request)
     yield own
+    if request.admission_ns is not None:
+        yield _part(own, "admission", 0, (own.began_at_ns, request.accepted_at_ns))
     free_at_ns = request.accepted_at_ns
     for run in request.attempts:
         queue = _part(own, "queue", run.number, (free_at_ns, run.started_at_ns))
@@ -112,7 +120,7 @@ def spans_of(request: EndedRequest) -> Iterator[Span]:
     if not request.attempts or request.attempts[-1].outcome not in FINAL:
         yield _part(own, "queue", len(request.attempts) + 1, (free_at_ns, request.finished_at_ns))
     if request.stream and request.first_token_at_ns is not None:
-        yield _part(own, "delivery", 1, (request.first_token_at_ns, request.finished_at_ns))
+        yield _part(own, "delivery", 0, (request.first_token_at_ns, request.finished_at_ns))
 
 
 def _own(request: EndedRequest) -> Span:
@@ -123,7 +131,7 @@ def _own(request: EndedRequest) -> Span:
         id=ids.span_id(request.request_id),
         parent=given[36:52] if given else None,
         name=f"{operation} {request.model}",
-        began_at_ns=request.accepted_at_ns,
+        began_at_ns=request.arrived_at_ns,
         ended_at_ns=request.finished_at_ns,
         attributes={"gen_ai.operation.name": operation, **_usage(request), **_facts(request)},
         error=request.state if request.state in SERVER_ERRORS else None,
@@ -149,7 +157,7 @@ def _usage(request: EndedRequest) -> Attributes:
     if request.finish_reason in STOPPED:
         found["gen_ai.response.finish_reasons"] = [request.finish_reason]
     if first_ns is not None:
-        found["gen_ai.response.time_to_first_chunk"] = (first_ns - request.accepted_at_ns) / SECOND_NS
+        found["gen_ai.response.time_to_first_chunk"] = (first_ns - request.arrived_at_ns) / SECOND_NS
     if request.error_code or request.state in SERVER_ERRORS:
         found["error.type"] = request.error_code or request.state
     return found
@@ -218,7 +226,7 @@ def _part(
     attributes: Attributes | None = None,
     error: str | None = None,
 ) -> Span:
-    """Return a part of a span, the first or another one of this name."""
+    """Return a part of a span. `number` is that of its attempt, 0 if it has none."""
     began_at_ns, ended_at_ns = times
     return Span(
         trace=of.trace,
@@ -227,7 +235,7 @@ def _part(
         name=name,
         began_at_ns=began_at_ns,
         ended_at_ns=ended_at_ns,
-        attributes={"rift.attempt.number": number, **(attributes or {})},
+        attributes={**({"rift.attempt.number": number} if number else {}), **(attributes or {})},
         error=error,
         sampled=of.sampled,
         state=of.state,

@@ -35,6 +35,7 @@ select
     allowance,
     client_request_id,
     coalesce(traceparent[4:35], sha256(coalesce(group_id, request_id))[:32]) as trace_id,
+    admission_ns,
     itl_counts,
     accepted_at_ns,
     started_at_ns,

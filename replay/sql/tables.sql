@@ -37,6 +37,7 @@ create table facts.ended_requests (
     client_request_id varchar,
     traceparent varchar,
     tracestate varchar,
+    admission_ns bigint,
     accepted_at_ns bigint not null,
     accepted_sequence bigint not null,
     accepted_position varchar not null,

@@ -206,6 +206,7 @@ class Chaos:
             client_request_id=self.dice.choice((None, "c-1", '"\\')),
             traceparent=self.dice.choice((None, TRACEPARENT)),
             tracestate=self.dice.choice((None, "a=1")),
+            admission_ns=self.dice.choice((None, 0, 1_500_000)),
         )
         return accepted
 

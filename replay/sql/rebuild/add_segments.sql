@@ -26,7 +26,7 @@ insert into accepted
 select
     sequence * 1048576 + place, at_ns, home, request, account, key, model, kind, plan, price_version, stream,
     book, allowance, group_id, choice, json ->> '$.client_request_id',
-    traceparent, json ->> '$.tracestate', json
+    traceparent, json ->> '$.tracestate', (json ->> '$.admission_ns')::bigint, json
 from read_parquet($events)
 join records using (sequence)
 join addresses using (home)

@@ -148,6 +148,7 @@ select
     client_request_id,
     traceparent,
     tracestate,
+    admission_ns,
     accepted_at_ns,
     accepted_pos >> 20 as accepted_sequence,
     concat($stream, ':', accepted_pos >> 20, '.', accepted_pos & 1048575) as accepted_position,

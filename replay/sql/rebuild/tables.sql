@@ -9,7 +9,7 @@ create or replace temp table accepted (
     pos bigint, at_ns bigint, home ubigint, request varchar, account varchar, key varchar, model varchar,
     kind varchar, plan varchar, price_version bigint, stream boolean, book bigint, allowance varchar,
     group_id varchar, choice bigint, client_request_id varchar, traceparent varchar,
-    tracestate varchar, json varchar
+    tracestate varchar, admission_ns bigint, json varchar
 );
 
 create or replace temp table started (

@@ -19,9 +19,9 @@ from rift.cli.log.collector import Collector
 from rift.cli.output import CommandFailed, utc_time
 from rift.rpc import Sql
 
-# A request has about 6 spans of 1 kB. Collectors accept messages of 20 MB by default, and an answer to SQL
-# has 8 MB at most.
-BATCH_REQUESTS = 500
+# A request has about 4 kB of spans, and 1 kB in an answer to SQL. Collectors accept messages of 20 MB by
+# default, and such an answer has 8 MB at most. Each page takes a search through all requests.
+BATCH_REQUESTS = 2_000
 
 
 class Window(NamedTuple):

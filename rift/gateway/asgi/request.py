@@ -9,7 +9,7 @@ import anyio
 import msgspec
 
 from events.clock import now_s
-from events.contracts import BODY_BYTES_MAX
+from events.contracts import BODY_BYTES_MAX, SECOND_NS
 from events.schema import RequestAccepted
 from rift.gateway.asgi.body_budget import BodyHold
 from rift.gateway.asgi.errors import ClientGone, Headers, HTTPError
@@ -79,6 +79,10 @@ class Request:
     def write_chunk(self) -> WriteChunk | None:
         """For use between `start` and the last `write` only, and not during a `write`."""
         return self._scope.get("extensions", {}).get(WRITE_CHUNK)  # type: ignore[no-any-return]
+
+    def age_ns(self) -> int:
+        """Return the time since the request's head arrived."""
+        return int((now_s() - self._began_at_s) * SECOND_NS)
 
     def probe_with(self, data: bytes) -> None:
         """Write `data` to a client that has closed its side now and then, until the last `write`.

@@ -1,6 +1,9 @@
 """Acceptances encrypted and appended, and the end of their reservation."""
 
+from collections.abc import Callable
+
 import anyio
+from msgspec.structs import replace
 
 from events import encryption
 from events.contracts import ACCEPT_S
@@ -15,6 +18,9 @@ from rift.gateway.streams.cancellation import Cancellation
 from rift.gateway.streams.log_health import LogHealth
 from rift.gateway.streams.subscription import Subscription
 
+# Returns the time since a request arrived.
+Age = Callable[[], int]
+
 
 class AcceptanceWriter:
     def __init__(
@@ -26,13 +32,13 @@ class AcceptanceWriter:
         self._publisher = Publisher(state.log, config.lane, shard=config.shard)
         self._cancellation = cancellation
 
-    async def accept(self, reservation: Reservation, subscription: Subscription) -> None:
+    async def accept(self, reservation: Reservation, subscription: Subscription, age_ns: Age) -> None:
         """Follow a new request, then append its acceptances. Raises HTTPError: then nothing is charged."""
         choices = reservation.choices
         reservation.follow(subscription)
         try:
             with self._health.while_writable():
-                await self._append(choices, subscription)
+                await self._append(choices, age_ns, subscription)
         except LogError as error:
             refusal = _not_stored(error)
             if refusal.code == "log_unavailable" or len(choices) > 1:
@@ -47,14 +53,14 @@ class AcceptanceWriter:
             # A gateway that read the revocation before the acceptance could not cancel the request.
             self._cancellation.revoke(accepted.request for accepted in choices)
 
-    async def complete(self, reservation: Reservation) -> None:
+    async def complete(self, reservation: Reservation, age_ns: Age) -> None:
         """Append the acceptances of a claimed request that another gateway may append too.
 
         Raises HTTPError.
         """
         try:
             with self._health.while_writable():
-                await self._append(reservation.choices)
+                await self._append(reservation.choices, age_ns)
         except LogError as error:
             raise _not_stored(error) from error
         finally:
@@ -69,7 +75,7 @@ class AcceptanceWriter:
         if len(choices) > 1:
             self._cancellation.cancel_unanswered(choices)
 
-    async def _append(self, choices: Choices, subscription: Subscription | None = None) -> None:
+    async def _append(self, choices: Choices, age_ns: Age, subscription: Subscription | None = None) -> None:
         """Append each acceptance, encrypted if it has a content key. `subscription` gets the same keys.
 
         Raises LogError: OutcomeUnknown if the outcome of any is unknown.
@@ -83,6 +89,7 @@ class AcceptanceWriter:
                     raise encryption.KeyErased(accepted.request)
                 if subscription is not None:
                     subscription.decrypt_with(accepted.request, cipher)
+                accepted = replace(accepted, admission_ns=age_ns())
                 event = accepted if cipher is None else cipher.closed(accepted)
                 await self._publisher.publish(event, within_s=ACCEPT_S)
             except LogError as error:

@@ -107,12 +107,12 @@ class Submission:
         if subscription is None:
             # The gateway that claimed the key died before it had accepted all, or the log was trimmed.
             await self._keys.check_kept(choices[0].request)
-            await self._writer.complete(await self._admission.reserve(parsed, choices))
+            await self._writer.complete(await self._admission.reserve(parsed, choices), request.age_ns)
             subscription = await self._responder.attach(request, parsed, choices)
             assert subscription is not None, "an acceptance that was appended is found"
         return self._responder.answer(request, parsed, subscription, REPLAYED if is_replayed else ())
 
     async def _accept(self, request: Request, parsed: ParsedRequest, reservation: Reservation) -> Answer:
         subscription = self._responder.subscribe(parsed, reservation.choices)
-        await self._writer.accept(reservation, subscription)
+        await self._writer.accept(reservation, subscription, request.age_ns)
         return self._responder.answer(request, parsed, subscription)

@@ -30,11 +30,18 @@ class Told:
     def __init__(self) -> None:
         self.story = Story()
         self.story.accept(
-            20_000, "traced", stream=False, kind="response", traceparent=CLIENT, tracestate="a=1", group="g"
+            3_720_000,
+            "traced",
+            admission_ns=30 * MS,
+            stream=False,
+            kind="response",
+            traceparent=CLIENT,
+            tracestate="a=1",
+            group="g",
         )
-        self.story.start(20_100, "traced", "r1", prompt_tokens=7)
-        self.story.tokens(20_200, "traced.1", 0, 2)
-        self.story.finish(20_300, "traced", "traced.1", 2)
+        self.story.start(3_720_100, "traced", "r1", prompt_tokens=7)
+        self.story.tokens(3_720_200, "traced.1", 0, 2)
+        self.story.finish(3_720_300, "traced", "traced.1", 2)
         self.warehouse = Warehouse.open(Path(":memory:"))
         apply_all(self.warehouse, self.story.scribe.streams)
 
@@ -127,7 +134,12 @@ def test_a_trace_continues_the_clients(told: Told) -> None:
     assert (own.trace, own.parent) == (CLIENT[3:35], CLIENT[36:52])
     assert own.id == ids.span_id(told.story.ids["traced"])
     assert {(one.sampled, one.state) for one in (own, *parts)} == {(False, "a=1")}
-    assert [one.name for one in parts] == ["queue", "prefill", "decode"]
+    assert [one.name for one in parts] == ["admission", "queue", "prefill", "decode"]
+    assert shown([own, parts[0]]) == [
+        ("chat tiny:1", 3_719_970, 3_720_300),
+        ("admission", 3_719_970, 3_720_000),
+    ]
+    assert own.attributes["gen_ai.response.time_to_first_chunk"] == 0.23
     assert own.attributes["gen_ai.response.id"] == told.story.ids["traced"].replace("req_", "resp_")
 
 

@@ -112,7 +112,7 @@ def test_common_lives_never_meet_the_fold_wherever_segments_end(scribe: Any, tmp
     scribe.finished_request(tokens=5)
     scribe.finished_request(tokens=0)
     first, second = (
-        scribe.accept(plan="per_second", choice=2, traceparent=TRACEPARENT),
+        scribe.accept(plan="per_second", choice=2, traceparent=TRACEPARENT, admission_ns=9),
         scribe.accept(client_request_id='a"\\'),
     )
     scribe.tell(started(first, "a1"), started(second, "a2", simulated=False))

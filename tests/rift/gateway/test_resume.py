@@ -202,6 +202,8 @@ def test_a_key_repeats_the_answer_with_one_charge(client: httpx.Client, service:
     ]
     [own] = [each for each in found if each.get("parentSpanId") == parent[36:52]]
     assert (own["traceId"], own["spanId"]) == (parent[3:35], span)
+    parts = {each["name"] for each in found if each.get("parentSpanId") == span}
+    assert parts == {"admission", "queue", "prefill", "decode"}
     with collecting() as collector:
         sent = service.rift("spans", "--otlp", collector.url, "--account", "dev")
     assert f" requests to {collector.url}/v1/traces\n" in sent.stdout, sent.stderr
