@@ -14,6 +14,7 @@ from events.schema import (
     BookEvent,
     CancelRequested,
     ClientAttached,
+    ContentErased,
     ControlElected,
     CreditGranted,
     CreditHeld,
@@ -55,6 +56,8 @@ def destination(event: AnyEvent, *, at: Address | None = None, shard: int = 0) -
     match event:
         case RequestAccepted() | CancelRequested() | ClientAttached() | AttemptStarted() | RequestFinished():
             return _of_request(event, parsed(event.request).at)
+        case ContentErased():
+            return _of_request(event, parsed(event.request).at)
         case TokensGenerated() | AttemptReleased():
             assert at is not None, f"{type(event).__name__} names no request: pass its address"
             return _of_request(event, at)
@@ -76,7 +79,7 @@ def _of_request(event: Any, at: Address) -> Destination:
             return Destination(stream, subjects.request(at))
         case CancelRequested():
             return Destination(stream, subjects.cancel(at))
-        case ClientAttached():
+        case ClientAttached() | ContentErased():
             return Destination(stream, subjects.lane(at.shard, at.lane))
     return Destination(stream, subjects.work(at))
 

@@ -40,6 +40,12 @@ def shard_stream(shard: int) -> str:
     return f"RIFT_{shard}"
 
 
+def shard_of(stream: str) -> int:
+    """Return the number of a shard's stream, 0 for another stream."""
+    number = stream.removeprefix("RIFT_")
+    return int(number) if number.isdecimal() else 0
+
+
 def prefix(stream: str) -> str:
     """Return the beginning that a stream's subjects share, and no other stream's."""
     return "rift.secret." if stream == SECRETS else f"{stream.lower().replace('_', '.')}."

@@ -47,6 +47,7 @@ from events.schema.request import (
     AttemptStarted,
     CancelRequested,
     ClientAttached,
+    ContentErased,
     LaneLost,
     LaneOpened,
     LaneReported,
@@ -93,6 +94,7 @@ __all__ = [
     "CancelReason",
     "CancelRequested",
     "ClientAttached",
+    "ContentErased",
     "ControlElected",
     "CreditGranted",
     "CreditHeld",
@@ -154,7 +156,7 @@ RECORD_VERSION = 1
 RequestEvent = (
     RequestAccepted | AttemptStarted | TokensGenerated | AttemptReleased | RequestFinished | CancelRequested
 )
-LaneEvent = LaneOpened | LaneReported | LaneLost | ClientAttached | RequestsRefused
+LaneEvent = LaneOpened | LaneReported | LaneLost | ClientAttached | ContentErased | RequestsRefused
 FleetEvent = (
     ControlElected
     | ScaleDecided

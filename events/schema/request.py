@@ -268,3 +268,11 @@ class RequestsRefused(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 class ClientAttached(Event, frozen=True, kw_only=True, omit_defaults=True):
     request: str
+
+
+class ContentErased(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A client had the content of a sealed request erased. Its content key, sequence `sealed` of
+    RIFT_SECRETS, is deleted next, and a restore deletes it again from an older copy."""
+
+    request: str
+    sealed: Natural

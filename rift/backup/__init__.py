@@ -7,6 +7,6 @@ archives      copies of archives
 save          makes a backup, or brings an earlier one up to date
 restore       makes a data folder from a backup
 broker        the broker that a log is restored into
-continuation  makes restored streams a log that continues
+continuation  completes a restored log, and opens a shard for new requests
 gap           appends what only the archive holds
 """

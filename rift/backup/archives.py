@@ -29,6 +29,8 @@ class ArchiveCopy:
         one in its place, OSError.
         """
         for stream in source.streams():
+            for folder in (self._folder / ARCHIVE, self._folder / ARCHIVE / stream):
+                folder.mkdir(mode=0o700, exist_ok=True)
             for segment in source.manifests(stream):
                 for name, file in files_of(segment):
                     self._update(source.folder, f"{stream}/{name}", file)
@@ -45,7 +47,6 @@ class ArchiveCopy:
                 "name an empty folder"
             )
         if known is None or not path.is_file() or path.stat().st_size != file.bytes:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             copy_segment_file(source / name, path, file)
             self.copied += 1
             self.copied_bytes += file.bytes

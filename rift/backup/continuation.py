@@ -1,10 +1,9 @@
-"""Make restored streams a log that continues: nothing that was known before has a position of what comes now.
+"""Complete a restored log: add what only the archive holds, and open a shard for new requests.
 
-It holds what the archive knows beyond the snapshots (`gap.py`), and has a new shard for new requests: nobody
-knows what the lost ends of the others held, and so which of their positions invoices and exports name.
+Positions of the lost records are on invoices and in exports. New requests go to a new shard, because the
+lengths of the lost streams are unknown.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from anyio import to_thread
@@ -14,6 +13,7 @@ from events.jetstream import JetStream, snapshots
 from replay.archive.archive import Archive
 from rift.backup import gap
 from rift.backup.files import BackupError
+from rift.backup.gap import Filled
 from rift.backup.manifest import Backup
 from rift.control.projection import continuity
 from rift.control.projection.catch_up import rebuilt
@@ -24,10 +24,10 @@ OPEN = "select request_id from requests where finished_position is null order by
 
 
 class Continued(NamedTuple):
-    """What was added to the snapshots: records of the archive by stream, ends of requests, and the shard that
+    """The additions to the snapshots. `ended` counts the requests that a restore had to end, and `shard`
     accepts new requests."""
 
-    filled: Mapping[str, int]
+    filled: Filled
     ended: int
     shard: int
 
@@ -35,26 +35,20 @@ class Continued(NamedTuple):
 async def continue_log(
     log: JetStream, manifest: Backup, archive: Archive, installation: DataDir, settings: Settings
 ) -> Continued:
-    """Make a log of the restored streams that nothing known can collide with, and its database.
+    """Complete the log, build its database, and check both as a start does.
 
     Raises BackupError, LogError, ArchiveDamaged, WarehouseError.
     """
-    opened = await shards.count(log)
-    if opened >= SHARDS_MAX:
-        raise BackupError(
-            f"the log has {opened} shards, the most that it may have, and a restore opens another"
-        )
-    await log.ensure_streams(
-        shards=opened + 1,
-        replicas=settings.log_replicas,
-        max_bytes=settings.log_bytes_max,
-        retention_days=settings.retention_days,
-    )
+    # A shard may have been opened after the backup. The archive then has its records, or the book's entry.
+    archived = max(map(subjects.shard_of, archive.streams()), default=0)
+    await _ensure_streams(log, max(await shards.count(log), archived + 1), settings)
     if await log.last_sequence(subjects.SECRETS) < (last := manifest.streams[subjects.SECRETS].last):
         # A request that names a lost key must not find another one in its place.
         await snapshots.skip_to(log, subjects.SECRETS, last)
     filled = await gap.fill(log, archive)
     await gap.skip_claimed(log)
+    opened = max(await shards.count(log), archived + 1)
+    await _ensure_streams(log, opened + 1, settings)
     await shards.open_up_to(log, opened + 1, writer=continuity.RESTORE_WRITER, requests_from=opened)
     warehouse = await rebuilt(log, archive, installation.database)
     try:
@@ -62,9 +56,21 @@ async def continue_log(
         await to_thread.run_sync(warehouse.checkpoint)
     finally:
         await to_thread.run_sync(warehouse.close)
-    ended = await gap.end_open(log, [request for (request,) in result.rows], filled)
+    ended = await gap.end_open(log, [request for (request,) in result.rows], filled.records)
     try:
         await continuity.check(log, archive, installation.database, secret=installation.secret())
     except continuity.WrongLog as error:
         raise BackupError(f"the backup does not hold together: {error}; use another one") from error
     return Continued(filled, ended, opened)
+
+
+async def _ensure_streams(log: JetStream, wanted: int, settings: Settings) -> None:
+    """Create the streams of so many shards. Raises BackupError, LogError."""
+    if wanted > SHARDS_MAX:
+        raise BackupError(f"a restore opens a shard for new requests, and the log has {SHARDS_MAX} already")
+    await log.ensure_streams(
+        shards=wanted,
+        replicas=settings.log_replicas,
+        max_bytes=settings.log_bytes_max,
+        retention_days=settings.retention_days,
+    )

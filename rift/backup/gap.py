@@ -16,6 +16,7 @@ Requests that the archive knows as open when it ends are ended without a charge.
 from collections.abc import AsyncIterator, Container, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -27,6 +28,7 @@ from events.publisher import Publisher
 from events.schema import (
     AnyEvent,
     AttemptStarted,
+    ContentErased,
     LaneReported,
     Problem,
     RequestAccepted,
@@ -60,6 +62,13 @@ class _KeyEntry(msgspec.Struct):
     request: str
 
 
+class Filled(NamedTuple):
+    """The records that were appended, by stream, and the number of content keys that were erased."""
+
+    records: Mapping[str, int]
+    erased: int
+
+
 class Lost:
     """The requests of one shard that were accepted after the snapshot, and their attempts."""
 
@@ -80,20 +89,15 @@ class Lost:
         )
 
 
-async def fill(log: JetStream, archive: Archive) -> Mapping[str, int]:
-    """Append what the log lacks of the archive, and return the number of records by stream.
+async def fill(log: JetStream, archive: Archive) -> Filled:
+    """Append what the log lacks of the archive, and erase the content keys that were erased meanwhile.
 
-    Raises ArchiveDamaged, LogError, BackupError.
+    Each stream exists. Raises ArchiveDamaged, LogError, BackupError.
     """
     filled = {}
-    existing = await log.streams()
+    erased: set[int] = set()
     # The book is first: requests refer to it.
     for stream in sorted(archive.streams(), key=lambda name: name != subjects.BOOK):
-        if stream not in existing:
-            raise BackupError(
-                f"{archive.folder} holds {stream}, but the backup does not: the shard was opened after it; "
-                "restore without this archive, or from a later backup"
-            )
         first = await log.last_sequence(stream) + 1
         if (last := await to_thread.run_sync(archive.last, stream)) < first:
             continue
@@ -104,11 +108,15 @@ async def fill(log: JetStream, archive: Archive) -> Mapping[str, int]:
                 for record in records:
                     for event in record.events:
                         lost.note(event)
+                        if isinstance(event, ContentErased):
+                            erased.add(event.sealed)
         async for records in _in_thread(batches()):
             await _append(log, stream, records, lost)
         filled[stream] = last - first + 1
     await _anchor(log, archive)
-    return filled
+    for sequence in erased:
+        await log.erase(subjects.SECRETS, sequence)
+    return Filled(filled, len(erased))
 
 
 async def skip_claimed(log: JetStream) -> None:

@@ -27,6 +27,7 @@ EXPECTED = {
     "RequestFinished": ("RIFT_3", "rift.3.work.laneaaaa.tiny-1"),
     "CancelRequested": ("RIFT_3", "rift.3.cancel.laneaaaa.tiny-1"),
     "ClientAttached": ("RIFT_3", "rift.3.lane.laneaaaa"),
+    "ContentErased": ("RIFT_3", "rift.3.lane.laneaaaa"),
     "ControlElected": ("RIFT_FLEET", "rift.fleet._leader"),
     "ScalePlanned": ("RIFT_FLEET", "rift.fleet.model-a"),
 }

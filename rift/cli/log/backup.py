@@ -93,11 +93,13 @@ def summary(restored: Restored, target: DataDir) -> Iterator[str]:
     made = restored.manifest
     continued = restored.continued
     yield f"restored the backup of {utc_time(made.created_at_ns)}, up to {positions(made.positions)}"
-    if continued.filled:
-        ends = {stream: made.positions[stream] + count for stream, count in continued.filled.items()}
+    if records := continued.filled.records:
+        ends = {stream: made.positions[stream] + count for stream, count in records.items()}
         yield f"the archive reaches further, to {positions(ends)}: without prompts and answers"
     if continued.ended:
         yield f"{continued.ended} requests that ran when the archive ended are failed, without a charge"
+    if continued.filled.erased:
+        yield f"{continued.filled.erased} contents that were erased after the backup are erased again"
     if not restored.has_content_keys:
         yield (
             f"the keys of sealed content are left out, since {utc_time(made.content_keys_until_ns)} is past: "

@@ -1,9 +1,13 @@
 """Erasing the content of a sealed request: its key is deleted, its facts stay."""
 
 from events import encryption, ids, subjects
-from events.schema import RequestAccepted
+from events.publisher import Publisher
+from events.schema import ContentErased, RequestAccepted
 from rift.gateway.asgi.errors import FINAL, HTTPError
 from rift.gateway.state import LogState
+
+WRITER = "erasure"
+APPEND_S = 5.0
 
 
 async def erase_content(state: LogState, accepted: RequestAccepted) -> None:
@@ -23,4 +27,7 @@ async def erase_content(state: LogState, accepted: RequestAccepted) -> None:
     if any(past.life.phase == "open" for past in pasts):
         message = "the request has not ended; cancel it or wait for its end, then erase its content"
         raise HTTPError(409, message, code="request_not_ended")
+    # First, so that no erased key comes back with a restored log.
+    event = ContentErased(request=accepted.request, sealed=accepted.sealed)
+    await Publisher(state.log, WRITER).publish(event, within_s=APPEND_S)
     await state.log.erase(subjects.SECRETS, accepted.sealed)

@@ -1,0 +1,109 @@
+"""Restores with a real broker: what comes back, what does not, and what is refused."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from events import encryption, shards, subjects
+from events.encryption import Secret
+from events.jetstream import JetStream
+from events.schema import ContentErased
+from events.subjects import Address
+from rift.backup import broker, save
+from rift.backup.broker import Target
+from rift.backup.files import BackupError
+from rift.backup.restore import Restored, restore
+from rift.data_dir import DataDir, DataDirError
+from rift.gateway.submission.idempotency import KeyEntry
+from tests.conftest import Server
+from tests.rift.backup.conftest import AT, Site
+
+pytestmark = pytest.mark.anyio
+
+NOTES: list[str] = []
+
+
+async def restored(site: Site, backup: Path, *, surviving: Path | None = None) -> tuple[Restored, Target]:
+    target = Target(DataDir(backup.with_name("new")), None)
+    return await restore(backup, target, NOTES.append, surviving=surviving), target
+
+
+async def keep(log: JetStream) -> int:
+    return await encryption.keep(log, subjects.SECRET_KEPT, Secret(("req",), b"k" * 32))
+
+
+async def test_what_the_archive_knows_beyond_the_backup(site: Site, tmp_path: Path) -> None:
+    erased, kept = await keep(site.log), await keep(site.log)
+    request = await site.ask(sealed=erased)
+    claimed = KeyEntry(site.request_id(floor=50), "body", "nonce", 1, 1)
+    await site.log.append(subjects.KEYS, subjects.idempotency("digest"), msgspec.json.encode(claimed))
+    await save.save(site.source, tmp_path / "backup")
+    await site.tell(ContentErased(request=request, sealed=erased))
+    await site.log.ensure_streams(shards=2, replicas=1, max_bytes=1 << 28)
+    await shards.open_up_to(site.log, 2, writer="test")
+    await site.ask(at=Address(1, AT.lane, AT.model))
+    for stream in ("RIFT_0", "RIFT_1", "RIFT_BOOK"):
+        await site.seal(stream)
+
+    done, target = await restored(site, tmp_path / "backup", surviving=site.installation.archive)
+
+    assert done.continued.filled.records == {"RIFT_0": 1, "RIFT_1": 4, "RIFT_BOOK": 1}
+    assert done.continued.filled.erased == 1
+    assert done.continued.shard == 2
+    async with broker.opened(target, NOTES.append) as log:
+        assert await encryption.secret(log, erased) is None
+        assert await encryption.secret(log, kept) is not None
+        assert await log.last_sequence("RIFT_0") == 50, "no request is accepted below its floor"
+        assert await shards.accepting(log) == range(2, 3)
+        await shards.open_up_to(log, 4, writer="test")
+        assert await shards.accepting(log) == range(2, 4)
+
+
+async def test_keys_of_sealed_content_do_not_come_back_from_an_old_backup(site: Site, tmp_path: Path) -> None:
+    last = [await keep(site.log) for _ in range(3)][-1]
+    await site.ask(sealed=last)
+    made = await save.save(site.source, tmp_path / "backup", content_keys_days=0)
+    (tmp_path / "backup" / made.manifest.snapshot_file(subjects.SECRETS)).unlink()
+    done, target = await restored(site, tmp_path / "backup")
+    assert not done.has_content_keys
+    async with broker.opened(target, NOTES.append) as log:
+        assert await encryption.secret(log, last) is None
+        assert await keep(log) == last + 1, "another key never has the number of a lost one"
+
+
+async def test_a_damaged_backup_is_refused_before_anything_is_made(site: Site, tmp_path: Path) -> None:
+    await site.ask()
+    await site.seal()
+    made = await save.save(site.source, tmp_path / "backup")
+    for name in made.manifest.files:
+        path = tmp_path / "backup" / name
+        content = path.read_bytes()
+        for damaged in (content[:-1], bytes([content[0] ^ 1]) + content[1:]):
+            path.write_bytes(damaged)
+            with pytest.raises(BackupError, match=f"{path.name} is not as it was saved.*use another copy"):
+                await restored(site, tmp_path / "backup")
+        path.unlink()
+        with pytest.raises(BackupError, match=f"{path.name} cannot be read"):
+            await restored(site, tmp_path / "backup")
+        path.write_bytes(content)
+    assert not (tmp_path / "new").exists()
+
+
+async def test_other_refusals(site: Site, server: Server, tmp_path: Path) -> None:
+    backup, new = tmp_path / "backup", tmp_path / "new"
+    with pytest.raises(BackupError, match="holds no complete backup"):
+        await restored(site, backup)
+    await save.save(site.source, backup)
+    with pytest.raises(BackupError, match="holds no segment of an archive"):
+        await restored(site, backup, surviving=tmp_path)
+    new.mkdir()
+    (new / "mine").touch()
+    with pytest.raises(BackupError, match="is not an empty folder, and a restore replaces nothing"):
+        await restored(site, backup)
+    (new / "mine").unlink()
+    # The broker of the fixture holds the log that was saved.
+    with pytest.raises(BackupError, match=r"holds RIFT_0, .* already"):
+        await restore(backup, Target(DataDir(new), server.address), NOTES.append)
+    with pytest.raises(DataDirError, match="did not finish: remove the folder, and run `rift restore`"):
+        DataDir(new).check()
