@@ -79,8 +79,11 @@ def read_manifest(path: Path) -> Manifest:
         raise ArchiveDamaged(f"{path} is no manifest as it was written")
     for name in manifest.files:
         # Its reader reports one that is missing.
-        with suppress(OSError):
-            _check_file(path.with_name(name))
+        try:
+            with suppress(OSError):
+                _check_file(path.with_name(name))
+        except ValueError as error:
+            raise ArchiveDamaged(f"{path} names a file {name!r}, which is no name") from error
     return manifest
 
 

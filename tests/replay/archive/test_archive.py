@@ -22,7 +22,7 @@ from events.schema import SegmentSealed
 from replay.archive import archive as archives
 from replay.archive import parquet
 from replay.archive.archive import Archive
-from replay.archive.manifest import ArchiveDamaged, ArchiveError, File, Manifest
+from replay.archive.manifest import ArchiveDamaged, ArchiveError, File, Manifest, file_name
 from replay.facts.fold import Batch
 from replay.warehouse.warehouse import Warehouse
 from tests.replay.facts.test_fold import apply_all, everything
@@ -181,6 +181,19 @@ def test_a_manifest_says_what_its_files_hold(archive: Archive) -> None:
     assert manifest.previous == archive.manifests("RIFT_0")[-2].sha256
     assert records.with_name(f"{manifest.first:020d}.json").read_bytes() == manifest.encoded
     assert manifest.encoded.startswith(b'{"version":1,"stream":"RIFT_0","first":22,"last":60,"at_ns":')
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\0b"])
+def test_a_manifest_with_a_name_that_no_file_can_have_is_damaged(archive: Archive, name: str) -> None:
+    *_, manifest = archive.manifests("RIFT_0")
+    path = archive.folder / "RIFT_0" / file_name(manifest.first)
+    whole = path.read_bytes()
+    path.write_bytes(
+        msgspec.structs.replace(manifest, files={name: next(iter(manifest.files.values()))}).encoded
+    )
+    with pytest.raises(ArchiveDamaged, match="which is no name"):
+        archive.manifests("RIFT_0")
+    path.write_bytes(whole)
 
 
 def test_the_check_by_hand_of_the_docs_holds(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
