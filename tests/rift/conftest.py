@@ -7,6 +7,8 @@ import pytest
 from tests.service import Service
 
 TOML = """
+log_format = "json"
+
 [models."wide:sim"]
 source = "nowhere"
 context_tokens = 16384

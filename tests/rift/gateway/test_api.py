@@ -13,6 +13,7 @@ import pytest
 
 from rift.gateway.api.schemas import InferenceList
 from rift.gateway.dialects.dialect import NATIVE
+from tests.rift import canary
 from tests.service import Service, frames, until
 
 MODEL = "smollm2:135m"
@@ -343,6 +344,22 @@ def test_the_request_is_in_sql_within_a_second_with_its_charge(
     assert row["model"] == MODEL
     assert (row["prompt_tokens"], row["output_tokens"]) == (4, 8)
     assert row["charge_nanousd"] == answer["charge"]["nanousd"] == 4 * 10 + 8 * 20
+
+
+def test_no_log_has_content_or_a_credential(service: Service) -> None:
+    canary.send_all(service)
+    logs = {file.name: file.read_bytes() for file in (service.folder / "logs").iterdir()}
+    assert {"nats.log", "control.log", "gateway.log", "worker-0.log"} <= set(logs)
+    logs["the screen"] = "".join(service.screen).partition("rift is ready")[0].encode()
+    found = {
+        name: (secret, text[at - 80 : at + 80])
+        for name, text in logs.items()
+        for secret, mark in canary.secrets(service).items()
+        if (at := text.find(mark)) >= 0
+    }
+    assert not found
+    ours = [log for name, log in logs.items() if name.startswith(("control", "gateway", "worker"))]
+    assert all(json.loads(line)["time"] for log in ours for line in log.splitlines()), "log_format is json"
 
 
 def test_an_account_lists_its_own_requests_newest_first_in_pages(
