@@ -227,12 +227,15 @@ class CancelRequested(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class LaneOpened(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """`metrics` is the address of its gateway's metrics, HOST:PORT, empty if it has none."""
+
     lane: str
     shard: Natural
+    metrics: str = ""
 
 
 class LaneReported(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """`metrics` is the address of its gateway's metrics, HOST:PORT, empty if it has none."""
+    """`metrics` is as in `LaneOpened`."""
 
     lane: str
     metrics: str = ""

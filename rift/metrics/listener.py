@@ -41,19 +41,24 @@ async def serving(address: Address | None, collectors: Sequence[Collector]) -> A
     Metrics are never a reason to end a process. A collector that fails is left out, and logged once.
     `collectors` may grow later.
     """
+    failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         scrapes = _Scrapes(_Page(collectors), tasks)
         server = None if address is None else await _listen(address, scrapes)
-        if address is None or server is None:
-            yield None
-            return
-        bound = Address(address.host, server.sockets[0].getsockname()[1])
-        logger.info("metrics: http://%s/metrics", bound)
+        bound = None
+        if address is not None and server is not None:
+            bound = Address(address.host, server.sockets[0].getsockname()[1])
+            logger.info("metrics: http://%s/metrics", bound)
         try:
             yield bound
+        except Exception as error:  # noqa: BLE001  # raised below: a task group would raise a group
+            failure = error
         finally:
-            server.close()
+            if server is not None:
+                server.close()
             tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _listen(address: Address, scrapes: "_Scrapes") -> asyncio.Server | None:
@@ -126,7 +131,14 @@ class _Scrapes:
 
     def answer(self, request: bytes, transport: asyncio.Transport) -> None:
         """Answer a request, and close."""
-        self._tasks.start_soon(self._answer, request, transport)
+        self._tasks.start_soon(self._try_answer, request, transport)
+
+    async def _try_answer(self, request: bytes, transport: asyncio.Transport) -> None:
+        try:
+            await self._answer(request, transport)
+        except Exception:
+            logger.exception("a scrape failed")
+            transport.abort()
 
     async def _answer(self, request: bytes, transport: asyncio.Transport) -> None:
         method, _, rest = request.partition(b"\r\n")[0].partition(b" ")

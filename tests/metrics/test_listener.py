@@ -47,7 +47,8 @@ async def test_a_failing_collector_is_left_out_and_logged_once(
             assert body == b"# HELP a_b B.\n# TYPE a_b gauge\na_b 7.0\n"
         assert b"404 Not Found" in await ask(address, b"GET / HTTP/1.1\r\n\r\n")
         assert b"404 Not Found" in await ask(address, b"POST /metrics HTTP/1.1\r\n\r\n")
-        assert await ask(address, b"G" * (listener.HEAD_BYTES_MAX + 1)) == b""
+        with anyio.fail_after(5):
+            assert await ask(address, b"G" * (listener.HEAD_BYTES_MAX + 1)) == b""
     assert len([each for each in caplog.records if "left out" in each.getMessage()]) == 1
 
 
@@ -78,6 +79,25 @@ async def test_slow_clients_can_neither_stay_nor_keep_others_out(monkeypatch: py
                     await stream.receive()
                 await stream.aclose()
         assert await ask(address) != b""
+
+
+async def test_an_error_of_the_process_is_raised_as_it_is() -> None:
+    for address in (LOOPBACK, None):
+        with pytest.raises(KeyError, match="own"):
+            async with serving(address, []):
+                raise KeyError("own")
+    with anyio.move_on_after(0.01) as scope:
+        async with serving(LOOPBACK, []):
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_a_scrape_that_fails_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(LOOPBACK, []) as address:
+        with monkeypatch.context() as patch:
+            patch.setattr(listener, "ANSWER", None)
+            assert await ask(address) == b""
+        assert b"200 OK" in await ask(address)
 
 
 async def test_a_port_that_is_taken_costs_nothing_but_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,7 @@ from rift.catalogue import nanousd_per_token
 from rift.cli import parser
 from rift.fleet.cluster import SELECTOR
 from rift.launcher import STOP_S
+from rift.metrics.address import CONTROL_PORT, WORKER_PORT, gateway_port
 from tests import certificates
 from tests.rift.fleet.apiserver import NAMESPACE, ApiServer, ObjectMeta
 from tests.rift.fleet.test_kubernetes import running, until
@@ -209,6 +210,19 @@ def test_the_settings_are_valid(tmp_path: Path) -> None:
     told = settings.load(tmp_path / "rift.toml", {})
     assert (told.fleet, told.hardware, told.log_replicas) == ("kubernetes", "mi300x", 3)
     assert {told.model, *told.scale} == set(SERVED)
+
+
+def test_each_container_names_the_port_of_its_metrics(tmp_path: Path) -> None:
+    file = tmp_path / "rift.toml"
+    file.write_text(named("ConfigMap")["rift"]["data"]["rift.toml"])
+    found = settings.load(file, {})
+    for name, workload in WORKLOADS.items():
+        if name == "rift-nats":
+            continue
+        default = gateway_port(found.port) if name == "rift-gateway" else CONTROL_PORT
+        address = found.metrics_address(WORKER_PORT if name in WORKERS else default)
+        ports = {port["name"]: port["containerPort"] for port in container(workload)["ports"]}
+        assert address == ("0.0.0.0", ports["metrics"]), name
 
 
 def test_the_prices_are_the_price_lists() -> None:

@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import msgspec
 import pytest
 from anyio import to_thread
@@ -71,8 +73,17 @@ def test_status_shows_processes_queues_and_lag(service: Service) -> None:
     assert {"RIFT_0", "RIFT_FLEET", "RIFT_BOOK", "RIFT_KEYS"} <= streams.keys()
     assert streams["RIFT_0"]["behind"] == 0
     assert streams["RIFT_0"]["bytes"] > 0
+    # A leader that did not read the opening of the lane knows the address from its next report.
+    deadline_s = time.monotonic() + 10
+    while not (served := [row["address"] for row in found["metrics"] if row["role"] == "gateway"]):
+        assert time.monotonic() < deadline_s
+        found = status(service)
+    (address,) = served
+    page = httpx.get(f"http://{address}/metrics").text
+    assert f'{{code="200",model="{MODEL}",route="POST /v1/inference"}} 1.0\n' in page
+    assert f'rift_gateway_output_tokens_total{{model="{MODEL}"}} 3.0\n' in page
     shown = service.rift("status").stdout
-    for text in (MODEL, "leads in epoch", "RIFT_BOOK", replica["replica"], gateway["lane"]):
+    for text in (MODEL, address, "leads in epoch", "RIFT_BOOK", replica["replica"], gateway["lane"]):
         assert text in shown
 
 

@@ -205,7 +205,7 @@ class Supervision:
     def fold_lane(self, event: Any, stored_at_ns: int) -> None:
         match event:
             case LaneOpened() | LaneReported():
-                self._lanes[event.lane] = LiveLane(stored_at_ns, getattr(event, "metrics", ""))
+                self._lanes[event.lane] = LiveLane(stored_at_ns, event.metrics)
                 self._lost_lanes.pop(event.lane, None)
             case LaneLost():
                 self._lanes.pop(event.lane, None)

@@ -43,7 +43,7 @@ class OwnLane:
     async def open(cls, log: Log, config: GatewayConfig) -> "OwnLane":
         """Return the lane once the log has stored its opening, however long that takes."""
         publisher = Publisher(log, config.lane, shard=config.shard)
-        event = LaneOpened(lane=config.lane, shard=config.shard)
+        event = LaneOpened(lane=config.lane, shard=config.shard, metrics=str(config.metrics or ""))
         while True:
             began_at_s = now_s()
             if await publisher.try_publish(event, within_s=STORED_WITHIN_S):

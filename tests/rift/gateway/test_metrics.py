@@ -98,6 +98,10 @@ def test_each_bucket_holds_what_relation_latency_has() -> None:
             )
             (tokens,) = column(warehouse, "sum(output_tokens)::bigint from requests")
             assert shown["rift_gateway_output_tokens_total", MODEL] == tokens
+            prompts = column(
+                warehouse, "max(prompt_tokens) from requests group by coalesce(group_id, request_id)"
+            )
+            assert shown["rift_gateway_prompt_tokens_total", MODEL] == sum(prompts)
             (charged,) = column(warehouse, "sum(charge_nanousd)::bigint from requests")
             assert shown["rift_gateway_revenue_usd_total", MODEL] == pytest.approx(charged / 1e9)
         assert shown["rift_gateway_requests_total", "POST /v1/inference", MODEL, "gone"] == 1
@@ -106,6 +110,26 @@ def test_each_bucket_holds_what_relation_latency_has() -> None:
         assert isinstance(counts, LaneCounts)
         assert not counts._running, "a request that has ended leaves nothing"
         assert not counts._paid
+
+    live(test)
+
+
+def test_a_request_counts_while_it_runs_and_when_it_is_no_longer_followed() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        world.ask(gateway, prompt="a stream", stream=True, parameters={"max_tokens": 400})
+        own = opened(gateway).lanes.own
+        for is_followed in (True, False):
+            await anyio.sleep(1)
+            for subscription in [] if is_followed else own._every():
+                own.close(subscription)
+            assert bool(own.followed) == is_followed
+            shown = samples(opened(gateway).collectors)
+            gaps = shown["rift_gateway_inter_token_latency_seconds_count", MODEL]
+            assert 0 < gaps < shown["rift_gateway_output_tokens_total", MODEL] < 400
+            mean_s = shown["rift_gateway_inter_token_latency_seconds_sum", MODEL] / gaps
+            assert 0.001 < mean_s < 0.1
 
     live(test)
 
