@@ -65,7 +65,8 @@ async def connect(url: str, access: Access, *, name: str) -> JetStream:
                 name=name,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # the client accepts a float
-                connect_timeout=CONNECT_S,
+                # One that hangs leaves time for the others.
+                connect_timeout=CONNECT_S / len(addresses),  # type: ignore[arg-type]  # a float is accepted
                 ping_interval=5,
                 max_outstanding_pings=2,
                 allow_reconnect=True,

@@ -117,10 +117,16 @@ def compare(name: str, current: dict[str, Any], required: dict[str, Any]) -> Non
 
 def servers(cluster: dict[str, Any]) -> Mapping[str, str]:
     """Return the state of each server that JetStream names for a stream; see `JetStream.stream_servers`."""
+    peers = cluster.get("replicas") or ()
+    if peers and not cluster.get("leader"):
+        # Without a leader, another server answers. It has not heard from the others, and also names itself.
+        return dict.fromkeys((peer["name"] for peer in peers), "leaderless")
     states = {}
-    for peer in cluster.get("replicas") or ():
+    for peer in peers:
         state = "current" if peer["current"] else "behind"
-        states[peer["name"]] = "silent" if peer["active"] > PEER_SILENT_NS else state
-    if states and (leader := cluster.get("leader")):
-        states[leader] = "leader"
+        # A leader that has never heard from a server reports 0.
+        is_silent = peer["active"] > PEER_SILENT_NS or not (peer["active"] or peer["current"])
+        states[peer["name"]] = "silent" if is_silent else state
+    if states:
+        states[cluster["leader"]] = "leader"
     return states

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -15,8 +16,10 @@ import pytest
 from events import subjects
 from events.contracts import ACK_WAIT_S
 from events.jetstream import Access, InvalidBroker, JetStream, appends, connect, push_reader
+from events.jetstream import access as jetstream_access
 from events.jetstream import connection as jetstream
 from events.jetstream.deliveries import PULL_EXPIRES_S
+from events.jetstream.streams import servers
 from events.log import LogError, LogFull, NoResponders, OutcomeUnknown, Stored, append_until_known
 from events.subjects import Address
 from tests.chaos.rig import free_port
@@ -136,6 +139,34 @@ async def test_a_dead_server_beside_a_live_one_prevents_no_connection(server: An
         either = f"nats://127.0.0.1:{free_port()},{server.address.url}"
         log = await connect(either, server.address.access("admin"), name="either")
         await log.close()
+
+
+async def test_a_server_that_hangs_beside_a_live_one_prevents_no_connection(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream_access, "CONNECT_S", 0.5)
+    monkeypatch.setattr("nats.aio.client.shuffle", lambda servers: None)
+    with socket.create_server(("127.0.0.1", 0)) as hangs:
+        first = f"nats://127.0.0.1:{hangs.getsockname()[1]},{server.address.url}"
+        log = await connect(first, server.address.access("admin"), name="first")
+        await log.close()
+
+
+def test_a_server_that_was_never_heard_is_silent() -> None:
+    """As a cluster of three reports after two of its servers were killed, and one has returned."""
+    never = {"name": "a", "current": False, "active": 0}
+    late = {"name": "b", "current": True, "active": 7 * 10**9}
+    returned = {"name": "b", "current": False, "active": 3 * 10**8, "lag": 2}
+    myself = {"name": "c", "current": True, "active": 7 * 10**9}
+    assert servers({"leader": "c", "replicas": [never, late]}) == {
+        "a": "silent",
+        "b": "silent",
+        "c": "leader",
+    }
+    assert servers({"leader": "c", "replicas": [never, returned]})["b"] == "behind"
+    leaderless = servers({"replicas": [never, late, myself]})
+    assert leaderless == {"a": "leaderless", "b": "leaderless", "c": "leaderless"}
+    assert servers({"leader": "alone"}) == {}
 
 
 @pytest.mark.parametrize("access", [Access(), Access(token="wrong"), Access(user="admin", password="wrong")])

@@ -153,8 +153,8 @@ def test_a_broker_that_is_silent_or_behind_is_a_problem() -> None:
         "nats-server b has been behind the others for 1 s",
         "nats-server c does not answer the others",
     ]
-    (problem,) = unwell({"a": "silent", "b": "silent", "c": "silent"})
-    assert problem.startswith("the nats-servers that hold the log (a, b, c) have no majority")
+    (problem,) = unwell({"a": "leaderless", "b": "silent", "c": "leaderless"})
+    assert problem.startswith("the nats-servers that hold the log (a, b, c) have no leader")
     assert unwell({}) == []
 
 

@@ -37,7 +37,7 @@ LOG_S = 4.0
 SETTLE_S = 4.0
 SETTLE_POLL_S = 0.2
 
-# A follower that is still behind after this time is a problem.
+# A follower that is still behind after this time is a problem. So is one that a new leader has not heard yet.
 BEHIND_S = 1.0
 
 # A failed start of a model that is scaled to zero is no longer a problem after this time: while requests wait
@@ -45,7 +45,7 @@ BEHIND_S = 1.0
 FAILED_START_S = 3600.0
 
 # The states of a stream's server, the best first.
-SERVER_STATES = ("leader", "current", "behind", "silent")
+SERVER_STATES = ("leader", "current", "behind", "silent", "leaderless")
 
 Rows = list[dict[str, Any]]
 Part = TypeVar("Part")
@@ -86,11 +86,11 @@ class _Asked:
         if not self._streams:
             return
         self._brokers = await self._servers()
-        if "behind" in self._brokers.values():
+        if not {"behind", "silent"}.isdisjoint(self._brokers.values()):
             await anyio.sleep(BEHIND_S)
             later = await self._servers()
             self._brokers = {
-                server: later.get(server, state) if state == "behind" else state
+                server: later.get(server, state) if state in ("behind", "silent") else state
                 for server, state in self._brokers.items()
             }
 
@@ -293,11 +293,11 @@ def unwell(brokers: Mapping[str, str]) -> list[str]:
         "silent": "does not answer the others",
         "behind": f"has been behind the others for {BEHIND_S:g} s",
     }
-    if brokers and set(brokers.values()) == {"silent"}:
-        # A server without a majority takes every server for silent, also itself.
+    if "leaderless" in brokers.values():
         return [
-            f"the nats-servers that hold the log ({', '.join(brokers)}) have no majority: more than half of "
-            "them must run and reach each other; start those that do not run"
+            f"the nats-servers that hold the log ({', '.join(brokers)}) have no leader for it: more than "
+            "half of them must run and reach each other; start those that do not run, and ask again after "
+            "the 10 s that an election takes"
         ]
     return [
         f"nats-server {server} {words[state]}, one of {len(brokers)} that hold the log"
