@@ -16,9 +16,11 @@ ATOM = re.compile(
     r"(?P<zero>[\^$]|\\[bB])"
     r"|(?P<char>\\(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|x[0-9a-fA-F]{2}|.)|\[\^?(?:\\.|[^\]\\])*+\]?)"
     r"|(?P<open>\((?:\?(?:(?P<look><?[=!])|P?<\w+>|:))?)|(?P<close>\))|(?P<either>\|)"
-    r"|(?P<times>[*+?]|\{(?P<least>\d+)(?P<range>,(?P<most>\d*))?\})\??|.",
+    r"|(?P<times>[*+?]|\{ *+(?P<least>\d++) *+(?P<range>, *+(?P<most>\d*+) *+)?\})\??|.",
     re.S,
 )
+# The only flag that the compiler knows.
+ANY_CASE = "(?i)"
 SIGNS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 LOWER, UPPER, DIGITS, SPACE, OTHER, WIDE = GROUPS = (
     "abcdefghijklmnopqrstuvwxyz",
@@ -181,11 +183,12 @@ def bits(number: int) -> list[int]:
 
 def pattern_states(pattern: str, states_max: int) -> int:
     """Return the number of states of a pattern, at least one a character. Raises TooManyStates."""
-    automaton = _automaton(pattern, states_max)
+    flags = re.S | re.I if pattern.startswith(ANY_CASE) else re.S
+    automaton = _automaton(pattern.removeprefix(ANY_CASE), states_max)
     shares = {}
     for char in set(automaton.chars):
         automaton.spend(STEPS_PER_CLASS if char.startswith("[") else 0)
-        shares[char] = _shares(char)
+        shares[char] = _shares(char, flags)
     masks = {
         group: sum(
             1 << index for index, char in enumerate(automaton.chars) if shares[char][group] > SHARE_MIN
@@ -205,7 +208,7 @@ def pattern_states(pattern: str, states_max: int) -> int:
     return int(max(states, automaton.work / STEPS_PER_STATE))
 
 
-def _shares(char: str) -> dict[str, float]:
+def _shares(char: str, flags: int) -> dict[str, float]:
     """Return the share of each group of characters that one character of a pattern matches."""
     if len(char) == 1 and char != ".":
         char = re.escape(char)
@@ -215,7 +218,7 @@ def _shares(char: str) -> dict[str, float]:
         # Python warns of characters that other dialects use for operations on classes.
         char = "[" + re.sub(r"\\.|[\[&~|]", lambda match: match[0].rjust(2, "\\"), char[1:], flags=re.S)
     try:
-        matches = re.compile(char, re.S).fullmatch
+        matches = re.compile(char, flags).fullmatch
     except (re.error, FutureWarning):
         return dict.fromkeys(GROUPS, 1.0)
     return {group: sum(1 for other in group if matches(other)) / len(group) for group in GROUPS}
@@ -256,6 +259,6 @@ def _automaton(pattern: str, states_max: int) -> Automaton:
 def _times(atom: re.Match[str]) -> tuple[int, int | None]:
     if (sign := SIGNS.get(atom["times"])) is not None:
         return sign
-    # A number of eight digits exceeds any limit; int() is slow for very long ones.
-    least, most = (int(digits[:8]) if digits else None for digits in (atom["least"], atom["most"]))
+    # The compiler refuses a number of more digits, and int() is slow for very long ones.
+    least, most = (int(digits[:9]) if digits else None for digits in (atom["least"], atom["most"]))
     return least or 0, most if atom["range"] else least

@@ -75,6 +75,9 @@ HOSTILE = (
     "(([a-z]{1,3} ?){1,5}){1,5}",
     "(.{0,20},?){0,6}",
     "([a-z]{1,20} ?){1,12}",
+    "(?i)([A-Z]{1,20} ?){1,12}",
+    "([^a]{0, 60}){ 0 , 60 }",
+    "([^a]{0,000000050}){0,50}",
     "." * 2_000,
     "[^a]" * 2_000,
     ".{0,128}" * 3,
@@ -151,6 +154,7 @@ def test_a_class_that_python_does_not_understand_counts_as_any_character(char: s
         "a?" * 30_000,
         "(a|b|c" * 9_000,
         "{1" * 30_000,
+        "{1, " + " " * 30_000,
     ],
 )
 def test_the_estimate_itself_is_fast(pattern: str) -> None:
