@@ -56,6 +56,7 @@ async def serving(address: Address | None, collectors: Sequence[Collector]) -> A
         finally:
             if server is not None:
                 server.close()
+            scrapes.abort_all()
             tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure
@@ -133,6 +134,10 @@ class _Scrapes:
         """Answer a request, and close."""
         self._tasks.start_soon(self._try_answer, request, transport)
 
+    def abort_all(self) -> None:
+        for connection in list(self.open):
+            connection.abort()
+
     async def _try_answer(self, request: bytes, transport: asyncio.Transport) -> None:
         try:
             await self._answer(request, transport)
@@ -170,6 +175,9 @@ class _Connection(asyncio.Protocol):
         self._scrapes.open.discard(self)
         if self._deadline is not None:
             self._deadline.cancel()
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._transport.is_closing():

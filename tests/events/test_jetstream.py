@@ -360,6 +360,7 @@ async def test_a_reader_that_reopens_hands_out_at_once_what_is_stored(log: JetSt
             sequence = await log.append(STREAM, subject, b"x")
             assert [stored.sequence for stored in await anext(batches)] == [sequence]
     assert anyio.current_time() - began_at < 2 * push_reader.HEARTBEAT_S, "no reopening waits for a heartbeat"
+    assert log.reader_gaps == 8
 
 
 async def test_who_stops_answering_during_an_outage_is_not_asked_after_it(
