@@ -34,6 +34,7 @@ from events.schema import (
     RequestsRefused,
     SegmentSealed,
     ShardOpened,
+    SigningKeyPublished,
     TokensGenerated,
     UsageCorrected,
 )
@@ -109,6 +110,8 @@ def _book_entry(event: BookEvent) -> tuple[str, str]:
         case ShardOpened():
             # One subject, so that a compare-and-set keeps the numbers without gaps.
             return "shard", "list"
+        case SigningKeyPublished():
+            return "signer", event.key[:16]
         case RecordQuarantined():
             return "quarantine", event.stream.lower()
     raise AssertionError(f"{type(event).__name__} has no subject: give it one here")

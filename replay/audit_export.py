@@ -6,6 +6,8 @@
                    by stream and sequence; `first` is the segment's, and an event is {"json": bare JSON} if it
                    is the account's, else its hash
     proofs.jsonl   {"stream", "first", "nodes"}: for each segment with such records, its multi-proof
+    signatures.jsonl  {"stream", "last", "manifest", "signer", "signature"}: the last signed manifest of each
+                   stream, which covers all before it
     README.txt     what this is, and how to run the auditor
 
 The export of a closed month includes all manifests of the archive. The export of an open month includes the
@@ -14,7 +16,7 @@ are exported as hashes, except these:
 - those of the given requests, at each request's own address, up to the segment in which it ended, whether or
   not they counted
 - the account's limits and corrections in the book
-- the price lists and closed months, which all accounts share
+- the price lists, closed months and signing keys, which all accounts share
 
 The caller computes the invoice, and `archive/` stores the segments.
 """
@@ -27,13 +29,15 @@ import msgspec
 
 from events import merkle, redaction, subjects
 from events.ids import parse_request_id
+from events.schema import SegmentSealed
 from events.subjects import Address
 from replay.archive.archive import Archive, SealedRecord
 from replay.archive.manifest import Manifest
 from replay.disk import naming, replacing
 from replay.errors import ReplayError
 
-SHARED = frozenset({"PricePublished", "PeriodClosed"})
+SHARED = frozenset({"PricePublished", "PeriodClosed", "SigningKeyPublished"})
+SIGNED = ("stream", "last", "manifest", "signer", "signature")
 OWN = frozenset({"UsageCorrected", "LimitsSet"})
 README = """\
 An invoice of account {account} for {period}, and the part of the operator's log that it follows from.
@@ -136,8 +140,16 @@ class _Shard:
         return True
 
 
-def export(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int], folder: Path) -> None:
+def export(
+    archive: Archive,
+    invoice: Mapping[str, Any],
+    ends: Mapping[str, int],
+    folder: Path,
+    anchors: Mapping[str, Sequence[SegmentSealed]],
+) -> None:
     """Write the account's slice for `invoice` to `folder`, which must be missing or empty.
+
+    `anchors` are the book's, by stream and in order.
 
     `ends` maps each of these requests of the account to the sequence of the event that ended it:
     - requests that ended in the period, charged or not
@@ -152,7 +164,7 @@ def export(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int]
         if any(folder.iterdir()):
             raise AuditError(f"{folder} is not empty: an export needs a folder of its own")
         try:
-            _write(archive, invoice, ends, folder)
+            _write(archive, invoice, ends, folder, anchors)
         except BaseException:
             # Half an export would occupy the disk, and the next try refuses a folder that is not empty.
             for file in folder.iterdir():
@@ -160,7 +172,13 @@ def export(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int]
             raise
 
 
-def _write(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int], folder: Path) -> None:
+def _write(
+    archive: Archive,
+    invoice: Mapping[str, Any],
+    ends: Mapping[str, int],
+    folder: Path,
+    anchors: Mapping[str, Sequence[SegmentSealed]],
+) -> None:
     account = invoice["account"]
     period = invoice["period"]
     chains = _chains(archive, invoice)
@@ -169,6 +187,12 @@ def _write(archive: Archive, invoice: Mapping[str, Any], ends: Mapping[str, int]
     with (folder / "chain.jsonl").open("wb") as file:
         for stream, chain in chains.items():
             file.writelines(_line(stream=stream, manifest=manifest.text) for manifest in chain)
+    with (folder / "signatures.jsonl").open("wb") as file:
+        for stream, chain in chains.items():
+            shown = {segment.sha256 for segment in chain}
+            signed = [one for one in anchors.get(stream, ()) if one.signature and one.manifest in shown]
+            for one in signed[-1:]:
+                file.write(_line(**{name: getattr(one, name) for name in SIGNED}))
     with (folder / "records.jsonl").open("wb") as records, (folder / "proofs.jsonl").open("wb") as proofs:
         parts: dict[str, _Book | _Shard] = {**shards, subjects.BOOK: book}
         for stream, part in sorted(parts.items()):

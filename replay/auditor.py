@@ -8,9 +8,11 @@ but of a log that is wrong itself only the first problem. 2: a file is missing o
     chain.jsonl    the manifest of each segment of the log; each names the SHA-256 of the one before it
     records.jsonl  records of the log: the account's own events as JSON, all other events as hashes
     proofs.jsonl   the nodes that join these records to the Merkle root in their segment's manifest
+    signatures.jsonl  the operator's signature of each chain; it may be missing or empty
 
-Two things cannot be checked here: whether the printed heads of the chains are the published ones (compare
-them), and whether the operator withheld a record.
+Three things cannot be checked here: whether the printed heads of the chains and the key of the signatures are
+the published ones (compare them), and whether the operator withheld a record. Signatures are checked if the
+package `cryptography` is installed; the output says so.
 """
 
 import hashlib
@@ -27,7 +29,14 @@ from typing import Any, NamedTuple
 if sys.version_info < (3, 9):  # noqa: UP036
     sys.exit(print("auditor.py needs Python 3.9 or newer: run it with another one", file=sys.stderr) or 2)
 
+try:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+except ImportError:
+    Ed25519PublicKey = None  # type: ignore[assignment,misc]
+
 CHARGEABLE = ("stop", "length", "tool_calls", "cancelled", "revoked", "expired")
+SHARED = ("PricePublished", "PeriodClosed", "SigningKeyPublished")
 SECOND_NS = 10**9
 # The exceptions that a malformed file can cause.
 NONSENSE = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
@@ -209,6 +218,39 @@ class Chain:
         return {stream: self.hashes[stream, last] for stream, last in self.reached.items()}
 
 
+class Signatures:
+    """The signatures of an export. `published` are the keys in the book, `used` those of valid signatures."""
+
+    def __init__(self) -> None:
+        self.published: set[str] = set()
+        self.used: set[str] = set()
+        self.wrong: list[str] = []
+        self.count = 0
+
+    def add(self, at: str, signed: Any, lines: list[str]) -> None:
+        """Check that the lines are signed by the key that is named."""
+        self.count = self.count + 1
+        if Ed25519PublicKey is None:
+            return
+        try:
+            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signed["signer"]))
+            key.verify(bytes.fromhex(signed["signature"]), "".join(f"{line}\n" for line in lines).encode())
+        except (InvalidSignature, *NONSENSE):
+            self.wrong.append(f"{at}: the signature is not valid")
+        else:
+            self.used.add(signed["signer"])
+
+    def sentences(self) -> Iterator[str]:
+        """Yield what is known about signatures, for the end of the output."""
+        if not self.count:
+            yield "signatures: none in this export"
+        elif Ed25519PublicKey is None:
+            yield f"signatures: {self.count}, not checked: install the package cryptography"
+        for key in sorted(self.used):
+            book = "" if key in self.published else ", which is not in the book up to here"
+            yield f"signatures: valid, by key {key}{book}"
+
+
 class Audit:
     """The audit of one folder. After `check`, `wrong` holds the differences; `at` is the place being read."""
 
@@ -221,6 +263,7 @@ class Audit:
         self.records = 0
         self.chain = Chain()
         self.book = AuditedBook()
+        self.signatures = Signatures()
         self.requests: dict[str, AuditedRequest] = {}
         self.request_of: dict[str, str] = {}  # by attempt
 
@@ -232,6 +275,7 @@ class Audit:
         self.read_chain()
         self.read_records({(row["stream"], row["first"]): row["nodes"] for row in self.read("proofs.jsonl")})
         self.check_terms()
+        self.check_signatures()
         self.is_log_wrong = bool(self.wrong)
         computed = self.invoice()
         claimed_values = dict(leaves(claimed))
@@ -297,7 +341,11 @@ class Audit:
                     continue
                 if root != self.chain.hashes.get((stream, event["positions"][stream])):
                     self.wrong.append(f"{self.at}: {event['period']} was closed with another log of {stream}")
-        return event["type"] in ("PricePublished", "PeriodClosed") or bool(event["account"] == self.account)
+            if event.get("signature"):
+                self.signatures.add(self.at, event, closed_lines(event))
+        if event["type"] == "SigningKeyPublished":
+            self.signatures.published.add(event["key"])
+        return event["type"] in SHARED or bool(event["account"] == self.account)
 
     def fold_event(self, event: Any, place: Place, row: Any) -> bool:
         """Fold an event of a request; return whether the request is the account's.
@@ -325,6 +373,15 @@ class Audit:
                 value = self.book.in_force(term, book)
                 if claim != value:
                     self.wrong.append(f"{request_id}: {term} is {claim}, at RIFT_BOOK:{book} it is {value}")
+
+    def check_signatures(self) -> None:
+        """Check the last signed manifest of each chain, and the signed closes of months in the book."""
+        if Path(self.folder, "signatures.jsonl").exists():
+            for row in self.read("signatures.jsonl"):
+                if row["manifest"] != self.chain.hashes.get((row["stream"], row["last"])):
+                    self.wrong.append(f"{self.at}: it signs a manifest that is not in the chain")
+                self.signatures.add(self.at, row, ["rift segment", row["manifest"]])
+        self.wrong += self.signatures.wrong
 
     def charges(self) -> Iterator[AuditedCharge]:
         """Yield the charges of all requests, in the order of their ends."""
@@ -403,6 +460,13 @@ class Audit:
             "positions": {"first": position(first.place), "last": position(charges[-1].place)},
             "digest": sha256("".join(rows)),
         }
+
+
+def closed_lines(event: Any) -> list[str]:
+    """Return the lines that are signed of a closed month."""
+    lines = ["rift period", event["period"], event["digest"], str(event.get("rules", 1))]
+    lines += [f"{stream} {event['positions'][stream]}" for stream in sorted(event["positions"])]
+    return lines + [f"{stream} {event['roots'][stream]}" for stream in sorted(event["roots"])]
 
 
 def position(place: Place) -> str:
@@ -492,6 +556,7 @@ def main(folder: str = ".") -> int:
     print(f"{total} nano-USD ({usd} USD), {requests} requests, {audit.records} records")
     for stream, head in bill["heads"].items():
         print(f"head: {stream}:{audit.chain.reached[stream]} {head}")
+    print(*audit.signatures.sentences(), sep="\n")
     return 0
 
 

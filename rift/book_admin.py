@@ -24,6 +24,7 @@ from events.schema import (
     LimitsSet,
     PricePublished,
     RecordQuarantined,
+    SigningKeyPublished,
     UsageCorrected,
 )
 from rift import keys
@@ -102,6 +103,15 @@ def _check(event: AnyEvent) -> None:
             f"nothing was stored, because the reason must be one line of text of at most {REASON_CHARACTERS} "
             f"characters, got {len(reason)}: {shown}"
         )
+
+
+async def publish_signing_key(log: Log, book: Book, public: str) -> bool:
+    """Put a public key into the book. Return False if it is there already."""
+    event = SigningKeyPublished(id=f"signer.{public[:16]}", key=public)
+    if book.has(event.id):
+        return False
+    await _add(log, event)
+    return True
 
 
 async def open_account(log: Log, book: Book, account: str) -> bool:

@@ -3,6 +3,7 @@
 version     version of the layout; Rift refuses a folder of another version
 lock        held by the `rift up` that runs here
 secret      signs request ids
+signing.key signs archived segments and closed months; its public key is in the book
 dev.key     first key of the first account; dev.key.ID is an earlier one, which is no longer valid
 rift.toml   settings
 rift.duckdb projections; rebuilt from the log and the archive
@@ -34,6 +35,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from events.ids import SECRET_BYTES
+from replay.archive.signatures import KEY_BYTES, SigningKey
 from rift import __version__, nats_server
 from rift.broker import secret_files
 from rift.errors import RiftError
@@ -66,7 +68,7 @@ UNUSABLE = re.compile(r"[\x00-\x1f\\?\ud800-\udfff]")
 DATABASES = ("rift.duckdb", "rift-sql.duckdb")
 PART_PREFIXES = ("dev.key.", *(f"{name}." for name in DATABASES))
 JOURNALS = tuple(f"{name}.wal" for name in DATABASES)
-FILES = ("version", "lock", "secret", "dev.key", "rift.toml", *DATABASES, *JOURNALS)
+FILES = ("version", "lock", "secret", "signing.key", "dev.key", "rift.toml", *DATABASES, *JOURNALS)
 PARTS = (*FILES, "archive", "nats", "logs")
 # Each start makes them anew if they are missing.
 MADE_FILES = (
@@ -133,7 +135,11 @@ class DataDir:
             self._check_shared()
             self._check_parts()
             self.logs.mkdir(mode=0o700, exist_ok=True)
-            for name, text in (("version", VERSION), ("secret", secrets.token_hex(SECRET_BYTES))):
+            for name, text in (
+                ("version", VERSION),
+                ("secret", secrets.token_hex(SECRET_BYTES)),
+                ("signing.key", secrets.token_hex(KEY_BYTES)),
+            ):
                 if not os.path.lexists(self.folder / name):
                     # Another first start may have created it since. One of them gets the lock.
                     with suppress(FileExistsError):
@@ -273,6 +279,21 @@ class DataDir:
         if len(secret) < SECRET_BYTES:
             raise DataDirError(f"{file} does not hold {2 * SECRET_BYTES} hex digits: {RESTORE}")
         return secret
+
+    def signing_key(self) -> SigningKey | None:
+        """Return the key that control signs with, None if there is none. Raises DataDirError."""
+        file = self.folder / "signing.key"
+        try:
+            return SigningKey(bytes.fromhex(file.read_text().strip()))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DataDirError(f"{file} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise DataDirError(
+                f"{file} does not hold {2 * KEY_BYTES} hex digits: restore it, or delete it, and the next "
+                "`rift up` makes another one"
+            ) from error
 
     def keep_first_key(self, text: str) -> None:
         """Write the first key's file. Raises FileExistsError."""

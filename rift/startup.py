@@ -140,6 +140,8 @@ async def write_book(
             "wrong, move it away, and the next start issues another key"
         )
     await book_admin.open_account(log, book, FIRST_ACCOUNT)
+    if (signing_key := installation.signing_key()) is not None:
+        await book_admin.publish_signing_key(log, book, signing_key.public)
     if (published := price_lists.default(settings.catalogue(), book)) is not None:
         await book_admin.publish_prices(log, book, published)
     if text is not None and entry is not None:

@@ -29,6 +29,7 @@ from events.schema.book import (
     RecordQuarantined,
     SegmentSealed,
     ShardOpened,
+    SigningKeyPublished,
     UsageCorrected,
 )
 from events.schema.fleet import (
@@ -143,6 +144,7 @@ __all__ = [
     "SegmentSealed",
     "Shape",
     "ShardOpened",
+    "SigningKeyPublished",
     "Stamps",
     "TokensGenerated",
     "Tool",
@@ -182,6 +184,7 @@ BookEvents = (
     | PeriodClosed
     | SegmentSealed
     | ShardOpened
+    | SigningKeyPublished
     | RecordQuarantined
 )
 AnyEvent = RequestEvent | LaneEvent | FleetEvent | BookEvents

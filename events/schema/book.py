@@ -120,23 +120,34 @@ class UsageCorrected(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
 class PeriodClosed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
     """A month's invoices are final: they cover the log up to `positions` (the last sequence of each stream).
     `roots` are the archive's manifests that end there; `digest` is over every invoice line, and `rules` the
-    version of the billing rules that it follows. Every customer sees this event, so it contains no sum of
-    money."""
+    version of the billing rules that it follows. `signer` and `signature` are as in SegmentSealed. Every
+    customer sees this event, so it contains no sum of money."""
 
     period: Period
     positions: dict[str, Natural]
     roots: dict[str, Digest]
     digest: Digest
     rules: Natural = 1
+    signer: str = ""
+    signature: str = ""
 
 
 class SegmentSealed(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
-    """Sequences `first` to `last` of a stream are archived under the manifest with this SHA-256."""
+    """Sequences `first` to `last` of a stream are archived under the manifest with this SHA-256.
+    `signature` is Ed25519 by the public key `signer`, both in hex; they are "" if control had no key."""
 
     stream: str
     first: Natural
     last: Natural
     manifest: Digest
+    signer: str = ""
+    signature: str = ""
+
+
+class SigningKeyPublished(BookEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """Control signs with this Ed25519 key; `key` is the public key in hex."""
+
+    key: Digest
 
 
 class ShardOpened(BookEvent, frozen=True, kw_only=True, omit_defaults=True):

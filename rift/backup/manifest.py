@@ -2,7 +2,7 @@
 
 backup.json   this manifest, written last and in one step
 archive/      the archive; each run adds the segments that are new
-TIME/         the rest, as of one run: a snapshot of each stream, `secret`, `dev.key` and `rift.toml`
+TIME/         the rest, of one run: snapshots of the streams, `secret`, `signing.key`, `dev.key`, `rift.toml`
 """
 
 import hashlib

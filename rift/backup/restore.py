@@ -77,7 +77,7 @@ def _check_empty(folder: Path) -> None:
 
 
 def _write_files(backup: Path, saved: Backup, installation: DataDir, surviving: Path | None) -> None:
-    for name in ("secret", "dev.key", "rift.toml"):
+    for name in ("secret", "signing.key", "dev.key", "rift.toml"):
         if (path := f"{saved.run}/{name}") in saved.files:
             files.copy(backup / path, installation.folder / name)
     installation.logs.mkdir(mode=0o700)

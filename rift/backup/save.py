@@ -100,6 +100,7 @@ async def _save(source: Source, folder: Path, earlier: Backup | None, content_ke
     snapshots, digests = await streams.save(log, folder / run)
     saved = {f"{run}/{name}": file for name, file in digests.items()}
     parts = {"secret": installation.folder / "secret", "dev.key": installation.first_key}
+    parts["signing.key"] = installation.folder / "signing.key"
     if settings is not None:
         parts["rift.toml"] = settings
     for name, path in parts.items():

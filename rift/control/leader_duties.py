@@ -52,7 +52,13 @@ async def lead(
     log: Log, projection: Projection, archive: Archive, config: ControlConfig, duties: Duties, epoch: int
 ) -> None:
     """Run every duty until cancelled. Another leader may run them too for a moment; see `leader.py`."""
-    archiver = Archiver(log, archive, projection, retention_days=config.retention_days)
+    archiver = Archiver(
+        log,
+        archive,
+        projection,
+        retention_days=config.retention_days,
+        signing_key=config.signing_key,
+    )
     autoscaler = Autoscaler(log, projection, config.scaling, epoch=epoch)
     janitors: dict[int, Janitor] = {}
     operators = Operators(projection, config.sql, autoscaler.limits)

@@ -230,7 +230,7 @@ def _audited(archive: Archive, warehouse: Warehouse, bills: list[Invoice], folde
         [charges] = warehouse.read(
             ("select request_id, sequence from charges where account = ?", [bill.account])
         )
-        audit_export.export(archive, msgspec.to_builtins(bill), dict(charges.rows), export)
+        audit_export.export(archive, msgspec.to_builtins(bill), dict(charges.rows), export, {})
         ran = subprocess.run(
             [sys.executable, auditor.__file__, str(export)], capture_output=True, check=False
         )

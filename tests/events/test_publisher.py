@@ -50,6 +50,7 @@ PREFIXES = {
     "SegmentSealed": "rift.book.segment.rift_",
     "RecordQuarantined": "rift.book.quarantine.rift_",
     "ShardOpened": "rift.book.shard.list",
+    "SigningKeyPublished": "rift.book.signer.",
 }
 
 

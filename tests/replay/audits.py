@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from events.schema import LimitsSet, Price, PricePublished, RequestFinished, UsageCorrected
+from events.schema import LimitsSet, Price, PricePublished, RequestFinished, SegmentSealed, UsageCorrected
 from replay import audit_export, auditor
+from replay.archive.signatures import SigningKey, signed
 from tests.replay import reckoning
 from tests.replay.conftest import Scribe, started, tokens_of
 from tests.replay.sealed import SealedLists
@@ -17,20 +18,41 @@ PERIOD = "2023-11"
 FILES = ("invoice.json", "chain.jsonl", "records.jsonl", "proofs.jsonl")
 
 
-def export(archive: SealedLists, streams: Any, invoice: Mapping[str, Any], folder: Path) -> Path:
+def export(
+    archive: SealedLists,
+    streams: Any,
+    invoice: Mapping[str, Any],
+    folder: Path,
+    key: SigningKey | None = None,
+) -> Path:
     requests = reckoning.requests(streams, invoice["account"], invoice["period"])
-    audit_export.export(archive, invoice, requests, folder)
+    audit_export.export(archive, invoice, requests, folder, anchors(archive, key))
     return folder
 
 
-def exported(scribe: Scribe, folder: Path, **fields: Any) -> Path:
+def anchors(archive: SealedLists, key: SigningKey | None) -> dict[str, list[SegmentSealed]]:
+    """Return the book's entries of each segment, signed if there is a key."""
+    return {
+        stream: [
+            signed(
+                SegmentSealed(id="x", stream=stream, first=one.first, last=one.last, manifest=one.sha256), key
+            )
+            for one in chain
+        ]
+        for stream, chain in archive.chains.items()
+    }
+
+
+def exported(scribe: Scribe, folder: Path, key: SigningKey | None = None, **fields: Any) -> Path:
     """Export the month of account dev, sealed in three segments; `fields` are put into the invoice."""
     archive = SealedLists()
     for part in (1, 2, 3):
         archive.seal(
             {name: messages[: -(-len(messages) * part // 3)] for name, messages in scribe.streams.items()}
         )
-    return export(archive, scribe.streams, reckoning.invoice(scribe.streams, "dev", PERIOD) | fields, folder)
+    return export(
+        archive, scribe.streams, reckoning.invoice(scribe.streams, "dev", PERIOD) | fields, folder, key
+    )
 
 
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

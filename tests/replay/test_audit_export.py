@@ -76,9 +76,9 @@ def test_what_cannot_be_exported(scribe: Scribe, tmp_path: Path) -> None:
         export(archive, scribe.streams, invoice | {"status": "closed"}, tmp_path / "closed")
     theirs = next(event.request for event in accepted(scribe) if event.account == "acme")
     with pytest.raises(audit_export.AuditError, match=f"does not hold request {theirs} of dev"):
-        audit_export.export(archive, invoice, {theirs: 9}, tmp_path / "theirs")
+        audit_export.export(archive, invoice, {theirs: 9}, tmp_path / "theirs", {})
     with pytest.raises(audit_export.AuditError, match="'x' is no request id"):
-        audit_export.export(archive, invoice, {"x": 9}, tmp_path / "no-id")
+        audit_export.export(archive, invoice, {"x": 9}, tmp_path / "no-id", {})
     for folder in tmp_path.iterdir():
         assert auditor.main(str(folder)) == 2, "no half of an export is one"
     (tmp_path / "behind" / "x").touch()

@@ -73,6 +73,7 @@ def test_the_words_of_an_equal_bill(scribe: Scribe, tmp_path: Path, capsys: Any)
         f"{records} records",
         f"head: RIFT_0:{len(scribe.streams['RIFT_0'])} {heads['RIFT_0']}",
         f"head: RIFT_BOOK:{len(scribe.streams['RIFT_BOOK'])} {heads['RIFT_BOOK']}",
+        "signatures: none in this export",
     ]
 
 

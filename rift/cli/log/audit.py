@@ -18,7 +18,7 @@ from replay.warehouse.warehouse import Warehouse
 from rift.cli.arguments import Commands, add_account, add_command, add_group, add_period
 from rift.cli.connection import ask_control, with_log
 from rift.cli.log import fresh_warehouse
-from rift.cli.log.fresh_warehouse import book_read_first, temporary_file
+from rift.cli.log.fresh_warehouse import Anchors, book_read_first, read_anchors, temporary_file
 from rift.control.projection.catch_up import archived
 from rift.rpc import LONG_TIMEOUT_S, SealSegment
 
@@ -53,14 +53,25 @@ async def write_export(log: Log, archive: Archive, account: str, period: str, fo
     with temporary_file() as path:
         with book_read_first():
             warehouse = await archived(log, archive, path)
+        anchors = (await read_anchors(log)).segments
         try:
-            return await to_thread.run_sync(export_of, archive, warehouse, account, period, folder)
+            return await to_thread.run_sync(export_of, archive, warehouse, account, period, folder, anchors)
         finally:
             await to_thread.run_sync(warehouse.close)
 
 
-def export_of(archive: Archive, warehouse: Warehouse, account: str, period: str, folder: Path) -> Invoice:
-    """Export what the warehouse holds of an account's period. The archive must hold at least that."""
+def export_of(
+    archive: Archive,
+    warehouse: Warehouse,
+    account: str,
+    period: str,
+    folder: Path,
+    anchors: Anchors | None = None,
+) -> Invoice:
+    """Export what the warehouse holds of an account's period. The archive must hold at least that.
+
+    `anchors` are the book's, whose signatures the export shows.
+    """
     for stream in archive.streams():
         archive.check(stream)
     exported = invoice.invoice(warehouse.read, account, period)
@@ -68,7 +79,7 @@ def export_of(archive: Archive, warehouse: Warehouse, account: str, period: str,
         exported = msgspec.structs.replace(exported, positions=_segment_ends(archive, warehouse))
     parameters = {"account": account, "period": period}
     [requests] = warehouse.read((sql("cli/audit_requests"), parameters))
-    audit_export.export(archive, msgspec.to_builtins(exported), dict(requests.rows), folder)
+    audit_export.export(archive, msgspec.to_builtins(exported), dict(requests.rows), folder, anchors or {})
     return exported
 
 

@@ -1,15 +1,31 @@
-"""The archive, and a temporary warehouse that a command folds from it and the log."""
+"""The archive, what the book says of it, and a temporary warehouse that a command folds from both."""
 
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from events import codec, shards, subjects
+from events.log import Log
+from events.schema import SegmentSealed, SigningKeyPublished
 from replay.archive.archive import Archive
 from replay.facts.fold import BookBehind
 from rift.cli.connection import installation
 from rift.cli.output import CommandFailed
+
+# The segments that the book names, by stream.
+Anchors = dict[str, list[SegmentSealed]]
+
+
+class Anchored(NamedTuple):
+    """What the book says of the archive. `keys` are the published ones; `log_first` is, by stream, the first
+    sequence that the log still holds."""
+
+    segments: Anchors
+    keys: set[str]
+    log_first: dict[str, int]
 
 
 def archive(options: Namespace, *, keep_content: bool = False) -> Archive:
@@ -33,3 +49,19 @@ def book_read_first() -> Iterator[None]:
         raise CommandFailed(
             f"requests were archived while the book was read: {behind}; repeat the command"
         ) from behind
+
+
+async def read_anchors(log: Log) -> Anchored:
+    segments: Anchors = {}
+    keys: set[str] = set()
+    last = await log.last_sequence(subjects.BOOK)
+    async with aclosing(log.scan(subjects.BOOK, ["rift.book.>"], first=1, target=last)) as batches:
+        async for batch in batches:
+            for stored in batch:
+                for event in codec.decode(stored.data)[1]:
+                    if isinstance(event, SegmentSealed):
+                        segments.setdefault(event.stream, []).append(event)
+                    elif isinstance(event, SigningKeyPublished):
+                        keys.add(event.key)
+    streams = subjects.folded(range(await shards.count(log)))
+    return Anchored(segments, keys, {stream: await log.first_sequence(stream) for stream in streams})

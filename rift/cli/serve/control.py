@@ -48,6 +48,7 @@ def control(options: Namespace) -> None:
                 driver=driver(settings),
                 metrics=settings.control_metrics,
                 reserve=installation(options).reserve(options.nats, os.environ),
+                signing_key=installation(options).signing_key(),
             )
             await process.run(log, database, kept, config, stop=stop)
 

@@ -28,6 +28,7 @@ from events.publisher import Publisher
 from events.schema import SegmentSealed
 from replay.archive.archive import Archive
 from replay.archive.manifest import ArchiveError, Manifest
+from replay.archive.signatures import SigningKey, signed
 from replay.disk import DiskRefused
 from replay.warehouse.result import QueryRefused
 from rift.control.projection.warehouse_host import Projection
@@ -94,13 +95,24 @@ class ArchivedStream(msgspec.Struct):
 
 
 class Archiver:
-    def __init__(self, log: Log, archive: Archive, projection: Projection, *, retention_days: int) -> None:
+    """`signing_key` signs each segment's anchor and each close of a month; None: nothing is signed."""
+
+    def __init__(
+        self,
+        log: Log,
+        archive: Archive,
+        projection: Projection,
+        *,
+        retention_days: int,
+        signing_key: SigningKey | None = None,
+    ) -> None:
         self._log = log
         self._publisher = Publisher(log, WRITER)
         self._archive = archive
         self._projection = projection
         self._retention_ns = max(retention_days * DAY_NS, KEPT_NS)
         self._known: dict[str, ArchivedStream] = {}
+        self.signing_key = signing_key
         self._one_at_a_time = anyio.Lock()
         self._thread_lock = threading.Lock()
 
@@ -306,7 +318,7 @@ class Archiver:
             last=manifest.last,
             manifest=manifest.sha256,
         )
-        await self._publisher.publish(event, within_s=APPEND_S)
+        await self._publisher.publish(signed(event, self.signing_key), within_s=APPEND_S)
 
     async def _in_thread(self, call: Callable[..., Result], *arguments: object) -> Result:
         """Call in a thread that a stopping process does not wait for; the next call waits for it."""

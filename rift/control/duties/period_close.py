@@ -11,6 +11,7 @@ from events.contracts import SECOND_NS
 from events.log import Conflict, Log
 from events.publisher import Publisher
 from events.schema import PeriodClosed
+from replay.archive.signatures import SigningKey, signed
 from replay.billing import invoice
 from replay.billing.invoice import Closing
 from replay.warehouse.warehouse import Warehouse
@@ -32,9 +33,16 @@ class ArchivedEnds(msgspec.Struct, frozen=True):
 
 
 async def close(
-    log: Log, period: str, projection: Projection, archive_now: Callable[[], Awaitable[ArchivedEnds]]
+    log: Log,
+    period: str,
+    projection: Projection,
+    archive_now: Callable[[], Awaitable[ArchivedEnds]],
+    signing_key: SigningKey | None = None,
 ) -> dict[str, Any]:
-    """Close a period and return its totals. Raises QuestionRefused, BillingRefused, LogError."""
+    """Close a period, signed if there is a key, and return its totals.
+
+    Raises QuestionRefused, BillingRefused, LogError.
+    """
     invoice.checked_period(period)
     ends = {stream: await log.last_sequence(stream) for stream in projection.streams}
     await projection.read(lambda warehouse: _check(warehouse, period, ends))
@@ -54,7 +62,7 @@ async def close(
         rules=invoice.RULES,
     )
     try:
-        await Publisher(log, WRITER).publish_at(event, expect_last=0)
+        await Publisher(log, WRITER).publish_at(signed(event, signing_key), expect_last=0)
     except Conflict as error:
         raise QuestionRefused(f"{period} was closed meanwhile, and stays as it is") from error
     await projection.catch_up()

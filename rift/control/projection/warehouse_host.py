@@ -116,9 +116,9 @@ class Projection:
     async def _is_to_rebuild(self) -> bool:
         """Return whether the database must begin with the archive: the log was trimmed past its positions, or
         it is empty. A log that was restored lacks requests that its archive holds."""
-        if self._projector.applied:
-            return await self._projector.is_trimmed()
-        return bool(await to_thread.run_sync(self._archive.streams))
+        if await self._projector.is_trimmed():
+            return True
+        return not self._projector.applied and bool(await to_thread.run_sync(self._archive.streams))
 
     async def _open(self) -> None:
         await to_thread.run_sync(self.warehouse.ensure_open)

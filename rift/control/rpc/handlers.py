@@ -101,7 +101,9 @@ class Handlers:
         return await self._projection.read(lambda warehouse: listing(warehouse.read, *page), is_bill=True)
 
     async def _close(self, question: ClosePeriod) -> object:
-        return await period_close.close(self._log, question.period, self._projection, self._archive_now)
+        return await period_close.close(
+            self._log, question.period, self._projection, self._archive_now, self._archiver.signing_key
+        )
 
     async def _seal(self, question: SealSegment) -> object:
         await self._projection.catch_up()

@@ -35,7 +35,7 @@ WRITERS = {
     subjects.LEADER: {CONTROL},
     **{
         subjects.book(kind, "x"): {OPERATOR, SUPERVISOR}
-        for kind in ("account", "key", "limits", "keylimits", "price", "quarantine")
+        for kind in ("account", "key", "limits", "keylimits", "price", "quarantine", "signer")
     },
     **{
         subjects.book(kind, "x"): {OPERATOR, SUPERVISOR, CONTROL}
