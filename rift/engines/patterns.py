@@ -22,13 +22,14 @@ ATOM = re.compile(
 # The only flag that the compiler knows.
 ANY_CASE = "(?i)"
 SIGNS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
-LOWER, UPPER, DIGITS, SPACE, OTHER, WIDE = GROUPS = (
+LOWER, UPPER, DIGITS, SPACE, OTHER, WIDE, RUNS = GROUPS = (
     "abcdefghijklmnopqrstuvwxyz",
     "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
     "0123456789",
     " ",
     "!#$%&'()*+,-./:;<=>?@[]^_`{|}~",
     "éß中я€😀",
+    "-=_*#. ",
 )
 # The shapes of tokens in a vocabulary, with the states that each character of a chain costs: of `[a-z]` one,
 # of `.` five.
@@ -40,6 +41,7 @@ SHAPES: tuple[tuple[float, tuple[str, ...]], ...] = (
     (0.1, (DIGITS,) * 2),
     (0.3, (OTHER,) * 3),
     (1.0, (WIDE,) * 4),
+    (0.07, (RUNS,) * 8),
 )
 # Tokens hardly ever continue in a position that matches fewer of a group's characters, such as a letter.
 SHARE_MIN = 0.1
