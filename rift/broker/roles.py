@@ -1,7 +1,7 @@
-"""The permission table: what each role may publish, subscribe to and ask of JetStream.
+"""The permission table: each role's subjects to publish and to subscribe to.
 
 A role is a user of the broker. There is one worker role for each model: a worker can neither take nor answer
-requests for a model of another role. Whoever may read a stream reads all prompts in it.
+requests for a model of another role. A role that may read a stream reads all prompts in it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,11 +15,12 @@ CONTROL = "control"
 SUPERVISOR = "supervisor"
 OPERATOR = "operator"
 READER = "reader"
+BACKUP = "backup"
 # For repairs by hand and for a restore. No process that serves uses it.
 ADMIN = "admin"
 
 # The roles besides the workers'.
-ROLES = (GATEWAY, CONTROL, SUPERVISOR, OPERATOR, READER, ADMIN)
+ROLES = (GATEWAY, CONTROL, SUPERVISOR, OPERATOR, READER, BACKUP, ADMIN)
 
 MAKES_STREAMS = (CONTROL, SUPERVISOR, OPERATOR)
 
@@ -35,6 +36,8 @@ READ = (
     "$JS.FC.>",
 )
 CHANGE_STREAMS = ("$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.UPDATE.*")
+# API calls that read the keys of sealed content.
+READ_SECRETS = (f"STREAM.MSG.GET.{SECRETS}", f"CONSUMER.CREATE.{SECRETS}.>")
 # A backup only reads.
 SAVE_STREAMS = ("$JS.API.STREAM.SNAPSHOT.*", "$JS.SNAPSHOT.ACK.>")
 ERASE_KEYS = f"$JS.API.STREAM.MSG.DELETE.{SECRETS}"
@@ -69,7 +72,8 @@ PUBLISH: dict[str, Sequence[str]] = {
     ),
     SUPERVISOR: ("rift.book.*.*", *CHANGE_STREAMS),
     OPERATOR: ("rift.book.*.*", "rift.ask.*", *CHANGE_STREAMS),
-    READER: ("rift.ask.sql", *ASK_STATUS, *ASK_BILLS, *SAVE_STREAMS),
+    READER: ("rift.ask.sql", *ASK_STATUS, *ASK_BILLS),
+    BACKUP: SAVE_STREAMS,
 }
 
 
@@ -101,6 +105,9 @@ def table(models: Iterable[str]) -> dict[str, Permissions]:
 
 
 def _permissions(role: str, models: Sequence[str]) -> Permissions:
+    denied = _jobs(models)
+    if role in (OPERATOR, READER):
+        denied += [f"$JS.API.{path}" for path in READ_SECRETS]
     publish = [*READ, *PUBLISH[role]]
     subscribe = [f"{inbox(role)}.>"]
     if role == CONTROL:
@@ -108,7 +115,7 @@ def _permissions(role: str, models: Sequence[str]) -> Permissions:
         subscribe.append("rift.ask.*")
     elif role == SUPERVISOR:
         publish += [f"rift.fleet.{model}" for model in models]
-    return Permissions(publish, subscribe, _jobs(models), answers=role == CONTROL)
+    return Permissions(publish, subscribe, denied, answers=role == CONTROL)
 
 
 def _worker(model: str, models: Sequence[str]) -> Permissions:

@@ -10,7 +10,7 @@ from rift.backup.broker import Target
 from rift.backup.restore import Restored
 from rift.backup.restore import restore as restore_backup
 from rift.backup.save import CONTENT_KEYS_DAYS, Saved, Source, save
-from rift.broker.roles import READER
+from rift.broker.roles import BACKUP
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_config, natural
 from rift.cli.connection import connected, installation, settings_file
@@ -47,7 +47,7 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
 
 def backup(options: Namespace) -> None:
     async def run() -> Saved:
-        async with connected(options, "backup", READER) as log:
+        async with connected(options, "backup", BACKUP) as log:
             source = Source(log, installation(options), settings_file(options))
             return await save(source, options.folder, content_keys_days=options.content_keys_days)
 

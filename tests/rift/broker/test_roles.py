@@ -12,7 +12,7 @@ from events import subjects
 from events.jetstream import connect
 from events.subjects import Address
 from rift.broker import roles
-from rift.broker.roles import ADMIN, CONTROL, GATEWAY, OPERATOR, READER, SUPERVISOR
+from rift.broker.roles import ADMIN, BACKUP, CONTROL, GATEWAY, OPERATOR, READER, SUPERVISOR
 from tests.conftest import Server
 from tests.service import ROOT
 
@@ -62,6 +62,9 @@ WRITERS = {
     "$JS.API.STREAM.MSG.DELETE.RIFT_BOOK": set(),
     "$JS.API.STREAM.DELETE.RIFT_0": set(),
     "$JS.API.STREAM.RESTORE.RIFT_0": set(),
+    "$JS.API.STREAM.SNAPSHOT.RIFT_0": {BACKUP},
+    "$JS.API.STREAM.MSG.GET.RIFT_SECRETS": {GATEWAY, CONTROL, SUPERVISOR, WORKER, ELSEWHERE, BACKUP},
+    "$JS.API.CONSUMER.CREATE.RIFT_SECRETS.x": {GATEWAY, CONTROL, SUPERVISOR, WORKER, ELSEWHERE, BACKUP},
     "$JS.API.STREAM.LEADER.STEPDOWN.RIFT_0": set(),
     "$JS.API.CONSUMER.PAUSE.RIFT_0.worker-tiny-1": set(),
     # The consumer that hands out a model's requests.
@@ -86,10 +89,10 @@ SUBSCRIBERS = {
     f"{ASK}status": {CONTROL},
     **{
         f"{roles.inbox(role)}.x.*": {role}
-        for role in (GATEWAY, CONTROL, SUPERVISOR, OPERATOR, READER, WORKER, ELSEWHERE)
+        for role in (GATEWAY, CONTROL, SUPERVISOR, OPERATOR, READER, BACKUP, WORKER, ELSEWHERE)
     },
 }
-ROLES = (GATEWAY, CONTROL, SUPERVISOR, OPERATOR, READER, WORKER, ELSEWHERE)
+ROLES = (GATEWAY, CONTROL, SUPERVISOR, OPERATOR, READER, BACKUP, WORKER, ELSEWHERE)
 
 
 @pytest.fixture(scope="module")
