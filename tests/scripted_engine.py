@@ -39,6 +39,9 @@ class ScriptedEngine:
         self._parser = parser
         self._grammar = grammar
 
+    def log_metrics(self) -> None:
+        pass
+
     async def render(
         self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool, tokens_max: int
     ) -> Rendered:

@@ -1,6 +1,7 @@
 """The engine interface: tokens and text of one model. Engines know nothing of requests, lanes or the log.
 
 vllm           the real engine
+vllm_stats     fills vLLM's own metrics
 vllm_client    runs requests in vLLM's engine process
 engine_socket  receives the output of that process
 chat           chat templates, tools, reasoning and logprobs, all by vLLM's own code
@@ -142,6 +143,9 @@ class Engine(Protocol):
 
     @property
     def after_step(self) -> list[Callable[[], None]]: ...
+
+    def log_metrics(self) -> None:
+        """Bring the metrics up to date that the engine's library keeps in this process, if it keeps any."""
 
     async def render(
         self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool, tokens_max: int

@@ -164,6 +164,9 @@ class SimEngine:
         self._steps = StepClock(profile.sim, now)
         self._prefill = anyio.Lock()
 
+    def log_metrics(self) -> None:
+        """Do nothing: it keeps none."""
+
     @classmethod
     async def start(cls, model: Model, profile: Profile) -> "SimEngine":
         """Start after the time that the profile sets."""

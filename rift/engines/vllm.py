@@ -43,7 +43,7 @@ from rift.engines.prompt_limits import (
     texts,
 )
 from rift.engines.tokens import Tokenizer
-from rift.engines.vllm_client import VllmClient
+from rift.engines.vllm_client import Stats, VllmClient
 
 # Defaults: the environment overrides the profile, and the profile overrides these. `spawn`, because a forked
 # engine would keep the worker's sockets open after the worker's death. What a killed engine leaves behind,
@@ -135,6 +135,7 @@ class VllmEngine:
             await engine.generate(
                 "warm-up", rendered, [], max_tokens=1, salt="warm-up", emit=lambda step: True
             )
+            engine._client.stats = _stats(loaded.llm)
         except Exception as error:
             raise EngineFailed(f"{model_path} cannot be started: {error}") from error
         return engine
@@ -142,6 +143,9 @@ class VllmEngine:
     @property
     def after_step(self) -> list[Callable[[], None]]:
         return self._client.after_step
+
+    def log_metrics(self) -> None:
+        self._client.log_stats()
 
     async def render(
         self, prompt: str | tuple[Message, ...], parameters: Parameters, *, raw: bool, tokens_max: int
@@ -356,7 +360,7 @@ def _load(model_path: str, name: str, model: Model, profile: Profile) -> LoadedM
 
     arguments = {
         "max_model_len": model.context_tokens,
-        "disable_log_stats": True,
+        "disable_log_stats": False,
         # One thread stays free for short prompts while another one tokenizes a long one.
         "renderer_num_workers": 2,
         "reasoning_parser": model.reasoning_parser,
@@ -381,6 +385,13 @@ def _load(model_path: str, name: str, model: Model, profile: Profile) -> LoadedM
     else:
         digest = str(getattr(config.hf_config, "_commit_hash", None) or config.revision or "unknown")[:16]
     return LoadedModel(llm, tokenizer, digest, tuple(processes))
+
+
+def _stats(llm: Any) -> Stats | None:
+    """Return what fills vLLM's metrics, or None if the profile switched them off."""
+    from rift.engines.vllm_stats import VllmStats
+
+    return None if llm.logger_manager is None else VllmStats(llm.logger_manager)
 
 
 def _tokenizer(config: Any) -> Tokenizer:

@@ -6,7 +6,7 @@ Must not live here: parameters, prompts, the log, and imports of vLLM, whose cli
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import anyio
 
@@ -25,6 +25,18 @@ ERROR = "error"
 ReadLogprobs = Callable[[Any], tuple[Logprob, ...]]
 
 
+class Stats(Protocol):
+    """The part of `VllmStats` that is called here."""
+
+    def begin(self, request: Any) -> None: ...
+
+    def step(self, outputs: Any) -> None: ...
+
+    def end(self, name: str, tokens: int, finish: str | None) -> None: ...
+
+    def log(self, running_tokens: int) -> None: ...
+
+
 class _RunningRequest:
     """One request in the engine. `over`: no more output is accepted. `ended`: the engine has finished it."""
 
@@ -33,6 +45,8 @@ class _RunningRequest:
         self.logprobs = logprobs
         self.over = anyio.Event()
         self.ended = False
+        self.finish: str | None = None
+        self.tokens = 0
         self.error: Exception | None = None
         self._cached_tokens = 0
 
@@ -47,6 +61,7 @@ class _RunningRequest:
         elif output.new_token_ids:
             cached_tokens = self._cached_tokens
             self._cached_tokens = 0
+            self.tokens += len(output.new_token_ids)
             try:
                 logprobs = self.logprobs(output) if self.logprobs is not None else ()
                 ids = tuple(output.new_token_ids)
@@ -55,6 +70,7 @@ class _RunningRequest:
                 self.error = error
                 continues = False
         self.ended = finish is not None
+        self.finish = finish
         if self.ended or not continues:
             self.stop()
 
@@ -67,7 +83,7 @@ class VllmClient:
     """The requests that this process has in the engine.
 
     It stands in for the queue between vLLM's reader and front end, and calls each function in `after_step`
-    once a step's output was accepted.
+    once a step's output was accepted. `stats` notes what vLLM's metrics show.
     """
 
     def __init__(self, client: Any) -> None:
@@ -77,6 +93,7 @@ class VllmClient:
         self._client = client
         self._running: dict[str, _RunningRequest] = {}
         self._failure: Exception | None = None
+        self.stats: Stats | None = None
 
     @property
     def running(self) -> int:
@@ -89,12 +106,21 @@ class VllmClient:
             for running in self._running.values():
                 running.stop(self._failure)
             return
+        if self.stats is not None:
+            self.stats.step(outputs)
+            if not outputs.outputs:
+                # Sent for its statistics only.
+                return
         for output in outputs.outputs:
             one = self._running.get(output.request_id)
             if one is not None and not one.over.is_set():
                 one.accept(output)
         for call in self.after_step:
             call()
+
+    def log_stats(self) -> None:
+        if self.stats is not None:
+            self.stats.log(sum(running.tokens for running in self._running.values()))
 
     async def run(self, request: Any, emit: Emit, logprobs: ReadLogprobs | None = None) -> None:
         """Run an `EngineCoreRequest` to its end; abort it if `emit` returns False or the call is cancelled.
@@ -106,11 +132,15 @@ class VllmClient:
         name = request.request_id
         assert name not in self._running, "an attempt runs once"
         running = self._running[name] = _RunningRequest(emit, logprobs)
+        if self.stats is not None:
+            self.stats.begin(request)
         try:
             await self._client.add_request_async(request)
             await running.over.wait()
         finally:
             del self._running[name]
+            if self.stats is not None:
+                self.stats.end(name, running.tokens, running.finish)
             if not running.ended:
                 with anyio.CancelScope(shield=True):
                     await self._client.abort_requests_async([name])

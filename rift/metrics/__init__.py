@@ -4,6 +4,7 @@ No other folder imports prometheus_client. A role counts in `families`, and hand
 
 control    the metrics of a control process
 worker     the metrics of a worker
+engine     those of vLLM in it
 address    where a role serves its metrics
 families   counts, histograms and figures that are read at a scrape
 listener   `/metrics` on an address of its own

@@ -7,6 +7,7 @@ from events.log import Log
 from events.schema import ReplicaStarting
 from rift.metrics import listener
 from rift.metrics.address import Address
+from rift.metrics.engine import EngineMetrics
 from rift.metrics.families import Collector, Figure, Histogram, Values, process
 from rift.worker.claims import Load
 from rift.worker.serving import Serving
@@ -95,4 +96,5 @@ def collectors(log: Log, replica: ReplicaStarting, serving: Serving) -> Sequence
         counter("rift_worker_output_tokens_total", "Tokens that the engine returned.", "output_tokens"),
         counter("rift_worker_engine_steps_total", "Steps of the engine with output.", "steps"),
         appends,
+        EngineMetrics(lambda: serving.engine.log_metrics() if serving.engine else None),
     ]

@@ -105,6 +105,7 @@ async def serve_shards(
     Raises EngineFailed, LogError.
     """
     slots = serving.slots = Slots(engine.slots, shutdown)
+    serving.engine = engine
     engine.after_step.append(slots.counts.step)
     model = subjects.slug(replica.model)
 

@@ -4,13 +4,15 @@ from typing import Literal
 
 import msgspec
 
+from rift.engines import Engine
 from rift.worker.slots import Slots
 from rift.worker.worker import Worker
 
 
 class Serving(msgspec.Struct):
-    """A worker for each shard and, once the engine is ready, the slots that they share."""
+    """A worker for each shard and, once the engine is ready, the engine and the slots that they share."""
 
     state: Literal["starting", "ready", "draining"] = "starting"
     workers: list[Worker] = []
+    engine: Engine | None = None
     slots: Slots | None = None

@@ -18,6 +18,7 @@ from rift.catalogue import Profile
 from rift.engines import Engine, EngineFailed, InvalidRequest, PromptTooLong, Rendered, Step, vllm
 from rift.engines.prepare import digest_of
 from rift.engines.vllm import VllmEngine
+from rift.metrics.engine import EngineMetrics
 from tests.rift.engines.conftest import MODEL, start, stop
 
 psutil = pytest.importorskip("psutil")  # it comes with vLLM
@@ -61,6 +62,46 @@ async def assert_idle(engine: VllmEngine) -> None:
 
 
 # --- answers -------------------------------------------------------------------------------------
+
+
+async def test_its_metrics_are_vllms_own(engine: VllmEngine) -> None:
+    def scraped() -> dict[tuple[str, str], float]:
+        return {
+            (sample.name, sample.labels.get("finished_reason", "")): sample.value
+            for metric in EngineMetrics(engine.log_metrics).collect()
+            for sample in metric.samples
+            if "le" not in sample.labels
+        }
+
+    async def abort_after(tokens: int) -> None:
+        seen = 0
+
+        def emit(step: Step) -> bool:
+            nonlocal seen
+            seen += len(step.token_ids)
+            return seen < tokens
+
+        rendered = Rendered(range(20, 60), GREEDY)
+        await engine.generate("aborted", rendered, [], max_tokens=64, salt="a", emit=emit)
+
+    before = scraped()
+    await steps(engine, range(10, 50), max_tokens=7)
+    await abort_after(3)
+    after = scraped()
+    grown = {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)}
+    assert grown["vllm:generation_tokens_total", ""] == 10
+    assert grown["vllm:prompt_tokens_total", ""] == 80
+    assert grown["vllm:prefix_cache_queries_total", ""] == 80
+    assert grown["vllm:request_success_total", "length"] == 1
+    assert grown["vllm:request_success_total", "abort"] == 1
+    for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds"):
+        assert grown[f"vllm:{name}_count", ""] == 2
+        assert 0 < grown[f"vllm:{name}_sum", ""] < 60
+    assert ("vllm:num_requests_running", "") in after
+    assert not any("inter_token" in name or "created" in name for name, _ in after)
+    assert {key: value for key, value in scraped().items() if key[0].endswith("_total")} == {
+        key: value for key, value in after.items() if key[0].endswith("_total")
+    }
 
 
 async def test_its_attributes(engine: VllmEngine, tiny: Path) -> None:
