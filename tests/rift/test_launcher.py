@@ -385,7 +385,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "words"),
     [
-        ('workers = "x"', "$.workers"),
+        ('workers = "x"', "workers: must be N or MIN..MAX"),
         ("unknown = 1", "unknown"),
         ('model = "nothing"', "'nothing' is not in the catalogue"),
         (
