@@ -45,7 +45,8 @@ PLANS = 12
 
 
 class Replica(msgspec.Struct):
-    """A live replica. Times are stored times; `heard_at_ns` is its last report's, `at` its first sequence.
+    """A live replica. Times are stored times: `began_at_ns` is that of the decision which it follows
+    (`is_ordered`), or else of its first report; `heard_at_ns` is its last report's, `at` its first sequence.
     `slots` is the number of requests that it can run at once, 0 before it is ready; it takes them from the
     first `shards` shards. `metrics` is the address of its metrics, empty if it has none."""
 
@@ -56,10 +57,14 @@ class Replica(msgspec.Struct):
     slots: int = 0
     shards: int = 1
     metrics: str = ""
+    is_ordered: bool = False
 
 
 class Starts(msgspec.Struct):
-    """A model's starts: `took_ns` of the last successful ones, and how many have failed since."""
+    """A model's starts: `took_ns` of the last successful ones, and how many have failed since.
+
+    A start lasts from its decision until ready; that of a replica that replaces a lost one, from its first
+    report."""
 
     took_ns: tuple[int, ...] = ()
     failed: int = 0
@@ -132,6 +137,8 @@ class Fleet:
         self.starts: dict[str, Starts] = {}
         self._course = ReplicaTimelines()
         self._needed: dict[str, int] = {}
+        # By model: the times of the decisions for replicas that have not reported yet, one for each.
+        self._ordered: dict[str, list[int]] = {}
 
     @property
     def epoch(self) -> int:
@@ -189,6 +196,10 @@ class Fleet:
             return False
         self.decided[event.model] = event
         self._needed[event.model] = self._needed.get(ELECTION, sequence)
+        live = self.count(event.model, "starting") + self.count(event.model, "ready")
+        raised = max(0, event.to_replicas - event.from_replicas)
+        ordered = [*self._ordered.get(event.model, ()), *[self.at_ns] * raised]
+        self._ordered[event.model] = ordered[: max(0, event.to_replicas - live)]
         return True
 
     def _planned(self, event: ScalePlanned, sequence: int) -> bool:
@@ -205,7 +216,17 @@ class Fleet:
         replicas = self.replicas.setdefault(event.model, {})
         if event.replica in replicas:
             return False
-        replicas[event.replica] = Replica("starting", self.at_ns, self.at_ns, sequence, metrics=event.metrics)
+        # A replica that replaces a lost one follows no decision.
+        ordered = self._ordered.get(event.model)
+        is_ordered = bool(ordered)
+        replicas[event.replica] = Replica(
+            "starting",
+            began_at_ns=ordered.pop(0) if ordered else self.at_ns,
+            heard_at_ns=self.at_ns,
+            at=sequence,
+            metrics=event.metrics,
+            is_ordered=is_ordered,
+        )
         return True
 
     def _heard(self, event: ReplicaReady | ReplicaReported | ReplicaDraining) -> bool:
@@ -217,7 +238,8 @@ class Fleet:
             replica.state = "ready"
             replica.slots = event.slots
             took = self.starts.get(event.model, Starts()).took_ns
-            self.starts[event.model] = Starts(took_ns=(*took, event.start_ns)[-STARTS:])
+            start_ns = self.at_ns - replica.began_at_ns if replica.is_ordered else event.start_ns
+            self.starts[event.model] = Starts(took_ns=(*took, start_ns)[-STARTS:])
         elif isinstance(event, ReplicaDraining):
             replica.state = "draining"
         else:
@@ -263,6 +285,11 @@ class Fleet:
         if starts is None or not starts.failed:
             return ""
         return f"{model} cannot start, failed starts: {starts.failed}, the last: {starts.why}"
+
+    def began_at_ns(self, model: str) -> int | None:
+        """Return when the earliest start of those under way was decided; None if none is under way."""
+        began = [one.began_at_ns for one in self.replicas.get(model, {}).values() if one.state == "starting"]
+        return min((*began, *self._ordered.get(model, ())), default=None)
 
     def start_ns(self, model: str) -> int | None:
         """Return the median time of the model's last starts; None before the first."""

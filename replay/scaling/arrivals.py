@@ -11,13 +11,13 @@ import msgspec
 
 from events.contracts import SECOND_NS
 
-# Fine enough for targets of some 500 ms, and coarse enough that an hour is 14,400 slots.
+# Fine enough for targets of some 500 ms, and coarse enough that an hour has 14,400 slots.
 SLOT_NS = SECOND_NS // 4
-# The replayed past: an hour, because shorter windows miss bursts that recur. If it holds fewer requests than
-# REQUESTS_MIN, it reaches back to that many of them, but at most a day.
-WINDOW_NS = 3600 * SECOND_NS
-WINDOW_NS_MAX = 24 * WINDOW_NS
-REQUESTS_MIN = 5000
+# The replayed past: two hours, because shorter windows miss bursts that recur. If it holds fewer requests
+# than REQUESTS_MIN, it reaches back to that many of them, but at most a day.
+WINDOW_NS = 2 * 3600 * SECOND_NS
+REQUESTS_MIN = 2000
+WINDOW_NS_MAX = 12 * WINDOW_NS
 
 
 class Slot(NamedTuple):

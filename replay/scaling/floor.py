@@ -19,7 +19,7 @@ import msgspec
 
 from events.contracts import SECOND_NS
 from events.fleet import Planned
-from replay.scaling.arrivals import SLOT_NS, Arrivals
+from replay.scaling.arrivals import SLOT_NS, Arrivals, Slot
 from replay.scaling.demand import Demand, Replicas
 from replay.scaling.hardware import Hardware
 from replay.scaling.policy import NO_FLOOR, TOKENS_ASSUMED, Floor, Policy, bounds, speed_permille
@@ -94,10 +94,9 @@ class Plan(msgspec.Struct, frozen=True):
     is_missed: bool = False
 
 
-# A slot as work: slots since the last one, and those of them after a silence without a replica; requests that
-# count; prefill of all and of one, in microseconds of a replica; output in thousandths of a token. A plain
-# tuple, because a plan makes thousands.
-_Load = tuple[int, int, int, int, int, int]
+# A slot as work: slots with replicas since the last one; requests that count; prefill of all and of one, in
+# microseconds of a replica; output in thousandths of a token. A plain tuple, because a plan makes thousands.
+_Load = tuple[int, int, int, int, int]
 
 
 class _Found(NamedTuple):
@@ -185,8 +184,7 @@ def planned(arrivals: Arrivals, terms: FloorTerms) -> Plan:
     past = _past(arrivals, terms)
     steady = _search(past.loads, past, terms, guess=terms.guess)
     restart = steady
-    if any(load[1] for load in past.loads):
-        behind = [(load[0] - load[1], *load[1:]) for load in past.loads]
+    if behind := _behind_starts(past.loads, arrivals.slots, terms):
         restart = _search(behind, past, terms, guess=steady.replicas)
     return Plan(
         replicas=steady.replicas,
@@ -199,7 +197,8 @@ def planned(arrivals: Arrivals, terms: FloorTerms) -> Plan:
 
 
 def _search(loads: Sequence[_Load], past: _Past, terms: FloorTerms, *, guess: int) -> _Found:
-    allowed = past.counted * (100 - terms.share) // 100
+    total = sum(load[1] for load in loads)
+    allowed = total * (100 - terms.share) // 100
     tried: dict[int, int] = {}
 
     def suffices(replicas: int) -> bool:
@@ -211,8 +210,8 @@ def _search(loads: Sequence[_Load], past: _Past, terms: FloorTerms, *, guess: in
     is_missed = found > terms.high
     if is_missed:
         tried.clear()
-        reached = _late(loads, past, terms.high, past.counted)
-        allowed = reached + past.counted * SLACK_PERMILLE // 1000
+        reached = _late(loads, past, terms.high, total)
+        allowed = reached + total * SLACK_PERMILLE // 1000
         found = _fewest(suffices, terms.high, terms.high)
     return _Found(found, tuple(sorted(tried.items())), is_missed)
 
@@ -238,6 +237,24 @@ def _fewest(suffices: Callable[[int], bool], guess: int, high: int) -> int:
     return found
 
 
+def _behind_starts(loads: Sequence[_Load], slots: Sequence[Slot], terms: FloorTerms) -> list[_Load]:
+    """Return the loads of a fleet that goes to zero in each silence, so that what arrives during a start
+    gathers. Only the requests of the time of one more start count. Without a silence, return nothing."""
+    idle = terms.idle_ns // SLOT_NS
+    start = -(-terms.start_ns // SLOT_NS)
+    behind: list[_Load] = []
+    before = slots[0].at
+    ready = -start
+    for (gap, counted, prompt_us, own_us, millitokens), (at, *_) in zip(loads, slots, strict=True):
+        away = max(0, min(ready, at) - before)
+        if gap >= idle:
+            ready = at + start
+        counted = counted if at < ready + start else 0
+        behind.append((gap - away, counted, prompt_us, own_us, millitokens))
+        before = at
+    return behind if ready > 0 and not terms.low else []
+
+
 def _past(arrivals: Arrivals, terms: FloorTerms) -> _Past:
     slots = arrivals.slots
     ended = sum(slot.ended for slot in slots)
@@ -256,19 +273,14 @@ def _past(arrivals: Arrivals, terms: FloorTerms) -> _Past:
     until = total = 0
     for at, requests, answered, prompt_tokens, output_tokens, _, long in slots:
         gap = at - before
-        away = 0
-        counted = requests - long
         if gap >= idle:
             until = at + start
-        if at < until:
-            counted = 0
-        if before < until and not terms.low:
-            away = max(0, min(until, at) - before)
+        counted = 0 if at < until else requests - long
         unknown = requests - answered
         prompt_us = (prompt_tokens + unknown * prompt) * 1000 * permille // per_s
         millitokens = (output_tokens + unknown * output) * 1000
         total += counted
-        loads.append((gap, away, counted, prompt_us, prompt_us // requests, millitokens))
+        loads.append((gap, counted, prompt_us, prompt_us // requests, millitokens))
         before = at
     return _Past(
         loads,
@@ -291,7 +303,7 @@ def _late(loads: Sequence[_Load], past: _Past, replicas: int, allowed: int) -> i
     # The time of a place until it is free again, in microseconds times replicas x places.
     turn_us = output * (step_ns + slope_ns * places) // 1000
     prompts_us = millitokens = late = 0
-    for gap, _, counted, prompt_us, own_us, arriving in loads:
+    for gap, counted, prompt_us, own_us, arriving in loads:
         prompts_us -= fill_us * gap
         if prompts_us < 0:
             prompts_us = 0

@@ -2,6 +2,9 @@
 
 The policy reads no clock and no log: `demand.py` defines its inputs.
 
+Rules 1 to 9 react to the present. The floor, which `floor.py` computes from the recent past, is the fewest
+replicas in any case: the larger number counts.
+
 The rules:
 
 1. A model with open requests gets at least one replica at once. A model without requests keeps one until

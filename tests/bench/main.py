@@ -68,10 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--trace", type=Path, required=True, metavar="PATH", help="CSV, optionally gzipped")
     command.add_argument("--requests", type=int, metavar="N", help="use only the first N requests")
 
-    command = _command(commands, "scale", "compare the scaling policy with Knative's and an oracle")
+    command = _command(
+        commands, "scale", "compare the scaling policy with fixed fleets, Knative's and an oracle"
+    )
     command.add_argument("--trace-folder", type=Path, metavar="DIR", help="folder of the published traces")
     command.add_argument("--starts", type=_numbers, default=(15, 60, 150), metavar="S,S,…")
-    command.add_argument("--hours", type=float, default=12.0, metavar="H", help="length of the bursty trace")
+    command.add_argument(
+        "--hours", type=float, default=12.0, metavar="H", help="length of the generated bursts (default: 12)"
+    )
+    command.add_argument(
+        "--only", action="append", choices=scale.NAMES, default=[], help="measure this trace; may be repeated"
+    )
 
     options = vars(parser.parse_args(arguments))
     name = options.pop("command")

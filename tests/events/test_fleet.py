@@ -87,6 +87,31 @@ def test_what_is_said_of_a_replica_that_ended_says_nothing() -> None:
     assert fold([stored(1, starting, lost, reported, ready, draining)]).replicas == {"m": {}}
 
 
+def test_a_start_lasts_from_its_decision_until_ready() -> None:
+    def starting(name: str) -> ReplicaStarting:
+        return ReplicaStarting(replica=name, model="m", engine="sim")
+
+    def ready(name: str, start_ns: int) -> ReplicaReady:
+        return ReplicaReady(replica=name, model="m", slots=1, start_ns=start_ns)
+
+    lost = ReplicaLost(replica="a", model="m")
+    story = [decided(0, 2), decided(2, 3), *map(starting, "abc"), *(ready(name, 2) for name in "abc")]
+    fleet = fold(stored(number, event) for number, event in enumerate(story, 10))
+    # Two were decided at 10 and one at 11; they were ready at 15, 16 and 17.
+    assert fleet.starts["m"].took_ns == (5, 6, 6)
+    assert fleet.began_at_ns("m") is None
+    # One that replaces a lost one follows no decision.
+    for number, event in enumerate((lost, starting("d"), ready("d", 1)), 20):
+        fleet.fold(stored(number, event))
+    assert fleet.starts["m"].took_ns[-1] == 1
+    # A decision that is taken back before its replica has begun leaves nothing to wait for.
+    for number, event in enumerate((decided(3, 5), decided(5, 4)), 30):
+        fleet.fold(stored(number, event))
+    assert fleet.began_at_ns("m") == 30
+    fleet.fold(stored(40, decided(4, 3)))
+    assert fleet.began_at_ns("m") is None
+
+
 # --- every order --------------------------------------------------------------------------------------
 
 

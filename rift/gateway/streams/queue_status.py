@@ -109,9 +109,9 @@ def status(fleet: Fleet, model: str, now_ns: int) -> Status:
         start_ns = decided.inputs.get("replicas.start_ns")
     if start_ns is None:
         return Status("starting")
-    replicas = fleet.replicas.get(model, {}).values()
-    began_ns = min((one.began_at_ns for one in replicas if one.state == "starting"), default=now_ns)
-    left_ns = max(0, start_ns - max(0, now_ns - began_ns))
+    began_ns = fleet.began_at_ns(model)
+    gone_ns = 0 if began_ns is None else max(0, now_ns - began_ns)
+    left_ns = max(0, start_ns - gone_ns)
     return Status("starting", -(-left_ns // SECOND_NS) * 1000)
 
 
