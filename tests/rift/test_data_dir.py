@@ -172,6 +172,14 @@ def test_a_password_that_is_empty_is_refused_and_one_that_is_missing_is_made(tmp
             nats_server.configure(tmp_path)
 
 
+def test_a_folder_with_one_token_gets_roles(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0" * 64)
+    (tmp_path / "url").write_text("nats://127.0.0.1:1")
+    address = nats_server.configure(tmp_path, ["tiny:1"])
+    assert not (tmp_path / "token").exists()
+    assert address.access("worker-tiny-1").user == "worker-tiny-1"
+
+
 def test_a_secret_is_created_once_and_not_through_a_link(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     elsewhere = tmp_path / "elsewhere"
