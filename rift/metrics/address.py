@@ -26,6 +26,10 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class NamedAddress(Address):
+    """An address with a port that the operator named: no other one is used."""
+
+
 def gateway_port(api_port: int) -> int:
     return api_port + 1 if 0 < api_port < PORT_MAX else 0
 
@@ -38,4 +42,5 @@ def parsed(text: str, role_port: int) -> Address | None:
     port = role_port if match is None or match["port"] is None else int(match["port"])
     if match is None or port > PORT_MAX:
         raise InvalidAddress(f'must be HOST, HOST:PORT like "127.0.0.1:9470", or "" for none, got {text!r}')
-    return Address(match["host"].strip("[]"), port)
+    kind = NamedAddress if match["port"] and port else Address
+    return kind(match["host"].strip("[]"), port)

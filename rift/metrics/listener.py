@@ -18,7 +18,8 @@ from prometheus_client.registry import Collector
 
 from events.clock import now_s
 from events.errors import reason
-from rift.metrics.address import Address
+from rift.errors import RiftError
+from rift.metrics.address import Address, NamedAddress
 
 logger = logging.getLogger(__name__)
 
@@ -33,23 +34,29 @@ PAGE_S = 1.0
 ANSWER = b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
 
 
+class MetricsRefused(RiftError):
+    """The operator named an address for metrics that cannot be used."""
+
+
 @asynccontextmanager
 async def serving(address: Address | None, collectors: Sequence[Collector]) -> AsyncIterator[Address | None]:
     """Serve `/metrics` while the context is open, and yield the address that clients can use.
 
     Yields None if there is none: with no address given, or if the host cannot be used, which is logged.
-    Metrics are never a reason to end a process. A collector that fails is left out, and logged once.
-    `collectors` may grow later.
+    `collectors` may grow later. A collector that fails is left out, and logged once.
+
+    Raises MetricsRefused if the operator named a port that cannot be used. Nothing else ends a process.
     """
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         scrapes = _Scrapes(_Page(collectors), tasks)
-        server = None if address is None else await _listen(address, scrapes)
+        server: asyncio.Server | None = None
         bound = None
-        if address is not None and server is not None:
-            bound = Address(address.host, server.sockets[0].getsockname()[1])
-            logger.info("metrics: http://%s/metrics", bound)
         try:
+            server = None if address is None else await _listen(address, scrapes)
+            if address is not None and server is not None:
+                bound = Address(address.host, server.sockets[0].getsockname()[1])
+                logger.info("metrics: http://%s/metrics", bound)
             yield bound
         except Exception as error:  # noqa: BLE001  # raised below: a task group would raise a group
             failure = error
@@ -70,6 +77,11 @@ async def _listen(address: Address, scrapes: "_Scrapes") -> asyncio.Server | Non
             return await loop.create_server(lambda: _Connection(scrapes), address.host, port)
         except OSError as error:
             problem = reason(error)
+            if isinstance(address, NamedAddress):
+                raise MetricsRefused(
+                    f"metrics: cannot listen on {address} ({problem}); free the port, or name another one "
+                    "or none in `--metrics` or the setting `metrics`"
+                ) from error
             if port:
                 logger.warning("metrics: %s cannot be used (%s); trying a free port", address, problem)
     logger.error("no metrics: cannot listen on %s (%s); see the setting `metrics`", address, problem)

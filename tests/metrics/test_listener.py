@@ -9,7 +9,7 @@ import pytest
 from rift.metrics import listener
 from rift.metrics.address import Address, InvalidAddress, gateway_port, parsed
 from rift.metrics.families import SERIES_MAX, Counts, Figure, Histogram
-from rift.metrics.listener import serving
+from rift.metrics.listener import MetricsRefused, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -109,6 +109,15 @@ async def test_a_port_that_is_taken_costs_nothing_but_a_warning(caplog: pytest.L
     async with serving(Address("192.0.2.1", 0), []) as nowhere, serving(None, []) as off:
         assert nowhere is off is None
     assert [each.levelname for each in caplog.records] == ["INFO", "WARNING", "INFO", "ERROR"]
+
+
+async def test_a_port_that_the_operator_named_must_be_free() -> None:
+    async with serving(LOOPBACK, []) as first:
+        with pytest.raises(MetricsRefused, match=f"cannot listen on {first} .*free the port"):
+            async with serving(parsed(str(first), 1), []):
+                raise AssertionError("it must not serve")
+    async with serving(parsed(str(first), 1), []) as again:
+        assert again == first
 
 
 def test_addresses() -> None:
