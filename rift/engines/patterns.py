@@ -52,6 +52,8 @@ STEPS_PER_STATE = 50
 STEPS_PER_ATOM = 10
 STEPS_PER_CHAR = 25
 STEPS_PER_CLASS = 100
+# Python takes 1 ms for a class with a range of other characters than ASCII.
+STEPS_PER_WIDE_CLASS = 4_000
 # A longer class counts as all characters.
 CLASS_CHARACTERS_MAX = 1_000
 
@@ -189,7 +191,9 @@ def pattern_states(pattern: str, states_max: int) -> int:
     automaton = _automaton(pattern.removeprefix(ANY_CASE), states_max)
     shares = {}
     for char in set(automaton.chars):
-        automaton.spend(STEPS_PER_CLASS if char.startswith("[") else 0)
+        if char.startswith("["):
+            is_wide = "\\u" in char or not char.isascii()
+            automaton.spend(STEPS_PER_WIDE_CLASS if is_wide else STEPS_PER_CLASS)
         shares[char] = _shares(char, flags)
     masks = {
         group: sum(
