@@ -12,8 +12,8 @@ archive/    facts without contents, kept permanently; cannot be rebuilt
 nats/       embedded broker: configuration, credentials, url, monitor, store, reserve
 logs/       one file per process
 
-The parts belong together: a backup is the whole folder, taken while Rift is stopped. `rift up` refuses to
-start without a part that the others need. All files are readable by their owner only.
+The parts belong together: `rift backup` saves those that cannot be made again, and `rift up` refuses to start
+without a part that the others need. All files are readable by their owner only.
 
 Engines keep sockets, whose paths must be short. They are in a folder of the system's temporary directory,
 named after this folder.

@@ -70,6 +70,7 @@ async def _embedded(installation: DataDir, notify: Callable[[str], None]) -> Asy
         with anyio.CancelScope(shield=True):
             await child.stop(STOP_S)
             guard.dismiss()
+            write_secret(file, configuration.rstrip())
     await to_thread.run_sync(_sync_all, installation.nats)
 
 

@@ -45,7 +45,7 @@ async def continue_log(
     if await log.last_sequence(subjects.SECRETS) < (last := manifest.streams[subjects.SECRETS].last):
         # A request that names a lost key must not find another one in its place.
         await snapshots.skip_to(log, subjects.SECRETS, last)
-    filled = await gap.fill(log, archive)
+    filled = await gap.fill(log, archive, installation.signing_key())
     await gap.skip_claimed(log)
     opened = max(await shards.count(log), archived + 1)
     await _ensure_streams(log, opened + 1, settings)

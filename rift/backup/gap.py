@@ -36,6 +36,7 @@ from events.schema import (
     SegmentSealed,
 )
 from replay.archive.archive import Archive
+from replay.archive.signatures import SigningKey, signed
 from replay.facts.fold import Read
 from rift.backup.files import BackupError
 from rift.control.projection.continuity import RESTORE_WRITER
@@ -89,7 +90,7 @@ class Lost:
         )
 
 
-async def fill(log: JetStream, archive: Archive) -> Filled:
+async def fill(log: JetStream, archive: Archive, signing_key: SigningKey | None) -> Filled:
     """Append what the log lacks of the archive, and erase the content keys that were erased meanwhile.
 
     Each stream exists. Raises ArchiveDamaged, LogError, BackupError.
@@ -113,7 +114,7 @@ async def fill(log: JetStream, archive: Archive) -> Filled:
         async for records in _in_thread(batches()):
             await _append(log, stream, records, lost)
         filled[stream] = last - first + 1
-    await _anchor(log, archive)
+    await _anchor(log, archive, signing_key)
     for sequence in erased:
         await log.erase(subjects.SECRETS, sequence)
     return Filled(filled, len(erased))
@@ -203,7 +204,7 @@ async def _in_thread(batches: Iterator[Sequence[Read]]) -> AsyncIterator[Sequenc
         yield batch
 
 
-async def _anchor(log: JetStream, archive: Archive) -> None:
+async def _anchor(log: JetStream, archive: Archive, signing_key: SigningKey | None) -> None:
     """Name in the book the segments that it does not name, as the archiver would have."""
     for stream in archive.streams():
         stored = await log.last(subjects.BOOK, subjects.ANCHORS + stream.lower())
@@ -218,4 +219,4 @@ async def _anchor(log: JetStream, archive: Archive) -> None:
                     last=segment.last,
                     manifest=segment.sha256,
                 )
-                await Publisher(log, RESTORE_WRITER).publish(event, within_s=APPEND_S)
+                await Publisher(log, RESTORE_WRITER).publish(signed(event, signing_key), within_s=APPEND_S)

@@ -55,7 +55,7 @@ async def restore(
     if surviving is not None and not ArchiveFolder(surviving).streams():
         raise BackupError(f"{surviving} holds no segment of an archive: name the folder `archive` itself")
     folder = target.installation.folder
-    _check_empty(folder)
+    _check_empty(target.installation)
     notify(f"checking {len(saved.files)} files of {backup}")
     for problem in await to_thread.run_sync(lambda: list(manifest.damage(backup, saved))):
         raise BackupError(f"{problem}; nothing was restored: use another copy of the backup")
@@ -67,9 +67,12 @@ async def restore(
     return Restored(saved, continued, has_content_keys)
 
 
-def _check_empty(folder: Path) -> None:
-    """Raises BackupError."""
+def _check_empty(installation: DataDir) -> None:
+    """Raises BackupError, DataDirError."""
+    folder = installation.folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # It may hold what an interrupted restore left.
+        installation.check()
         raise BackupError(
             f"{folder} is not an empty folder, and a restore replaces nothing: name one with --data that is "
             "empty or does not exist"

@@ -76,19 +76,18 @@ def backup(options: Namespace) -> None:
 
 
 def restore(options: Namespace) -> None:
-    target = DataDir(options.data)
+    installed = DataDir(options.data)
     is_external = options.nats or os.environ.get("RIFT_NATS_URL")
-    address = target.log_address(options.nats, os.environ) if is_external else None
+    target = Target(installed, installed.log_address(options.nats, os.environ) if is_external else None)
 
     async def run() -> Restored:
-        return await restore_backup(options.folder, Target(target, address), print, surviving=options.archive)
+        return await restore_backup(options.folder, target, print, surviving=options.archive)
 
-    restored = signals.run(run)
-    for line in summary(restored, target):
+    for line in summary(signals.run(run), target):
         print(line)
 
 
-def summary(restored: Restored, target: DataDir) -> Iterator[str]:
+def summary(restored: Restored, target: Target) -> Iterator[str]:
     """Yield what an operator must know about a restore."""
     made = restored.manifest
     continued = restored.continued
@@ -106,4 +105,7 @@ def summary(restored: Restored, target: DataDir) -> Iterator[str]:
             "sealed prompts and answers from before cannot be read"
         )
     yield f"new requests go to shard {continued.shard}; the ids of lost requests answer 404"
-    yield f"start it with: rift up --data {target.folder}"
+    if target.address is None:
+        yield f"start it with: rift up --data {target.installation.folder}"
+    else:
+        yield f"start its processes with --data {target.installation.folder} and --nats {target.address.url}"

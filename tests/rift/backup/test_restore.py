@@ -1,19 +1,25 @@
-"""Restores with a real broker: what comes back, what does not, and what is refused."""
+"""Restores with a real broker, and their refusals."""
 
+from contextlib import closing
 from pathlib import Path
 
+import anyio
 import msgspec
 import pytest
+from anyio import to_thread
 
 from events import encryption, shards, subjects
 from events.encryption import Secret
 from events.jetstream import JetStream
 from events.schema import ContentErased
 from events.subjects import Address
+from replay.archive.archive import Archive
+from replay.warehouse.warehouse import Warehouse
 from rift.backup import broker, save
 from rift.backup.broker import Target
 from rift.backup.files import BackupError
 from rift.backup.restore import Restored, restore
+from rift.control.projection.warehouse_host import Projection
 from rift.data_dir import DataDir, DataDirError
 from rift.gateway.submission.idempotency import KeyEntry
 from tests.conftest import Server
@@ -54,10 +60,27 @@ async def test_what_the_archive_knows_beyond_the_backup(site: Site, tmp_path: Pa
     async with broker.opened(target, NOTES.append) as log:
         assert await encryption.secret(log, erased) is None
         assert await encryption.secret(log, kept) is not None
+        assert await log.last(subjects.BOOK, subjects.ANCHORS + "rift_1") is not None
         assert await log.last_sequence("RIFT_0") == 50, "no request is accepted below its floor"
         assert await shards.accepting(log) == range(2, 3)
+        assert await charged(log, target.installation) == 2, "also without the restored database"
         await shards.open_up_to(log, 4, writer="test")
         assert await shards.accepting(log) == range(2, 4)
+
+
+async def charged(log: JetStream, installation: DataDir) -> int:
+    """Build a new database as control does, and return the number of charged requests."""
+    path = installation.folder / "another.duckdb"
+    archive = Archive(installation.archive, key=installation.archive_key())
+    with closing(Warehouse.open(path)) as warehouse:
+        projection = Projection(log, path, warehouse, archive)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(projection.run)
+            question = ("select count(*) from requests where charge_nanousd > 0", [])
+            [result] = await projection.read(lambda now: now.read(question))
+            tasks.cancel_scope.cancel()
+        await to_thread.run_sync(projection.warehouse.close)
+    return int(result.rows[0][0])
 
 
 async def test_keys_of_sealed_content_do_not_come_back_from_an_old_backup(site: Site, tmp_path: Path) -> None:
@@ -106,4 +129,4 @@ async def test_other_refusals(site: Site, server: Server, tmp_path: Path) -> Non
     with pytest.raises(BackupError, match=r"holds RIFT_0, .* already"):
         await restore(backup, Target(DataDir(new), server.address), NOTES.append)
     with pytest.raises(DataDirError, match="did not finish: remove the folder, and run `rift restore`"):
-        DataDir(new).check()
+        await restored(site, backup)

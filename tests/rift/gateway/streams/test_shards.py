@@ -22,7 +22,12 @@ pytestmark = pytest.mark.anyio
 
 
 def chosen(
-    named: int | None, *, supervised: Sequence[int] | None, workers: int = 3, stop_s: float = 60.0
+    named: int | None,
+    *,
+    supervised: Sequence[int] | None,
+    workers: int = 3,
+    stop_s: float = 60.0,
+    requests_from: int = 0,
 ) -> tuple[int | None, float]:
     """Return the shard that a gateway takes of three, and when. `supervised` are the gateways of each shard
     that the leader supervises, None if none leads; a worker serves `workers` shards after 4 s, one before.
@@ -35,7 +40,7 @@ def chosen(
         async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
             broker = MemoryBroker(tasks, lambda: int(anyio.current_time() * 1e9), shards=3)
             log = MemoryLog(broker)
-            await shards.open_up_to(log, 3, writer="test")
+            await shards.open_up_to(log, 3, writer="test", requests_from=requests_from)
             publisher = Publisher(log, "w")
             for event in (
                 ReplicaStarting(replica="r", model="m", engine="sim"),
@@ -69,6 +74,15 @@ def test_a_named_shard_is_used_once_leader_and_workers_serve_it(caplog: pytest.L
     assert shard == 2
     assert at_s > 4
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("supervised", [None, [0, 3, 3]])
+def test_no_gateway_takes_a_shard_from_before_a_restore(supervised: Sequence[int] | None) -> None:
+    assert chosen(None, supervised=supervised, requests_from=1)[0] == 1
+    assert chosen(None, supervised=supervised, requests_from=2)[0] == 2
+    with pytest.raises(ExceptionGroup) as failed:
+        chosen(1, supervised=supervised, requests_from=2)
+    assert failed.group_contains(shard_choice.ShardUnknown, match="shard 1 accepts no requests .* from 2 on")
 
 
 def test_a_gateway_that_waits_says_so_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
