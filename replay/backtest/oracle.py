@@ -71,9 +71,11 @@ def best(
     *,
     start_s: float,
     ttft_ms: int,
+    after_s: float = 0.0,
     progress: Callable[[float], None] | None = None,
 ) -> SimulatedFleet:
-    """Return the fleet of the best schedule after its run; `progress` is called for each trial."""
+    """Return the fleet of the best schedule after its run, with its cost after `after_s`. Each trial reports to
+    `progress`."""
     count = len(asked)
     output = sum(one.output_tokens for one in asked) / count
     prompt = sum(one.prompt_tokens for one in asked) / count
@@ -85,6 +87,7 @@ def best(
         for answers in ENDING_ANSWERS:
             plan = _schedule(needed, start_s=start_s, gap_s=start_s + answers * answer_s)
             fleet = SimulatedFleet(asked, hardware, start_s=start_s, scaling=Oracle(plan, slots=slots))
+            fleet.replicas.after_s = after_s
             fleet.run(progress)
             tried.append((sum(ttft_s * 1000 <= ttft_ms for ttft_s in fleet.statistics.ttft_s) / count, fleet))
         # A larger margin costs more.

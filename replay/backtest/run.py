@@ -18,7 +18,8 @@ from replay.scaling.hardware import Hardware, concurrency_max
 from replay.scaling.policy import Policy
 
 # Knative fills a replica to 70 % of its capacity (its default target-utilization-percentage).
-KNATIVE_UTILIZATION = 0.7
+KNATIVE_PERCENT = 70
+KNATIVE = re.compile(r"knative(?::([0-9]{1,3}))?")
 # No cluster size limits a backtest, so this is simply more than any of the traces needs.
 REPLICAS_MAX = 1000
 STATIC = re.compile(r"static:([0-9]{1,4})")
@@ -78,7 +79,14 @@ def run(
 ) -> tuple[Result, SimulatedFleet]:
     """Serve a trace with the named policy. Raises InvalidPolicy, NothingStarts, OSError."""
     if policy == "oracle":
-        fleet = oracle.best(asked, hardware, start_s=setup.start_s, ttft_ms=setup.ttft_ms, progress=progress)
+        fleet = oracle.best(
+            asked,
+            hardware,
+            start_s=setup.start_s,
+            ttft_ms=setup.ttft_ms,
+            after_s=setup.after_s,
+            progress=progress,
+        )
     else:
         scaling = _scaling(policy, asked, hardware, setup)
         fleet = SimulatedFleet(asked, hardware, start_s=setup.start_s, scaling=scaling)
@@ -92,20 +100,20 @@ def _scaling(policy: str, asked: Sequence[TraceRequest], hardware: Hardware, set
     if policy == "default":
         ours = Policy(replicas_max=setup.replicas_max, ttft_ms=ttft_ms, share=setup.share)
         return Ours(ours, hardware, start_s=start_s)
-    if policy == "knative":
+    if (knative := KNATIVE.fullmatch(policy)) and (percent := int(knative[1] or KNATIVE_PERCENT)):
         most = concurrency_max(
             hardware,
             ttft_ms=ttft_ms,
             prompt_tokens=sum(one.prompt_tokens for one in asked) // len(asked),
             output_tokens=sum(one.output_tokens for one in asked) // len(asked),
         )
-        return Knative(KnativeSettings(target=KNATIVE_UTILIZATION * most))
+        return Knative(KnativeSettings(target=percent / 100 * most))
     if number := STATIC.fullmatch(policy):
         return Static(int(number[1]))
     if policy.endswith(".toml"):
         return Ours(_of_file(Path(policy)), hardware, start_s=start_s)
     raise InvalidPolicy(
-        f"the policy {policy!r} is unknown; use default, knative, static:N, oracle and FILE.toml"
+        f"the policy {policy!r} is unknown; use default, knative[:PERCENT], static:N, oracle and FILE.toml"
     )
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from events.jetstream import JetStream
 from replay.backtest import plot, traces
+from replay.backtest.frontier import frontier
 from replay.backtest.run import REPLICAS_MAX, InvalidPolicy, Result, Setup, run
 from replay.backtest.simulator import NothingStarts, TraceRequest
 from replay.backtest.traces import InvalidTrace
@@ -42,7 +43,7 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
         "--policy",
         default="default",
         metavar="P",
-        help="default, knative, static:N, oracle, or a FILE.toml (default: default)",
+        help="default, knative[:PERCENT], static:N, oracle, or a FILE.toml (default: default)",
     )
     parser.add_argument(
         "--start-s", type=float, metavar="S", help="duration of a replica's start (default: the profile's)"
@@ -74,7 +75,15 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
     parser.add_argument("--thin", type=int, default=1, metavar="N", help="keep one in N clients (default: 1)")
     parser.add_argument("--model", metavar="NAME", help="model whose requests to read from the log")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="plot demand, replicas and missed targets"
+        "--frontier",
+        action="store_true",
+        help="compare cost and share in time of policy default at several shares, knative, static and oracle",
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="plot demand, replicas and missed targets; with --frontier, cost against share",
     )
 
 
@@ -83,6 +92,9 @@ def backtest(options: Namespace) -> None:
         hardware = profile(options.profile)
         requests = _requests(options)
         setup = _setup(options, hardware, last_s=requests[-1].at_s)
+        if options.frontier:
+            _frontier(options, requests, hardware, setup)
+            return
         with _bar(options.policy) as progress:
             result, fleet = run(
                 requests,
@@ -97,6 +109,20 @@ def backtest(options: Namespace) -> None:
     except (HardwareUnknown, InvalidTrace, InvalidPolicy, NothingStarts, plot.PlotMissing) as error:
         raise CommandFailed(str(error)) from error
     _show(result, as_json=options.json)
+
+
+def _frontier(options: Namespace, requests: list[TraceRequest], hardware: Hardware, setup: Setup) -> None:
+    with _bar("frontier") as progress:
+        results = list(frontier(requests, hardware, setup, progress=progress))
+    if options.plot is not None:
+        title = f"{options.profile}, first tokens within {setup.ttft_ms} ms, starts take {setup.start_s:g} s"
+        plot.plot_frontier(results, options.plot, title=title)
+    if options.json:
+        print(json.dumps([msgspec.structs.asdict(result) for result in results]))
+        return
+    columns = ("policy", "slo_attainment", "slo_attainment_not_at_zero", "gpu_seconds", "scale_actions")
+    rows = [[f"{getattr(result, name)}" for name in columns] for result in results]
+    print(table(columns=list(columns), rows=rows))
 
 
 def _setup(options: Namespace, hardware: Hardware, *, last_s: float) -> Setup:

@@ -1,5 +1,6 @@
 """`rift backtest`: its output and its errors."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -31,6 +32,22 @@ def test_every_field_as_json(trace: Path, capsys: pytest.CaptureFixture[str]) ->
     assert error == "", "no progress bar without a terminal"
 
 
+def test_the_frontier_lists_and_draws_every_policy(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["backtest", "--trace", str(trace), *PROFILE, "--frontier", "--start-s", "15"]
+    assert main([*arguments, "--after-s", "60", "--max", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    policies = [one["policy"] for one in found]
+    assert policies[:2] == ["default, share 0", "default, share 90"]
+    assert {"knative:70", "static:1", "oracle"} <= set(policies)
+    assert {one["requests"] for one in found} == {540}
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert main([*arguments, "--plot", str(tmp_path / "x.png")]) == 0
+        assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+        assert "knative:70" in capsys.readouterr().out
+
+
 def test_text_output_is_a_table(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["backtest", "--trace", str(trace), *PROFILE, "--policy", "knative"]) == 0
     assert "slo_attainment" in capsys.readouterr().out
@@ -48,6 +65,9 @@ def test_text_output_is_a_table(trace: Path, capsys: pytest.CaptureFixture[str])
         (("--trace", "TRACE", *PROFILE, "--thin", "0"), "--thin: must be 1"),
         (("--trace", "TRACE", *PROFILE, "--start-s", "-1"), "--start-s"),
         (("--trace", "TRACE", *PROFILE, "--ttft-ms", "0"), "--ttft-ms"),
+        (("--trace", "TRACE", *PROFILE, "--share", "101"), "--share must be from 0 to 100"),
+        (("--trace", "TRACE", *PROFILE, "--max", "0"), "--max at least 1"),
+        (("--trace", "TRACE", *PROFILE, "--after-s", "9999"), "--after-s must be from 0 to"),
         (("--trace", "nowhere.csv", *PROFILE), "nowhere.csv"),
         (PROFILE, "--model, or a file with --trace"),
         ((*PROFILE, "--trace-format", "azure"), "name it with --trace"),
