@@ -74,8 +74,9 @@ def best(
     after_s: float = 0.0,
     progress: Callable[[float], None] | None = None,
 ) -> SimulatedFleet:
-    """Return the fleet of the best schedule after its run, with its cost after `after_s`. Each trial reports to
-    `progress`."""
+    """Return the fleet of the best schedule after its run; `progress` is called for each trial.
+
+    The cost is measured after `after_s`."""
     count = len(asked)
     output = sum(one.output_tokens for one in asked) / count
     prompt = sum(one.prompt_tokens for one in asked) / count
