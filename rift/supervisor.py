@@ -260,7 +260,9 @@ class Child:
         """Return why the child ended, as far as it is known: what a killed process wrote last is not it."""
         if status == -signal.SIGKILL:
             return f" ({words(status)}): Linux does this when memory runs out"
-        return f" ({words(status)})" if is_killed(status) else f" ({words(status)}): {self.last_line()}"
+        # Nor is that of one that stopped in order, as after a signal.
+        knows_why = status and not is_killed(status)
+        return f" ({words(status)}): {self.last_line()}" if knows_why else f" ({words(status)})"
 
     def last_line(self) -> str:
         """Return the last line in the log since this start: Rift's own last message, else any last line."""

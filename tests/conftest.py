@@ -5,6 +5,7 @@ import importlib.util
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -107,11 +108,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Remove Hypothesis's callback of the garbage collector, which it never removes itself.
+    """Empty DuckDB's modules.
 
-    The interpreter holds it to the very end, and with it Hypothesis's modules, their loader (pytest's import
-    hook), the collected tests and DuckDB. DuckDB's binding then lists all its objects as leaked.
+    Hypothesis and vLLM's libraries hold modules to the very end of the interpreter, and with them DuckDB's
+    types and functions. DuckDB's binding would list them all as leaked.
     """
-    gc.callbacks[:] = [
-        callback for callback in gc.callbacks if not str(callback.__module__).startswith("hypothesis.")
-    ]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("duckdb", "_duckdb")]:
+        vars(sys.modules.pop(name)).clear()
+    gc.collect()
