@@ -8,7 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.service import ROOT
 
-ROW = re.compile(r"^\| `(rift_\w+)` \|.*\|([^|]*)\|$", re.MULTILINE)
+# Name, type or meaning, labels.
+ROW = re.compile(r"^\| `(rift_\w+)` \|[^|]*\|([^|]*)\|", re.MULTILINE)
 
 Labels = frozenset[str]
 
@@ -30,3 +31,13 @@ def scraped(address: str) -> Mapping[str, Mapping[tuple[tuple[str, str], ...], f
         samples = [sample for sample in family.samples if sample.name == wanted]
         found[name] = {tuple(sorted(sample.labels.items())): sample.value for sample in samples}
     return found
+
+
+def series(address: str) -> dict[str, Labels]:
+    """Return the labels of each series, those of buckets included; none if a metric has no sample yet."""
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(httpx.get(f"http://{address}/metrics").text):
+        found.setdefault(f"{family.name}_total" if family.type == "counter" else family.name, set())
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return {name: frozenset(labels) for name, labels in found.items()}

@@ -24,7 +24,8 @@ from rift import settings
 from rift.cli.status import command as status_command
 from rift.cli.status.report import _stream_names, failing, model_rows, unwell
 from tests.chaos.cluster import Cluster
-from tests.metrics.scrapes import documented, scraped
+from tests.metrics.scrapes import Labels, documented, scraped, series
+from tests.ops.test_alerts import assert_answered
 from tests.rift.test_launcher import role
 from tests.service import MODEL, Service
 
@@ -109,6 +110,18 @@ def test_it_names_addresses_of_metrics_that_are_documented(service: Service) -> 
     assert control["rift_control_charged_usd_total"][("model", MODEL),] > 0
     assert control["rift_control_decisions_total"][("direction", "from_zero"), ("model", MODEL)] == 1
     assert "gateway" in found
+
+
+def test_alerts_and_dashboards_use_what_is_served(service: Service) -> None:
+    with service.client() as client:
+        client.post("/v1/inference", json={"model": MODEL, "prompt": "Hi", "parameters": {"max_tokens": 3}})
+        assert client.get("/v1/inference/none").status_code == 404
+    served: dict[str, Labels] = {}
+    for row in status(service)["metrics"]:
+        served |= series(row["address"])
+    # It has no sample, and so no labels, before the first loss.
+    served["rift_control_replicas_lost_total"] = documented("control")["rift_control_replicas_lost_total"]
+    assert_answered(served)
 
 
 def obeys_ctrl_c(command: list[str]) -> subprocess.Popen[str]:
