@@ -79,7 +79,11 @@ class _Chunks:
                 return
             yield message.data
             if message.reply:
-                await self._client.publish(message.reply, b"")
+                try:
+                    await self._client.publish(message.reply, b"")
+                except (nats.errors.Error, OSError) as error:
+                    why = str(error) or type(error).__name__
+                    raise LogError(f"the snapshot of {stream} failed: {why}") from error
 
 
 async def save(log: "JetStream", stream: str, write: Callable[[bytes], object]) -> Snapshot:
@@ -92,8 +96,6 @@ async def save(log: "JetStream", stream: str, write: Callable[[bytes], object]) 
         answer = await log._api(f"STREAM.SNAPSHOT.{stream}", request)
         async for chunk in chunks.read(stream):
             write(chunk)
-    except (nats.errors.Error, OSError) as error:
-        raise LogError(f"the snapshot of {stream} failed: {str(error) or type(error).__name__}") from error
     finally:
         # Without a receiver, the broker stops.
         with suppress(nats.errors.Error, OSError), anyio.CancelScope(shield=True):

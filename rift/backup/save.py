@@ -79,7 +79,7 @@ def _check_place(installation: DataDir, folder: Path) -> None:
     for path in folder.iterdir():
         if path.name not in (MANIFEST, f"{MANIFEST}.part", ARCHIVE) and not RUN.fullmatch(path.name):
             raise BackupError(
-                f"{folder} holds {path.name}, which is no part of a backup: name an empty folder"
+                f"{folder} holds {path.name}, which does not belong to a backup: name an empty folder"
             )
 
 

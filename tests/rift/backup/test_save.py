@@ -1,4 +1,4 @@
-"""What a backup holds, what a second one adds, and what an interrupted one leaves."""
+"""Backups of a log on a real broker: complete, repeated, interrupted and refused ones."""
 
 import json
 import stat
@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from events import shards
+from replay.disk import DiskRefused
 from rift.backup import manifest, save, streams
 from rift.backup.files import BackupError
 from rift.data_dir import DataDir
 from tests.rift.backup.conftest import Site
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +72,15 @@ async def test_an_interrupted_backup_leaves_the_earlier_one(
     complete(folder)
 
 
+async def test_a_full_disk_leaves_the_earlier_one(site: Site, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        made = (await save.save(site.source, disk.path / "backup")).manifest
+        disk.fill(leave_bytes=4096)
+        with pytest.raises(DiskRefused, match=r"no space left on .*/disk"):
+            await save.save(site.source, disk.path / "backup")
+        assert complete(disk.path / "backup") == made
+
+
 async def test_a_shard_that_is_opened_meanwhile_is_noticed(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +99,7 @@ async def test_a_shard_that_is_opened_meanwhile_is_noticed(
     ("place", "message"),
     [
         (lambda site: site.installation.folder / "backup", "is inside the data folder"),
-        (lambda site: site.installation.folder.parent, "holds data, which is no part of a backup"),
+        (lambda site: site.installation.folder.parent, "holds data, which does not belong to a backup"),
     ],
 )
 async def test_a_folder_that_is_no_place_for_a_backup(
