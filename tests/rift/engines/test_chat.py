@@ -1,6 +1,7 @@
 """Chat with the default model: vLLM renders, constrains and parses. One engine for all tests."""
 
 import json
+import logging
 import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from events.schema import Message, Parameters, ResponseFormat, Tool, ToolCall
 from rift import catalogue
 from rift.engines import InvalidRequest, prepare
 from rift.engines.chat import chat_request
-from rift.engines.engine_words import INTERNAL
+from rift.engines.engine_words import INTERNAL, QUOTING
 from rift.engines.vllm import VllmEngine
 from rift.worker.attempt import NotContinuable
 from tests.rift.engines.conftest import start, stop
@@ -89,6 +90,12 @@ async def test_a_chat_has_the_ids_that_vllms_server_gives_it(
     _, (theirs,) = await engine._chat._renderer.render_chat(chat_request(messages, Parameters()))
     ours = await engine.render(messages, Parameters(), raw=False, tokens_max=100_000)
     assert list(ours.prompt_ids) == list(theirs["prompt_token_ids"])
+
+
+async def test_vllm_logs_nothing_that_quotes_a_request(engine: VllmEngine) -> None:
+    del engine
+    assert not any(logging.getLogger(f"{name}.x").isEnabledFor(logging.CRITICAL) for name in QUOTING)
+    assert logging.getLogger("vllm.v1.engine").isEnabledFor(logging.ERROR)
 
 
 async def test_template_arguments_reach_the_template(engine: VllmEngine) -> None:
