@@ -361,6 +361,8 @@ def _load(model_path: str, name: str, model: Model, profile: Profile) -> LoadedM
     arguments = {
         "max_model_len": model.context_tokens,
         "disable_log_stats": False,
+        # A label of its metrics, instead of a path of this machine.
+        "served_model_name": name,
         # One thread stays free for short prompts while another one tokenizes a long one.
         "renderer_num_workers": 2,
         "reasoning_parser": model.reasoning_parser,

@@ -70,7 +70,7 @@ async def test_its_metrics_are_vllms_own(engine: VllmEngine) -> None:
             (sample.name, sample.labels.get("finished_reason", "")): sample.value
             for metric in EngineMetrics(engine.log_metrics).collect()
             for sample in metric.samples
-            if "le" not in sample.labels
+            if "le" not in sample.labels and sample.labels.get("model_name", "tiny") == "tiny"
         }
 
     async def abort_after(tokens: int) -> None:
