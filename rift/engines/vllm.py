@@ -9,7 +9,8 @@ The heavy imports are inside functions, because the environment has to be set be
 
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -94,6 +95,23 @@ class LoadedModel(NamedTuple):
     processes: tuple[Any, ...]
 
 
+class Turns:
+    """Lets in one task for each account."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, anyio.Lock] = {}
+
+    @asynccontextmanager
+    async def turn(self, account: str) -> AsyncIterator[None]:
+        lock = self._locks.setdefault(account, anyio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._locks.pop(account, None)
+
+
 class VllmEngine:
     """Implements `rift.engines.Engine` with vLLM's AsyncLLM. Made by `start`, once per process."""
 
@@ -113,6 +131,7 @@ class VllmEngine:
         self.token_bytes_max = self._tokenizer.bytes_max
         self._long_prompts = anyio.Lock()
         self._threads = anyio.CapacityLimiter(THREADS)
+        self._grammars = Turns()
         self._chat = Chat(loaded.llm, model, self._tokenizer)
         # Defaults of a request: the catalogue, then the model's generation config, as in `vllm serve`.
         self._defaults: dict[str, Any] = config.model_config.get_diff_sampling_param() | model.sampling
@@ -249,9 +268,11 @@ class VllmEngine:
             return self._llm.input_processor.process_inputs(attempt, prompt, sampling, supported_tasks=tasks)
 
         try:
-            # This compiles the grammar, to check it, which takes up to seconds of a core.
+            # This compiles the grammar, to check it, which takes up to seconds of a core, and the engine then
+            # compiles it too. One at a time for each account, so that no account's queue delays the others.
             if rendered.grammar:
-                request = await anyio.to_thread.run_sync(build, limiter=self._threads)
+                async with self._grammars.turn(salt):
+                    request = await anyio.to_thread.run_sync(build, limiter=self._threads)
             else:
                 request = build()
         except (VLLMClientError, ValueError, TypeError, OverflowError, RecursionError) as error:

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import anyio
 import msgspec
 import pytest
 
-from events.schema import Message, Parameters, Tool
+from events.schema import Message, Parameters, ResponseFormat, Tool
 from rift.catalogue import Profile
 from rift.engines import Engine, EngineFailed, InvalidRequest, PromptTooLong, Rendered, Step, vllm
 from rift.engines.prepare import digest_of
@@ -350,6 +351,40 @@ async def test_a_start_names_a_bound_that_is_below_the_longest_token(tiny: Path)
     bound = r'models."tiny".prompt_bytes_per_token_max is 15, .* has 16 bytes: set it to 16'
     with pytest.raises(EngineFailed, match=bound):
         await start(tiny, model)
+
+
+async def test_an_account_has_one_grammar_compiled_at_a_time(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = engine._llm.input_processor.process_inputs
+    running: Counter[str] = Counter()
+    seen: list[Counter[str]] = []
+
+    def slow(attempt: str, *arguments: Any, **options: Any) -> Any:
+        account = attempt.partition("-")[0]
+        running[account] += 1
+        seen.append(running.copy())
+        time.sleep(0.05)
+        running[account] -= 1
+        return process(attempt, *arguments, **options)
+
+    monkeypatch.setattr(engine._llm.input_processor, "process_inputs", slow)
+    response_format = ResponseFormat(type="json_object")
+    parameters = Parameters(response_format=response_format, ignore_eos=True)
+    rendered = await engine.render("x", parameters, raw=True, tokens_max=100)
+    assert rendered.grammar
+
+    async def ask(account: str, number: int) -> None:
+        attempt = f"{account}-{number}"
+        await engine.generate(attempt, rendered, [], max_tokens=1, salt=account, emit=lambda step: True)
+
+    async with anyio.create_task_group() as tasks:
+        for account, number in (("a", 1), ("a", 2), ("a", 3), ("b", 1)):
+            tasks.start_soon(ask, account, number)
+    assert max(count["a"] for count in seen) == 1
+    assert any(count["a"] and count["b"] for count in seen)
+    assert not engine._grammars._locks
+    await assert_idle(engine)
 
 
 # --- prompts -------------------------------------------------------------------------------------
