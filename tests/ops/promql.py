@@ -138,7 +138,7 @@ class _Parser:
 
     def _call(self, name: str) -> Value:
         first = self._argument("(")
-        if name in ("rate", "increase", "avg_over_time"):
+        if name in ("rate", "increase", "avg_over_time", "max_over_time"):
             if not first.is_range:
                 raise WrongQuery(f"{name} without a range")
             first = Value(first.labels)

@@ -119,6 +119,29 @@ def test_values_of_labels_exist() -> None:
         assert bound == str(float(bound))
 
 
+def test_prometheus_finds_the_pods() -> None:
+    (job,) = [
+        each
+        for each in yaml.safe_load((PROMETHEUS / "scrape.yaml").read_text())["scrape_configs"]
+        if "kubernetes_sd_configs" in each
+    ]
+    (found,) = job["kubernetes_sd_configs"]
+    keep, *_ = job["relabel_configs"]
+    part_of, port = keep["regex"].split(";")
+    names = set()
+    for path in (ROOT / "ops" / "kubernetes").glob("*.yaml"):
+        for each in yaml.safe_load_all(path.read_text()):
+            if each["kind"] != "Deployment":
+                continue
+            pod = each["spec"]["template"]
+            (container,) = pod["spec"]["containers"]
+            assert each["metadata"]["namespace"] in found["namespaces"]["names"]
+            assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == part_of
+            assert port in [one["name"] for one in container["ports"]]
+            names.add(pod["metadata"]["labels"]["app.kubernetes.io/name"])
+    assert names == {"rift-gateway", "rift-control", "rift-worker"}
+
+
 def test_each_alert_says_what_an_operator_needs() -> None:
     assert len(ALERTS) == len([rule for rule in RULES if "alert" in rule])
     for name, rule in ALERTS.items():
