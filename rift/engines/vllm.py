@@ -96,13 +96,14 @@ class LoadedModel(NamedTuple):
 
 
 class Turns:
-    """Lets in one task for each account."""
+    """Costly work waits here: one long prompt at a time, and one grammar of each account."""
 
     def __init__(self) -> None:
+        self.long_prompts = anyio.Lock()
         self._locks: dict[str, anyio.Lock] = {}
 
     @asynccontextmanager
-    async def turn(self, account: str) -> AsyncIterator[None]:
+    async def grammar(self, account: str) -> AsyncIterator[None]:
         lock = self._locks.setdefault(account, anyio.Lock())
         try:
             async with lock:
@@ -129,9 +130,8 @@ class VllmEngine:
         self._processes = loaded.processes
         self._tokenizer = loaded.tokenizer
         self.token_bytes_max = self._tokenizer.bytes_max
-        self._long_prompts = anyio.Lock()
+        self._turns = Turns()
         self._threads = anyio.CapacityLimiter(THREADS)
-        self._grammars = Turns()
         self._chat = Chat(loaded.llm, model, self._tokenizer)
         # Defaults of a request: the catalogue, then the model's generation config, as in `vllm serve`.
         self._defaults: dict[str, Any] = config.model_config.get_diff_sampling_param() | model.sampling
@@ -208,7 +208,7 @@ class VllmEngine:
             check()
             return render()
 
-        async with self._long_prompts:
+        async with self._turns.long_prompts:
             return await anyio.to_thread.run_sync(run)
 
     def decoder(self) -> Decoder:
@@ -271,7 +271,7 @@ class VllmEngine:
             # This compiles the grammar, to check it, which takes up to seconds of a core, and the engine then
             # compiles it too. One at a time for each account, so that no account's queue delays the others.
             if rendered.grammar:
-                async with self._grammars.turn(salt):
+                async with self._turns.grammar(salt):
                     request = await anyio.to_thread.run_sync(build, limiter=self._threads)
             else:
                 request = build()

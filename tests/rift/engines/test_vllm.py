@@ -383,7 +383,7 @@ async def test_an_account_has_one_grammar_compiled_at_a_time(
             tasks.start_soon(ask, account, number)
     assert max(count["a"] for count in seen) == 1
     assert any(count["a"] and count["b"] for count in seen)
-    assert not engine._grammars._locks
+    assert not engine._turns._locks
     await assert_idle(engine)
 
 
