@@ -22,6 +22,8 @@ from tests.replay.test_three_ways import folded
 PLACES = {
     *("accepted_position", "finished_position", "started_position", "first_position", "last_position"),
     *("position", "positions", "roots", "digest", "sequence", "event_index"),
+    # Of a request without a trace context, a hash of its id, which names its shard.
+    "trace_id",
 }
 
 
