@@ -215,7 +215,7 @@ async def test_status_names_a_lost_server_of_a_cluster(tmp_path: Path) -> None:
             rig.brokers.kill(lost)
             problem = f"nats-server {lost} does not answer the others, one of 3 that hold the log"
             await _until(rig, lambda found: found["problems"] == [problem] and found["leader"]["standbys"])
-            shown = await to_thread.run_sync(Service(rig.folder).rift, "status", "--nats", rig._nats)
+            shown = await _status(rig)
             assert shown.returncode == 1
             assert f"broker    {lost}: silent" in shown.stdout
             assert "standbys  control-" in shown.stdout
@@ -225,11 +225,16 @@ async def test_status_names_a_lost_server_of_a_cluster(tmp_path: Path) -> None:
             tasks.cancel_scope.cancel()
 
 
+async def _status(rig: Cluster, *options: str) -> subprocess.CompletedProcess[str]:
+    words = ["status", *options, "--nats", rig._nats]
+    return await to_thread.run_sync(lambda: Service(rig.folder).rift(*words, **rig.brokers.environment))
+
+
 async def _until(rig: Cluster, is_so: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """Return the first status of a led installation that satisfies a condition."""
     with anyio.fail_after(60):
         while True:
-            done = await to_thread.run_sync(Service(rig.folder).rift, "status", "--json", "--nats", rig._nats)
+            done = await _status(rig, "--json")
             found: dict[str, Any] = json.loads(done.stdout)
             if found.get("leader") and is_so(found):
                 return found
