@@ -76,18 +76,27 @@ class _Parser:
                 self._take(",")
         self._take(close)
 
+    def _labels(self, keyword: str) -> Labels:
+        """Return the labels in brackets after a keyword; none without it."""
+        if not self._is(keyword):
+            return frozenset()
+        self._take(keyword)
+        self._take("(")
+        return frozenset(self._list(")", lambda: self._kind("name")))
+
     # --- expressions. Precedence does not matter for labels, except that of sets. ---
 
     def _instant(self) -> Value:
         left = self._sum()
         while self._is(*SETS):
             operator = self._take(*SETS)
+            on = self._labels("on")
             right = self._sum()
             if left.labels is None or right.labels is None:
                 raise WrongQuery(f"{operator!r} with a number")
             if operator == "or":
                 left = Value(left.labels & right.labels)
-            elif left.labels != right.labels:
+            elif not on <= left.labels & right.labels or (not on and left.labels != right.labels):
                 raise _mismatch(left.labels, right.labels)
         return left
 
@@ -121,11 +130,7 @@ class _Parser:
         return self._selector(text)
 
     def _aggregation(self) -> Value:
-        kept: Labels = frozenset()
-        if self._is("by"):
-            self._take("by")
-            self._take("(")
-            kept = frozenset(self._list(")", lambda: self._kind("name")))
+        kept = self._labels("by")
         value = self._argument("(")
         self._take(")")
         if value.labels is None or value.is_range or not kept <= value.labels:

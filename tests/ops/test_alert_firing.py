@@ -79,6 +79,10 @@ FAULTS = [
     ("RiftReplicasMissing", {"rift_control_replicas_wanted": "3"}),
     ("RiftReplicaLost", {"rift_control_replicas_lost_total": "5x60 6x10"}),
     ("RiftReplicaLost", {"rift_control_replicas_lost_total": "_x60 1x10"}),
+    (
+        "RiftModelDoesNotStart",
+        {"rift_control_replicas_lost_total": "5x60 6x10", "rift_control_failed_starts": "2"},
+    ),
     ("RiftEngineStalled", {"rift_worker_engine_steps_total": "7"}),
     ("RiftNoLeader", {"rift_control_leader": "0"}),
     ("RiftNoLeader", {"rift_control_leader": ""}),

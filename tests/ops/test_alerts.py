@@ -98,6 +98,7 @@ def test_queries_name_documented_metrics_and_their_labels() -> None:
         "sum(a[5m])",
         "sum by (y) (a)",
         "a and sum(a)",
+        "a and on (x) sum(a)",
         "a / sum(a)",
         "histogram_quantile(0.9, a)",
         "a # 1",
