@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from events import subjects
-from events.schema import CancelRequested, ReplicaReported, RequestFinished
+from events.schema import CancelRequested, ReplicaReported, RequestFinished, ScaleDecided, ScalePlanned
 from events.subjects import Address
-from replay.scaling import arrivals, demand_query
+from replay.scaling import arrivals, demand_query, verify
 from replay.scaling.arrivals import Arrivals
 from replay.scaling.demand import ENDED_NS, SPEED_NS, Demand, Demands, Reports
 from replay.scaling.demand_query import Moment, observed
+from replay.scaling.policy import POLICY
 from replay.warehouse.warehouse import Warehouse
 from tests.replay.conftest import AT
 
@@ -154,3 +155,20 @@ def test_another_models_requests_are_not_counted(scribe: Any, warehouse: Warehou
     moment = Moment({"RIFT_0": 1}, scribe.now_ns)
     assert observed(warehouse.read, "tiny:1", moment, idle_ns=0)[0].waiting == 1
     assert observed(warehouse.read, "other:1", moment, idle_ns=0)[0] == Demand(now_ns=scribe.now_ns)
+
+
+def test_decisions_and_plans_of_another_policy_are_counted_and_not_made_again(
+    scribe: Any, warehouse: Warehouse
+) -> None:
+    scribe.prices()
+    made = {"policy": "pool-1", "positions": {}, "inputs": {}}
+    plan = {"floor": 1, "restart": 1, "from_ns": 0, "planned_at_ns": 1, "requests": 1, "sha256": "0" * 64}
+    scribe.fleet(ScalePlanned(model="tiny:1", **made, **plan))
+    decision = {"from_replicas": 0, "to_replicas": 1, "reason": "", "decided_at_ns": 1}
+    scribe.fleet(ScaleDecided(model="tiny:1", **made, **decision))
+    scribe.fleet(ScaleDecided(model="tiny:1", **made | {"policy": POLICY}, **decision))
+    for stream in sorted(scribe.streams, key=lambda name: name != subjects.BOOK):
+        warehouse.apply(stream, scribe.streams[stream])
+    assert verify.unverified(warehouse) == 2
+    (line,) = verify.differences(warehouse)
+    assert "its inputs are not those of policy" in line
