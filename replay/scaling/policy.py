@@ -3,7 +3,8 @@
 The policy reads no clock and no log: `demand.py` defines its inputs.
 
 Rules 1 to 9 react to the present. The floor, which `floor.py` computes from the recent past, is the fewest
-replicas in any case: the larger number counts.
+replicas in any case. The larger number counts, but the rules add none while the open requests take at most
+four fifths of the floor's places.
 
 The rules:
 
@@ -50,6 +51,9 @@ GROWTH_NS_MAX = 60 * SECOND_NS
 # about another to end. HOLD_NS_MIN applies even if starts are fast.
 HOLD_STARTS = 2
 HOLD_NS_MIN = 60 * SECOND_NS
+# While the open requests take no more than this part of the floor's places, their growth is taken for the
+# noise that the replayed past had too.
+CALM_PERMILLE = 800
 # The length of an answer before any was seen: a rather long chat answer.
 TOKENS_ASSUMED = 256
 # Waits for prefill follow M/D/1: 99 % are shorter than 2.3 times prefill / (1 - busy). Above 70 % the formula
@@ -181,7 +185,14 @@ def _wanted(demand: Demand, replicas: Replicas, policy: Policy, hardware: Hardwa
     under_way = demand.waiting + demand.running
     is_silent = not under_way and demand.now_ns - demand.active_at_ns >= max(policy.idle_ns, policy.warm_ns)
     least = floor.replicas if replicas.ready or not under_way else max(floor.replicas, floor.restart)
-    if least <= need.replicas or is_silent:
+    if is_silent:
+        return need
+    kept = max(least, replicas.wanted)
+    if floor.replicas and need.replicas > kept:
+        places = floor.replicas * _capacity(demand, replicas, policy, hardware).slots
+        if under_way * 1000 <= places * CALM_PERMILLE:
+            return _Need(kept, f"{under_way} under way, and the floor has {places} places")
+    if least <= need.replicas:
         return need
     share = f"{'fewer than ' if floor.missed else ''}{policy.share} %"
     return _Need(

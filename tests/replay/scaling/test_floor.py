@@ -272,3 +272,15 @@ def test_the_example_of_the_readme() -> None:
     assert late == {1: 5, 2: 1, 3: 0}
     floors = [planned(past, msgspec.structs.replace(terms, share=share)).replicas for share in (50, 90, 99)]
     assert floors == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("under_way", "replicas"), [(102, 2), (103, 3)])
+def test_growth_within_the_floors_places_adds_no_replica(under_way: int, replicas: int) -> None:
+    """All of them came within a minute. Two replicas have 128 places, of which 102 are four fifths."""
+    demand = Demand(now_ns=NOW_NS, running=under_way, arrived_minute=200, active_at_ns=NOW_NS)
+    ready = Replicas(wanted=2, ready=2, start_ns=60 * SECOND_NS)
+    decision = decide(demand, ready, TEN, R1, Floor(replicas=2))
+    assert (2 if decision is None else decision.to_replicas) == replicas
+    without = decide(demand, ready, TEN, R1)
+    assert without is not None
+    assert without.to_replicas == 3
