@@ -56,6 +56,7 @@ class Gateway:
                 exchange.code = CRASH.code
             raise
         finally:
+            request.end()
             self._exchanges.end(exchange)
 
     async def _respond(self, request: Request) -> None:
@@ -71,9 +72,8 @@ class Gateway:
                 message = "the log does not answer; try again"
                 raise HTTPError(503, message, code="log_unavailable", headers=retry_after(2)) from error
         except HTTPError as refusal:
-            request.exchange.status = refusal.status
-            request.exchange.code = refusal.code
             await request.drain()
+            request.exchange.code = refusal.code
             await request.answer(refusal.status, refusal.body(), refusal.headers)
 
     def _log_failed(self, request: Request, error: LogError) -> None:

@@ -368,11 +368,13 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._connections.wait(self)
             self._arrived.set()
 
-    def refuse(self, error: HTTPError, *, lingers: bool = True) -> None:
-        """Answer with an error and close. Without `lingers`, do not wait for the client to close too."""
+    def refuse(self, error: HTTPError, *, lingers: bool = True, to_app: bool = False) -> None:
+        """Answer with an error and close. Without `lingers`, do not wait for the client to close too. With
+        `to_app`, the app has the request, and notes the error."""
         if not self._is_closed:
             self._transport.write(refusal(error))
-            self._connections.refused(error.status, error.code)
+            if not to_app:
+                self._connections.refused(error.status, error.code)
             self.close()
             if not lingers:
                 self._transport.close()

@@ -33,6 +33,10 @@ SetProbe = Callable[[bytes], None]
 WHEN_GONE = "rift.when_gone"
 WhenGone = Callable[[Callable[[], None]], None]
 
+# An extension of our server: return the error that it sent in place of an answer, None if it sent none.
+REFUSED = "rift.refused"
+Refused = Callable[[], HTTPError | None]
+
 # A client's own id is stored and echoed only if it is visible ASCII, without spaces.
 CLIENT_ID = re.compile(r"[!-~]{1,128}")
 
@@ -182,6 +186,13 @@ class Request:
         Call it only after the body was read. A task that awaits `disconnected` would cost more.
         """
         self._scope["extensions"][WHEN_GONE](call)
+
+    def end(self) -> None:
+        """Note in the exchange what the client was answered, if the server did that."""
+        refused: Refused | None = self._scope.get("extensions", {}).get(REFUSED)
+        if refused is not None and (error := refused()) is not None:
+            self.exchange.status = error.status
+            self.exchange.code = error.code
 
     async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
         took_ms = (now_s() - self._began_at_s) * 1000

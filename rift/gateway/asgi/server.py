@@ -39,6 +39,7 @@ from rift.gateway.asgi.connections import (
 from rift.gateway.asgi.errors import CRASH, HTTPError
 from rift.gateway.asgi.request import (
     PROBE,
+    REFUSED,
     WHEN_GONE,
     WRITE_CHUNK,
     Receive,
@@ -242,7 +243,8 @@ class _Protocol(H11Protocol):
 
     async def spawn_app(self, app: None, config: Config, scope: Scope, send: Send) -> Any:
         inbox = self._inbox = _Inbox(partial(self._begin_answer, scope["http_version"]))
-        scope["extensions"] = {**scope.get("extensions", {}), WHEN_GONE: inbox.when_gone}
+        own = {WHEN_GONE: inbox.when_gone, REFUSED: lambda: inbox.refused}
+        scope["extensions"] = {**scope.get("extensions", {}), **own}
         self._spawn(scope, inbox.receive, send)
         return inbox.put
 
@@ -305,15 +307,20 @@ class _Protocol(H11Protocol):
         code, message = REFUSALS.get(status, REFUSALS[400])
         if code == "malformed_http" and self._buffer.problem:
             message = f"{message}: {self._buffer.problem}"
-        self._client.refuse(HTTPError(status, message, code=code))
+        error = HTTPError(status, message, code=code)
+        if self._inbox is not None:
+            self._inbox.refused = error
+        self._client.refuse(error, to_app=self._inbox is not None)
 
 
 class _Inbox:
     """The messages to one request. Unlike a queue it is bounded by bytes, and a body that the app does not
-    read cannot delay the end of the connection. It calls `arrived` when the body is whole."""
+    read cannot delay the end of the connection. It calls `arrived` when the body is whole. `refused` is the
+    error with which the server answered the request, if it did."""
 
     def __init__(self, arrived: Callable[[], None]) -> None:
         self._arrived = arrived
+        self.refused: HTTPError | None = None
         self._body = bytearray()
         self._chunks = 0
         self._is_whole = self._is_read = False

@@ -11,7 +11,7 @@ from rift.gateway.app import Gateway
 from rift.gateway.asgi.errors import ClientGone, HTTPError
 from rift.gateway.asgi.request import Request
 from rift.gateway.exchange import Exchange, Exchanges
-from tests.rift.gateway.asgi.serving import serving
+from tests.rift.gateway.asgi.serving import serving, until
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +51,11 @@ async def answer(request: Request, id: str) -> None:
 
 async def refuse(request: Request, id: str) -> None:
     raise HTTPError(429, "too many", code="queue_full")
+
+
+async def read(request: Request, id: str) -> None:
+    await request.drain()
+    await request.answer(200, {})
 
 
 async def leave(request: Request, id: str) -> None:
@@ -129,3 +134,21 @@ async def test_answers_that_the_app_did_not_give_are_reported() -> None:
         await server.ask(b"GET / HTTP/2.0\r\n\r\n")
         await server.ask(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 20_000 + b"\r\n\r\n")
     assert seen == [(505, "http_version"), (431, "headers_too_large")]
+
+
+async def test_a_request_with_a_malformed_body_is_observed_once_as_it_was_answered() -> None:
+    seen: list[Exchange] = []
+    gateway = ended(read, seen)
+    head = b"GET %b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with serving(gateway) as server:
+        server.connections.refused = gateway._exchanges.refused
+        for path in (b"/v1/x/7", b"/none"):
+            assert (await server.ask(head % path + b"1\r\nx\r\nQ\r\n")).startswith(b"HTTP/1.1 400")
+        # Nobody reads the answer of this one.
+        await (await server.connect(head % b"/none" + b"1\r\nx\r\n")).aclose()
+        await until(lambda: len(seen) >= 3)
+    assert [(one.route, one.status, one.code) for one in seen] == [
+        ("GET /v1/x/{id}", 400, "malformed_http"),
+        ("", 400, "malformed_http"),
+        ("", 0, ""),
+    ]
