@@ -22,7 +22,7 @@ ADMIN = "admin"
 # The roles besides the workers'.
 ROLES = (GATEWAY, CONTROL, SUPERVISOR, OPERATOR, READER, BACKUP, ADMIN)
 
-MAKES_STREAMS = (CONTROL, SUPERVISOR, OPERATOR)
+MAKES_STREAMS = (CONTROL, SUPERVISOR)
 
 # All that reading takes: streams and their states, records, consumers of one's own, and flow control.
 READ = (
@@ -30,14 +30,25 @@ READ = (
     "$JS.API.STREAM.NAMES",
     "$JS.API.STREAM.INFO.*",
     "$JS.API.STREAM.MSG.GET.*",
-    "$JS.API.CONSUMER.CREATE.>",
+    # With its name in the subject: without it, the request itself could name any consumer.
+    "$JS.API.CONSUMER.CREATE.*.>",
     "$JS.API.CONSUMER.DELETE.*.*",
     "$JS.API.CONSUMER.MSG.NEXT.*.*",
     "$JS.FC.>",
 )
 CHANGE_STREAMS = ("$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.UPDATE.*")
 # API calls that read the keys of sealed content.
-READ_SECRETS = (f"STREAM.MSG.GET.{SECRETS}", f"CONSUMER.CREATE.{SECRETS}.>")
+READ_SECRETS = (
+    f"STREAM.MSG.GET.{SECRETS}",
+    f"CONSUMER.CREATE.{SECRETS}.>",
+    f"CONSUMER.MSG.NEXT.{SECRETS}.*",
+)
+# The subjects of a shard's number also match those of other streams, which have fewer parts or other kinds.
+OF_NO_SHARD = (
+    "rift.book.*.*.>",
+    "rift.book.lane.*",
+    *(f"rift.{other}.*.>" for other in ("fleet", "keys", "secret", "ask")),
+)
 # A backup only reads.
 SAVE_STREAMS = ("$JS.API.STREAM.SNAPSHOT.*", "$JS.SNAPSHOT.ACK.>")
 ERASE_KEYS = f"$JS.API.STREAM.MSG.DELETE.{SECRETS}"
@@ -71,7 +82,7 @@ PUBLISH: dict[str, Sequence[str]] = {
         *ASK_STATUS,
     ),
     SUPERVISOR: ("rift.book.*.*", *CHANGE_STREAMS),
-    OPERATOR: ("rift.book.*.*", "rift.ask.*", *CHANGE_STREAMS),
+    OPERATOR: ("rift.book.*.*", "rift.ask.*"),
     READER: ("rift.ask.sql", *ASK_STATUS, *ASK_BILLS),
     BACKUP: SAVE_STREAMS,
 }
@@ -105,7 +116,7 @@ def table(models: Iterable[str]) -> dict[str, Permissions]:
 
 
 def _permissions(role: str, models: Sequence[str]) -> Permissions:
-    denied = _jobs(models)
+    denied = [*OF_NO_SHARD, *_jobs(models)]
     if role in (OPERATOR, READER):
         denied += [f"$JS.API.{path}" for path in READ_SECRETS]
     publish = [*READ, *PUBLISH[role]]
@@ -121,7 +132,7 @@ def _permissions(role: str, models: Sequence[str]) -> Permissions:
 def _worker(model: str, models: Sequence[str]) -> Permissions:
     publish = (*READ, f"rift.*.work.*.{model}", f"rift.fleet.{model}", f"$JS.ACK.*.{worker(model)}.>")
     others = [other for other in models if other != model]
-    return Permissions(publish, [f"{inbox(worker(model))}.>"], _jobs(others))
+    return Permissions(publish, [f"{inbox(worker(model))}.>"], [*OF_NO_SHARD, *_jobs(others)])
 
 
 def _jobs(models: Iterable[str]) -> list[str]:

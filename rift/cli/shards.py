@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from events import shards, subjects
 from events.jetstream import JetStream
 from events.log import LogError
-from rift.broker.roles import OPERATOR
+from rift.broker.roles import CONTROL, OPERATOR
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_config, add_group
 from rift.cli.connection import connected, connected_role, installation, load_settings, with_log
@@ -49,8 +49,8 @@ def add(options: Namespace) -> None:
         async with connected(options, "cli", OPERATOR) as log:
             opened = await shards.count(log)
         wanted = _checked(settings, opened + 1)
-        # As each process does at its start, this creates the streams that the settings name.
-        async with connected_role(options, wanted, "cli", OPERATOR) as log:
+        # As control does at its start, this creates the streams that the settings name. Operators may not.
+        async with connected_role(options, wanted, "cli", CONTROL) as log:
             print(f"shard {opened} is open: stream {subjects.shard_stream(opened)}")
             print(await _supervised(log, opened))
 

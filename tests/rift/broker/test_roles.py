@@ -33,6 +33,21 @@ WRITERS = {
     subjects.fleet(MODEL): {WORKER, CONTROL, SUPERVISOR},
     subjects.fleet(OTHER): {ELSEWHERE, CONTROL, SUPERVISOR},
     subjects.LEADER: {CONTROL},
+    # Subjects of shards, of which the book and others are none.
+    **{
+        f"rift.{kind}.x.{MODEL}": set[str]()
+        for kind in (
+            "book.work",
+            "book.request",
+            "book.cancel",
+            "fleet.work",
+            "keys.work",
+            "secret.work",
+            "ask.work",
+        )
+    },
+    "rift.book.lane.x": set(),
+    "rift.fleet.lane.x": set(),
     **{
         subjects.book(kind, "x"): {OPERATOR, SUPERVISOR}
         for kind in ("account", "key", "limits", "keylimits", "price", "quarantine", "signer")
@@ -54,8 +69,8 @@ WRITERS = {
     },
     f"{ASK}sql": {OPERATOR, READER},
     **{f"{ASK}{topic}": {OPERATOR} for topic in ("close", "seal", "digests", "rebuild")},
-    "$JS.API.STREAM.CREATE.RIFT_9": {CONTROL, SUPERVISOR, OPERATOR},
-    "$JS.API.STREAM.UPDATE.RIFT_0": {CONTROL, SUPERVISOR, OPERATOR},
+    "$JS.API.STREAM.CREATE.RIFT_9": {CONTROL, SUPERVISOR},
+    "$JS.API.STREAM.UPDATE.RIFT_0": {CONTROL, SUPERVISOR},
     "$JS.API.STREAM.PURGE.RIFT_0": {CONTROL},
     "$JS.API.STREAM.MSG.DELETE.RIFT_SECRETS": {GATEWAY, CONTROL},
     "$JS.API.STREAM.MSG.DELETE.RIFT_0": set(),
@@ -65,6 +80,10 @@ WRITERS = {
     "$JS.API.STREAM.SNAPSHOT.RIFT_0": {BACKUP},
     "$JS.API.STREAM.MSG.GET.RIFT_SECRETS": {GATEWAY, CONTROL, SUPERVISOR, WORKER, ELSEWHERE, BACKUP},
     "$JS.API.CONSUMER.CREATE.RIFT_SECRETS.x": {GATEWAY, CONTROL, SUPERVISOR, WORKER, ELSEWHERE, BACKUP},
+    "$JS.API.CONSUMER.MSG.NEXT.RIFT_SECRETS.x": {GATEWAY, CONTROL, SUPERVISOR, WORKER, ELSEWHERE, BACKUP},
+    # Without a name in the subject, the request may name any consumer.
+    "$JS.API.CONSUMER.CREATE.RIFT_SECRETS": set(),
+    "$JS.API.CONSUMER.CREATE.RIFT_0": set(),
     "$JS.API.STREAM.LEADER.STEPDOWN.RIFT_0": set(),
     "$JS.API.CONSUMER.PAUSE.RIFT_0.worker-tiny-1": set(),
     # The consumer that hands out a model's requests.
