@@ -4,7 +4,7 @@ A *position* is a stream's sequence and an index in the record. Sequences of one
 an append that returned is durable; readers see every stored message of their subjects, in order.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -23,6 +23,9 @@ API_TIMEOUT_S = 5.0
 
 # A whole day's log of one lane takes seconds to read; after this time the broker is not answering.
 SCAN_TIMEOUT_S = 30.0
+
+# The states of a server that holds a stream, the best first.
+SERVER_STATES = ("leader", "current", "behind", "silent", "leaderless")
 
 
 class LogError(EventsError):
@@ -175,6 +178,10 @@ class Log(Protocol):
     async def capacity_bytes(self, stream: str) -> int:
         """Return how many bytes the stream can hold in total."""
 
+    async def stream_servers(self, stream: str) -> Mapping[str, str]:
+        """Return each server that holds the stream, as leader, current, behind or silent, or all as
+        leaderless. The result is empty for a broker of one server."""
+
     def follow(
         self, stream: str, subjects: Sequence[str], *, after: int, pace_s: float = 0.0
     ) -> AbstractAsyncContextManager[Follower]:
@@ -245,3 +252,12 @@ async def append_until_known(log: Log, stream: str, subject: str, data: bytes, *
         if now_s() > deadline:
             raise unknown
         await anyio.sleep(REPEAT_S)
+
+
+def worst_states(streams: Iterable[Mapping[str, str]]) -> Mapping[str, str]:
+    """Return the worst state of each server over streams."""
+    worst: dict[str, str] = {}
+    for servers in streams:
+        for server, state in servers.items():
+            worst[server] = max(worst.get(server, state), state, key=SERVER_STATES.index)
+    return dict(sorted(worst.items()))

@@ -259,8 +259,6 @@ class JetStream:
         return int((await self._api(f"STREAM.INFO.{stream}"))["config"]["max_bytes"])
 
     async def stream_servers(self, stream: str) -> Mapping[str, str]:
-        """Return each server that holds the stream, as leader, current, behind or silent, or all as
-        leaderless. The result is empty for a broker of one server."""
         return servers((await self._api(f"STREAM.INFO.{stream}")).get("cluster", {}))
 
     # --- readers and deliveries ------------------------------------------------------------------

@@ -116,7 +116,7 @@ def compare(name: str, current: dict[str, Any], required: dict[str, Any]) -> Non
 
 
 def servers(cluster: dict[str, Any]) -> Mapping[str, str]:
-    """Return the state of each server that JetStream names for a stream; see `JetStream.stream_servers`."""
+    """Return the state of each server that JetStream names for a stream; see `Log.stream_servers`."""
     peers = cluster.get("replicas") or ()
     if peers and not cluster.get("leader"):
         # Without a leader, another server answers. It has not heard from the others, and also names itself.

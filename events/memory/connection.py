@@ -1,6 +1,6 @@
 """A process's connection to the streams in memory."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -187,6 +187,10 @@ class MemoryLog:
 
     async def capacity_bytes(self, stream: str) -> int:
         return (await self._ask(stream)).bytes_max
+
+    async def stream_servers(self, stream: str) -> Mapping[str, str]:
+        await self._ask(stream)
+        return {}
 
     async def _ask(self, stream: str) -> Stream:
         """Return a stream once a request has reached its leader. Raises LogError."""

@@ -13,12 +13,12 @@ import anyio
 import anyio.to_thread
 
 from events.clock import now_s
-from events.log import Log, LogError
+from events.log import Log, LogError, worst_states
 from rift.log_disk.reserve import Reserve
 
 logger = logging.getLogger(__name__)
 
-# Two questions to the broker for each stream, as seldom as Prometheus usually scrapes.
+# Three questions to the broker for each stream, as seldom as Prometheus usually scrapes.
 SAMPLE_S = 10.0
 
 # The heads of a stream that are remembered while its projection is behind: an hour of them; then every second
@@ -60,6 +60,7 @@ class Samples:
     def __init__(self, log: Log, database: Path, reserve: Reserve | None) -> None:
         self.heads: dict[str, Heads] = {}
         self.room_bytes: dict[str, int] = {}
+        self.servers: Mapping[str, str] = {}
         self.disk = DiskSample(0)
         self._log = log
         self._database = database
@@ -82,10 +83,13 @@ class Samples:
 
     async def take(self, streams: Iterable[str]) -> None:
         """Take one sample. Raises LogError, OSError."""
+        servers = []
         for stream in streams:
             last = await self._log.last_sequence(stream)
             self.heads.setdefault(stream, Heads()).see(last, now_s())
             self.room_bytes[stream] = await self._log.room_bytes(stream)
+            servers.append(await self._log.stream_servers(stream))
+        self.servers = worst_states(servers)
         self.disk = await anyio.to_thread.run_sync(self._disk, abandon_on_cancel=True)
         self._sampled_at_s = now_s()
 

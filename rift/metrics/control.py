@@ -205,6 +205,12 @@ def _of_disks(samples: Samples) -> Sequence[Collector]:
             ("stream",),
         ),
         _gauge(
+            "brokers",
+            "1 for the state of each server of a cluster, the worst over all streams.",
+            lambda: dict.fromkeys(samples.servers.items(), 1),
+            ("server", "state"),
+        ),
+        _gauge(
             "log_disk_free_bytes",
             "Free bytes of the embedded broker's disk, without the reserve.",
             optional(lambda: samples.disk.free_bytes),

@@ -1,6 +1,8 @@
 """What control counts and samples for its metrics."""
 
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -17,6 +19,7 @@ from rift.control.duties.janitor import Janitor
 from rift.control.leader import Elections
 from rift.control.samples import Heads
 from rift.control.sql.host import SqlHost
+from rift.metrics import control
 from rift.rpc import QuestionRefused
 
 DECIDED = ScaleDecided(
@@ -45,6 +48,26 @@ def test_a_lag_is_as_old_as_the_oldest_head_that_is_not_applied() -> None:
         heads.see(41 + number, 31.0 + number)
         assert len(heads._seen) <= samples.HEADS_MAX
     assert heads.waited_s(39, 1000.0) == 970.0
+
+
+class Cluster(MemoryLog):
+    async def stream_servers(self, stream: str) -> Mapping[str, str]:
+        if stream == subjects.BOOK:
+            return {"a": "current", "b": "silent", "c": "leader"}
+        return {"a": "leader", "b": "current", "c": "current"}
+
+
+@pytest.mark.anyio
+async def test_a_server_is_as_bad_as_in_its_worst_stream(tmp_path: Path) -> None:
+    async with anyio.create_task_group() as tasks:
+        log = Cluster(MemoryBroker(tasks, lambda: 1))
+        sampled = samples.Samples(log, tmp_path / "none", None)
+        await sampled.take([subjects.FLEET, subjects.BOOK])
+        assert sampled.servers == {"a": "current", "b": "silent", "c": "current"}
+        (gauge,) = [each for each in control._of_disks(sampled) if "brokers" in str([*each.collect()])]
+        (family,) = gauge.collect()
+        assert {tuple(each.labels.values()) for each in family.samples} == {*sampled.servers.items()}
+        tasks.cancel_scope.cancel()
 
 
 def test_the_fleet_is_counted_from_the_start_of_the_process() -> None:

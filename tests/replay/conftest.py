@@ -1,7 +1,7 @@
 """A scribe that writes histories, random histories, and an in-memory log that holds them in lists."""
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -303,6 +303,9 @@ class ListLog:
         return 1 << 40
 
     capacity_bytes = room_bytes
+
+    async def stream_servers(self, stream: str) -> Mapping[str, str]:
+        return {}
 
     async def scan(
         self, stream: str, subjects: Sequence[str], *, first: int, target: int

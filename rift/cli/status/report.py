@@ -14,7 +14,7 @@ from events import shards, subjects
 from events.contracts import LANE_SILENT_S, SECOND_NS
 from events.fleet import Fleet
 from events.jetstream import JetStream
-from events.log import LogError
+from events.log import LogError, worst_states
 from rift.rpc import (
     AnyQuestion,
     AskLanes,
@@ -43,9 +43,6 @@ BEHIND_S = 1.0
 # A failed start of a model that is scaled to zero is no longer a problem after this time: while requests wait
 # for the model, its start is tried every ten minutes.
 FAILED_START_S = 3600.0
-
-# The states of a stream's server, the best first.
-SERVER_STATES = ("leader", "current", "behind", "silent", "leaderless")
 
 Rows = list[dict[str, Any]]
 Part = TypeVar("Part")
@@ -116,17 +113,15 @@ class _Asked:
 
     async def _servers(self) -> Mapping[str, str]:
         """Return the worst state of each server of a cluster over all streams; empty for a single server."""
-        worst: dict[str, str] = {}
+        states: list[Mapping[str, str]] = []
 
         async def add(stream: str) -> None:
-            servers = await self._within(lambda: self._log.stream_servers(stream), stream)
-            for server, state in (servers or {}).items():
-                worst[server] = max(worst.get(server, state), state, key=SERVER_STATES.index)
+            states.append(await self._within(lambda: self._log.stream_servers(stream), stream) or {})
 
         async with anyio.create_task_group() as tasks:
             for stream in self._streams:
                 tasks.start_soon(add, stream)
-        return dict(sorted(worst.items()))
+        return worst_states(states)
 
     # --- control -------------------------------------------------------------------------------------
 
