@@ -53,8 +53,8 @@ def pieces(path: Path) -> Iterator[bytes]:
 def copy(source: Path, path: Path) -> File:
     """Copy a file, and return its size and its digest. An interrupted copy never has the name `path`."""
     part = path.with_name(f"{path.name}.part")
-    with writing(part) as output:
-        for piece in pieces(source):
+    with source.open("rb") as read, writing(part) as output:
+        while piece := read.read(PIECE_BYTES):
             output.write(piece)
         copied = output.finish()
     part.replace(path)

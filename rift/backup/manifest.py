@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from events.jetstream import Snapshot
 from replay.archive.manifest import File, measure
 from rift import __version__
+from rift.backup import files
 from rift.backup.files import BackupError
 
 Decoded = TypeVar("Decoded")
@@ -33,6 +35,7 @@ class Backup(msgspec.Struct, frozen=True):
     """One complete backup. `run` is the folder of its files; `files` are all of them, with their paths.
 
     `archived` is the last archived sequence of each stream. `installation` tells installations apart.
+    `sha256` is the digest of the manifest's own bytes without these digits.
     """
 
     format: int
@@ -46,6 +49,7 @@ class Backup(msgspec.Struct, frozen=True):
     streams: dict[str, Snapshot]
     archived: dict[str, int]
     files: dict[str, File]
+    sha256: str = ""
 
     @property
     def positions(self) -> dict[str, int]:
@@ -67,6 +71,13 @@ def installation_of(secret: bytes) -> str:
     return hmac.new(secret, b"backup", hashlib.sha256).hexdigest()
 
 
+def write(folder: Path, complete: Backup) -> Backup:
+    """Write a manifest in one step, and return it with its digest."""
+    digested = replace(complete, sha256=hashlib.sha256(_encoded(complete)).hexdigest())
+    files.write(folder / MANIFEST, _encoded(digested))
+    return digested
+
+
 def read(folder: Path) -> Backup:
     """Return the manifest of a backup that this Rift can read. Raises BackupError."""
     path = folder / MANIFEST
@@ -85,7 +96,15 @@ def read(folder: Path) -> Backup:
             f"{folder} was made by Rift {head.rift}, which is newer than this Rift {__version__}: restore it "
             f"with Rift {head.rift}"
         )
-    return _decoded(path, data, Backup)
+    backup = _decoded(path, data, Backup)
+    if (
+        backup.sha256
+        and hashlib.sha256(data.replace(backup.sha256.encode(), b"")).hexdigest() != backup.sha256
+    ):
+        raise BackupError(
+            f"{path} is damaged: its bytes have another SHA-256; use another copy of the backup"
+        )
+    return backup
 
 
 def damage(folder: Path, manifest: Backup, *, left_out: str = "") -> Iterator[str]:
@@ -106,6 +125,10 @@ def damage(folder: Path, manifest: Backup, *, left_out: str = "") -> Iterator[st
 def numbers(version: str) -> list[int]:
     """Return a version for comparisons."""
     return [int(part) for part in re.findall(r"\d+", version)][:3]
+
+
+def _encoded(backup: Backup) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(backup))
 
 
 def _decoded(path: Path, data: bytes, kind: type[Decoded]) -> Decoded:

@@ -100,7 +100,7 @@ async def _restore_log(
     async with broker.opened(target, notify) as log:
         await streams.check_broker(log, saved)
         await streams.restore(log, backup, saved, settings.log_replicas, notify)
-        notify("continuing the log from the archive, and building the database")
+        notify("completing the log, and building the database")
         continued = await continuation.continue_log(log, saved, archive, installation, settings)
         if settings.shards is not None and settings.shards <= continued.shard:
             # No process starts with fewer than the log has.

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 from anyio import to_thread
 
 from events.contracts import SECOND_NS
@@ -123,7 +122,7 @@ async def _save(source: Source, folder: Path, earlier: Backup | None, content_ke
         archived=archive.archived,
         files=saved | archive.files,
     )
-    files.write(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(complete)))
+    complete = manifest.write(folder, complete)
     written = sum(file.bytes for file in saved.values()) + archive.copied_bytes
     return Saved(complete, archive.copied, written)
 

@@ -110,6 +110,11 @@ async def test_a_damaged_backup_is_refused_before_anything_is_made(site: Site, t
         with pytest.raises(BackupError, match=f"{path.name} cannot be read"):
             await restored(site, tmp_path / "backup")
         path.write_bytes(content)
+    path = tmp_path / "backup" / "backup.json"
+    # The manifest of a backup without this stream would be a valid one.
+    path.write_bytes(path.read_bytes().replace(b'"RIFT_0"', b'"RIFT_8"'))
+    with pytest.raises(BackupError, match=r"backup.json is damaged: its bytes have another SHA-256"):
+        await restored(site, tmp_path / "backup")
     assert not (tmp_path / "new").exists()
 
 

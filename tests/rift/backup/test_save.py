@@ -9,7 +9,7 @@ import pytest
 
 from events import shards
 from replay.disk import DiskRefused
-from rift.backup import manifest, save, streams
+from rift.backup import files, manifest, save, streams
 from rift.backup.files import BackupError
 from rift.data_dir import DataDir
 from tests.rift.backup.conftest import Site
@@ -47,6 +47,12 @@ async def test_a_backup_is_for_its_owner_only(site: Site, tmp_path: Path) -> Non
     await save.save(site.source, tmp_path / "backup")
     for path in (tmp_path / "backup", *(tmp_path / "backup").rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_file_that_does_not_exist_leaves_no_trace(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.copy(tmp_path / "dev.key", tmp_path / "copy")
+    assert not list(tmp_path.iterdir())
 
 
 async def test_an_interrupted_backup_leaves_the_earlier_one(
