@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 from urllib.parse import ParseResult
 
+import nats.errors
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
+from nats.protocol.parser import PERMISSIONS_ERR
 
 # Beyond this the library's writer waits for the socket, as its transport does by default.
 UNSENT_BYTES_MAX = 64 * 1024
@@ -38,6 +40,18 @@ class DirectClient(Client):
     def has_unsent(self) -> bool:
         """Whether bytes wait here, or may wait, because there is no socket that takes them."""
         return not self.is_connected or bool(self._pending) or self._transport.has_unsent
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Reconnect after an error with which the broker ends the connection, such as a user without rights.
+
+        The library closes the client for good, so the process would never return if the error is mended.
+        """
+        if PERMISSIONS_ERR in err_msg or not self.is_connected:
+            await super()._process_err(err_msg)
+            return
+        error = nats.errors.Error(f"nats: {err_msg}")
+        await self._error_cb(error)
+        await self._process_op_err(error)
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         if not self.is_connected or not self._transport.is_writable:

@@ -98,9 +98,10 @@ async def test_a_message_is_parsed_however_its_bytes_arrive() -> None:
     assert taken == [b"hello", b"yo"]
 
 
-async def test_bytes_that_are_no_protocol_end_the_connection_and_another_one_is_made() -> None:
+@pytest.mark.parametrize("end", [b"nonsense\r\n", b"-ERR 'Authorization Violation'\r\n"])
+async def test_bytes_that_end_the_connection_are_followed_by_another_one(end: bytes) -> None:
     async with connection(error_cb=ignore) as (server, client):
-        (await is_read_directly(server)).write(b"nonsense\r\n")
+        (await is_read_directly(server)).write(end)
         await server.connected(2)
         with anyio.fail_after(DEADLINE_S):
             while not client.is_connected:  # noqa: ASYNC110
