@@ -18,7 +18,7 @@ integers there. Nothing here may depend on the content of records.
     wire            JetStream's subjects, headers and statuses
 """
 
-from events.jetstream.access import Access, connect
+from events.jetstream.access import Access, AccessRefused, connect
 from events.jetstream.broker_check import BrokerCheck, BrokerUnreadable, MonitorSilent, ask_monitor
 from events.jetstream.connection import JetStream
 from events.jetstream.snapshots import Snapshot
@@ -26,6 +26,7 @@ from events.jetstream.streams import InvalidBroker
 
 __all__ = [
     "Access",
+    "AccessRefused",
     "BrokerCheck",
     "BrokerUnreadable",
     "InvalidBroker",

@@ -48,12 +48,30 @@ def _context(folder: Path) -> ssl.SSLContext:
     return context
 
 
+class AccessRefused(LogError):
+    """A broker is there, and it refuses this process, or this process does not trust it."""
+
+
+def _unconnected(url: str, access: Access, problem: Exception) -> LogError:
+    if isinstance(problem, ssl.SSLCertVerificationError):
+        known = "this machine" if access.tls is None else f"{access.tls}/ca.pem"
+        return AccessRefused(
+            f"the NATS server at {url} has a certificate that {known} does not confirm: {reason(problem)}"
+        )
+    # A broker that refuses a password closes the socket, often before its reason was read.
+    is_ended = isinstance(problem, BrokenPipeError | ConnectionResetError)
+    if is_ended or "authorization violation" in str(problem).lower():
+        who = "a process without user and password" if access.user is None else f"user {access.user}"
+        return AccessRefused(f"the NATS server at {url} refuses {who}: {reason(problem)}")
+    return LogError(f"no NATS server answers at {url}: {reason(problem)}")
+
+
 async def connect(url: str, access: Access, *, name: str) -> JetStream:
     """Return the log at `url` (several with commas), which reconnects while it is open. Raises LogError."""
     try:
         options = access.options()
     except OSError as error:  # those of TLS are among them
-        raise LogError(f"the certificates in {access.tls} cannot be used: {reason(error)}") from error
+        raise AccessRefused(f"the certificates in {access.tls} cannot be used: {reason(error)}") from error
     opened = JetStream()
     addresses = url.split(",")
     opened.untried = len(addresses)
@@ -82,6 +100,5 @@ async def connect(url: str, access: Access, *, name: str) -> JetStream:
     if not opened.is_connected:
         with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_S):
             await opened.close()
-        problem = "no answer" if opened.problem is None else reason(opened.problem)
-        raise LogError(f"no NATS server answers at {url}: {problem}")
+        raise _unconnected(url, access, opened.problem or TimeoutError("no answer"))
     return opened

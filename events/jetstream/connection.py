@@ -22,7 +22,7 @@ from events.jetstream.polling_reader import PollingReader
 from events.jetstream.push_reader import LiveSource, PushReader
 from events.jetstream.request_reply import Replies
 from events.jetstream.streams import InvalidBroker, compare, extended, servers, stream_configs
-from events.jetstream.wire import ApiError
+from events.jetstream.wire import ERR_STREAM_NOT_FOUND, ApiError
 from events.log import (
     API_TIMEOUT_S,
     ForeignDelivery,
@@ -46,7 +46,6 @@ INBOX = "_INBOX."
 # Closing a reader may take this long before the process continues without it.
 CLOSE_S = 1.0
 
-ERR_STREAM_NOT_FOUND = 10059
 ERR_NO_MESSAGE = 10037
 # The sequence has no message; or its message was deleted.
 ERR_NO_SUCH_SEQUENCE = (10043, 10057)

@@ -19,12 +19,19 @@ PULL_ENDED = ("404", "408")
 HEARTBEAT = "100"
 
 
+ERR_STREAM_NOT_FOUND = 10059
+
+
 class ApiError(LogError):
     """JetStream refused a request of its API."""
 
     def __init__(self, path: str, error: dict[str, Any]) -> None:
-        super().__init__(f"{path}: {error.get('description')}")
         self.err_code = error.get("err_code")
+        is_empty = self.err_code == ERR_STREAM_NOT_FOUND
+        hint = (
+            "; control opens the streams at its start: start it, or wait until it leads" if is_empty else ""
+        )
+        super().__init__(f"{path}: {error.get('description')}{hint}")
 
 
 def status(message: Msg) -> str | None:

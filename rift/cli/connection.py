@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from events.jetstream import JetStream, connect
+from events.jetstream import AccessRefused, JetStream, connect
 from events.log import LogError, NoResponders
 from replay.archive.folder import ArchiveFolder
 from replay.sql_files import substituted
@@ -68,6 +68,10 @@ async def connected(options: Namespace, name: str, role: str) -> AsyncIterator[J
     address = installation(options).log_address(options.nats, os.environ)
     try:
         log = await connect(address.url, address.access(role), name=name)
+    except AccessRefused as error:
+        raise LogError(
+            f"{error}; RIFT_NATS_CREDENTIALS and RIFT_NATS_TLS name the folders of its password and of ca.pem"
+        ) from error
     except LogError as error:
         raise LogError(f"{error}; if Rift is not running, start it with `rift up`") from error
     try:

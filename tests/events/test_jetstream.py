@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from ssl import SSLCertVerificationError
 from typing import Any
 
 import anyio
@@ -15,12 +16,12 @@ import pytest
 
 from events import subjects
 from events.contracts import ACK_WAIT_S
-from events.jetstream import Access, InvalidBroker, JetStream, appends, connect, push_reader
+from events.jetstream import Access, AccessRefused, InvalidBroker, JetStream, appends, connect, push_reader
 from events.jetstream import access as jetstream_access
 from events.jetstream import connection as jetstream
 from events.jetstream.deliveries import PULL_EXPIRES_S
 from events.jetstream.streams import servers
-from events.log import LogError, LogFull, NoResponders, OutcomeUnknown, Stored, append_until_known
+from events.log import LogFull, NoResponders, OutcomeUnknown, Stored, append_until_known
 from events.subjects import Address
 from tests.chaos.rig import free_port
 from tests.conftest import Server
@@ -171,8 +172,15 @@ def test_a_server_that_was_never_heard_is_silent() -> None:
 
 @pytest.mark.parametrize("access", [Access(), Access(token="wrong"), Access(user="admin", password="wrong")])
 async def test_a_wrong_password_is_refused(server: Any, access: Access) -> None:
-    with pytest.raises(LogError, match="no NATS server answers"):
+    with pytest.raises(AccessRefused, match=r"refuses (a process without user and password|user admin): "):
         await connect(server.address.url, access, name="intruder")
+
+
+def test_a_certificate_that_is_not_trusted_is_no_silent_server() -> None:
+    untrusted = SSLCertVerificationError(1, "certificate verify failed")
+    error = jetstream_access._unconnected("nats://a:1", Access(tls="/tls"), untrusted)
+    assert isinstance(error, AccessRefused)
+    assert "has a certificate that /tls/ca.pem does not confirm: certificate verify failed" in str(error)
 
 
 async def test_free_slots_are_filled_at_once(log: JetStream) -> None:

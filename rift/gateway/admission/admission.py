@@ -87,5 +87,6 @@ class Admission:
     def _unknown_model(self, model: str, key: str) -> HTTPError:
         priced = [name for name in self._config.models if self._book.price(name)]
         known = ", ".join(name for name in priced if self.auth.may_use(name, key))
-        message = f"model {model!r} is not known here; known: {known}"
+        none = "none for this key" if priced else "none, because no price list is in force"
+        message = f"model {model!r} is not known here; known: {known or none}"
         return HTTPError(404, message, code="model_not_found", param="model")
