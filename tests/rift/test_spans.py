@@ -1,5 +1,9 @@
 """`rift spans`: its options, and how it sends to a collector that is busy, wrong or away."""
 
+import contextlib
+import socket
+import threading
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 
@@ -45,7 +49,19 @@ def test_a_busy_collector_gets_the_message_again(served: Collecting, monkeypatch
     assert headers["content-type"] == "application/json"
 
 
-@pytest.mark.parametrize("answer", [b"", b"{}", b"null", b'{"partialSuccess": {}}', b"\x0a\x00", b"[1]"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"{}",
+        b"null",
+        b'{"partialSuccess": {}}',
+        b'{"partialSuccess": {"rejectedSpans": 1e999}}',
+        b"\x0a\x00",
+        b"[1]",
+        b"[" * 60_000,
+    ],
+)
 def test_a_collector_that_rejects_nothing_is_no_complaint(served: Collecting, answer: bytes) -> None:
     served.answers = [(200, {}, answer)]
     assert send(f"{served.url}/other/path").complaint == ""
@@ -70,6 +86,26 @@ def test_a_collector_that_is_away_is_named(served: Collecting, monkeypatch: pyte
     monkeypatch.setattr(module, "PAUSE_MAX_S", 0.0)
     with pytest.raises(CommandFailed, match=r"http://127\.0\.0\.1:1/v1/traces does not answer"):
         send("http://127.0.0.1:1")
+
+
+def test_a_collector_whose_answer_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEND_S", 0.2)
+    monkeypatch.setattr(module, "TRIES_MAX", 1)
+
+    def trickle(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client, contextlib.suppress(OSError):
+            client.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n")
+            while True:
+                client.sendall(b"x")
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=trickle, args=(listener,), daemon=True)
+        thread.start()
+        with pytest.raises(CommandFailed, match="does not answer"):
+            send(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join(5)
 
 
 @pytest.mark.parametrize(

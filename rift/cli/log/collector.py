@@ -54,8 +54,9 @@ class Collector:
             for tries in range(1, TRIES_MAX + 1):
                 pause_s = float(2 ** (tries - 1))
                 try:
-                    status, answer, wait = await _post(client, self.url, content)
-                except httpx.HTTPError as error:
+                    with anyio.fail_after(SEND_S):
+                        status, answer, wait = await _post(client, self.url, content)
+                except (httpx.HTTPError, TimeoutError) as error:
                     problem = f"does not answer: {reason(error)}"
                 else:
                     if 200 <= status < 300:
@@ -75,7 +76,7 @@ class Collector:
         try:
             partial = json.loads(answer or b"{}")["partialSuccess"]
             self._rejected += int(partial.get("rejectedSpans", 0))
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             # Most collectors answer with an empty message.
             return
         if self._rejected:
