@@ -66,7 +66,8 @@ class RequestLog:
             "model": exchange.model,
             "prompt_tokens": exchange.prompt_tokens,
             "output_tokens": exchange.output_tokens,
-            "first_token_ms": _ms(first_ns - exchange.started_ns) if first_ns else 0,
+            # A repeated or resumed answer had its first token before this request.
+            "first_token_ms": _ms(max(0, first_ns - exchange.started_ns)),
         }
         known = _known(fields)
         known["total_ms"] = _ms(exchange.ended_ns - exchange.started_ns)

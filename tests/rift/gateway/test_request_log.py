@@ -40,6 +40,9 @@ async def test_a_request_has_one_line(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(9):
         log.observe(exchange)
     assert len(caplog.records) == 10, "accepted requests are not sampled"
+    exchange.started_ns = 2_000_000_000
+    log.observe(exchange)
+    assert "first_token_ms" not in fields(caplog)[-1], "the answer of an earlier request is repeated"
     log.observe(Exchange(0, route="POST /v1/inference", account="acme"))
     assert caplog.records[-1].getMessage() == "client left before the answer"
 
