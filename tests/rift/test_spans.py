@@ -85,7 +85,7 @@ def test_a_wrong_address_is_not_tried_again(served: Collecting) -> None:
 def test_a_collector_that_is_away_is_named(served: Collecting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_MAX_S", 0.0)
     with pytest.raises(CommandFailed, match=r"http://127\.0\.0\.1:1/v1/traces does not answer"):
-        send("http://127.0.0.1:1")
+        send("http://user:password@127.0.0.1:1")
 
 
 def test_a_collector_whose_answer_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,11 @@ SHOWN_CHARACTERS = 200
 
 
 class Collector:
-    """`complaint` is what the collector said of spans that it rejected, for the end of a line."""
+    """`shown` is its address without a password; `complaint` is what the collector said of spans that it rejected, for the end of a line."""
 
     def __init__(self, url: httpx.URL, headers: dict[str, str]) -> None:
-        self.url = url
+        self._url = url
+        self.shown = url.copy_with(userinfo=b"")
         self.complaint = ""
         self._headers = headers
         self._rejected = 0
@@ -55,7 +56,7 @@ class Collector:
                 pause_s = float(2 ** (tries - 1))
                 try:
                     with anyio.fail_after(SEND_S):
-                        status, answer, wait = await _post(client, self.url, content)
+                        status, answer, wait = await _post(client, self._url, content)
                 except (httpx.HTTPError, TimeoutError) as error:
                     problem = f"does not answer: {reason(error)}"
                 else:
@@ -64,13 +65,13 @@ class Collector:
                     problem = f"answered {status}: {_shown(answer)}"
                     if status not in BUSY:
                         raise CommandFailed(
-                            f"the collector at {self.url} {problem}; --otlp needs its address for OTLP over "
+                            f"the collector at {self.shown} {problem}; --otlp needs its address for OTLP over "
                             f"HTTP, which usually has port 4318 and path {PATH}"
                         )
                     pause_s = float(wait) if wait.isdecimal() else pause_s
                 if tries < TRIES_MAX:
                     await anyio.sleep(min(pause_s, PAUSE_MAX_S))
-        raise CommandFailed(f"the collector at {self.url} {problem}, after {TRIES_MAX} tries")
+        raise CommandFailed(f"the collector at {self.shown} {problem}, after {TRIES_MAX} tries")
 
     def _note(self, answer: bytes) -> None:
         try:

@@ -68,7 +68,7 @@ def spans(options: Namespace) -> None:
         return
     collector = Collector.at(options.otlp)
     done = with_log(options, partial(_export, window, collector.send))
-    print(f"exported {done} to {collector.url}{collector.complaint}")
+    print(f"exported {done} to {collector.shown}{collector.complaint}")
 
 
 def _window(options: Namespace) -> Window:
