@@ -26,7 +26,8 @@ SHOWN_CHARACTERS = 200
 
 
 class Collector:
-    """`shown` is its address without a password; `complaint` is what the collector said of spans that it rejected, for the end of a line."""
+    """`shown` is its address without a password. `complaint` is what it said of spans that it rejected, for the
+    end of a line."""
 
     def __init__(self, url: httpx.URL, headers: dict[str, str]) -> None:
         self._url = url
@@ -65,8 +66,8 @@ class Collector:
                     problem = f"answered {status}: {_shown(answer)}"
                     if status not in BUSY:
                         raise CommandFailed(
-                            f"the collector at {self.shown} {problem}; --otlp needs its address for OTLP over "
-                            f"HTTP, which usually has port 4318 and path {PATH}"
+                            f"the collector at {self.shown} {problem}; --otlp needs its address for OTLP "
+                            f"over HTTP, which usually has port 4318 and path {PATH}"
                         )
                     pause_s = float(wait) if wait.isdecimal() else pause_s
                 if tries < TRIES_MAX:
