@@ -33,6 +33,7 @@ from events.schema import SegmentSealed
 from events.subjects import Address
 from replay.archive.archive import Archive, SealedRecord
 from replay.archive.manifest import Manifest
+from replay.archive.signatures import is_valid
 from replay.disk import naming, replacing
 from replay.errors import ReplayError
 
@@ -189,9 +190,11 @@ def _write(
             file.writelines(_line(stream=stream, manifest=manifest.text) for manifest in chain)
     with (folder / "signatures.jsonl").open("wb") as file:
         for stream, chain in chains.items():
-            shown = {segment.sha256 for segment in chain}
-            signed = [one for one in anchors.get(stream, ()) if one.signature and one.manifest in shown]
-            for one in signed[-1:]:
+            shown = {(segment.last, segment.sha256) for segment in chain}
+            named = [one for one in anchors.get(stream, ()) if (one.last, one.manifest) in shown]
+            # Not only control can append an anchor, but only control can sign one.
+            newest = sorted(named, key=lambda one: one.last, reverse=True)
+            if (one := next(filter(is_valid, newest), None)) is not None:
                 file.write(_line(**{name: getattr(one, name) for name in SIGNED}))
     with (folder / "records.jsonl").open("wb") as records, (folder / "proofs.jsonl").open("wb") as proofs:
         parts: dict[str, _Book | _Shard] = {**shards, subjects.BOOK: book}

@@ -225,6 +225,7 @@ class Signatures:
         self.published: set[str] = set()
         self.used: set[str] = set()
         self.wrong: list[str] = []
+        self.missing: list[str] = []  # what is not signed although a key is published
         self.count = 0
 
     def add(self, at: str, signed: Any, lines: list[str]) -> None:
@@ -246,6 +247,7 @@ class Signatures:
             yield "signatures: none in this export"
         elif Ed25519PublicKey is None:
             yield f"signatures: {self.count}, not checked: install the package cryptography"
+        yield from (f"signatures: a key is in the book, but not signed: {what}" for what in self.missing)
         for key in sorted(self.used):
             book = "" if key in self.published else ", which is not in the book up to here"
             yield f"signatures: valid, by key {key}{book}"
@@ -341,8 +343,11 @@ class Audit:
                     continue
                 if root != self.chain.hashes.get((stream, event["positions"][stream])):
                     self.wrong.append(f"{self.at}: {event['period']} was closed with another log of {stream}")
-            if event.get("signature"):
-                self.signatures.add(self.at, event, closed_lines(event))
+            if self.book.closed[event["period"]] is event:
+                if event.get("signature"):
+                    self.signatures.add(self.at, event, closed_lines(event))
+                elif self.signatures.published:
+                    self.signatures.missing.append(f"the close of {event['period']}")
         if event["type"] == "SigningKeyPublished":
             self.signatures.published.add(event["key"])
         return event["type"] in SHARED or bool(event["account"] == self.account)
@@ -376,11 +381,17 @@ class Audit:
 
     def check_signatures(self) -> None:
         """Check the last signed manifest of each chain, and the signed closes of months in the book."""
+        reached: dict[str, int] = {}
         if Path(self.folder, "signatures.jsonl").exists():
             for row in self.read("signatures.jsonl"):
                 if row["manifest"] != self.chain.hashes.get((row["stream"], row["last"])):
                     self.wrong.append(f"{self.at}: it signs a manifest that is not in the chain")
                 self.signatures.add(self.at, row, ["rift segment", row["manifest"]])
+                reached[row["stream"]] = row["last"]
+        if self.signatures.published:
+            for stream, last in self.chain.reached.items():
+                if reached.get(stream, 0) < last:
+                    self.signatures.missing.append(f"{stream} from {reached.get(stream, 0) + 1} to {last}")
         self.wrong += self.signatures.wrong
 
     def charges(self) -> Iterator[AuditedCharge]:

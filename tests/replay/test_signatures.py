@@ -10,8 +10,10 @@ from msgspec.structs import replace
 from events.schema import PeriodClosed, SegmentSealed, SigningKeyPublished
 from replay import auditor
 from replay.archive.signatures import SigningKey, is_valid, signed
+from tests.replay import audits
 from tests.replay.audits import exported, ordinary, run
 from tests.replay.conftest import Scribe
+from tests.replay.sealed import SealedLists
 
 KEY, OTHER = SigningKey(b"k" * 32), SigningKey(b"o" * 32)
 SEGMENT = SegmentSealed(id="segment.RIFT_0.1", stream="RIFT_0", first=1, last=9, manifest="a" * 64)
@@ -93,3 +95,47 @@ def test_without_the_package_the_auditor_says_so(
     assert "signatures: 3, not checked: install the package cryptography" in said
     (folder / "signatures.jsonl").unlink()
     assert run(folder, capsys)[0] == 0
+
+
+def test_the_auditor_names_what_is_not_signed(
+    folder: Path, capsys: pytest.CaptureFixture[str], scribe: Scribe, tmp_path: Path
+) -> None:
+    path = folder / "signatures.jsonl"
+    first, *others = path.read_text().splitlines(keepends=True)
+    stream, last = json.loads(first)["stream"], json.loads(first)["last"]
+    path.write_text("".join(others))
+    status, said = run(folder, capsys)
+    assert status == 0, said
+    assert f"signatures: a key is in the book, but not signed: {stream} from 1 to {last}\n" in said
+    path.unlink()
+    assert run(folder, capsys)[1].count("but not signed") == 2
+    scribe.book(replace(CLOSE, id="period.x", period="2023-09", positions={}, roots={}))
+    # A close that does not count is no reason to refuse a bill.
+    scribe.book(replace(CLOSE, id="period.y", period="2023-10", positions={}, roots={}, signature="00" * 64))
+    status, said = run(exported(scribe, tmp_path / "later", KEY), capsys)
+    assert (status, said.count("but not signed")) == (0, 1), said
+    assert "but not signed: the close of 2023-09\n" in said
+
+
+def test_an_export_shows_the_newest_signature_that_is_valid(
+    scribe: Scribe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may append to the book could add anchors of segments again."""
+    honest = audits.anchors
+
+    def anchors(archive: SealedLists, key: SigningKey | None) -> dict[str, list[SegmentSealed]]:
+        return {
+            stream: [
+                *named,
+                named[0],
+                replace(named[-1], signature="00" * 64),
+                replace(named[-1], last=named[-1].last + 1),
+            ]
+            for stream, named in honest(archive, key).items()
+        }
+
+    monkeypatch.setattr(audits, "anchors", anchors)
+    scribe.book(SigningKeyPublished(id="signer.x", key=KEY.public))
+    status, said = run(exported(ordinary(scribe), tmp_path / "export", KEY), capsys)
+    assert status == 0, said
+    assert said.endswith(f"\nsignatures: valid, by key {KEY.public}\n")

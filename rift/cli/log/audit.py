@@ -53,7 +53,12 @@ async def write_export(log: Log, archive: Archive, account: str, period: str, fo
     with temporary_file() as path:
         with book_read_first():
             warehouse = await archived(log, archive, path)
-        anchors = (await read_anchors(log)).segments
+        anchored = await read_anchors(log)
+        # A signature by a published key, if there is one.
+        anchors = {
+            stream: [one for one in named if one.signer in anchored.keys] or named
+            for stream, named in anchored.segments.items()
+        }
         try:
             return await to_thread.run_sync(export_of, archive, warehouse, account, period, folder, anchors)
         finally:
