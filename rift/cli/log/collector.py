@@ -26,8 +26,8 @@ SHOWN_CHARACTERS = 200
 
 
 class Collector:
-    """`shown` is its address without a password. `complaint` is what it said of spans that it rejected, for the
-    end of a line."""
+    """`shown` is its address without a password. `complaint` is what it said of spans that it rejected,
+    for the end of a line."""
 
     def __init__(self, url: httpx.URL, headers: dict[str, str]) -> None:
         self._url = url
