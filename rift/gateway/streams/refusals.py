@@ -64,14 +64,21 @@ class RefusalReports:
     async def close(self) -> None:
         """Report what is left, if the log stores that at once."""
         with anyio.move_on_after(LOST_WITHIN_S):
-            # The second one is what was counted since the first one was made.
-            await self._report()
             await self._report()
 
     async def _report(self) -> None:
-        self._unstored = report = self._unstored or self._counted()
-        if report is not None and await self._publisher.try_publish(report, within_s=STORED_WITHIN_S):
-            self._unstored = None
+        """Store the report whose outcome is not known, and then what was counted since."""
+        if await self._stored():
+            self._unstored = self._counted()
+            await self._stored()
+
+    async def _stored(self) -> bool:
+        """Return whether no report is left to store, after a try."""
+        report = self._unstored
+        if report is not None and not await self._publisher.try_publish(report, within_s=STORED_WITHIN_S):
+            return False
+        self._unstored = None
+        return True
 
     def _counted(self) -> RequestsRefused | None:
         """Return what was counted since the last report, and begin the next. None if nothing was."""

@@ -19,6 +19,7 @@ from replay.facts.rows import RefusalRow
 from replay.warehouse.warehouse import ProjectionStopped, Warehouse
 from rift.gateway.exchange import Exchange
 from rift.gateway.state import GatewayConfig
+from rift.gateway.streams.own_lane import STORED_WITHIN_S
 from rift.gateway.streams.refusals import RefusalCounts, RefusalReports
 from tests.rift.gateway.admission.test_credit import World, live, opened
 from tests.simulation import clock
@@ -123,7 +124,8 @@ def test_an_outage_carries_the_counts_over(fault: str) -> None:
             await anyio.sleep(REFUSALS_REPORT_S)
         assert gateway.stored() == []
         setattr(gateway.broker, fault, False)
-        await anyio.sleep(4 * REFUSALS_REPORT_S)
+        # A report is due within a minute, and is repeated for a while.
+        await anyio.sleep(REFUSALS_REPORT_S + STORED_WITHIN_S)
         reports = gateway.stored()
         assert gateway.counted() == {("acme", f"reason-{minute}"): 2 for minute in range(10)}
         assert len({report.from_at_ns for report in reports}) == 2
