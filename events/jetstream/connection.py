@@ -45,6 +45,8 @@ INBOX = "_INBOX."
 
 # Closing a reader may take this long before the process continues without it.
 CLOSE_S = 1.0
+# The pause before a process that answers questions asks again whether the broker knows it.
+ANSWER_RETRY_S = 0.5
 
 ERR_NO_MESSAGE = 10037
 # The sequence has no message; or its message was deleted.
@@ -372,8 +374,17 @@ class JetStream:
         subscription = await self.client.subscribe(subject, cb=on_message if tasks is None else start)
         try:
             # Until the broker has read the subscription, it reports that there are no responders. The
-            # client's flush can overtake unsent messages; a request cannot.
-            await self._api("INFO")
+            # client's flush can overtake unsent messages; a request cannot. Brokers that are just back may
+            # not answer it, and whoever answers questions must survive that.
+            while True:
+                try:
+                    await self._api("INFO")
+                    break
+                except LogError as error:
+                    if self.client.is_closed:
+                        raise
+                    logger.warning("questions on %s are not answered yet: %s", subject, error)
+                    await anyio.sleep(ANSWER_RETRY_S)
             yield
         finally:
             if not self.client.is_closed:

@@ -371,6 +371,25 @@ async def test_a_reader_that_reopens_hands_out_at_once_what_is_stored(log: JetSt
     assert log.reader_gaps == 8
 
 
+async def test_who_begins_to_answer_while_brokers_recover_tries_again(
+    log: JetStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer(data: bytes) -> bytes:
+        return data
+
+    asked = log._api
+    outcomes = [OutcomeUnknown("no answer to INFO: none within 5 s")]
+
+    async def recovering(path: str, body: Any = None) -> dict[str, Any]:
+        if outcomes:
+            raise outcomes.pop()
+        return await asked(path, body)
+
+    monkeypatch.setattr(log, "_api", recovering)
+    async with log.answer("rift.ask.recovery", answer):
+        assert await log.ask("rift.ask.recovery", b"x", timeout_s=1) == b"x"
+
+
 async def test_who_stops_answering_during_an_outage_is_not_asked_after_it(
     log: JetStream, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
