@@ -1,5 +1,6 @@
 """Questions to the log: `rift sql` in SQL, and `rift ask` by name."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -81,8 +82,9 @@ def _answer(options: Namespace, select: str) -> QueryResult:
 def _query_file(options: Namespace, select: str, silent: BaseExceptionGroup[LogError]) -> QueryResult:
     folder = installation(options)
     database = folder.database
-    # Under `rift up` control is starting again: it will answer, and has the file open.
-    if options.nats or folder.is_locked() or not database.exists():
+    # Under `rift up` control is starting again: it will answer, and has the file open. With a broker of one's
+    # own it may be elsewhere or without a log, so the file would be in use, or old without a word.
+    if options.nats or os.environ.get("RIFT_NATS_URL") or folder.is_locked() or not database.exists():
         raise CommandFailed(first_message(silent))
 
     async def ask_folder() -> QueryResult:

@@ -92,6 +92,17 @@ def test_a_running_service_is_not_asked_past(used: DataDir) -> None:
         sql._query_file(options, "select 1", silent)
 
 
+def test_a_silent_broker_of_ones_own_is_not_asked_past(
+    used: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file beside it is in use, or does not say how old it is."""
+    used.database.touch()
+    monkeypatch.setenv("RIFT_NATS_URL", "nats://127.0.0.1:1")
+    options = Namespace(data=used.folder, nats=None, select="select 1")
+    with pytest.raises(CommandFailed, match="no process answers"):
+        sql._query_file(options, "select 1", ExceptionGroup("", [LogError("no process answers")]))
+
+
 # --- parts that belong together --------------------------------------------------------------------
 
 
