@@ -177,7 +177,7 @@ AnyQuestion = (
 async def ask_leader(log: Log, question: AnyQuestion, *, timeout_s: float | None = None) -> Any:
     """As `ask`, but first wait for a leader: NO_LEADER_S if none answers, TAKEOVER_S if one hangs.
 
-    Raises AnswerFailed also once another process leads, or none.
+    Raises AnswerFailed also once another process leads, or none, and LogError if no leader answers.
     """
     until_s = anyio.current_time() + NO_LEADER_S
     while True:
@@ -201,8 +201,11 @@ async def _ask_leader(log: Log, question: AnyQuestion, timeout_s: float | None) 
             except LogError:
                 continue
     if leader is None:
-        return await ask(log, question, timeout_s=timeout_s)
-    outcome: Any = AnswerFailed("the control process stopped before it answered; ask again")
+        raise LogError(
+            f"the control process that leads has not answered for {TAKEOVER_S:g} s, and no other has taken "
+            "over: it is frozen, or its machine is too busy"
+        )
+    outcome: Any = AnswerFailed("the control process stopped or lost the lead before it answered; ask again")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_watch, log, leader["epoch"], tasks.cancel_scope)
         try:

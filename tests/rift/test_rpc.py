@@ -7,9 +7,9 @@ import anyio
 import msgspec
 import pytest
 
-from events.log import NoResponders
+from events.log import LogError, NoResponders
 from events.memory import MemoryBroker, MemoryLog
-from rift.rpc import NO_LEADER_S, AnswerFailed, AskLeader, Sql, ask_leader
+from rift.rpc import NO_LEADER_S, TAKEOVER_S, AnswerFailed, AskLeader, Sql, ask_leader
 from tests.simulation import clock
 
 
@@ -41,7 +41,7 @@ def test_a_client_learns_that_the_process_it_asked_is_gone(has_successor: bool) 
 
             async with leader.answer(AskLeader.topic, leads(1)), leader.answer(Sql.topic, never):
                 tasks.start_soon(replace)
-                with pytest.raises(AnswerFailed, match="stopped before it answered; ask again"):
+                with pytest.raises(AnswerFailed, match="before it answered; ask again"):
                     await ask_leader(MemoryLog(broker), Sql("select 1"))
                 assert 30 <= anyio.current_time() < 33
             tasks.cancel_scope.cancel()
@@ -63,6 +63,19 @@ def test_a_leader_that_is_slow_is_waited_for_while_standbys_come_and_go() -> Non
             leader: Any = MemoryLog(MemoryBroker(tasks, lambda: 1))
             async with leader.answer(AskLeader.topic, leads_now), leader.answer(Sql.topic, slow):
                 assert await ask_leader(leader, Sql("select 1")) == 1
+            tasks.cancel_scope.cancel()
+
+    clock.run(main)
+
+
+def test_a_frozen_leader_without_a_standby_is_named_soon() -> None:
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            log = MemoryLog(MemoryBroker(tasks, lambda: 1))
+            async with log.answer(AskLeader.topic, never), log.answer(Sql.topic, never):
+                with pytest.raises(LogError, match="it is frozen, or its machine is too busy"):
+                    await ask_leader(log, Sql("select 1"))
+                assert anyio.current_time() < TAKEOVER_S + 1
             tasks.cancel_scope.cancel()
 
     clock.run(main)
