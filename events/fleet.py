@@ -18,6 +18,7 @@ from typing import Literal
 import msgspec
 
 from events import codec, stream_fold
+from events.contracts import SECOND_NS
 from events.log import Log, Stored
 from events.schema import (
     ControlElected,
@@ -39,6 +40,9 @@ ELECTION = ""
 
 # The next start is expected to take the median of this many starts, so that one odd start does not matter.
 STARTS = 5
+
+# Replicas that are lost within this time of each other count as one series.
+LOSSES_NS = 600 * SECOND_NS
 
 # The floor looks at the plans of five minutes, which are at least 30 s apart.
 PLANS = 12
@@ -70,6 +74,15 @@ class Starts(msgspec.Struct):
     failed: int = 0
     failed_at_ns: int = 0
     why: str = ""
+
+
+class Losses(msgspec.Struct, frozen=True):
+    """A model's lost replicas: how many, each within LOSSES_NS of the one before; the time and reason of the
+    last. A failed start is none of them."""
+
+    count: int
+    at_ns: int
+    why: str
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -135,6 +148,7 @@ class Fleet:
         self.decided: dict[str, ScaleDecided] = {}
         self.plans: dict[str, tuple[Planned, ...]] = {}
         self.starts: dict[str, Starts] = {}
+        self.losses: dict[str, Losses] = {}
         self._course = ReplicaTimelines()
         self._needed: dict[str, int] = {}
         # By model: the times of the decisions for replicas that have not reported yet, one for each.
@@ -255,7 +269,15 @@ class Fleet:
             starts.failed = starts.failed + 1
             starts.failed_at_ns = self.at_ns
             starts.why = event.why
+        elif isinstance(event, ReplicaLost):
+            before = self.recent_losses(event.model)
+            self.losses[event.model] = Losses((before.count if before else 0) + 1, self.at_ns, event.why)
         return True
+
+    def recent_losses(self, model: str) -> Losses | None:
+        """Return the model's series of losses, unless the last one is longer ago than LOSSES_NS."""
+        losses = self.losses.get(model)
+        return losses if losses and self.at_ns - losses.at_ns < LOSSES_NS else None
 
     @property
     def needed_from(self) -> int:

@@ -17,12 +17,12 @@ import pytest
 from anyio import to_thread
 
 from events.contracts import SECOND_NS
-from events.fleet import Fleet
-from events.schema import ControlElected, ReplicaLost, ReplicaStarting, ScaleDecided
+from events.fleet import LOSSES_NS, Fleet
+from events.schema import ControlElected, ReplicaLost, ReplicaReady, ReplicaStarting, ScaleDecided
 from events.subjects import FLEET
 from rift import settings
 from rift.cli.status import command as status_command
-from rift.cli.status.report import _stream_names, failing, model_rows, unwell
+from rift.cli.status.report import _stream_names, failing, losing, model_rows, unwell
 from tests.chaos.cluster import Cluster
 from tests.metrics.scrapes import Labels, documented, scraped, series
 from tests.ops.test_alerts import assert_answered
@@ -272,6 +272,30 @@ def test_a_model_that_cannot_start_is_a_problem() -> None:
     assert failing(fleet) == [failure], "the policy gave up"
     fleet.at_ns += 2 * 3600 * SECOND_NS
     assert failing(fleet) == []
+
+
+def test_lost_replicas_are_a_problem_until_enough_are_ready() -> None:
+    def begin(fleet: Fleet, name: str) -> None:
+        fleet.apply(ReplicaStarting(replica=name, model=MODEL, engine="sim"), fleet.position + 1, 1)
+        fleet.apply(ReplicaReady(replica=name, model=MODEL, slots=1, start_ns=1), fleet.position + 1, 1)
+
+    fleet = Fleet()
+    begin(fleet, "r-0")
+    for number in range(2):
+        assert losing(fleet) == []
+        lost = ReplicaLost(replica=f"r-{number}", model=MODEL, why="killed by SIGKILL", cause="host")
+        fleet.apply(lost, fleet.position + 1, 1)
+        (problem,) = losing(fleet)
+        assert problem.startswith(
+            f"{MODEL} has 0 of 1 replicas ready, lost within minutes: {number + 1}, "
+            "the last: killed by SIGKILL; "
+        )
+        begin(fleet, f"r-{number + 1}")
+    assert losing(fleet) == []
+    fleet.apply(ReplicaLost(replica="r-2", model=MODEL, cause="host"), fleet.position + 1, 1)
+    assert losing(fleet)
+    fleet.at_ns += LOSSES_NS
+    assert losing(fleet) == [], "long ago"
 
 
 def test_models_are_listed_with_prices_and_replicas(service: Service) -> None:

@@ -228,7 +228,10 @@ class _Asked:
         return dict.fromkeys(("models", "replicas"), max(ages)) if ages else {}
 
     def _all_problems(self, lag: Mapping[str, dict[str, Any]]) -> list[str]:
-        problems = [*unwell(self._brokers), *(failing(self._fleet) if self._fleet else ()), *self._problems]
+        problems = [*unwell(self._brokers)]
+        if self._fleet:
+            problems += [*failing(self._fleet), *losing(self._fleet)]
+        problems += self._problems
         problems += stops(list(lag.values()))
         if self._lanes is not None and all(ms > LANE_SILENT_S * 1000 for ms in self._lanes.values()):
             problems.append("no gateway is alive")
@@ -311,4 +314,16 @@ def failing(fleet: Fleet) -> list[str]:
         if (failure := fleet.failed_start(model))
         and fleet.count(model, "ready")
         < max(fleet.wanted.get(model, 0), 1 if starts.failed_at_ns > long_ago_ns else 0)
+    ]
+
+
+def losing(fleet: Fleet) -> list[str]:
+    """Return the models that lost replicas and have too few ready ones. A model without a decision, whose
+    workers Rift does not start, needs one."""
+    return [
+        f"{model} has {ready} of {wanted} replicas ready, lost within minutes: {losses.count}, "
+        f"the last: {losses.why or 'unknown'}; `rift ask lost-replicas` shows whose requests"
+        for model in sorted(fleet.losses)
+        if (losses := fleet.recent_losses(model))
+        and (ready := fleet.count(model, "ready")) < (wanted := fleet.wanted.get(model, 1))
     ]
