@@ -188,10 +188,10 @@ ANSWERS: dict[str, list[list[Any]]] = {
         ["r1", MODEL, "cpu", "ready", ns(10), 4_000, 0, 1, 5_000, None],
     ],
     "failures": [
-        [MODEL, "expired", "expired", 1, 1, ns(16_000), "@expired"],
-        [MODEL, "failed", "engine_error", 1, 1, ns(10_300), "@failed"],
+        [MODEL, "expired", "expired", 1, 1, "dev", ns(16_000), "@expired"],
+        [MODEL, "failed", "engine_error", 1, 1, "acme", ns(10_300), "@failed"],
     ],
-    "failures account=acme": [[MODEL, "failed", "engine_error", 1, 1, ns(10_300), "@failed"]],
+    "failures account=acme": [[MODEL, "failed", "engine_error", 1, 1, "acme", ns(10_300), "@failed"]],
     "queue-age": [[MODEL, 2, 2, 5_000, 10_000, "dev", "@new"]],
     # After the loss, and before the request runs again.
     "queue-age at=2023-11-15T00:00:40.500": [[MODEL, 1, 1, 400, 400, "acme", "@hit"]],

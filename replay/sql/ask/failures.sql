@@ -1,4 +1,4 @@
--- Show the requests that failed, were invalid, expired or could not be answered, by model and reason
+-- Show the requests that failed, were invalid, expired or could not be answered, by model and reason, and the account with the most of them
 -- since (time, default 24h): requests that ended since then
 -- model (text, optional): only this model
 -- account (text, optional): only this account
@@ -8,6 +8,7 @@ select
     coalesce(error_code, case state when 'cancelled' then cancel_reason end, finish_reason) as reason,
     count(*) as requests,
     count(distinct account) as accounts,
+    mode(account order by account) as most_affected,
     max(finished_at_ns) as last_at_ns,
     arg_max(request_id, finished_at_ns) as last_request_id
 from requests
