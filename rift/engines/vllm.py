@@ -9,8 +9,10 @@ The heavy imports are inside functions, because the environment has to be set be
 
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -81,6 +83,9 @@ THREADS = 2
 TURN_BYTES = 32
 # A prompt of more bytes for each allowed token is probably too long: texts have 4 to 5 bytes per token.
 CERTAIN_BYTES_PER_TOKEN = 4
+# Accounts whose grammars compile at the same time on a machine of few cores. With one, each answer with a
+# grammar would wait while another account's compiles, even if its own was compiled before.
+GRAMMAR_THREADS_MIN = 2
 # A killed process disappears within milliseconds.
 CLOSE_S = 2.0
 
@@ -95,22 +100,45 @@ class LoadedModel(NamedTuple):
     processes: tuple[Any, ...]
 
 
-class Turns:
-    """Costly work waits here: one long prompt at a time, and one grammar of each account."""
+class GrammarTurns:
+    """Compiles one grammar of an account at a time, and none whose request has ended before its turn.
 
-    def __init__(self) -> None:
-        self.long_prompts = anyio.Lock()
-        self._locks: dict[str, anyio.Lock] = {}
+    vLLM's engine compiles all grammars in the order in which they came, also those of aborted requests. It
+    cannot abort one that it has begun, which takes up to seconds. `submit` is its executor's, and it calls
+    this one instead, from one thread.
+    """
 
-    @asynccontextmanager
-    async def grammar(self, account: str) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(account, anyio.Lock())
+    def __init__(self, submit: Callable[..., Any]) -> None:
+        self._submit = submit
+        self._lock = threading.Lock()
+        # The first of each queue is with the executor.
+        self._queues: dict[str, deque[tuple[Future[Any], Callable[[Any], Any], Any]]] = {}
+
+    def submit(self, compile_grammar: Callable[[Any], Any], request: Any) -> Future[Any]:
+        account = request.cache_salt or ""
+        future: Future[Any] = Future()
+        with self._lock:
+            queue = self._queues.setdefault(account, deque())
+            queue.append((future, compile_grammar, request))
+            if len(queue) == 1:
+                self._submit(self._compile_first, account)
+        return future
+
+    def _compile_first(self, account: str) -> None:
+        future, compile_grammar, request = self._queues[account][0]
         try:
-            async with lock:
-                yield
-        finally:
-            if not lock.locked():
-                self._locks.pop(account, None)
+            if request.is_finished():
+                future.cancel()
+            else:
+                future.set_result(compile_grammar(request))
+        except Exception as error:  # noqa: BLE001  # vLLM fails this request
+            future.set_exception(error)
+        with self._lock:
+            self._queues[account].popleft()
+            if self._queues[account]:
+                self._submit(self._compile_first, account)
+            else:
+                del self._queues[account]
 
 
 class VllmEngine:
@@ -130,7 +158,7 @@ class VllmEngine:
         self._processes = loaded.processes
         self._tokenizer = loaded.tokenizer
         self.token_bytes_max = self._tokenizer.bytes_max
-        self._turns = Turns()
+        self._long_prompts = anyio.Lock()
         self._threads = anyio.CapacityLimiter(THREADS)
         self._chat = Chat(loaded.llm, model, self._tokenizer)
         # Defaults of a request: the catalogue, then the model's generation config, as in `vllm serve`.
@@ -208,7 +236,7 @@ class VllmEngine:
             check()
             return render()
 
-        async with self._turns.long_prompts:
+        async with self._long_prompts:
             return await anyio.to_thread.run_sync(run)
 
     def decoder(self) -> Decoder:
@@ -268,11 +296,9 @@ class VllmEngine:
             return self._llm.input_processor.process_inputs(attempt, prompt, sampling, supported_tasks=tasks)
 
         try:
-            # This compiles the grammar, to check it, which takes up to seconds of a core, and the engine then
-            # compiles it too. One at a time for each account, so that no account's queue delays the others.
+            # This parses the grammar, to check it. The engine compiles it, see `GrammarTurns`.
             if rendered.grammar:
-                async with self._turns.grammar(salt):
-                    request = await anyio.to_thread.run_sync(build, limiter=self._threads)
+                request = await anyio.to_thread.run_sync(build, limiter=self._threads)
             else:
                 request = build()
         except (VLLMClientError, ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -346,11 +372,12 @@ def mend_cpu_seeds() -> None:
     no offset and raises. Here the generator is reseeded instead, which is equivalent because no number has
     been used yet. (A request that is preempted during its answer draws the same numbers again.)
 
-    Also record why this process fails to start, and keep content out of its log, since vLLM has no other hook
-    in its processes.
+    Also record why this process fails to start, keep content out of its log and compile grammars in turns,
+    since vLLM has no other hook in its processes.
     """
     start_errors.record()
     silence_quotes()
+    compile_in_turns()
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -371,6 +398,22 @@ def mend_cpu_seeds() -> None:
             batch.generators.update({row: kept for row, kept in generators.items() if kept is not None})
 
     GPUModelRunner._bookkeeping_sync = bookkeeping_sync
+
+
+def compile_in_turns() -> None:
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    original = StructuredOutputManager.__init__
+
+    def init(manager: Any, *args: Any) -> None:
+        original(manager, *args)
+        # As many as vLLM has, but not fewer than the least.
+        executor = ThreadPoolExecutor(max(GRAMMAR_THREADS_MIN, ((os.cpu_count() or 1) + 1) // 2))
+        turns = GrammarTurns(executor.submit)
+        executor.submit = turns.submit  # type: ignore[method-assign,assignment]
+        manager.executor = executor
+
+    StructuredOutputManager.__init__ = init
 
 
 def _load(model_path: str, name: str, model: Model, profile: Profile) -> LoadedModel:
