@@ -53,6 +53,14 @@ class DirectClient(Client):
         await self._error_cb(error)
         await self._process_op_err(error)
 
+    async def _process_headers(self, headers: Any) -> Any:
+        """Return no headers if the library cannot parse them: a record's writer chose them, and every
+        reader of the record would lose its connection."""
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, ValueError):
+            return None
+
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         if not self.is_connected or not self._transport.is_writable:
             return await super()._flush_pending(force_flush)

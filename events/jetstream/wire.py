@@ -21,6 +21,9 @@ HEARTBEAT = "100"
 
 ERR_STREAM_NOT_FOUND = 10059
 
+# The subject at which a stored message is acknowledged begins so.
+ACK = "$JS.ACK."
+
 
 class ApiError(LogError):
     """JetStream refused a request of its API."""
@@ -35,7 +38,9 @@ class ApiError(LogError):
 
 
 def status(message: Msg) -> str | None:
-    """Return the status of a control message, or None for a stored one."""
+    """Return the status of a control message, or None for a stored one, whose writer chose its headers."""
+    if message.reply.startswith(ACK):
+        return None
     return message.headers.get("Status") if message.headers else None
 
 

@@ -197,6 +197,44 @@ async def test_a_consumer_is_no_way_to_write(known: Server) -> None:
         await log.close()
 
 
+HEADERS = (
+    # What a consumer says to its reader, which answers at the subject that is named.
+    b"NATS/1.0\r\nStatus: 100\r\nNats-Consumer-Stalled: $JS.API.STREAM.PURGE.RIFT_BOOK\r\n\r\n",
+    b"NATS/1.0 404 No Messages\r\n\r\n",
+    # What the client library cannot parse.
+    b"NATS/1.0 \xff\xff\xff \xff\xff\r\n\r\n",
+    b"NATS/1.0\r\n",
+    b"\xff",
+)
+
+
+async def test_a_writer_cannot_speak_as_the_broker(known: Server) -> None:
+    """A record's headers are its writer's. They neither move a reader nor hide the record from it."""
+    control = await connect(known.address.url, known.address.access(CONTROL), name="control")
+    await control.ensure_streams(shards=1, replicas=1, max_bytes=64 << 20)
+    await control.append(subjects.BOOK, subjects.book("shard", "x"), b"entry")
+    worker = await connect(known.address.url, known.address.access(WORKER), name="worker")
+    before = await control.last_sequence("RIFT_0")
+    for head in HEADERS:
+        size = f"{len(head)} {len(head) + 1}"
+        assert worker.client.send(
+            b"HPUB %b %b\r\n%bx\r\n" % (subjects.work(AT).encode(), size.encode(), head)
+        )
+    last = await worker.append("RIFT_0", subjects.work(AT), b"record")
+    for pace_s in (0.0, 0.1):
+        position = before
+        async with control.follow("RIFT_0", ["rift.0.>"], after=before, pace_s=pace_s) as reader:
+            with anyio.fail_after(5):
+                while position < last:
+                    for stored in await anext(aiter(reader)):
+                        assert stored.sequence == position + 1
+                        position = stored.sequence
+    assert position == before + len(HEADERS) + 1
+    assert await control.get(subjects.BOOK, await control.last_sequence(subjects.BOOK)) is not None
+    for log in (worker, control):
+        await log.close()
+
+
 def test_the_readme_has_the_table() -> None:
     text = (ROOT / "rift/broker/README.md").read_text()
     rows = re.findall(r"^\| `(\S+)` \|[^|]*\|([^|]*)\|$", text.partition("## What a stolen")[0], re.M)
