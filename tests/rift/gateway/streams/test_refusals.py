@@ -122,6 +122,7 @@ def test_an_outage_carries_the_counts_over(fault: str) -> None:
         for minute in range(10):
             gateway.refuse("acme", f"reason-{minute}", times=2)
             await anyio.sleep(REFUSALS_REPORT_S)
+        await anyio.sleep(1)
         assert gateway.stored() == []
         setattr(gateway.broker, fault, False)
         # A report is due within a minute, and is repeated for a while.
