@@ -33,7 +33,7 @@ WRITERS = {
     subjects.fleet(MODEL): {WORKER, CONTROL, SUPERVISOR},
     subjects.fleet(OTHER): {ELSEWHERE, CONTROL, SUPERVISOR},
     subjects.LEADER: {CONTROL},
-    # Subjects of shards, of which the book and others are none.
+    # A subject of a shard with another stream in place of its number.
     **{
         f"rift.{kind}.x.{MODEL}": set[str]()
         for kind in (
@@ -198,10 +198,10 @@ async def test_a_consumer_is_no_way_to_write(known: Server) -> None:
 
 
 HEADERS = (
-    # What a consumer says to its reader, which answers at the subject that is named.
+    # A consumer tells its reader so that it waits, and its reader answers at the subject.
     b"NATS/1.0\r\nStatus: 100\r\nNats-Consumer-Stalled: $JS.API.STREAM.PURGE.RIFT_BOOK\r\n\r\n",
     b"NATS/1.0 404 No Messages\r\n\r\n",
-    # What the client library cannot parse.
+    # The client library cannot parse these.
     b"NATS/1.0 \xff\xff\xff \xff\xff\r\n\r\n",
     b"NATS/1.0\r\n",
     b"\xff",
