@@ -26,8 +26,8 @@ OPERATIONS = {"completion": "text_completion"}
 SERVER_ERRORS = ("failed", "poison", "expired")
 # Why a model stops. Other ends are not in the conventions' `finish_reasons`.
 STOPPED = ("stop", "length", "tool_calls")
-# How an attempt ends: by its process's fault, or with the request.
-LOST = ("lost", "stalled", "superseded")
+# How an attempt ends: by a fault of its host or its process, or with the request.
+LOST = ("host", "lost", "stalled", "superseded")
 FINAL = ("finished", "ended")
 
 

@@ -55,11 +55,14 @@ class Told:
         return anyio.run(run)
 
     def spans(self, name: str) -> list[Span]:
+        return list(spans_of(self.request(name)))
+
+    def request(self, name: str) -> EndedRequest:
         answer = self.warehouse.query(command.page(WHOLE, 0, "").sql)
         rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
         requests = msgspec.convert(rows, list[EndedRequest])
         [request] = [one for one in requests if one.request_id == self.story.ids[name]]
-        return list(spans_of(request))
+        return request
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,13 @@ def test_a_lost_replica_shows_two_attempts_with_a_wait_between_them(told: Told) 
     assert [one.attributes.get("rift.replica.id") for one in parts if one.name == "decode"] == ["r2", "r1"]
     assert [one.attributes.get("rift.attempt.number") for one in parts if one.name == "decode"] == [1, 2]
     assert (own.error, own.attributes["rift.request.attempts"]) == (None, 2)
+
+
+def test_an_attempt_that_ended_with_its_host_is_an_error_too(told: Told) -> None:
+    hit = told.request("hit")
+    first, second = hit.attempts
+    killed = msgspec.structs.replace(hit, attempts=(msgspec.structs.replace(first, outcome="host"), second))
+    assert [one.error for one in spans_of(killed) if one.name == "decode"] == ["host", None]
 
 
 def test_failures_are_errors_of_the_server_or_of_nobody(told: Told) -> None:
