@@ -6,6 +6,7 @@ Must not live here: whether a schema is valid, which vLLM decides.
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -22,6 +23,9 @@ NAME_CHARACTERS_MAX = 80
 # One state compiles in about 1 ms of CPU, or in up to 2 ms on busy cores. The numbers below are the states of
 # constructs that take as long.
 PATTERN_STATES_MAX = 4_000
+# An estimate takes up to 40 ms of the event loop, and a request's schema is checked twice for each of its
+# choices. Patterns have up to 64 KiB.
+PATTERNS_KEPT = 256
 # A pattern that is used again shares its states, but not the transitions to them.
 REPEATED_PATTERN_SHARE = 20
 # An object whose properties are counted (`minProperties`) counts as a part of the square of its optional
@@ -125,12 +129,16 @@ class StateCount:
     def _pattern(self, pattern: str) -> int:
         if (states := self._patterns.get(pattern)) is not None:
             return 1 + states // REPEATED_PATTERN_SHARE
-        try:
-            states = pattern_states(pattern, PATTERN_STATES_MAX)
-        except TooManyStates:
-            states = PATTERN_STATES_MAX + 1
-        self._patterns[pattern] = states
+        states = self._patterns[pattern] = _pattern_states(pattern)
         return states
+
+
+@lru_cache(maxsize=PATTERNS_KEPT)
+def _pattern_states(pattern: str) -> int:
+    try:
+        return pattern_states(pattern, PATTERN_STATES_MAX)
+    except TooManyStates:
+        return PATTERN_STATES_MAX + 1
 
 
 def _lengths(node: dict[str, Any]) -> set[tuple[float, float]]:

@@ -1,12 +1,14 @@
 """Limits on the size of schemas and patterns."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from events.schema import Parameters, ResponseFormat, Tool
-from rift.engines import InvalidRequest
+from rift.engines import InvalidRequest, schemas
+from rift.engines.patterns import pattern_states
 from rift.engines.schemas import PATTERN_STATES_MAX, SCHEMA_CHARACTERS_MAX, check_schemas
 
 
@@ -107,3 +109,21 @@ def test_a_schema_must_be_json(text: str) -> None:
 
 def test_an_empty_schema_is_ignored() -> None:
     check_schemas(Parameters(response_format=ResponseFormat(type="json_schema", schema="")))
+
+
+@pytest.mark.parametrize("pattern", ["([a-z]{1,9}@){2}", "[^a]{0,100}[^a]{0,100}[^a]{0,100}"])
+def test_a_pattern_is_estimated_once_for_all_checks_of_a_request(
+    monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    estimated: list[str] = []
+
+    def estimate(pattern: str, most: int) -> int:
+        estimated.append(pattern)
+        return pattern_states(pattern, most)
+
+    monkeypatch.setattr(schemas, "pattern_states", estimate)
+    schemas._pattern_states.cache_clear()
+    for _ in range(3):
+        with suppress(InvalidRequest):
+            check_schemas(format_of({"pattern": pattern}))
+    assert estimated == [pattern]
