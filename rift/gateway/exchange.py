@@ -18,7 +18,7 @@ class Exchange(msgspec.Struct, gc=False):
     left before it began, and `code` the error code of an answer from 400 on. `account` is None until the key
     is authenticated; `model` is a served one. `request_id` is set if the request is stored or asks for a
     stored one, and the tokens if its answer was delivered. Times are Unix nanoseconds by the broker's clock;
-    `began_s` is when it began by our own.
+    `began_s` is when it began by our own. `client` is the address that the request came from.
     """
 
     started_ns: int
@@ -34,6 +34,7 @@ class Exchange(msgspec.Struct, gc=False):
     ended_ns: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    client: str = ""
 
 
 # Called once for each exchange, at its end, on the event loop: within microseconds, and without waiting.

@@ -70,6 +70,7 @@ class Request:
         self._body_read = False
         self.own_id = own_id
         self.exchange = exchange
+        exchange.client = (scope.get("client") or ("",))[0]
         self.key = ""
         self.limits: Callable[[], Headers] = tuple
         self.always: Headers = ()

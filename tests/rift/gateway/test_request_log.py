@@ -26,7 +26,7 @@ async def test_a_request_has_one_line(caplog: pytest.LogCaptureFixture) -> None:
     exchange = Exchange(
         1_000_000_000, route="POST /v1/inference", status=200, account="acme", model="m", request_id="req_1",
         client_request_id="mine", first_token_ns=1_012_340_000, ended_ns=1_050_000_000, prompt_tokens=7,
-        output_tokens=3,
+        output_tokens=3, client="10.0.0.7",
     )  # fmt: skip
     log = RequestLog()
     log.observe(exchange)
@@ -45,6 +45,8 @@ async def test_a_request_has_one_line(caplog: pytest.LogCaptureFixture) -> None:
     assert "first_token_ms" not in fields(caplog)[-1], "the answer of an earlier request is repeated"
     log.observe(Exchange(0, route="POST /v1/inference", account="acme"))
     assert caplog.records[-1].getMessage() == "client left before the answer"
+    log.observe(Exchange(0, status=401, code="invalid_api_key", client="10.0.0.7"))
+    assert fields(caplog)[-1]["client"] == "10.0.0.7", "the only name of a client without a key"
 
 
 async def test_probes_have_a_line_only_if_they_fail(caplog: pytest.LogCaptureFixture) -> None:
