@@ -1,7 +1,7 @@
 """What `rift up` does with the log: connect, prepare book and fleet, and wait until a model is ready."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,8 +69,7 @@ async def prepared(
     check = BrokerCheck(log, monitors, compare, unchecked=settings.broker_unchecked)
     await check.check_servers()
     if not changes:
-        await _streams_made(log, wanted)
-        await compare()
+        await _streams_made(log, wanted, compare)
         return check
     opened = await shards.count(log) if subjects.BOOK in await log.streams() else 1
     if settings.shards is not None and settings.shards < opened:
@@ -86,8 +85,10 @@ async def prepared(
     return check
 
 
-async def _streams_made(log: JetStream, wanted: Mapping[str, int]) -> None:
-    """Return once control has created all streams. Raises LogError after STREAMS_S."""
+async def _streams_made(
+    log: JetStream, wanted: Mapping[str, int], compare: Callable[[], Awaitable[None]]
+) -> None:
+    """Return once control has created all streams as they should be. Raises LogError after STREAMS_S."""
     problem = "it lacks streams, which a control process creates at its start: start one first"
     with anyio.move_on_after(STREAMS_S):
         while True:
@@ -95,9 +96,11 @@ async def _streams_made(log: JetStream, wanted: Mapping[str, int]) -> None:
                 if subjects.BOOK in await log.streams():
                     opened = await shards.count(log)
                     if not await log.missing_bytes(shards=opened, **wanted):
+                        await compare()
                         return
             except LogError as error:
-                # A cluster elects a leader for each new stream.
+                # A cluster elects a leader for each new stream, and control makes streams larger if the
+                # settings say so.
                 problem = str(error)
             await anyio.sleep(STREAMS_POLL_S)
     raise LogError(f"the log is not ready after {STREAMS_S:g} s: {problem}")
