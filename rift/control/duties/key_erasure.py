@@ -129,5 +129,7 @@ class KeyErasure:
 def _never_accepted(request: str, stored_at_ns: int, applied_ns: Mapping[str, int]) -> bool:
     """Return whether a request without a row can no longer appear: its stream is applied past the last time
     at which an acceptance may name the key."""
-    stream = subjects.shard_stream(ids.parsed(request).at.shard)
+    if (parsed := ids.parse_request_id(request)) is None:
+        return True
+    stream = subjects.shard_stream(parsed.at.shard)
     return applied_ns.get(stream, 0) - stored_at_ns > UNUSED_CONTENT_KEY_S * SECOND_NS

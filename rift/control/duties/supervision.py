@@ -30,6 +30,7 @@ from events.contracts import (
     SECOND_NS,
 )
 from events.fleet import Fleet
+from events.ids import parse_request_id
 from events.lifecycle import Life, cancelled_as
 from events.log import Stored
 from events.request_states import RequestStates
@@ -217,7 +218,7 @@ class Supervision:
 
     def fold_request(self, event: Any, at: subjects.Address, sequence: int, stored_at_ns: int) -> None:
         """Apply an event of a request, in log order."""
-        if isinstance(event, RequestAccepted) and self._is_new(event.request):
+        if isinstance(event, RequestAccepted) and self._is_new(event.request, at):
             self._accept(event, at, sequence, stored_at_ns)
         counted = self._lives.fold(event, at)
         if counted is None:
@@ -257,8 +258,12 @@ class Supervision:
         self._ended[request] = opened.deadline_ns
         self._lives.forget(request)
 
-    def _is_new(self, request: str) -> bool:
-        return request not in self._open and request not in self._ended
+    def _is_new(self, request: str, at: subjects.Address) -> bool:
+        """Return whether to supervise a request. One accepted on another subject than its id's is none."""
+        if request in self._open or request in self._ended:
+            return False
+        parsed = parse_request_id(request)
+        return parsed is not None and parsed.at == at
 
     def _accept(self, event: RequestAccepted, at: subjects.Address, sequence: int, stored_at_ns: int) -> None:
         self._lives.follow(event.request)

@@ -52,6 +52,8 @@ def _newest(batch: Sequence[Stored]) -> tuple[int, RequestAccepted] | None:
         except codec.RecordUnreadable:
             continue
         for event in events:
-            if isinstance(event, RequestAccepted) and event.idempotency_hash is not None:
+            if not isinstance(event, RequestAccepted) or event.idempotency_hash is None:
+                continue
+            if ids.parse_request_id(event.request) is not None:
                 return stored.sequence, event
     return None

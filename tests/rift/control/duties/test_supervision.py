@@ -1,6 +1,7 @@
 """The actions that are due, moment by moment."""
 
 import pytest
+from msgspec.structs import replace
 
 from events import codec, ids, subjects
 from events.log import Stored
@@ -97,6 +98,16 @@ def test_a_healthy_request_needs_no_action() -> None:
     story.tell(RequestFinished(request=story.request, attempt="a", reason="stop", output_tokens=100))
     assert story.after(10_000) == []
     assert len(story.watch) == 0
+
+
+@pytest.mark.parametrize("request_id", ["x\r\nPUB a 0", "", None])
+def test_a_forged_acceptance_is_of_no_request(request_id: str | None) -> None:
+    story = Story()
+    at = AT if request_id is not None else subjects.Address(1, AT.lane, AT.model)
+    forged = replace(story.accepted, request=story.request if request_id is None else request_id)
+    watch = Supervision()
+    watch.fold_request(forged, at, 1, 0)
+    assert len(watch) == 0
 
 
 @pytest.mark.parametrize(("cause", "why"), [("host", "host"), ("engine", "lost")])
