@@ -255,6 +255,12 @@ class ClientConnection(asyncio.BufferedProtocol):
         self.probe = _Probe()
         self.reading = anyio.CancelScope()
 
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """Return the address and port of the other side."""
+        name = self._transport.get_extra_info("peername")
+        return (name[0], name[1]) if isinstance(name, tuple) else None
+
     # --- called by the loop ----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -221,7 +221,7 @@ class _Protocol(H11Protocol):
             self,  # type: ignore[arg-type]  # the task group: hypercorn calls `spawn_app` only
             ConnectionState({}),
             ssl=False,
-            client=None,
+            client=connection.peer,
             server=None,
             send=self._on_event,
         )

@@ -21,8 +21,10 @@ class App:
 
     def __init__(self) -> None:
         self.wrote: list[bool | None] = []
+        self.clients: list[str] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.clients.append(scope["client"][0])
         write = scope.get("extensions", {}).get(WRITE_CHUNK)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if write is None:
@@ -52,6 +54,7 @@ async def test_a_chunk_is_written_directly_and_in_order() -> None:
     async with serving(app) as running:
         found = await answer(running.port, b"GET / HTTP/1.1")
     assert app.wrote == [True]
+    assert app.clients == ["127.0.0.1"]
     assert b"transfer-encoding: chunked" in found.lower()
     assert found.partition(b"\r\n\r\n")[2].startswith(b"5\r\nfirst\r\n5\r\n last\r\n")
 
