@@ -23,6 +23,7 @@ from events.subjects import FLEET
 from rift import settings
 from rift.cli.status import command as status_command
 from rift.cli.status.report import _stream_names, failing, losing, model_rows, unwell
+from rift.metrics.listener import PAGE_S
 from tests.chaos.cluster import Cluster
 from tests.metrics.scrapes import Labels, documented, scraped, series
 from tests.ops.test_alerts import assert_answered
@@ -116,6 +117,8 @@ def test_alerts_and_dashboards_use_what_is_served(service: Service) -> None:
     with service.client() as client:
         client.post("/v1/inference", json={"model": MODEL, "prompt": "Hi", "parameters": {"max_tokens": 3}})
         assert client.get("/v1/inference/none").status_code == 404
+    # An earlier test may have scraped the same page.
+    time.sleep(PAGE_S)
     served: dict[str, Labels] = {}
     for row in status(service)["metrics"]:
         served |= series(row["address"])
