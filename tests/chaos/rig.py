@@ -217,9 +217,16 @@ class Rig:
         return done.stdout.decode()
 
     async def sql(self, select: str, *more: str) -> list[dict[str, Any]]:
-        """Query with the command line, as an operator does. Raises RigBroken."""
-        rows: list[dict[str, Any]] = json.loads(await self.rift("sql", "--json", select, *more))
-        return rows
+        """Query with the command line, as an operator does, until control leads. Raises RigBroken."""
+        deadline = anyio.current_time() + READY_S
+        while True:
+            try:
+                rows: list[dict[str, Any]] = json.loads(await self.rift("sql", "--json", select, *more))
+                return rows
+            except RigBroken as broken:
+                # While a cluster elects, control may lose its lead for longer than the command waits.
+                if "no process answers" not in str(broken) or anyio.current_time() > deadline:
+                    raise
 
     async def answering(self, url: str) -> None:
         """Return once the gateway is ready. Raises RigBroken."""

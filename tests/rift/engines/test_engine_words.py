@@ -80,6 +80,9 @@ def test_what_may_quote_a_request_stays_out_of_the_log(caplog: pytest.LogCapture
 
 def test_vllms_loggers_that_quote_requests_are_silent() -> None:
     levels = {name: logging.getLogger(name).level for name in QUOTING}
+    # An engine that an earlier test started in this process has silenced them.
+    for name in QUOTING:
+        logging.getLogger(name).setLevel(logging.NOTSET)
     parser = logging.getLogger("vllm.tool_parsers.some_parser")
     assert parser.isEnabledFor(logging.ERROR)
     silence_quotes()
