@@ -24,6 +24,7 @@ from replay.archive.manifest import (
     ArchiveError,
     Manifest,
     alone,
+    changed_files,
     create,
     file_name,
     measure,
@@ -218,15 +219,7 @@ class Archive(ArchiveFolder):
         if not required <= manifest.files.keys() <= allowed:
             named = ", ".join(manifest.files) or "no files"
             yield f"{self.path(manifest, 'events')}: its manifest names {named}"
-        for name, file in manifest.files.items():
-            path = self.folder / manifest.stream / name
-            try:
-                measured = measure(path)
-            except OSError as error:
-                yield f"{path} cannot be read: {error.strerror}"
-                continue
-            if measured != file:
-                yield f"{path} is not as it was sealed: its bytes have another SHA-256"
+        yield from changed_files(self.folder / manifest.stream, manifest.files, once="sealed")
 
     def _segment_problems(self, segments: Segments, manifest: Manifest, at_ns: int) -> Iterator[str]:
         damaged = list(self.damaged_files(manifest))

@@ -4,12 +4,13 @@ import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
+from events.schema import SegmentSealed
 from replay.disk import sync
 from replay.errors import ReplayError
 
@@ -57,6 +58,30 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.encoded).hexdigest()
+
+
+def anchor_of(stream: str, manifest: Manifest) -> SegmentSealed:
+    """Return the entry of the book that names a stream's segment, without a signature."""
+    return SegmentSealed(
+        id=f"segment.{stream}.{manifest.first}",
+        stream=stream,
+        first=manifest.first,
+        last=manifest.last,
+        manifest=manifest.sha256,
+    )
+
+
+def changed_files(folder: Path, files: Mapping[str, File], *, once: str) -> Iterator[str]:
+    """Yield a sentence for each file that cannot be read or has changed since it was `once` written."""
+    for name, file in files.items():
+        path = folder / name
+        try:
+            measured = measure(path)
+        except OSError as error:
+            yield f"{path} cannot be read: {error.strerror}"
+            continue
+        if measured != file:
+            yield f"{path} is not as it was {once}: its bytes have another SHA-256"
 
 
 def file_name(first: int, suffix: str | None = None) -> str:

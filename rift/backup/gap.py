@@ -36,6 +36,7 @@ from events.schema import (
     SegmentSealed,
 )
 from replay.archive.archive import Archive
+from replay.archive.manifest import anchor_of
 from replay.archive.signatures import SigningKey, signed
 from replay.facts.fold import Read
 from rift.backup.files import BackupError
@@ -212,11 +213,5 @@ async def _anchor(log: JetStream, archive: Archive, signing_key: SigningKey | No
         anchored = max((event.last for event in events if isinstance(event, SegmentSealed)), default=0)
         for segment in await to_thread.run_sync(archive.manifests, stream):
             if segment.last > anchored:
-                event = SegmentSealed(
-                    id=f"segment.{stream}.{segment.first}",
-                    stream=stream,
-                    first=segment.first,
-                    last=segment.last,
-                    manifest=segment.sha256,
-                )
-                await Publisher(log, RESTORE_WRITER).publish(signed(event, signing_key), within_s=APPEND_S)
+                event = signed(anchor_of(stream, segment), signing_key)
+                await Publisher(log, RESTORE_WRITER).publish(event, within_s=APPEND_S)

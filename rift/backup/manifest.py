@@ -1,4 +1,4 @@
-"""What a backup consists of. A folder without a manifest holds no backup.
+"""The manifest and the files of a backup. A folder without a manifest holds no backup.
 
 backup.json   this manifest, written last and in one step
 archive/      the archive; each run adds the segments that are new
@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from events.jetstream import Snapshot
-from replay.archive.manifest import File, measure
+from replay.archive.manifest import File, changed_files
 from rift import __version__
 from rift.backup import files
 from rift.backup.files import BackupError
@@ -109,17 +109,8 @@ def read(folder: Path) -> Backup:
 
 def damage(folder: Path, manifest: Backup, *, left_out: str = "") -> Iterator[str]:
     """Yield each file that is not as it was saved, except `left_out`."""
-    for name, file in manifest.files.items():
-        if name == left_out:
-            continue
-        path = folder / name
-        try:
-            measured = measure(path)
-        except OSError as error:
-            yield f"{path} cannot be read: {error.strerror}"
-            continue
-        if measured != file:
-            yield f"{path} is not as it was saved: its bytes have another SHA-256"
+    files = {name: file for name, file in manifest.files.items() if name != left_out}
+    yield from changed_files(folder, files, once="saved")
 
 
 def numbers(version: str) -> list[int]:

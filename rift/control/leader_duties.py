@@ -32,8 +32,8 @@ LOG_RETRY_S = 1.0
 
 
 class Duties(msgspec.Struct):
-    """The parts of a leader that its metrics read: what the janitors of all shards did, and, while it leads,
-    its archiver and its SQL."""
+    """The parts of a leader that its metrics read: the counts of all janitors and, while it leads, its
+    archiver and its SQL."""
 
     acted: Counter[str] = msgspec.field(default_factory=Counter)
     archiver: Archiver | None = None

@@ -63,7 +63,7 @@ class RequestLog:
             "request": exchange.request_id,
             "client_request": exchange.client_request_id,
             "account": exchange.account,
-            # Whoever has no account has no other name by which to stop a flood.
+            # Without an account, only the address can help to stop a flood.
             "client": exchange.client if exchange.account is None else "",
             "model": exchange.model,
             "prompt_tokens": exchange.prompt_tokens,

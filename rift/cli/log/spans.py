@@ -25,7 +25,7 @@ BATCH_REQUESTS = 2_000
 
 
 class Window(NamedTuple):
-    """The requests that ended from `since_ns` on and before `until_ns`, of one account or of all."""
+    """Requests that ended from `since_ns` on and before `until_ns`; `account` limits them to one account."""
 
     since_ns: int
     until_ns: int

@@ -27,7 +27,7 @@ from events.log import Log, LogError, Stored
 from events.publisher import Publisher
 from events.schema import SegmentSealed
 from replay.archive.archive import Archive
-from replay.archive.manifest import ArchiveError, Manifest
+from replay.archive.manifest import ArchiveError, Manifest, anchor_of
 from replay.archive.signatures import SigningKey, signed
 from replay.disk import DiskRefused
 from replay.warehouse.result import QueryRefused
@@ -221,7 +221,7 @@ class Archiver:
         for manifest in manifests:
             if manifest.first > anchored:
                 await self._check_log(stream, manifest)
-                await self._anchor(name, manifest)
+                await self._anchor(stream.name, manifest)
         stream.is_known = True
         stream.archived = archived
         stream.waiting = 0
@@ -311,14 +311,8 @@ class Archiver:
         return anchor.last
 
     async def _anchor(self, name: str, manifest: Manifest) -> None:
-        event = SegmentSealed(
-            id=f"segment.{name}.{manifest.first}",
-            stream=name,
-            first=manifest.first,
-            last=manifest.last,
-            manifest=manifest.sha256,
-        )
-        await self._publisher.publish(signed(event, self.signing_key), within_s=APPEND_S)
+        event = signed(anchor_of(name, manifest), self.signing_key)
+        await self._publisher.publish(event, within_s=APPEND_S)
 
     async def _in_thread(self, call: Callable[..., Result], *arguments: object) -> Result:
         """Call in a thread that a stopping process does not wait for; the next call waits for it."""
