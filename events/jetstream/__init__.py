@@ -3,6 +3,7 @@
 It uses JetStream's own JSON API over plain requests, because times, consumer sequences and statuses are exact
 integers there. Nothing here may depend on the content of records.
 
+    library         loads the client library, before any other module
     access          opens a connection: passwords, certificates
     connection      a connection, streams and appends
     streams         the settings of the streams
@@ -18,6 +19,7 @@ integers there. Nothing here may depend on the content of records.
     wire            JetStream's subjects, headers and statuses
 """
 
+import events.jetstream.library  # noqa: F401
 from events.jetstream.access import Access, AccessRefused, connect
 from events.jetstream.broker_check import BrokerCheck, BrokerUnreadable, MonitorSilent, ask_monitor
 from events.jetstream.connection import JetStream

@@ -25,7 +25,8 @@ def test_every_command_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "foreign"), [("gateway", "duckdb"), ("worker", "duckdb"), ("sql", "hypercorn")]
+    ("command", "foreign"),
+    [("gateway", "duckdb"), ("gateway", "aiohttp"), ("worker", "duckdb"), ("sql", "hypercorn")],
 )
 def test_a_process_loads_what_it_needs(command: str, foreign: str) -> None:
     check = f"""
