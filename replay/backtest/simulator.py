@@ -16,6 +16,7 @@ when the clock reads its value at the first token plus the remaining tokens. Eac
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 from replay.errors import ReplayError
@@ -23,6 +24,7 @@ from replay.scaling.demand import Demands
 from replay.scaling.hardware import Hardware
 
 NEVER = float("inf")
+_load = attrgetter("load")
 # The token clock is a float. This is far less than one token and far more than the clock's error.
 TOKEN_ERROR = 1e-6
 # If no replica exists this long after the last arrival, the policy will never start one.
@@ -352,7 +354,3 @@ class SimulatedFleet:
                 output_tokens=request.output_tokens,
                 decode_ns=int((now_s - self._first_token_s[number]) * 1e9),
             )
-
-
-def _load(replica: SimulatedReplica) -> int:
-    return replica.load

@@ -4,7 +4,9 @@ This module defines the slots, and keeps them in memory for simulations. `demand
 in SQL.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
@@ -49,29 +51,28 @@ class RecentArrivals:
 
     def __init__(self, *, long_tokens: int) -> None:
         self._long_tokens = long_tokens
-        # By number: the fields of a Slot. Once all of its requests have ended, it is one.
-        self._slots: dict[int, list[int] | Slot] = {}
+        # By number, in order of time.
+        self._slots: dict[int, Slot] = {}
 
     def accepted(self, at_ns: int) -> None:
         at = at_ns // SLOT_NS
-        slot = self._slots.get(at)
-        if not isinstance(slot, list):
-            slot = self._slots[at] = [at, 0, 0, 0, 0, 0, 0] if slot is None else list(slot)
-        slot[1] += 1
+        _, requests, *ended = self._slots.get(at) or Slot(at, 0, 0, 0, 0, 0, 0)
+        self._slots[at] = Slot(at, requests + 1, *ended)
 
     def ended(self, accepted_at_ns: int, *, prompt_tokens: int, output_tokens: int) -> None:
         """Report the end of a request with output."""
         at = accepted_at_ns // SLOT_NS
-        slot = self._slots.get(at)
-        if not isinstance(slot, list):
+        if (slot := self._slots.get(at)) is None:
             return
-        slot[2] += 1
-        slot[3] += prompt_tokens
-        slot[4] += output_tokens
-        slot[5] += output_tokens * output_tokens
-        slot[6] += prompt_tokens > self._long_tokens
-        if slot[1] == slot[2]:
-            self._slots[at] = Slot(*slot)
+        self._slots[at] = Slot(
+            at,
+            slot.requests,
+            slot.ended + 1,
+            slot.prompt_tokens + prompt_tokens,
+            slot.output_tokens + output_tokens,
+            slot.output_squares + output_tokens * output_tokens,
+            slot.long + (prompt_tokens > self._long_tokens),
+        )
 
     def at(self, now_ns: int) -> Arrivals:
         """Return the slots of the replayed past as of `now_ns`, the time of the latest event or later."""
@@ -79,14 +80,10 @@ class RecentArrivals:
         first = (now_ns - WINDOW_NS_MAX) // SLOT_NS
         while slots and (oldest := next(iter(slots))) <= first:
             del slots[oldest]
-        recent: list[Slot] = []
-        since = (now_ns - WINDOW_NS) // SLOT_NS
-        requests = 0
-        for at in reversed(slots):
-            if at <= since and requests >= REQUESTS_MIN:
-                break
-            slot = slots[at]
-            requests += slot[1]
-            recent.append(slot if isinstance(slot, Slot) else Slot(*slot))
-        recent.reverse()
-        return Arrivals(now_ns, next(iter(slots), 0), recent)
+        day = list(slots.values())
+        begin = bisect_right(day, (now_ns - WINDOW_NS) // SLOT_NS, key=itemgetter(0))
+        requests = sum([slot[1] for slot in day[begin:]])
+        while begin and requests < REQUESTS_MIN:
+            begin -= 1
+            requests += day[begin].requests
+        return Arrivals(now_ns, day[0].at if day else 0, day[begin:])

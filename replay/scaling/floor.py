@@ -197,7 +197,7 @@ def planned(arrivals: Arrivals, terms: FloorTerms) -> Plan:
 
 
 def _search(loads: Sequence[_Load], past: _Past, terms: FloorTerms, *, guess: int) -> _Found:
-    total = sum(load[1] for load in loads)
+    total = sum([load[1] for load in loads])
     allowed = total * (100 - terms.share) // 100
     tried: dict[int, int] = {}
 
@@ -241,6 +241,8 @@ def _behind_starts(loads: Sequence[_Load], slots: Sequence[Slot], terms: FloorTe
     """Return the loads of a fleet that goes to zero in each silence, so that what arrives during a start
     gathers. Only the requests of the time of one more start count. Without a silence, return nothing."""
     idle = terms.idle_ns // SLOT_NS
+    if terms.low or max(loads)[0] < idle:
+        return []
     start = -(-terms.start_ns // SLOT_NS)
     behind: list[_Load] = []
     before = slots[0].at
@@ -252,20 +254,20 @@ def _behind_starts(loads: Sequence[_Load], slots: Sequence[Slot], terms: FloorTe
         counted = counted if at < ready + start else 0
         behind.append((gap - away, counted, prompt_us, own_us, millitokens))
         before = at
-    return behind if ready > 0 and not terms.low else []
+    return behind
 
 
 def _past(arrivals: Arrivals, terms: FloorTerms) -> _Past:
     slots = arrivals.slots
-    ended = sum(slot.ended for slot in slots)
+    _, _, ended, prompt_tokens, output_tokens, output_squares, _ = map(sum, zip(*slots, strict=True))
     prompt = output = residual = TOKENS_ASSUMED
     if ended:
-        prompt = sum(slot.prompt_tokens for slot in slots) // ended
-        output = max(1, sum(slot.output_tokens for slot in slots) // ended)
-        residual = max(1, sum(slot.output_squares for slot in slots) // (2 * output * ended))
+        prompt = prompt_tokens // ended
+        output = max(1, output_tokens // ended)
+        residual = max(1, output_squares // (2 * output * ended))
     age_ns = max(0, min(YOUNG_NS, arrivals.now_ns - arrivals.oldest * SLOT_NS))
     permille = 1000 + YOUNG_PERMILLE * (YOUNG_NS - age_ns) // YOUNG_NS
-    per_s = terms.prefill_tokens_per_s
+    us, per_s = 1000 * permille, terms.prefill_tokens_per_s
     loads: list[_Load] = []
     before = slots[0].at
     idle = terms.idle_ns // SLOT_NS
@@ -276,11 +278,12 @@ def _past(arrivals: Arrivals, terms: FloorTerms) -> _Past:
         if gap >= idle:
             until = at + start
         counted = 0 if at < until else requests - long
-        unknown = requests - answered
-        prompt_us = (prompt_tokens + unknown * prompt) * 1000 * permille // per_s
-        millitokens = (output_tokens + unknown * output) * 1000
+        if unknown := requests - answered:
+            prompt_tokens += unknown * prompt
+            output_tokens += unknown * output
+        prompt_us = prompt_tokens * us // per_s
         total += counted
-        loads.append((gap, counted, prompt_us, prompt_us // requests, millitokens))
+        loads.append((gap, counted, prompt_us, prompt_us // requests, output_tokens * 1000))
         before = at
     return _Past(
         loads,
@@ -299,6 +302,7 @@ def _late(loads: Sequence[_Load], past: _Past, replicas: int, allowed: int) -> i
     _, _, ttft_us, places, output, residual, step_ns, slope_ns = past
     fill_us = replicas * SLOT_US
     most = replicas * places * 1000
+    full = (most + 1) * residual
     share_ns = 1000 * replicas
     # The time of a place until it is free again, in microseconds times replicas x places.
     turn_us = output * (step_ns + slope_ns * places) // 1000
@@ -317,13 +321,12 @@ def _late(loads: Sequence[_Load], past: _Past, replicas: int, allowed: int) -> i
             gap -= stride
         if counted:
             room_us = ttft_us - own_us - prompts_us // replicas
-            excess = millitokens // residual - most
-            if excess > 0:
-                room_us -= excess * turn_us // most
+            if millitokens >= full:
+                room_us -= (millitokens // residual - most) * turn_us // most
             if room_us < 0:
                 late += counted
-            elif own_us:
-                late += max(0, counted - room_us * replicas // own_us - 1)
+            elif own_us and (behind := counted - room_us * replicas // own_us - 1) > 0:
+                late += behind
             if late > allowed:
                 return late
         prompts_us += prompt_us
