@@ -9,4 +9,5 @@ restore       makes a data folder from a backup
 broker        the broker that a log is restored into
 continuation  completes a restored log, and opens a shard for new requests
 gap           appends what only the archive holds
+unfinished    ends the requests that ran, and moves claims of idempotency keys to the new shard
 """

@@ -1,26 +1,21 @@
 """Complete a restored log: add what only the archive holds, and open a shard for new requests.
 
 Positions of the lost records are on invoices and in exports. New requests go to a new shard, because the
-lengths of the lost streams are unknown.
+lengths of the lost streams are unknown; `unfinished.py` ends those of the old shards.
 """
 
 from typing import NamedTuple
 
-from anyio import to_thread
-
 from events import shards, subjects
 from events.jetstream import JetStream, snapshots
 from replay.archive.archive import Archive
-from rift.backup import gap
+from rift.backup import gap, unfinished
 from rift.backup.files import BackupError
 from rift.backup.gap import Filled
 from rift.backup.manifest import Backup
 from rift.control.projection import continuity
-from rift.control.projection.catch_up import rebuilt
 from rift.data_dir import DataDir
 from rift.settings import SHARDS_MAX, Settings
-
-OPEN = "select request_id from requests where finished_position is null order by request_id"
 
 
 class Continued(NamedTuple):
@@ -46,17 +41,10 @@ async def continue_log(
         # A request that names a lost key must not find another one in its place.
         await snapshots.skip_to(log, subjects.SECRETS, last)
     filled = await gap.fill(log, archive, installation.signing_key())
-    await gap.skip_claimed(log)
     opened = max(await shards.count(log), archived + 1)
     await _ensure_streams(log, opened + 1, settings)
     await shards.open_up_to(log, opened + 1, writer=continuity.RESTORE_WRITER, requests_from=opened)
-    warehouse = await rebuilt(log, archive, installation.database)
-    try:
-        [result] = await to_thread.run_sync(warehouse.read, (OPEN, []))
-        await to_thread.run_sync(warehouse.checkpoint)
-    finally:
-        await to_thread.run_sync(warehouse.close)
-    ended = await gap.end_open(log, [request for (request,) in result.rows], filled.records)
+    ended = await unfinished.end(log, archive, installation, shard=opened)
     try:
         await continuity.check(log, archive, installation.database, secret=installation.secret())
     except continuity.WrongLog as error:

@@ -5,24 +5,21 @@ between a stream's end and its archive's end are appended again from the archive
 no later record gets a position that is known already, and every reader of the log agrees with the archive on
 the requests that both know.
 
-    book, fleet  the whole records: the archive has all of them
+    book, fleet  the whole records: the archive has all of them. Empty records follow in the book, up to the
+                 last entry that a request of the archive was admitted under
     shards       the events of requests whose acceptance the log holds, without their content. Requests that
                  were accepted in between are left out, since their prompts are lost: their ids are unknown
                  (404). The archive, and so every bill, has them
-
-Requests that the archive knows as open when it ends are ended without a charge.
 """
 
 from collections.abc import AsyncIterator, Container, Iterator, Mapping, Sequence
-from contextlib import aclosing
 from functools import partial
 from typing import NamedTuple
 
 import anyio
-import msgspec
 from anyio import to_thread
 
-from events import codec, ids, subjects
+from events import codec, subjects
 from events.jetstream import JetStream
 from events.publisher import Publisher
 from events.schema import (
@@ -30,9 +27,7 @@ from events.schema import (
     AttemptStarted,
     ContentErased,
     LaneReported,
-    Problem,
     RequestAccepted,
-    RequestFinished,
     SegmentSealed,
 )
 from replay.archive.archive import Archive
@@ -53,16 +48,6 @@ NOTHING = LaneReported(lane="")
 # Where an empty record is stored: no gateway has this lane.
 NO_LANE = "restored"
 
-LOST = Problem(
-    code="log_lost", message="the log was lost while the request ran, and was restored from a backup"
-)
-
-
-class _KeyEntry(msgspec.Struct):
-    """The part of an idempotency key's entry that names its request."""
-
-    request: str
-
 
 class Filled(NamedTuple):
     """The records that were appended, by stream, and the number of content keys that were erased."""
@@ -72,15 +57,18 @@ class Filled(NamedTuple):
 
 
 class Lost:
-    """The requests of one shard that were accepted after the snapshot, and their attempts."""
+    """The requests of one shard that were accepted after the snapshot, and their attempts. `book` is the
+    last entry of the book that one of them was admitted under."""
 
     def __init__(self) -> None:
         self._requests: set[str] = set()
         self._attempts: set[str] = set()
+        self.book = 0
 
     def note(self, event: AnyEvent) -> None:
         if isinstance(event, RequestAccepted):
             self._requests.add(event.request)
+            self.book = max(self.book, event.book)
         elif isinstance(event, AttemptStarted) and event.request in self._requests:
             self._attempts.add(event.attempt)
 
@@ -98,6 +86,7 @@ async def fill(log: JetStream, archive: Archive, signing_key: SigningKey | None)
     """
     filled = {}
     erased: set[int] = set()
+    book = 0
     # The book is first: requests refer to it.
     for stream in sorted(archive.streams(), key=lambda name: name != subjects.BOOK):
         first = await log.last_sequence(stream) + 1
@@ -115,48 +104,12 @@ async def fill(log: JetStream, archive: Archive, signing_key: SigningKey | None)
         async for records in _in_thread(batches()):
             await _append(log, stream, records, lost)
         filled[stream] = last - first + 1
+        book = max(book, lost.book)
+    await _append_empty(log, subjects.BOOK, up_to=book)
     await _anchor(log, archive, signing_key)
     for sequence in erased:
         await log.erase(subjects.SECRETS, sequence)
     return Filled(filled, len(erased))
-
-
-async def skip_claimed(log: JetStream) -> None:
-    """Append empty records until each shard reaches the floors of the requests that idempotency keys name.
-
-    A client that repeats such a request has it accepted now, if it was not before, and its readers begin at
-    its floor. Raises LogError.
-    """
-    floors: dict[int, int] = {}
-    target = await log.last_sequence(subjects.KEYS)
-    async with aclosing(log.scan(subjects.KEYS, ["rift.keys.>"], first=1, target=target)) as batches:
-        async for batch in batches:
-            for stored in batch:
-                request = ids.parsed(msgspec.json.decode(stored.data, type=_KeyEntry).request)
-                floors[request.at.shard] = max(floors.get(request.at.shard, 0), request.floor)
-    for shard, floor in floors.items():
-        stream = subjects.shard_stream(shard)
-        missing = range(await log.last_sequence(stream) + 1, floor + 1)
-        for start in missing[::BATCH]:
-            part = range(start, min(start + BATCH, missing.stop))
-            await _append_all(log, stream, [(sequence, *_empty(stream)) for sequence in part])
-
-
-async def end_open(log: JetStream, requests: Sequence[str], filled: Container[str]) -> int:
-    """End those of the requests, open by the archive, whose stream was filled, and return how many they are.
-
-    Raises LogError.
-    """
-    publisher = Publisher(log, RESTORE_WRITER)
-    ended = 0
-    for request in requests:
-        if subjects.shard_stream(ids.parsed(request).at.shard) in filled:
-            event = RequestFinished(
-                request=request, attempt=None, reason="failed", output_tokens=0, error=LOST
-            )
-            await publisher.publish(event, within_s=APPEND_S)
-            ended += 1
-    return ended
 
 
 async def _append(log: JetStream, stream: str, records: Sequence[Read], lost: Container[object]) -> None:
@@ -184,6 +137,13 @@ def _empty(stream: str) -> tuple[str, bytes]:
     prefix = subjects.prefix(stream)
     kind = "lane." if stream not in (subjects.BOOK, subjects.FLEET) else ""
     return f"{prefix}{kind}{NO_LANE}", codec.encode(RESTORE_WRITER, [])
+
+
+async def _append_empty(log: JetStream, stream: str, *, up_to: int) -> None:
+    missing = range(await log.last_sequence(stream) + 1, up_to + 1)
+    for start in missing[::BATCH]:
+        part = range(start, min(start + BATCH, missing.stop))
+        await _append_all(log, stream, [(sequence, *_empty(stream)) for sequence in part])
 
 
 async def _append_all(log: JetStream, stream: str, records: Sequence[tuple[int, str, bytes]]) -> None:

@@ -96,7 +96,7 @@ def summary(restored: Restored, target: Target) -> Iterator[str]:
         ends = {stream: made.positions[stream] + count for stream, count in records.items()}
         yield f"the archive reaches further, to {positions(ends)}: without prompts and answers"
     if continued.ended:
-        yield f"{continued.ended} requests that ran when the archive ended are failed, without a charge"
+        yield f"{continued.ended} requests that ran are failed, without a charge"
     if continued.filled.erased:
         yield f"{continued.filled.erased} contents that were erased after the backup are erased again"
     if not restored.has_content_keys:

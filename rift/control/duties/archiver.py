@@ -13,7 +13,7 @@ continues. Segment files (`replay/archive/archive.py`) and the needs of readers 
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Container, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -261,6 +261,8 @@ class Archiver:
 
     async def _archive_up_to(self, stream: ArchivedStream, target: int, *, at_least: int) -> None:
         """Archive segment by segment, until fewer than `at_least` records wait."""
+        if stream.name not in (subjects.BOOK, subjects.FLEET) and target - stream.archived >= at_least:
+            await self._archive_book()
         while target - stream.archived >= at_least:
             messages = await self._read(stream, stream.archived + 1, target)
             # If anything interrupts this, the progress has to be read again.
@@ -272,6 +274,16 @@ class Archiver:
             await self._anchor(stream.name, manifest)
             stream.is_known = True
             stream.archived = manifest.last
+
+    async def _archive_book(self) -> None:
+        """Archive what the requests of the next segment were admitted under, such as prices: an archive that
+        outlives the log lacks none. A failure is the book's, which is tried by itself."""
+        with suppress(ArchiveError):
+            book = next(stream for stream in self._streams if stream.name == subjects.BOOK)
+            await self._learn(book)
+            target = self._projection.applied.get(book.name, 0)
+            if await self._is_waiting(book, target):
+                await self._archive_up_to(book, target, at_least=1)
 
     async def _read(self, stream: ArchivedStream, first: int, target: int) -> list[Stored]:
         """Return the records of one segment, from `first` on. Raises ArchiveError if one is missing that is

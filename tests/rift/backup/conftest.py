@@ -56,8 +56,8 @@ class Site:
         for event in events:
             await Publisher(self.log, "test").publish(event, at=at, within_s=5)
 
-    async def ask(self, *, at: Address = AT, **fields: Any) -> str:
-        """Append a request that ends, and return its id."""
+    async def ask(self, *, at: Address = AT, ends: bool = True, **fields: Any) -> str:
+        """Append a request, with an end or without, and return its id."""
         request = self.request_id(floor=await self.log.last_sequence(subjects.shard_stream(at.shard)), at=at)
         accepted = RequestAccepted(
             request=request, account="dev", key="k", model=MODEL, kind="inference", input="hi",
@@ -65,8 +65,10 @@ class Site:
             book=await self.log.last_sequence(subjects.BOOK), **fields,
         )  # fmt: skip
         attempt = f"att_{self._ids}"
-        end = RequestFinished(request=request, attempt=attempt, reason="stop", output_tokens=1)
-        await self.tell(accepted, started(request, attempt), tokens_of(attempt, 0), end, at=at)
+        await self.tell(accepted, started(request, attempt), tokens_of(attempt, 0), at=at)
+        if ends:
+            end = RequestFinished(request=request, attempt=attempt, reason="stop", output_tokens=1)
+            await self.tell(end, at=at)
         return request
 
     async def seal(self, stream: str = "RIFT_0") -> None:

@@ -8,13 +8,15 @@ import msgspec
 import pytest
 from anyio import to_thread
 
-from events import encryption, shards, subjects
+from events import encryption, ids, shards, subjects
 from events.encryption import Secret
 from events.jetstream import JetStream
+from events.request_history import HistoryReader
 from events.schema import ContentErased
 from events.subjects import Address
 from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse
+from rift import book_admin
 from rift.backup import broker, save
 from rift.backup.broker import Target
 from rift.backup.files import BackupError
@@ -39,29 +41,52 @@ async def keep(log: JetStream) -> int:
     return await encryption.keep(log, subjects.SECRET_KEPT, Secret(("req",), b"k" * 32))
 
 
+async def claim(log: JetStream, digest: str, made: KeyEntry) -> None:
+    await log.append(subjects.KEYS, subjects.idempotency(digest), msgspec.json.encode(made))
+
+
+async def entry(log: JetStream, digest: str) -> KeyEntry:
+    """Return a key's entry in force."""
+    stored = await log.last(subjects.KEYS, subjects.idempotency(digest))
+    assert stored is not None
+    return msgspec.json.decode(stored.data, type=KeyEntry)
+
+
 async def test_what_the_archive_knows_beyond_the_backup(site: Site, tmp_path: Path) -> None:
     erased, kept = await keep(site.log), await keep(site.log)
     request = await site.ask(sealed=erased)
-    claimed = KeyEntry(site.request_id(floor=50), "body", "nonce", 1, 1)
-    await site.log.append(subjects.KEYS, subjects.idempotency("digest"), msgspec.json.encode(claimed))
+    running = await site.ask(ends=False)
+    claimed = KeyEntry(site.request_id(floor=50), "body", "nonce", 1, 1, account="dev")
+    await claim(site.log, "claimed", claimed)
+    await claim(site.log, "accepted", msgspec.structs.replace(claimed, request=running))
     await save.save(site.source, tmp_path / "backup")
     await site.tell(ContentErased(request=request, sealed=erased))
     await site.log.ensure_streams(shards=2, replicas=1, max_bytes=1 << 28)
     await shards.open_up_to(site.log, 2, writer="test")
+    await site.seal("RIFT_BOOK")
+    for _ in range(9):
+        await book_admin.issue_key(site.log, "dev")
     await site.ask(at=Address(1, AT.lane, AT.model))
-    for stream in ("RIFT_0", "RIFT_1", "RIFT_BOOK"):
+    for stream in ("RIFT_0", "RIFT_1"):
         await site.seal(stream)
+    book = await site.log.last_sequence(subjects.BOOK)
 
     done, target = await restored(site, tmp_path / "backup", surviving=site.installation.archive)
 
     assert done.continued.filled.records == {"RIFT_0": 1, "RIFT_1": 4, "RIFT_BOOK": 1}
     assert done.continued.filled.erased == 1
-    assert done.continued.shard == 2
+    assert (done.continued.ended, done.continued.shard) == (1, 2)
     async with broker.opened(target, NOTES.append) as log:
         assert await encryption.secret(log, erased) is None
         assert await encryption.secret(log, kept) is not None
         assert await log.last(subjects.BOOK, subjects.ANCHORS + "rift_1") is not None
-        assert await log.last_sequence("RIFT_0") == 50, "no request is accepted below its floor"
+        assert await log.last_sequence(subjects.BOOK, subjects.ANCHORS + "rift_1") > book, "a new position"
+        assert (await HistoryReader(log).read(ids.parsed(running))).life.reason == "failed"
+        assert (await entry(log, "accepted")).request == running
+        moved = (await entry(log, "claimed")).request
+        valid = ids.verified(moved, secret=target.installation.secret(), account="dev")
+        assert valid is not None
+        assert (valid.at.shard, valid.floor) == (2, 0)
         assert await shards.accepting(log) == range(2, 3)
         assert await charged(log, target.installation) == 2, "also without the restored database"
         await shards.open_up_to(log, 4, writer="test")
@@ -85,11 +110,12 @@ async def charged(log: JetStream, installation: DataDir) -> int:
 
 async def test_keys_of_sealed_content_do_not_come_back_from_an_old_backup(site: Site, tmp_path: Path) -> None:
     last = [await keep(site.log) for _ in range(3)][-1]
-    await site.ask(sealed=last)
+    await site.ask(sealed=last, ends=False)
     made = await save.save(site.source, tmp_path / "backup", content_keys_days=0)
     (tmp_path / "backup" / made.manifest.snapshot_file(subjects.SECRETS)).unlink()
     done, target = await restored(site, tmp_path / "backup")
     assert not done.has_content_keys
+    assert done.continued.ended == 1, "a request that runs would end at the position of a lost record"
     async with broker.opened(target, NOTES.append) as log:
         assert await encryption.secret(log, last) is None
         assert await keep(log) == last + 1, "another key never has the number of a lost one"

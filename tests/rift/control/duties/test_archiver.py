@@ -107,6 +107,14 @@ async def test_anchors_do_not_make_segments_of_the_book(rig: Rig, monkeypatch: p
     assert (await archiver.archive_now())[BOOK].last == 4
 
 
+async def test_the_book_is_archived_before_the_requests_that_were_admitted_under_it(rig: Rig) -> None:
+    await note(rig, "acme")
+    await rig.fill(SEGMENT)
+    await rig.run(rig.archiver())
+    assert (rig.shelf.lasts(BOOK), rig.shelf.lasts()) == ([1], [10])
+    assert list(rig.shelf.held) == [BOOK, SHARD]
+
+
 async def test_archive_now_archives_every_record(rig: Rig) -> None:
     await rig.fill(SEGMENT + 3)
     await note(rig, "a")
