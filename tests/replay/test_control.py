@@ -12,9 +12,10 @@ import anyio
 import pytest
 
 from events import codec, shards, subjects
-from events.contracts import MESSAGE_BYTES_MAX, REPLY_BYTES_MAX
+from events.contracts import CREDIT_LANE_SILENT_S, MESSAGE_BYTES_MAX, REPLY_BYTES_MAX, SECOND_NS
 from events.log import LogError, Stored
 from events.memory import MemoryBroker, MemoryLog
+from events.schema import AccountOpened, CreditHeld, CreditSettled, LaneReported
 from replay.archive.archive import Archive
 from replay.sql_files import sql
 from replay.warehouse import warehouse
@@ -22,7 +23,8 @@ from replay.warehouse.warehouse import Warehouse
 from rift.cli.status.report import stops
 from rift.control import process
 from rift.control.config import ControlConfig
-from rift.control.projection import warehouse_host
+from rift.control.duties import credit_settlement
+from rift.control.projection import projector, warehouse_host
 from rift.control.projection.projector import AHEAD_MAX, LogBehind, LogTrimmed, Projector
 from rift.rpc import QuestionRefused, Sql
 from tests.replay.asked import ask_sql
@@ -125,6 +127,57 @@ async def test_a_shard_waits_for_the_book(scribe: Any, list_log: Any, tmp_path: 
         log.streams[subjects.BOOK] = book
         log.grow()
         await until(log, "from requests", lambda rows: len(rows) == 1)
+
+
+async def test_the_credit_of_a_killed_gateway_comes_back(
+    scribe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader settles what a lane holds once it has been silent for its minute, and not before."""
+    monkeypatch.setattr(credit_settlement, "TICK_S", 0.01)
+    monkeypatch.setattr(projector, "PACE_S", 0.01)
+    scribe.prices()
+    held = CreditHeld(id="hold", account="dev", shard=0, lane="laneaaaa", nanousd=1000)
+    scribe.book(AccountOpened(id="a", account="dev"), held)
+    scribe.finished_request(allowance="hold")
+    silent_ns = int(CREDIT_LANE_SILENT_S * SECOND_NS)
+    async with anyio.create_task_group() as group:
+        broker = MemoryBroker(group, lambda: scribe.now_ns)
+        log = MemoryLog(broker)
+
+        def report(lane: str, after_ns: int = 0) -> None:
+            scribe.now_ns += after_ns
+            data = codec.encode("test", [LaneReported(lane=lane)])
+            broker.store("RIFT_0", subjects.lane(0, lane), data, None)
+
+        async def silence_ns() -> int:
+            last = await log.last("RIFT_0", subjects.lane(0, "laneaaaa"))
+            return 0 if last is None else int(scribe.now_ns - last.stored_at_ns)
+
+        def settled() -> dict[str, int]:
+            stored = broker.stream(subjects.BOOK).messages
+            events = [event for record in stored for event in codec.decode(record.data)[1]]
+            return {event.hold: event.nanousd for event in events if isinstance(event, CreditSettled)}
+
+        for stream, messages in scribe.streams.items():
+            for message in messages:
+                broker.store(stream, message.subject, message.data, None)
+        report("laneaaaa")
+        report("other", silent_ns)
+        archive = Archive(tmp_path / "archive", key=b"k")
+        running = partial(process.run, log, tmp_path / "db", archive, ControlConfig(), stop=anyio.Event())
+        group.start_soon(running)
+        with anyio.fail_after(5):
+            # The janitor's record that the lane is lost begins another minute.
+            while await silence_ns():  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            report("other", silent_ns)
+            await anyio.sleep(0.3)
+            assert settled() == {}
+            report("other", 1)
+            while not settled():  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert settled() == {"hold": 7 * 10 + 3 * 20}
+        group.cancel_scope.cancel()
 
 
 async def test_a_request_of_a_book_that_never_was_stops_visibly(
