@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from anyio import to_thread
 
+from events import subjects
 from events.contracts import SECOND_NS
 from events.jetstream import JetStream
 from replay.archive.folder import ArchiveFolder
@@ -59,6 +60,7 @@ async def save(source: Source, folder: Path, *, content_keys_days: int = CONTENT
     with files.locked(folder):
         earlier = _earlier(source.installation, folder)
         _remove_runs(folder, earlier)
+        _remove_old_keys(folder, earlier)
         try:
             return await _save(source, folder, earlier, content_keys_days)
         finally:
@@ -143,3 +145,9 @@ def _remove_runs(folder: Path, kept: Backup | None) -> None:
     for path in folder.iterdir():
         if RUN.fullmatch(path.name) and (kept is None or path.name != kept.run):
             shutil.rmtree(path)
+
+
+def _remove_old_keys(folder: Path, earlier: Backup | None) -> None:
+    """Remove the content keys that a restore would leave out. This run may fail, and so may later ones."""
+    if earlier is not None and now_ns() >= earlier.content_keys_until_ns:
+        (folder / earlier.snapshot_file(subjects.SECRETS)).unlink(missing_ok=True)

@@ -36,7 +36,7 @@ LOST = Problem(
 
 
 async def end(log: JetStream, archive: Archive, installation: DataDir, *, shard: int) -> int:
-    """Build the database, end what was begun, and return the number of ended requests. `shard` is the new one.
+    """Build the database, end what was begun, and return the number of requests. `shard` is the new one.
 
     Raises LogError, ArchiveDamaged, WarehouseError.
     """

@@ -37,8 +37,13 @@ async def restored(site: Site, backup: Path, *, surviving: Path | None = None) -
     return await restore(backup, target, NOTES.append, surviving=surviving), target
 
 
-async def keep(log: JetStream) -> int:
-    return await encryption.keep(log, subjects.SECRET_KEPT, Secret(("req",), b"k" * 32))
+async def keep(log: JetStream, key: bytes = b"k" * 32) -> int:
+    return await encryption.keep(log, subjects.SECRET_KEPT, Secret(("req",), key))
+
+
+def on_disk(key: bytes, folder: Path) -> bool:
+    text = msgspec.json.encode(key)
+    return any(text in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
 async def claim(log: JetStream, digest: str, made: KeyEntry) -> None:
@@ -53,7 +58,9 @@ async def entry(log: JetStream, digest: str) -> KeyEntry:
 
 
 async def test_what_the_archive_knows_beyond_the_backup(site: Site, tmp_path: Path) -> None:
-    erased, kept = await keep(site.log), await keep(site.log)
+    gone, later, stays = (bytes([number]) * 32 for number in range(3))
+    await site.log.erase(subjects.SECRETS, await keep(site.log, gone))
+    erased, kept = await keep(site.log, later), await keep(site.log, stays)
     request = await site.ask(sealed=erased)
     running = await site.ask(ends=False)
     claimed = KeyEntry(site.request_id(floor=50), "body", "nonce", 1, 1, account="dev")
@@ -76,6 +83,7 @@ async def test_what_the_archive_knows_beyond_the_backup(site: Site, tmp_path: Pa
     assert done.continued.filled.records == {"RIFT_0": 1, "RIFT_1": 4, "RIFT_BOOK": 1}
     assert done.continued.filled.erased == 1
     assert (done.continued.ended, done.continued.shard) == (1, 2)
+    assert [on_disk(key, target.installation.nats) for key in (gone, later, stays)] == [False, False, True]
     async with broker.opened(target, NOTES.append) as log:
         assert await encryption.secret(log, erased) is None
         assert await encryption.secret(log, kept) is not None

@@ -78,6 +78,21 @@ async def test_an_interrupted_backup_leaves_the_earlier_one(
     complete(folder)
 
 
+async def test_a_failed_backup_removes_content_keys_that_are_too_old(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (await save.save(site.source, tmp_path / "backup", content_keys_days=0)).manifest
+
+    async def fail(*_: object) -> None:
+        raise OSError("pulled out")
+
+    monkeypatch.setattr(streams, "save", fail)
+    with pytest.raises(OSError, match="pulled out"):
+        await save.save(site.source, tmp_path / "backup")
+    [missing] = manifest.damage(tmp_path / "backup", made)
+    assert "RIFT_SECRETS.snapshot cannot be read" in missing
+
+
 async def test_a_full_disk_leaves_the_earlier_one(site: Site, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1 << 20) as disk:
         made = (await save.save(site.source, disk.path / "backup")).manifest
