@@ -5,6 +5,7 @@ book, where only operators can put it. Beside `events/encryption.py` only this m
 cryptography.
 """
 
+from collections.abc import Container, Iterable, Iterator
 from typing import TypeVar
 
 from cryptography.exceptions import InvalidSignature
@@ -53,3 +54,25 @@ def is_valid(event: PeriodClosed | SegmentSealed) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def problems(stated: Iterable[PeriodClosed | SegmentSealed], keys: Container[str]) -> Iterator[str]:
+    """Yield what is wrong with the signatures of a book's segments and closed months, in its order.
+
+    From the first valid signature by one of `keys` on, control signs, so every later event needs one.
+    """
+    signs = False
+    for event in stated:
+        if isinstance(event, SegmentSealed):
+            where = f"{event.stream} {event.first} to {event.last}"
+        else:
+            where = f"the close of {event.period}"
+        if not event.signature:
+            if signs:
+                yield f"{where}: not signed, although the book has a signed entry before it"
+        elif not is_valid(event):
+            yield f"{where}: the book has a signature that is not valid"
+        elif event.signer not in keys:
+            yield f"{where}: signed with key {event.signer}, which no operator published"
+        else:
+            signs = True

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from events.schema import PeriodClosed, SegmentSealed, SigningKeyPublished
 from replay import auditor
-from replay.archive.signatures import SigningKey, is_valid, signed
+from replay.archive.signatures import SigningKey, is_valid, problems, signed
 from tests.replay import audits
 from tests.replay.audits import exported, ordinary, run
 from tests.replay.conftest import Scribe
@@ -48,6 +48,19 @@ def test_a_signature_is_of_every_value(event: Any, changes: dict[str, Any]) -> N
     ):
         assert not is_valid(replace(stated, **wrong)), wrong
     assert signed(event, None) is event
+
+
+def test_from_the_first_signature_on_everything_is_signed() -> None:
+    segment, close = signed(SEGMENT, KEY), signed(CLOSE, KEY)
+    stated = [SEGMENT, signed(SEGMENT, OTHER), CLOSE, close, segment, SEGMENT, CLOSE]
+    stated.append(replace(close, digest="d" * 64))
+    assert list(problems(stated, {KEY.public})) == [
+        f"RIFT_0 1 to 9: signed with key {OTHER.public}, which no operator published",
+        "RIFT_0 1 to 9: not signed, although the book has a signed entry before it",
+        "the close of 2023-11: not signed, although the book has a signed entry before it",
+        "the close of 2023-11: the book has a signature that is not valid",
+    ]
+    assert not list(problems([SEGMENT, CLOSE, segment, close], {KEY.public}))
 
 
 @pytest.fixture

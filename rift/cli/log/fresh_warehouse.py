@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from events import codec, shards, subjects
 from events.log import Log
-from events.schema import SegmentSealed, SigningKeyPublished
+from events.schema import PeriodClosed, SegmentSealed, SigningKeyPublished
 from replay.archive.archive import Archive
 from replay.facts.fold import BookBehind
 from rift.cli.connection import installation
@@ -20,10 +20,11 @@ Anchors = dict[str, list[SegmentSealed]]
 
 
 class Anchored(NamedTuple):
-    """What the book says of the archive. `keys` are the published ones; `log_first` is, by stream, the first
-    sequence that the log still holds."""
+    """What the book says of the archive. `stated` are the events that control signs, in order; `keys` are the
+    published ones; `log_first` is, by stream, the first sequence that the log still holds."""
 
     segments: Anchors
+    stated: list[SegmentSealed | PeriodClosed]
     keys: set[str]
     log_first: dict[str, int]
 
@@ -53,15 +54,19 @@ def book_read_first() -> Iterator[None]:
 
 async def read_anchors(log: Log) -> Anchored:
     segments: Anchors = {}
+    stated: list[SegmentSealed | PeriodClosed] = []
     keys: set[str] = set()
     last = await log.last_sequence(subjects.BOOK)
     async with aclosing(log.scan(subjects.BOOK, ["rift.book.>"], first=1, target=last)) as batches:
         async for batch in batches:
             for stored in batch:
                 for event in codec.decode(stored.data)[1]:
+                    if isinstance(event, SegmentSealed | PeriodClosed):
+                        stated.append(event)
                     if isinstance(event, SegmentSealed):
                         segments.setdefault(event.stream, []).append(event)
                     elif isinstance(event, SigningKeyPublished):
                         keys.add(event.key)
     streams = subjects.folded(range(await shards.count(log)))
-    return Anchored(segments, keys, {stream: await log.first_sequence(stream) for stream in streams})
+    log_first = {stream: await log.first_sequence(stream) for stream in streams}
+    return Anchored(segments, stated, keys, log_first)
