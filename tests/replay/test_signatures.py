@@ -1,4 +1,4 @@
-"""Signatures of segments and closed months, and what the auditor says of them."""
+"""The signatures of segments and closed months, and the auditor's findings about them."""
 
 import json
 from pathlib import Path
@@ -133,7 +133,7 @@ def test_the_auditor_names_what_is_not_signed(
 def test_an_export_shows_the_newest_signature_that_is_valid(
     scribe: Scribe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever may append to the book could add anchors of segments again."""
+    """A process that may append to the book could add anchors of segments again."""
     honest = audits.anchors
 
     def anchors(archive: SealedLists, key: SigningKey | None) -> dict[str, list[SegmentSealed]]:

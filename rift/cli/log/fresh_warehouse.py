@@ -1,4 +1,4 @@
-"""The archive, what the book says of it, and a temporary warehouse that a command folds from both."""
+"""The archive, the book's entries about it, and a temporary warehouse that a command folds from both."""
 
 import tempfile
 from argparse import Namespace
@@ -20,8 +20,8 @@ Anchors = dict[str, list[SegmentSealed]]
 
 
 class Anchored(NamedTuple):
-    """What the book says of the archive. `stated` are the events that control signs, in order; `keys` are the
-    published ones; `log_first` is, by stream, the first sequence that the log still holds."""
+    """The book's entries about the archive. `stated` are the events that control signs, in order; `keys` are
+    the published ones; `log_first` is, by stream, the first sequence that the log still holds."""
 
     segments: Anchors
     stated: list[SegmentSealed | PeriodClosed]

@@ -6,7 +6,7 @@ with its stored time. So the check reads a few records and takes milliseconds. I
 
 - a log that is shorter than the archive or the database, or whose records of these sequences came later
 - a book that does not hold their last record of it, which came before or after it
-- a secret that did not sign the last request's id
+- a secret that signed the ids of none of the last requests
 - an archive whose last segment is not the one that the log's book names, or that has none
 - a stream that is missing, or shorter than the other streams say
 - a stream of idempotency keys without the key of the last request that has one
@@ -21,11 +21,12 @@ from typing import NamedTuple, TypeVar
 
 from anyio import to_thread
 
-from events import codec, ids, shards, subjects
+from events import codec, shards, subjects
 from events.log import Log, Stored
-from events.schema import RequestAccepted, SegmentSealed
+from events.schema import SegmentSealed
 from replay.archive.folder import ArchiveFolder
 from replay.archive.manifest import ArchiveDamaged, Manifest
+from rift.control.projection import acceptances
 from rift.control.projection.key_continuity import lost_key
 from rift.data_dir import RESTORE, DataDir, DataDirError
 from rift.errors import RiftError
@@ -157,14 +158,14 @@ async def _check_streams(log: Log, opened: Iterable[int], lasts: Mapping[str, in
     book = lasts[subjects.BOOK]
     for shard in opened:
         stream = subjects.shard_stream(shard)
-        accepted = _event(await log.last(stream, subjects.queue(shard, "*")), RequestAccepted)
+        accepted = await acceptances.newest(log, shard, secret=secret)
         if accepted is None:
-            continue
-        if ids.verified(accepted.request, secret=secret, account=accepted.account) is None:
-            raise WrongLog(f"another secret than this folder's signed the last request's id in {stream}")
-        if accepted.book > book:
-            raise WrongLog(f"{stream} names the book's record {accepted.book}, but the book ends at {book}")
-        if (lost := await lost_key(log, shard)) is not None:
+            raise WrongLog(
+                f"another secret than this folder's signed the ids of the last requests in {stream}"
+            )
+        if (named := max((one.book for one in accepted), default=0)) > book:
+            raise WrongLog(f"{stream} names the book's record {named}, but the book ends at {book}")
+        if (lost := await lost_key(log, stream, accepted)) is not None:
             raise WrongLog(
                 f"{subjects.KEYS} lacks the idempotency key of a request in {stream}:{lost}, so a client "
                 "that repeats it would pay twice (if there is no backup, start again 24 hours after the last "

@@ -5,19 +5,28 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import duckdb
+import msgspec
 import pytest
 
 from events import codec, ids, memory, subjects
 from events.memory import MemoryBroker
 from events.publisher import destination
-from events.schema import AccountOpened, AnyEvent, Price, PricePublished, SegmentSealed
+from events.schema import (
+    AccountOpened,
+    AnyEvent,
+    Price,
+    PricePublished,
+    RequestAccepted,
+    SegmentSealed,
+)
 from events.subjects import BOOK, FLEET, KEYS, SECRETS
 from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse, WarehouseError
-from rift.control.projection import continuity, key_continuity
+from rift.control.projection import acceptances, continuity, key_continuity
 from rift.control.projection.continuity import WrongLog
 from rift.data_dir import DataDir, DataDirError
 from tests.replay.conftest import AT, START_NS, Scribe
@@ -43,6 +52,7 @@ class Installation:
         self.database = folder / "rift.duckdb"
         self.now_ns = START_NS
         self.secret = b"s" * 32
+        self.requests = 0
 
     def begin(self, *, start_ns: int = START_NS, accounts: int = 1) -> None:
         """Replace the log by one with some accounts and a request under the last of them."""
@@ -62,14 +72,16 @@ class Installation:
         self.now_ns += 1_000
         self.broker.streams[stream].add(subject, codec.encode("test", [event]), self.now_ns)
 
-    def accept(self, *, digest: str | None = None, floor: int = 0) -> None:
-        request = ids.new_request_id(
-            secret=self.secret, account="dev", at=AT, floor=floor, entropy=bytes(ids.RANDOM_BYTES)
-        )
+    def accept(self, *, digest: str | None = None, floor: int = 0, **changes: Any) -> RequestAccepted:
+        self.requests += 1
+        entropy = self.requests.to_bytes(ids.RANDOM_BYTES, "big")
+        request = ids.new_request_id(secret=self.secret, account="dev", at=AT, floor=floor, entropy=entropy)
         book = self.broker.streams[BOOK].last_sequence
         accepted = Scribe().accepted(request, book=book, idempotency_hash=digest)
+        accepted = msgspec.structs.replace(accepted, **changes)
         self.now_ns += 1_000
         self.broker.streams[SHARD].add(subjects.request(AT), codec.encode("test", [accepted]), self.now_ns)
+        return accepted
 
     def project(self) -> None:
         warehouse = Warehouse.open(self.database)
@@ -292,8 +304,23 @@ async def test_a_stream_of_keys_that_lost_them_is_refused_until_they_would_have_
 async def test_the_secret_of_another_installation_is_refused(installation: Installation) -> None:
     installation.secret = b"t" * 32
     with pytest.raises(
-        WrongLog, match="another secret than this folder's signed the last request's id in RIFT_0"
+        WrongLog, match="another secret than this folder's signed the ids of the last requests in RIFT_0"
     ):
+        await installation.check()
+
+
+async def test_forged_acceptances_keep_no_start_from_its_log(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway's password for the broker is enough to append them, but not to sign an id."""
+    monkeypatch.setattr(acceptances, "RECORDS", (2, 20))
+    copied = installation.accept().request
+    for _ in range(3):
+        installation.accept(request="req_0_laneaaaa_tiny-1_0_" + "a" * 16 + "_" + "a" * 13)
+        await installation.check()
+        installation.accept(request=copied, book=10**9, idempotency_hash="none")
+        await installation.check()
+        installation.broker.streams[SHARD].add(subjects.request(AT), b"garbage", installation.now_ns)
         await installation.check()
 
 
