@@ -1,9 +1,11 @@
 """What `rift up` does with the log: connect, prepare book and fleet, and wait until a model is ready."""
 
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 
@@ -11,11 +13,15 @@ from events import book as books
 from events import fleet as fleets
 from events import shards, subjects
 from events.jetstream import BrokerCheck, JetStream, MonitorSilent, ask_monitor, connect
-from events.log import Log, LogError
+from events.log import Log, LogError, OutcomeUnknown
 from rift import book_admin, nats_server, price_lists
 from rift.broker import roles
 from rift.data_dir import RESTORE, DataDir, DataDirError
 from rift.settings import InvalidSettings, Settings
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 WRITER = "up"
 FIRST_ACCOUNT = "dev"
@@ -23,7 +29,8 @@ FIRST_ACCOUNT = "dev"
 # A broker with a large store first reads its index. An empty one answers in 0.1 s.
 BROKER_START_S = 60.0
 
-# Gateways and workers may start together with the first control process, which creates the streams.
+# Gateways and workers may start together with the first control process, which creates the streams. A cluster
+# that has lost a server answers nothing until it has elected leaders: 4 to 6 s, at times in two rounds.
 STREAMS_S = 30.0
 STREAMS_POLL_S = 0.2
 
@@ -46,6 +53,20 @@ async def connected(installation: DataDir, role: str = roles.SUPERVISOR) -> JetS
             except LogError:
                 await anyio.sleep(0.05)
     raise DataDirError(f"nats-server does not answer; see {installation.logs / 'nats.log'}")
+
+
+async def once_answered(step: Callable[[], Awaitable[Result]]) -> Result:
+    """Return what a step returns, and repeat it while the log does not answer. Raises OutcomeUnknown after
+    STREAMS_S, and what the step raises."""
+    deadline_s = anyio.current_time() + STREAMS_S
+    while True:
+        try:
+            return await step()
+        except OutcomeUnknown as error:
+            if anyio.current_time() > deadline_s:
+                raise
+            logger.warning("the start waits for the log: %s", error)
+        await anyio.sleep(STREAMS_POLL_S)
 
 
 async def prepared(

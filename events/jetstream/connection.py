@@ -48,6 +48,8 @@ CLOSE_S = 1.0
 # The pause before a process that answers questions asks again whether the broker knows it.
 ANSWER_RETRY_S = 0.5
 
+# A cluster without a leader.
+ERR_UNAVAILABLE = 10008
 ERR_NO_MESSAGE = 10037
 # The sequence has no message; or its message was deleted.
 ERR_NO_SUCH_SEQUENCE = (10043, 10057)
@@ -125,7 +127,10 @@ class JetStream:
             raise OutcomeUnknown(f"no answer to {path}: {wire.reason(error)}") from error
         answer: dict[str, Any] = json.loads(reply.data)
         if "error" in answer:
-            raise ApiError(path, answer["error"])
+            refused = ApiError(path, answer["error"])
+            if refused.err_code == ERR_UNAVAILABLE:
+                raise OutcomeUnknown(f"no answer to {refused}")
+            raise refused
         return answer
 
     # --- streams -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from events.jetstream import AccessRefused, JetStream, connect
+from events.jetstream import AccessRefused, BrokerCheck, JetStream, connect
 from events.log import LogError, NoResponders
 from replay.archive.folder import ArchiveFolder
 from replay.sql_files import substituted
@@ -22,7 +22,7 @@ from rift.data_dir import DataDir
 from rift.logs.setup import set_up
 from rift.rpc import AnyQuestion, QuestionRefused, Sql, ask_leader
 from rift.settings import Settings
-from rift.startup import prepared
+from rift.startup import once_answered, prepared
 
 OVERRIDES = ("host", "port", "model", "engine", "workers", "metrics")
 
@@ -92,14 +92,19 @@ async def connected_role(
 ) -> AsyncIterator[JetStream]:
     """As `connected`, for a process that writes: check the broker and prepare its streams first.
 
-    With an archive, also check that the log continues it and the database. Raises CommandFailed, and LogError
-    also later, out of the context, if the broker comes back with other settings.
+    With an archive, also check that the log continues it and the database. Wait for a cluster that elects.
+    Raises CommandFailed, and LogError also later, out of the context, if the broker comes back with other
+    settings.
     """
     address = installation(options).log_address(options.nats, os.environ)
     async with connected(options, name, role) as log:
-        if archive is not None:
-            await _check_log(log, archive, database, installation(options))
-        check = await prepared(log, settings, address.monitor, changes=role in MAKES_STREAMS)
+
+        async def prepare() -> BrokerCheck:
+            if archive is not None:
+                await _check_log(log, archive, database, installation(options))
+            return await prepared(log, settings, address.monitor, changes=role in MAKES_STREAMS)
+
+        check = await once_answered(prepare)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(check.watch)
             yield log
