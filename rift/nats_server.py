@@ -103,6 +103,11 @@ def _file_bytes_max(store: Path) -> int:
     return stored + shutil.disk_usage(store.parent).free * 3 // 4
 
 
+def free_bytes_for(stored: int) -> int:
+    """Return the free space of a disk on which an empty broker may store so many bytes."""
+    return -(-stored * 4 // 3)
+
+
 def _free_ports(count: int) -> list[int]:
     """Return different ports that are free now."""
     with ExitStack() as bound:

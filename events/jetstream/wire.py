@@ -20,6 +20,12 @@ HEARTBEAT = "100"
 
 
 ERR_STREAM_NOT_FOUND = 10059
+ERR_NO_ROOM = 10047
+
+REMEDIES = {
+    ERR_STREAM_NOT_FOUND: "control opens the streams at its start: start it, or wait until it leads",
+    ERR_NO_ROOM: "raise max_file_store of the servers, which reserve all that the streams may grow to",
+}
 
 # The subject at which a stored message is acknowledged begins so.
 ACK = "$JS.ACK."
@@ -30,11 +36,8 @@ class ApiError(LogError):
 
     def __init__(self, path: str, error: dict[str, Any]) -> None:
         self.err_code = error.get("err_code")
-        is_empty = self.err_code == ERR_STREAM_NOT_FOUND
-        hint = (
-            "; control opens the streams at its start: start it, or wait until it leads" if is_empty else ""
-        )
-        super().__init__(f"{path}: {error.get('description')}{hint}")
+        remedy = REMEDIES.get(self.err_code or 0)
+        super().__init__(f"{path}: {error.get('description')}{f'; {remedy}' if remedy else ''}")
 
 
 def status(message: Msg) -> str | None:

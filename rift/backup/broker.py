@@ -1,6 +1,7 @@
 """The broker that a log is restored into."""
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,11 +13,15 @@ from anyio import to_thread
 from events.jetstream import JetStream, connect
 from replay.disk import sync
 from rift import nats_server, startup
+from rift.backup.files import BackupError
+from rift.backup.manifest import Backup
 from rift.broker.roles import ADMIN
 from rift.broker.secret_files import write_secret
 from rift.control.projection.continuity import RESTORE_WRITER
 from rift.data_dir import DataDir
 from rift.supervisor import Child, Guard, Parent
+
+MB = 1_000_000
 
 # A broker that stops writes what it has buffered.
 STOP_S = 120.0
@@ -31,6 +36,23 @@ class Target(NamedTuple):
 
     installation: DataDir
     address: nats_server.Address | None
+
+
+def check_room(target: Target, saved: Backup) -> None:
+    """Raise BackupError if the folder's broker would refuse the streams: it reserves all they may grow to."""
+    if target.address is not None:
+        return
+    # One more shard is opened.
+    sizes = [max(0, int(saved.streams[name].config["max_bytes"])) for name in (*saved.streams, "RIFT_0")]
+    needed = sum(file.bytes for file in saved.files.values()) + nats_server.free_bytes_for(sum(sizes))
+    folder = target.installation.folder.absolute()
+    parent = next(path for path in (folder, *folder.parents) if path.is_dir())
+    if (free := shutil.disk_usage(parent).free) < needed:
+        raise BackupError(
+            f"the restored log needs {-(-needed // MB)} MB free on the disk of {parent}, which has "
+            f"{free // MB}: its streams may grow to {sum(sizes) // MB} MB (log_bytes_max), and the broker "
+            "takes three quarters of the free space; name a folder on a larger disk"
+        )
 
 
 @asynccontextmanager

@@ -59,10 +59,15 @@ async def restore(
     notify(f"checking {len(saved.files)} files of {backup}")
     for problem in await to_thread.run_sync(lambda: list(manifest.damage(backup, saved))):
         raise BackupError(f"{problem}; nothing was restored: use another copy of the backup")
+    broker.check_room(target, saved)
     with files.locked(folder):
         files.write(folder / "version", RESTORING.encode())
-        await to_thread.run_sync(_write_files, backup, saved, target.installation, surviving)
-        continued = await _restore_log(backup, saved, target, notify)
+        try:
+            await to_thread.run_sync(_write_files, backup, saved, target.installation, surviving)
+            continued = await _restore_log(backup, saved, target, notify)
+        except BaseException:  # also if it is interrupted
+            notify(f"the restore did not finish: remove {folder} before you repeat it")
+            raise
         files.write(folder / "version", f"{VERSION}\n".encode())
     return Restored(saved, continued, has_content_keys)
 
@@ -99,9 +104,17 @@ async def _restore_log(
     archive = Archive(installation.archive, key=installation.archive_key())
     async with broker.opened(target, notify) as log:
         await streams.check_broker(log, saved)
-        await streams.restore(log, backup, saved, settings.log_replicas, notify)
-        notify("completing the log, and building the database")
-        continued = await continuation.continue_log(log, saved, archive, installation, settings)
+        try:
+            await streams.restore(log, backup, saved, settings.log_replicas, notify)
+            notify("completing the log, and building the database")
+            continued = await continuation.continue_log(log, saved, archive, installation, settings)
+        except BaseException:
+            if target.address is not None:
+                notify(
+                    f"it left streams in the broker at {target.address.url}: remove {', '.join(saved.streams)} "
+                    "and any other RIFT_… there (`nats stream rm`)"
+                )
+            raise
         if settings.shards is not None and settings.shards <= continued.shard:
             # No process starts with fewer than the log has.
             text = SHARDS_LINE.sub(f"shards = {continued.shard + 1}", file.read_text())

@@ -18,7 +18,7 @@ from events import subjects
 from events.contracts import SECOND_NS
 from events.jetstream import JetStream
 from replay.archive.folder import ArchiveFolder
-from replay.disk import sync
+from replay.disk import DiskRefused, naming, sync
 from rift import __version__
 from rift.backup import files, manifest, streams
 from rift.backup.archives import ArchiveCopy
@@ -62,7 +62,13 @@ async def save(source: Source, folder: Path, *, content_keys_days: int = CONTENT
         _remove_runs(folder, earlier)
         _remove_old_keys(folder, earlier)
         try:
-            return await _save(source, folder, earlier, content_keys_days)
+            with naming(folder):
+                return await _save(source, folder, earlier, content_keys_days)
+        except DiskRefused as error:
+            state = "no backup was made" if earlier is None else "the earlier backup stays complete"
+            raise BackupError(
+                f"{error}: {state}; a run needs room for a snapshot of the log beside the earlier one"
+            ) from error
         finally:
             # Those of the earlier backup, or of this one if it failed.
             _remove_runs(folder, _earlier(source.installation, folder))

@@ -40,7 +40,8 @@ async def check_broker(log: JetStream, manifest: Backup) -> None:
     if taken := sorted(name for name in await log.streams() if name in manifest.streams):
         raise BackupError(
             f"the broker at {log.server_address} holds {', '.join(taken)} already: a restore needs a broker "
-            "without a log of Rift"
+            "without a log of Rift (if an unfinished restore left these streams, and no process uses them, "
+            "remove them with `nats stream rm`)"
         )
     if numbers(log.server_version)[:2] < numbers(manifest.broker)[:2]:
         raise BackupError(

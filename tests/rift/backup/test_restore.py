@@ -1,7 +1,10 @@
 """Restores with a real broker, and their refusals."""
 
+import re
+import shutil
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import msgspec
@@ -11,13 +14,14 @@ from anyio import to_thread
 from events import encryption, ids, shards, subjects
 from events.encryption import Secret
 from events.jetstream import JetStream
+from events.log import LogError
 from events.request_history import HistoryReader
 from events.schema import ContentErased
 from events.subjects import Address
 from replay.archive.archive import Archive
 from replay.warehouse.warehouse import Warehouse
 from rift import book_admin
-from rift.backup import broker, save
+from rift.backup import broker, gap, save
 from rift.backup.broker import Target
 from rift.backup.files import BackupError
 from rift.backup.restore import Restored, restore
@@ -25,7 +29,7 @@ from rift.control.projection.warehouse_host import Projection
 from rift.data_dir import DataDir, DataDirError
 from rift.gateway.submission.idempotency import KeyEntry
 from tests.conftest import Server
-from tests.rift.backup.conftest import AT, Site
+from tests.rift.backup.conftest import AT, BYTES, Site
 
 pytestmark = pytest.mark.anyio
 
@@ -152,6 +156,37 @@ async def test_a_damaged_backup_is_refused_before_anything_is_made(site: Site, t
     assert not (tmp_path / "new").exists()
 
 
+async def test_a_failed_restore_into_another_broker_names_what_it_left(
+    site: Site, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cut(*_: object) -> None:
+        raise LogError("the broker went away")
+
+    await save.save(site.source, tmp_path / "backup")
+    for stream in await site.log.streams():
+        await site.log._api(f"STREAM.DELETE.{stream}")
+    monkeypatch.setattr(gap, "fill", cut)
+    NOTES.clear()
+    with pytest.raises(LogError, match="went away"):
+        await restore(tmp_path / "backup", Target(DataDir(tmp_path / "new"), server.address), NOTES.append)
+    assert re.search(r"left streams in the broker at nats://.*remove RIFT_0, .*RIFT_BOOK", NOTES[-2])
+    assert "did not finish: remove" in NOTES[-1]
+    with pytest.raises(BackupError, match="if an unfinished restore left these streams"):
+        await restore(tmp_path / "backup", Target(DataDir(tmp_path / "other"), server.address), NOTES.append)
+
+
+async def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await save.save(site.source, tmp_path / "backup")
+    total = 2 * BYTES + 2 * (BYTES // 4) + 2 * (BYTES // 16)
+    free = SimpleNamespace(free=total * 4 // 3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(BackupError, match=r"940 MB free on the disk of .*, which has 939: .* grow to 704 MB"):
+        await restored(site, tmp_path / "backup")
+    assert not (tmp_path / "new").exists()
+
+
 async def test_other_refusals(site: Site, server: Server, tmp_path: Path) -> None:
     backup, new = tmp_path / "backup", tmp_path / "new"
     with pytest.raises(BackupError, match="holds no complete backup"):
@@ -165,7 +200,9 @@ async def test_other_refusals(site: Site, server: Server, tmp_path: Path) -> Non
         await restored(site, backup)
     (new / "mine").unlink()
     # The broker of the fixture holds the log that was saved.
+    NOTES.clear()
     with pytest.raises(BackupError, match=r"holds RIFT_0, .* already"):
         await restore(backup, Target(DataDir(new), server.address), NOTES.append)
+    assert NOTES[1:] == [f"the restore did not finish: remove {new} before you repeat it"]
     with pytest.raises(DataDirError, match="did not finish: remove the folder, and run `rift restore`"):
         await restored(site, backup)
