@@ -13,7 +13,7 @@ from tests.simulation import prepaid
 from tests.simulation.promise import Violation
 
 TOKENS = 20
-SEEDS = 6
+SEEDS = 3
 
 # If a planted mistake needs more seeds than this, the simulation does not detect it.
 CAUGHT_WITHIN = 10

@@ -186,7 +186,7 @@ def test_two_gateways_divide_a_limit_until_one_is_lost() -> None:
 # --- a flood ---------------------------------------------------------------------------------------------
 
 CLIENTS = 4 * SLOTS
-ROUNDS = 16
+ROUNDS = 6
 FLOOD = 40
 
 
