@@ -1,5 +1,6 @@
 """Real nats-servers on loopback: one, or a cluster of several that route to each other."""
 
+import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +17,19 @@ from rift.broker.configuration import AUTHORIZATION, Routes, Server, authorizati
 from rift.broker.secret_files import write_secret
 from rift.nats_server import Address
 from rift.supervisor import Guard
+from tests.chaos.expected import MODEL
 from tests.chaos.rig import POLL_S, READY_S, RigBroken, free_port
 
 # The most that a server stores.
 FILE_BYTES = 8 << 30
+
+# The passwords that a command of Rift has, if they are not the operator's alone.
+PASSWORDS = {
+    "control": (roles.CONTROL, roles.READER),
+    "gateway": (roles.GATEWAY,),
+    "worker": (roles.worker(slug(MODEL)),),
+    "shards": (roles.OPERATOR, roles.CONTROL),
+}
 
 
 class Ports(NamedTuple):
@@ -47,11 +57,25 @@ class Brokers:
     def address(self) -> Address:
         return Address(self.urls, credentials=self.credentials, tls=self.tls)
 
+    def environment(self, command: str) -> dict[str, str]:
+        """Return what `rift COMMAND` needs besides the URL: its own passwords, and no other."""
+        folder = self._folder / "passwords" / command
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            for name in PASSWORDS.get(command, (roles.OPERATOR,)):
+                shutil.copy(self.credentials / name, folder)
+        tls = {} if self.tls is None else {"RIFT_NATS_TLS": str(self._ca)}
+        return {"RIFT_NATS_CREDENTIALS": str(folder), **tls}
+
     @property
-    def environment(self) -> dict[str, str]:
-        """Return what Rift's processes need besides the URL."""
-        tls = {} if self.tls is None else {"RIFT_NATS_TLS": str(self.tls)}
-        return {"RIFT_NATS_CREDENTIALS": str(self.credentials), **tls}
+    def _ca(self) -> Path:
+        """Return a folder with the authority's certificate alone, which is all that a client needs."""
+        assert self.tls is not None, "only with TLS"
+        folder = self._folder / "ca"
+        if not folder.exists():
+            folder.mkdir()
+            shutil.copy(self.tls / "ca.pem", folder)
+        return folder
 
     @property
     def client_ports(self) -> list[int]:
@@ -89,6 +113,10 @@ class Brokers:
         server.kill()
         server.wait()
         self._guard.ended(server.pid)
+
+    def name_of(self, pid: int) -> str:
+        (name,) = [name for name, server in self._servers.items() if server.pid == pid]
+        return name
 
     def kill_all(self) -> None:
         for name in self._servers:

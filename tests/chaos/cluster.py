@@ -1,7 +1,6 @@
-"""Rift's roles as separate commands, with a cluster of three nats-servers or a proxy to one."""
+"""Rift's roles as separate commands, at a cluster of three nats-servers, or at a proxy."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from rift import book_admin, catalogue, price_lists, supervisor
 from rift.data_dir import DataDir
 from tests.certificates import make
 from tests.chaos.brokers import Brokers
+from tests.chaos.growing import Growing
 from tests.chaos.proxy import Proxy
-from tests.chaos.rig import POLL_S, READY_S, Rig, RigBroken, free_port
+from tests.chaos.rig import POLL_S, READY_S, Hanging, Rig, RigBroken, TwoGateways
 
 LOG_BYTES_MAX = 1 << 30
 
@@ -25,15 +25,12 @@ LOG_BYTES_MAX = 1 << 30
 class Apart(Rig):
     """Nats-servers outside `rift up`, and each role by its own command."""
 
-    servers = 1
-    gateways = 1
     tls = False
 
     def __init__(self, folder: Path, *, engine: str, workers: int, shards: int = 1) -> None:
         super().__init__(folder, engine=engine, workers=workers, shards=shards)
         tls = self.folder / "tls" if self.tls else None
         self.brokers = Brokers(self.folder, self.servers, self.guard, tls=tls)
-        self.environment |= self.brokers.environment
 
     async def start(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
@@ -51,7 +48,15 @@ class Apart(Rig):
         self.brokers.start_all()
         self.log = await self.connected()
         await self._prepare()
-        await self._start_roles(self.brokers.client_ports)
+        ports = await self._ports()
+        self.nats = ",".join(f"nats://127.0.0.1:{port}" for port in ports)
+        self.role("control", "control")
+        for number in range(self.workers):
+            self.role(f"worker-{number}", "worker")
+        async with anyio.create_task_group() as starting:
+            for shard in range(self.shards):
+                named = ["--shard", str(shard)] if self.shards > 1 else []
+                starting.start_soon(self.add_gateway, *named)
         await self.workers_ready()
         await self.settled()
 
@@ -77,48 +82,34 @@ class Apart(Rig):
         self.brokers.kill_all()
         return [" ".join(command) for _, command in self.processes()]
 
-    # --- roles ---------------------------------------------------------------------------------------
-
-    async def _start_roles(self, nats_ports: Sequence[int]) -> None:
-        """Start control, gateways and workers with the ports of all servers."""
-        self._nats = ",".join(f"nats://127.0.0.1:{port}" for port in nats_ports)
-        self._role("control", "control")
-        for number in range(max(self.gateways, self.shards)):
-            port = free_port()
-            shard = ["--shard", str(number % self.shards)] if self.shards > 1 else []
-            self._role(f"gateway-{number}", "gateway", "--port", str(port), *shard)
-            self.urls.append(f"http://127.0.0.1:{port}")
-        for number in range(self.workers):
-            self._role(f"worker-{number}", "worker")
-        for url in self.urls:
-            await self.answering(url)
-
-    def _role(self, name: str, role: str, *more: str) -> None:
-        options = ["--data", str(self.folder), "--engine", self.engine, "--nats", self._nats]
-        command = [sys.executable, "-m", "rift", role, *options, *more]
-        self.child(name, command)
-
-    async def sql(self, select: str) -> list[dict[str, Any]]:
-        return await super().sql(select, "--nats", self._nats)
-
     async def connected(self) -> JetStream:
         return await self.brokers.connected("chaos")
 
+    @property
+    def broker_options(self) -> list[str]:
+        return ["--nats", self.nats]
 
-class Proxied(Apart):
-    """One nats-server, which the roles reach through a proxy that loses acknowledgements."""
+    def environment_of(self, command: str) -> dict[str, str]:
+        return self.environment | self.brokers.environment(command)
 
-    gateways = 2
+    async def kill_server(self, victim: int, *, down_s: float) -> None:
+        name = self.brokers.name_of(victim)
+        self.brokers.kill(name)
+        await anyio.sleep(down_s)
+        self.brokers.start(name)
 
-    async def start(self, tasks: TaskGroup) -> None:
-        await super().start(tasks)
-        assert self.proxy.port, "the roles were started behind the proxy"
+    async def _ports(self) -> Sequence[int]:
+        """Return the ports at which the roles find the servers."""
+        return self.brokers.client_ports
 
-    async def _start_roles(self, nats_ports: Sequence[int]) -> None:
-        (upstream,) = nats_ports
-        self.proxy = Proxy(upstream)
+
+class Proxied(TwoGateways, Apart):
+    """The roles reach the nats-servers through a proxy that loses acknowledgements."""
+
+    async def _ports(self) -> Sequence[int]:
+        self.proxy = Proxy(self.brokers.client_ports, tls=self.brokers.tls)
         await self.proxy.start(self._tasks)
-        await super()._start_roles([self.proxy.port])
+        return self.proxy.ports
 
 
 class Cluster(Apart):
@@ -160,3 +151,19 @@ class Cluster(Apart):
             if cluster := json.loads(reply.data).get("cluster"):
                 clusters.append(cluster)
         return clusters
+
+
+class TwoGatewaysCluster(TwoGateways, Cluster):
+    pass
+
+
+class GrowingCluster(Growing, Cluster):
+    pass
+
+
+class HangingCluster(Hanging, Cluster):
+    pass
+
+
+class ProxiedCluster(Proxied, Cluster):
+    pass

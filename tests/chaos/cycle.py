@@ -53,6 +53,7 @@ class Options(NamedTuple):
     streams: int = STREAMS
     workers: int | None = None
     shards: int = 1
+    brokers: int = 1
     folder: Path | None = None
 
 
@@ -318,7 +319,9 @@ async def run(options: Options, say: Callable[[str], None], report: Report | Non
     kind = KINDS[options.kind]
     # A real engine takes 3 GB: two of them are enough for one to take over.
     workers = options.workers or (kind.workers if options.engine == "sim" else 2)
-    rig = kind.rig(folder, engine=options.engine, workers=workers, shards=options.shards)
+    rig_type = kind.rig if options.brokers == 1 else kind.cluster
+    assert rig_type is not None, "this kind has no cluster"
+    rig = rig_type(folder, engine=options.engine, workers=workers, shards=options.shards)
     whole = Run(options, rig, say, report or Report())
     say(f"kind {options.kind}, seed {options.seed}, {options.cycles} cycles of {options.streams} streams")
     began_at = anyio.current_time()

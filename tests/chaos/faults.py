@@ -17,7 +17,14 @@ import anyio
 
 from events.log import APPEND_TIMEOUT_S
 from tests.chaos.client import Client, Progress
-from tests.chaos.cluster import Cluster, Proxied
+from tests.chaos.cluster import (
+    Cluster,
+    GrowingCluster,
+    HangingCluster,
+    Proxied,
+    ProxiedCluster,
+    TwoGatewaysCluster,
+)
 from tests.chaos.growing import Growing
 from tests.chaos.ledger import shard_streams
 from tests.chaos.rig import Hanging, OnSmallDisk, Rig, TwoGateways
@@ -114,20 +121,20 @@ def taken_over(clients: Sequence[Client]) -> int:
 
 
 async def kill_broker(cycle: Cycle) -> None:
-    """Kill the broker, or in a quarter of cases freeze it until appends time out and land late."""
+    """Kill a nats-server, or in a quarter of cases freeze it until appends time out and land late, and in a
+    cluster at times until another server leads."""
+    longest = 1.5 if cycle.rig.servers == 1 else 6.0
     for moment in cycle.moments(cycle.chance.choice((1, 1, 2))):
         await cycle.reach(moment)
-        (victim,) = await cycle.rig.alive("nats-server", 1)
+        victim = cycle.chance.choice(await cycle.rig.alive("nats-server", cycle.rig.servers))
         if cycle.chance.random() < 0.25:
             os.kill(victim, signal.SIGSTOP)
             cycle.note("froze nats-server")
-            await anyio.sleep(cycle.chance.uniform(0.5, 1.5) * APPEND_TIMEOUT_S)
+            await anyio.sleep(cycle.chance.uniform(0.5, longest) * APPEND_TIMEOUT_S)
             os.kill(victim, signal.SIGCONT)
             continue
-        os.kill(victim, signal.SIGKILL)
         cycle.note("killed nats-server")
-        while victim in cycle.rig.pids("nats-server"):  # noqa: ASYNC110  # another process
-            await anyio.sleep(0.01)
+        await cycle.rig.kill_server(victim, down_s=cycle.chance.uniform(0.1, 3.0))
 
 
 async def fill_disk(cycle: Cycle) -> None:
@@ -161,12 +168,17 @@ async def kill_gateway(cycle: Cycle) -> None:
 
 
 async def kill_leader(cycle: Cycle) -> None:
+    """Kill the server that leads a shard, and in some cycles also a process, which starts while the others
+    elect."""
     assert isinstance(cycle.rig, Cluster), "only a cluster has a leader to lose"
     (moment,) = cycle.moments(1)
     await cycle.reach(moment)
     server = await cycle.rig.leader(cycle.chance.randrange(cycle.rig.shards))
     cycle.rig.brokers.kill(server)
     cycle.note(f"killed the leader {server}")
+    if role := cycle.chance.choice(("", "worker", "control")):
+        os.kill(cycle.chance.choice(await cycle.rig.alive(role, 1)), signal.SIGKILL)
+        cycle.note(f"killed a {role} process")
     await anyio.sleep(cycle.chance.uniform(0.1, 3.0))
     cycle.rig.brokers.start(server)
 
@@ -242,10 +254,12 @@ async def hang(cycle: Cycle) -> None:
 class Kind(NamedTuple):
     """`healed`: the fault may break off or refuse clients, as long as a retry heals it.
 
-    `keys`: most clients have an idempotency key. `fatal`: one request ends its engines.
+    `cluster` is the rig with three nats-servers, None if the fault is about `rift up` itself. `keys`: most
+    clients have an idempotency key. `fatal`: one request ends its engines.
     """
 
     rig: type[Rig]
+    cluster: type[Cluster] | None
     workers: int
     fault: Callable[[Cycle], Awaitable[None]]
     healed: bool = False
@@ -254,15 +268,15 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "worker": Kind(Rig, 3, kill_worker),
-    "grow": Kind(Growing, 3, open_shards),
-    "zombie": Kind(Rig, 3, freeze_worker),
-    "broker": Kind(Rig, 2, kill_broker, healed=True),
-    "disk": Kind(OnSmallDisk, 2, fill_disk, healed=True, keys=True),
-    "cluster": Kind(Cluster, 2, kill_leader, healed=True),
-    "gateway": Kind(TwoGateways, 2, kill_gateway, healed=True, keys=True),
-    "drain": Kind(TwoGateways, 2, drain, healed=True, keys=True),
-    "acks": Kind(Proxied, 2, drop_acks, healed=True, keys=True),
-    "poison": Kind(Rig, 4, poison, fatal=True),
-    "hang": Kind(Hanging, 2, hang),
+    "worker": Kind(Rig, Cluster, 3, kill_worker),
+    "grow": Kind(Growing, GrowingCluster, 3, open_shards),
+    "zombie": Kind(Rig, Cluster, 3, freeze_worker),
+    "broker": Kind(Rig, Cluster, 2, kill_broker, healed=True),
+    "disk": Kind(OnSmallDisk, None, 2, fill_disk, healed=True, keys=True),
+    "cluster": Kind(Cluster, Cluster, 2, kill_leader, healed=True),
+    "gateway": Kind(TwoGateways, TwoGatewaysCluster, 2, kill_gateway, healed=True, keys=True),
+    "drain": Kind(TwoGateways, TwoGatewaysCluster, 2, drain, healed=True, keys=True),
+    "acks": Kind(Proxied, ProxiedCluster, 2, drop_acks, healed=True, keys=True),
+    "poison": Kind(Rig, Cluster, 4, poison, fatal=True),
+    "hang": Kind(Hanging, HangingCluster, 2, hang),
 }

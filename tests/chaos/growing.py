@@ -1,4 +1,4 @@
-"""`rift up` that begins with one shard and goes on with more, and what must not change by that."""
+"""An installation that begins with one shard and goes on with more, and what must not change by that."""
 
 import json
 from pathlib import Path

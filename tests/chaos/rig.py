@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -75,6 +76,8 @@ def role_of(command: Sequence[str]) -> str:
 class Rig:
     """`rift up` with workers, a gateway for each further shard, its log, and its processes by role."""
 
+    servers = 1
+
     def __init__(self, folder: Path, *, engine: str, workers: int, shards: int = 1) -> None:
         self.folder, self.engine, self.workers, self.shards = folder / "data", engine, workers, shards
         self.urls: list[str] = []
@@ -124,10 +127,39 @@ class Rig:
     async def add_gateway(self, *options: str) -> None:
         """Start a supervised gateway beside `rift up`, for every later client. Raises RigBroken."""
         port = str(free_port())
-        common = ["--data", str(self.folder), "--engine", self.engine, "--port", port]
-        self.child(f"gateway-{port}", [sys.executable, "-m", "rift", "gateway", *common, *options])
+        self.role(f"gateway-{port}", "gateway", "--port", port, *options)
         await self.answering(f"http://127.0.0.1:{port}")
         self.urls.append(f"http://127.0.0.1:{port}")
+
+    def role(self, name: str, role: str, *options: str, program: Sequence[str] = ("-m", "rift")) -> None:
+        """Start `rift ROLE` outside `rift up`, under the same kind of supervision.
+
+        A worker is another replica at each start. `program` is what Python runs instead of `rift`.
+        """
+
+        def command() -> list[str]:
+            replica = ["--replica", f"{name}-{secrets.token_hex(4)}"] if role == "worker" else []
+            common = [*self.broker_options, "--data", str(self.folder), "--engine", self.engine]
+            return [sys.executable, *program, role, *common, *replica, *options]
+
+        child = Child(
+            name,
+            command,
+            Parent(self.folder / "logs", self.guard, notify=lambda text: None),
+            environment=self.environment_of(role),
+        )
+        child.start()
+        self._tasks.start_soon(child.supervise)
+        self._children.append(child)
+
+    @property
+    def broker_options(self) -> list[str]:
+        """Return the options with which a command finds the broker, if `rift up` does not run it."""
+        return []
+
+    def environment_of(self, command: str) -> dict[str, str]:
+        """Return the environment of `rift COMMAND`."""
+        return self.environment
 
     def screen(self) -> str:
         return self._screen.read_text()
@@ -162,18 +194,6 @@ class Rig:
             for child in self._children:
                 tasks.start_soon(child.stop, STOP_S)
 
-    def child(self, name: str, command: Sequence[str]) -> None:
-        """Start a process outside `rift up`, under the same kind of supervision."""
-        child = Child(
-            name,
-            lambda: command,
-            Parent(self.folder / "logs", self.guard, notify=lambda text: None),
-            environment=self.environment,
-        )
-        child.start()
-        self._tasks.start_soon(child.supervise)
-        self._children.append(child)
-
     @property
     def runs(self) -> bool:
         """Whether `rift up` runs, or was never started."""
@@ -195,6 +215,13 @@ class Rig:
             if replica in command and role_of(command) == "worker":
                 _signal(pid, signal.SIGSEGV)
 
+    async def kill_server(self, victim: int, *, down_s: float) -> None:
+        """Kill this nats-server, and return once it is gone. It comes back by itself: at once, or after
+        `down_s` where the rig starts it."""
+        _signal(victim, signal.SIGKILL)
+        while victim in self.pids("nats-server"):  # noqa: ASYNC110  # another process
+            await anyio.sleep(0.01)
+
     async def alive(self, role: str, count: int) -> list[int]:
         """Return the processes of a role once there are at least `count`. Raises RigBroken."""
         pids: list[int] = []
@@ -209,19 +236,19 @@ class Rig:
 
     async def rift(self, *command: str) -> str:
         """Run a command as an operator does, and return what it prints. Raises RigBroken."""
-        line = [sys.executable, "-m", "rift", *command, "--data", str(self.folder)]
-        done = await anyio.run_process(line, check=False, env=self.environment)
+        line = [sys.executable, "-m", "rift", *command, *self.broker_options, "--data", str(self.folder)]
+        done = await anyio.run_process(line, check=False, env=self.environment_of(command[0]))
         if done.returncode != 0:
             output = done.stdout.decode() + done.stderr.decode()
             raise RigBroken(f"rift {' '.join(command)}: {output}")
         return done.stdout.decode()
 
-    async def sql(self, select: str, *more: str) -> list[dict[str, Any]]:
+    async def sql(self, select: str) -> list[dict[str, Any]]:
         """Query with the command line, as an operator does, until control leads. Raises RigBroken."""
         deadline = anyio.current_time() + READY_S
         while True:
             try:
-                rows: list[dict[str, Any]] = json.loads(await self.rift("sql", "--json", select, *more))
+                rows: list[dict[str, Any]] = json.loads(await self.rift("sql", "--json", select))
                 return rows
             except RigBroken:
                 # While a cluster elects, log and control may not answer for longer than the command waits.
@@ -277,7 +304,7 @@ class Rig:
 
 
 class TwoGateways(Rig):
-    """`rift up` and a second, supervised gateway."""
+    """A second, supervised gateway."""
 
     async def start(self, tasks: TaskGroup) -> None:
         await super().start(tasks)
@@ -285,19 +312,19 @@ class TwoGateways(Rig):
 
 
 class Hanging(Rig):
-    """`rift up` and a worker whose engine hangs while the file `hang` exists."""
+    """One worker's engine hangs while the file `hang` exists."""
 
     async def start(self, tasks: TaskGroup) -> None:
         self.workers -= 1
         await super().start(tasks)
         self.workers += 1
         self.flag = self.folder / "hang"
-        options = ["worker", "--data", str(self.folder), "--engine", self.engine, "--replica", "hanging"]
-        self.child("worker-b", [sys.executable, "-c", HANGS, str(self.flag), *options])
+        self.role("hanging", "worker", program=("-c", HANGS, str(self.flag)))
         await self.workers_ready()
 
     def victim(self) -> int:
-        (victim,) = [pid for pid, command in self.processes() if "hanging" in command]
+        workers = [(pid, command) for pid, command in self.processes() if role_of(command) == "worker"]
+        (victim,) = [pid for pid, command in workers if str(self.flag) in command]
         return victim
 
 

@@ -211,7 +211,7 @@ async def test_status_names_a_lost_server_of_a_cluster(tmp_path: Path) -> None:
     async with anyio.create_task_group() as tasks:
         try:
             await rig.start(tasks)
-            rig._role("standby", "control", "--database", str(rig.folder / "standby.duckdb"))
+            rig.role("standby", "control", "--database", str(rig.folder / "standby.duckdb"))
             found = await _until(rig, lambda found: found["leader"]["standbys"])
             assert found["problems"] == []
             assert sorted(found["brokers"]) == ["nats-0", "nats-1", "nats-2"]
@@ -230,8 +230,9 @@ async def test_status_names_a_lost_server_of_a_cluster(tmp_path: Path) -> None:
 
 
 async def _status(rig: Cluster, *options: str) -> subprocess.CompletedProcess[str]:
-    words = ["status", *options, "--nats", rig._nats]
-    return await to_thread.run_sync(lambda: Service(rig.folder).rift(*words, **rig.brokers.environment))
+    words = ["status", *options, *rig.broker_options]
+    variables = rig.brokers.environment("status")
+    return await to_thread.run_sync(lambda: Service(rig.folder).rift(*words, **variables))
 
 
 async def _until(rig: Cluster, is_so: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
