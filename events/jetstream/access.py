@@ -21,6 +21,7 @@ class Access(msgspec.Struct, frozen=True):
     """A token, or a user with a password. `inbox` is the prefix of the subjects at which answers arrive.
 
     `tls` is a folder with `ca.pem`, and with `cert.pem` and `key.pem` if the broker asks for a certificate.
+    `hidden` is what the names of API calls that remove records begin with, if the broker hides them.
     """
 
     token: str | None = None
@@ -28,6 +29,7 @@ class Access(msgspec.Struct, frozen=True):
     password: str | None = None
     inbox: str = "_INBOX"
     tls: str | None = None
+    hidden: str = ""
 
     def options(self) -> dict[str, Any]:
         """Return the client library's options. Raises OSError, ssl.SSLError for an unusable certificate."""
@@ -72,7 +74,7 @@ async def connect(url: str, access: Access, *, name: str) -> JetStream:
         options = access.options()
     except OSError as error:  # those of TLS are among them
         raise AccessRefused(f"the certificates in {access.tls} cannot be used: {reason(error)}") from error
-    opened = JetStream()
+    opened = JetStream(access.hidden)
     addresses = url.split(",")
     opened.untried = len(addresses)
     with anyio.move_on_after(CONNECT_S) as scope:

@@ -56,9 +56,13 @@ ERR_NO_SUCH_SEQUENCE = (10043, 10057)
 
 
 class JetStream:
-    """`epoch` counts how often the connection was lost; `reconnected` is set when it is there again."""
+    """`epoch` counts how often the connection was lost; `reconnected` is set when it is there again.
 
-    def __init__(self) -> None:
+    `hidden` is as in Access.
+    """
+
+    def __init__(self, hidden: str = "") -> None:
+        self._hidden = hidden
         self.client = DirectClient()
         self.replies = Replies(self.client)
         self._appends = Appends(self.client, self.replies)
@@ -255,7 +259,15 @@ class JetStream:
         # A purge beyond the last sequence would skip numbers, and a purge up to 0 would remove everything.
         up_to = min(up_to, await self.last_sequence(stream))
         if up_to >= await self.first_sequence(stream):
-            await self._api(f"STREAM.PURGE.{stream}", {"seq": up_to + 1})
+            await self.purge(stream, up_to)
+
+    async def purge(self, stream: str, up_to: int) -> None:
+        """Remove the records up to a sequence, and give the next record at least the sequence after it."""
+        await self._remove(f"STREAM.PURGE.{stream}", {"seq": up_to + 1})
+
+    async def _remove(self, path: str, body: Any = None) -> None:
+        """Make an API call that the broker may hide."""
+        await self._api(self._hidden + path, body)
 
     async def room_bytes(self, stream: str) -> int:
         info = await self._api(f"STREAM.INFO.{stream}")

@@ -119,7 +119,7 @@ async def restore(log: "JetStream", snapshot: Snapshot, pieces: Iterable[bytes])
 
 async def skip_to(log: "JetStream", stream: str, sequence: int) -> None:
     """Give the next record of an empty stream the sequence after `sequence`. Raises LogError."""
-    await log._api(f"STREAM.PURGE.{stream}", {"seq": sequence + 1})
+    await log.purge(stream, sequence)
 
 
 def _check(stream: str, reply: Msg) -> dict[str, Any]:

@@ -110,9 +110,10 @@ async def _restore_log(
             continued = await continuation.continue_log(log, saved, archive, installation, settings)
         except BaseException:
             if target.address is not None:
+                made = ", ".join(saved.streams)
                 notify(
-                    f"it left streams in the broker at {target.address.url}: remove {', '.join(saved.streams)} "
-                    "and any other RIFT_… there (`nats stream rm`)"
+                    f"it left streams in the broker at {target.address.url}: remove {made} and any other "
+                    "RIFT_… there (rift/broker/README.md has the command)"
                 )
             raise
         if settings.shards is not None and settings.shards <= continued.shard:

@@ -41,7 +41,7 @@ async def check_broker(log: JetStream, manifest: Backup) -> None:
         raise BackupError(
             f"the broker at {log.server_address} holds {', '.join(taken)} already: a restore needs a broker "
             "without a log of Rift (if an unfinished restore left these streams, and no process uses them, "
-            "remove them with `nats stream rm`)"
+            "remove them: rift/broker/README.md has the command)"
         )
     if numbers(log.server_version)[:2] < numbers(manifest.broker)[:2]:
         raise BackupError(

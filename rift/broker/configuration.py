@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from events.contracts import MESSAGE_BYTES_MAX
-from rift.broker.roles import Permissions
+from rift.broker.credentials import secret_name
+from rift.broker.roles import ADMIN, Permissions
 
 # Up to 64 of the largest records may be in flight to one slow client.
 MAX_PENDING_BYTES = 512 * 1024 * 1024
 
 # A rebuild or a closing may take half an hour, and its answer is sent then.
 ANSWER_WITHIN = "35m"
+
+# A subject that nothing reads.
+NOWHERE = "rift.nowhere"
 
 # The file beside the configuration with the users' passwords and permissions.
 AUTHORIZATION = "authorization.conf"
@@ -51,6 +55,8 @@ class Server(msgspec.Struct, frozen=True):
             f"{self._tls('')}"
             "jetstream {\n"
             f"  store_dir: {_quoted(self.store)}\n"
+            # Refuse a request with unknown fields, such as one that is really an answer.
+            "  strict: true\n"
             "  sync_interval: always\n"
             f"  max_file_store: {self.file_bytes}\n"
             f"}}\n{self._cluster()}"
@@ -81,19 +87,29 @@ class Server(msgspec.Struct, frozen=True):
 
 def authorization(permissions: Mapping[str, Permissions], passwords: Mapping[str, str]) -> str:
     """Return the text of AUTHORIZATION, which makes each role a user. `passwords` is by role."""
+    names = {role: secret_name(passwords[role]) for role in permissions}
     users = "".join(
         f"    {{ user: {_quoted(role)}, password: {_quoted(passwords[role])}, permissions: {{\n"
-        f"{_permissions(granted)}    }} }}\n"
+        f"{_permissions(granted, names[role])}    }} }}\n"
         for role, granted in permissions.items()
     )
-    return f"authorization {{\n  users: [\n{users}  ]\n}}\n"
+    # JetStream is a service of the system account. A mapping there also applies to the broker's own messages.
+    mappings = {f"$JS.API.{call}": NOWHERE for call in permissions[ADMIN].hidden} | {
+        f"$JS.API.{names[role]}.>": "$JS.API.>" for role, granted in permissions.items() if granted.hidden
+    }
+    lines = "".join(f"    {_quoted(name)}: {_quoted(target)}\n" for name, target in mappings.items())
+    return (
+        f"authorization {{\n  users: [\n{users}  ]\n}}\n"
+        f'accounts {{\n  "$SYS": {{ mappings: {{\n{lines}  }} }}\n}}\n'
+    )
 
 
-def _permissions(granted: Permissions) -> str:
+def _permissions(granted: Permissions, secret: str) -> str:
+    publish = [*granted.publish, *(f"$JS.API.{secret}.{call}" for call in granted.hidden)]
     denied = f", deny: {_list(granted.denied)}" if granted.denied else ""
     answers = f'      allow_responses: {{ max: 1, expires: "{ANSWER_WITHIN}" }}\n' if granted.answers else ""
     return (
-        f"      publish: {{ allow: {_list(granted.publish)}{denied} }}\n"
+        f"      publish: {{ allow: {_list(publish)}{denied} }}\n"
         f"      subscribe: {{ allow: {_list(granted.subscribe)} }}\n{answers}"
     )
 

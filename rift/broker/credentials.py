@@ -3,6 +3,7 @@
 A process needs its own role's file only; the broker's configuration has the passwords of all.
 """
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterable
@@ -32,12 +33,19 @@ def ensure(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def access(folder: Path, role: str, *, tls: Path | None = None) -> Access:
     """Return the access of a role. Raises CredentialUnusable."""
+    password = _password(folder / role)
     return Access(
         user=role,
-        password=_password(folder / role),
+        password=password,
         inbox=roles.inbox(role),
         tls=None if tls is None else str(tls),
+        hidden=f"{secret_name(password)}.",
     )
+
+
+def secret_name(password: str) -> str:
+    """Return the part of a subject that only this role and the broker know. It does not tell the password."""
+    return hashlib.sha256(f"hidden {password}".encode()).hexdigest()
 
 
 def _password(file: Path) -> str:

@@ -53,6 +53,19 @@ OF_NO_SHARD = (
 SAVE_STREAMS = ("$JS.API.STREAM.SNAPSHOT.*", "$JS.SNAPSHOT.ACK.>")
 ERASE_KEYS = f"$JS.API.STREAM.MSG.DELETE.{SECRETS}"
 
+REMOVE_RECORDS = "STREAM.PURGE.*"
+# API calls that do harm without a body. The broker sends an answer to any subject that the asker names,
+# also to one that the asker may not publish to, and an answer can be empty. So these names lead nowhere,
+# and a role that may make such a call puts a secret of the role into the name.
+HIDDEN = (
+    REMOVE_RECORDS,
+    "STREAM.DELETE.*",
+    "STREAM.LEADER.STEPDOWN.*",
+    "CONSUMER.LEADER.STEPDOWN.*.*",
+    "CONSUMER.PAUSE.*.*",
+    "CONSUMER.RESET.*.*",
+)
+
 # Questions to control that change nothing.
 ASK_STATUS = tuple(f"rift.ask.{topic}" for topic in ("status", "leader", "problems", "lanes", "shards"))
 ASK_BILLS = tuple(f"rift.ask.{topic}" for topic in ("invoice", "invoices", "usage", "requests"))
@@ -77,7 +90,6 @@ PUBLISH: dict[str, Sequence[str]] = {
         "rift.fleet.*",
         *(f"rift.book.{kind}.*" for kind in ("credit", "correction", "segment", "period", "shard")),
         ERASE_KEYS,
-        "$JS.API.STREAM.PURGE.*",
         *CHANGE_STREAMS,
         *ASK_STATUS,
     ),
@@ -89,11 +101,15 @@ PUBLISH: dict[str, Sequence[str]] = {
 
 
 class Permissions(msgspec.Struct, frozen=True):
-    """Subjects with wildcards. A denied subject is refused even if it is allowed."""
+    """Subjects with wildcards. A denied subject is refused even if it is allowed.
+
+    `hidden` are the API calls of HIDDEN, without `$JS.API.`, that the role may make under its secret name.
+    """
 
     publish: Sequence[str]
     subscribe: Sequence[str]
     denied: Sequence[str] = ()
+    hidden: Sequence[str] = ()
     answers: bool = False
 
 
@@ -112,7 +128,8 @@ def table(models: Iterable[str]) -> dict[str, Permissions]:
     models = sorted(models)
     permissions = {role: _permissions(role, models) for role in ROLES if role != ADMIN}
     permissions |= {worker(model): _worker(model, models) for model in models}
-    return permissions | {ADMIN: Permissions(publish=(">",), subscribe=(">",), answers=True)}
+    hidden = [*HIDDEN, *(f"CONSUMER.DELETE.*.{worker(model)}" for model in models)]
+    return permissions | {ADMIN: Permissions((">",), (">",), hidden=hidden, answers=True)}
 
 
 def _permissions(role: str, models: Sequence[str]) -> Permissions:
@@ -126,7 +143,8 @@ def _permissions(role: str, models: Sequence[str]) -> Permissions:
         subscribe.append("rift.ask.*")
     elif role == SUPERVISOR:
         publish += [f"rift.fleet.{model}" for model in models]
-    return Permissions(publish, subscribe, denied, answers=role == CONTROL)
+    hidden = [REMOVE_RECORDS] if role == CONTROL else []
+    return Permissions(publish, subscribe, denied, hidden, answers=role == CONTROL)
 
 
 def _worker(model: str, models: Sequence[str]) -> Permissions:

@@ -200,7 +200,7 @@ async def test_a_stream_that_changed_or_went_is_noticed(
         await log._api("STREAM.UPDATE.RIFT_FLEET", config | {"discard": "old"})
         with pytest.raises(InvalidBroker, match="stream RIFT_FLEET: discard is 'old', Rift needs 'new'"):
             await log.compare_streams(**STREAMS)
-        await log._api("STREAM.DELETE.RIFT_FLEET")
+        await log._remove("STREAM.DELETE.RIFT_FLEET")
         with pytest.raises(LogError, match="stream RIFT_FLEET is gone"):
             await log.compare_streams(**STREAMS)
         # The watch goes on, because a restart of this process would create an empty stream.

@@ -109,7 +109,7 @@ async def test_a_full_stream_of_content_keys_refuses_a_key_and_keeps_the_others(
     with pytest.raises(LogFull):
         await log.append(name, subjects.SECRET_PASSING, b"x" * MIB)
     assert await log.get(name, first) is not None
-    await log._api(f"STREAM.PURGE.{name}", {})
+    await log._remove(f"STREAM.PURGE.{name}", {})
 
 
 async def test_room_that_the_broker_has_not_stops_the_start(log: JetStream) -> None:

@@ -86,7 +86,7 @@ async def opened(server: Server) -> AsyncIterator[JetStream]:
     log = await connect(server.address.url, server.address.access("admin"), name="test")
     try:
         for stream in await log.streams():
-            await log._api(f"STREAM.DELETE.{stream}")
+            await log._remove(f"STREAM.DELETE.{stream}")
         yield log
     finally:
         await log.close()

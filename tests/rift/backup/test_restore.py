@@ -164,7 +164,7 @@ async def test_a_failed_restore_into_another_broker_names_what_it_left(
 
     await save.save(site.source, tmp_path / "backup")
     for stream in await site.log.streams():
-        await site.log._api(f"STREAM.DELETE.{stream}")
+        await site.log._remove(f"STREAM.DELETE.{stream}")
     monkeypatch.setattr(gap, "fill", cut)
     NOTES.clear()
     with pytest.raises(LogError, match="went away"):

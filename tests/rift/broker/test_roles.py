@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterator
 
 import anyio
+import msgspec
 import nats
 import pytest
 from nats.aio.client import Client
 
 from events import subjects
 from events.jetstream import connect
+from events.log import LogError
 from events.subjects import Address
 from rift.broker import roles
 from rift.broker.roles import ADMIN, BACKUP, CONTROL, GATEWAY, OPERATOR, READER, SUPERVISOR
@@ -71,7 +73,7 @@ WRITERS = {
     **{f"{ASK}{topic}": {OPERATOR} for topic in ("close", "seal", "digests", "rebuild")},
     "$JS.API.STREAM.CREATE.RIFT_9": {CONTROL, SUPERVISOR},
     "$JS.API.STREAM.UPDATE.RIFT_0": {CONTROL, SUPERVISOR},
-    "$JS.API.STREAM.PURGE.RIFT_0": {CONTROL},
+    "$JS.API.STREAM.PURGE.RIFT_0": set(),
     "$JS.API.STREAM.MSG.DELETE.RIFT_SECRETS": {GATEWAY, CONTROL},
     "$JS.API.STREAM.MSG.DELETE.RIFT_0": set(),
     "$JS.API.STREAM.MSG.DELETE.RIFT_BOOK": set(),
@@ -235,6 +237,55 @@ async def test_a_writer_cannot_speak_as_the_broker(known: Server) -> None:
         await log.close()
 
 
+async def test_an_answer_removes_no_record(known: Server) -> None:
+    """The broker sends its answers to any subject, also to one that the asker may not publish to."""
+    control = await connect(known.address.url, known.address.access(CONTROL), name="control")
+    await control.ensure_streams(shards=1, replicas=1, max_bytes=64 << 20)
+    kept = await control.append(subjects.BOOK, subjects.book("shard", "x"), b"kept")
+    # A key has the sequence that the worker's last record will have.
+    forged = await control.last_sequence("RIFT_0") + 1
+    gateway = await connect(known.address.url, known.address.access(GATEWAY), name="gateway")
+    while await gateway.append(subjects.SECRETS, subjects.SECRET_PASSING, b"key") < forged:
+        pass
+    worker = await connect(known.address.url, known.address.access(WORKER), name="worker")
+    config = {"ack_policy": "none", "filter_subject": subjects.work(AT), "deliver_policy": "new"}
+    for number, target in enumerate(("STREAM.PURGE.RIFT_BOOK", "STREAM.DELETE.RIFT_BOOK")):
+        reply = f"$JS.API.{target}"
+        # The empty answer of a consumer without a record.
+        pulled = {"stream_name": "RIFT_0", "config": config | {"name": f"pull{number}"}}
+        await worker._api(f"CONSUMER.CREATE.RIFT_0.pull{number}.{subjects.work(AT)}", pulled)
+        ask = {"batch": 1, "no_wait": True}
+        pull = f"$JS.API.CONSUMER.MSG.NEXT.RIFT_0.pull{number}"
+        await worker.client.publish(pull, msgspec.json.encode(ask), reply=reply)
+        # The empty word of a consumer that it still lives.
+        beats = config | {"name": f"push{number}", "deliver_subject": reply, "idle_heartbeat": 10**8}
+        pushed = {"stream_name": "RIFT_0", "config": beats}
+        await worker._api(f"CONSUMER.CREATE.RIFT_0.push{number}.{subjects.work(AT)}", pushed)
+    # The acknowledgement of a record, which names a sequence as the removal of one record does.
+    await worker.client.publish(subjects.work(AT), b"", reply="$JS.API.STREAM.MSG.DELETE.RIFT_SECRETS")
+    await worker.client.flush()
+    await anyio.sleep(0.3)
+    assert await control.last_sequence("RIFT_0") == forged
+    assert await control.get(subjects.SECRETS, forged) is not None
+    assert await control.get(subjects.BOOK, kept) is not None
+    for log in (worker, control, gateway):
+        await log.close()
+
+
+async def test_who_may_remove_records_does_so_under_a_secret_name(known: Server) -> None:
+    for role in (CONTROL, ADMIN):
+        log = await connect(known.address.url, known.address.access(role), name=role)
+        await log.ensure_streams(shards=1, replicas=1, max_bytes=64 << 20)
+        last = await log.append(subjects.BOOK, subjects.book("shard", "x"), b"kept")
+        await log.trim(subjects.BOOK, last - 1)
+        assert await log.first_sequence(subjects.BOOK) == last
+        log._hidden = ""
+        with pytest.raises(LogError):
+            await log.purge(subjects.BOOK, last)
+        assert await log.first_sequence(subjects.BOOK) == last
+        await log.close()
+
+
 def test_the_readme_has_the_table() -> None:
     text = (ROOT / "rift/broker/README.md").read_text()
     rows = re.findall(r"^\| `(\S+)` \|[^|]*\|([^|]*)\|$", text.partition("## What a stolen")[0], re.M)
@@ -244,4 +295,6 @@ def test_the_readme_has_the_table() -> None:
     assert told.keys() == granted.keys()
     asked = {*roles.ASK_STATUS, *roles.ASK_BILLS, *roles.READ, ">"}
     for role, permissions in granted.items():
-        assert told[role] == set(permissions.publish) - asked, role
+        hidden = {f"$JS.API.SECRET.{call}" for call in permissions.hidden if role != ADMIN}
+        assert told[role] == (set(permissions.publish) | hidden) - asked, role
+    assert set(re.findall(r"^- `(\S+)`$", text, re.M)) == {*permissions.hidden}

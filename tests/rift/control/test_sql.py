@@ -69,7 +69,7 @@ async def operator(server: Any, tmp_path: Path) -> AsyncIterator[Operator]:
     log = await connect(address.url, address.access("admin"), name="test")
     for stream in (subjects.shard_stream(0), subjects.FLEET, subjects.BOOK):
         with contextlib.suppress(ApiError):
-            await log._api(f"STREAM.DELETE.{stream}")
+            await log._remove(f"STREAM.DELETE.{stream}")
     await log.ensure_streams(shards=1, replicas=1, max_bytes=64 << 20)
     found = Operator(
         log,
