@@ -45,6 +45,14 @@ def without_retry(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # --- resume ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def left(client: httpx.Client) -> str:
+    """Return the id of a request whose client went away."""
+    with client.stream("POST", "/v1/inference", json=body(2000, stream=True)) as response:
+        return str(next(frames(response))["data"]["id"])
+
+
+@pytest.mark.usefixtures("left")  # whose grace period passes during the tests of this file
 def test_a_finished_stream_can_be_resumed_after_every_event(client: httpx.Client) -> None:
     events = without_retry(stream(client, body(12, stream=True)))
     request = events[0]["data"]["id"]
@@ -84,40 +92,10 @@ def test_two_clients_read_one_stream(client: httpx.Client, service: Service) -> 
     assert without_retry(events)[-len(rest) :] == without_retry(rest)
 
 
-@pytest.fixture(scope="module")
-def left(client: httpx.Client) -> str:
-    """Return the id of a request whose client went away."""
-    with client.stream("POST", "/v1/inference", json=body(2000, stream=True)) as response:
-        return str(next(frames(response))["data"]["id"])
-
-
-@pytest.mark.usefixtures("left")  # whose grace period passes meanwhile
-def test_a_second_reader_that_disconnects_does_not_affect_the_first(
-    client: httpx.Client, service: Service
-) -> None:
-    with client.stream("POST", "/v1/inference", json=body(1000, stream=True)) as response:
-        first = frames(response)
-        request = next(first)["data"]["id"]
-        url = f"/v1/inference/{request}/events"
-        with service.client() as other, other.stream("GET", url) as second:
-            next(frames(second))
-        events = list(first)
-    assert events[-1]["data"]["finish_reason"] == "length"
-    assert events[-1]["data"]["usage"]["output_tokens"] == 1000, "20 s, longer than the grace period of 15 s"
-
-
 @pytest.mark.parametrize(("after", "status"), [("9999", 400), ("x", 400), ("-1", 400), ("1" * 30, 400)])
 def test_an_unknown_event_id_is_rejected(client: httpx.Client, after: str, status: int) -> None:
     answer = client.post("/v1/inference", json=body(3)).json()
     assert resume(client, answer["id"], after)[0] == status
-
-
-def test_a_client_away_for_the_grace_period_is_cancelled_and_charged_for_its_tokens(
-    service: Service, left: str
-) -> None:
-    row = until(service, f"select * from requests where request_id = '{left}' and state = 'cancelled'", 25)
-    assert 10 * 50 < row["output_tokens"] < 20 * 50
-    assert row["charge_nanousd"] == row["prompt_tokens"] * 10 + row["output_tokens"] * 20
 
 
 def test_an_openai_stream_is_cancelled_at_once(client: httpx.Client, service: Service) -> None:
@@ -275,3 +253,14 @@ def test_two_accounts_may_use_the_same_key(client: httpx.Client, service: Servic
 def test_a_key_has_1_to_255_characters(client: httpx.Client, key: str) -> None:
     response = client.post("/v1/inference", json=body(5), headers={"Idempotency-Key": key})
     assert response.status_code == 400
+
+
+# --- a client that left ------------------------------------------------------------------------------------
+
+
+def test_a_client_away_for_the_grace_period_is_cancelled_and_charged_for_its_tokens(
+    service: Service, left: str
+) -> None:
+    row = until(service, f"select * from requests where request_id = '{left}' and state = 'cancelled'", 25)
+    assert 10 * 50 < row["output_tokens"] < 20 * 50
+    assert row["charge_nanousd"] == row["prompt_tokens"] * 10 + row["output_tokens"] * 20

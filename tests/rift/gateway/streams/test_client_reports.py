@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from events import codec
+from events.contracts import CLIENT_GRACE_S
 from events.schema import CancelRequested, ClientAttached
 from tests.rift.gateway.admission.test_credit import World, live
 from tests.rift.gateway.admission.test_rate_limits import ask, get, whole
@@ -41,6 +42,27 @@ def test_clients_that_reconnect_all_the_time_append_one_report_a_second() -> Non
         reader = get(gateway, f"/v1/inference/{request}/events", world.key)
         await anyio.sleep(25)
         assert reader.take()[-1].kind == "done"
+
+    live(test)
+
+
+def test_a_second_reader_that_leaves_does_not_affect_the_first() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway()
+        await world.work()
+        began_s = anyio.current_time()
+        first = ask(world, gateway, world.key, tokens=480, stream=True)
+        while not first.data:
+            await first.more()
+        second = get(gateway, f"/v1/inference/{first.take()[0].data['id']}/events", world.key)
+        while not second.data:
+            await second.more()
+        second.leave()
+        while await first.more():
+            pass
+        done = first.take()[-1].data
+        assert (done["finish_reason"], done["usage"]["output_tokens"]) == ("length", 480)
+        assert anyio.current_time() - began_s > CLIENT_GRACE_S + 3
 
     live(test)
 
