@@ -108,7 +108,7 @@ def test_removed_content_is_nowhere_on_the_disk(sealing_service: Service) -> Non
 def test_a_worker_that_takes_over_decrypts_the_earlier_output(sealing_service: Service) -> None:
     service = sealing_service
     with service.client() as client:
-        body = {"model": MODEL, "prompt": PLANTED, "parameters": {"max_tokens": 200}, "store": False}
+        body = {"model": MODEL, "prompt": PLANTED, "parameters": {"max_tokens": 100}, "store": False}
         begun = client.post("/v1/inference", json=body | {"background": True}).json()
         at = f"/v1/inference/{begun['id']}"
         while not client.get(at).json()["usage"]["output_tokens"]:

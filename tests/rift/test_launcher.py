@@ -30,32 +30,64 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "my data"
 
 
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """An installation that tests stop and start."""
+    installed = Service(tmp_path_factory.mktemp("stopped") / "my data", "--engine", "sim")
+    yield installed
+    stop(installed)
+
+
 @pytest.fixture
-def service(folder: Path) -> Iterator[Service]:
-    running = Service(folder, "--engine", "sim").start()
-    yield running
-    if running.process.poll() is None:
-        running.stop()
-    gone(running)
+def service(installation: Service) -> Service:
+    """The installation, running."""
+    if not is_running(installation):
+        again(installation)
+    return installation
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An installation for the tests that leave it running."""
-    yield from up(tmp_path_factory.mktemp("shared"))
+    """An installation for the tests that leave it running, started beside packages with names of Rift's."""
+    folder = tmp_path_factory.mktemp("shared")
+    for name in ("rift", "events", "replay"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise ImportError('not ours')\n")
+    yield from up(folder, within=folder)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """As `shared`, with two workers."""
-    yield from up(tmp_path_factory.mktemp("pair"), "--workers", "2")
+    """As `shared`, with two workers, and with another broker in the environment."""
+    elsewhere = {**environment(), "RIFT_NATS_URL": "nats://127.0.0.1:1"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.service.environment", lambda: elsewhere)
+        running = up(tmp_path_factory.mktemp("pair"), "--workers", "2")
+        service = next(running)
+    yield service
+    yield from running
 
 
-def up(folder: Path, *options: str) -> Iterator[Service]:
-    running = Service(folder / "my data", "--engine", "sim", *options).start()
+def up(folder: Path, *options: str, within: Path | None = None) -> Iterator[Service]:
+    running = Service(folder / "my data", "--engine", "sim", *options).start(within)
     yield running
-    running.stop()
-    gone(running)
+    stop(running)
+
+
+def is_running(service: Service) -> bool:
+    return hasattr(service, "process") and service.process.poll() is None
+
+
+def stop(service: Service) -> None:
+    if is_running(service):
+        service.stop()
+    gone(service)
+
+
+def again(service: Service) -> None:
+    """Start what has ended."""
+    service.screen, service.url = [], ""
+    service.start()
 
 
 def gone(service: Service) -> None:
@@ -106,8 +138,8 @@ def test_up_does_not_wait_for_a_model_that_is_scaled_to_zero(folder: Path) -> No
     gone(service)
 
 
-def test_ctrl_c_stops_everything_and_a_second_start_continues(service: Service, folder: Path) -> None:
-    first = answer(service)
+def test_ctrl_c_stops_everything_and_a_second_start_continues(service: Service) -> None:
+    key, first = service.key, answer(service)
     with service.client() as client, client.stream("POST", "/v1/inference", json=LONG) as response:
         next(frames(response))
         assert service.stop() < 10
@@ -115,42 +147,27 @@ def test_ctrl_c_stops_everything_and_a_second_start_continues(service: Service, 
     assert "Traceback" not in service.logs()
     assert service.processes() == []
     rows = service.sql("select request_id, state from requests order by accepted_at_ns")
-    assert rows[0] == {"request_id": first["id"], "state": "finished"}
-    again = Service(folder, "--engine", "sim").start()
-    try:
-        assert again.key == service.key
-        answer(again)
-        assert len(again.sql("select 1 from requests")) == 3
-        with again.client() as client:
-            assert client.get(f"/v1/inference/{first['id']}").json()["output"] == first["output"]
-    finally:
-        again.stop()
+    assert {"request_id": first["id"], "state": "finished"} in rows
+    again(service)
+    assert service.key == key
+    answer(service)
+    assert len(service.sql("select 1 from requests")) == len(rows) + 1
+    with service.client() as client:
+        assert client.get(f"/v1/inference/{first['id']}").json()["output"] == first["output"]
 
 
 def test_kill_9_leaves_nothing_behind(service: Service) -> None:
     assert len(service.processes()) >= 5
     service.stop(signal.SIGKILL)
     gone(service)
-    assert answer_after_restart(service)["finish_reason"] == "length"
+    again(service)
+    assert answer(service)["finish_reason"] == "length"
 
 
-def answer_after_restart(service: Service) -> dict[str, object]:
-    again = Service(service.folder, "--engine", "sim").start()
-    try:
-        return answer(again)
-    finally:
-        again.stop()
-
-
-def test_it_starts_in_a_folder_with_packages_of_the_same_names(tmp_path: Path) -> None:
-    for name in ("rift", "events", "replay"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise ImportError('not ours')\n")
-    service = Service(tmp_path / "d", "--engine", "sim").start(tmp_path)
-    try:
-        assert answer(service)["finish_reason"] == "length"
-    finally:
-        service.stop()
+def test_it_starts_in_a_folder_with_packages_of_the_same_names(shared: Service) -> None:
+    assert (shared.folder.parent / "rift" / "__init__.py").exists()
+    assert os.readlink(f"/proc/{shared.process.pid}/cwd") == str(shared.folder.parent)
+    assert answer(shared)["finish_reason"] == "length"
 
 
 def test_a_worker_that_cannot_start_reports_the_reason(tmp_path: Path, shared: Service) -> None:
@@ -187,7 +204,8 @@ def role(pid: int) -> str:
 
 
 def test_an_answer_continues_when_its_worker_dies(pair: Service) -> None:
-    body = BODY | {"parameters": {"max_tokens": 300}, "stream": True}
+    pair.sql("select 1")  # the first question waits for its process to start
+    body = BODY | {"parameters": {"max_tokens": 150}, "stream": True}
     with pair.client() as client:
         whole = client.post("/v1/inference", json=body | {"stream": False}).json()["output"]
         with client.stream("POST", "/v1/inference", json=body) as response:
@@ -202,7 +220,7 @@ def test_an_answer_continues_when_its_worker_dies(pair: Service) -> None:
     tokens = [event["data"] for event in events if event["event"] == "token"]
     assert "".join(token["delta"] for token in tokens) == whole
     assert [event["data"]["attempt"] for event in events if event["event"] == "status"] == [1, 2]
-    assert events[-1]["data"]["usage"]["output_tokens"] == 300
+    assert events[-1]["data"]["usage"]["output_tokens"] == 150
 
 
 def command(pid: int) -> str:
@@ -245,7 +263,7 @@ def resumed(service: Service, path: str) -> Iterator[dict[str, object]]:
 
 
 def test_a_stopping_worker_hands_its_answers_over(pair: Service) -> None:
-    pair.sql("select 1")  # the first question waits for its process to start
+    pair.sql("select 1")  # as above
     body = BODY | {"parameters": {"max_tokens": 150}, "stream": True}
     with pair.client() as client, client.stream("POST", "/v1/inference", json=body) as response:
         events = []
@@ -296,41 +314,32 @@ def test_a_start_without_its_log_is_refused_and_changes_nothing(service: Service
     assert service.key == (service.folder / "dev.key").read_text().strip()
     shutil.rmtree(nats)
     aside.rename(nats)
-    assert answer_after_restart(service)["finish_reason"] == "length"
+    again(service)
+    assert answer(service)["finish_reason"] == "length"
 
 
 def test_a_first_key_that_is_no_longer_valid_is_kept_beside_another(service: Service) -> None:
-    key_id = service.key.split("_")[1]
+    key = service.key
+    key_id = key.split("_")[1]
     assert service.rift("keys", "revoke", key_id).returncode == 0
     service.stop()
     service.folder.chmod(0o755)
-    again = Service(service.folder, "--engine", "sim").start()
-    try:
-        answer(again)
-        kept = service.folder / f"dev.key.{key_id}"
-        assert kept.read_text() == service.key + "\n"
-        assert (service.folder / "dev.key").read_text() == again.key + "\n"
-        assert again.key != service.key
-        assert again.screen[0].startswith("tightened the permissions of 1 files and folders in ")
-        assert f"is revoked: it is now in {kept}, and another key is issued" in again.screen[3]
-        open_to_others = [path for path in service.folder.rglob("*") if path.lstat().st_mode & 0o077]
-        assert open_to_others == []
-    finally:
-        again.stop()
+    again(service)
+    answer(service)
+    kept = service.folder / f"dev.key.{key_id}"
+    assert kept.read_text() == key + "\n"
+    assert (service.folder / "dev.key").read_text() == service.key + "\n"
+    assert service.key != key
+    assert service.screen[0].startswith("tightened the permissions of 1 files and folders in ")
+    assert f"is revoked: it is now in {kept}, and another key is issued" in service.screen[3]
+    open_to_others = [path for path in service.folder.rglob("*") if path.lstat().st_mode & 0o077]
+    assert open_to_others == []
 
 
-def test_up_uses_its_own_broker_whatever_the_environment_names(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    elsewhere = {**environment(), "RIFT_NATS_URL": "nats://127.0.0.1:1"}
-    with monkeypatch.context() as patch:
-        patch.setattr("tests.service.environment", lambda: elsewhere)
-        service = Service(folder, "--engine", "sim").start()
-    try:
-        answer(service)
-    finally:
-        service.stop()
-    named = service.rift("up", "--nats", "nats://127.0.0.1:1")
+def test_up_uses_its_own_broker_whatever_the_environment_names(pair: Service) -> None:
+    assert b"RIFT_NATS_URL=nats://127.0.0.1:1\0" in Path(f"/proc/{pair.process.pid}/environ").read_bytes()
+    answer(pair)
+    named = Service(pair.folder.parent / "none").rift("up", "--nats", "nats://127.0.0.1:1")
     assert named.returncode == 1
     assert "leave out --nats" in named.stderr
 
