@@ -76,7 +76,8 @@ def changed_files(folder: Path, files: Mapping[str, File], *, once: str) -> Iter
     for name, file in files.items():
         path = folder / name
         try:
-            measured = measure(path)
+            # A reader of a pipe, or of a link to a device, would wait for ever.
+            measured = measure(path) if path.is_file() or not path.exists() else None
         except OSError as error:
             yield f"{path} cannot be read: {error.strerror}"
             continue

@@ -13,6 +13,7 @@ the requests that both know.
 """
 
 from collections.abc import AsyncIterator, Container, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import NamedTuple
 
@@ -35,12 +36,16 @@ from replay.archive.manifest import anchor_of
 from replay.archive.signatures import SigningKey, signed
 from replay.facts.fold import Read
 from rift.backup.files import BackupError
+from rift.control.projection import continuity
 from rift.control.projection.continuity import RESTORE_WRITER
 
 # Records that are appended at once: the most that one atomic batch of the broker takes.
 BATCH = 500
 
 APPEND_S = 30.0
+
+# The clock may have been set back between some of them: then the archive has a later time.
+COMPARED = 100
 
 # Every reader ignores it.
 NOTHING = LaneReported(lane="")
@@ -89,6 +94,7 @@ async def fill(log: JetStream, archive: Archive, signing_key: SigningKey | None)
     book = 0
     # The book is first: requests refer to it.
     for stream in sorted(archive.streams(), key=lambda name: name != subjects.BOOK):
+        await _check_common(log, archive, stream)
         first = await log.last_sequence(stream) + 1
         if (last := await to_thread.run_sync(archive.last, stream)) < first:
             continue
@@ -110,6 +116,32 @@ async def fill(log: JetStream, archive: Archive, signing_key: SigningKey | None)
     for sequence in erased:
         await log.erase(subjects.SECRETS, sequence)
     return Filled(filled, len(erased))
+
+
+async def _check_common(log: JetStream, archive: Archive, stream: str) -> None:
+    """Raise BackupError if the archive is another installation's: if it has other times for all of the last
+    records that both hold."""
+    last = min(await log.last_sequence(stream), await to_thread.run_sync(archive.last, stream))
+    first = max(1, await log.first_sequence(stream), last - COMPARED)
+    if last < first:
+        return
+    archived: dict[int, int] = {}
+    async for records in _in_thread(archive.records(stream, first=first, last=last)):
+        archived |= {record.stored.sequence: record.stored.stored_at_ns for record in records}
+    is_other = False
+    topics = [f"{subjects.prefix(stream)}>"]
+    async with aclosing(log.scan(stream, topics, first=first, target=last)) as batches:
+        async for batch in batches:
+            for stored in batch:
+                if archived.get(stored.sequence) == stored.stored_at_ns:
+                    return
+                # An earlier restore appended it again.
+                is_other = is_other or not continuity.is_restored(stored)
+    if is_other:
+        raise BackupError(
+            f"the archive holds other records of {stream} than the backup: it is another installation's, so "
+            "name the one with --archive that belongs to the backup"
+        )
 
 
 async def _append(log: JetStream, stream: str, records: Sequence[Read], lost: Container[object]) -> None:

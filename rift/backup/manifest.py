@@ -97,10 +97,7 @@ def read(folder: Path) -> Backup:
             f"with Rift {head.rift}"
         )
     backup = _decoded(path, data, Backup)
-    if (
-        backup.sha256
-        and hashlib.sha256(data.replace(backup.sha256.encode(), b"")).hexdigest() != backup.sha256
-    ):
+    if hashlib.sha256(data.replace(backup.sha256.encode(), b"")).hexdigest() != backup.sha256:
         raise BackupError(
             f"{path} is damaged: its bytes have another SHA-256; use another copy of the backup"
         )

@@ -123,7 +123,7 @@ async def _check_mark(log: Log, mark: Mark, last: int) -> None:
     if last < mark.sequence:
         raise WrongLog(f"{mark.file} holds {mark.stream} up to {mark.sequence}, but the log ends at {last}")
     stored = await log.get(mark.stream, mark.sequence)
-    is_other = stored is not None and stored.stored_at_ns > mark.at_ns and not _is_restored(stored)
+    is_other = stored is not None and stored.stored_at_ns > mark.at_ns and not is_restored(stored)
     if mark.stream == subjects.BOOK and (stored is None or stored.stored_at_ns < mark.at_ns):
         # The book is never trimmed. The clock may have been set back since an earlier record.
         is_other = stored is None or not await _holds_time(log, mark)
@@ -131,7 +131,8 @@ async def _check_mark(log: Log, mark: Mark, last: int) -> None:
         raise WrongLog(f"{mark.file} holds another record {mark.stream}:{mark.sequence} than the log")
 
 
-def _is_restored(stored: Stored) -> bool:
+def is_restored(stored: Stored) -> bool:
+    """Return whether a restore appended the record."""
     try:
         return codec.decode(stored.data)[0] == RESTORE_WRITER
     except codec.RecordUnreadable:

@@ -1,5 +1,6 @@
 """Restores with a real broker, and their refusals."""
 
+import os
 import re
 import shutil
 from contextlib import closing
@@ -154,6 +155,29 @@ async def test_a_damaged_backup_is_refused_before_anything_is_made(site: Site, t
     with pytest.raises(BackupError, match=r"backup.json is damaged: its bytes have another SHA-256"):
         await restored(site, tmp_path / "backup")
     assert not (tmp_path / "new").exists()
+
+
+async def test_an_archive_of_another_installation_is_refused(site: Site, tmp_path: Path) -> None:
+    await site.ask()
+    await save.save(site.source, tmp_path / "backup")
+    # Its book has the same entries, and ends later.
+    for stream in await site.log.streams():
+        await site.log._remove(f"STREAM.DELETE.{stream}")
+    other = Site(tmp_path / "data2", site.log)
+    await other.begin()
+    await book_admin.issue_key(site.log, "dev")
+    await other.seal("RIFT_BOOK")
+    with pytest.raises(BackupError, match=r"other records of RIFT_BOOK than the backup.*with --archive"):
+        await restored(site, tmp_path / "backup", surviving=other.installation.archive)
+
+
+async def test_a_pipe_in_a_backup_is_refused(site: Site, tmp_path: Path) -> None:
+    made = await save.save(site.source, tmp_path / "backup")
+    path = tmp_path / "backup" / made.manifest.snapshot_file("RIFT_0")
+    path.unlink()
+    os.mkfifo(path)
+    with anyio.fail_after(5), pytest.raises(BackupError, match=r"RIFT_0.snapshot is not as it was saved"):
+        await restored(site, tmp_path / "backup")
 
 
 async def test_a_failed_restore_into_another_broker_names_what_it_left(
