@@ -204,7 +204,7 @@ def in_order(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(table, key=lambda row: (row["model"], row["hour"]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_unit_economics_are_what_a_plain_reckoning_says(seed: int) -> None:
     warehouse = folded(Path(":memory:"), shift(seed).scribe.streams)
@@ -267,7 +267,7 @@ def test_a_replica_that_starts_works_and_idles_is_priced(scribe: Scribe, warehou
 # --- every way gives the same -------------------------------------------------------------------------
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_every_way_gives_the_same_relations(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder, dice = tmp_path_factory.mktemp("ways"), random.Random(seed)

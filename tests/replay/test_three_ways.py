@@ -65,7 +65,7 @@ def sealed(folder: Path, streams: Any, dice: random.Random) -> Archive:
     return archive
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_sql_bills_as_the_plain_reckoning_does(seed: int) -> None:
     history = history_of(seed, 120)
@@ -79,7 +79,7 @@ def test_sql_bills_as_the_plain_reckoning_does(seed: int) -> None:
     warehouse.close()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_every_way_gives_the_same_digests(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder, dice = tmp_path_factory.mktemp("ways"), random.Random(seed)

@@ -87,7 +87,7 @@ def select(path: Path, columns: str = "*", rest: str = "") -> list[tuple[Any, ..
 # --- what it gives back --------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_the_fold_over_the_archive_equals_that_over_the_log(
     chaos: Any, tmp_path_factory: pytest.TempPathFactory, seed: int

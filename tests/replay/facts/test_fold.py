@@ -104,7 +104,7 @@ def reference_row(
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_the_fold_equals_a_plain_one(chaos: Any, seed: int) -> None:
     streams = chaos(random.Random(seed)).write(60)
@@ -120,7 +120,7 @@ def test_the_fold_equals_a_plain_one(chaos: Any, seed: int) -> None:
     warehouse.close()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_any_cut_and_any_restart_give_the_same_rows(
     chaos: Any, tmp_path_factory: pytest.TempPathFactory, seed: int

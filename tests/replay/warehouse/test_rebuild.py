@@ -58,7 +58,7 @@ def assert_the_same(streams: Streams, archived: dict[str, int], folder: Path, di
         whole.close()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_any_history(chaos: Any, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     dice = random.Random(seed)

@@ -53,7 +53,6 @@ PACES = {
     "unneeded": "start_ms = 60000",
     "broken": "start_ms = 200",
     "burst": "step_us = 2000",
-    "chat": "",
     "left": "",
 }
 SERVED = 'model = "cold"\nworkers = "0..4"\n' + "".join(

@@ -12,31 +12,6 @@ from tests.rift.fleet.conftest import Rig, of
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 
-@of("chat")
-async def test_openai_routes_send_only_keep_alives(rig: Rig) -> None:
-    asked = {"model": rig.model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
-    began = anyio.current_time()
-    lines: list[tuple[float, str]] = []
-    async with (
-        anyio.create_task_group() as tasks,
-        rig.http.stream("POST", "/v1/chat/completions", json={**asked, "stream": True}) as response,
-    ):
-        async for line in response.aiter_lines():
-            if line:
-                lines.append((anyio.current_time() - began, line))
-            if len(lines) == 2 and not (await rig.log.last_sequence("RIFT_FLEET", "rift.fleet.chat")):
-                tasks.start_soon(rig.decide, 1)
-    comments = [(at, line) for at, line in lines if line.startswith(":")]
-    assert [line for _, line in comments] == [": keep-alive"] * 2
-    assert comments[0][0] == pytest.approx(1, abs=0.7), "the status line, so that no client times out"
-    assert 10 <= comments[1][0] - comments[0][0] <= 15
-    rest = [line for _, line in lines if not line.startswith(":")]
-    assert all(line.startswith("data: ") for line in rest)
-    assert rest[-1] == "data: [DONE]"
-    assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-    await rig.decide(0)
-
-
 @of("left")
 async def test_a_client_that_leaves_while_waiting_is_not_charged(rig: Rig) -> None:
     """By DELETE, by closing a route that cannot resume, and by not coming back."""
@@ -88,5 +63,5 @@ async def test_a_model_that_is_not_served_is_refused(rig: Rig) -> None:
     assert "[scale.'deepseek-v3']" in refused.json()["error"]["message"]
     listed = [entry["id"] for entry in (await rig.http.get("/v1/models")).json()["data"]]
     assert listed[0] == "cold"
-    assert {"chat", "left"} < set(listed)
+    assert "left" in listed
     assert "deepseek-v3" not in listed

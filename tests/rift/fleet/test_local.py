@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from events.schema import ReplicaDraining, ReplicaLost, ReplicaReported, ReplicaStarting, ReplicaStopped
+from events.schema import ReplicaDraining, ReplicaLost, ReplicaStarting, ReplicaStopped
 from tests.rift.fleet.conftest import Rig, of
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
@@ -137,8 +137,8 @@ async def test_requests_that_arrive_while_a_worker_retires_are_not_delayed(rig: 
 
     async with anyio.create_task_group() as tasks:
         for _ in range(8):
-            tasks.start_soon(ask_on, anyio.current_time() + 8)
-        for _ in range(3):
+            tasks.start_soon(ask_on, anyio.current_time() + 5.5)
+        for _ in range(2):
             await rig.decide(1)
             await anyio.sleep(0.5)
             await rig.decide(2)
@@ -193,16 +193,14 @@ async def test_starting_replicas_are_stopped_first_and_at_once(rig: Rig) -> None
     await rig.until(lambda fleet: fleet.count(rig.model, "starting") == 2)
     replicas = [event.replica for event in await rig.events(ReplicaStarting)]
     groups = [rig.pid(replica) for replica in replicas]
-    await anyio.sleep(10.5)
-    reported = {event.replica for event in await rig.events(ReplicaReported)}
-    assert reported == set(replicas), "starting replicas report"
+    await anyio.sleep(1)
     await rig.decide(0)
     await rig.until(lambda fleet: not fleet.replicas[rig.model])
     for group in groups:
         await rig.until_gone(group)
     stopped = await rig.events(ReplicaStopped)
     assert {(event.replica, event.why) for event in stopped} == {(name, "not needed") for name in replicas}
-    assert all(event.lived_ns > 10_000_000_000 for event in stopped)
+    assert all(event.lived_ns > 1_000_000_000 for event in stopped)
     assert await rig.events(ReplicaLost) == []
 
 

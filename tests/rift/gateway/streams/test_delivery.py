@@ -1,5 +1,7 @@
 """When a stream's status line is sent: with the first output, or at a deadline."""
 
+import json
+
 import anyio
 import pytest
 
@@ -60,5 +62,30 @@ def test_a_stream_of_a_cold_model_begins_with_its_status() -> None:
         call = world.ask(gateway, prompt="hello", stream=True)
         await anyio.sleep(delivery.STATUS_LINE_S + 0.1)
         assert (call.status, b'"status":"starting"' in call.data) == (200, True)
+
+    live(test)
+
+
+def test_an_openai_stream_of_a_cold_model_has_only_keep_alives() -> None:
+    async def test(world: World) -> None:
+        gateway = await world.gateway(served=(processes.MODEL,))
+        asked = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "stream": True}
+        call = world.ask(gateway, "/v1/chat/completions", **asked)
+        comment = b": keep-alive\n\n"
+        await anyio.sleep(delivery.STATUS_LINE_S - 0.1)
+        assert (call.data, call.status) == (b"", 0)
+        await anyio.sleep(0.2)
+        assert (call.data, call.status) == (comment, 200), "the status line, so that no client times out"
+        await anyio.sleep(delivery.KEEP_ALIVE_S - 0.2)
+        assert call.data == comment
+        await anyio.sleep(0.2)
+        assert call.data == 2 * comment
+        await world.work()
+        while await call.more():
+            pass
+        *_, last, done = [part for part in call.data.split(b"\n\n") if part][2:]
+        assert json.loads(last.removeprefix(b"data: "))["choices"][0]["finish_reason"] == "length"
+        assert done == b"data: [DONE]"
+        assert call.data.count(b": keep-alive") == 2
 
     live(test)
