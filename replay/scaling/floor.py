@@ -247,11 +247,13 @@ def _behind_starts(loads: Sequence[_Load], slots: Sequence[Slot], terms: FloorTe
     behind: list[_Load] = []
     before = slots[0].at
     ready = -start
-    for (gap, counted, prompt_us, own_us, millitokens), (at, *_) in zip(loads, slots, strict=True):
-        away = max(0, min(ready, at) - before)
+    for (gap, counted, prompt_us, own_us, millitokens), slot in zip(loads, slots, strict=True):
+        at = slot[0]
+        away = min(ready, at) - before if ready > before else 0
         if gap >= idle:
             ready = at + start
-        counted = counted if at < ready + start else 0
+        if at >= ready + start:
+            counted = 0
         behind.append((gap - away, counted, prompt_us, own_us, millitokens))
         before = at
     return behind
@@ -319,7 +321,8 @@ def _late(loads: Sequence[_Load], past: _Past, replicas: int, allowed: int) -> i
             made = running * stride * SLOT_NS // (step_ns + slope_ns * running // share_ns)
             millitokens = millitokens - made if 0 < made < millitokens else 0
             gap -= stride
-        if counted:
+        # Prompts that one replica fills within the target are in time, if there is a place.
+        if counted and (prompts_us + prompt_us > ttft_us or millitokens >= full):
             room_us = ttft_us - own_us - prompts_us // replicas
             if millitokens >= full:
                 room_us -= (millitokens // residual - most) * turn_us // most
