@@ -44,6 +44,9 @@ STARTS = 5
 # Replicas that are lost within this time of each other count as one series.
 LOSSES_NS = 600 * SECOND_NS
 
+# With less work than this, an engine might idle while its replica asks for the next request and encodes it.
+FILL_MS_MIN = 250
+
 # The floor looks at the plans of five minutes, which are at least 30 s apart.
 PLANS = 12
 
@@ -317,6 +320,21 @@ class Fleet:
         """Return the median time of the model's last starts; None before the first."""
         took = sorted(self.starts.get(model, Starts()).took_ns)
         return took[len(took) // 2] if took else None
+
+
+def unfilled_max(ttft_ms: int, prefill_tokens_per_s: int) -> int:
+    """Return the prompt tokens that a replica fills in half of the TTFT target. While it holds as many that
+    are not filled, it asks for no requests.
+
+    An engine fills prompts one after the other, so a request that it takes early is not answered earlier. In
+    the queue the request is free for the replica that can fill it first.
+    """
+    return max(ttft_ms // 2, FILL_MS_MIN) * prefill_tokens_per_s // 1000
+
+
+def may_ask(unfilled: int, unfilled_max: int, usual: int) -> int:
+    """Return for how many requests a replica asks, if a usual prompt has `usual` tokens."""
+    return max(0, -(-(unfilled_max - unfilled) // max(1, usual)))
 
 
 async def read(log: Log) -> Fleet:

@@ -21,7 +21,6 @@ import anyio
 from anyio.abc import TaskGroup
 
 from rift import __version__, nats_server, startup
-from rift.catalogue import Profile
 from rift.control.projection import continuity
 from rift.data_dir import DataDir, DataDirError
 from rift.fleet.decision_reader import drive
@@ -210,7 +209,7 @@ class Launcher:
     def _worker_environment(self, model: str, place: int) -> Mapping[str, str]:
         """Give each CPU engine cores of its own if there can be several."""
         settings = self._settings
-        profile = settings.catalogue()[model].profiles.get(settings.hardware, Profile())
+        profile = settings.catalogue_profile(model)
         places = sum(scale.max for scale in settings.scales().values())
         if profile.gpus or places < 2 or CORES in {**os.environ, **profile.env}:
             return self._environment

@@ -14,7 +14,7 @@ import msgspec
 from events.contracts import BODY_BYTES_MAX
 from replay.scaling.hardware import Hardware
 from rift import catalogue
-from rift.catalogue import Catalogue, InvalidCatalogue, Model, Natural, Positive
+from rift.catalogue import Catalogue, InvalidCatalogue, Model, Natural, Positive, Profile
 from rift.errors import RiftError
 from rift.logs.formats import Format
 from rift.metrics import address
@@ -127,6 +127,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def worker_metrics(self) -> Address | None:
         return self.metrics_address(address.WORKER_PORT)
+
+    def catalogue_profile(self, model: str) -> Profile:
+        """Return how the catalogue serves a model on this installation's hardware."""
+        return self.catalogue()[model].profiles.get(self.hardware, Profile())
 
     def scales(self) -> dict[str, Scale]:
         """Return every model that this installation serves, the default first.

@@ -20,8 +20,9 @@ from events.subjects import Address, shard_stream
 
 logger = logging.getLogger(__name__)
 
-# A frozen client's outstanding pull holds the next job until ack_wait, so pulls are short.
-PULL_EXPIRES_S = 2.0
+# A frozen client's outstanding pull holds the next job until ack_wait, and a busy worker's takes a job that
+# another would begin at once, so pulls are short.
+PULL_EXPIRES_S = 0.5
 
 # A pull whose end was lost with a connection is dropped this long after it should have ended.
 PULL_GRACE_S = 0.5

@@ -12,7 +12,7 @@ import msgspec
 
 from replay.backtest import oracle
 from replay.backtest.policies import Knative, KnativeSettings, Ours, Static
-from replay.backtest.simulator import Scaling, SimulatedFleet, TraceRequest
+from replay.backtest.simulator import TTFT_MS, Scaling, SimulatedFleet, TraceRequest
 from replay.errors import ReplayError
 from replay.scaling.hardware import Hardware, concurrency_max
 from replay.scaling.policy import Policy
@@ -34,7 +34,7 @@ class Setup(msgspec.Struct, frozen=True):
     are to meet it, the most replicas that our policy may have, and the time from which on is measured."""
 
     start_s: float
-    ttft_ms: int = 2000
+    ttft_ms: int = TTFT_MS
     share: int = 99
     replicas_max: int = REPLICAS_MAX
     after_s: float = 0.0
@@ -89,7 +89,7 @@ def run(
         )
     else:
         scaling = _scaling(policy, asked, hardware, setup)
-        fleet = SimulatedFleet(asked, hardware, start_s=setup.start_s, scaling=scaling)
+        fleet = SimulatedFleet(asked, hardware, start_s=setup.start_s, scaling=scaling, ttft_ms=setup.ttft_ms)
         fleet.replicas.after_s = setup.after_s
         fleet.run(progress)
     return result(policy, fleet, setup), fleet

@@ -3,11 +3,12 @@
 This module simulates the queue, the replicas and their clocks. A policy decides the number of replicas
 (`policies.py`), and `run.py` computes the figures of a run.
 
-Requests wait in one FIFO queue. The least loaded ready replica that has a free slot and KV cache space for a
-request takes it. A replica prefills its prompts one by one; the end of a prefill is the first
-token. From then on each step gives every request one token and takes `step_us` + `step_us_per_running` x
-running. Prefills do not slow the steps, because the profile's decode figures were measured with prefill
-included. A draining replica takes no more requests and stops when it is empty. No start fails.
+Requests wait in one FIFO queue. A replica asks for one while it has a free slot, KV cache space for it and
+fewer prompt tokens to fill than `events.fleet.unfilled_max`. The first that asked takes it. A replica
+prefills its prompts one by one; the end of a prefill is the first token. From then on each step gives every
+request one token and takes `step_us` + `step_us_per_running` x running. Prefills do not slow the steps,
+because the profile's decode figures were measured with prefill included. A draining replica takes no more
+requests and stops when it is empty. No start fails.
 
 All requests that decode on a replica advance together, so a replica has one clock in tokens: a request ends
 when the clock reads its value at the first token plus the remaining tokens. Each event costs O(log n).
@@ -19,6 +20,7 @@ from heapq import heappop, heappush
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
+from events.fleet import unfilled_max
 from replay.errors import ReplayError
 from replay.scaling.demand import Demands
 from replay.scaling.hardware import Hardware
@@ -29,6 +31,8 @@ _load = attrgetter("load")
 TOKEN_ERROR = 1e-6
 # If no replica exists this long after the last arrival, the policy will never start one.
 PATIENCE_S = 86_400.0
+# The TTFT target, unless another one is set.
+TTFT_MS = 2000
 # Ticks between two reports of progress: about ten reports a second.
 PROGRESS_TICKS = 512
 
@@ -65,13 +69,13 @@ class SimulatedReplica:
         "draining",
         "due_s",
         "ends",
-        "load",
         "number",
         "ordered_s",
         "prefilled_s",
         "prompts",
         "ready_s",
         "tokens",
+        "unfilled",
     )
 
     def __init__(self, number: int, now_s: float, ready_s: float) -> None:
@@ -79,9 +83,9 @@ class SimulatedReplica:
         self.ordered_s = now_s
         self.ready_s = ready_s
         self.draining = False
-        # Requests on the replica, and the tokens of all of them.
-        self.load = 0
+        # The tokens of all requests on the replica, and those of the prompts that are not filled.
         self.tokens = 0
+        self.unfilled = 0
         # Tokens that a request that decoded from the beginning would have at `at_s`.
         self.clock = 0.0
         self.at_s = ready_s
@@ -92,12 +96,17 @@ class SimulatedReplica:
         # Time of the replica's next event.
         self.due_s = ready_s
 
+    @property
+    def load(self) -> int:
+        return len(self.prompts) + len(self.ends)
+
 
 class ReplicaPool:
     """The replicas by state, and the queue of their events."""
 
     def __init__(self) -> None:
         self.starting: list[SimulatedReplica] = []
+        # In the order in which they asked for their next request.
         self.ready: list[SimulatedReplica] = []
         self.draining: list[SimulatedReplica] = []
         # Replicas ever ordered, and the seconds from order to stop of those that stopped, after `after_s`.
@@ -181,7 +190,13 @@ class SimulatedFleet:
     """Serves `trace`, which is in order of time; `statistics` is complete after `run`."""
 
     def __init__(
-        self, trace: Sequence[TraceRequest], hardware: Hardware, *, start_s: float, scaling: Scaling
+        self,
+        trace: Sequence[TraceRequest],
+        hardware: Hardware,
+        *,
+        start_s: float,
+        scaling: Scaling,
+        ttft_ms: int = TTFT_MS,
     ) -> None:
         self.trace = trace
         self.hardware = hardware
@@ -190,10 +205,10 @@ class SimulatedFleet:
         self.replicas = ReplicaPool()
         self.concurrency = Concurrency()
         self.statistics = Statistics(len(trace))
+        self._unfilled_max = unfilled_max(ttft_ms, hardware.prefill_tokens_per_s)
         self._start_s = start_s
         self._scaling = scaling
         self._demands = scaling.demands
-        self._first_token_s = [0.0] * len(trace)
         self._step_s = [hardware.step_us_at(running) / 1e6 for running in range(hardware.running_max + 1)]
 
     def run(self, progress: Callable[[float], None] | None = None) -> None:
@@ -257,18 +272,14 @@ class SimulatedFleet:
             self._decide(now_s)
 
     def _assign(self, number: int, now_s: float) -> bool:
-        """Give a request to a replica, if one has a slot and room for its tokens."""
+        """Give a request to the replica that asked for one first, if any does."""
         ready = self.replicas.ready
-        replica = min(ready, key=_load, default=None)
-        if replica is None or replica.load >= self.hardware.running_max:
-            return False
-        if not self._has_room(replica, number):
-            # Only tokens are short here, so a replica with more but smaller requests may have room.
-            replica = next((one for one in sorted(ready, key=_load) if self._has_room(one, number)), None)
-            if replica is None:
-                return False
-        self._start(replica, number, now_s)
-        return True
+        for at, replica in enumerate(ready):
+            if replica.unfilled < self._unfilled_max and self._has_room(replica, number):
+                ready.append(ready.pop(at))
+                self._start(replica, number, now_s)
+                return True
+        return False
 
     def _has_room(self, replica: SimulatedReplica, number: int) -> bool:
         if not replica.load:
@@ -281,12 +292,11 @@ class SimulatedFleet:
 
     def _start(self, replica: SimulatedReplica, number: int, now_s: float) -> None:
         request = self.trace[number]
-        replica.load += 1
         replica.tokens += request.prompt_tokens + request.output_tokens
+        replica.unfilled += request.prompt_tokens
         prefill_s = replica.prefilled_s if replica.prefilled_s > now_s else now_s
         first_s = prefill_s + request.prompt_tokens / self.hardware.prefill_tokens_per_s
         replica.prefilled_s = first_s
-        self._first_token_s[number] = first_s
         self.statistics.ttft_s[number] = first_s - request.at_s
         self.statistics.waited_for_start += replica.ready_s > request.at_s
         replica.prompts.append((first_s, number))
@@ -310,6 +320,7 @@ class SimulatedFleet:
             self._end(replica, heappop(ends)[1], now_s)
         while prompts and prompts[0][0] <= now_s:
             number = prompts.popleft()[1]
+            replica.unfilled -= self.trace[number].prompt_tokens
             if (remaining := self.trace[number].output_tokens - 1) > 0:
                 heappush(ends, (replica.clock + remaining, number))
             else:
@@ -344,7 +355,6 @@ class SimulatedFleet:
         self.concurrency.under_way -= 1
         self.statistics.ended += 1
         request = self.trace[number]
-        replica.load -= 1
         replica.tokens -= request.prompt_tokens + request.output_tokens
         if self._demands is not None:
             self._demands.ended(
@@ -352,5 +362,5 @@ class SimulatedFleet:
                 int(now_s * 1e9),
                 prompt_tokens=request.prompt_tokens,
                 output_tokens=request.output_tokens,
-                decode_ns=int((now_s - self._first_token_s[number]) * 1e9),
+                decode_ns=int((now_s - request.at_s - self.statistics.ttft_s[number]) * 1e9),
             )

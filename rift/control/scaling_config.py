@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from events import subjects
+from events import fleet, subjects
 from events.contracts import SECOND_NS
 from events.money import usd
 from replay.scaling.hardware import Hardware, profiles
@@ -63,9 +63,15 @@ def model_scaling(settings: Settings) -> Mapping[str, ModelScaling]:
     return scaling
 
 
+def unfilled_max(settings: Settings, model: str) -> int:
+    """Return for how many prompt tokens a replica of the model holds back."""
+    ttft_ms = settings.scales().get(model, Scale()).ttft_ms
+    return fleet.unfilled_max(ttft_ms, _hardware(settings, model).prefill_tokens_per_s)
+
+
 def _hardware(settings: Settings, model: str) -> Hardware:
     """Return one replica's profile: from `rift.toml`, else from the shipped profiles, else UNKNOWN."""
-    profile = settings.catalogue()[model].profiles.get(settings.hardware, Profile())
+    profile = settings.catalogue_profile(model)
     name = f"{settings.hardware}-{subjects.slug(model)}"
     hardware = settings.profiles.get(name) or profiles().get(name) or UNKNOWN
     if settings.engine == "sim":

@@ -19,7 +19,7 @@ from rift.metrics.address import Address
 from rift.worker.replica import ReplicaAnnouncer
 from rift.worker.serving import Serving
 from rift.worker.shutdown import Shutdown
-from rift.worker.slots import Slots
+from rift.worker.slots import UNBOUNDED, Slots
 from rift.worker.worker import WorkerConfig, open_worker
 
 LOG_RETRY_S = 1.0
@@ -32,9 +32,13 @@ async def serve(
     shutdown: Shutdown,
     *,
     metrics: Address | None = None,
+    unfilled_max: int = UNBOUNDED,
 ) -> None:
-    """Start the engine and serve until the shutdown. Raises EngineFailed, LogError."""
-    serving = Serving()
+    """Start the engine and serve until the shutdown. Raises EngineFailed, LogError.
+
+    The replica takes no requests while `unfilled_max` tokens of prompts wait in its engine.
+    """
+    serving = Serving(unfilled_max=unfilled_max)
     async with worker_metrics.served(metrics, log, starting, serving) as address:
         replica = ReplicaAnnouncer(log, replace(starting, metrics=address))
         await _serve(log, start_engine, replica, shutdown, serving)
@@ -104,9 +108,9 @@ async def serve_shards(
 
     Raises EngineFailed, LogError.
     """
-    slots = serving.slots = Slots(engine.slots, shutdown)
+    slots = serving.slots = Slots(engine.slots, shutdown, unfilled_max=serving.unfilled_max)
     serving.engine = engine
-    engine.after_step.append(slots.counts.step)
+    engine.after_step.append(slots.step)
     model = subjects.slug(replica.model)
 
     async def serve_shard(shard: int) -> None:

@@ -37,7 +37,7 @@ from rift.worker.claims import Claims, JobClaim, open_claims
 from rift.worker.isolation import POISON, is_poison, is_suspect
 from rift.worker.lane_writer import AttemptWriter, LaneWriter, SealedWriter
 from rift.worker.prompt import PreparedRequest, prepare_or_refuse
-from rift.worker.slots import Slots
+from rift.worker.slots import Place, Slots
 
 logger = logging.getLogger(__name__)
 
@@ -108,21 +108,21 @@ class Worker:
     async def _fetch(self) -> None:
         self._slots.add(self.claims.jobs)
         async for job in self.claims.jobs:
-            self._slots.take()
+            place = self._slots.take(len(job.stored.data))
             self._slots.counts.claim(job.deliveries)
-            self._tasks.start_soon(self._handle, job)
+            self._tasks.start_soon(self._handle, job, place)
 
-    async def _handle(self, job: Job) -> None:
+    async def _handle(self, job: Job, place: Place) -> None:
         try:
-            await self._admit(job)
+            await self._admit(job, place)
         except LogError as error:
             # The job is delivered again; by then the log may answer.
             logger.warning("delivery %d: %s", job.stored.sequence, error)
             self.claims.drop_job(job)
         finally:
-            self._slots.give_back()
+            self._slots.give_back(place)
 
-    async def _admit(self, job: Job) -> None:
+    async def _admit(self, job: Job, place: Place) -> None:
         """Claim a job, and run it with others, alone, or not at all. Raises LogError."""
         if (claim := self.claims.take(job)) is None:
             return
@@ -133,7 +133,7 @@ class Worker:
             return
         if not is_suspect(claim.history.life):
             async with self._slots.isolation.shared():
-                await self._run_attempt(claim)
+                await self._run_attempt(claim, place)
         elif self._slots.isolation.is_requested:
             # One suspect at a time: meanwhile this one may run alone elsewhere.
             await self.claims.give_back(claim, delay_s=SUSPECT_DELAY_S)
@@ -141,9 +141,9 @@ class Worker:
             self._slots.isolation.request()
             self._slots.ask()
             async with self._slots.isolation.alone():
-                await self._run_attempt(claim)
+                await self._run_attempt(claim, place)
 
-    async def _run_attempt(self, claim: JobClaim) -> None:
+    async def _run_attempt(self, claim: JobClaim, place: Place) -> None:
         if not self.claims.holds(claim):
             return
         accepted, cipher = await opened(self._log, claim.accepted)
@@ -167,6 +167,7 @@ class Worker:
         lane_writer = self._writer(claim)
         writer = lane_writer if cipher is None else SealedWriter(lane_writer, cipher)
         attempt = claim.attempt = Attempt(prepared, started, engine=self._engine, writer=writer)
+        place.begin(attempt)
         with self._slots.counts.attempt(attempt):
             await self._answer(claim, attempt, prepared, started, writer)
 

@@ -10,10 +10,10 @@ from functools import partial
 from events import subjects
 from events.schema import ReplicaStarting
 from rift.broker import roles
-from rift.catalogue import Profile
 from rift.cli import signals
 from rift.cli.arguments import Commands, add_command, add_engine, add_metrics
 from rift.cli.connection import connected_role, role_settings
+from rift.control.scaling_config import unfilled_max
 from rift.engines.start import start_engine
 from rift.logs.setup import VLLM_JSON, VLLM_VARIABLE
 from rift.supervisor import RETIRE, Guard
@@ -37,7 +37,7 @@ def worker(options: Namespace) -> None:
     prefix = options.pod or subjects.slug(settings.model)
     replica = options.replica or f"{prefix}-{secrets.token_hex(4)}"
     model = settings.catalogue()[settings.model]
-    profile = model.profiles.get(settings.hardware, Profile())
+    profile = settings.catalogue_profile(settings.model)
     starting = ReplicaStarting(
         replica=replica,
         model=settings.model,
@@ -53,7 +53,14 @@ def worker(options: Namespace) -> None:
     async def serve() -> None:
         async with connected_role(options, settings, replica, role) as log:
             start = partial(start_engine, settings.engine, settings.model, model, profile)
-            await process.serve(log, start, starting, shutdown, metrics=settings.worker_metrics)
+            await process.serve(
+                log,
+                start,
+                starting,
+                shutdown,
+                metrics=settings.worker_metrics,
+                unfilled_max=unfilled_max(settings, settings.model),
+            )
 
     handlers: dict[signal.Signals, Callable[[], None]] = {
         signal.SIGTERM: partial(shutdown.drain, settings.drain_s),

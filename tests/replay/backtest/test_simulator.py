@@ -74,6 +74,8 @@ def reference(
     came = 0
     free_s = list(ready_s)
     prompts: list[list[tuple[float, int]]] = [[] for _ in ready_s]
+    # In the order in which the replicas ask: behind the others after each request.
+    turns: list[int] = []
     remaining: list[dict[int, float]] = [{} for _ in ready_s]
     ended: dict[int, float] = {}
 
@@ -111,11 +113,14 @@ def reference(
         while came < len(asked) and asked[came].at_s <= now_s:
             waiting.append(came)
             came += 1
+        turns += [one for one, at_s in enumerate(ready_s) if at_s <= now_s and one not in turns]
         while waiting:
             able = [
                 replica
-                for replica, at_s in enumerate(ready_s)
-                if at_s <= now_s
+                for replica in turns
+                # The prompts of half of the target: 1 s.
+                if sum(asked[number].prompt_tokens for _, number in prompts[replica])
+                < hardware.prefill_tokens_per_s
                 and (
                     not load(replica)
                     or (
@@ -126,7 +131,9 @@ def reference(
             ]
             if not able:
                 break
-            replica = min(able, key=lambda replica: len(load(replica)))
+            replica = able[0]
+            turns.remove(replica)
+            turns.append(replica)
             number = waiting.pop(0)
             free_s[replica] = (
                 max(free_s[replica], now_s) + asked[number].prompt_tokens / hardware.prefill_tokens_per_s

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rift.worker.shutdown import Shutdown
-from rift.worker.slots import Slots
+from rift.worker.slots import Place, Slots
 
 
 class Queue:
@@ -42,7 +42,7 @@ def round_trip(slots: Slots, queues: list[Queue]) -> int:
     """Let each shard hand out one job; return how many did."""
     busy = [queue for queue in queues if queue.hand_out()]
     for _ in busy:
-        slots.take()
+        slots.take(0)
     return len(busy)
 
 
@@ -62,7 +62,7 @@ def test_busy_shards_take_equal_parts_of_the_slots_that_become_free() -> None:
     slots, queues = filled(64, 1000, 1000, 1000)
     before = [queue.taken for queue in queues]
     for _ in range(300):
-        slots.give_back()
+        slots.give_back(Place(0))
         round_trip(slots, queues)
     taken = [queue.taken - was for queue, was in zip(queues, before, strict=True)]
     assert max(taken) - min(taken) <= 2
