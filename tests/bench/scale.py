@@ -223,10 +223,10 @@ def _row(case: Case, start_s: int, results: Mapping[_Job, Result]) -> dict[str, 
         "attainment_fixed_16": round(fleet.slo_attainment, 4) if fleet else figures.NAN,
         **{policy: msgspec.structs.asdict(result) for policy, result in (*of.items(), (FIXED, fixed))},
     }
-    return {**row, "missed": _missed(case, row)}
+    return {**row, "missed": missed_aims(case, row)}
 
 
-def _missed(case: Case, row: Mapping[str, Any]) -> list[str]:
+def missed_aims(case: Case, row: Mapping[str, Any]) -> list[str]:
     """Return the aims that a row misses."""
     aims, start_s = case.aims, row["start_s"]
     least = aims.attainment
