@@ -275,18 +275,21 @@ class SimulatedFleet:
         """Give a request to the replica that asked for one first, if any does."""
         ready = self.replicas.ready
         for at, replica in enumerate(ready):
-            if replica.unfilled < self._unfilled_max and self._has_room(replica, number):
+            if self._takes(replica, number):
                 ready.append(ready.pop(at))
                 self._start(replica, number, now_s)
                 return True
         return False
 
-    def _has_room(self, replica: SimulatedReplica, number: int) -> bool:
-        if not replica.load:
+    def _takes(self, replica: SimulatedReplica, number: int) -> bool:
+        if replica.unfilled >= self._unfilled_max:
+            return False
+        load = replica.load
+        if not load:
             return True
         request = self.trace[number]
         return (
-            replica.load < self.hardware.running_max
+            load < self.hardware.running_max
             and replica.tokens + request.prompt_tokens + request.output_tokens <= self.hardware.kv_tokens
         )
 
@@ -336,7 +339,8 @@ class SimulatedFleet:
             if not replica.load:
                 self.replicas.draining.remove(replica)
                 self.replicas.stop(replica, now_s)
-        elif self.queue:
+        # All other replicas have refused the first of the queue.
+        elif self.queue and self._takes(replica, self.queue[0]):
             self._drain_queue(now_s)
 
     def _become_ready(self, replica: SimulatedReplica, now_s: float) -> None:
