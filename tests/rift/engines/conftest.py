@@ -11,7 +11,15 @@ from rift.catalogue import Model, Profile
 from rift.engines.vllm import VllmEngine
 from tests import tiny_model
 
-MODEL = Model(source="tiny", context_tokens=tiny_model.CONTEXT_TOKENS, prompt_usd="0.01", output_usd="0.02")
+MODEL = Model(
+    source="tiny",
+    context_tokens=tiny_model.CONTEXT_TOKENS,
+    prompt_usd="0.01",
+    output_usd="0.02",
+    tool_parser="hermes",
+    tool_strict_level="parameter",
+    reasoning_parser="deepseek_r1",
+)
 PROFILE = Profile(
     args={"dtype": "bfloat16", "enforce_eager": True, "max_num_batched_tokens": 2048, "max_num_seqs": 64},
     env={"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"},
@@ -25,7 +33,7 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
+    return tiny_model.make(tmp_path_factory.mktemp("tiny"), marks=("<think>", "</think>"))
 
 
 async def start(path: Path, model: Model = MODEL, profile: Profile = PROFILE) -> VllmEngine:

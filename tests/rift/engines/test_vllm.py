@@ -21,6 +21,7 @@ from rift.engines.prepare import digest_of
 from rift.engines.vllm import VllmEngine
 from rift.metrics.engine import EngineMetrics
 from tests.rift.engines.conftest import MODEL, start, stop
+from tests.rift.worker.answers import accepted, answer_of, past_of, run, tokens_of
 
 psutil = pytest.importorskip("psutil")  # it comes with vLLM
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
@@ -481,6 +482,72 @@ async def test_a_seed_and_a_prompt_of_several_steps_do_not_harm_the_engine(engin
     assert len(first) == 12
     assert first == again
     assert first != other
+
+
+# --- reasoning -----------------------------------------------------------------------------------
+# The model generates noise, except that a bias selects its first token: the end of its reasoning, or none.
+
+QUESTION = (Message(role="user", content="one two"),)
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+)
+
+
+def id_of(token: str, path: Path) -> str:
+    added = json.loads((path / "tokenizer.json").read_text())["added_tokens"]
+    return str(next(entry["id"] for entry in added if entry["content"] == token))
+
+
+async def ask(engine: VllmEngine, path: Path, *, thinks: bool, **parameters: Any) -> list[Any]:
+    bias = {id_of("</think>", path): -100.0 if thinks else 100.0}
+    asked = accepted(QUESTION, **{"max_tokens": 60, "seed": 1, "logit_bias": bias, **parameters})
+    return await run(engine, asked)
+
+
+async def test_everything_before_the_end_mark_is_reasoning(engine: VllmEngine, tiny: Path) -> None:
+    events = await ask(engine, tiny, thinks=True, ignore_eos=True)
+    answer = answer_of(events)
+    assert (answer.text, bool(answer.reasoning)) == ("", True)
+    assert events[-1].reasoning_tokens == events[-1].output_tokens == 60
+
+
+async def test_a_grammar_begins_after_the_reasoning(engine: VllmEngine, tiny: Path) -> None:
+    response_format = ResponseFormat(type="json_schema", schema=SCHEMA)
+    constrained = await ask(engine, tiny, thinks=False, response_format=response_format, max_tokens=400)
+    assert json.loads(answer_of(constrained).text)["a"] in (1, 2)
+    assert (answer_of(constrained).reasoning, constrained[-1].reasoning_tokens, constrained[-1].reason) == (
+        "",
+        0,
+        "stop",
+    )
+    thinking = await ask(engine, tiny, thinks=True, response_format=response_format, ignore_eos=True)
+    assert answer_of(thinking).text == ""
+    assert len(answer_of(thinking).reasoning) > 20
+
+
+async def test_a_call_follows_reasoning(engine: VllmEngine, tiny: Path) -> None:
+    tools = (Tool(name="f", parameters=SCHEMA),)
+    events = await ask(
+        engine, tiny, thinks=False, tools=tools, tool_choice="function", tool_name="f", max_tokens=400
+    )
+    (call,) = answer_of(events).tool_calls
+    assert json.loads(call.arguments)["a"] in (1, 2)
+
+
+async def test_another_attempt_continues_the_reasoning(engine: VllmEngine, tiny: Path) -> None:
+    bias = {id_of("</think>", tiny): -100.0}
+    asked = accepted(QUESTION, max_tokens=40, temperature=0.0, ignore_eos=True, logit_bias=bias)
+    begun = tokens_of(await run(engine, asked))[:15]
+    rest = await run(engine, asked, past_of(begun))
+    answer = answer_of([*begun, *rest])
+    assert answer.text == ""
+    assert answer.reasoning.startswith(answer_of(begun).reasoning)
+    assert rest[-1].reasoning_tokens == rest[-1].output_tokens == 40
 
 
 # --- the end of the engine -----------------------------------------------------------------------
