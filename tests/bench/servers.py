@@ -127,9 +127,12 @@ class Running(NamedTuple):
 
 @contextmanager
 def rift(
-    served: Served, folder: Path, *, durable: bool = True, options: Sequence[str] = ()
+    served: Served, folder: Path, *, durable: bool = True, options: Sequence[str] = (), settings: str = ""
 ) -> Iterator[Running]:
-    """Run `rift up` with one worker for the model, or as set by `options`. Raises ServerBroken."""
+    """Run `rift up` with one worker for the model, or as set by `options` and more `settings` in TOML.
+
+    Raises ServerBroken.
+    """
     folder.mkdir(parents=True)
     config = folder / "rift.toml"
     config.write_text(
@@ -142,6 +145,7 @@ def rift(
             args=_table(served.profile.args),
             env=_table(served.profile.env),
         )
+        + settings
     )
     start = ["-P", "-m", "rift"] if durable else ["-c", NOT_DURABLE]
     arguments = ["--data", str(folder / "data"), "--config", str(config), "--port", "0", "--json"]

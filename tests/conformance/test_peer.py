@@ -1,12 +1,20 @@
 """Rift compared with vLLM's own OpenAI server: same model, same arguments, chunk by chunk.
 
-This test lists the differences; the gateway's README explains them.
+This test lists the differences; the gateway's README explains them. Rift starts its engine at the first
+request, while the other server starts, and ends it once it is idle.
 """
 
 import json
+import os
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -15,6 +23,7 @@ from rift.catalogue import Profile
 from tests import tiny_model
 from tests.bench import servers
 from tests.bench.servers import MODEL, Running
+from tests.service import environment, frames, joined, running
 
 pytestmark = pytest.mark.engine
 
@@ -67,16 +76,77 @@ CASES: dict[str, tuple[tuple[str, dict[str, Any]], dict[str, Any]]] = {
 }
 
 
+# The requests to Rift follow each other faster than this.
+IDLE_S = 5
+SCALE = f"[scale.{MODEL}]\nidle_s = {IDLE_S}\n"
+# A decision every 2 s, the idle time, and the end of the engine.
+ZERO_S = 40.0
+
+
+class Started(NamedTuple):
+    rift: Running
+    peer: Running
+    folder: Path
+    was_ready: bool
+    first: list[dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Running]]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     folder = tmp_path_factory.mktemp("peer")
     model = tiny_model.make(folder / "model")
     served = servers.Served(model, tiny_model.CONTEXT_TOKENS, PROFILE, tool_parser="hermes")
     with ExitStack() as stack:
-        yield (
-            stack.enter_context(servers.rift(served, folder / "rift")),
-            stack.enter_context(servers.peer(served, folder / "peer")),
-        )
+        from_zero = servers.rift(served, folder / "rift", options=["--workers", "0..1"], settings=SCALE)
+        rift = stack.enter_context(from_zero)
+        was_ready = is_ready(rift)
+        peer_is_ready = threading.Event()
+        first = stack.enter_context(ThreadPoolExecutor(1)).submit(keep_asking, rift, peer_is_ready)
+        stack.callback(peer_is_ready.set)
+        peer = stack.enter_context(servers.peer(served, folder / "peer"))
+        peer_is_ready.set()
+        yield Started(rift, peer, folder / "rift", was_ready, first.result())
+
+
+@pytest.fixture(scope="module")
+def both(started: Started) -> tuple[Running, Running]:
+    return started.rift, started.peer
+
+
+def keep_asking(rift: Running, enough: threading.Event) -> list[dict[str, Any]]:
+    """Return the events of the first answer."""
+    body = {"model": MODEL, "prompt": "one two three", "parameters": {"max_tokens": 8}, "stream": True}
+    headers = {"Authorization": f"Bearer {rift.key}"}
+    with httpx.stream(
+        "POST", f"{rift.url}/v1/inference", json=body, headers=headers, timeout=servers.READY_S
+    ) as answer:
+        events = list(frames(answer))
+    while not enough.wait(1):
+        post(rift, TEXT[0], TEXT[1] | {"max_tokens": 1})
+    return events
+
+
+def is_ready(rift: Running) -> bool:
+    listed = httpx.get(f"{rift.url}/v1/models/{MODEL}", headers={"Authorization": f"Bearer {rift.key}"})
+    return bool(listed.json()["ready"])
+
+
+def engine_processes(folder: Path) -> list[str]:
+    """Return Rift's worker and the processes of its engine, which write to its log, also when it has died."""
+    found = []
+    for pid, line in running():
+        with suppress(OSError):
+            if os.readlink(f"/proc/{pid}/fd/1") == str(folder / "data" / "logs" / "worker-0.log"):
+                found.append(line)
+    return found
+
+
+def test_the_first_request_starts_an_engine(started: Started) -> None:
+    assert not started.was_ready
+    statuses = [event["data"]["status"] for event in started.first if event.get("event") == "status"]
+    assert (statuses[0], statuses[-1]) == ("starting", "running")
+    assert started.first[-1]["event"] == "done"
+    assert joined(started.first)
 
 
 def post(server: Running, path: str, body: dict[str, Any]) -> httpx.Response:
@@ -150,6 +220,18 @@ def test_a_stream_has_the_same_chunks(
                 for found in (ours, theirs)
             )
             assert counts(last["usage"]) == counts(others["usage"])
+
+
+def test_an_idle_engine_ends_with_all_its_processes(started: Started) -> None:
+    post(started.rift, TEXT[0], TEXT[1] | {"max_tokens": 1})
+    assert any("VLLM::" in line for line in engine_processes(started.folder))
+    deadline = time.monotonic() + ZERO_S
+    while time.monotonic() < deadline and (engine_processes(started.folder) or is_ready(started.rift)):
+        time.sleep(0.3)
+    assert (engine_processes(started.folder), is_ready(started.rift)) == ([], False)
+    command = [sys.executable, "-m", "rift", "replay", "--verify", "--data", str(started.folder / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def compare_fields(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> None:

@@ -1,4 +1,7 @@
-"""Real workers scale from zero under load and back, following the decisions in the log."""
+"""Workers scale from zero under load and back, following the decisions in the log.
+
+`tests/conformance/test_peer.py` does the same with the real engine.
+"""
 
 import contextlib
 import os
@@ -138,23 +141,3 @@ def standby(service: Service) -> Iterator[None]:
         process.send_signal(signal.SIGTERM)
         process.wait(10)
         log.close()
-
-
-@pytest.mark.engine
-def test_the_real_engine_starts_at_the_first_request_and_is_gone_once_idle(tmp_path: Path) -> None:
-    settings = '[scale."smollm2:135m"]\nidle_s = 5\n'
-    with up(tmp_path / "data", settings, "--workers", "0..1") as service:
-        assert "the first request starts one" in "".join(service.screen)
-        with service.client() as client:
-            (listed,) = [m for m in client.get("/v1/models").json()["data"] if m["id"] == "smollm2:135m"]
-            assert listed["ready"] is False
-        assert workers(service) == []
-        events = stream(service, "smollm2:135m", "Say hello.", 8)
-        statuses = [event["data"]["status"] for event in events if event.get("event") == "status"]
-        assert statuses[0] == "starting"
-        assert statuses[-1] == "running"
-        assert events[-1]["event"] == "done"
-        assert joined(events)
-        scaled_to_zero(service)
-        done = service.rift("replay", "--verify")
-        assert done.returncode == 0, done.stdout + done.stderr
