@@ -31,6 +31,8 @@ MODEL = "model-a"
 MODELS: Catalogue = {MODEL: Model(source="sim", context_tokens=512, prompt_usd="0.1", output_usd="0.35")}
 SECRET = b"simulated" * 4
 SLOTS = 3
+# With two prompts that have no token yet, a worker leaves further requests to others.
+UNFILLED_MAX = 12
 PROFILE = Profile(sim=Pace(step_us=50_000, running_max=SLOTS))
 
 # A supervisor reports a worker's end within this time.
@@ -199,7 +201,7 @@ class WorkerProcess(Process):
         super().__init__(broker, chance, name)
         self.leaving = Shutdown()
         self.engine = Engine(self)
-        self.serving = Serving()
+        self.serving = Serving(unfilled_max=UNFILLED_MAX)
 
     @property
     def at_work(self) -> list[str]:
