@@ -14,7 +14,7 @@ import msgspec
 
 from events import codec, schema, subjects
 from events.codec import RecordUnreadable, Unreadable
-from events.fleet import ReplicaTimelines
+from events.fleet import Fleet
 from events.ids import parse_request_id
 from events.lifecycle import Life
 from events.log import Stored
@@ -130,7 +130,7 @@ class FactFold:
         self.positions: dict[str, Position] = {}
         self.open: dict[str, Open] = {}
         self.lives = RequestStates()
-        self.course = ReplicaTimelines()
+        self.fleet = Fleet()
         self._prices: dict[tuple[int, str], Price] = {}
         self._price_version = 0
         self._book_ids: set[str] = set()
@@ -343,9 +343,9 @@ class FactFold:
         )
 
     def _fleet_event(self, event: Any, origin: EventOrigin) -> Iterator[Row]:
+        counts = self.fleet.apply(event, origin.sequence, origin.at_ns)
         match event:
             case schema.ControlElected():
-                counts = self.course.elect(event.epoch, event.control)
                 yield ElectionRow(event.epoch, event.control, counts, origin.position, origin.at_ns)
             case schema.ScaleDecided():
                 before = event.from_replicas
@@ -359,7 +359,7 @@ class FactFold:
                     _json(event.positions),
                     _json(event.inputs),
                     event.epoch,
-                    self.course.decide(event, origin.sequence),
+                    counts,
                     event.decided_at_ns,
                     event.plan,
                     origin.position,
@@ -381,13 +381,26 @@ class FactFold:
                     event.from_ns,
                     event.planned_at_ns,
                     event.epoch,
-                    event.epoch == self.course.epoch,
+                    counts,
                     origin.position,
                     origin.at_ns,
                 )
             case _ if (name := REPLICA_EVENTS.get(type(event))) is not None:
                 fields = {field: getattr(event, field) for field in REPLICA_FIELDS if hasattr(event, field)}
-                yield ReplicaRow(event=name, position=origin.position, at_ns=origin.at_ns, **fields)
+                yield ReplicaRow(
+                    event=name,
+                    ordered_at_ns=self._ordered_at_ns(event) if counts else None,
+                    position=origin.position,
+                    at_ns=origin.at_ns,
+                    **fields,
+                )
+
+    def _ordered_at_ns(self, event: Any) -> int | None:
+        """Return the time of the decision that a start follows, if it follows one."""
+        if not isinstance(event, schema.ReplicaStarting):
+            return None
+        replica = self.fleet.replicas[event.model][event.replica]
+        return replica.began_at_ns if replica.is_ordered else None
 
 
 def _json(value: object) -> str:

@@ -98,7 +98,8 @@ class AttemptRow(Row):
 
 
 class ReplicaRow(Row, kw_only=True):
-    """One event of one replica; fields that the event does not have are null."""
+    """One event of one replica; fields that the event does not have are null. `ordered_at_ns` of a start is
+    the time of the decision that it follows, by `events.fleet`."""
 
     table = "replica_events"
 
@@ -117,6 +118,7 @@ class ReplicaRow(Row, kw_only=True):
     kv_used_tokens: int | None = None
     why: str | None = None
     lived_ns: int | None = None
+    ordered_at_ns: int | None = None
     position: str
     at_ns: int
 

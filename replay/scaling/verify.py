@@ -11,24 +11,15 @@ from typing import Any
 import msgspec
 
 from events.fleet import Fleet
-from events.schema import (
-    ControlElected,
-    ReplicaDraining,
-    ReplicaLost,
-    ReplicaReady,
-    ReplicaStarting,
-    ReplicaStopped,
-    ScaleDecided,
-    ScalePlanned,
-)
+from events.schema import ScaleDecided
 from events.subjects import FLEET
+from replay.facts.fleet_rows import fleet_events
 from replay.scaling.demand import Demand, Replicas
 from replay.scaling.demand_query import Moment, arrivals, observed, replicas
 from replay.scaling.floor import FloorTerms, Plan, digest, held, planned, too_long
 from replay.scaling.hardware import Hardware
 from replay.scaling.policy import NO_FLOOR, POLICY, Decision, Floor, Policy, decide, limit, speed_permille
 from replay.sql_files import sql
-from replay.warehouse.result import QueryResult
 from replay.warehouse.warehouse import Warehouse
 
 
@@ -106,7 +97,7 @@ def differences(warehouse: Warehouse) -> Iterator[str]:
     ):
         made, events = warehouse.read((sql(relation), []), (sql("scaling/fleet"), []))
         fleet = Fleet()
-        past = _events(events)
+        past = fleet_events(events.rows)
         pending = next(past, None)
         for row in made.rows:
             one = dict(zip(made.columns, row, strict=True))
@@ -135,7 +126,7 @@ def fleet_of(warehouse: Warehouse) -> Fleet:
         ("select sequence, stored_at_ns from facts.applied where stream = ?", [FLEET]),
     )
     fleet = Fleet()
-    for event in _events(events):
+    for event in fleet_events(events.rows):
         fleet.apply(*event)
     for sequence, stored_at_ns in applied.rows:
         fleet.apply(None, sequence, stored_at_ns)
@@ -205,56 +196,3 @@ def _plan_difference(
 
 def _pairs(text: str) -> tuple[tuple[int, int], ...]:
     return msgspec.json.decode(text, type=tuple[tuple[int, int], ...])
-
-
-def _events(rows: QueryResult) -> Iterator[tuple[object, int, int]]:
-    """Yield the fleet's events, each with its sequence and stored time."""
-    for row in rows.rows:
-        fields = dict(zip(rows.columns, row, strict=True))
-        yield _event(fields), fields["sequence"], fields["at_ns"]
-
-
-def _event(fields: Mapping[str, Any]) -> object:
-    model = fields["model"]
-    identity = {"replica": fields["replica"], "model": fields["model"]}
-    match fields["event"]:
-        case "elected":
-            return ControlElected(epoch=fields["epoch"], control=fields["control"])
-        case "decided":
-            return ScaleDecided(
-                model=model,
-                from_replicas=fields["from_replicas"],
-                to_replicas=fields["to_replicas"],
-                reason="",
-                policy="",
-                positions=json.loads(fields["positions"]),
-                decided_at_ns=fields["decided_at_ns"],
-                inputs={},
-                epoch=fields["epoch"],
-            )
-        case "planned":
-            return ScalePlanned(
-                model=model,
-                floor=fields["from_replicas"],
-                restart=fields["to_replicas"],
-                policy=fields["policy"],
-                positions={},
-                from_ns=0,
-                planned_at_ns=fields["decided_at_ns"],
-                requests=0,
-                sha256="0" * 64,
-                inputs={},
-                is_missed=fields["is_missed"],
-                epoch=fields["epoch"],
-            )
-        case "starting":
-            return ReplicaStarting(**identity, engine="")
-        case "ready":
-            return ReplicaReady(**identity, slots=0, start_ns=fields["start_ns"])
-        case "draining":
-            return ReplicaDraining(**identity)
-        case "stopped":
-            return ReplicaStopped(**identity)
-        case "lost":
-            return ReplicaLost(**identity, why="")
-    raise AssertionError(f"{fields['event']} is no event of the fleet")

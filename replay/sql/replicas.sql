@@ -23,6 +23,7 @@ lived as (
         arg_max(running, rowid) filter (where event = 'reported') as running,
         arg_max(waiting, rowid) filter (where event = 'reported') as waiting,
         arg_max(kv_used_tokens, rowid) filter (where event = 'reported') as kv_used_tokens,
+        min(ordered_at_ns) as ordered_at_ns,
         min(at_ns) as first_seen_at_ns,
         min(at_ns) filter (where event = 'ready') as ready_at_ns,
         max(at_ns) as last_seen_at_ns
@@ -48,6 +49,7 @@ select
     waiting,
     kv_used_tokens,
     ended.why,
+    ordered_at_ns,
     first_seen_at_ns,
     ready_at_ns,
     last_seen_at_ns,

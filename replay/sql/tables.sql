@@ -114,6 +114,7 @@ create table facts.replica_events (
     kv_used_tokens bigint,
     why varchar,
     lived_ns bigint,
+    ordered_at_ns bigint,
     position varchar not null,
     at_ns bigint not null
 );

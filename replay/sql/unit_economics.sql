@@ -3,14 +3,14 @@ create view unit_economics as
 with folded as (
     select max(stored_at_ns) as at_ns from facts.applied
 ),
--- A replica starts until it is ready and lives until its end. If neither is known, the largest folded time counts.
+-- A replica starts, from its decision or else its first event, until it is ready, and lives until its end. If neither is known, the largest folded time counts.
 lives as (
     select
         replica,
         model,
         gpus,
         hour_nanousd,
-        first_seen_at_ns as from_ns,
+        coalesce(ordered_at_ns, first_seen_at_ns) as from_ns,
         coalesce(ended_at_ns, greatest(folded.at_ns, last_seen_at_ns)) as to_ns,
         least(coalesce(ready_at_ns, to_ns), to_ns) as ready_ns
     from replicas

@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import astuple
 
 from events.lifecycle import Life
+from replay.facts.fleet_rows import fleet_events
 from replay.facts.fold import Batch, Changes, FactFold, Position
 from replay.facts.rows import AttemptRow, PriceRow, RequestRow, Row
 from replay.sql_files import sql
@@ -138,11 +139,8 @@ class FactTables:
         fold.restore_refusals(self.fetch(sql("fold/refusals")))
         for stream, sequence in self.fetch("select stream, sequence from facts.quarantined_records"):
             fold.quarantine(stream, sequence)
-        for epoch, control, model, replicas, sequence in self.fetch(sql("fold/leadership")):
-            if model is None:
-                fold.course.elect(epoch, control)
-            else:
-                fold.course.take(model, replicas, sequence)
+        for event in fleet_events(self.fetch(sql("scaling/fleet"))):
+            fold.fleet.apply(*event)
         attempts = {row[1]: AttemptRow(*row) for row in self.rows(AttemptRow, "open_attempts")}
         for *row, life in self.rows(RequestRow, "open_requests", "life"):
             fold.restore_request(RequestRow(*row), _decoder.decode(life), attempts.get(row[0]))

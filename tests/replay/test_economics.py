@@ -114,19 +114,21 @@ class Shift:
         now = self.dice.choice([number for number in range(4) if number != before])
         epoch = max(0, self.epoch - (self.dice.random() < 0.2))
         self.wanted[model] = now
-        self.scribe.fleet(
-            schema.ScaleDecided(
-                model=model,
-                from_replicas=before,
-                to_replicas=now,
-                reason="as diced",
-                policy="dice",
-                positions={},
-                decided_at_ns=self.scribe.now_ns,
-                inputs={"arrivals": now},
-                epoch=epoch,
-            )
-        )
+        self.scribe.fleet(decided(model, before, now, epoch=epoch, at_ns=self.scribe.now_ns))
+
+
+def decided(model: str, before: int, now: int, *, epoch: int, at_ns: int) -> schema.ScaleDecided:
+    return schema.ScaleDecided(
+        model=model,
+        from_replicas=before,
+        to_replicas=now,
+        reason="as diced",
+        policy="dice",
+        positions={},
+        decided_at_ns=at_ns,
+        inputs={"arrivals": now},
+        epoch=epoch,
+    )
 
 
 def shift(seed: int, steps: int = 60) -> Shift:
@@ -149,7 +151,8 @@ def reckoned(warehouse: Warehouse) -> list[dict[str, Any]]:
     for replica, events in events_of.items():
         ends = [row["at_ns"] for row in events if row["event"] in ("stopped", "lost")]
         readies = [row["at_ns"] for row in events if row["event"] == "ready"]
-        first, last = events[0]["at_ns"], min(ends, default=now_ns)
+        ordered = [row["ordered_at_ns"] for row in events if row["ordered_at_ns"] is not None]
+        first, last = min([*ordered, events[0]["at_ns"]]), min(ends, default=now_ns)
         ready = min([*readies, last])
         work = [
             (max(ready, a["started_at_ns"]), min(last, a["ended_at_ns"] or last))
@@ -221,7 +224,7 @@ def test_unit_economics_are_what_a_plain_reckoning_says(seed: int) -> None:
 
 
 def test_a_replica_that_starts_works_and_idles_is_priced(scribe: Scribe, warehouse: Warehouse) -> None:
-    """Two GPUs at 7.20 USD an hour: 60 s starting, 30 s busy with two requests, 10 s idle."""
+    """Two GPUs at 7.20 USD an hour: 60 s from decision to ready, 30 s busy with two requests, 10 s idle."""
     scribe.prices(prompt=100, output=350)
     hour_nanousd = 7_200_000_000
     beginning = (START_NS // HOUR_NS + 1) * HOUR_NS
@@ -234,8 +237,10 @@ def test_a_replica_that_starts_works_and_idles_is_priced(scribe: Scribe, warehou
         scribe.now_ns += at(second) - 1_000_000
         scribe.fleet(event)
 
+    fleet(-1, schema.ControlElected(epoch=1, control="c"))
+    fleet(0, decided("tiny:1", 0, 1, epoch=1, at_ns=beginning))
     fleet(
-        0,
+        20,
         schema.ReplicaStarting(replica="r", model="tiny:1", engine="sim", gpus=2, hour_nanousd=hour_nanousd),
     )
     fleet(60, schema.ReplicaReady(replica="r", model="tiny:1", slots=2, start_ns=1))
@@ -257,7 +262,7 @@ def test_a_replica_that_starts_works_and_idles_is_priced(scribe: Scribe, warehou
     assert row["margin_nanousd"] == row["revenue_nanousd"] - 200_000_000
     [replica] = rows(warehouse, "replicas")
     assert (replica["lifetime_ns"], replica["lived_ns"], replica["hour_nanousd"]) == (
-        100 * SECOND,
+        80 * SECOND,
         99,
         hour_nanousd,
     )
@@ -289,7 +294,16 @@ def test_every_way_gives_the_same_relations(seed: int, tmp_path_factory: pytest.
 def test_what_counts_is_what_the_fleets_readers_count(seed: int) -> None:
     streams = shift(seed).scribe.streams
     warehouse, fleet = folded(Path(":memory:"), streams), Fleet()
-    counted = [event for stored in streams.get(subjects.FLEET, []) for event in fleet.fold(stored)]
+    counted: list[object] = []
+    began = set()
+    for stored in streams.get(subjects.FLEET, []):
+        counted += fleet.fold(stored)
+        live = [one for replicas in fleet.replicas.values() for one in replicas.items()]
+        began |= {(name, one.began_at_ns) for name, one in live if one.is_ordered}
+    ordered = warehouse.query(
+        "select replica, ordered_at_ns from facts.replica_events where ordered_at_ns is not null"
+    )
+    assert set(map(tuple, ordered.rows)) == began
     for relation, kind, name in (
         ("elections", schema.ControlElected, "control"),
         ("decisions", schema.ScaleDecided, "model"),

@@ -2,7 +2,9 @@
 -- since (time, default 24h): replicas that began since then
 -- model (text, optional): only this model
 with begun as (
-    select * from replicas where first_seen_at_ns >= $since and model = coalesce($model, model)
+    select *, coalesce(ordered_at_ns, first_seen_at_ns) as began_at_ns
+    from replicas
+    where began_at_ns >= $since and model = coalesce($model, model)
 ),
 waited as (
     select
@@ -19,8 +21,8 @@ others as (
     select begun.replica, count(*) as ready
     from begun
     join replicas as other on other.model = begun.model
-        and other.ready_at_ns <= begun.first_seen_at_ns
-        and coalesce(other.ended_at_ns > begun.first_seen_at_ns, true)
+        and other.ready_at_ns <= begun.began_at_ns
+        and coalesce(other.ended_at_ns > begun.began_at_ns, true)
     group by begun.replica
 )
 select
@@ -28,8 +30,8 @@ select
     model,
     hardware,
     state,
-    first_seen_at_ns as began_at_ns,
-    (ready_at_ns - first_seen_at_ns) // 1000000 as start_ms,
+    began_at_ns,
+    (ready_at_ns - began_at_ns) // 1000000 as start_ms,
     coalesce(others.ready, 0) as others_ready,
     coalesce(waited.requests, 0) as requests_waited,
     waited.longest_ns // 1000000 as longest_wait_ms,
