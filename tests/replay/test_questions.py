@@ -184,8 +184,8 @@ ANSWERS: dict[str, list[list[Any]]] = {
     ],
     "cost-per-account since=60s account=acme": [["acme", MODEL, 2, 1, 14, 0, 3, 130]],
     "cold-starts": [
-        ["r2", MODEL, "gpu", "lost", ns(3_590_000), 9_000, 1, 0, None, "silent for 35 s"],
-        ["r1", MODEL, "cpu", "ready", ns(10), 4_000, 0, 1, 5_000, None],
+        ["r2", MODEL, "gpu", "lost", ns(3_580_000), 19_000, 1, 0, None, "silent for 35 s"],
+        ["r1", MODEL, "cpu", "ready", ns(0), 4_010, 0, 1, 5_000, None],
     ],
     "failures": [
         [MODEL, "expired", "expired", 1, 1, "dev", ns(16_000), "@expired"],
