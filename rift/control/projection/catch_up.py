@@ -1,6 +1,6 @@
 """Build a fresh warehouse from the archive, then fold the records that only the log holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from itertools import takewhile
@@ -19,6 +19,8 @@ from rift.control.projection.projector import LogTrimmed
 # most records are some kilobytes, the largest 8 MB.
 BATCH = 10_000
 BATCH_BYTES = 64 * 1024 * 1024
+# Records of one scan, which may take 30 s, the folding of what it yields included.
+STEP = 1_000
 
 
 async def rebuilt(log: Log, archive: Archive, path: Path) -> Warehouse:
@@ -72,7 +74,7 @@ async def fold_tail(log: Log, warehouse: Warehouse, *, until: Mapping[str, int] 
             raise LogTrimmed(f"{stream} begins at {log_first}, and {first} is not in the archive: it is lost")
         messages: list[Stored] = []
         size_bytes = 0
-        async with aclosing(log.scan(stream, [streams[stream]], first=first, target=target)) as batches:
+        async with aclosing(_in_steps(log, stream, streams[stream], first, target)) as batches:
             async for batch in batches:
                 messages += batch
                 size_bytes += sum(len(stored.data) for stored in batch)
@@ -82,3 +84,13 @@ async def fold_tail(log: Log, warehouse: Warehouse, *, until: Mapping[str, int] 
                     size_bytes = 0
         if messages:
             await to_thread.run_sync(warehouse.apply, stream, messages)
+
+
+async def _in_steps(
+    log: Log, stream: str, topic: str, first: int, target: int
+) -> AsyncGenerator[Sequence[Stored], None]:
+    for start in range(first, target + 1, STEP):
+        end = min(start + STEP - 1, target)
+        async with aclosing(log.scan(stream, [topic], first=start, target=end)) as batches:
+            async for batch in batches:
+                yield batch

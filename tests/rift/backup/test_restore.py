@@ -26,6 +26,7 @@ from rift.backup import broker, gap, save
 from rift.backup.broker import Target
 from rift.backup.files import BackupError
 from rift.backup.restore import Restored, restore
+from rift.control.projection import catch_up
 from rift.control.projection.warehouse_host import Projection
 from rift.data_dir import DataDir, DataDirError
 from rift.gateway.submission.idempotency import KeyEntry
@@ -121,7 +122,10 @@ async def charged(log: JetStream, installation: DataDir) -> int:
     return int(result.rows[0][0])
 
 
-async def test_keys_of_sealed_content_do_not_come_back_from_an_old_backup(site: Site, tmp_path: Path) -> None:
+async def test_keys_of_sealed_content_do_not_come_back_from_an_old_backup(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catch_up, "STEP", 2)
     last = [await keep(site.log) for _ in range(3)][-1]
     await site.ask(sealed=last, ends=False)
     made = await save.save(site.source, tmp_path / "backup", content_keys_days=0)
