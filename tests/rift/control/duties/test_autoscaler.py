@@ -60,14 +60,14 @@ class World:
         self.log = memory.connect(self.broker)
 
     @asynccontextmanager
-    async def controlling(self, scaling: dict[str, ModelScaling]) -> AsyncIterator[None]:
+    async def controlling(self, scaling: dict[str, ModelScaling], *, db: str = "db") -> AsyncIterator[None]:
         stop = anyio.Event()
         archive = Archive(self.folder / "archive", key=b"k" * 32)
         async with anyio.create_task_group() as tasks:
 
             async def run() -> None:
                 config = ControlConfig(scaling=scaling)
-                await process.run(self.log, self.folder / "db", archive, config, stop=stop)
+                await process.run(self.log, self.folder / db, archive, config, stop=stop)
 
             tasks.start_soon(run)
             try:
@@ -322,14 +322,16 @@ async def test_a_replay_of_the_past_holds_a_floor_that_can_be_computed_again(
         assert json.loads(row[3])["share"] == 99
     for request in requests:
         await world.finish(request)
-    # The next leader plans again: the log is ten minutes old, and its replicas count as less slow.
+    # Another process leads and plans again: the log is ten minutes old, and its replicas count as less slow.
     world.ahead_ns += 600 * SECOND
-    async with world.controlling(served(replicas_max=6)):
+    async with world.controlling(served(replicas_max=6), db="standby"):
         with anyio.fail_after(10):
             while len(plans()) < 2:
                 await world.ask()
                 await anyio.sleep(0.1)
         assert (plans()[1].floor, plans()[1].epoch) == (2, 2)
+    # A plan of the first one that is stored late does not count.
+    await world.say(plan)
     assert world.replay() == []
     at = stream.messages.index(stored)
     for changed, found in (
