@@ -32,7 +32,7 @@ class Ours:
         self._hardware = hardware
         self._start_ns = int(start_s * 1e9)
         self._decided_at_ns = 0
-        self._reports = Reports()
+        self._reports = Reports(hardware)
         self._report_s = 0.0
         self._plans: list[Planned] = []
         self._plan_ns = 0
@@ -43,7 +43,7 @@ class Ours:
             self._report_s = now_s + REPORT_S
             for replica in (*fleet.replicas.ready, *fleet.replicas.draining):
                 self._reports.reported(now_ns, replica.load)
-        running_sum, running_square_sum = self._reports.at(now_ns)
+        running_sum, tokens_per_ks_sum = self._reports.at(now_ns)
         replicas = Replicas(
             wanted=fleet.wanted,
             ready=len(fleet.replicas.ready),
@@ -52,7 +52,7 @@ class Ours:
             start_ns=self._start_ns,
             decided_at_ns=self._decided_at_ns,
             running_sum=running_sum,
-            running_square_sum=running_square_sum,
+            tokens_per_ks_sum=tokens_per_ks_sum,
         )
         demand = self._demands.at(now_ns)
         if now_ns >= self._plan_ns and has_floor(self._policy, self._hardware):

@@ -13,6 +13,7 @@ import msgspec
 
 from events.contracts import SECOND_NS
 from replay.scaling.arrivals import RecentArrivals
+from replay.scaling.hardware import Hardware
 
 MINUTE_NS = 60 * SECOND_NS
 # The number of open requests is sampled every half minute over the last five minutes. The first two samples
@@ -23,10 +24,6 @@ PASTS = 10
 ENDED_NS = 3600 * SECOND_NS
 # Decoding slows with the load, so speed and load are taken from the same minutes.
 SPEED_NS = 600 * SECOND_NS
-# A request that waited longer for its attempt met a start or a fleet that was too small, so its times do not
-# measure the speed of a replica.
-WARM_NS = 2 * SECOND_NS
-NEVER_NS = 2**63
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -49,8 +46,7 @@ class Demand(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     output_tokens: int = 0
     # The decode speed: sums of the time between first and last token, and of the tokens after the first. They
-    # cover requests that ended in the window of SPEED_NS with at least two output tokens, and whose first
-    # attempt started at most WARM_NS after the acceptance.
+    # cover requests that ended in the window of SPEED_NS with at least two output tokens.
     decode_ns: int = 0
     decode_tokens: int = 0
     # Time of the latest acceptance or end; 0 if there is none.
@@ -71,10 +67,12 @@ class Replicas(msgspec.Struct, frozen=True):
     failed_at_ns: int = 0
     # Time of the last decision; 0 if there is none.
     decided_at_ns: int = 0
-    # Sums of `running` and of its square over the ReplicaReported events stored in the window of SPEED_NS.
-    # The second divided by the first is the mean batch size, weighted by tokens.
+    # Sums over the ReplicaReported events stored in the window of SPEED_NS: of `running`, and of the tokens
+    # that the profile's replica makes in a thousand seconds at that load. The first divided by the second is
+    # the profile's time per token. A mean load would not give it, because a step at a small load makes fewer
+    # tokens in less time.
     running_sum: int = 0
-    running_square_sum: int = 0
+    tokens_per_ks_sum: int = 0
 
 
 class _Sums:
@@ -108,9 +106,9 @@ class Demands:
 
     def __init__(self, *, long_tokens: int = 0) -> None:
         self.arrivals = RecentArrivals(long_tokens=long_tokens)
-        # By request: the time of acceptance, and once its first attempt has started, the time that it waited.
+        # By request: the time of acceptance.
         self._waiting: dict[object, int] = {}
-        self._running: dict[object, tuple[int, int]] = {}
+        self._running: dict[object, int] = {}
         self._arrived_at_ns: list[int] = []
         self._left_at_ns: list[int] = []
         self._ended = _Sums(ENDED_NS)
@@ -124,8 +122,7 @@ class Demands:
 
     def started(self, request: object, at_ns: int) -> None:
         """Report the start of a request's first attempt that counts; later attempts are not reported."""
-        accepted_at_ns = self._waiting.pop(request)
-        self._running[request] = accepted_at_ns, at_ns - accepted_at_ns
+        self._running[request] = self._waiting.pop(request)
 
     def ended(
         self, request: object, at_ns: int, *, prompt_tokens: int, output_tokens: int, decode_ns: int
@@ -133,12 +130,12 @@ class Demands:
         """Report the end of a request; `decode_ns` is the time between its first and last token."""
         self._active_at_ns = at_ns
         self._left_at_ns.append(at_ns)
-        run = self._running.pop(request, None)
-        accepted_at_ns, waited_ns = run or (self._waiting.pop(request), NEVER_NS)
+        under_way = self._running if request in self._running else self._waiting
+        accepted_at_ns = under_way.pop(request)
         if output_tokens:
             self._ended.add(at_ns, prompt_tokens, output_tokens)
             self.arrivals.ended(accepted_at_ns, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
-        if output_tokens > 1 and waited_ns <= WARM_NS:
+        if output_tokens > 1:
             self._decoded.add(at_ns, decode_ns, output_tokens - 1)
 
     def at(self, now_ns: int) -> Demand:
@@ -164,14 +161,15 @@ class Demands:
 
 
 class Reports:
-    """The sums of `running` and of its square over the ReplicaReported of the last SPEED_NS."""
+    """The sums of `Replicas` over the ReplicaReported of the last SPEED_NS."""
 
-    def __init__(self) -> None:
+    def __init__(self, hardware: Hardware) -> None:
+        self._hardware = hardware
         self._reported = _Sums(SPEED_NS)
 
     def reported(self, at_ns: int, running: int) -> None:
-        self._reported.add(at_ns, running, running * running)
+        self._reported.add(at_ns, running, self._hardware.tokens_per_ks_at(running))
 
     def at(self, now_ns: int) -> tuple[int, int]:
-        _, running, square = self._reported.until(now_ns)
-        return running, square
+        _, running, tokens_per_ks = self._reported.until(now_ns)
+        return running, tokens_per_ks

@@ -18,7 +18,7 @@ from replay.scaling.arrivals import (
     Arrivals,
     Slot,
 )
-from replay.scaling.demand import ENDED_NS, MINUTE_NS, PAST_NS, PASTS, SPEED_NS, WARM_NS, Demand, Replicas
+from replay.scaling.demand import ENDED_NS, MINUTE_NS, PAST_NS, PASTS, SPEED_NS, Demand, Replicas
 from replay.scaling.hardware import Hardware
 from replay.sql_files import sql
 from replay.warehouse.queries import Question
@@ -33,7 +33,6 @@ WINDOWS = {
     "pasts": PASTS,
     "ended_ns": ENDED_NS,
     "speed_ns": SPEED_NS,
-    "warm_ns": WARM_NS,
 }
 
 # Requests accepted earlier are ignored. Deadlines are minutes, so these requests have ended, and they no
@@ -48,15 +47,17 @@ class Moment(msgspec.Struct, frozen=True):
     now_ns: int
 
 
-def observed(read: Read, model: str, moment: Moment, *, idle_ns: int) -> tuple[Demand, tuple[int, int]]:
+def observed(
+    read: Read, model: str, moment: Moment, hardware: Hardware, *, idle_ns: int
+) -> tuple[Demand, tuple[int, int]]:
     """Return a model's demand, and the sums of its replicas' reports (see `Replicas`).
 
     Raises QueryRefused.
     """
-    demand, reports = read(_demand(model, moment, idle_ns), _reports(model, moment))
+    demand, reports = read(_demand(model, moment, idle_ns), _reports(model, moment, hardware))
     fields = dict(zip(demand.columns, demand.rows[0], strict=True))
-    running, square = reports.rows[0]
-    return msgspec.convert(fields, Demand), (running, square)
+    running, tokens_per_ks = reports.rows[0]
+    return msgspec.convert(fields, Demand), (running, tokens_per_ks)
 
 
 def arrivals(read: Read, model: str, moment: Moment, *, long_tokens: int) -> Arrivals:
@@ -92,9 +93,10 @@ def _cut(moment: Moment) -> dict[str, Any]:
     return {"streams": list(shards), "sequences": list(shards.values())}
 
 
-def _reports(model: str, moment: Moment) -> Question:
+def _reports(model: str, moment: Moment, hardware: Hardware) -> Question:
     parameters: dict[str, Any] = {"model": model, "now_ns": moment.now_ns, "speed_ns": SPEED_NS}
-    return sql("scaling/reports"), {**parameters, "fleet": moment.positions.get(FLEET, 0)}
+    steps = {"step_us": hardware.step_us, "step_us_per_running": hardware.step_us_per_running}
+    return sql("scaling/reports"), {**parameters, **steps, "fleet": moment.positions.get(FLEET, 0)}
 
 
 def replicas(fleet: Fleet, model: str, hardware: Hardware, reports: tuple[int, int] = (0, 0)) -> Replicas:
@@ -112,5 +114,5 @@ def replicas(fleet: Fleet, model: str, hardware: Hardware, reports: tuple[int, i
         failed_at_ns=starts.failed_at_ns if starts else 0,
         decided_at_ns=decided.decided_at_ns if decided else 0,
         running_sum=reports[0],
-        running_square_sum=reports[1],
+        tokens_per_ks_sum=reports[1],
     )

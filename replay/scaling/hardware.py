@@ -52,6 +52,10 @@ class Hardware(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def step_us_at(self, running: int) -> int:
         return self.step_us + self.step_us_per_running * running
 
+    def tokens_per_ks_at(self, running: int) -> int:
+        """Return the tokens that `running` requests make together in a thousand seconds."""
+        return running * 1_000_000_000 // self.step_us_at(running)
+
     def running_of(self, tokens: int) -> int:
         """Return how many requests of `tokens`, prompt and output, run at once; at least 1."""
         return max(1, min(self.running_max, self.kv_tokens // max(1, tokens)))

@@ -41,7 +41,7 @@ from replay.scaling.hardware import Hardware, Natural, Positive
 
 # Every decision carries this name. Change it whenever a decision or its reason changes, because `verify`
 # makes decisions of this name again and compares them.
-POLICY = "replay-1"
+POLICY = "replay-2"
 
 # Standard deviations of open requests to keep free: 99.9 % of a normal distribution, its skew, and a margin.
 SPREAD = 3
@@ -171,11 +171,12 @@ def bounds(policy: Policy, hardware: Hardware) -> tuple[int, int]:
 
 
 def speed_permille(demand: Demand, replicas: Replicas, hardware: Hardware) -> int:
-    """Return the recent time of a decode step, in permille of the profile's at the same load."""
-    if demand.decode_tokens < SPEED_TOKENS_MIN or not replicas.running_sum:
+    """Return the recent time of a decode step, in permille of the profile's at the same loads."""
+    if demand.decode_tokens < SPEED_TOKENS_MIN or not replicas.tokens_per_ks_sum:
         return 1000
-    slope = hardware.step_us_per_running * replicas.running_square_sum // replicas.running_sum
-    seen = demand.decode_ns // demand.decode_tokens // (hardware.step_us + slope)
+    # Nanoseconds per token in which the profile's replicas would have decoded under the reported loads.
+    expected_ns = max(1, replicas.running_sum * 1000 * SECOND_NS // replicas.tokens_per_ks_sum)
+    seen = demand.decode_ns * 1000 // (demand.decode_tokens * expected_ns)
     return max(SPEED_PERMILLE_MIN, min(SPEED_PERMILLE_MAX, seen))
 
 

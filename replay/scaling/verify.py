@@ -143,7 +143,7 @@ def _difference(
         return f"its inputs are not those of policy {POLICY!r}: {error}"
     model = decided["model"]
     moment = Moment(positions, decided["decided_at_ns"])
-    demand, reports = observed(warehouse.read, model, moment, idle_ns=inputs.policy.idle_ns)
+    demand, reports = observed(warehouse.read, model, moment, inputs.hardware, idle_ns=inputs.policy.idle_ns)
     recomputed = msgspec.structs.replace(
         inputs,
         demand=demand,
@@ -169,7 +169,7 @@ def _plan_difference(
     model = made["model"]
     moment = Moment(positions, made["planned_at_ns"])
     hardware = recorded.hardware
-    demand, reports = observed(warehouse.read, model, moment, idle_ns=0)
+    demand, reports = observed(warehouse.read, model, moment, hardware, idle_ns=0)
     plans = fleet.plans.get(model, ())
     known_start_ns = fleet.start_ns(model)
     terms = msgspec.structs.replace(

@@ -14,7 +14,6 @@ arrived as (
         prompt_tokens,
         output_tokens,
         accepted_at_ns,
-        started_at_ns,
         last_token_at_ns - first_token_at_ns as decode_ns,
         finished_at_ns,
         coalesce(finished_sequence <= cutoffs.sequence, false) as has_ended
@@ -55,16 +54,13 @@ select
     count(*) filter (where answered) as ended,
     coalesce(sum(prompt_tokens) filter (where answered), 0)::bigint as prompt_tokens,
     coalesce(sum(output_tokens) filter (where answered), 0)::bigint as output_tokens,
-    coalesce(sum(decode_ns) filter (where warm), 0)::bigint as decode_ns,
-    coalesce(sum(output_tokens - 1) filter (where warm), 0)::bigint as decode_tokens,
+    coalesce(sum(decode_ns) filter (where decoded), 0)::bigint as decode_ns,
+    coalesce(sum(output_tokens - 1) filter (where decoded), 0)::bigint as decode_tokens,
     coalesce(greatest(max(accepted_at_ns), max(finished_at_ns) filter (where has_ended)), 0) as active_at_ns
 from (
     select
         *,
         has_ended and output_tokens > 0 and finished_at_ns > $now_ns - $ended_ns as answered,
-        has_ended
-        and output_tokens > 1
-        and finished_at_ns > $now_ns - $speed_ns
-        and started_at_ns - accepted_at_ns <= $warm_ns as warm
+        has_ended and output_tokens > 1 and finished_at_ns > $now_ns - $speed_ns as decoded
     from dated
 );

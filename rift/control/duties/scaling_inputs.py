@@ -58,9 +58,9 @@ async def read_inputs(
 
     def observe(warehouse: Warehouse) -> tuple[Inputs, Moment]:
         moment = Moment(positions, max(now_ns, demand_query.stored_at_ns(warehouse)))
-        idle_ns = scaling.policy.idle_ns
-        demand, reports = demand_query.observed(warehouse.read, model, moment, idle_ns=idle_ns)
-        reported = msgspec.structs.replace(replicas, running_sum=reports[0], running_square_sum=reports[1])
+        hardware, idle_ns = scaling.hardware, scaling.policy.idle_ns
+        demand, reports = demand_query.observed(warehouse.read, model, moment, hardware, idle_ns=idle_ns)
+        reported = msgspec.structs.replace(replicas, running_sum=reports[0], tokens_per_ks_sum=reports[1])
         held = floor.held(plans, moment.now_ns)
         return Inputs(demand, reported, scaling.policy, scaling.hardware, held), moment
 

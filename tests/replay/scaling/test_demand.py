@@ -11,11 +11,13 @@ from replay.scaling.demand import (
     PAST_NS,
     PASTS,
     SPEED_NS,
-    WARM_NS,
     Demand,
     Demands,
     Reports,
 )
+from replay.scaling.hardware import profile
+
+R1 = profile("mi300x-deepseek-r1")
 
 
 class One(msgspec.Struct):
@@ -44,14 +46,7 @@ def counted(ones: list[One], now_ns: int) -> Demand:
         )
 
     recent = [one for one in ended if within(one, ENDED_NS) and one.output_tokens]
-    warm = [
-        one
-        for one in ended
-        if within(one, SPEED_NS)
-        and one.output_tokens > 1
-        and one.started_at_ns is not None
-        and one.started_at_ns - one.accepted_at_ns <= WARM_NS
-    ]
+    decoded = [one for one in ended if within(one, SPEED_NS) and one.output_tokens > 1]
     return Demand(
         now_ns=now_ns,
         waiting=len(going) - len(running),
@@ -61,8 +56,8 @@ def counted(ones: list[One], now_ns: int) -> Demand:
         ended=len(recent),
         prompt_tokens=sum(one.prompt_tokens for one in recent),
         output_tokens=sum(one.output_tokens for one in recent),
-        decode_ns=sum(one.decode_ns for one in warm),
-        decode_tokens=sum(one.output_tokens - 1 for one in warm),
+        decode_ns=sum(one.decode_ns for one in decoded),
+        decode_tokens=sum(one.output_tokens - 1 for one in decoded),
         active_at_ns=max(
             [one.accepted_at_ns for one in known] + [one.ended_at_ns or 0 for one in ended], default=0
         ),
@@ -74,7 +69,7 @@ def test_the_accumulator_counts_what_is_defined() -> None:
     ones = []
     for _ in range(400):
         accepted = chance.randrange(0, 7200) * SECOND_NS // 2
-        started = accepted + chance.choice([0, WARM_NS, WARM_NS + 1, 40 * SECOND_NS])
+        started = accepted + chance.choice([0, 40 * SECOND_NS])
         ended = started + chance.randrange(0, 900) * SECOND_NS // 2
         output = chance.choice([0, 1, 2, 500])
         never = chance.random() < 0.05
@@ -117,8 +112,8 @@ def test_a_window_holds_its_end_and_not_its_beginning() -> None:
 
 
 def test_reports_are_kept_for_as_long_as_speeds() -> None:
-    reports = Reports()
+    reports = Reports(R1)
     reports.reported(0, 3)
     reports.reported(10, 4)
-    assert reports.at(10) == (7, 25)
-    assert reports.at(SPEED_NS) == (4, 16)
+    assert reports.at(10) == (7, R1.tokens_per_ks_at(3) + R1.tokens_per_ks_at(4))
+    assert reports.at(SPEED_NS) == (4, R1.tokens_per_ks_at(4))

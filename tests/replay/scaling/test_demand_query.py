@@ -12,9 +12,12 @@ from replay.scaling import arrivals, demand_query, verify
 from replay.scaling.arrivals import Arrivals
 from replay.scaling.demand import ENDED_NS, SPEED_NS, Demand, Demands, Reports
 from replay.scaling.demand_query import Moment, observed
+from replay.scaling.hardware import profile
 from replay.scaling.policy import POLICY
 from replay.warehouse.warehouse import Warehouse
 from tests.replay.conftest import AT
+
+R1 = profile("mi300x-deepseek-r1")
 
 SECOND = 1_000_000_000
 OTHER = Address(1, "lanebbbb", "tiny-1")
@@ -29,7 +32,7 @@ class Story:
     def __init__(self, scribe: Any, dice: random.Random, skew_ns: int) -> None:
         self.scribe, self.dice, self.skew_ns = scribe, dice, skew_ns
         self.told: list[tuple[int, str, str, dict[str, int]]] = []
-        self.reports = Reports()
+        self.reports = Reports(R1)
         self.waiting: list[tuple[str, Address]] = []
         self.running: dict[str, dict[str, Any]] = {}
         self.moments: list[tuple[Moment, Demand, tuple[int, int], Arrivals]] = []
@@ -136,7 +139,7 @@ def test_sql_counts_as_memory_does(
     for stream in sorted(scribe.streams, key=lambda name: name != subjects.BOOK):
         warehouse.apply(stream, scribe.streams[stream])
     for moment, demand, reports, recent in story.moments:
-        assert observed(warehouse.read, "tiny:1", moment, idle_ns=IDLE_NS) == (demand, reports)
+        assert observed(warehouse.read, "tiny:1", moment, R1, idle_ns=IDLE_NS) == (demand, reports)
         read = demand_query.arrivals(warehouse.read, "tiny:1", moment, long_tokens=LONG_TOKENS)
         assert read == recent
     if seed:
@@ -153,8 +156,8 @@ def test_another_models_requests_are_not_counted(scribe: Any, warehouse: Warehou
     for stream in sorted(scribe.streams, key=lambda name: name != subjects.BOOK):
         warehouse.apply(stream, scribe.streams[stream])
     moment = Moment({"RIFT_0": 1}, scribe.now_ns)
-    assert observed(warehouse.read, "tiny:1", moment, idle_ns=0)[0].waiting == 1
-    assert observed(warehouse.read, "other:1", moment, idle_ns=0)[0] == Demand(now_ns=scribe.now_ns)
+    assert observed(warehouse.read, "tiny:1", moment, R1, idle_ns=0)[0].waiting == 1
+    assert observed(warehouse.read, "other:1", moment, R1, idle_ns=0)[0] == Demand(now_ns=scribe.now_ns)
 
 
 def test_decisions_and_plans_of_another_policy_are_counted_and_not_made_again(

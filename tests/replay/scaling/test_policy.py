@@ -45,7 +45,7 @@ fleets = st.builds(
     failed_at_ns=st.integers(0, NOW_NS),
     decided_at_ns=st.integers(0, NOW_NS),
     running_sum=st.integers(0, 10**5),
-    running_square_sum=st.integers(0, 10**7),
+    tokens_per_ks_sum=st.integers(1, 10**7),
 )
 policies = st.builds(
     Policy,
@@ -217,8 +217,8 @@ def test_failed_starts_are_tried_again_ever_later() -> None:
 
 
 def test_the_speed_is_learned_and_bounded() -> None:
-    replicas = Replicas(running_sum=100, running_square_sum=1000)
-    step_ns = R1.step_us_at(10) * 1000
+    replicas = Replicas(running_sum=20, tokens_per_ks_sum=10 * R1.tokens_per_ks_at(2))
+    step_ns = R1.step_us_at(2) * 1000
     for factor, permille in ((1, 1000), (1.5, 1500), (9, 2000), (0.1, 500)):
         demand = Demand(decode_ns=int(step_ns * factor) * 5000, decode_tokens=5000)
         assert speed_permille(demand, replicas, R1) == permille
