@@ -10,6 +10,7 @@ from typing import NamedTuple
 import anyio
 from anyio import to_thread
 
+from events import subjects
 from events.jetstream import JetStream, connect
 from replay.disk import sync
 from rift import nats_server, startup
@@ -38,12 +39,14 @@ class Target(NamedTuple):
     address: nats_server.Address | None
 
 
-def check_room(target: Target, saved: Backup) -> None:
+def check_room(target: Target, saved: Backup, *, shard: int) -> None:
     """Raise BackupError if the folder's broker would refuse the streams: it reserves all they may grow to."""
     if target.address is not None:
         return
-    # One more shard is opened.
-    sizes = [max(0, int(saved.streams[name].config["max_bytes"])) for name in (*saved.streams, "RIFT_0")]
+    sizes = [max(0, int(saved.streams[name].config["max_bytes"])) for name in saved.streams]
+    shards = len([name for name in saved.streams if subjects.shard_stream(subjects.shard_of(name)) == name])
+    # That of the new shard comes first.
+    sizes += max(1, shard + 1 - shards) * sizes[:1]
     needed = sum(file.bytes for file in saved.files.values()) + nats_server.free_bytes_for(sum(sizes))
     folder = target.installation.folder.absolute()
     parent = next(path for path in (folder, *folder.parents) if path.is_dir())

@@ -28,9 +28,10 @@ class Continued(NamedTuple):
 
 
 async def continue_log(
-    log: JetStream, manifest: Backup, archive: Archive, installation: DataDir, settings: Settings
+    log: JetStream, manifest: Backup, archive: Archive, installation: DataDir, settings: Settings, shard: int
 ) -> Continued:
-    """Complete the log, build its database, and check both as a start does.
+    """Complete the log, build its database, and check both as a start does. The new shard has at least the
+    number `shard`.
 
     Raises BackupError, LogError, ArchiveDamaged, WarehouseError.
     """
@@ -41,7 +42,7 @@ async def continue_log(
         # A request that names a lost key must not find another one in its place.
         await snapshots.skip_to(log, subjects.SECRETS, last)
     filled = await gap.fill(log, archive, installation.signing_key())
-    opened = max(await shards.count(log), archived + 1)
+    opened = max(await shards.count(log), archived + 1, shard)
     await _ensure_streams(log, opened + 1, settings)
     await shards.open_up_to(log, opened + 1, writer=continuity.RESTORE_WRITER, requests_from=opened)
     ended = await unfinished.end(log, archive, installation, shard=opened)

@@ -40,9 +40,15 @@ class Restored(NamedTuple):
 
 
 async def restore(
-    backup: Path, target: Target, notify: Callable[[str], None], *, surviving: Path | None = None
+    backup: Path,
+    target: Target,
+    notify: Callable[[str], None],
+    *,
+    surviving: Path | None = None,
+    shard: int = 0,
 ) -> Restored:
-    """Restore a backup, and what a `surviving` archive knows beyond it.
+    """Restore a backup, and what a `surviving` archive knows beyond it. The new shard for requests has at least
+    the number `shard`.
 
     Raises BackupError, ArchiveDamaged, LogError, DataDirError, DiskRefused, OSError.
     """
@@ -59,12 +65,12 @@ async def restore(
     notify(f"checking {len(saved.files)} files of {backup}")
     for problem in await to_thread.run_sync(lambda: list(manifest.damage(backup, saved))):
         raise BackupError(f"{problem}; nothing was restored: use another copy of the backup")
-    broker.check_room(target, saved)
+    broker.check_room(target, saved, shard=shard)
     with files.locked(folder):
         files.write(folder / "version", RESTORING.encode())
         try:
             await to_thread.run_sync(_write_files, backup, saved, target.installation, surviving)
-            continued = await _restore_log(backup, saved, target, notify)
+            continued = await _restore_log(backup, saved, target, notify, shard)
         except BaseException:  # also if it is interrupted
             notify(f"the restore did not finish: remove {folder} before you repeat it")
             raise
@@ -94,7 +100,7 @@ def _write_files(backup: Path, saved: Backup, installation: DataDir, surviving: 
 
 
 async def _restore_log(
-    backup: Path, saved: Backup, target: Target, notify: Callable[[str], None]
+    backup: Path, saved: Backup, target: Target, notify: Callable[[str], None], shard: int
 ) -> Continued:
     installation = target.installation
     file = installation.folder / "rift.toml"
@@ -107,7 +113,7 @@ async def _restore_log(
         try:
             await streams.restore(log, backup, saved, settings.log_replicas, notify)
             notify("completing the log, and building the database")
-            continued = await continuation.continue_log(log, saved, archive, installation, settings)
+            continued = await continuation.continue_log(log, saved, archive, installation, settings, shard)
         except BaseException:
             if target.address is not None:
                 made = ", ".join(saved.streams)

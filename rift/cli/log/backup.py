@@ -43,6 +43,13 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
         metavar="DIR",
         help="the lost installation's archive, if it survived: its billing facts since the backup are kept",
     )
+    again.add_argument(
+        "--shard",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="the shard for new requests, if earlier ones were opened after the backup (default: the next)",
+    )
 
 
 def backup(options: Namespace) -> None:
@@ -81,7 +88,9 @@ def restore(options: Namespace) -> None:
     target = Target(installed, installed.log_address(options.nats, os.environ) if is_external else None)
 
     async def run() -> Restored:
-        return await restore_backup(options.folder, target, print, surviving=options.archive)
+        return await restore_backup(
+            options.folder, target, print, surviving=options.archive, shard=options.shard
+        )
 
     for line in summary(signals.run(run), target):
         print(line)

@@ -6,6 +6,7 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import msgspec
@@ -38,9 +39,9 @@ pytestmark = pytest.mark.anyio
 NOTES: list[str] = []
 
 
-async def restored(site: Site, backup: Path, *, surviving: Path | None = None) -> tuple[Restored, Target]:
+async def restored(site: Site, backup: Path, **more: Any) -> tuple[Restored, Target]:
     target = Target(DataDir(backup.with_name("new")), None)
-    return await restore(backup, target, NOTES.append, surviving=surviving), target
+    return await restore(backup, target, NOTES.append, **more), target
 
 
 async def keep(log: JetStream, key: bytes = b"k" * 32) -> int:
@@ -130,8 +131,9 @@ async def test_keys_of_sealed_content_do_not_come_back_from_an_old_backup(
     await site.ask(sealed=last, ends=False)
     made = await save.save(site.source, tmp_path / "backup", content_keys_days=0)
     (tmp_path / "backup" / made.manifest.snapshot_file(subjects.SECRETS)).unlink()
-    done, target = await restored(site, tmp_path / "backup")
+    done, target = await restored(site, tmp_path / "backup", shard=3)
     assert not done.has_content_keys
+    assert done.continued.shard == 3, "shards 1 and 2 may have had requests"
     assert done.continued.ended == 1, "a request that runs would end at the position of a lost record"
     async with broker.opened(target, NOTES.append) as log:
         assert await encryption.secret(log, last) is None
@@ -210,6 +212,8 @@ async def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(
     total = 2 * BYTES + 2 * (BYTES // 4) + 2 * (BYTES // 16)
     free = SimpleNamespace(free=total * 4 // 3)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(BackupError, match=r" 1656 MB free .* grow to 1241 MB"):
+        await restored(site, tmp_path / "backup", shard=3)
     with pytest.raises(BackupError, match=r"940 MB free on the disk of .*, which has 939: .* grow to 704 MB"):
         await restored(site, tmp_path / "backup")
     assert not (tmp_path / "new").exists()
