@@ -152,7 +152,7 @@ def test_schemathesis_finds_no_server_error_and_nothing_undocumented(served: Ser
     options = [
         "--header", f"Authorization: Bearer {served.key}", "--exclude-path-regex", ASKED,
         "--exclude-operation-id", "list_inferences", "--seed", "7",
-        "--max-examples", "20", "--request-timeout", "20", "--phases", "examples,coverage,fuzzing",
+        "--max-examples", "12", "--request-timeout", "20", "--phases", "examples,coverage,fuzzing",
         "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
         "response_schema_conformance,response_headers_conformance,unsupported_method",
         "--no-color",

@@ -68,7 +68,7 @@ EVENTS = st.one_of(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.lists(EVENTS, max_size=12), st.integers(0, 12))
 def test_the_warehouse_counts_alike_also_when_it_starts_again(events: list[Any], cut: int) -> None:
     fleet = Fleet()

@@ -142,7 +142,7 @@ def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.mark.slow
 def test_the_pace_of_a_simulated_engine_is_measured(paced: Service) -> None:
-    command = ["calibrate", "--model", "paced:sim", "--url", paced.url, "--seconds", "24"]
+    command = ["calibrate", "--model", "paced:sim", "--url", paced.url, "--seconds", "10"]
     done = paced.rift(*command, "--concurrency-max", "16", "--gpu-hour-usd", "1.99", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

@@ -26,7 +26,7 @@ from tests.simulation import outage, service
 from tests.simulation.promise import Violation
 
 ROOT = Path(__file__).parents[2]
-SEEDS = 60
+SEEDS = 45
 
 # These seeds found: a client charged after the error `log_full` (20) or `log_unavailable` (26, 220), a
 # draining worker that began a job it had just taken (34), and a worker that took the late repeat of an
