@@ -47,8 +47,8 @@ async def restore(
     surviving: Path | None = None,
     shard: int = 0,
 ) -> Restored:
-    """Restore a backup, and what a `surviving` archive knows beyond it. The new shard for requests has at least
-    the number `shard`.
+    """Restore a backup, and what a `surviving` archive knows beyond it. The number of the shard for new
+    requests is at least `shard`.
 
     Raises BackupError, ArchiveDamaged, LogError, DataDirError, DiskRefused, OSError.
     """
