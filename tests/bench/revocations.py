@@ -136,7 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         service = Service(Path(folder) / "data", "--engine", "sim").start()
         try:
-            with second_gateway(service) as (url, _):
+            with second_gateway(service) as url:
                 anyio.run(measure, service.folder, [service.url, url], number)
         finally:
             service.stop()
