@@ -95,9 +95,12 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     cells += [cell("rift", number, 50, 5, "inference") for number in (1, 2, 3)]
     cells += [cell("peer", 1, 100, 4), cell("peer", 2, 100, 5), cell("peer", 3, 100, 5)]
     cells += [cell("not durable", number, 200, 5) for number in (1, 2, 3)]
-    options = serve.Options((8,), 3, 1.0, 1, (4,), None, True)
-    report = serve.report(cells, {"cores": 2}, options)
-    (ratios,) = report["ratios"]
+    longer = [each | {"output_tokens": 16, "tokens_per_s": 70} for each in cells]
+    options = serve.Options((8,), 3, 1.0, 1, (4, 16), None, True)
+    report = serve.report([*longer, *cells], {"cores": 2}, options)
+    ratios, of_longer = report["ratios"]
+    assert (ratios["output_tokens"], of_longer["output_tokens"]) == (4, 16)
+    assert of_longer["native_tokens_per_s"] == 1.0
     assert (ratios["streams"], ratios["tokens_per_s"], ratios["native_tokens_per_s"]) == (8, 1.0, 0.5)
     assert ratios["ttft_p50"] == 1.25
     assert ratios["durable_tokens_per_s"] == 0.5
