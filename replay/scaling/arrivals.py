@@ -15,11 +15,14 @@ from events.contracts import SECOND_NS
 
 # Fine enough for targets of some 500 ms, and coarse enough that an hour has 14,400 slots.
 SLOT_NS = SECOND_NS // 4
-# The replayed past: two hours, because shorter windows miss bursts that recur. If it holds fewer requests
-# than REQUESTS_MIN, it reaches back to that many of them, but at most a day.
-WINDOW_NS = 2 * 3600 * SECOND_NS
+# The replayed past: the last hour, which is enough for many requests, and does not keep the replicas of a
+# peak for long. Fewer requests are fewer bursts, and their largest recurs less often, so the past reaches
+# back to REQUESTS_LONG requests of WINDOW_NS_LONG, and to REQUESTS_MIN of WINDOW_NS_MAX.
+WINDOW_NS = 3600 * SECOND_NS
+REQUESTS_LONG = 20_000
+WINDOW_NS_LONG = 4 * WINDOW_NS
 REQUESTS_MIN = 2000
-WINDOW_NS_MAX = 12 * WINDOW_NS
+WINDOW_NS_MAX = 24 * WINDOW_NS
 
 
 class Slot(NamedTuple):
@@ -82,8 +85,9 @@ class RecentArrivals:
             del slots[oldest]
         day = list(slots.values())
         begin = bisect_right(day, (now_ns - WINDOW_NS) // SLOT_NS, key=itemgetter(0))
+        earliest = bisect_right(day, (now_ns - WINDOW_NS_LONG) // SLOT_NS, key=itemgetter(0))
         requests = sum([slot[1] for slot in day[begin:]])
-        while begin and requests < REQUESTS_MIN:
+        while begin and requests < (REQUESTS_LONG if begin > earliest else REQUESTS_MIN):
             begin -= 1
             requests += day[begin].requests
         return Arrivals(now_ns, day[0].at if day else 0, day[begin:])

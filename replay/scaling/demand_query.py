@@ -11,9 +11,11 @@ import msgspec
 from events.fleet import Fleet
 from events.subjects import FLEET
 from replay.scaling.arrivals import (
+    REQUESTS_LONG,
     REQUESTS_MIN,
     SLOT_NS,
     WINDOW_NS,
+    WINDOW_NS_LONG,
     WINDOW_NS_MAX,
     Arrivals,
     Slot,
@@ -68,6 +70,8 @@ def arrivals(read: Read, model: str, moment: Moment, *, long_tokens: int) -> Arr
         "slot_ns": SLOT_NS,
         "day_ns": ((moment.now_ns - WINDOW_NS_MAX) // SLOT_NS + 1) * SLOT_NS - 1,
         "since": (moment.now_ns - WINDOW_NS) // SLOT_NS,
+        "since_long": (moment.now_ns - WINDOW_NS_LONG) // SLOT_NS,
+        "requests_long": REQUESTS_LONG,
         "requests_min": REQUESTS_MIN,
         "long_tokens": long_tokens,
     }

@@ -39,5 +39,5 @@ ranked as (
 )
 select slot, requests, ended, prompt_tokens, output_tokens, output_squares, long, oldest
 from ranked
-where slot > $since or later < $requests_min
+where slot > $since or later < case when slot > $since_long then $requests_long else $requests_min end
 order by slot;

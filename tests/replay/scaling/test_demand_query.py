@@ -128,7 +128,9 @@ def test_sql_counts_as_memory_does(
     for module in (arrivals, demand_query):
         # Some of the stories reach back for the first requests of the window, and some do not.
         monkeypatch.setattr(module, "REQUESTS_MIN", (4, 1000)[seed % 2])
+        monkeypatch.setattr(module, "REQUESTS_LONG", (8, 1000)[seed % 2])
         monkeypatch.setattr(module, "WINDOW_NS", 600 * SECOND)
+        monkeypatch.setattr(module, "WINDOW_NS_LONG", 1200 * SECOND)
         monkeypatch.setattr(module, "WINDOW_NS_MAX", 2400 * SECOND)
     scribe.prices()
     skew_ns = (0, 2 * SECOND, -2 * SECOND, -600 * SECOND)[seed % 4]
