@@ -64,9 +64,12 @@ def model_scaling(settings: Settings) -> Mapping[str, ModelScaling]:
 
 
 def unfilled_max(settings: Settings, model: str) -> int:
-    """Return for how many prompt tokens a replica of the model holds back."""
+    """Return for how many prompt tokens a replica of the model holds back: none without a measured profile,
+    because an engine that is faster than assumed would idle."""
     ttft_ms = settings.scales().get(model, Scale()).ttft_ms
-    return fleet.unfilled_max(ttft_ms, _hardware(settings, model).prefill_tokens_per_s)
+    hardware = _hardware(settings, model)
+    is_known = hardware.source != UNKNOWN.source
+    return fleet.unfilled_max(ttft_ms, hardware.prefill_tokens_per_s if is_known else UNBOUNDED)
 
 
 def _hardware(settings: Settings, model: str) -> Hardware:

@@ -13,7 +13,9 @@ from events.fleet import may_ask, unfilled_max
 from events.memory import MemoryBroker, MemoryLog
 from events.schema import AttemptStarted, Parameters, RequestAccepted, RequestFinished, TokensGenerated
 from rift.catalogue import Model, Pace, Profile
+from rift.control import scaling_config
 from rift.engines.sim import PROMPT_BYTES_PER_TOKEN, SimEngine
+from rift.settings import Scale, Settings
 from rift.worker.shutdown import Shutdown
 from rift.worker.slots import Slots
 from rift.worker.worker import WorkerConfig, open_worker
@@ -137,3 +139,13 @@ def test_a_replica_asks_for_as_many_usual_prompts_as_fill_its_share_of_the_targe
     assert [may_ask(unfilled, most, 4_000) for unfilled in (0, 3_000, 12_000, 14_999)] == [4, 3, 1, 1]
     assert [may_ask(unfilled, most, 4_000) for unfilled in (15_000, 90_000)] == [0, 0]
     assert may_ask(0, most, 0) == most
+
+
+def test_a_replica_holds_back_by_the_profile_of_its_model() -> None:
+    r1 = "deepseek-r1"
+    measured = Settings(model=r1, hardware="mi300x", scale={r1: Scale(ttft_ms=1000)})
+    assert scaling_config.unfilled_max(measured, r1) == 7_500
+    unknown = Settings(model="model:a", models={"model:a": MODEL})
+    paced = Settings(model="model:a", models={"model:a": MODEL}, engine="sim")
+    for settings in (unknown, paced):
+        assert scaling_config.unfilled_max(settings, "model:a") == scaling_config.UNBOUNDED
