@@ -16,6 +16,10 @@ _encoder = msgspec.json.Encoder()
 _record = msgspec.json.Decoder(Record)
 _event = msgspec.json.Decoder(AnyEvent)
 
+# The writer of the records with which a restore continues a log up to its archive's end. They came later than
+# those that the archive holds.
+RESTORE_WRITER = "restore"
+
 
 class Unreadable(msgspec.Struct, frozen=True):
     """An event that this reader does not understand, with the request or attempt that it names, if any."""
@@ -69,6 +73,14 @@ def decode(data: bytes) -> tuple[str, Sequence[AnyEvent | Unreadable]]:
     if record.version != RECORD_VERSION:
         raise RecordUnreadable(f"record version {record.version}; this reader knows {RECORD_VERSION}")
     return record.writer, record.events
+
+
+def is_restored(data: bytes) -> bool:
+    """Return whether a restore appended the record. One that cannot be read is reported by others."""
+    try:
+        return decode(data)[0] == RESTORE_WRITER
+    except RecordUnreadable:
+        return False
 
 
 def _decode_each(data: bytes) -> tuple[str, Sequence[AnyEvent | Unreadable]]:

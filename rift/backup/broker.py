@@ -11,6 +11,7 @@ import anyio
 from anyio import to_thread
 
 from events import subjects
+from events.codec import RESTORE_WRITER
 from events.jetstream import JetStream, connect
 from replay.disk import sync
 from rift import nats_server, startup
@@ -18,7 +19,6 @@ from rift.backup.files import BackupError
 from rift.backup.manifest import Backup
 from rift.broker.roles import ADMIN
 from rift.broker.secret_files import write_secret
-from rift.control.projection.continuity import RESTORE_WRITER
 from rift.data_dir import DataDir
 from rift.supervisor import Child, Guard, Parent
 

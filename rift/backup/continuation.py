@@ -41,10 +41,10 @@ async def continue_log(
     if await log.last_sequence(subjects.SECRETS) < (last := manifest.streams[subjects.SECRETS].last):
         # A request that names a lost key must not find another one in its place.
         await snapshots.skip_to(log, subjects.SECRETS, last)
-    filled = await gap.fill(log, archive, installation.signing_key())
+    filled = await gap.fill(log, archive)
     opened = max(await shards.count(log), archived + 1, shard)
     await _ensure_streams(log, opened + 1, settings)
-    await shards.open_up_to(log, opened + 1, writer=continuity.RESTORE_WRITER, requests_from=opened)
+    await shards.open_up_to(log, opened + 1, writer=unfinished.WRITER, requests_from=opened)
     ended = await unfinished.end(log, archive, installation, shard=opened)
     try:
         await continuity.check(log, archive, installation.database, secret=installation.secret())

@@ -22,22 +22,16 @@ from anyio import to_thread
 
 from events import codec, subjects
 from events.jetstream import JetStream
-from events.publisher import Publisher
 from events.schema import (
     AnyEvent,
     AttemptStarted,
     ContentErased,
     LaneReported,
     RequestAccepted,
-    SegmentSealed,
 )
 from replay.archive.archive import Archive
-from replay.archive.manifest import anchor_of
-from replay.archive.signatures import SigningKey, signed
 from replay.facts.fold import Read
 from rift.backup.files import BackupError
-from rift.control.projection import continuity
-from rift.control.projection.continuity import RESTORE_WRITER
 
 # Records that are appended at once: the most that one atomic batch of the broker takes.
 BATCH = 500
@@ -84,7 +78,7 @@ class Lost:
         )
 
 
-async def fill(log: JetStream, archive: Archive, signing_key: SigningKey | None) -> Filled:
+async def fill(log: JetStream, archive: Archive) -> Filled:
     """Append what the log lacks of the archive, and erase the content keys that were erased meanwhile.
 
     Each stream exists. Raises ArchiveDamaged, LogError, BackupError.
@@ -112,7 +106,6 @@ async def fill(log: JetStream, archive: Archive, signing_key: SigningKey | None)
         filled[stream] = last - first + 1
         book = max(book, lost.book)
     await _append_empty(log, subjects.BOOK, up_to=book)
-    await _anchor(log, archive, signing_key)
     for sequence in erased:
         await log.erase(subjects.SECRETS, sequence)
     return Filled(filled, len(erased))
@@ -136,7 +129,7 @@ async def _check_common(log: JetStream, archive: Archive, stream: str) -> None:
                 if archived.get(stored.sequence) == stored.stored_at_ns:
                     return
                 # An earlier restore appended it again.
-                is_other = is_other or not continuity.is_restored(stored)
+                is_other = is_other or not codec.is_restored(stored.data)
     if is_other:
         raise BackupError(
             f"the archive holds other records of {stream} than the backup: it is another installation's, so "
@@ -162,13 +155,13 @@ def _record(stream: str, record: Read, lost: Container[object]) -> tuple[int, st
         events = [event if is_kept and event not in lost else NOTHING for event in events]
     if all(event is NOTHING for event in events):
         return stored.sequence, *_empty(stream)
-    return stored.sequence, stored.subject, codec.encode(RESTORE_WRITER, events)
+    return stored.sequence, stored.subject, codec.encode(codec.RESTORE_WRITER, events)
 
 
 def _empty(stream: str) -> tuple[str, bytes]:
     prefix = subjects.prefix(stream)
     kind = "lane." if stream not in (subjects.BOOK, subjects.FLEET) else ""
-    return f"{prefix}{kind}{NO_LANE}", codec.encode(RESTORE_WRITER, [])
+    return f"{prefix}{kind}{NO_LANE}", codec.encode(codec.RESTORE_WRITER, [])
 
 
 async def _append_empty(log: JetStream, stream: str, *, up_to: int) -> None:
@@ -195,15 +188,3 @@ async def _append_all(log: JetStream, stream: str, records: Sequence[tuple[int, 
 async def _in_thread(batches: Iterator[Sequence[Read]]) -> AsyncIterator[Sequence[Read]]:
     while (batch := await to_thread.run_sync(next, batches, None)) is not None:
         yield batch
-
-
-async def _anchor(log: JetStream, archive: Archive, signing_key: SigningKey | None) -> None:
-    """Name in the book the segments that it does not name, as the archiver would have."""
-    for stream in archive.streams():
-        stored = await log.last(subjects.BOOK, subjects.ANCHORS + stream.lower())
-        events = codec.decode(stored.data)[1] if stored is not None else ()
-        anchored = max((event.last for event in events if isinstance(event, SegmentSealed)), default=0)
-        for segment in await to_thread.run_sync(archive.manifests, stream):
-            if segment.last > anchored:
-                event = signed(anchor_of(stream, segment), signing_key)
-                await Publisher(log, RESTORE_WRITER).publish(event, within_s=APPEND_S)

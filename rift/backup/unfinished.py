@@ -15,7 +15,7 @@ import msgspec
 from anyio import to_thread
 from msgspec.structs import replace
 
-from events import ids, subjects
+from events import codec, ids, subjects
 from events.jetstream import JetStream
 from events.publisher import Publisher
 from events.request_history import HistoryReader
@@ -24,8 +24,9 @@ from replay.archive.archive import Archive
 from replay.warehouse.warehouse import ProjectionStopped, Warehouse
 from rift.backup.gap import APPEND_S, BATCH
 from rift.control.projection.catch_up import fold_tail, rebuilt
-from rift.control.projection.continuity import RESTORE_WRITER
 from rift.data_dir import DataDir
+
+WRITER = codec.RESTORE_WRITER
 
 OPEN = "select request_id from requests where finished_position is null order by request_id"
 KNOWN = "select request_id from requests where request_id in (select unnest(?))"
@@ -55,7 +56,7 @@ async def end(log: JetStream, archive: Archive, installation: DataDir, *, shard:
 
 async def _end_open(log: JetStream, warehouse: Warehouse) -> int:
     """End the open requests without a charge, and return how many they are. Raises LogError."""
-    publisher = Publisher(log, RESTORE_WRITER)
+    publisher = Publisher(log, WRITER)
 
     async def end(request: str) -> None:
         event = RequestFinished(request=request, attempt=None, reason="failed", output_tokens=0, error=LOST)

@@ -118,8 +118,8 @@ class Archiver:
 
     @property
     def _streams(self) -> list[ArchivedStream]:
-        """Every stream that is projected now. The book comes last, so that it is archived with the anchors of
-        the other streams."""
+        """Every stream that is projected now. The book, which is archived before each segment of a shard too,
+        comes last."""
         for name, stream_subjects in self._projection.streams.items():
             self._known.setdefault(name, ArchivedStream(name, stream_subjects))
         return sorted(self._known.values(), key=lambda stream: stream.name == subjects.BOOK)
@@ -228,9 +228,10 @@ class Archiver:
         stream.scanned = 0
 
     async def _check_log(self, stream: ArchivedStream, manifest: Manifest) -> None:
-        """Raise ArchiveError for a segment without an anchor that is older than this log's record."""
+        """Raise ArchiveError for a segment without an anchor that is older than this log's record, unless a
+        restore appended the record from it."""
         (stored,) = await self._read(stream, manifest.last, manifest.last)
-        if stored.stored_at_ns > manifest.at_ns:
+        if stored.stored_at_ns > manifest.at_ns and not codec.is_restored(stored.data):
             raise ArchiveError(
                 f"the archive's segment {manifest.first} to {manifest.last} of {stream.name} is older than "
                 f"the log's records of these sequences, so it belongs to another log: {PUT_BACK}"

@@ -33,10 +33,6 @@ from rift.errors import RiftError
 
 Event = TypeVar("Event")
 
-# The writer of the records with which a restore continues a log up to its archive's end. They came later than
-# those that the archive holds.
-RESTORE_WRITER = "restore"
-
 
 class WrongLog(RiftError):
     """The log is not the one that the files belong to; the message gives the difference."""
@@ -123,20 +119,12 @@ async def _check_mark(log: Log, mark: Mark, last: int) -> None:
     if last < mark.sequence:
         raise WrongLog(f"{mark.file} holds {mark.stream} up to {mark.sequence}, but the log ends at {last}")
     stored = await log.get(mark.stream, mark.sequence)
-    is_other = stored is not None and stored.stored_at_ns > mark.at_ns and not is_restored(stored)
+    is_other = stored is not None and stored.stored_at_ns > mark.at_ns and not codec.is_restored(stored.data)
     if mark.stream == subjects.BOOK and (stored is None or stored.stored_at_ns < mark.at_ns):
         # The book is never trimmed. The clock may have been set back since an earlier record.
         is_other = stored is None or not await _holds_time(log, mark)
     if is_other:
         raise WrongLog(f"{mark.file} holds another record {mark.stream}:{mark.sequence} than the log")
-
-
-def is_restored(stored: Stored) -> bool:
-    """Return whether a restore appended the record."""
-    try:
-        return codec.decode(stored.data)[0] == RESTORE_WRITER
-    except codec.RecordUnreadable:
-        return False
 
 
 async def _holds_time(log: Log, mark: Mark) -> bool:
