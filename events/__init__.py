@@ -11,7 +11,7 @@ request_states   the life of many requests
 request_history  everything the log holds of one request
 book             accounts, keys, limits and prices
 credit           what an account was granted, holds and has spent
-fleet            replicas, elections and scaling decisions
+fleet            replicas, elections and scaling decisions; for how many requests a replica asks
 money            nano-USD to text and back
 pricing          what a request costs
 intervals        unions of time spans

@@ -45,7 +45,7 @@ class _AtOnce:
 
 
 class Oracle:
-    """Follows a schedule of replicas by time, and adds enough for the requests that wait."""
+    """Follows a schedule of replicas by time, and adds enough places for the open requests."""
 
     tick_s = TICK_S
     demands: Demands | None = None
@@ -60,9 +60,8 @@ class Oracle:
         while self._next < len(self._schedule) and self._schedule[self._next][0] <= now_s:
             self._wanted = self._schedule[self._next][1]
             self._next += 1
-        if fleet.queue:
-            return max(self._wanted, len(fleet.replicas.ready) + -(-len(fleet.queue) // self._slots))
-        return max(self._wanted, min(1, fleet.concurrency.under_way))
+        # Requests that wait for prompts before them, and not for a place, need no replica.
+        return max(self._wanted, -(-fleet.concurrency.under_way // self._slots))
 
 
 def best(
