@@ -11,7 +11,7 @@ does not grow with traffic.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -38,6 +38,20 @@ def slug(model: str) -> str:
 
 def shard_stream(shard: int) -> str:
     return f"RIFT_{shard}"
+
+
+def unnamed(positions: Mapping[str, int]) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Return positions without those of shards 0, 1, 2 and so on, and these in order."""
+    others = dict(positions)
+    shards: list[int] = []
+    while (position := others.pop(shard_stream(len(shards)), None)) is not None:
+        shards.append(position)
+    return others, tuple(shards)
+
+
+def named(others: Mapping[str, int], shards: Iterable[int]) -> dict[str, int]:
+    """Return the positions of which `unnamed` returned the parts."""
+    return {shard_stream(shard): position for shard, position in enumerate(shards)} | dict(others)
 
 
 def shard_of(stream: str) -> int:

@@ -372,7 +372,7 @@ class FactFold:
                     event.restart,
                     event.is_missed,
                     event.policy,
-                    _json(event.positions),
+                    _json(subjects.named(event.positions, event.shard_positions)),
                     _json(event.inputs),
                     _json(event.candidates),
                     _json(event.restarts),

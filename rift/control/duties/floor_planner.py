@@ -6,7 +6,7 @@ import anyio
 import msgspec
 from anyio import to_thread
 
-from events.contracts import SECOND_NS
+from events import subjects
 from events.fleet import Fleet
 from events.schema import ScalePlanned
 from replay.scaling import floor
@@ -51,16 +51,18 @@ class FloorPlanner:
         except QueryRefused as error:
             logger.warning("no plan for %s: %s", model, error)
             return None
-        self._due_at[model] = now + floor.PLAN_NS / SECOND_NS
+        self._due_at[model] = now + floor.PLAN_NS / 1e9
         plan = await to_thread.run_sync(floor.planned, past, terms)
         if not floor.is_new(plan, plans, POLICY):
             return None
+        positions, shard_positions = subjects.unnamed(moment.positions)
         return ScalePlanned(
             model=model,
             floor=plan.replicas,
             restart=plan.restart,
             policy=POLICY,
-            positions=dict(moment.positions),
+            positions=positions,
+            shard_positions=shard_positions,
             from_ns=past.slots[0].at * SLOT_NS if past.slots else moment.now_ns,
             planned_at_ns=moment.now_ns,
             requests=plan.counted,

@@ -5,8 +5,10 @@ import random
 import msgspec
 import pytest
 
+from events import codec, subjects
 from events.contracts import SECOND_NS
 from events.fleet import Planned
+from events.schema import ScalePlanned
 from replay.backtest.policies import Static
 from replay.backtest.simulator import SimulatedFleet, TraceRequest
 from replay.scaling.arrivals import REQUESTS_LONG, REQUESTS_MIN, SLOT_NS, Arrivals, RecentArrivals, Slot
@@ -25,10 +27,12 @@ from replay.scaling.floor import (
     too_long,
 )
 from replay.scaling.hardware import profile
-from replay.scaling.policy import NO_FLOOR, Floor, Policy, decide, limit
+from replay.scaling.policy import NO_FLOOR, POLICY, Floor, Policy, decide, limit
 
 R1 = profile("mi300x-deepseek-r1")
 HOUR_NS = 3600 * SECOND_NS
+# The most replays that a search among 100 replicas takes.
+TRIES = 14
 # Ten requests a second fill one replica's prompts, and a step takes 10 ms under any load.
 TERMS = FloorTerms(
     share=99,
@@ -117,8 +121,38 @@ def test_a_maximum_that_misses_takes_the_fewest_that_come_close() -> None:
 
 def test_the_guess_changes_no_result() -> None:
     past = arrivals(*((1000 + 2 * at, at % 37) for at in range(1, 300) if at % 37))
-    found = {planned(past, msgspec.structs.replace(TERMS, guess=guess)).replicas for guess in range(25)}
-    assert len(found) == 1
+    plans = [
+        planned(past, msgspec.structs.replace(TERMS, guess=guess, high=100)) for guess in range(1, 101, 5)
+    ]
+    assert len({plan.replicas for plan in plans}) == 1
+    assert max(len(plan.candidates) for plan in plans) <= TRIES
+
+
+def test_a_plan_of_many_shards_is_a_small_record() -> None:
+    shards = {subjects.shard_stream(shard): 10**9 + shard for shard in range(64)}
+    # A shard that is open without its predecessor.
+    positions = shards | {subjects.shard_stream(70): 5, subjects.FLEET: 10**6}
+    others, shard_positions = subjects.unnamed(positions)
+    tried = tuple((replicas, 100_000 - replicas) for replicas in range(100 - TRIES, 100))
+    plan = ScalePlanned(
+        model="meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8",
+        floor=99,
+        restart=99,
+        policy=POLICY,
+        positions=others,
+        shard_positions=shard_positions,
+        from_ns=10**18,
+        planned_at_ns=10**18,
+        requests=10**6,
+        sha256="a" * 64,
+        inputs=msgspec.structs.asdict(TERMS),
+        candidates=tried,
+        restarts=tried,
+        is_missed=True,
+        epoch=100,
+    )
+    assert len(codec.encode("autoscaler", [plan])) < 2048
+    assert subjects.named(others, shard_positions) == positions
 
 
 def test_a_young_log_counts_replicas_as_slower() -> None:
