@@ -66,6 +66,21 @@ class Progress:
             await reached.wait()
 
 
+class Transport(httpx.AsyncHTTPTransport):
+    """Report a connection that its server resets at once as one that could not be made.
+
+    uvloop then has no socket, and anyio fails at its address before httpx sends anything.
+    """
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await super().handle_async_request(request)
+        except AttributeError as error:
+            if error.name != "getpeername":
+                raise
+            raise httpx.ConnectError("reset at once", request=request) from error
+
+
 class Client:
     def __init__(
         self,

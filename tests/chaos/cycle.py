@@ -20,7 +20,7 @@ import httpx
 from events.log import LogError
 from tests.chaos import checks, expected
 from tests.chaos.checks import Counts, Expected, LoggedRequest
-from tests.chaos.client import Client, ClientPlan, Progress, replay
+from tests.chaos.client import Client, ClientPlan, Progress, Transport, replay
 from tests.chaos.faults import ABORTED_S, KINDS, SECOND_NS, Cycle, taken_over
 from tests.chaos.ledger import Ignored, Ledger
 from tests.chaos.rig import Rig, RigBroken
@@ -101,7 +101,8 @@ class Run:
         headers = {"Authorization": f"Bearer {self._rig.key}"}
         timeout = httpx.Timeout(CLIENT_SILENCE_S)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._options.streams)
-        async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits) as http:
+        transport = Transport(limits=limits)
+        async with httpx.AsyncClient(headers=headers, timeout=timeout, transport=transport) as http:
             self._resumes = await can_resume(http, self._rig.urls[0])
             if self._kind.keys and not self._resumes:
                 raise RigBroken("this gateway has no GET /v1/inference/{id}/events to resume from")
