@@ -23,7 +23,7 @@ from events.schema import Problem, RequestFinished
 from replay.archive.archive import Archive
 from replay.warehouse.warehouse import ProjectionStopped, Warehouse
 from rift.backup.gap import APPEND_S, BATCH
-from rift.control.projection.catch_up import fold_tail, rebuilt
+from rift.control.projection.catch_up import fold_tail, in_steps, rebuilt
 from rift.data_dir import DataDir
 
 WRITER = codec.RESTORE_WRITER
@@ -89,8 +89,8 @@ async def _claims(log: JetStream, warehouse: Warehouse) -> AsyncGenerator[tuple[
     """Yield subject and entry of each key in force whose request was not accepted. An entry without an
     account, which only old versions wrote, cannot be signed again."""
     histories = HistoryReader(log)
-    target = await log.last_sequence(subjects.KEYS)
-    async with aclosing(log.scan(subjects.KEYS, ["rift.keys.>"], first=1, target=target)) as batches:
+    first, last = await log.first_sequence(subjects.KEYS), await log.last_sequence(subjects.KEYS)
+    async with aclosing(in_steps(log, subjects.KEYS, "rift.keys.>", first, last)) as batches:
         async for batch in batches:
             entries = [(stored, msgspec.json.decode(stored.data)) for stored in batch]
             named = [entry["request"] for _, entry in entries]

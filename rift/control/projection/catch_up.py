@@ -74,7 +74,7 @@ async def fold_tail(log: Log, warehouse: Warehouse, *, until: Mapping[str, int] 
             raise LogTrimmed(f"{stream} begins at {log_first}, and {first} is not in the archive: it is lost")
         messages: list[Stored] = []
         size_bytes = 0
-        async with aclosing(_in_steps(log, stream, streams[stream], first, target)) as batches:
+        async with aclosing(in_steps(log, stream, streams[stream], first, target)) as batches:
             async for batch in batches:
                 messages += batch
                 size_bytes += sum(len(stored.data) for stored in batch)
@@ -86,9 +86,13 @@ async def fold_tail(log: Log, warehouse: Warehouse, *, until: Mapping[str, int] 
             await to_thread.run_sync(warehouse.apply, stream, messages)
 
 
-async def _in_steps(
+async def in_steps(
     log: Log, stream: str, topic: str, first: int, target: int
 ) -> AsyncGenerator[Sequence[Stored], None]:
+    """Yield a stream's messages as `scan` does, with as much time between them as the reader needs.
+
+    Every message of the stream has the topic. Raises LogError.
+    """
     for start in range(first, target + 1, STEP):
         end = min(start + STEP - 1, target)
         async with aclosing(log.scan(stream, [topic], first=start, target=end)) as batches:
