@@ -201,6 +201,16 @@ class Archive(ArchiveFolder):
             raise ArchiveDamaged(problem)
         return manifests
 
+    def check_head(self, stream: str) -> None:
+        """Check the rows of a stream's last segment, whose manifest no other manifest names.
+
+        Raises ArchiveDamaged.
+        """
+        *earlier, head = self.manifests(stream)
+        with Segments(self.folder) as segments:
+            for problem in self._segment_problems(segments, head, earlier[-1].at_ns if earlier else 0):
+                raise ArchiveDamaged(problem)
+
     def _chain(self, stream: str) -> tuple[list[Manifest], list[str]]:
         """Return the readable manifests, and the problems in them and between them."""
         manifests: list[Manifest] = []

@@ -61,6 +61,8 @@ def files_of(segment: Manifest) -> list[tuple[str, File]]:
 
 def copy_segment_file(source: Path, path: Path, file: File) -> None:
     """Raises ArchiveDamaged if the copy is not `file`, OSError."""
+    if not source.exists():
+        raise ArchiveDamaged(f"{source} is missing")
     if files.copy(source, path) != file:
         raise ArchiveDamaged(f"{source} is not as it was sealed: its bytes have another SHA-256")
 
@@ -68,7 +70,7 @@ def copy_segment_file(source: Path, path: Path, file: File) -> None:
 def merge(sources: Sequence[ArchiveFolder], target: Path) -> None:
     """Copy to `target` each stream from the archive that reaches furthest.
 
-    Raises BackupError if the archives are not copies of one, ArchiveDamaged, OSError.
+    Raises BackupError if the archives are not copies of one, or one is damaged; ArchiveDamaged, OSError.
     """
     target.mkdir(mode=0o700)
     for stream in sorted({stream for source in sources for stream in source.streams()}):
@@ -83,6 +85,9 @@ def merge(sources: Sequence[ArchiveFolder], target: Path) -> None:
         (target / stream).mkdir(mode=0o700)
         for segment in segments:
             for name, file in files_of(segment):
-                copy_segment_file(longest.folder / stream / name, target / stream / name, file)
+                try:
+                    copy_segment_file(longest.folder / stream / name, target / stream / name, file)
+                except ArchiveDamaged as error:
+                    raise BackupError(f"{error}; name another copy with --archive, or none") from error
         sync(target / stream)
     sync(target)

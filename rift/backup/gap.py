@@ -88,6 +88,8 @@ async def fill(log: JetStream, archive: Archive) -> Filled:
     book = 0
     # The book is first: requests refer to it.
     for stream in sorted(archive.streams(), key=lambda name: name != subjects.BOOK):
+        # `rebuild` checks the other segments.
+        await to_thread.run_sync(archive.check_head, stream)
         await _check_common(log, archive, stream)
         first = await log.last_sequence(stream) + 1
         if (last := await to_thread.run_sync(archive.last, stream)) < first:

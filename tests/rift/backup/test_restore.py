@@ -21,6 +21,7 @@ from events.request_history import HistoryReader
 from events.schema import ContentErased
 from events.subjects import Address
 from replay.archive.archive import Archive
+from replay.archive.manifest import ArchiveDamaged
 from replay.warehouse.warehouse import Warehouse
 from rift import book_admin
 from rift.backup import broker, gap, save
@@ -162,9 +163,21 @@ async def test_a_damaged_backup_is_refused_before_anything_is_made(site: Site, t
     assert not (tmp_path / "new").exists()
 
 
-async def test_an_archive_of_another_installation_is_refused(site: Site, tmp_path: Path) -> None:
+async def test_a_damaged_archive_and_another_installations_are_refused(site: Site, tmp_path: Path) -> None:
     await site.ask()
     await save.save(site.source, tmp_path / "backup")
+    await site.seal()
+    lost = site.archive.path(site.archive.manifests("RIFT_0")[-1], "events")
+    lost.rename(tmp_path / "events")
+    with pytest.raises(BackupError, match=r"events.parquet is missing; name another copy with --archive"):
+        await restored(site, tmp_path / "backup", surviving=site.installation.archive)
+    shutil.rmtree(tmp_path / "new")
+    (tmp_path / "events").rename(lost)
+    head = site.archive.manifest_paths("RIFT_0")[-1]
+    head.write_bytes(head.read_bytes().replace(b'"at_ns":1', b'"at_ns":2'))
+    with pytest.raises(ArchiveDamaged, match="ends or counts otherwise than its manifest says"):
+        await restored(site, tmp_path / "backup", surviving=site.installation.archive)
+    shutil.rmtree(tmp_path / "new")
     # Its book has the same entries, and ends later.
     for stream in await site.log.streams():
         await site.log._remove(f"STREAM.DELETE.{stream}")
