@@ -67,7 +67,7 @@ class Book:
                 "from a backup"
             )
         self.at_ns = max(self.at_ns, stored.stored_at_ns)
-        for event in codec.decode(stored.data)[1]:
+        for event in codec.decode(stored.data, stored.subject)[1]:
             if isinstance(event, codec.Unreadable):
                 raise codec.RecordUnreadable(f"book sequence {stored.sequence}: {event.problem}")
             if (entry := getattr(event, "id", None)) is None or entry in self._seen:

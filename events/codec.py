@@ -4,13 +4,36 @@ JSON, because a person, DuckDB and any tool in ten years can read it. If a recor
 it is read event by event, so that an unreadable event fails one request and not its neighbours.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
 
 import msgspec
 
+from events import schema, subjects
 from events.errors import EventsError
 from events.schema import RECORD_VERSION, AnyEvent, Record
+
+# What each kind of subject in the book carries. The broker decides who may write to a subject, so an event
+# on another one is not its writer's to make.
+OF_BOOK: Mapping[str, set[type]] = {
+    "account": {schema.AccountOpened},
+    "key": {schema.KeyIssued, schema.KeyRevoked},
+    "limits": {schema.LimitsSet},
+    "keylimits": {schema.KeyLimitsSet},
+    "credit": {schema.CreditGranted, schema.CreditHeld, schema.CreditSettled},
+    "correction": {schema.UsageCorrected},
+    "price": {schema.PricePublished},
+    "period": {schema.PeriodClosed},
+    "segment": {schema.SegmentSealed},
+    "shard": {schema.ShardOpened},
+    "signer": {schema.SigningKeyPublished},
+    "quarantine": {schema.RecordQuarantined},
+}
+EVERY_ENTRY = set[type]().union(*OF_BOOK.values())
+OF_FLEET = frozenset(get_args(schema.FleetEvent))
+
+# The types of the broker's own answers.
+ANSWER = "io.nats.jetstream.api."
 
 _encoder = msgspec.json.Encoder()
 _record = msgspec.json.Decoder(Record)
@@ -34,6 +57,14 @@ class RecordUnreadable(EventsError):
     """The data is not a record that this reader knows. The reader must stop, visibly."""
 
 
+class _Answer(msgspec.Struct, frozen=True):
+    """An answer of the broker: one of its API, or an acknowledgement."""
+
+    type: str = ""
+    stream: str | None = None
+    seq: int | None = None
+
+
 class _Envelope(msgspec.Struct, frozen=True):
     version: int
     writer: str
@@ -48,6 +79,7 @@ class _Named(msgspec.Struct, frozen=True):
 
 _envelope = msgspec.json.Decoder(_Envelope)
 _named = msgspec.json.Decoder(_Named)
+_answer = msgspec.json.Decoder(_Answer)
 
 
 def encode(writer: str, events: Iterable[AnyEvent]) -> bytes:
@@ -64,15 +96,55 @@ def join(writer: str, encoded: Sequence[bytes]) -> bytes:
     return head + b",".join(encoded) + b"]}"
 
 
-def decode(data: bytes) -> tuple[str, Sequence[AnyEvent | Unreadable]]:
-    """Return the writer and its events in order. Raises RecordUnreadable."""
+def decode(data: bytes, subject: str = "") -> tuple[str, Sequence[AnyEvent | Unreadable]]:
+    """Return the writer and its events in order. Raises RecordUnreadable.
+
+    An event that the record's `subject` does not carry is unreadable, and names no request. An answer of the
+    broker is a record without events: everyone can have it stored.
+    """
     try:
         record = _record.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _decode_each(data)
-    if record.version != RECORD_VERSION:
-        raise RecordUnreadable(f"record version {record.version}; this reader knows {RECORD_VERSION}")
-    return record.writer, record.events
+        if _is_answer(data):
+            return "", ()
+        writer, events = _decode_each(data)
+    else:
+        if record.version != RECORD_VERSION:
+            raise RecordUnreadable(f"record version {record.version}; this reader knows {RECORD_VERSION}")
+        writer, events = record.writer, record.events
+    if not subject or all(_carries(subject, event) for event in events):
+        return writer, events
+    return writer, [
+        event
+        if _carries(subject, event)
+        else Unreadable(type(event).__name__, None, None, f"{subject} does not carry it")
+        for event in events
+    ]
+
+
+def _carries(subject: str, event: Any) -> bool:
+    kind = type(event)
+    if kind in EVERY_ENTRY:
+        stream, entry = subject.split(".")[1:3]
+        return stream == "book" and kind in OF_BOOK.get(entry, EVERY_ENTRY)
+    if kind in OF_FLEET:
+        # Only control writes to the subject of elections.
+        if subject == subjects.LEADER or kind is schema.ControlElected:
+            return subject == subjects.LEADER
+        return subject == subjects.fleet(subjects.slug(event.model))
+    # The subjects of a shard begin with its number.
+    return kind is Unreadable or subject[5:6].isdigit()
+
+
+def _is_answer(data: bytes) -> bool:
+    """Return whether the broker wrote this: an answer can be sent to any subject, and some are empty."""
+    if not data:
+        return True
+    try:
+        answer = _answer.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return answer.type.startswith(ANSWER) or (answer.stream is not None and answer.seq is not None)
 
 
 def is_restored(data: bytes) -> bool:

@@ -175,7 +175,7 @@ class Fleet:
         projector, on which bills and decisions depend, stops at it visibly."""
         self.position = stored.sequence
         try:
-            events = codec.decode(stored.data)[1]
+            events = codec.decode(stored.data, stored.subject)[1]
         except codec.RecordUnreadable as error:
             logger.error("%s:%d: %s", FLEET, stored.sequence, error)
             return ()

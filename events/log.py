@@ -5,12 +5,13 @@ an append that returned is durable; readers see every stored message of their su
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Protocol
 
 import anyio
 import msgspec
 
+from events import codec
 from events.clock import now_s
 from events.errors import EventsError
 from events.subjects import Address
@@ -261,3 +262,22 @@ def worst_states(streams: Iterable[Mapping[str, str]]) -> Mapping[str, str]:
         for server, state in servers.items():
             worst[server] = max(worst.get(server, state), state, key=SERVER_STATES.index)
     return dict(sorted(worst.items()))
+
+
+async def last_with_events(log: Log, stream: str, subject: str) -> Stored | None:
+    """Return the subject's last record that is no answer of the broker. Raises LogError."""
+    found = await log.last(stream, subject)
+    if found is None or not _is_empty(found):
+        return found
+    target, found = found.sequence, None
+    async with aclosing(log.scan(stream, [subject], first=1, target=target)) as batches:
+        async for batch in batches:
+            found = next((stored for stored in reversed(batch) if not _is_empty(stored)), found)
+    return found
+
+
+def _is_empty(stored: Stored) -> bool:
+    try:
+        return not codec.decode(stored.data, stored.subject)[1]
+    except codec.RecordUnreadable:
+        return False

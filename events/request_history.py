@@ -242,7 +242,7 @@ def _ended(past: RequestHistory) -> bool:
 def _fold(stored: Stored, lives: RequestStates, pasts: dict[str, RequestHistory]) -> None:
     at = subjects.parse(stored.subject)
     assert at is not None, "a history's subjects are those of requests"
-    events = codec.decode(stored.data)[1]
+    events = codec.decode(stored.data, stored.subject)[1]
     for index, event in enumerate(events):
         if (counted := lives.fold(event, at)) is None:
             continue

@@ -7,7 +7,7 @@ next number, and none is ever closed, because the ids of its requests name it.
 from collections.abc import Callable
 
 from events import codec, subjects
-from events.log import Conflict, Log, Stored
+from events.log import Conflict, Log, Stored, last_with_events
 from events.publisher import Publisher
 from events.schema import ShardOpened
 
@@ -20,7 +20,7 @@ async def count(log: Log) -> int:
 async def accepting(log: Log) -> range:
     """Return the open shards that new requests are accepted on: all, or since a restore those that it and
     later entries opened. Raises LogError, codec.RecordUnreadable."""
-    stored = await log.last(subjects.BOOK, subjects.SHARD_LIST)
+    stored = await last_with_events(log, subjects.BOOK, subjects.SHARD_LIST)
     if stored is None:
         return range(1)
     event = _opened(stored)
@@ -51,6 +51,8 @@ async def follow(log: Log, known: int, opened: Callable[[int], None]) -> None:
     async with log.follow(subjects.BOOK, [subjects.SHARD_LIST], after=0) as reader:
         async for batch in reader:
             for stored in batch:
+                if not codec.decode(stored.data, stored.subject)[1]:
+                    continue
                 while known <= _opened(stored).shard:
                     opened(known)
                     known += 1
@@ -58,7 +60,7 @@ async def follow(log: Log, known: int, opened: Callable[[int], None]) -> None:
 
 def _opened(stored: Stored) -> ShardOpened:
     """Return the event of a record of the list."""
-    (event,) = codec.decode(stored.data)[1]
+    (event,) = codec.decode(stored.data, stored.subject)[1]
     if not isinstance(event, ShardOpened):
         raise codec.RecordUnreadable(f"{stored.subject}:{stored.sequence} does not open a shard")
     return event

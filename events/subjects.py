@@ -12,6 +12,7 @@ does not grow with traffic.
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import msgspec
 
@@ -60,6 +61,7 @@ def shard_of(stream: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
+@lru_cache(1024)
 def prefix(stream: str) -> str:
     """Return the beginning that a stream's subjects share, and no other stream's."""
     return "rift.secret." if stream == SECRETS else f"{stream.lower().replace('_', '.')}."

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from events import codec, shards, subjects
 from events.book import Book, key_digest
-from events.log import Conflict, Log, OutcomeUnknown
+from events.log import Conflict, Log, OutcomeUnknown, Stored
 from events.publisher import Publisher, destination
 from events.schema import (
     AccountOpened,
@@ -227,7 +227,7 @@ async def quarantine(log: Log, stream: str, sequence: int, reason: str) -> None:
         raise RecordReadable(f"{stream} has no record {sequence}")
     async with aclosing(log.scan(stream, [everything], first=sequence, target=sequence)) as batches:
         records = [stored async for batch in batches for stored in batch]
-    if any(_is_readable(stored.data) for stored in records):
+    if any(_is_readable(stored) for stored in records):
         raise RecordReadable(f"{stream}:{sequence} can be decoded; only unreadable records can be skipped")
     event = RecordQuarantined(
         id=f"quarantine.{stream}.{sequence}", stream=stream, sequence=sequence, reason=reason
@@ -235,8 +235,10 @@ async def quarantine(log: Log, stream: str, sequence: int, reason: str) -> None:
     await _add(log, event)
 
 
-def _is_readable(data: bytes) -> bool:
+def _is_readable(stored: Stored) -> bool:
     try:
-        return not any(isinstance(event, codec.Unreadable) for event in codec.decode(data)[1])
+        return not any(
+            isinstance(event, codec.Unreadable) for event in codec.decode(stored.data, stored.subject)[1]
+        )
     except codec.RecordUnreadable:
         return False

@@ -9,6 +9,7 @@ from nats.aio.msg import Msg
 from events.contracts import SECOND_NS
 from events.errors import reason as reason
 from events.log import LogError, Stored
+from events.subjects import prefix
 
 # The status of a request to a subject without subscribers.
 NO_RESPONDERS = "503"
@@ -49,11 +50,16 @@ def status(message: Msg) -> str | None:
 
 def delivered(message: Msg) -> tuple[int, Stored, int]:
     """Return the delivery count, the message and the consumer's sequence, from the reply subject:
-    `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<count>.<sequence>.<consumer's>.<time>.<pending>`."""
+    `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<count>.<sequence>.<consumer's>.<time>.<pending>`.
+
+    A message on a subject of another stream is empty: anyone can have the broker store a copy of a record by
+    having it delivered to a subject of this stream.
+    """
     tokens = message.reply.split(".")
     first = 4 if len(tokens) == 9 else 6
     count, sequence, consumer_sequence, time_ns = (int(token) for token in tokens[first : first + 4])
-    return count, Stored(message.subject, sequence, time_ns, message.data), consumer_sequence
+    data = message.data if message.subject.startswith(prefix(tokens[first - 2])) else b""
+    return count, Stored(message.subject, sequence, time_ns, data), consumer_sequence
 
 
 def unix_ns(time: str) -> int:
@@ -73,7 +79,8 @@ def reader(
         "deliver_policy": "by_start_sequence",
         "opt_start_seq": after + 1,
         "replay_policy": "instant",
-        "filter_subjects": list(subjects),
+        # Without a filter, a reader of the whole stream misses no sequence.
+        "filter_subjects": [one for one in subjects if one != f"{prefix(stream)}>"],
         "inactive_threshold": inactive_s * SECOND_NS,
         "mem_storage": True,
         "num_replicas": 1,

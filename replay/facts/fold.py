@@ -114,7 +114,7 @@ def read(
 def decoded(stored: Stored) -> tuple[str, Sequence[Any], str | None]:
     """Return a record's writer, its events and None; if it cannot be read, the last is the reason."""
     try:
-        writer, events = codec.decode(stored.data)
+        writer, events = codec.decode(stored.data, stored.subject)
     except RecordUnreadable as error:
         return "", (), str(error)
     for index, event in enumerate(events):

@@ -190,7 +190,7 @@ class Claims:
                 self.clock.note(stored.stored_at_ns)
                 at = subjects.parse(stored.subject)
                 assert at is not None, "the reader's subjects are those of requests"
-                _, events = codec.decode(stored.data)
+                _, events = codec.decode(stored.data, stored.subject)
                 for buffer in self._buffers.values():
                     buffer += [(stored.sequence, event, at) for event in events]
                 for event in events:
@@ -202,7 +202,7 @@ class Claims:
         """Hurry the reader for each cancel of a request that we hold, until cancelled. Raises LogError."""
         async for batch in cancels:
             for stored in batch:
-                for event in codec.decode(stored.data)[1]:
+                for event in codec.decode(stored.data, stored.subject)[1]:
                     if isinstance(event, CancelRequested) and event.request in self._held:
                         self._reader.hurry()
 
@@ -293,7 +293,7 @@ async def open_claims(log: Log, shard: int, model: str) -> AsyncIterator[Claims]
 def _decode(job: Job) -> tuple[RequestAccepted, RequestId] | None:
     """Return the delivery's request, or None and leave the job to a newer worker that can read it."""
     try:
-        _, (accepted,) = codec.decode(job.stored.data)
+        _, (accepted,) = codec.decode(job.stored.data, job.stored.subject)
     except (codec.RecordUnreadable, ValueError) as error:
         logger.error("delivery %d cannot be read: %s", job.stored.sequence, error)
         return None

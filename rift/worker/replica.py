@@ -103,7 +103,7 @@ class ReplicaAnnouncer:
         async with self._log.follow(subjects.FLEET, [subject], after=starting) as reader:
             async for batch in reader:
                 for stored in batch:
-                    for event in codec.decode(stored.data)[1]:
+                    for event in codec.decode(stored.data, stored.subject)[1]:
                         if isinstance(event, ReplicaLost) and event.replica == self.name:
                             raise EngineFailed(f"this replica was declared lost: {event.why}")
 

@@ -134,7 +134,7 @@ def write(folder: Path, requests: int, say: Callable[[str], None]) -> Archive:
     archive = Archive(folder, key=b"bench")
     price = Price(model="tiny:1", prompt_nanousd=100, output_nanousd=350)
     book = codec.encode("bench", [PricePublished(id="prices", version=1, prices=(price,))])
-    archive.seal(BOOK, [Stored("rift.book.price.list", 1, START_NS, book)], last=1)
+    archive.seal(BOOK, [Stored("rift.book.any.list", 1, START_NS, book)], last=1)
     (folder / STREAM).mkdir()
     batches = -(-requests // BATCH)
     ticks = batches + APART * STEPS

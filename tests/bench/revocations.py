@@ -48,7 +48,7 @@ async def issue(log: JetStream, number: int) -> list[keys.Key]:
     ]
     for first in range(0, len(events), 100):
         data = codec.encode("bench", events[first : first + 100])
-        await log.append(subjects.BOOK, subjects.book("key", ACCOUNT), data)
+        await log.append(subjects.BOOK, subjects.book("bench", ACCOUNT), data)
     return issued
 
 

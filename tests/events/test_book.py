@@ -22,7 +22,7 @@ def test_of_a_list_that_prices_a_model_twice_the_first_price_holds() -> None:
 
 
 def told(book: Book, *events: AnyEvent) -> Book:
-    book.fold(Stored("rift.book.key.k", book.position + 1, book.position + 1, codec.encode("test", events)))
+    book.fold(Stored("rift.book.any.k", book.position + 1, book.position + 1, codec.encode("test", events)))
     return book
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from events import codec
 from events.codec import RecordUnreadable, Unreadable
-from events.schema import AnyEvent, RequestAccepted, TokensGenerated
+from events.schema import AnyEvent, ControlElected, KeyIssued, ReplicaLost, RequestAccepted, TokensGenerated
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*.json"))
@@ -95,7 +95,6 @@ def test_an_unreadable_event_fails_alone() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
         b"null",
         b"[]",
         b"{}",
@@ -114,6 +113,35 @@ def test_an_unreadable_event_fails_alone() -> None:
 def test_what_is_no_record_stops_its_reader(data: bytes) -> None:
     with pytest.raises(RecordUnreadable):
         codec.decode(data)
+
+
+@pytest.mark.parametrize(
+    ("event", "subject"),
+    [
+        (KeyIssued(id="1", key="k", account="acme", sha256="0" * 64), "rift.book.credit.acme"),
+        (KeyIssued(id="1", key="k", account="acme", sha256="0" * 64), "rift.0.work.lane1234.tiny-1"),
+        (TOKENS, "rift.book.credit.acme"),
+        (ControlElected(epoch=2, control="me"), "rift.fleet.tiny-1"),
+        (ReplicaLost(replica="r", model="large-2", why=""), "rift.fleet.tiny-1"),
+    ],
+)
+def test_an_event_that_its_subject_does_not_carry_is_unreadable(event: Any, subject: str) -> None:
+    _, (found,) = codec.decode(codec.encode("w", [event]), subject)
+    assert isinstance(found, Unreadable)
+    assert (found.request, found.attempt) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b'{"type":"io.nats.jetstream.api.v1.account_info_response","memory":0}',
+        b'{"stream":"RIFT_0","seq":7}',
+        b'{"error":{"code":400,"err_code":10071},"stream":"RIFT_0","seq":0}',
+    ],
+)
+def test_an_answer_of_the_broker_has_no_events(data: bytes) -> None:
+    assert codec.decode(data, "rift.book.key.x") == ("", ())
 
 
 def test_tokens_without_an_id_are_unreadable() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from events import codec
 from events.fleet import Fleet
 from events.log import Stored
+from events.publisher import destination
 from events.schema import ControlElected, ScaleDecided
 from events.subjects import FLEET
 from replay.warehouse.warehouse import Warehouse
@@ -33,7 +34,7 @@ def decided(before: int, now: int, *, read: int, epoch: int = 1) -> ScaleDecided
 
 def stored(events: list[Any]) -> list[Stored]:
     return [
-        Stored("rift.fleet.tiny-1", number, number, codec.encode("w", [event]))
+        Stored(destination(event).subject, number, number, codec.encode("w", [event]))
         for number, event in enumerate(events, start=1)
     ]
 

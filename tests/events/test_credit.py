@@ -24,8 +24,8 @@ class Writer:
     def say(self, event: Any, at_ns: int = NOVEMBER) -> int:
         self.sequence += 1
         subject = credit.subject(event.account)
-        if isinstance(event, LimitsSet):
-            subject = f"rift.book.limits.{event.account}"
+        if isinstance(event, LimitsSet | UsageCorrected):
+            subject = f"rift.book.any.{event.account}"
         self.book.fold(Stored(subject, self.sequence, at_ns, codec.encode("test", [event])))
         return self.sequence
 

@@ -65,6 +65,7 @@ def test_every_event_has_a_destination(path: Path) -> None:
     event = golden(path)
     name = type(event).__name__
     found = destination(event, at=AT, shard=7)
+    assert codec.decode(codec.encode("w", [event]), found.subject)[1] == (event,)
     if name in EXPECTED and not name.startswith("Usage"):
         assert found == EXPECTED[name]
     elif name in PREFIXES:

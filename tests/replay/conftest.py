@@ -12,6 +12,7 @@ import pytest
 
 from events import codec, ids, subjects
 from events.log import Conflict, LogError, NoResponders, Stored
+from events.publisher import destination
 from events.schema import (
     AccountOpened,
     AttemptReleased,
@@ -59,7 +60,7 @@ class Scribe:
         return self.put(BOOK, subjects.book("test", "x"), codec.encode("test", events))
 
     def fleet(self, *events: Any) -> int:
-        return self.put(subjects.FLEET, subjects.fleet(AT.model), codec.encode("test", events))
+        return self.put(subjects.FLEET, destination(events[0]).subject, codec.encode("test", events))
 
     def unique(self, prefix: str = "b") -> str:
         self._ids += 1

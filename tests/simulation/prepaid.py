@@ -14,11 +14,12 @@ from pathlib import Path
 import anyio
 from anyio.abc import TaskGroup
 
-from events import codec, credit, subjects
+from events import codec, subjects
 from events.book import Book, key_digest
 from events.credit import Balance
 from events.log import LogError
 from events.memory import Faults, MemoryBroker, MemoryLog
+from events.publisher import destination
 from events.schema import AccountOpened, AnyEvent, CreditGranted, KeyIssued, LimitsSet, Price, PricePublished
 from replay.warehouse.warehouse import Warehouse
 from rift import keys
@@ -51,7 +52,7 @@ def write_book(broker: MemoryBroker, chance: random.Random, limits: Sequence[Any
         PricePublished(id="price", version=1, prices=(PRICE,)),
     ]
     for event in (*events, *limits):
-        broker.store(subjects.BOOK, credit.subject(ACCOUNT), codec.encode("cli", [event]), None)
+        broker.store(*destination(event), codec.encode("cli", [event]), None)
     return key.text
 
 

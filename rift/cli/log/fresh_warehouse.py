@@ -60,7 +60,7 @@ async def read_anchors(log: Log) -> Anchored:
     async with aclosing(log.scan(subjects.BOOK, ["rift.book.>"], first=1, target=last)) as batches:
         async for batch in batches:
             for stored in batch:
-                for event in codec.decode(stored.data)[1]:
+                for event in codec.decode(stored.data, stored.subject)[1]:
                     if isinstance(event, SegmentSealed | PeriodClosed):
                         stated.append(event)
                     if isinstance(event, SegmentSealed):

@@ -23,7 +23,7 @@ from anyio import to_thread
 
 from events import codec, subjects
 from events.contracts import LOG_KEPT_S, LOG_TRIM_S, SECOND_NS
-from events.log import Log, LogError, Stored
+from events.log import Log, LogError, Stored, last_with_events
 from events.publisher import Publisher
 from events.schema import SegmentSealed
 from replay.archive.archive import Archive
@@ -310,10 +310,10 @@ class Archiver:
 
     async def _anchored(self, name: str, manifests: Sequence[Manifest]) -> int:
         """Return the sequence up to which the book anchors this archive's segments."""
-        stored = await self._log.last(subjects.BOOK, subjects.ANCHORS + name.lower())
+        stored = await last_with_events(self._log, subjects.BOOK, subjects.ANCHORS + name.lower())
         if stored is None:
             return 0
-        (anchor,) = codec.decode(stored.data)[1]
+        (anchor,) = codec.decode(stored.data, stored.subject)[1]
         if not isinstance(anchor, SegmentSealed):
             raise ArchiveError(f"book sequence {stored.sequence} does not name a segment: {anchor}")
         if (anchor.last, anchor.manifest) not in {(found.last, found.sha256) for found in manifests}:

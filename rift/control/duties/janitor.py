@@ -233,7 +233,7 @@ def _events(stored: Stored) -> Sequence[object]:
     """Return a record's events; none if it cannot be read. Only the janitor may skip such a record: its own
     events are hints to the fold, and the projector, which bills, stops at the record visibly."""
     try:
-        return codec.decode(stored.data)[1]
+        return codec.decode(stored.data, stored.subject)[1]
     except codec.RecordUnreadable as error:
         logger.error("%s %d: %s", stored.subject, stored.sequence, error)
         return ()

@@ -80,7 +80,7 @@ class UsageCorrection:
         async for batch in reader:
             for stored in batch:
                 try:
-                    events = codec.decode(stored.data)[1]
+                    events = codec.decode(stored.data, stored.subject)[1]
                 except codec.RecordUnreadable as error:
                     logger.error("%s %d: %s", stored.subject, stored.sequence, error)
                     continue

@@ -59,7 +59,7 @@ async def _read(
         async for batch in batches:
             for stored in batch:
                 try:
-                    events = codec.decode(stored.data)[1]
+                    events = codec.decode(stored.data, stored.subject)[1]
                 except codec.RecordUnreadable:
                     continue
                 for event in events:

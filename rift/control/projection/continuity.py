@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 from anyio import to_thread
 
 from events import codec, shards, subjects
-from events.log import Log, Stored
+from events.log import Log, Stored, last_with_events
 from events.schema import SegmentSealed
 from replay.archive.folder import ArchiveFolder
 from replay.archive.manifest import ArchiveDamaged, Manifest
@@ -192,13 +192,14 @@ def _heads(archive: ArchiveFolder) -> list[Manifest]:
 
 
 async def _anchor(log: Log, stream: str) -> SegmentSealed | None:
-    return _event(await log.last(subjects.BOOK, subjects.ANCHORS + stream.lower()), SegmentSealed)
+    subject = subjects.ANCHORS + stream.lower()
+    return _event(await last_with_events(log, subjects.BOOK, subject), SegmentSealed)
 
 
 def _event(stored: Stored | None, kind: type[Event]) -> Event | None:
     """Return a record's first event of a kind. None if it cannot be read, which others report."""
     try:
-        events = () if stored is None else codec.decode(stored.data)[1]
+        events = () if stored is None else codec.decode(stored.data, stored.subject)[1]
     except codec.RecordUnreadable:
         return None
     return next((event for event in events if isinstance(event, kind)), None)

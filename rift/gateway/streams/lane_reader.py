@@ -235,7 +235,7 @@ class LaneReader:
             self.clock.note(batch[-1].stored_at_ns)
             for stored in batch:
                 at = subjects.parse(stored.subject)
-                for event in codec.decode(stored.data)[1]:
+                for event in codec.decode(stored.data, stored.subject)[1]:
                     if at is not None:
                         self._fold(event, at, stored.stored_at_ns)
                     elif isinstance(event, ClientAttached):

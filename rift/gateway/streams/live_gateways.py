@@ -75,5 +75,5 @@ class _Reports:
 
     def fold(self, stored: Stored) -> None:
         self.position = stored.sequence
-        for event in codec.decode(stored.data)[1]:
+        for event in codec.decode(stored.data, stored.subject)[1]:
             self._gateways.note(self._shard, event)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from events import codec, merkle, redaction, schema, subjects
 from events.log import Stored
+from events.publisher import destination
 from events.schema import SegmentSealed
 from replay.archive import archive as archives
 from replay.archive import parquet
@@ -25,6 +26,7 @@ from replay.archive.archive import Archive
 from replay.archive.manifest import ArchiveDamaged, ArchiveError, File, Manifest, file_name
 from replay.facts.fold import Batch
 from replay.warehouse.warehouse import Warehouse
+from tests.events.test_publisher import AT, GOLDEN, golden
 from tests.replay.facts.test_fold import apply_all, everything
 
 KEY = b"k" * 32
@@ -155,11 +157,13 @@ def test_a_run_is_one_row_and_what_breaks_it_starts_another(scribe: Any, tmp_pat
 
 
 def test_every_event_of_the_golden_files_comes_back(tmp_path: Path) -> None:
-    golden = sorted((Path(__file__).parents[2] / "events" / "golden").glob("*.json"))
-    events = [msgspec.json.decode(path.read_bytes(), type=schema.AnyEvent) for path in golden]
+    events = [golden(path) for path in GOLDEN]
     assert len(events) > 25
     archive = Archive(tmp_path, key=KEY)
-    stored = [Stored("rift.0.work.a.b", n + 1, n, codec.encode('w"é', [e])) for n, e in enumerate(events)]
+    stored = [
+        Stored(destination(event, at=AT).subject, n + 1, n, codec.encode('w"é', [event]))
+        for n, event in enumerate(events)
+    ]
     archive.seal("RIFT_0", stored, last=len(stored))
     [batch] = archive.records("RIFT_0")
     assert [read.events for read in batch] == [

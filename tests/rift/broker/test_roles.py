@@ -9,9 +9,11 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from events import subjects
+from events import codec, shards, subjects
+from events.book import Book
 from events.jetstream import connect
 from events.log import LogError
+from events.schema import KeyIssued
 from events.subjects import Address
 from rift.broker import roles
 from rift.broker.roles import ADMIN, BACKUP, CONTROL, GATEWAY, OPERATOR, READER, SUPERVISOR
@@ -269,6 +271,48 @@ async def test_an_answer_removes_no_record(known: Server) -> None:
     assert await control.get(subjects.SECRETS, forged) is not None
     assert await control.get(subjects.BOOK, kept) is not None
     for log in (worker, control, gateway):
+        await log.close()
+
+
+async def test_what_the_broker_can_be_made_to_store_counts_for_nothing(known: Server) -> None:
+    """A delivery is stored with its first subject, an answer with the subject at which it was to arrive."""
+    control = await connect(known.address.url, known.address.access(CONTROL), name="control")
+    await control.ensure_streams(shards=1, replicas=1, max_bytes=64 << 20)
+    await control.append(subjects.BOOK, subjects.book("shard", "x"), codec.encode("control", []))
+    worker = await connect(known.address.url, known.address.access(WORKER), name="worker")
+    issued = KeyIssued(id="forged", key="k", account="acme", sha256="0" * 64)
+    forged = codec.encode("worker", [issued])
+    last = await worker.append("RIFT_0", subjects.work(AT), forged)
+    start = {"deliver_policy": "by_start_sequence", "opt_start_seq": last}
+    config = {"name": "forge", "ack_policy": "none", "filter_subject": "rift.0.>"} | start
+    request = {"stream_name": "RIFT_0", "config": config}
+    await worker._api("CONSUMER.CREATE.RIFT_0.forge.rift.0.>", request)
+    before = await control.last_sequence(subjects.BOOK)
+    pull = "$JS.API.CONSUMER.MSG.NEXT.RIFT_0.forge"
+    await worker.client.publish(pull, b'{"batch":2,"no_wait":true}', reply=subjects.book("key", "x"))
+    reader = await connect(known.address.url, known.address.access(READER), name="reader")
+    for subject in (subjects.SHARD_LIST, subjects.book("key", "x")):
+        await reader.client.publish("$JS.API.INFO", b"", reply=subject)
+    await reader.client.flush()
+    await anyio.sleep(0.3)
+    stored = await control.last_sequence(subjects.BOOK)
+    assert stored == before + 4
+    folded = Book()
+    with anyio.fail_after(5):
+        async with control.follow(subjects.BOOK, ["rift.book.>"], after=before) as live:
+            folded.position = before
+            while folded.position < stored:
+                for one in await anext(aiter(live)):
+                    folded.fold(one)
+        scanned = [
+            one
+            async for batch in control.scan(subjects.BOOK, ["rift.book.>"], first=1, target=stored)
+            for one in batch
+        ]
+    assert scanned[-1].sequence == stored
+    assert not folded.keys
+    assert await shards.count(control) == 1
+    for log in (worker, control, reader):
         await log.close()
 
 

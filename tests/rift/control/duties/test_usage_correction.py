@@ -48,7 +48,7 @@ class World:
 
     def say(self, *events: AnyEvent) -> None:
         data = codec.encode("test", list(events))
-        self.broker.store(subjects.BOOK, "rift.book.account.dev", data, None)
+        self.broker.store(subjects.BOOK, "rift.book.any.dev", data, None)
 
     def store(self, subject: str, *events: AnyEvent) -> None:
         self.broker.store(SHARD, subject, codec.encode("test", list(events)), None)

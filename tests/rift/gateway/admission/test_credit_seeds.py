@@ -65,7 +65,7 @@ def _ignore_the_prompt(patch: pytest.MonkeyPatch) -> None:
     [
         (_reserve_nothing, 0),
         (_spend_unconfirmed_holds, 1),
-        (_settle_at_once, 6),
+        (_settle_at_once, 2),
         (_ignore_the_prompt, 0),
     ],
 )

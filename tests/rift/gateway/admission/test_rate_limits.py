@@ -7,8 +7,9 @@ from typing import Any
 import anyio
 import pytest
 
-from events import codec, subjects
+from events import codec
 from events.book import key_digest
+from events.publisher import destination
 from events.schema import AccountOpened, AnyEvent, KeyIssued, KeyLimitsSet, KeyRevoked, LimitsSet
 from rift import keys
 from rift.control.duties.supervision import Supervision
@@ -26,7 +27,8 @@ PROMPT, PROMPT_TOKENS = "a prompt", 2
 
 
 def tell(world: World, *events: AnyEvent) -> None:
-    world.broker.store(subjects.BOOK, subjects.book("key", "test"), codec.encode("cli", events), None)
+    for event in events:
+        world.broker.store(*destination(event), codec.encode("cli", [event]), None)
 
 
 def key_of(world: World, account: str, **granted: Any) -> keys.Key:
