@@ -162,6 +162,10 @@ def test_a_young_log_counts_replicas_as_slower() -> None:
         for age_s in (0, 600, 1199, 1200, 5000)
     ]
     assert floors == [7, 6, 5, 5, 5]
+    # One prompt that nearly takes the target by itself is in time with one replica, at any age.
+    alone = arrivals((1000, 1), prompt=TERMS.prefill_tokens_per_s * TERMS.ttft_ms * 8 // 10_000)
+    plan = planned(msgspec.structs.replace(alone, oldest=alone.now_ns // SLOT_NS), TERMS)
+    assert (plan.replicas, plan.is_missed) == (1, False)
 
 
 def test_requests_after_a_silence_are_left_out_and_size_the_restart() -> None:
