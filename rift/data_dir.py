@@ -267,7 +267,10 @@ class DataDir:
     def secret(self) -> bytes:
         """Return the secret that signs request ids. Raises DataDirError."""
         if not self.folder.exists():
-            raise DataDirError(f"there is no installation in {self.folder}; {REMEDY}")
+            raise DataDirError(
+                f"there is no installation in {self.folder}; start one with ./ops/run, or name the folder "
+                "that holds its `secret` with --data or RIFT_DATA"
+            )
         file = self.folder / "secret"
         try:
             secret = bytes.fromhex(file.read_text().strip())

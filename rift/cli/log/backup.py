@@ -2,6 +2,7 @@
 
 import json
 import os
+import tomllib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,12 @@ def restore(options: Namespace) -> None:
         print(line)
 
 
+def _of_the_broker(file: Path) -> list[str]:
+    """Return the settings in a restored file that depend on the broker."""
+    stated = tomllib.loads(file.read_text()) if file.exists() else {}
+    return [name for name in ("fleet", "log_replicas", "replicas", "nats_monitor") if name in stated]
+
+
 def summary(restored: Restored, target: Target) -> Iterator[str]:
     """Yield what an operator must know about a restore."""
     made = restored.manifest
@@ -114,6 +121,8 @@ def summary(restored: Restored, target: Target) -> Iterator[str]:
             "sealed prompts and answers from before cannot be read"
         )
     yield f"new requests go to shard {continued.shard}; the ids of lost requests answer 404"
+    if names := _of_the_broker(target.installation.folder / "rift.toml"):
+        yield f"{', '.join(names)} in rift.toml may not fit the new broker: adjust them before the start"
     if target.address is None:
         yield f"start it with: rift up --data {target.installation.folder}"
     else:

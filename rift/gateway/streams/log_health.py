@@ -104,7 +104,7 @@ class LogHealth:
             if was_writable and not is_writable:
                 logger.error(
                     "%s has stored nothing for %.1f s, so new requests are refused. If the broker runs, its "
-                    "disk may be full or read-only",
+                    "disk may be full or read-only, or it refuses this process (`Authorization Violation`)",
                     self._stream,
                     self.silent_s,
                 )
