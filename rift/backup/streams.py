@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from events import shards, subjects
 from events.jetstream import JetStream, Snapshot, snapshots
+from events.log import LogError
 from replay.archive.manifest import File
 from rift.backup import files
 from rift.backup.files import BackupError
@@ -62,7 +63,15 @@ async def restore(
         if file not in manifest.files:
             continue
         placed = replace(snapshot, config=snapshot.config | {"num_replicas": replicas})
-        last = await snapshots.restore(log, placed, files.pieces(backup / file))
+        try:
+            last = await snapshots.restore(log, placed, files.pieces(backup / file))
+        except LogError as error:
+            if replicas == 1:
+                raise
+            raise BackupError(
+                f"{error}; log_replicas is {replicas} in the backup, and a restore needs as many servers: "
+                'ops/README.md, "Backup and restore", says how to restore into fewer'
+            ) from error
         if last != snapshot.last:
             raise BackupError(f"{stream} was restored up to {last}, and its backup ends at {snapshot.last}")
         notify(f"{stream}: restored up to {last}")
