@@ -118,8 +118,8 @@ async def _restore_log(
             if target.address is not None:
                 made = ", ".join(saved.streams)
                 notify(
-                    f"it may have left streams in the broker at {target.address.url}: remove {made} and any other "
-                    "RIFT_… that is there (rift/broker/README.md has the command)"
+                    f"it may have left streams in the broker at {target.address.url}: remove {made} and any "
+                    "other RIFT_… that is there (rift/broker/README.md has the command)"
                 )
             raise
         if settings.shards is not None and settings.shards <= continued.shard:
