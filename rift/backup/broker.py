@@ -33,10 +33,12 @@ ONCE = "sync_interval: 1h"
 
 
 class Target(NamedTuple):
-    """Where to restore to: a data folder, and the address of a broker, None for the folder's own."""
+    """Where to restore to: a data folder, and the address of a broker, None for the folder's own. `replicas`
+    are the copies of the log in another broker, None for as many as the backup's settings say."""
 
     installation: DataDir
     address: nats_server.Address | None
+    replicas: int | None = None
 
 
 def check_room(target: Target, saved: Backup, *, shard: int) -> None:

@@ -66,6 +66,9 @@ async def restore(
     for problem in await to_thread.run_sync(lambda: list(manifest.damage(backup, saved))):
         raise BackupError(f"{problem}; nothing was restored: use another copy of the backup")
     broker.check_room(target, saved, shard=shard)
+    if target.address is not None:
+        async with broker.opened(target, notify) as log:
+            await streams.check_broker(log, saved)
     with files.locked(folder):
         files.write(folder / "version", RESTORING.encode())
         try:
@@ -105,8 +108,9 @@ async def _restore_log(
     installation = target.installation
     file = installation.folder / "rift.toml"
     settings = settings_files.load(file if file.exists() else None, {})
-    if target.address is None:
-        settings = replace(settings, log_replicas=1)
+    replicas = 1 if target.address is None else target.replicas
+    if replicas is not None:
+        settings = replace(settings, log_replicas=replicas)
     archive = Archive(installation.archive, key=installation.archive_key())
     async with broker.opened(target, notify) as log:
         await streams.check_broker(log, saved)

@@ -69,8 +69,8 @@ async def restore(
             if replicas == 1:
                 raise
             raise BackupError(
-                f"{error}; log_replicas is {replicas} in the backup, and a restore needs as many servers: "
-                'ops/README.md, "Backup and restore", says how to restore into fewer'
+                f"{error}; {replicas} copies of the log need as many servers: for fewer, repeat the restore "
+                "with --log-replicas"
             ) from error
         if last != snapshot.last:
             raise BackupError(f"{stream} was restored up to {last}, and its backup ends at {snapshot.last}")

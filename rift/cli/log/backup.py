@@ -13,7 +13,7 @@ from rift.backup.restore import restore as restore_backup
 from rift.backup.save import CONTENT_KEYS_DAYS, Saved, Source, save
 from rift.broker.roles import BACKUP
 from rift.cli import signals
-from rift.cli.arguments import Commands, add_command, add_config, natural
+from rift.cli.arguments import Commands, add_command, add_config, natural, positive
 from rift.cli.connection import connected, installation, settings_file
 from rift.cli.output import positions, utc_time
 from rift.data_dir import DataDir
@@ -51,6 +51,12 @@ def add_parser(commands: "Commands[ArgumentParser]") -> None:
         metavar="N",
         help="the shard for new requests, if earlier ones were opened after the backup (default: the next)",
     )
+    again.add_argument(
+        "--log-replicas",
+        type=positive,
+        metavar="N",
+        help="copies of the log in a broker of your own (default: as log_replicas in the backup)",
+    )
 
 
 def backup(options: Namespace) -> None:
@@ -86,7 +92,8 @@ def backup(options: Namespace) -> None:
 def restore(options: Namespace) -> None:
     installed = DataDir(options.data)
     is_external = options.nats or os.environ.get("RIFT_NATS_URL")
-    target = Target(installed, installed.log_address(options.nats, os.environ) if is_external else None)
+    address = installed.log_address(options.nats, os.environ) if is_external else None
+    target = Target(installed, address, options.log_replicas)
 
     async def run() -> Restored:
         return await restore_backup(
