@@ -23,6 +23,7 @@ import anyio.to_thread
 from events.schema import Message, Parameters
 from rift.catalogue import Model, Profile
 from rift.engines import (
+    LONG_BYTES,
     Decoder,
     Emit,
     EngineFailed,
@@ -74,8 +75,6 @@ SAMPLED = (
 )
 # Encoding this much text takes about a millisecond. Longer texts are encoded in a thread.
 ENCODE_INLINE_BYTES = 4096
-# Encoding this much takes 65 ms and 5 MB of memory. Longer prompts are rendered and encoded one at a time.
-LONG_BYTES = 64 * 1024
 # Threads that encode prompts and check grammars. More would take the cores from the event loop, which reads
 # every stream.
 THREADS = 2

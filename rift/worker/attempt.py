@@ -62,6 +62,11 @@ class Attempt:
         return len(self._prepared.prompt_ids)
 
     @property
+    def fills_at_once(self) -> bool:
+        """Whether the engine fills the prompt as soon as it can. A grammar is compiled first, for seconds."""
+        return not self._prepared.rendered.grammar
+
+    @property
     def tokens(self) -> int:
         """The tokens that the engine holds of the request: its prompt, and its output so far."""
         return self.prompt_tokens + self._output.index

@@ -13,6 +13,7 @@ import msgspec
 
 from events.fleet import may_ask
 from events.log import Jobs
+from rift.engines import LONG_BYTES
 from rift.worker.attempt import Attempt
 from rift.worker.counts import WorkerCounts
 from rift.worker.isolation import Isolation
@@ -33,10 +34,6 @@ class Place(msgspec.Struct, eq=False):
 
     tokens: int
     attempt: Attempt | None = None
-
-    def begin(self, attempt: Attempt) -> None:
-        self.attempt = attempt
-        self.tokens = attempt.prompt_tokens
 
     @property
     def is_filled(self) -> bool:
@@ -71,14 +68,23 @@ class Slots:
 
     def take(self, record_bytes: int) -> Place:
         """Take a slot for a job whose record has that size."""
-        place = Place(record_bytes // BYTES_PER_TOKEN)
+        tokens = record_bytes // BYTES_PER_TOKEN
         if self._usual_tokens == self._unfilled_max:
-            self._usual_tokens = place.tokens
-        self._usual_tokens += (place.tokens - self._usual_tokens) // USUAL
+            self._usual_tokens = tokens
+        self._usual_tokens += (tokens - self._usual_tokens) // USUAL
+        # A long prompt waits for its turn to be encoded, and keeps the engine from nothing meanwhile.
+        place = Place(tokens if record_bytes <= LONG_BYTES else 0)
         self._unfilled.add(place)
         self._free -= 1
         self.ask()
         return place
+
+    def begin(self, place: Place, attempt: Attempt) -> None:
+        """Note which attempt a slot was taken for."""
+        place.attempt = attempt
+        # Nor does a prompt that waits for its grammar.
+        place.tokens = attempt.prompt_tokens if attempt.fills_at_once else 0
+        self.ask()
 
     def give_back(self, place: Place) -> None:
         self._unfilled.discard(place)

@@ -167,7 +167,7 @@ class Worker:
         lane_writer = self._writer(claim)
         writer = lane_writer if cipher is None else SealedWriter(lane_writer, cipher)
         attempt = claim.attempt = Attempt(prepared, started, engine=self._engine, writer=writer)
-        place.begin(attempt)
+        self._slots.begin(place, attempt)
         with self._slots.counts.attempt(attempt):
             await self._answer(claim, attempt, prepared, started, writer)
 

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rift.engines import LONG_BYTES
 from rift.worker.shutdown import Shutdown
 from rift.worker.slots import Place, Slots
 
@@ -79,3 +80,26 @@ def test_a_suspect_or_a_shutdown_stops_all_shards() -> None:
     slots.shutdown.retire()
     slots.ask()
     assert not any(queue.wanted for queue in queues)
+
+
+class Begun:
+    """An attempt with a prompt of 50 tokens and no output yet."""
+
+    prompt_tokens = 50
+    new_tokens = 0
+
+    def __init__(self, *, fills_at_once: bool = True) -> None:
+        self.fills_at_once = fills_at_once
+
+
+def test_what_the_engine_does_not_fill_yet_holds_no_other_request_back() -> None:
+    slots, queue = Slots(64, Shutdown(), unfilled_max=100), Queue(0)
+    slots.add(queue)  # type: ignore[arg-type]
+    places = [slots.take(LONG_BYTES + 1) for _ in range(16)]
+    assert queue.wanted > 0, "they wait to be encoded"
+    for place in places:
+        slots.begin(place, Begun(fills_at_once=False))  # type: ignore[arg-type]
+    assert queue.wanted > 0, "their grammars are compiled"
+    for place in [slots.take(200) for _ in range(2)]:
+        slots.begin(place, Begun())  # type: ignore[arg-type]
+    assert queue.wanted == 0
