@@ -3,8 +3,9 @@
 import anyio
 import pytest
 
-from events import codec, subjects
+from events import codec
 from events.memory import MemoryBroker, MemoryLog
+from events.publisher import destination
 from events.schema import AnyEvent, ControlElected, ReplicaLost, ReplicaStarting, ScaleDecided
 from rift.fleet.decision_reader import drive
 
@@ -46,7 +47,8 @@ async def test_only_events_that_count_are_passed_on() -> None:
         log = MemoryLog(MemoryBroker(tasks, lambda: 1))
 
         async def say(*events: AnyEvent) -> None:
-            await log.append(subjects.FLEET, subjects.fleet("m"), codec.encode("test", events))
+            for event in events:
+                await log.append(*destination(event), codec.encode("test", [event]))
 
         await say(decided("m", 0, 1), decided("m", 1, 2), decided("n", 0, 3))
         await say(
