@@ -1,4 +1,4 @@
-"""What a restored log began and did not finish, so that nothing of it is charged later.
+"""End the open requests of a restored log, so that none of them is charged later.
 
 A charge has the position of its request's end. In an old shard that position may be a lost record's, which an
 invoice names. So requests that ran are ended without a charge, and an idempotency key whose request was not

@@ -30,7 +30,7 @@ USUAL = 8
 
 
 class Place(msgspec.Struct, eq=False):
-    """A taken slot: its prompt has `tokens`, and is filled once `attempt` has a token."""
+    """A taken slot. `tokens` of its prompt keep the engine busy until `attempt` has a token."""
 
     tokens: int
     attempt: Attempt | None = None
